@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The contract between the monitor (host process) and the LibOS (guest ring 3): where things are in the
+ * guest's address space, what the two share, and how a hypercall is made. Included by both sides and by
+ * assembly; it includes nothing of ours.
+ *
+ * Guest-virtual addresses equal guest-physical ones in the low 512 GiB. Everything in guest memory is under
+ * the guest's control: the monitor copies what it needs once, checks the copy, and uses the copy.
+ */
+#ifndef KX_ABI_H
+#define KX_ABI_H
+
+#define KX_ABI_VERSION 1
+
+/* ---- Address space (bytes) ---------------------------------------------------------------------------- */
+#define KX_SPACE_SIZE 0x8000000000  /* 512 GiB: what the monitor reserves and PML4 slot 0 maps            */
+#define KX_USER_MIN 0x10000         /* below it nothing is ever mapped (as vm.mmap_min_addr)              */
+#define KX_USER_END 0x7f00000000    /* 508 GiB: first address that a program cannot have                 */
+#define KX_LIBOS_BASE 0x7f00000000  /* LibOS image (text and constants)                                   */
+#define KX_LIBOS_SIZE 0x80000       /* 512 KiB                                                            */
+#define KX_VDSO_BASE 0x7f00080000   /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */
+#define KX_VVAR_BASE 0x7f00090000   /* struct kx_vvar: one page, read-only in the guest                   */
+#define KX_BOOT_BASE 0x7f000a0000   /* struct kx_shared: process-wide state, 64 KiB                       */
+#define KX_SITES_BASE 0x7f00100000  /* struct kx_site[]: patched `syscall` sites, sorted; 1 MiB           */
+#define KX_SITES_MAX 32768
+#define KX_AREA_BASE 0x7f00200000   /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
+#define KX_AREA_SIZE 0x8000         /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
+#define KX_AREA_MAX 4096
+#define KX_SYS_BASE 0x7f80000000    /* page tables, descriptor tables, ring-0 stacks: no ring-3 mapping   */
+
+/* ---- Exits -------------------------------------------------------------------------------------------- */
+#define KX_PORT_HCALL 0x510  /* out %eax: the call is in kx_thread.call                                    */
+#define KX_PORT_PANIC 0x511  /* out %eax: a LibOS invariant broke; the message is at kx_thread.panic_msg   */
+#define KX_PORT_LAST 0x51f
+
+/* ---- Offsets that assembly needs (asserted against the structs below) ---------------------------------- */
+#define KX_T_SELF 0x00
+#define KX_T_ENTRY 0x08
+#define KX_T_FRAME_TOP 0x10
+#define KX_T_FRAME 0x18
+#define KX_T_USER_RSP 0x20
+#define KX_T_RESUME 0x28
+#define KX_T_WORK 0x30
+#define KX_T_CALL 0x80
+
+/* kx_thread.work: reasons not to return to the program yet. Set by the monitor, cleared by the LibOS. */
+#define KX_WORK_SIGNAL 1u /* kx_thread.sig holds a signal to deliver                                        */
+#define KX_WORK_MORE 2u   /* the monitor holds a further signal: make the sig_next hypercall                */
+
+/* Results a hypercall can have beside -errno (never seen by the program). */
+#define KX_ERESTART 512 /* interrupted before any effect; restart if the handler has SA_RESTART             */
+#define KX_ERESTART_NOHAND 514 /* as above but EINTR if any handler runs                                     */
+
+/* How a system call was answered (for traces). */
+#define KX_PATH_LIBOS 0
+#define KX_PATH_MONITOR 1
+#define KX_PATH_SLOW 2
+
+#ifndef __ASSEMBLER__
+#include <stdint.h>
+
+/* User registers at entry to the LibOS, restored at exit. The order is that of the pushes in entry.S. */
+struct kx_frame {
+	uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax;
+	uint64_t orig_rax; /* system call number, or -1 when the entry was no system call */
+	uint64_t rip;      /* as the program sees it: the address after `syscall` */
+	uint64_t rflags;
+	uint64_t rsp;
+};
+
+/* One hypercall. Written by the LibOS, copied once by the monitor, `ret` written back. */
+struct kx_call {
+	uint64_t nr;
+	uint64_t arg[6];
+	int64_t ret;
+};
+
+/* As struct kernel_sigaction of rt_sigaction(2) on x86-64. */
+struct kx_sigaction {
+	uint64_t handler, flags, restorer, mask;
+};
+
+/* A signal on its way to the program: filled by the monitor, consumed (signo = 0) by the LibOS. */
+struct kx_signal {
+	uint32_t signo;
+	uint32_t forced; /* a fault: kill the process when it is blocked or ignored */
+	uint8_t info[128];
+	uint64_t trapno, err, cr2; /* of a fault, for the frame's gregs */
+};
+
+/*
+ * Per-thread area. %gs points here whenever ring-3 code runs. Only the owner thread and the monitor thread
+ * behind it touch it.
+ */
+struct kx_thread {
+	uint64_t self;        /* 0x00 its own address */
+	uint64_t entry;       /* 0x08 LibOS entry point: trampolines do jmp *%gs:8 */
+	uint64_t frame_top;   /* 0x10 end of struct kx_frame: where entry.S starts to push */
+	uint64_t frame;       /* 0x18 start of struct kx_frame */
+	uint64_t user_rsp;    /* 0x20 scratch of entry.S */
+	uint64_t resume;      /* 0x28 where to continue (trampoline tail, or frame.rip) */
+	uint32_t work;        /* 0x30 KX_WORK_* */
+	uint32_t slow;        /* 0x34 1: this entry came by a trapped `syscall` instruction (set by the monitor) */
+	uint64_t sigmask;     /* 0x38 guest signal mask, bit n-1 = signal n; LibOS owns it */
+	uint64_t host_mask;   /* 0x40 what the monitor has blocked on the host thread; monitor owns it */
+	uint32_t tid;         /* 0x48 */
+	uint32_t cpu;         /* 0x4c host CPU at the last entry */
+	uint64_t altstack_sp; /* 0x50 */
+	uint64_t altstack_size;
+	uint32_t altstack_flags; /* 0x60 SS_* as sigaltstack(2) */
+	uint32_t index;          /* 0x64 of the area */
+	uint64_t clear_tid;      /* 0x68 clear_child_tid address, 0 = none (mirror; the monitor has its own) */
+	uint64_t panic_msg;      /* 0x70 */
+	uint64_t in_call;        /* 0x78 1 while a hypercall's `out` may be executing */
+	struct kx_call call;     /* 0x80 */
+	struct kx_signal sig;    /* 0xc0 */
+	uint64_t saved_mask;     /* mask to restore after sigsuspend and kin */
+	uint32_t has_saved_mask;
+	uint32_t yield_count;
+	uint8_t rand_key[32];   /* generator state, wiped forward (fast key erasure) */
+	uint8_t rand_buf[512];
+	uint32_t rand_left;     /* unread bytes at the end of rand_buf */
+	uint32_t rand_gen;      /* kx_shared.fork_gen at the last seeding; other = reseed */
+	uint64_t rand_bytes;    /* drawn since the last seeding */
+};
+
+/* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
+struct kx_shared {
+	uint32_t version, pid, ppid, fork_gen; /* fork_gen grows in each child */
+	uint32_t uid, euid, gid, egid;         /* mirrors, kept by the monitor */
+	uint32_t trace;                        /* 1: report locally answered calls with the trace hypercall */
+	uint32_t xsave_size;                   /* bytes of the XSAVE area for the enabled features */
+	uint64_t xfeatures;                    /* XCR0 */
+	uint32_t nr_threads, no_local_time;    /* no_local_time: 1 = TSC unusable, ask the monitor */
+	uint64_t local_calls;                  /* calls answered in the LibOS (statistics; approximate) */
+	uint64_t nr_sites;                     /* entries in use at KX_SITES_BASE */
+	uint64_t sites_seq;                    /* odd while the monitor changes the table */
+	struct kx_sigaction sigaction[65];     /* guest view; index = signal */
+	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
+};
+
+/* First bytes of the LibOS image: where the monitor enters it and what it must know of its text. */
+struct kx_libos_header {
+	uint64_t magic; /* KX_LIBOS_MAGIC */
+	uint64_t version;
+	uint64_t entry;      /* system call: rax nr, rcx return address, r11 where to resume */
+	uint64_t exit;       /* return to the program by the frame; rsp = frame */
+	uint64_t exit_begin, exit_end; /* in between: no state but the frame's; restart at `exit` */
+	uint64_t work;       /* as exit, but look at kx_thread.work first with C code */
+	uint64_t uaccess_begin, uaccess_end, uaccess_fixup; /* a fault in between continues at fixup */
+	uint64_t image_end;
+};
+#define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
+
+/*
+ * Clock parameters, written by the monitor under `seq` (odd while writing), read by vDSO and LibOS:
+ * ns = base_ns[c] + ((tsc - tsc_base) * mult >> 32).
+ */
+struct kx_vvar {
+	uint32_t seq, valid;
+	uint64_t tsc_base, mult;
+	uint64_t max_delta;    /* TSC ticks after which a reader asks the monitor (clock_gettime hypercall) */
+	int64_t real_ns, mono_ns, boot_ns, tai_ns;
+	uint64_t raw_tsc_base, raw_mult;
+	int64_t raw_ns;
+	uint32_t cpu, pad;
+};
+
+/* One patched site: the window of original code that became a jump, and its trampoline. */
+struct kx_site {
+	uint64_t start;      /* first byte of the window (where the 5-byte jmp is) */
+	uint64_t tramp;      /* first byte of the trampoline */
+	uint8_t len;         /* bytes of the window that were overwritten: 5..15 */
+	uint8_t tramp_len;   /* bytes of the trampoline */
+	uint8_t sys_off;     /* offset from start of the original `syscall` (may be >= len) */
+	uint8_t n;           /* pairs in use below */
+	struct {
+		uint8_t win, tramp; /* instruction boundary: offset in the window -> offset in the trampoline */
+	} map[6];
+};
+
+_Static_assert(sizeof(struct kx_frame) == 19 * 8, "entry.S pushes 19 words");
+_Static_assert(__builtin_offsetof(struct kx_thread, entry) == KX_T_ENTRY, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, frame_top) == KX_T_FRAME_TOP, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, frame) == KX_T_FRAME, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, user_rsp) == KX_T_USER_RSP, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, resume) == KX_T_RESUME, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, work) == KX_T_WORK, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, call) == KX_T_CALL, "asm");
+_Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
+_Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
+#endif
+#endif
