@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Into the LibOS and out of it. Nothing is ever pushed on the program's stack (its red zone is in use), and every
+ * register but rax, rcx and r11 comes back as it was, as with the syscall instruction.
+ */
+#include "../../../abi/kx_abi.h"
+
+	.section .header, "a"
+	.quad 0x31734f62694c584b
+	.quad KX_ABI_VERSION
+	.quad kx_entry
+	.quad kx_exit
+	.quad kx_exit_begin
+	.quad kx_exit_end
+	.quad kx_work
+	.quad uaccess_begin
+	.quad uaccess_end
+	.quad uaccess_fixup
+	.quad kx_image_end
+
+	.text
+/* rax = system call, rcx = address after the syscall instruction, r11 = where to resume. */
+	.globl kx_entry
+kx_entry:
+	mov %rsp, %gs:KX_T_USER_RSP
+	mov %gs:KX_T_FRAME_TOP, %rsp
+	pushq %gs:KX_T_USER_RSP
+	pushfq
+	cld
+	mov %r11, %gs:KX_T_RESUME
+	mov (%rsp), %r11
+	push %rcx			/* rip */
+	push %rax			/* orig_rax */
+	push %rax
+	push %rcx
+	push %rdx
+	push %rsi
+	push %rdi
+	push %r8
+	push %r9
+	push %r10
+	push %r11
+	push %rbx
+	push %rbp
+	push %r12
+	push %r13
+	push %r14
+	push %r15
+	mov %rsp, %rdi
+	sub $8, %rsp			/* 19 words and this: 16-aligned */
+	call libos_syscall
+	add $8, %rsp
+
+/* rsp = frame. Until the last jump all state is in the frame, so the monitor can restart here at any point. */
+kx_exit:
+kx_exit_begin:
+	cmpl $0, %gs:KX_T_WORK
+	jne kx_work
+	pop %r15
+	pop %r14
+	pop %r13
+	pop %r12
+	pop %rbp
+	pop %rbx
+	pop %r11
+	pop %r10
+	pop %r9
+	pop %r8
+	pop %rdi
+	pop %rsi
+	pop %rdx
+	pop %rcx
+	pop %rax
+	add $16, %rsp			/* orig_rax, rip */
+	popfq
+	pop %rsp
+	jmp *%gs:KX_T_RESUME
+kx_exit_end:
+
+kx_work:
+	mov %rsp, %rdi
+	sub $8, %rsp
+	call libos_work
+	add $8, %rsp
+	jmp kx_exit
+
+/*
+ * Accesses to the program's memory. A fault between uaccess_begin and uaccess_end continues at uaccess_fixup: each
+ * of these is a leaf that has pushed nothing, so the fixup can return for it.
+ */
+uaccess_begin:
+	.globl uaccess_copy		/* int uaccess_copy(void *dst, const void *src, size_t len) */
+uaccess_copy:
+	mov %rdx, %rcx
+	rep movsb
+	xor %eax, %eax
+	ret
+	.globl uaccess_load32		/* int uaccess_load32(uint32_t *dst, const void *src) */
+uaccess_load32:
+	mov (%rsi), %eax
+	mov %eax, (%rdi)
+	xor %eax, %eax
+	ret
+	.globl uaccess_xsave		/* int uaccess_xsave(void *area, uint64_t features) */
+uaccess_xsave:
+	mov %rsi, %rax
+	mov %rsi, %rdx
+	shr $32, %rdx
+	xsave64 (%rdi)
+	xor %eax, %eax
+	ret
+	.globl uaccess_xrstor		/* int uaccess_xrstor(const void *area, uint64_t features) */
+uaccess_xrstor:
+	mov %rsi, %rax
+	mov %rsi, %rdx
+	shr $32, %rdx
+	xrstor64 (%rdi)
+	xor %eax, %eax
+	ret
+uaccess_end:
+uaccess_fixup:
+	mov $-14, %eax
+	ret
+
+	.section .note.GNU-stack,"",@progbits

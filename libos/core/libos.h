@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the parts of the LibOS share. Freestanding: no libc, no writable data, no floating point. */
+#ifndef KX_LIBOS_H
+#define KX_LIBOS_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include "../../abi/kx_abi.h"
+
+#define KX_ENOSYS 38
+#define KX_EINTR 4
+#define KX_EAGAIN 11
+#define KX_ENOMEM 12
+#define KX_EFAULT 14
+#define KX_EINVAL 22
+#define KX_EPERM 1
+
+enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
+
+#define SHARED ((struct kx_shared *)KX_BOOT_BASE)
+
+static inline struct kx_thread *current(void)
+{
+	struct kx_thread *t;
+	__asm__("mov %%gs:0, %0" : "=r"(t));
+	return t;
+}
+
+/* Make a hypercall. Returns its result; -KX_ERESTART and -KX_ERESTART_NOHAND are for libos_syscall(). */
+int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
+		  uint64_t f);
+
+/* The program's memory: 0 or -KX_EFAULT. */
+int uaccess_copy(void *dst, const void *src, size_t len);
+int uaccess_load32(uint32_t *dst, const void *src);
+int uaccess_xsave(void *area, uint64_t features);
+int uaccess_xrstor(const void *area, uint64_t features);
+int user_read(void *dst, uint64_t src, size_t len);
+int user_write(uint64_t dst, const void *src, size_t len);
+
+/* signal.c */
+#define SIGBIT(n) (1ull << ((n)-1))
+/* Deliver what is there. ret: result of the interrupted call, or 0. True when a handler's frame was made. */
+bool signals_deliver(struct kx_thread *t, struct kx_frame *f, int64_t ret);
+int64_t sys_rt_sigprocmask(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_rt_sigaction(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_sigaltstack(struct kx_thread *t, struct kx_frame *f);
+/* Restores everything from the frame on the program's stack, rax included. */
+void sys_rt_sigreturn(struct kx_thread *t, struct kx_frame *f);
+/* Where to continue so that the program counts as being at rip (which may lie in a patched window). */
+uint64_t site_resume(uint64_t rip);
+
+_Noreturn void libos_panic(const char *msg);
+#endif

@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* System calls: what can be answered here is; the rest goes to the monitor. */
+#include "ktime.h"
+#include "libos.h"
+#include "random.h"
+
+#define NR_sched_yield 24
+#define NR_getpid 39
+#define NR_gettimeofday 96
+#define NR_futex 202
+#define FUTEX_PRIVATE 128
+#define FUTEX_CMD 127u
+enum { F_WAIT = 0, F_WAKE = 1, F_REQUEUE = 3, F_CMP_REQUEUE = 4, F_WAIT_BITSET = 9, F_WAKE_BITSET = 10,
+       F_WAIT_REQUEUE_PI = 11, F_CMP_REQUEUE_PI = 12 };
+
+int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
+		  uint64_t f)
+{
+	t->call = (struct kx_call){ nr, { a, b, c, d, e, f }, 0 };
+	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_HCALL) : "memory");
+	return t->call.ret;
+}
+
+_Noreturn void libos_panic(const char *msg)
+{
+	current()->panic_msg = (uint64_t)msg;
+	for (;;)
+		__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_PANIC) : "memory");
+}
+
+static bool user_ok(uint64_t p, size_t len) { return p < KX_USER_END && len <= KX_USER_END - p; }
+
+int user_read(void *dst, uint64_t src, size_t len)
+{
+	return user_ok(src, len) ? uaccess_copy(dst, (const void *)src, len) : -KX_EFAULT;
+}
+
+int user_write(uint64_t dst, const void *src, size_t len)
+{
+	return user_ok(dst, len) ? uaccess_copy((void *)dst, src, len) : -KX_EFAULT;
+}
+
+/* Pass a call on as it is. */
+static int64_t forward(struct kx_thread *t, struct kx_frame *f)
+{
+	return hypercall(t, f->orig_rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
+}
+
+/* ---- time ------------------------------------------------------------------------------------------------------ */
+
+static int64_t sys_clock_gettime(struct kx_thread *t, struct kx_frame *f)
+{
+	int64_t ts[2];
+	if (kt_clock_gettime((int)f->rdi, &ts[0], &ts[1]))
+		return forward(t, f);
+	return user_write(f->rsi, ts, sizeof ts);
+}
+
+static int64_t sys_gettimeofday(struct kx_thread *t, struct kx_frame *f)
+{
+	int64_t tv[2];
+	if (f->rsi || kt_clock_gettime(0, &tv[0], &tv[1]))
+		return forward(t, f);
+	tv[1] /= 1000;
+	return f->rdi ? user_write(f->rdi, tv, sizeof tv) : 0;
+}
+
+static int64_t sys_time(struct kx_thread *t, struct kx_frame *f)
+{
+	int64_t ts[2];
+	if (kt_clock_gettime(0, &ts[0], &ts[1]))
+		return forward(t, f);
+	if (f->rdi && user_write(f->rdi, &ts[0], 8))
+		return -KX_EFAULT;
+	return ts[0];
+}
+
+static int64_t sys_getcpu(struct kx_thread *t, struct kx_frame *f)
+{
+	uint32_t node = 0;
+	if ((f->rdi && user_write(f->rdi, &t->cpu, 4)) || (f->rsi && user_write(f->rsi, &node, 4)))
+		return -KX_EFAULT;
+	return 0;
+}
+
+/* ---- random ---------------------------------------------------------------------------------------------------- */
+
+static int seed(void *buf, size_t len)
+{
+	return (int)hypercall(current(), HC_seed, (uint64_t)buf, len, 0, 0, 0, 0);
+}
+
+static int64_t sys_getrandom(struct kx_thread *t, struct kx_frame *f)
+{
+	uint8_t block[256];
+	uint64_t done = 0, len = f->rsi;
+	if (f->rdx & ~7ull || (f->rdx & 6) == 6)
+		return -KX_EINVAL;
+	if (len > 0x7ffff000)
+		len = 0x7ffff000;
+	if (!user_ok(f->rdi, len))
+		return -KX_EFAULT;
+	if (len > 65536) /* so much at once is cheaper by the host */
+		return forward(t, f);
+	while (done < len) {
+		size_t n = len - done < sizeof block ? len - done : sizeof block;
+		if (rand_fill(t, SHARED, block, n, seed) < 0)
+			return forward(t, f);
+		if (user_write(f->rdi + done, block, n))
+			return done ? (int64_t)done : -KX_EFAULT;
+		done += n;
+	}
+	__builtin_memset(block, 0, sizeof block);
+	__asm__ volatile("" : : "r"(block) : "memory");
+	return done;
+}
+
+/* ---- futex ------------------------------------------------------------------------------------------------------ */
+
+static uint32_t *bucket(uint64_t addr)
+{
+	uint64_t h = (addr >> 2) * 0x9e3779b97f4a7c15ull;
+	return &SHARED->futex_waiters[h >> 54];
+}
+
+/*
+ * Private futexes only. A waiter counts itself in its bucket before the host compares the word, a waker looks at the
+ * bucket after it changed the word: so a zero means that nobody can be asleep.
+ */
+static int64_t sys_futex(struct kx_thread *t, struct kx_frame *f)
+{
+	uint64_t addr = f->rdi;
+	uint32_t cmd = f->rsi & FUTEX_CMD, word;
+	if ((addr & 3) || !user_ok(addr, 4))
+		return forward(t, f);
+	switch (cmd) {
+	case F_WAKE:
+	case F_WAKE_BITSET:
+		if (!(f->rsi & FUTEX_PRIVATE) || (cmd == F_WAKE_BITSET && !(uint32_t)f->r9))
+			return forward(t, f);
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		return __atomic_load_n(bucket(addr), __ATOMIC_SEQ_CST) ? forward(t, f) : 0;
+	case F_WAIT:
+	case F_WAIT_BITSET: {
+		if (!f->r10 && !(cmd == F_WAIT_BITSET && !(uint32_t)f->r9)) {
+			if (uaccess_load32(&word, (const void *)addr))
+				return -KX_EFAULT;
+			if (word != (uint32_t)f->rdx)
+				return -KX_EAGAIN;
+		}
+		if (!(f->rsi & FUTEX_PRIVATE))
+			return forward(t, f);
+		__atomic_add_fetch(bucket(addr), 1, __ATOMIC_SEQ_CST);
+		int64_t r = forward(t, f);
+		__atomic_sub_fetch(bucket(addr), 1, __ATOMIC_SEQ_CST);
+		return r;
+	}
+	case F_REQUEUE:
+	case F_CMP_REQUEUE:
+	case F_WAIT_REQUEUE_PI:
+	case F_CMP_REQUEUE_PI:
+		/* Sleepers move to the second word without coming by here: its bucket is never empty again. */
+		__atomic_add_fetch(bucket(f->r8), 1u << 16, __ATOMIC_SEQ_CST);
+		return forward(t, f);
+	}
+	return forward(t, f);
+}
+
+/* ---- dispatch --------------------------------------------------------------------------------------------------- */
+
+static int64_t sys_arch_prctl(struct kx_frame *f)
+{
+	uint64_t base;
+	switch (f->rdi) {
+	case 0x1002: /* ARCH_SET_FS */
+		if (f->rsi >= 0x7ffffffff000)
+			return -KX_EPERM;
+		__asm__ volatile("wrfsbase %0" : : "r"(f->rsi));
+		return 0;
+	case 0x1003: /* ARCH_GET_FS */
+		__asm__ volatile("rdfsbase %0" : "=r"(base));
+		return user_write(f->rsi, &base, 8);
+	case 0x1011: /* ARCH_GET_CPUID */
+		return 1;
+	}
+	return -KX_EINVAL; /* GS belongs to the LibOS */
+}
+
+static int64_t sys_sched_yield(struct kx_thread *t, struct kx_frame *f)
+{
+	if (++t->yield_count % 16 == 0)
+		return forward(t, f);
+	__builtin_ia32_pause();
+	return 0;
+}
+
+/* Answer f's call here if possible: true and *ret set. */
+static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
+{
+	switch (f->orig_rax) {
+	case NR_getpid: *ret = SHARED->pid; return true;
+	case 186: *ret = t->tid; return true;
+	case 110: *ret = SHARED->ppid; return true;
+	case 102: *ret = SHARED->uid; return true;
+	case 104: *ret = SHARED->gid; return true;
+	case 107: *ret = SHARED->euid; return true;
+	case 108: *ret = SHARED->egid; return true;
+	case 158: *ret = sys_arch_prctl(f); return true;
+	case 14: *ret = sys_rt_sigprocmask(t, f); return true;
+	case 131: *ret = sys_sigaltstack(t, f); return true;
+	case 219: *ret = -KX_EINTR; return true;
+	/* Restartable sequences would need to know of every preemption of the vCPU: libcs do without. */
+	case 334: *ret = -KX_ENOSYS; return true;
+	}
+	return false;
+}
+
+/* As local(), but these may end up in the monitor. */
+static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
+{
+	int64_t r;
+	t->call.nr = ~0ull;
+	switch (f->orig_rax) {
+	case 13: r = sys_rt_sigaction(t, f); break;
+	case NR_sched_yield: r = sys_sched_yield(t, f); break;
+	case NR_gettimeofday: r = sys_gettimeofday(t, f); break;
+	case 201: r = sys_time(t, f); break;
+	case NR_futex: r = sys_futex(t, f); break;
+	case 228: r = sys_clock_gettime(t, f); break;
+	case 309: r = sys_getcpu(t, f); break;
+	case 318: r = sys_getrandom(t, f); break;
+	default:
+		*is_local = false;
+		/* The hypercalls of our own are no system calls. */
+		return f->orig_rax < HC_sig_next ? forward(t, f) : -KX_ENOSYS;
+	}
+	*is_local = t->call.nr != f->orig_rax;
+	return r;
+}
+
+static void trace(struct kx_thread *t, struct kx_frame *f, int64_t ret)
+{
+	uint64_t args[6] = { f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9 };
+	hypercall(t, HC_trace, f->orig_rax, (uint64_t)args, ret, 0, 0, 0);
+}
+
+/* From entry.S: the program's system call. */
+void libos_syscall(struct kx_frame *f)
+{
+	struct kx_thread *t = current();
+	int64_t ret;
+	if (f->orig_rax == 15) {
+		sys_rt_sigreturn(t, f);
+		goto out;
+	}
+	for (;;) {
+		bool is_local = true;
+		if (!local(t, f, &ret))
+			ret = call(t, f, &is_local);
+		if (is_local && SHARED->trace)
+			trace(t, f, ret);
+		if (is_local)
+			SHARED->local_calls++;
+		if (ret != -KX_ERESTART && ret != -KX_ERESTART_NOHAND)
+			break;
+		if (signals_deliver(t, f, ret))
+			goto out;
+		/* Nothing was delivered after all: as if it had not been interrupted. */
+	}
+	f->rax = ret;
+out:
+	t->slow = 0;
+}
+
+/* From entry.S: kx_thread.work is set, the program is about to go on by *f. */
+void libos_work(struct kx_frame *f)
+{
+	signals_deliver(current(), f, 0);
+}
