@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Pieces of the monitor that signal handlers look into by address. */
+	.text
+
+/* long host_call(nr, a, b, c, d, e, f) */
+	.globl host_call
+	.type host_call, @function
+host_call:
+	mov %rdi, %rax
+	mov %rsi, %rdi
+	mov %rdx, %rsi
+	mov %rcx, %rdx
+	mov %r8, %r10
+	mov %r9, %r8
+	mov 8(%rsp), %r9
+	syscall
+	ret
+	.size host_call, . - host_call
+
+/*
+ * long host_call_flag(flag, args[7]): args[0] = nr. Returns -EINTR when *flag is set. A handler that sets *flag
+ * while the program counter is in [host_blocking_begin, host_blocking_end] moves it to host_blocking_abort, so a
+ * signal between the check and the kernel's entry is not slept over.
+ */
+	.globl host_call_flag, host_blocking_begin, host_blocking_end, host_blocking_abort
+	.type host_call_flag, @function
+host_call_flag:
+	mov %rdi, %r11
+	mov 0(%rsi), %rax
+	mov 8(%rsi), %rdi
+	mov 24(%rsi), %rdx
+	mov 32(%rsi), %r10
+	mov 40(%rsi), %r8
+	mov 48(%rsi), %r9
+	mov 16(%rsi), %rsi
+host_blocking_begin:
+	cmpl $0, (%r11)
+	jne host_blocking_abort
+host_blocking_end:
+	syscall
+	ret
+host_blocking_abort:
+	mov $-4, %rax
+	ret
+	.size host_call_flag, . - host_call_flag
+
+/* size_t host_copy(dst, src, len): bytes not copied; a fault inside ends it early. */
+	.globl host_copy, host_copy_begin, host_copy_end
+	.type host_copy, @function
+host_copy:
+	mov %rdx, %rcx
+host_copy_begin:
+	rep movsb
+host_copy_end:
+	mov %rcx, %rax
+	ret
+	.size host_copy, . - host_copy
+
+	.globl host_restorer
+	.type host_restorer, @function
+host_restorer:
+	mov $15, %eax
+	syscall
+	.size host_restorer, . - host_restorer
+	.section .note.GNU-stack,"",@progbits

@@ -1,0 +1,1053 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "gmem.h"
+#include <elf.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "../arch/x86_64/patch.h"
+
+#define PAGE 4096ull
+#define MiB (1ull << 20)
+#define GiB (1ull << 30)
+#define HUGE (2 * MiB)
+#define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
+#define ALIGN_DOWN(x, a) ((x) & ~((a)-1))
+
+/* Leaves are made with accessed and dirty set, so that nobody has to write to them later. */
+#define PTE_P 0x1ull
+#define PTE_LEAF 0x67ull /* present, writable, user, accessed, dirty */
+#define PTE_SUP 0x63ull
+#define PTE_PS 0x80ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
+/* Where things are put. Executables low, so that the break has room above them. */
+#define EXE_LOW (16 * GiB)
+#define EXE_HIGH (32 * GiB)
+#define ANON_LOW (64 * GiB)
+#define ANON_HIGH (320 * GiB)
+#define FILE_LOW (320 * GiB)
+#define FILE_HIGH (440 * GiB)
+#define SLOT_MAX GiB
+#define REGION_MAX 65530 /* vm.max_map_count's default */
+
+static struct gmem_region *regions;
+static size_t nr_regions, cap_regions;
+
+struct slot {
+	uint64_t start, end;
+	int id;
+};
+static struct slot *slots;
+static size_t nr_slots, cap_slots;
+static int next_slot_id = 1; /* 0 is the one that flush_all() drops and remakes */
+
+static uint64_t sys_next, sys_end;
+static uint64_t brk_start, brk_cur;
+static uint64_t anon_high = ANON_HIGH, file_high = FILE_HIGH;
+static bool exe_placed;
+static uint64_t memory_used; /* bytes that --memory counts */
+
+static struct kx_site *sites;
+static size_t nr_sites, cap_sites;
+
+/* ---- regions: a sorted array ---------------------------------------------------------------------------- */
+
+/* Index of the first region that ends above addr. */
+static size_t region_find(uint64_t addr)
+{
+	size_t lo = 0, hi = nr_regions;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (regions[mid].end > addr)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+static int region_reserve(size_t extra)
+{
+	if (nr_regions + extra <= cap_regions)
+		return 0;
+	if (nr_regions + extra > REGION_MAX)
+		return -ENOMEM;
+	size_t cap = cap_regions ? cap_regions * 2 : 128;
+	struct gmem_region *p = realloc(regions, cap * sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	regions = p;
+	cap_regions = cap;
+	return 0;
+}
+
+static void region_insert_at(size_t i, struct gmem_region r)
+{
+	memmove(&regions[i + 1], &regions[i], (nr_regions - i) * sizeof r);
+	regions[i] = r;
+	nr_regions++;
+}
+
+/* Split so that addr is a boundary. Room for one more must be reserved. */
+static void region_split(uint64_t addr)
+{
+	size_t i = region_find(addr);
+	if (i >= nr_regions || regions[i].start >= addr)
+		return;
+	struct gmem_region r = regions[i];
+	regions[i].end = addr;
+	r.start = addr;
+	region_insert_at(i + 1, r);
+}
+
+/* What --memory counts: private writable memory and shared anonymous memory, touched or not. */
+static bool counts(int prot, int flags)
+{
+	if (flags & GMEM_TRAMP)
+		return false;
+	if ((flags & MAP_TYPE) == MAP_PRIVATE)
+		return prot & PROT_WRITE;
+	return flags & MAP_ANONYMOUS;
+}
+
+/* Bytes of [start, end) that count now. */
+static uint64_t counted(uint64_t start, uint64_t end)
+{
+	uint64_t n = 0;
+	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
+		if (counts(regions[i].prot, regions[i].flags)) {
+			uint64_t a = regions[i].start > start ? regions[i].start : start;
+			n += (regions[i].end < end ? regions[i].end : end) - a;
+		}
+	return n;
+}
+
+/* May [start, end) become a mapping of that kind under --memory? */
+static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
+{
+	if (!pvm.cfg->memory || !counts(prot, flags))
+		return true;
+	return memory_used - counted(start, end) + (end - start) <= pvm.cfg->memory;
+}
+
+/* Forget [start, end). Room for two must be reserved. */
+static void region_carve(uint64_t start, uint64_t end)
+{
+	memory_used -= counted(start, end);
+	region_split(start);
+	region_split(end);
+	size_t i = region_find(start), j = i;
+	while (j < nr_regions && regions[j].start < end)
+		j++;
+	memmove(&regions[i], &regions[j], (nr_regions - j) * sizeof *regions);
+	nr_regions -= j - i;
+}
+
+static void region_merge_around(size_t i)
+{
+	while (i > 0 && regions[i - 1].end == regions[i].start && regions[i - 1].prot == regions[i].prot &&
+	       regions[i - 1].flags == regions[i].flags && (regions[i].flags & MAP_ANONYMOUS)) {
+		regions[i - 1].end = regions[i].end;
+		memmove(&regions[i], &regions[i + 1], (nr_regions - i - 1) * sizeof *regions);
+		nr_regions--;
+		i--;
+	}
+}
+
+/* Record [start, end), replacing what was there. Room for three must be reserved. */
+static void region_set(uint64_t start, uint64_t end, int prot, int flags)
+{
+	region_carve(start, end);
+	memory_used += counts(prot, flags) ? end - start : 0;
+	size_t i = region_find(start);
+	region_insert_at(i, (struct gmem_region){ start, end, prot, flags });
+	if (i + 1 < nr_regions)
+		region_merge_around(i + 1);
+	region_merge_around(i);
+}
+
+static bool range_mapped(uint64_t start, uint64_t end)
+{
+	for (size_t i = region_find(start); start < end; i++) {
+		if (i >= nr_regions || regions[i].start > start)
+			return false;
+		start = regions[i].end;
+	}
+	return true;
+}
+
+static bool range_free(uint64_t start, uint64_t end)
+{
+	size_t i = region_find(start);
+	return i >= nr_regions || regions[i].start >= end;
+}
+
+/* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
+static uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align)
+{
+	size_t i = region_find(high ? high - 1 : 0);
+	uint64_t top = high;
+	if (i < nr_regions && regions[i].start < high)
+		top = regions[i].start;
+	for (;;) {
+		/* [bottom, top) is free, bottom = end of the region below */
+		while (i > 0 && regions[i - 1].start >= top)
+			i--;
+		uint64_t bottom = i > 0 && regions[i - 1].end > low ? regions[i - 1].end : low;
+		if (bottom < top && top - bottom >= len) {
+			uint64_t a = ALIGN_DOWN(top - len, align);
+			if (a >= bottom && a >= low)
+				return a;
+		}
+		if (i == 0 || bottom <= low)
+			return 0;
+		top = regions[i - 1].start;
+		i--;
+		if (top <= low)
+			return 0;
+	}
+}
+
+/* ---- memory slots ----------------------------------------------------------------------------------------- */
+
+static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
+{
+	struct kvm_userspace_memory_region r = { .slot = id, .guest_phys_addr = gpa, .memory_size = size,
+						 .userspace_addr = (uint64_t)pvm.base + gpa };
+	return ioctl(pvm.vm_fd, KVM_SET_USER_MEMORY_REGION, &r) < 0 ? -errno : 0;
+}
+
+/* Index of the first slot that ends above addr. */
+static size_t slot_find(uint64_t addr)
+{
+	size_t lo = 0, hi = nr_slots;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (slots[mid].end > addr)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+/*
+ * Cover [start, end) with slots. A new slot next to an old one is made as large as that (up to 1 GiB), so that
+ * the number of slots grows with the logarithm of what is used.
+ */
+static int slot_cover(uint64_t start, uint64_t end)
+{
+	start = ALIGN_DOWN(start, HUGE);
+	end = ALIGN_UP(end, HUGE);
+	while (start < end) {
+		size_t i = slot_find(start);
+		if (i < nr_slots && slots[i].start <= start) {
+			start = slots[i].end;
+			continue;
+		}
+		uint64_t limit = i < nr_slots ? slots[i].start : KX_SPACE_SIZE;
+		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
+		bool above = i > 0 && slots[i - 1].end == start, below = i < nr_slots && slots[i].start == start + want;
+		if (above) {
+			uint64_t grow = slots[i - 1].end - slots[i - 1].start;
+			size = grow > size ? grow : size;
+			if (size > SLOT_MAX && size > want)
+				size = want > SLOT_MAX ? want : SLOT_MAX;
+			if (size > limit - s)
+				size = limit - s;
+		} else if (below) {
+			uint64_t grow = slots[i].end - slots[i].start, floor = i > 0 ? slots[i - 1].end : 0;
+			size = grow > size ? grow : size;
+			if (size > SLOT_MAX && size > want)
+				size = want > SLOT_MAX ? want : SLOT_MAX;
+			if (size > s + want - floor)
+				size = s + want - floor;
+			s = s + want - size;
+		}
+		if (nr_slots == cap_slots) {
+			size_t cap = cap_slots ? cap_slots * 2 : 32;
+			struct slot *p = realloc(slots, cap * sizeof *p);
+			if (!p)
+				return -ENOMEM;
+			slots = p;
+			cap_slots = cap;
+		}
+		int r = slot_ioctl(next_slot_id, s, size);
+		if (r) {
+			kx_log(KX_LOG_ERROR, "gmem", "memory slot of %llu bytes at %#llx: %s", (unsigned long long)size,
+			       (unsigned long long)s, strerror(-r));
+			return -ENOMEM;
+		}
+		memmove(&slots[i + 1], &slots[i], (nr_slots - i) * sizeof *slots);
+		slots[i] = (struct slot){ s, s + size, next_slot_id++ };
+		nr_slots++;
+		pvm.nr_slots = nr_slots;
+		start = s + size;
+	}
+	return 0;
+}
+
+/* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. */
+static void flush_all(void)
+{
+	slot_ioctl(0, KX_SYS_BASE - PAGE, 0);
+	slot_ioctl(0, KX_SYS_BASE - PAGE, PAGE);
+}
+
+/* ---- page tables ------------------------------------------------------------------------------------------ */
+
+uint64_t gmem_sys_alloc(unsigned pages)
+{
+	uint64_t size = pages * PAGE, p = sys_next;
+	if (sys_next + size > sys_end) {
+		uint64_t more = sys_end - KX_SYS_BASE; /* double it */
+		if (sys_end + more > KX_SYS_BASE + GiB || slot_cover(sys_end, sys_end + more))
+			return 0;
+		sys_end += more;
+	}
+	sys_next += size;
+	return p;
+}
+
+static uint64_t *table(uint64_t gpa) { return (uint64_t *)(pvm.base + (gpa & PTE_ADDR)); }
+
+/* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
+static uint64_t *pde_of(uint64_t gva)
+{
+	uint64_t *pdpte = &table(KX_SYS_BASE + 0x1000)[gva >> 30];
+	if (!(*pdpte & PTE_P)) {
+		uint64_t pd = gmem_sys_alloc(1);
+		if (!pd)
+			return NULL;
+		__atomic_store_n(pdpte, pd | PTE_LEAF, __ATOMIC_RELEASE);
+	}
+	return &table(*pdpte)[(gva >> 21) & 511];
+}
+
+static int pde_to_table(uint64_t *pde, uint64_t region)
+{
+	uint64_t pt = gmem_sys_alloc(1);
+	if (!pt)
+		return -ENOMEM;
+	for (int i = 0; i < 512; i++)
+		table(pt)[i] = (region + i * PAGE) | PTE_LEAF | PTE_NX;
+	bool was_leaf = *pde & PTE_P;
+	__atomic_store_n(pde, pt | PTE_LEAF, __ATOMIC_RELEASE);
+	if (was_leaf)
+		flush_all();
+	return 0;
+}
+
+/*
+ * Make [start, end) reachable with the given execute permission. Must come before the host mapping changes: that
+ * change makes KVM forget what it had cached of the old entries.
+ */
+static int pt_set(uint64_t start, uint64_t end, bool exec)
+{
+	int r = slot_cover(start, end);
+	if (r)
+		return r;
+	for (uint64_t region = ALIGN_DOWN(start, HUGE); region < end; region += HUGE) {
+		uint64_t *pde = pde_of(region);
+		if (!pde)
+			return -ENOMEM;
+		bool is_table = (*pde & PTE_P) && !(*pde & PTE_PS);
+		if (!is_table && !exec) {
+			if (!(*pde & PTE_P))
+				__atomic_store_n(pde, region | PTE_LEAF | PTE_PS | PTE_NX, __ATOMIC_RELEASE);
+			continue;
+		}
+		if (!is_table && (r = pde_to_table(pde, region)))
+			return r;
+		uint64_t a = start > region ? start : region, b = end < region + HUGE ? end : region + HUGE;
+		for (; a < b; a += PAGE)
+			__atomic_store_n(&table(*pde)[(a >> 12) & 511], a | PTE_LEAF | (exec ? 0 : PTE_NX),
+					 __ATOMIC_RELAXED);
+	}
+	return 0;
+}
+
+int gmem_populate(uint64_t gva)
+{
+	int r = 0;
+	if (gva >= KX_SPACE_SIZE)
+		return 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(gva);
+	if (i < nr_regions && regions[i].start <= gva && regions[i].prot != PROT_NONE) {
+		uint64_t *pde = pde_of(gva);
+		if (pde && !(*pde & PTE_P))
+			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot & PROT_EXEC) == 0;
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+/* ---- patched sites ------------------------------------------------------------------------------------------ */
+
+static int site_cmp(const void *a, const void *b)
+{
+	uint64_t x = ((const struct kx_site *)a)->start, y = ((const struct kx_site *)b)->start;
+	return x < y ? -1 : x > y;
+}
+
+/* Give the LibOS its copy of the table (it reads it when a program counter has to be translated). */
+static void sites_publish(void)
+{
+	struct kx_site *out = gva_ptr(KX_SITES_BASE);
+	size_t n = nr_sites < KX_SITES_MAX ? nr_sites : KX_SITES_MAX;
+	__atomic_add_fetch(&pvm.shared->sites_seq, 1, __ATOMIC_SEQ_CST);
+	if (n)
+		memcpy(out, sites, n * sizeof *out);
+	pvm.shared->nr_sites = n;
+	__atomic_add_fetch(&pvm.shared->sites_seq, 1, __ATOMIC_SEQ_CST);
+	pvm.nr_sites = nr_sites;
+}
+
+static void sites_forget(uint64_t start, uint64_t end)
+{
+	size_t j = 0;
+	for (size_t i = 0; i < nr_sites; i++)
+		if (sites[i].start < start || sites[i].start >= end)
+			sites[j++] = sites[i];
+	if (j != nr_sites) {
+		nr_sites = j;
+		sites_publish();
+	}
+}
+
+static int sites_add(const struct kx_site *s, size_t n)
+{
+	if (nr_sites + n > cap_sites) {
+		size_t cap = nr_sites + n + 1024;
+		struct kx_site *p = realloc(sites, cap * sizeof *p);
+		if (!p)
+			return -ENOMEM;
+		sites = p;
+		cap_sites = cap;
+	}
+	memcpy(&sites[nr_sites], s, n * sizeof *s);
+	nr_sites += n;
+	qsort(sites, nr_sites, sizeof *sites, site_cmp);
+	sites_publish();
+	return 0;
+}
+
+/* The site whose window holds rip, or NULL. */
+static const struct kx_site *site_at(uint64_t rip)
+{
+	size_t lo = 0, hi = nr_sites;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (sites[mid].start <= rip)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo && rip < sites[lo - 1].start + sites[lo - 1].len ? &sites[lo - 1] : NULL;
+}
+
+uint64_t gmem_pc_to_resume(uint64_t rip)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_at(rip);
+	if (s)
+		rip = patch_site_to_tramp(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return rip;
+}
+
+uint64_t gmem_pc_to_original(uint64_t rip)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(rip);
+	if (i < nr_regions && regions[i].start <= rip && (regions[i].flags & GMEM_TRAMP)) {
+		for (size_t k = 0; k < nr_sites; k++)
+			if (rip - sites[k].tramp < sites[k].tramp_len) {
+				rip = patch_tramp_to_site(&sites[k], rip);
+				break;
+			}
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return rip;
+}
+
+/* Bias of the ELF file whose text from file offset off is mapped at gva: address = p_vaddr + bias. */
+static int load_bias(const uint8_t *file, uint64_t size, uint64_t off, uint64_t gva, uint64_t *bias)
+{
+	Elf64_Ehdr eh;
+	if (size < sizeof eh)
+		return -ENOEXEC;
+	memcpy(&eh, file, sizeof eh);
+	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_phentsize != sizeof(Elf64_Phdr))
+		return -ENOEXEC;
+	for (unsigned i = 0; i < eh.e_phnum; i++) {
+		Elf64_Phdr ph;
+		uint64_t at = eh.e_phoff + i * sizeof ph;
+		if (at < eh.e_phoff || at > size || size - at < sizeof ph)
+			return -ENOEXEC;
+		memcpy(&ph, file + at, sizeof ph);
+		if (ph.p_type == PT_LOAD && (ph.p_flags & PF_X) && ALIGN_DOWN(ph.p_offset, PAGE) <= off &&
+		    off < ph.p_offset + ph.p_filesz) {
+			*bias = gva - (ph.p_vaddr + (off - ph.p_offset));
+			return 0;
+		}
+	}
+	return -ENOENT;
+}
+
+/*
+ * Patch the text at [gva, gva+len), which is mapped from fd at off and writable on the host just now. Failure is
+ * no error: what is not patched takes the slow path.
+ */
+static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
+{
+	struct stat st;
+	struct patch_hints hints = { 0 };
+	struct patch_plan plan = { 0 };
+	if (fstat(fd, &st) || st.st_size <= 0 || (uint64_t)st.st_size <= off)
+		return;
+	if (len > (uint64_t)st.st_size - off)
+		len = st.st_size - off;
+	/* Cheap first look: most libraries hold no site at all. */
+	if (!memmem(gva_ptr(gva), len, "\x0f\x05", 2))
+		return;
+	void *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (file != MAP_FAILED) {
+		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
+		uint64_t bias = 0;
+		if (load_bias(file, st.st_size, off, gva, &bias) == 0)
+			patch_hints_from_elf(file, st.st_size, bias, &hints);
+	}
+	if (patch_scan(gva_ptr(gva), len, gva, &hints, &plan) == 0) {
+		pvm.nr_sites_found += plan.found;
+		if (plan.n) {
+			uint64_t size = ALIGN_UP((uint64_t)plan.tramp_bytes, PAGE);
+			uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
+			uint64_t high = gva + 2 * GiB - 64 * MiB - size;
+			if (high > KX_USER_END)
+				high = KX_USER_END;
+			/* Near first: in the same 2 MiB there is a page table already. */
+			uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
+			uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
+			if (!t)
+				t = find_free(low, high, size, PAGE);
+			if (t && region_reserve(3) == 0 && pt_set(t, t + size, true) == 0 &&
+			    mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+				    MAP_FAILED) {
+				memset(gva_ptr(t), 0xcc, size);
+				region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+				if (patch_apply(gva_ptr(gva), len, gva, &plan, gva_ptr(t), t, size) == 0)
+					sites_add(plan.sites, plan.n);
+				mprotect(gva_ptr(t), size, PROT_READ);
+			}
+		}
+	}
+	patch_plan_free(&plan);
+	patch_hints_free(&hints);
+	if (file != MAP_FAILED)
+		munmap(file, st.st_size);
+}
+
+/* ---- mapping ------------------------------------------------------------------------------------------------- */
+
+/* x86 has no write-only and no execute-only pages; the host never executes guest memory. */
+static int host_prot(int prot)
+{
+	if (prot & PROT_WRITE)
+		return PROT_READ | PROT_WRITE;
+	return prot & (PROT_READ | PROT_EXEC) ? PROT_READ : PROT_NONE;
+}
+
+/* Give [start, end) back to the reservation. */
+static int host_release(uint64_t start, uint64_t end)
+{
+	void *p = mmap(gva_ptr(start), end - start, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+static bool range_has_tramp(uint64_t start, uint64_t end)
+{
+	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
+		if (regions[i].flags & GMEM_TRAMP)
+			return true;
+	return false;
+}
+
+static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
+{
+	if (hint && hint >= KX_USER_MIN && gva_ok(hint, len) && range_free(hint, hint + len))
+		return hint;
+	if (flags & MAP_32BIT)
+		return find_free(KX_USER_MIN, 0x80000000, len, PAGE);
+	uint64_t align = !file && len >= HUGE ? HUGE : PAGE, a;
+	if (file)
+		a = find_free(FILE_LOW, file_high, len, align);
+	else
+		a = find_free(ANON_LOW, anon_high, len, align);
+	if (!a)
+		a = find_free(HUGE, KX_USER_END, len, PAGE);
+	return a;
+}
+
+static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
+{
+	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
+	int type = flags & MAP_TYPE;
+	if (!len || (off & (PAGE - 1)) || (fixed && (addr & (PAGE - 1))))
+		return -EINVAL;
+	if (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
+		return -EINVAL;
+	if (len > KX_USER_END)
+		return -ENOMEM;
+	len = ALIGN_UP(len, PAGE);
+	if (fixed) {
+		if (!gva_ok(addr, len))
+			return -ENOMEM;
+		if (addr < KX_USER_MIN)
+			return -EPERM;
+		if ((flags & MAP_FIXED_NOREPLACE) && !range_free(addr, addr + len))
+			return -EEXIST;
+		if (range_has_tramp(addr, addr + len))
+			return -ENOMEM;
+	} else {
+		addr = place(ALIGN_DOWN(addr, PAGE), len, flags, file);
+		if (!addr)
+			return -ENOMEM;
+	}
+	if (region_reserve(4) || !within_limit(addr, addr + len, prot, flags))
+		return -ENOMEM;
+	bool exec = prot & PROT_EXEC;
+	if (prot != PROT_NONE) {
+		int r = pt_set(addr, addr + len, exec);
+		if (r)
+			return r;
+	}
+	bool patch = file && exec && type == MAP_PRIVATE;
+	int keep = flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_GROWSDOWN | MAP_LOCKED | MAP_POPULATE);
+	int hp = host_prot(prot) | (patch ? PROT_READ | PROT_WRITE : 0);
+	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
+	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
+	void *p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	if (p == MAP_FAILED) {
+		int e = errno;
+		/* The host may have unmapped what was there before it failed. */
+		if (fixed && !range_free(addr, addr + len) && !(flags & MAP_FIXED_NOREPLACE) && e == ENOMEM) {
+			region_carve(addr, addr + len);
+			host_release(addr, addr + len);
+		}
+		return -e;
+	}
+	sites_forget(addr, addr + len);
+	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
+	region_set(addr, addr + len, prot, rflags);
+	if (!file && type == MAP_PRIVATE && len >= HUGE && !(flags & (MAP_STACK | MAP_HUGETLB)))
+		madvise(p, len, MADV_HUGEPAGE);
+	if (patch) {
+		patch_text(addr, len, fd, off);
+		if (hp != host_prot(prot))
+			mprotect(p, len, host_prot(prot));
+	}
+	return addr;
+}
+
+int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	int64_t r = do_mmap(addr, len, prot, flags, fd, off);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+static int do_munmap(uint64_t addr, uint64_t len)
+{
+	if ((addr & (PAGE - 1)) || !len || !gva_ok(addr, len))
+		return -EINVAL;
+	len = ALIGN_UP(len, PAGE);
+	if (range_has_tramp(addr, addr + len)) {
+		/* Step around trampolines: they belong to no mapping of the program's. */
+		for (uint64_t a = addr, end = addr + len; a < end;) {
+			size_t i = region_find(a);
+			if (i >= nr_regions || regions[i].start >= end)
+				break;
+			struct gmem_region r = regions[i];
+			uint64_t s = r.start > a ? r.start : a, e = r.end < end ? r.end : end;
+			a = r.end;
+			if (r.flags & GMEM_TRAMP)
+				continue;
+			int x = do_munmap(s, e - s);
+			if (x)
+				return x;
+		}
+		return 0;
+	}
+	if (range_free(addr, addr + len))
+		return 0;
+	if (region_reserve(2))
+		return -ENOMEM;
+	int r = host_release(addr, addr + len);
+	if (r)
+		return r;
+	region_carve(addr, addr + len);
+	sites_forget(addr, addr + len);
+	return 0;
+}
+
+int gmem_munmap(uint64_t addr, uint64_t len)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	int r = do_munmap(addr, len);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+/* Protection of one region's part. */
+static int protect_part(uint64_t start, uint64_t end, int old, int prot)
+{
+	int r = 0;
+	if (prot != PROT_NONE && (r = pt_set(start, end, prot & PROT_EXEC)))
+		return r;
+	if (host_prot(old) == host_prot(prot) && (old & PROT_EXEC) && !(prot & PROT_EXEC) &&
+	    mprotect(gva_ptr(start), end - start, PROT_NONE)) /* the host sees no change: make KVM look again */
+		return -errno;
+	if (mprotect(gva_ptr(start), end - start, host_prot(prot)))
+		return -errno;
+	return 0;
+}
+
+static int do_mprotect(uint64_t addr, uint64_t len, int prot)
+{
+	if ((addr & (PAGE - 1)) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP)))
+		return -EINVAL;
+	prot &= PROT_READ | PROT_WRITE | PROT_EXEC;
+	if (!len)
+		return 0;
+	if (!gva_ok(addr, len))
+		return -ENOMEM;
+	uint64_t end = addr + ALIGN_UP(len, PAGE);
+	if (range_has_tramp(addr, end))
+		return -ENOMEM;
+	if (region_reserve(4))
+		return -ENOMEM;
+	/* As Linux: what comes before a hole or an error has changed. */
+	for (uint64_t a = addr; a < end;) {
+		size_t i = region_find(a);
+		if (i >= nr_regions || regions[i].start > a)
+			return -ENOMEM;
+		struct gmem_region r = regions[i];
+		uint64_t e = r.end < end ? r.end : end;
+		if (r.prot != prot) {
+			if (!within_limit(a, e, prot, r.flags))
+				return -ENOMEM;
+			int x = protect_part(a, e, r.prot, prot);
+			if (x)
+				return x;
+			if (region_reserve(4))
+				return -ENOMEM;
+			region_set(a, e, prot, r.flags);
+		}
+		a = e;
+	}
+	return 0;
+}
+
+int gmem_mprotect(uint64_t addr, uint64_t len, int prot)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	int r = do_mprotect(addr, len, prot);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
+{
+	if ((old & (PAGE - 1)) || !new_len || (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) ||
+	    ((flags & MREMAP_FIXED) && !(flags & MREMAP_MAYMOVE)))
+		return -EINVAL;
+	if (!gva_ok(old, old_len) || new_len > KX_USER_END)
+		return -EFAULT;
+	old_len = ALIGN_UP(old_len, PAGE);
+	new_len = ALIGN_UP(new_len, PAGE);
+	if ((flags & MREMAP_DONTUNMAP) && (old_len != new_len || !(flags & MREMAP_MAYMOVE)))
+		return -EINVAL;
+	size_t i = region_find(old);
+	if (i >= nr_regions || regions[i].start > old || regions[i].end < old + (old_len ? old_len : 1) ||
+	    range_has_tramp(old, old + (old_len ? old_len : 1)))
+		return -EFAULT;
+	struct gmem_region r = regions[i];
+	if (!old_len && (r.flags & MAP_TYPE) == MAP_PRIVATE)
+		return -EINVAL;
+	if (region_reserve(6))
+		return -ENOMEM;
+	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && old_len) {
+		if (new_len <= old_len) {
+			int x = new_len < old_len ? do_munmap(old + new_len, old_len - new_len) : 0;
+			return x ? x : (int64_t)old;
+		}
+		if (!within_limit(old + old_len, old + new_len, r.prot, r.flags))
+			return -ENOMEM;
+		if (r.end == old + old_len && gva_ok(old, new_len) && range_free(old + old_len, old + new_len)) {
+			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot & PROT_EXEC) : 0;
+			if (x)
+				return x;
+			/* The reservation makes room; nothing else of this process is ever placed here. */
+			munmap(gva_ptr(old + old_len), new_len - old_len);
+			if (mremap(gva_ptr(old), old_len, new_len, 0) != MAP_FAILED) {
+				region_set(old, old + new_len, r.prot, r.flags);
+				return old;
+			}
+			x = -errno;
+			host_release(old + old_len, old + new_len);
+			if (!(flags & MREMAP_MAYMOVE))
+				return x;
+		}
+		if (!(flags & MREMAP_MAYMOVE))
+			return -ENOMEM;
+	}
+	if (flags & MREMAP_FIXED) {
+		if ((new_addr & (PAGE - 1)) || !gva_ok(new_addr, new_len) || new_addr < KX_USER_MIN ||
+		    (new_addr < old + old_len && old < new_addr + new_len) || range_has_tramp(new_addr, new_addr + new_len))
+			return -EINVAL;
+	} else {
+		new_addr = place((flags & MREMAP_DONTUNMAP) ? ALIGN_DOWN(new_addr, PAGE) : 0, new_len, 0,
+				 !(r.flags & MAP_ANONYMOUS));
+		if (!new_addr)
+			return -ENOMEM;
+	}
+	int x = r.prot != PROT_NONE ? pt_set(new_addr, new_addr + new_len, r.prot & PROT_EXEC) : 0;
+	if (x)
+		return x;
+	if (mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
+		   gva_ptr(new_addr)) == MAP_FAILED)
+		return -errno;
+	sites_forget(new_addr, new_addr + new_len);
+	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
+	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
+		host_release(old, old + old_len);
+		region_carve(old, old + old_len);
+		sites_forget(old, old + old_len);
+	}
+	return new_addr;
+}
+
+int64_t gmem_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	int64_t r = do_mremap(old, old_len, new_len, flags, new_addr);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+void gmem_set_brk(uint64_t start)
+{
+	brk_start = brk_cur = start;
+	pvm.brk_start = start;
+}
+
+uint64_t gmem_brk(uint64_t addr)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	uint64_t cur = ALIGN_UP(brk_cur, PAGE), want = ALIGN_UP(addr, PAGE);
+	if (addr >= brk_start && addr < KX_USER_END) {
+		int64_t r = 0;
+		if (want > cur) {
+			r = range_free(cur, want) ? do_mmap(cur, want - cur, PROT_READ | PROT_WRITE,
+							    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+						  : -ENOMEM;
+			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
+			if (r >= 0 && want - brk_start >= 4 * MiB && want - cur < HUGE)
+				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE), MADV_HUGEPAGE);
+		} else if (want < cur) {
+			r = do_munmap(want, cur - want);
+		}
+		if (r >= 0)
+			brk_cur = addr;
+	}
+	uint64_t ret = brk_cur;
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return ret;
+}
+
+static uint64_t random_below(uint64_t n)
+{
+	uint64_t x = 0;
+	if (getrandom(&x, sizeof x, 0) != sizeof x)
+		x = pvm.start_ns * 0x9e3779b97f4a7c15ull;
+	return n ? x % n : 0;
+}
+
+uint64_t gmem_place_exec(uint64_t len)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	uint64_t a = 0;
+	if (!exe_placed) {
+		a = EXE_LOW + random_below((EXE_HIGH - EXE_LOW) / HUGE) * HUGE;
+		exe_placed = true;
+		if (!range_free(a, a + len))
+			a = 0;
+	}
+	if (!a)
+		a = find_free(FILE_LOW, file_high, len, HUGE);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return a;
+}
+
+int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+{
+	struct shmid64 {
+		char pad[48];
+		uint64_t segsz;
+		char rest[256];
+	} ds;
+	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
+	if (q < 0)
+		return q;
+	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
+	if (addr && (flags & 020000 /* SHM_RND */))
+		addr = ALIGN_DOWN(addr, PAGE);
+	if (addr & (PAGE - 1))
+		return -EINVAL;
+	pthread_mutex_lock(&pvm.mm_lock);
+	int64_t r = -EINVAL;
+	int prot = PROT_READ | (flags & 010000 /* SHM_RDONLY */ ? 0 : PROT_WRITE) |
+		   (flags & 0100000 /* SHM_EXEC */ ? PROT_EXEC : 0);
+	if (addr) {
+		if (!gva_ok(addr, len) || addr < KX_USER_MIN || range_has_tramp(addr, addr + len) ||
+		    (!(flags & 040000 /* SHM_REMAP */) && !range_free(addr, addr + len)))
+			goto out;
+	} else if (!(addr = place(0, len, 0, true))) {
+		r = -ENOMEM;
+		goto out;
+	}
+	if (region_reserve(4) || pt_set(addr, addr + len, prot & PROT_EXEC)) {
+		r = -ENOMEM;
+		goto out;
+	}
+	r = host_call(SYS_shmat, shmid, (long)gva_ptr(addr), (flags & ~0100000) | 040000, 0, 0, 0);
+	if (r == (int64_t)(long)gva_ptr(addr)) {
+		sites_forget(addr, addr + len);
+		region_set(addr, addr + len, prot, MAP_SHARED);
+		r = addr;
+	}
+out:
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int gmem_shmdt(uint64_t addr)
+{
+	if (!gva_ok(addr, PAGE) || (addr & (PAGE - 1)))
+		return -EINVAL;
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(addr);
+	int r = -EINVAL;
+	if (i < nr_regions && regions[i].start == addr && regions[i].flags == MAP_SHARED) {
+		uint64_t end = regions[i].end;
+		r = host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
+		if (r == 0 && region_reserve(2) == 0) {
+			host_release(addr, end);
+			region_carve(addr, end);
+		}
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+bool gmem_query(uint64_t gva, struct gmem_region *out)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(gva);
+	bool found = i < nr_regions;
+	if (found)
+		*out = regions[i];
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return found;
+}
+
+bool gmem_mapped(uint64_t gva, uint64_t len)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	bool r = gva_ok(gva, len) && range_mapped(ALIGN_DOWN(gva, PAGE), ALIGN_UP(gva + len, PAGE));
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+/* ---- start ---------------------------------------------------------------------------------------------------- */
+
+static int map_host(uint64_t gva, uint64_t len)
+{
+	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+/* Fixed tables: top levels, IDT, one `hlt` per vector and at LSTAR. */
+static void sys_tables(void)
+{
+	uint64_t *pml4 = table(KX_SYS_BASE + GMEM_PML4), *hi = table(KX_SYS_BASE + 0x2000);
+	pml4[0] = (KX_SYS_BASE + 0x1000) | PTE_LEAF;
+	pml4[511] = (KX_SYS_BASE + 0x2000) | PTE_SUP;
+	hi[510] = (KX_SYS_BASE + 0x3000) | PTE_SUP;
+	for (unsigned i = 0; i < 512; i++)
+		table(KX_SYS_BASE + 0x3000)[i] = (KX_SYS_BASE + i * HUGE) | PTE_SUP | PTE_PS;
+	uint8_t *stubs = gva_ptr(KX_SYS_BASE + GMEM_STUBS);
+	memset(stubs, 0xf4, PAGE);
+	memset(gva_ptr(KX_SYS_BASE + GMEM_LSTAR), 0xf4, PAGE);
+	uint64_t *idt = gva_ptr(KX_SYS_BASE + GMEM_IDT);
+	for (unsigned v = 0; v < 256; v++) {
+		uint64_t h = GMEM_SYS_VA(KX_SYS_BASE + GMEM_STUBS) + 16 * v;
+		uint64_t dpl = v == 3 || v == 4 ? 3 : 0; /* int3 and into, as Linux */
+		idt[2 * v] = (h & 0xffff) | 0x10 << 16 | (0x8e00 | dpl << 13) << 32 | (h >> 16 & 0xffff) << 48;
+		idt[2 * v + 1] = h >> 32;
+	}
+}
+
+int gmem_init(struct kx_err *err)
+{
+	/* Far below where the host places its own mappings, so that none of those ever falls into a gap of ours. */
+	for (int i = 0; i < 64; i++) {
+		uint64_t want = 0x200000000000ull + random_below(0x1000) * 0x1000000000ull / 16;
+		want = ALIGN_DOWN(want, GiB);
+		void *p = mmap((void *)want, KX_SPACE_SIZE, PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+		if (p != MAP_FAILED) {
+			pvm.base = p;
+			break;
+		}
+		if (errno != EEXIST)
+			break;
+	}
+	if (!pvm.base)
+		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)", strerror(errno));
+	madvise(pvm.base, KX_SPACE_SIZE, MADV_DONTDUMP);
+	anon_high = ANON_HIGH - random_below(4096) * HUGE;
+	file_high = FILE_HIGH - random_below(4096) * HUGE;
+	sys_next = KX_SYS_BASE + 0x10000;
+	sys_end = KX_SYS_BASE + 4 * MiB;
+	int r;
+	if ((r = map_host(KX_SYS_BASE - PAGE, GiB + PAGE)) || (r = map_host(KX_LIBOS_BASE, 256 * MiB)) ||
+	    (r = slot_ioctl(0, KX_SYS_BASE - PAGE, PAGE)) || (r = slot_cover(KX_SYS_BASE, sys_end)))
+		return kx_err_set(err, -r, "guest memory: %s (is memory exhausted?)", strerror(-r));
+	sys_tables();
+	region_reserve(8);
+	/* LibOS: text executable, the rest data. Regions above KX_USER_END are out of every call's reach. */
+	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, true)) || (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, false)))
+		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
+	/* The monitor alone writes the clocks: the host mapping is writable, so the guest's leaf must not be. */
+	table(*pde_of(KX_VVAR_BASE))[(KX_VVAR_BASE >> 12) & 511] &= ~2ull;
+	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	region_set(KX_VVAR_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	pvm.shared = gva_ptr(KX_BOOT_BASE);
+	pvm.vvar = gva_ptr(KX_VVAR_BASE);
+	return 0;
+}

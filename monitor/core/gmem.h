@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Guest memory: the 512 GiB space, what is mapped in it, KVM memory slots, and the guest's page tables.
+ *
+ * The monitor reserves the space once (PROT_NONE) and maps guest memory into it with the host's own calls; KVM
+ * follows through its MMU notifiers. Read and write protection is the host mapping's; execute protection is the
+ * NX bit of the guest's leaves. The first-level rule: a present page-directory entry implies a memory slot behind
+ * all of its 2 MiB, so an access can never become an MMIO exit. A directory entry is a 2 MiB NX leaf while nothing
+ * in it is executable, and a table of 4 KiB leaves from the first executable page on.
+ *
+ * All functions take pvm.mm_lock themselves. Addresses and lengths are bytes. Unless said otherwise they return 0
+ * or -errno with mmap(2)'s meanings; the guest controls every argument.
+ */
+#ifndef KX_GMEM_H
+#define KX_GMEM_H
+#include "pvm.h"
+
+struct gmem_region {
+	uint64_t start, end; /* page-aligned, [start, end) */
+	int prot;            /* PROT_* as the guest asked */
+	int flags;           /* MAP_SHARED, MAP_ANONYMOUS, MAP_STACK... and GMEM_TRAMP */
+};
+#define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
+
+/* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
+int gmem_init(struct kx_err *err);
+
+/* As mmap(2). Executable private file mappings get their `syscall` sites patched. */
+int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
+int gmem_munmap(uint64_t addr, uint64_t len);
+int gmem_mprotect(uint64_t addr, uint64_t len, int prot);
+int64_t gmem_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr);
+/* The new (or, when it can't be had, the old) break. */
+uint64_t gmem_brk(uint64_t addr);
+void gmem_set_brk(uint64_t start);
+/* Address for a PIE (first call) or an interpreter (later calls): random, free, 2 MiB-aligned; 0 = none. */
+uint64_t gmem_place_exec(uint64_t len);
+/* Attach a SysV segment: as shmat(2), and detach by its address. */
+int64_t gmem_shmat(int shmid, uint64_t addr, int flags);
+int gmem_shmdt(uint64_t addr);
+
+/* First region that ends above gva. False when there is none. */
+bool gmem_query(uint64_t gva, struct gmem_region *out);
+/* True when all of [gva, gva+len) is mapped (any protection). */
+bool gmem_mapped(uint64_t gva, uint64_t len);
+/* Make sure that the hardware can reach a mapped address. 1: something was added, retry; 0: nothing to add. */
+int gmem_populate(uint64_t gva);
+/* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */
+uint64_t gmem_pc_to_original(uint64_t rip);
+uint64_t gmem_pc_to_resume(uint64_t rip);
+
+/* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */
+uint64_t gmem_sys_alloc(unsigned pages);
+#define GMEM_SYS_VA(gpa) ((gpa) - KX_SYS_BASE + 0xffffffff80000000ull)
+/* Offsets in the system region. */
+#define GMEM_PML4 0x0000
+#define GMEM_IDT 0x4000
+#define GMEM_STUBS 0x5000 /* 16 bytes each: exception vector n */
+#define GMEM_LSTAR 0x6000
+#endif

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "hcall.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "sig.h"
+#include "strace.h"
+#include "vfs.h"
+
+#define IOV_LIMIT 1024
+
+const struct hc_row hc_rows[] = {
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) \
+	{ #name, hc_##handler, nr, flags, { a0, a1, a2, a3, a4, a5 }, doc },
+#include "../../abi/hypercalls.def"
+};
+const unsigned hc_nr_rows = sizeof hc_rows / sizeof hc_rows[0];
+
+#define NR_LIMIT 1056
+static const struct hc_row *by_nr[NR_LIMIT];
+
+__attribute__((constructor)) static void index_rows(void)
+{
+	for (unsigned i = 0; i < hc_nr_rows; i++)
+		by_nr[hc_rows[i].nr] = &hc_rows[i];
+}
+
+const struct hc_row *hc_row_find(uint64_t nr) { return nr < NR_LIMIT ? by_nr[nr] : NULL; }
+
+/* Room for one call's paths and vector, per host thread: a call is never nested. */
+static __thread char path_space[2][PATH_MAX];
+static __thread struct iovec iov_space[IOV_LIMIT];
+
+/* ---- checks ------------------------------------------------------------------------------------------------ */
+
+static int check_buffer(struct hcall *c, int i, uint64_t len)
+{
+	if (!c->arg[i] && !len) {
+		c->host[i] = 0;
+		return 0;
+	}
+	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
+	if (c->arg[i] >= KX_USER_END)
+		return -EFAULT;
+	if (len > KX_USER_END - c->arg[i])
+		return -EFAULT;
+	c->host[i] = (long)gva_ptr(c->arg[i]);
+	return 0;
+}
+
+static int check_struct(struct hcall *c, int i, unsigned size, bool optional)
+{
+	if (optional && !c->arg[i]) {
+		c->host[i] = 0;
+		return 0;
+	}
+	if (!gva_ok(c->arg[i], size))
+		return -EFAULT;
+	c->host[i] = (long)gva_ptr(c->arg[i]);
+	return 0;
+}
+
+static int check_path(struct hcall *c, int i)
+{
+	const struct kx_arg_desc *d = &c->row->arg[i];
+	if (d->kind == KX_A_PATHO && !c->arg[i]) {
+		c->host[i] = 0;
+		return 0;
+	}
+	char *buf = path_space[c->nr_paths];
+	c->path_buf[c->nr_paths++] = buf;
+	ssize_t n = guest_read_str(buf, c->arg[i], PATH_MAX);
+	if (n < 0)
+		return n;
+	c->host[i] = (long)buf;
+	if (d->kind == KX_A_STR || n == 0)
+		return 0;
+	return vfs_path(c, d->aux < 0 ? AT_FDCWD : (int)c->arg[d->aux], buf, &c->proc[i]);
+}
+
+static int check_iov(struct hcall *c, int i)
+{
+	uint64_t n = c->row->arg[c->row->arg[i].aux].kind == KX_A_SIZE ? c->arg[c->row->arg[i].aux] :
+									 (uint32_t)c->arg[c->row->arg[i].aux];
+	uint64_t total = 0;
+	if (n > IOV_LIMIT)
+		return -EINVAL;
+	if (guest_read(iov_space, c->arg[i], n * sizeof *iov_space))
+		return -EFAULT;
+	for (uint64_t k = 0; k < n; k++) {
+		uint64_t base = (uint64_t)iov_space[k].iov_base, len = iov_space[k].iov_len;
+		if ((int64_t)len < 0 || (total += len) > INT64_MAX)
+			return -EINVAL;
+		if (len && !gva_ok(base, len))
+			return -EFAULT;
+		iov_space[k].iov_base = len ? gva_ptr(base) : NULL;
+	}
+	c->iov = iov_space;
+	c->host[i] = (long)iov_space;
+	return 0;
+}
+
+static int check_arg(struct hcall *c, int i)
+{
+	const struct kx_arg_desc *d = &c->row->arg[i];
+	c->host[i] = (long)c->arg[i];
+	switch (d->kind) {
+	case KX_A_FD:
+		return fd_is_guest((int)c->arg[i]) ? 0 : -EBADF;
+	case KX_A_ATFD:
+	case KX_A_FDN:
+		return (int)c->arg[i] < 0 || fd_is_guest((int)c->arg[i]) ? 0 : -EBADF;
+	case KX_A_FDNEW:
+		return 0; /* dup2(fd, fd) and limits are the handler's */
+	case KX_A_PATH:
+	case KX_A_PATHE:
+	case KX_A_PATHO:
+	case KX_A_STR:
+		return check_path(c, i);
+	case KX_A_IN:
+	case KX_A_OUT: {
+		const struct kx_arg_desc *l = &c->row->arg[d->aux];
+		uint64_t len = l->kind == KX_A_SIZE ? c->arg[d->aux] : (uint32_t)c->arg[d->aux];
+		return check_buffer(c, i, len);
+	}
+	case KX_A_IOVI:
+	case KX_A_IOVO:
+		return check_iov(c, i);
+	case KX_A_INS:
+	case KX_A_OUTS:
+	case KX_A_INOUTS:
+		return check_struct(c, i, d->aux, false);
+	case KX_A_INSO:
+	case KX_A_OUTSO:
+	case KX_A_INOUTSO:
+		return check_struct(c, i, d->aux, true);
+	}
+	return 0;
+}
+
+static int check_args(struct hcall *c)
+{
+	for (int i = 0; i < 6 && c->row->arg[i].kind != KX_A_NONE; i++) {
+		int r = check_arg(c, i);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* ---- generic handlers ----------------------------------------------------------------------------------------- */
+
+int64_t hc_FWD(struct hcall *c)
+{
+	for (int i = 0; i < 6; i++)
+		if (c->proc[i])
+			return vfs_proc_generic(c);
+	long (*call)(long, long, long, long, long, long, long) =
+		c->row->flags & KX_F_BLOCK ? host_call_blocking : host_call;
+	int64_t r = call(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], c->host[4], c->host[5]);
+	/* What gives descriptors among the forwarded calls. */
+	switch (c->nr) {
+	case SYS_epoll_create: case SYS_epoll_create1: case SYS_timerfd_create:
+		return fd_result(r);
+	}
+	return r;
+}
+
+int64_t hc_eperm(struct hcall *c)
+{
+	(void)c;
+	return -EPERM;
+}
+
+int64_t fd_result(int64_t fd)
+{
+	if (fd >= 0 && !fd_is_guest((int)fd)) {
+		close((int)fd);
+		return -EMFILE;
+	}
+	return fd;
+}
+
+int fd_hide(int fd)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
+	struct rlimit old, all;
+	if (fd < 0)
+		return -errno;
+	if ((unsigned)fd >= pvm.fd_limit)
+		return fd;
+	pthread_mutex_lock(&lock);
+	getrlimit(RLIMIT_NOFILE, &old);
+	all = old;
+	all.rlim_cur = all.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &all);
+	int n = fcntl(fd, F_DUPFD_CLOEXEC, pvm.fd_limit), e = errno;
+	setrlimit(RLIMIT_NOFILE, &old);
+	pthread_mutex_unlock(&lock);
+	close(fd);
+	return n < 0 ? -e : n;
+}
+
+int get_timespec(uint64_t gva, struct timespec *ts, struct timespec **out)
+{
+	*out = NULL;
+	if (!gva)
+		return 0;
+	if (guest_read(ts, gva, sizeof *ts))
+		return -EFAULT;
+	*out = ts;
+	return 0;
+}
+
+/* A system call that no row names. */
+static int64_t unknown_call(struct hcall *c)
+{
+	uint64_t nr = c->nr;
+	__atomic_add_fetch(&pvm.nr_enosys, 1, __ATOMIC_RELAXED);
+	if (nr < 1024 && __atomic_fetch_add(&pvm.enosys_count[nr], 1, __ATOMIC_RELAXED) == 0)
+		kx_log(KX_LOG_WARN, "libos", "system call %llu (%s) is not implemented: ENOSYS", (unsigned long long)nr,
+		       strace_call_name(nr) ? strace_call_name(nr) : "?");
+	return -ENOSYS;
+}
+
+/* Only into the calling thread's own area: the LibOS's stack is there. */
+int64_t hc_seed(struct hcall *c)
+{
+	uint64_t off = c->arg[0] - c->t->area_gva;
+	if (off >= KX_AREA_SIZE || c->arg[1] > 256 || c->arg[1] > KX_AREA_SIZE - off)
+		return -EFAULT;
+	return HC6(SYS_getrandom, gva_ptr(c->arg[0]), c->arg[1], 0, 0, 0, 0);
+}
+
+int64_t hc_trace(struct hcall *c)
+{
+	uint64_t args[6];
+	if (pvm.cfg->strace && guest_read(args, c->arg[1], sizeof args) == 0)
+		strace_call(c->t, hc_row_find(c->arg[0]), c->arg[0], args, (int64_t)c->arg[2],
+			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_LIBOS, 0);
+	return 0;
+}
+
+/* ---- dispatch --------------------------------------------------------------------------------------------------- */
+
+/* Run the handler; a call that was interrupted by nothing that the program may see starts again. */
+static int64_t run_handler(struct hcall *c)
+{
+	struct thread *t = c->t;
+	if (c->row->flags & KX_F_NORESTART)
+		sig_sync_block(t);
+	for (;;) {
+		int64_t r = c->row->fn(c);
+		if (r == KX_NORESTART_EINTR)
+			return -EINTR;
+		if (r != -EINTR || !(c->row->flags & KX_F_BLOCK))
+			return r;
+		if (t->sig_stop)
+			return c->row->flags & KX_F_RESTART ? -KX_ERESTART : -KX_ERESTART_NOHAND;
+		t->kicked = 0;
+		if (t->exiting)
+			return -EINTR;
+		if (c->row->flags & KX_F_NORESTART)
+			return -EINTR;
+	}
+}
+
+static bool is_private(uint64_t nr) { return nr >= 1024; }
+
+static void traced(struct hcall *c, int64_t ret)
+{
+	if (!is_private(c->nr))
+		strace_call(c->t, c->row, c->nr, c->arg, ret == -KX_ERESTART || ret == -KX_ERESTART_NOHAND ? -EINTR : ret,
+			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
+}
+
+void hcall_dispatch(struct thread *t)
+{
+	struct kx_call call = t->area->call;
+	struct hcall c = { .t = t, .nr = call.nr };
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	memcpy(c.arg, call.arg, sizeof c.arg);
+	c.row = hc_row_find(c.nr);
+	t->nr_hcalls++;
+	int64_t r;
+	if (!c.row) {
+		r = unknown_call(&c);
+		if (pvm.cfg->strace)
+			traced(&c, r);
+	} else {
+		__atomic_add_fetch(&pvm.hcall_count[c.nr], 1, __ATOMIC_RELAXED);
+		t->hcall = &c;
+		/* A signal that is already on its way must stop this call from sleeping. */
+		sig_prepare(t);
+		/* Calls that do not come back are told of before they happen. */
+		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
+			traced(&c, 0);
+		r = check_args(&c);
+		if (!r)
+			r = run_handler(&c);
+		if (pvm.cfg->strace)
+			traced(&c, r);
+		t->hcall = NULL;
+	}
+	t->area->call.ret = r;
+	unsigned cpu;
+	pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+	if (getcpu(&cpu, NULL) == 0)
+		t->area->cpu = cpu;
+	sig_prepare(t);
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The pVM: one VM in this process, its memory, its threads, and what the modules of the monitor share.
+ *
+ * One process holds exactly one pVM (struct pvm pvm). A guest thread is a host thread with a vCPU (struct thread);
+ * the calling one's is `self`. Locks, in the order in which they are taken:
+ *   pvm.mm_lock   the memory map, slots, page tables, patched sites (gmem.c, patch.c)
+ *   pvm.thr_lock  the list of threads and the pool of vCPUs (thread.c)
+ */
+#ifndef KX_PVM_H
+#define KX_PVM_H
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include "../../abi/kx_abi.h"
+#include "../../abi/kx_hcall.h"
+#include "../../util/err.h"
+
+/* What `kylinx run` was told. Strings belong to the caller and live as long as the process. */
+struct kx_volume {
+	const char *src, *dst;
+	bool ro;
+};
+struct kx_config {
+	const char *program;  /* as typed; searched in PATH by the CLI */
+	char **argv, **envp;  /* NULL-terminated */
+	uint64_t memory;      /* bytes of private writable memory that the program may have; 0 = unlimited */
+	int cpus;             /* 0 = those of the host */
+	const char *root;     /* --root: directory that becomes /; NULL = default view */
+	struct kx_volume volumes[64];
+	int nr_volumes;
+	bool net_none;
+	const char *name;
+	bool strace, stats;
+	const char *strace_file, *stats_file; /* NULL = stderr */
+	const char *log_level;
+};
+
+struct thread {
+	struct thread *next;       /* pvm.threads, or the pool */
+	struct kx_thread *area;    /* host address of the thread's area */
+	uint64_t area_gva;         /* its guest address */
+	int index;                 /* of the area and vCPU */
+	int vcpu_fd;
+	struct kvm_run *run;
+	pthread_t pthread;
+	pid_t tid;                 /* host thread id = guest thread id */
+	bool live;
+	uint64_t clear_tid;        /* guest address, 0 = none */
+	uint64_t robust_head;      /* guest address of struct robust_list_head, 0 = none */
+	/* Signals (signal.c). `acc` is filled by the host signal handler on this thread only. */
+	volatile int acc_signo;    /* accepted, not yet handed to the LibOS; 0 = none */
+	siginfo_t acc_info;
+	volatile int sig_stop;     /* 1: blocking calls must not start (a signal waits to be delivered) */
+	volatile int kicked;
+	volatile int exiting;      /* the pVM is going: leave the run loop */
+	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
+	siginfo_t k_info;          /* the guest's own KICK_SIG, held while the guest blocks it; si_signo 0 = none */
+	uint64_t trapno, err, cr2; /* of the fault being turned into a signal */
+	uint64_t fault_rip;        /* last fault that looked like nothing, and how often */
+	int fault_repeat;
+	struct hcall *hcall;       /* call in progress, NULL outside; for strace and faults */
+	uint64_t nr_hcalls, nr_exits, nr_slow, nr_faults;
+	struct kvm_xsave *xsave;
+};
+
+struct pvm {
+	pid_t pid;
+	int kvm_fd, vm_fd, proc_fd;   /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
+	uint8_t *base;                /* host address of guest address 0 */
+	unsigned fd_limit;            /* descriptors >= this are the monitor's: EBADF to the guest */
+	const struct kx_config *cfg;
+	struct kx_shared *shared;     /* host address of KX_BOOT_BASE */
+	struct kx_vvar *vvar;
+	pthread_mutex_t mm_lock, thr_lock;
+	struct thread *threads;
+	int nr_threads, next_index;
+	int kvm_run_size;
+	struct kvm_cpuid2 *cpuid;
+	uint64_t xcr0;
+	unsigned xsave_size;
+	struct kx_libos_header libos; /* copy of the image's header */
+	/* program (load.c) */
+	char exe[4096];               /* absolute path of the program, for /proc/self/exe */
+	char comm[16];
+	uint64_t arg_start, arg_end, env_start, env_end, stack_top, brk_start;
+	uint8_t auxv[512];
+	unsigned auxv_len;
+	bool no_new_privs;
+	int exit_status;
+	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
+	uint64_t hcall_count[1056], enosys_count[1024];
+	uint64_t start_ns;
+};
+
+extern struct pvm pvm;
+extern __thread struct thread *self;
+
+/* Host address of a guest address that was checked already. */
+static inline void *gva_ptr(uint64_t gva) { return pvm.base + gva; }
+
+/* ---- guest memory from handlers (gmem.c) --------------------------------------------------------------- */
+/* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END (or LibOS data: no). */
+static inline bool gva_ok(uint64_t gva, uint64_t len)
+{
+	return gva < KX_USER_END && len <= KX_USER_END - gva;
+}
+/* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
+int guest_read(void *dst, uint64_t gva, size_t len);
+int guest_write(uint64_t gva, const void *src, size_t len);
+/* Copy a string with its NUL. Returns its length (without NUL), -EFAULT, or -ENAMETOOLONG when none within max. */
+ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
+
+/* Raw host call: -errno on failure, never restarted. The blocking form also returns -EINTR at once when a
+ * signal waits for this thread (no window between the check and the sleep). */
+long host_call(long nr, long a, long b, long c, long d, long e, long f);
+long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f);
+#define HC6(nr, a, b, c, d, e, f) host_call(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define HB6(nr, a, b, c, d, e, f) host_call_blocking(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+/* Move a descriptor of the monitor's out of the guest's range (close-on-exec). Takes ownership of fd also on
+ * failure. Returns the new number or -errno. */
+int fd_hide(int fd);
+
+/* ---- the run of a pVM ----------------------------------------------------------------------------------- */
+/* Make the pVM in this process and run the program to its end. Returns only on failure (err says why); on
+ * success the process exits as the program did. */
+int pvm_run(const struct kx_config *cfg, struct kx_err *err);
+/* End the whole process now with the program's status (as exit_group). */
+_Noreturn void pvm_exit_group(int status);
+/* End it as if killed by signal sig (default action), so that the parent's wait status says so. */
+_Noreturn void pvm_die_by_signal(int sig);
+/* A broken guest (not a host error): log reason, die by SIGKILL-like status 125. */
+__attribute__((format(printf, 1, 2))) _Noreturn void pvm_panic(const char *fmt, ...);
+#endif

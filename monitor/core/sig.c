@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "sig.h"
+#include <errno.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "strace.h"
+
+extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
+extern const char host_copy_begin[], host_copy_end[], host_restorer[];
+long host_call_flag(volatile int *flag, const long args[7]);
+size_t host_copy(void *dst, const void *src, size_t len);
+
+/* As the kernel's struct sigaction for x86-64. */
+struct ksigaction {
+	void (*handler)(int, siginfo_t *, void *);
+	unsigned long flags;
+	void (*restorer)(void);
+	uint64_t mask;
+};
+#define KSA_RESTORER 0x04000000ul
+
+static char kick_cookie;
+
+static int raw_sigaction(int signo, const struct ksigaction *act)
+{
+	return host_call(SYS_rt_sigaction, signo, (long)act, 0, 8, 0, 0);
+}
+
+static void set_mask(uint64_t mask)
+{
+	mask &= ~(SIGBIT(KICK_SIG) | SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
+	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
+}
+
+void sig_block_all(void) { set_mask(~0ull & ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS))); }
+
+long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
+{
+	const long args[7] = { nr, a, b, c, d, e, f };
+	return host_call_flag(&self->sig_stop, args);
+}
+
+/* ---- copying from and to guest memory ------------------------------------------------------------------- */
+
+static bool any_gva_ok(uint64_t gva, size_t len) { return gva < KX_SYS_BASE && len <= KX_SYS_BASE - gva; }
+
+int guest_read(void *dst, uint64_t gva, size_t len)
+{
+	if (!any_gva_ok(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
+		return -EFAULT;
+	return 0;
+}
+
+int guest_write(uint64_t gva, const void *src, size_t len)
+{
+	if (!any_gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
+		return -EFAULT;
+	return 0;
+}
+
+ssize_t guest_read_str(char *dst, uint64_t gva, size_t max)
+{
+	size_t n = 0;
+	while (n < max) {
+		/* Up to the end of the page: the next one may not be there. */
+		size_t part = 4096 - (gva + n) % 4096;
+		if (part > max - n)
+			part = max - n;
+		if (guest_read(dst + n, gva + n, part))
+			return -EFAULT;
+		char *end = memchr(dst + n, 0, part);
+		if (end)
+			return end - dst;
+		n += part;
+	}
+	return -ENAMETOOLONG;
+}
+
+/* ---- the handler ------------------------------------------------------------------------------------------ */
+
+/* Queue a signal again as it came. It stays pending: its signal is blocked on this thread by now. */
+static void requeue(int signo, siginfo_t *info, bool to_thread)
+{
+	if (to_thread)
+		host_call(SYS_rt_tgsigqueueinfo, pvm.pid, self->tid, signo, (long)info, 0, 0);
+	else
+		host_call(SYS_rt_sigqueueinfo, pvm.pid, signo, (long)info, 0, 0, 0);
+}
+
+/* The guest blocks signo and the host does not: block it and put back, in order, all that are queued of it. */
+static void put_back(struct thread *t, int signo, siginfo_t *info)
+{
+	bool to_thread = info->si_code == SI_TKILL;
+	siginfo_t more[32];
+	int n = 0;
+	t->hmask |= SIGBIT(signo);
+	t->area->host_mask = t->hmask;
+	if (signo >= 34) {
+		uint64_t set = SIGBIT(signo);
+		struct timespec zero = { 0, 0 };
+		while (n < 32 && host_call(SYS_rt_sigtimedwait, (long)&set, (long)&more[n], (long)&zero, 8, 0, 0) == signo)
+			n++;
+	}
+	requeue(signo, info, to_thread);
+	for (int i = 0; i < n; i++)
+		requeue(signo, &more[i], more[i].si_code == SI_TKILL);
+}
+
+static void abort_blocking_call(ucontext_t *uc)
+{
+	greg_t *rip = &uc->uc_mcontext.gregs[REG_RIP];
+	if (*rip >= (greg_t)host_blocking_begin && *rip <= (greg_t)host_blocking_end)
+		*rip = (greg_t)host_blocking_abort;
+}
+
+static bool is_fault(int signo, const siginfo_t *info)
+{
+	return info->si_code > 0 && (signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL);
+}
+
+/* A fault of the monitor itself: expected inside host_copy(), else the end. */
+static void monitor_fault(int signo, siginfo_t *info, ucontext_t *uc)
+{
+	greg_t *rip = &uc->uc_mcontext.gregs[REG_RIP];
+	if (*rip >= (greg_t)host_copy_begin && *rip < (greg_t)host_copy_end) {
+		*rip = (greg_t)host_copy_end;
+		return;
+	}
+	kx_log(KX_LOG_ERROR, "monitor", "internal fault: signal %d at %#llx, address %p", signo, (unsigned long long)*rip,
+	       info->si_addr);
+	struct ksigaction dfl = { 0 };
+	raw_sigaction(signo, &dfl);
+}
+
+static void on_signal(int signo, siginfo_t *info, void *context)
+{
+	ucontext_t *uc = context;
+	struct thread *t = self;
+	int saved_errno = errno;
+	uint64_t *mask = (uint64_t *)&uc->uc_sigmask;
+	if (is_fault(signo, info)) {
+		monitor_fault(signo, info, uc);
+		return;
+	}
+	if (!t)
+		return;
+	if (signo == KICK_SIG && info->si_code == SI_QUEUE && info->si_value.sival_ptr == &kick_cookie &&
+	    info->si_pid == pvm.pid) {
+		t->kicked = 1;
+		if (t->run)
+			t->run->immediate_exit = 1;
+		abort_blocking_call(uc);
+		return;
+	}
+	if (signo == KICK_SIG && (t->acc_signo || (t->area->sigmask & SIGBIT(signo)))) {
+		t->k_info = *info;
+	} else if (t->area->sigmask & SIGBIT(signo)) {
+		*mask |= SIGBIT(signo);
+		put_back(t, signo, info);
+	} else {
+		t->acc_info = *info;
+		t->acc_signo = signo;
+		t->sig_stop = 1;
+		*mask = ~(SIGBIT(KICK_SIG) | SIGBIT(SIGSEGV) | SIGBIT(SIGBUS));
+		if (t->run)
+			t->run->immediate_exit = 1;
+		abort_blocking_call(uc);
+	}
+	errno = saved_errno;
+}
+
+/* ---- dispositions ------------------------------------------------------------------------------------------ */
+
+static bool default_ends_process(int signo)
+{
+	switch (signo) {
+	case SIGCHLD: case SIGCONT: case SIGURG: case SIGWINCH:
+	case SIGSTOP: case SIGTSTP: case SIGTTIN: case SIGTTOU: case SIGKILL:
+		return false;
+	}
+	return true;
+}
+
+int sig_set_disposition(int signo, const struct kx_sigaction *act)
+{
+	struct ksigaction k = { .handler = on_signal, .mask = ~0ull, .flags = SA_SIGINFO | KSA_RESTORER,
+				.restorer = (void (*)(void))host_restorer };
+	k.flags |= act->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
+	k.mask &= ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS));
+	/* The monitor's own faults come by these; the others it must see to report the end. */
+	bool keep = signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL || signo == KICK_SIG;
+	bool report = (pvm.cfg->stats || pvm.cfg->strace) && default_ends_process(signo);
+	if (act->handler == (uint64_t)SIG_IGN && !keep)
+		k.handler = (void *)SIG_IGN;
+	else if (act->handler == (uint64_t)SIG_DFL && !keep && !report)
+		k.handler = (void *)SIG_DFL;
+	return raw_sigaction(signo, &k);
+}
+
+void sig_init(void)
+{
+	struct ksigaction old;
+	for (int s = 1; s <= 64; s++) {
+		struct kx_sigaction *act = &pvm.shared->sigaction[s];
+		memset(act, 0, sizeof *act);
+		if (s == SIGKILL || s == SIGSTOP)
+			continue;
+		/* Ignored signals stay ignored across exec; everything else starts as default. */
+		if (host_call(SYS_rt_sigaction, s, 0, (long)&old, 8, 0, 0) == 0 && (void *)old.handler == (void *)SIG_IGN)
+			act->handler = (uint64_t)SIG_IGN;
+		sig_set_disposition(s, act);
+	}
+}
+
+void sig_thread_start(struct thread *t)
+{
+	t->hmask = t->area->sigmask;
+	t->area->host_mask = t->hmask;
+	set_mask(t->hmask);
+}
+
+/* ---- handing over -------------------------------------------------------------------------------------------- */
+
+static void hand_over(struct thread *t, int signo, const siginfo_t *info)
+{
+	struct kx_signal *s = &t->area->sig;
+	memcpy(s->info, info, sizeof s->info);
+	s->forced = 0;
+	s->trapno = s->err = s->cr2 = 0;
+	__atomic_store_n(&s->signo, signo, __ATOMIC_RELEASE);
+	__atomic_or_fetch(&t->area->work, KX_WORK_SIGNAL, __ATOMIC_RELEASE);
+	if (pvm.cfg->strace)
+		strace_signal(t, signo, info);
+}
+
+/* Take what the handler accepted; may be called while more arrive. */
+static void take_accepted(struct thread *t)
+{
+	int signo = t->acc_signo;
+	siginfo_t info = t->acc_info;
+	t->acc_signo = 0;
+	if (t->area->sigmask & SIGBIT(signo))
+		put_back(t, signo, &info);
+	else
+		hand_over(t, signo, &info);
+	set_mask(t->hmask); /* from here the handler may accept the next */
+}
+
+void sig_prepare(struct thread *t)
+{
+	if (t->k_info.si_signo && !t->acc_signo && !(t->area->sigmask & SIGBIT(KICK_SIG)) && !t->area->sig.signo) {
+		siginfo_t info = t->k_info;
+		t->k_info.si_signo = 0;
+		hand_over(t, KICK_SIG, &info);
+	}
+	while (t->acc_signo && !t->area->sig.signo)
+		take_accepted(t);
+	if (t->acc_signo)
+		__atomic_or_fetch(&t->area->work, KX_WORK_MORE, __ATOMIC_RELEASE);
+	t->sig_stop = t->acc_signo || t->area->sig.signo;
+	if (t->acc_signo) /* accepted between the loop and here: sig_stop stays */
+		t->sig_stop = 1;
+}
+
+void sig_sync_block(struct thread *t)
+{
+	uint64_t mask = t->area->sigmask;
+	if (!(mask & ~t->hmask) || t->acc_signo)
+		return;
+	t->hmask |= mask;
+	t->area->host_mask = t->hmask;
+	set_mask(t->hmask);
+	if (t->acc_signo) { /* accepted just before: its mask is in force until it is handed over */
+		set_mask(~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)));
+	}
+}
+
+void sig_sync_unblock(struct thread *t)
+{
+	uint64_t mask = t->area->sigmask;
+	t->hmask &= mask;
+	t->area->host_mask = t->hmask;
+	if (!t->acc_signo)
+		set_mask(t->hmask);
+}
+
+void sig_mask_enter(struct thread *t, uint64_t mask)
+{
+	mask &= ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
+	t->area->saved_mask = t->area->sigmask;
+	t->area->has_saved_mask = 1;
+	t->area->sigmask = mask;
+	t->hmask = mask;
+	t->area->host_mask = mask;
+	if (!t->acc_signo)
+		set_mask(mask);
+}
+
+int64_t sig_mask_leave(struct thread *t, int64_t ret)
+{
+	if (ret == -EINTR && t->sig_stop)
+		return ret; /* the LibOS restores the mask when it has made the frame */
+	t->area->sigmask = t->area->saved_mask;
+	t->area->has_saved_mask = 0;
+	t->hmask &= t->area->sigmask;
+	t->area->host_mask = t->hmask;
+	if (!t->acc_signo)
+		set_mask(t->hmask);
+	return ret;
+}
+
+void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err, uint64_t cr2)
+{
+	siginfo_t info;
+	memset(&info, 0, sizeof info);
+	info.si_signo = signo;
+	info.si_code = code;
+	info.si_addr = (void *)addr;
+	struct kx_sigaction act = pvm.shared->sigaction[signo];
+	if ((t->area->sigmask & SIGBIT(signo)) || act.handler == (uint64_t)SIG_IGN || act.handler == (uint64_t)SIG_DFL) {
+		if (pvm.cfg->strace)
+			strace_signal(t, signo, &info);
+		pvm_die_by_signal(signo);
+	}
+	if (t->area->sig.signo) {
+		/* An asynchronous one is on its way: it goes back to the host, the fault comes first. */
+		siginfo_t old;
+		int s = t->area->sig.signo;
+		memcpy(&old, t->area->sig.info, sizeof old);
+		if (s >= 1 && s <= 64)
+			requeue(s, &old, true);
+		t->area->sig.signo = 0;
+	}
+	hand_over(t, signo, &info);
+	t->area->sig.forced = 1;
+	t->area->sig.trapno = trapno;
+	t->area->sig.err = err;
+	t->area->sig.cr2 = cr2;
+}
+
+void sig_kick(struct thread *t)
+{
+	siginfo_t info;
+	memset(&info, 0, sizeof info);
+	info.si_signo = KICK_SIG;
+	info.si_code = SI_QUEUE;
+	info.si_pid = pvm.pid;
+	info.si_value.sival_ptr = &kick_cookie;
+	host_call(SYS_rt_tgsigqueueinfo, pvm.pid, t->tid, KICK_SIG, (long)&info, 0, 0);
+}

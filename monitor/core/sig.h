@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Signals. The host kernel keeps dispositions, pending signals and masks; the monitor's handler accepts one signal
+ * at a time for the thread that it runs on and hands it to the LibOS, which builds the frame.
+ *
+ * The guest's mask (kx_thread.sigmask) changes without an exit, so the host thread's mask (thread.hmask) may lag
+ * behind: a signal that the guest blocks but the host does not is blocked and queued again by the handler. What the
+ * host blocks but the guest no longer does, the LibOS reports by the sigmask_sync hypercall.
+ */
+#ifndef KX_SIG_H
+#define KX_SIG_H
+#include "pvm.h"
+
+/* Interrupts a host thread. Real-time signal 33 is glibc's and musl's own, so programs neither block nor use it by
+ * themselves; theirs still gets through (told apart by its value). */
+#define KICK_SIG 33
+#define SIGBIT(n) (1ull << ((n)-1))
+
+/* Install handlers; before any thread exists. */
+void sig_init(void);
+/* Make the host's disposition of signo follow the guest's action. Returns 0 or -errno. */
+int sig_set_disposition(int signo, const struct kx_sigaction *act);
+/* On entry of a host thread that runs a guest thread: mask as inherited. */
+void sig_thread_start(struct thread *t);
+/* Before the guest runs on and after each hypercall: hand over an accepted signal. */
+void sig_prepare(struct thread *t);
+/* The guest's mask must be the host's before a call that sleeps with a timeout. */
+void sig_sync_block(struct thread *t);
+/* The guest unblocked something that the host still blocks. */
+void sig_sync_unblock(struct thread *t);
+/* Temporary mask of ppoll, pselect6, epoll_pwait, rt_sigsuspend. leave() returns ret. */
+void sig_mask_enter(struct thread *t, uint64_t mask);
+int64_t sig_mask_leave(struct thread *t, int64_t ret);
+/* A fault of the guest at user state that is already in t's frame. */
+void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err, uint64_t cr2);
+/* Make thread t leave the guest or its blocking call. */
+void sig_kick(struct thread *t);
+/* Block everything on this host thread (it is about to end). */
+void sig_block_all(void);
+#endif

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See stats.h. */
+#ifndef _GNU_SOURCE
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+#include "stats.h"
+#include "strace.h"
+
+/* Counters of threads. */
+struct sums {
+	uint64_t hcalls, exits, slow, faults;
+};
+
+static struct sums done; /* of those that ended; added to atomically */
+static int stats_fd = -1;
+
+/* ---- A buffered writer: async-signal-safe but for snprintf of integers, which doesn't allocate ------------ */
+
+static struct {
+	int fd;
+	size_t len;
+	char buf[16384];
+} out;
+
+static void flush(void)
+{
+	size_t off = 0;
+	ssize_t n;
+
+	while (off < out.len) {
+		n = write(out.fd, out.buf + off, out.len - off);
+		if (n > 0)
+			off += (size_t)n;
+		else if (errno != EINTR)
+			break;
+	}
+	out.len = 0;
+}
+
+static void put_bytes(const char *s, size_t n)
+{
+	if (out.len + n > sizeof(out.buf))
+		flush();
+	memcpy(out.buf + out.len, s, n);
+	out.len += n;
+}
+
+static void puts_(const char *s)
+{
+	put_bytes(s, strlen(s));
+}
+
+static void put_num(const char *key, uint64_t v)
+{
+	char tmp[96];
+	int n = snprintf(tmp, sizeof(tmp), "\"%s\":%" PRIu64, key, v);
+
+	put_bytes(tmp, (size_t)n);
+}
+
+/* Length of the well-formed UTF-8 sequence of several bytes at s, 0 when there is none. */
+static size_t utf8_len(const unsigned char *s)
+{
+	size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2, i;
+	uint32_t c = s[0] & (0xff >> (n + 1));
+
+	if (s[0] < 0xc2 || s[0] > 0xf4)
+		return 0;
+	for (i = 1; i < n; i++) {
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+		c = c << 6 | (s[i] & 0x3f);
+	}
+	if ((n == 3 && c < 0x800) || (n == 4 && (c < 0x10000 || c > 0x10ffff)) || (c >= 0xd800 && c < 0xe000))
+		return 0;
+	return n;
+}
+
+/* A JSON string; bytes that are no UTF-8 become U+FFFD. */
+static void put_json_str(const char *str)
+{
+	const unsigned char *s = (const unsigned char *)str;
+	char tmp[8];
+	size_t n;
+
+	puts_("\"");
+	for (; *s; s += n) {
+		n = 1;
+		if (*s == '"' || *s == '\\') {
+			tmp[0] = '\\';
+			tmp[1] = (char)*s;
+			put_bytes(tmp, 2);
+		} else if (*s < 0x20 || *s == 0x7f) {
+			put_bytes(tmp, (size_t)snprintf(tmp, sizeof(tmp), "\\u%04x", *s));
+		} else if (*s < 0x80) {
+			put_bytes((const char *)s, 1);
+		} else if ((n = utf8_len(s))) {
+			put_bytes((const char *)s, n);
+		} else {
+			puts_("\\ufffd");
+			n = 1;
+		}
+	}
+	puts_("\"");
+}
+
+/* ,"name":count for call nr, by its number when it has no name. */
+static void put_call(uint64_t nr, uint64_t count)
+{
+	const char *name = strace_call_name(nr);
+	char tmp[24];
+
+	if (!name) {
+		snprintf(tmp, sizeof(tmp), "%" PRIu64, nr);
+		name = tmp;
+	}
+	puts_(",");
+	put_num(name, count);
+}
+
+/* ---- The numbers ---------------------------------------------------------------------------------------- */
+
+void stats_thread_done(struct thread *t)
+{
+	__atomic_fetch_add(&done.hcalls, t->nr_hcalls, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&done.exits, t->nr_exits, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&done.slow, t->nr_slow, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&done.faults, t->nr_faults, __ATOMIC_RELAXED);
+	t->nr_hcalls = t->nr_exits = t->nr_slow = t->nr_faults = 0;
+}
+
+/* A stopped thread may hold thr_lock for ever: the list is then walked without it, in bounded steps. */
+static struct sums sum_threads(void)
+{
+	bool locked = !pthread_mutex_trylock(&pvm.thr_lock);
+	struct sums s = done;
+	struct thread *t;
+	int n = 0;
+
+	for (t = pvm.threads; t && n < KX_AREA_MAX; t = t->next, n++) {
+		s.hcalls += t->nr_hcalls;
+		s.exits += t->nr_exits;
+		s.slow += t->nr_slow;
+		s.faults += t->nr_faults;
+	}
+	if (locked)
+		pthread_mutex_unlock(&pvm.thr_lock);
+	return s;
+}
+
+static void put_calls(const char *key, uint64_t total, const uint64_t *count, size_t n)
+{
+	uint64_t sum = 0;
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		sum += count[i];
+	puts_(",");
+	put_json_str(key);
+	puts_(":{");
+	/* The counts by call are shared by threads: an update may be lost, or the total lag. */
+	put_num("total", total > sum ? total : sum);
+	for (i = 0; i < n; i++)
+		if (count[i])
+			put_call(i, count[i]);
+	puts_("}");
+}
+
+static void put_report(void)
+{
+	struct sums s = sum_threads();
+	struct timespec now;
+	struct rusage ru;
+	uint64_t ns;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	memset(&ru, 0, sizeof(ru));
+	getrusage(RUSAGE_SELF, &ru);
+	puts_("{");
+	put_num("pid", (uint64_t)pvm.pid);
+	puts_(",\"program\":");
+	put_json_str(pvm.exe[0] ? pvm.exe : pvm.cfg && pvm.cfg->program ? pvm.cfg->program : "");
+	puts_(",");
+	put_num("wall_ns", ns - pvm.start_ns);
+	puts_(",");
+	put_num("vcpus", (uint64_t)pvm.next_index);
+	put_calls("hypercalls", s.hcalls, pvm.hcall_count, sizeof(pvm.hcall_count) / sizeof(pvm.hcall_count[0]));
+	puts_(",");
+	put_num("exits", s.exits);
+	puts_(",");
+	put_num("slow_syscalls", s.slow);
+	puts_(",");
+	put_num("local_calls", pvm.shared ? *(volatile uint64_t *)&pvm.shared->local_calls : 0);
+	puts_(",");
+	put_num("faults", s.faults);
+	puts_(",");
+	put_num("forks", 0);
+	put_calls("enosys", pvm.nr_enosys, pvm.enosys_count, sizeof(pvm.enosys_count) / sizeof(pvm.enosys_count[0]));
+	puts_(",");
+	put_num("memory_slots", pvm.nr_slots);
+	puts_(",\"syscall_sites\":{");
+	put_num("found", pvm.nr_sites_found);
+	puts_(",");
+	put_num("patched", pvm.nr_sites);
+	puts_("},");
+	put_num("max_rss_kib", (uint64_t)ru.ru_maxrss);
+	puts_("}\n");
+}
+
+static int stats_open(const char *file)
+{
+	return open(file, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644);
+}
+
+int stats_init(const char *file)
+{
+	int fd = file ? stats_open(file) : fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
+
+	if (fd < 0)
+		return -errno;
+	fd = fd_hide(fd);
+	if (fd < 0)
+		return fd;
+	stats_fd = fd;
+	return 0;
+}
+
+void stats_write(const char *file)
+{
+	int fd = stats_fd >= 0 ? stats_fd : file ? stats_open(file) : STDERR_FILENO;
+	sigset_t set;
+
+	if (fd < 0)
+		return;
+	/* The reader's absence must not change how the program ends. */
+	sigemptyset(&set);
+	sigaddset(&set, SIGPIPE);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	out.fd = fd;
+	out.len = 0;
+	put_report();
+	flush();
+	if (fd != stats_fd && fd != STDERR_FILENO)
+		close(fd);
+}

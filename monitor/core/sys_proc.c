@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Identity, limits, scheduling, waiting, prctl. */
+#include <errno.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "hcall.h"
+#include "thread.h"
+
+static void refresh_ids(void)
+{
+	pvm.shared->uid = host_call(SYS_getuid, 0, 0, 0, 0, 0, 0);
+	pvm.shared->euid = host_call(SYS_geteuid, 0, 0, 0, 0, 0, 0);
+	pvm.shared->gid = host_call(SYS_getgid, 0, 0, 0, 0, 0, 0);
+	pvm.shared->egid = host_call(SYS_getegid, 0, 0, 0, 0, 0, 0);
+}
+
+/* Of the calling thread alone, as the kernel does: the program's libc makes every thread call. */
+int64_t hc_setid(struct hcall *c)
+{
+	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
+	refresh_ids();
+	return r;
+}
+
+int64_t hc_getgroups(struct hcall *c)
+{
+	gid_t list[65536 / 16];
+	int n = (int)c->arg[0];
+	if (n < 0)
+		return -EINVAL;
+	if (n > (int)(sizeof list / sizeof list[0]))
+		n = sizeof list / sizeof list[0];
+	long r = HC6(SYS_getgroups, n, list, 0, 0, 0, 0);
+	if (r > 0 && n && guest_write(c->arg[1], list, r * sizeof list[0]))
+		return -EFAULT;
+	return r;
+}
+
+int64_t hc_setgroups(struct hcall *c)
+{
+	gid_t list[4096];
+	if (c->arg[0] > 65536)
+		return -EINVAL;
+	if (c->arg[0] > 4096)
+		return -ENOMEM;
+	if (guest_read(list, c->arg[1], c->arg[0] * sizeof list[0]))
+		return -EFAULT;
+	return HC6(SYS_setgroups, c->arg[0], list, 0, 0, 0, 0);
+}
+
+static bool pid_is_ours(int pid) { return pid == 0 || pid == pvm.pid || (pid > 0 && thread_is_ours(pid)); }
+
+int64_t hc_setpgid(struct hcall *c)
+{
+	if (!pid_is_ours((int)c->arg[0]))
+		return -ESRCH;
+	int pg = (int)c->arg[1];
+	if (pg != 0 && pg != pvm.pid && pg != getpgrp())
+		return -EPERM;
+	return HC6(SYS_setpgid, (int)c->arg[0], pg, 0, 0, 0, 0);
+}
+
+int64_t hc_getpgid(struct hcall *c)
+{
+	if (!pid_is_ours((int)c->arg[0]))
+		return -ESRCH;
+	return HC6(c->nr, (int)c->arg[0], 0, 0, 0, 0, 0);
+}
+
+/* capget, capset: header and data through host copies; only the caller itself. */
+static int64_t capability(struct hcall *c, bool set)
+{
+	struct __user_cap_header_struct hdr;
+	struct __user_cap_data_struct data[2];
+	if (guest_read(&hdr, c->arg[0], sizeof hdr))
+		return -EFAULT;
+	if (hdr.pid && !pid_is_ours(hdr.pid))
+		return set ? -EPERM : -ESRCH;
+	size_t size = hdr.version == _LINUX_CAPABILITY_VERSION_1 ? sizeof data[0] : sizeof data;
+	memset(data, 0, sizeof data);
+	if (set && guest_read(data, c->arg[1], size))
+		return -EFAULT;
+	hdr.pid = 0;
+	long r = HC6(c->nr, &hdr, c->arg[1] ? data : NULL, 0, 0, 0, 0);
+	if (r == -EINVAL)
+		guest_write(c->arg[0], &hdr, sizeof hdr.version); /* the version that the kernel prefers */
+	if (r == 0 && !set && c->arg[1] && guest_write(c->arg[1], data, size))
+		return -EFAULT;
+	return r;
+}
+
+int64_t hc_capget(struct hcall *c) { return capability(c, false); }
+int64_t hc_capset(struct hcall *c) { return capability(c, true); }
+
+/* ---- limits -------------------------------------------------------------------------------------------------- */
+
+/* Kept here alone: on the host they would hit the monitor (its 512 GiB of address space, its own stack). */
+static bool limit_is_virtual(int resource)
+{
+	return resource == RLIMIT_AS || resource == RLIMIT_DATA || resource == RLIMIT_STACK || resource == RLIMIT_RSS ||
+	       resource == RLIMIT_CORE;
+}
+
+static struct rlimit virtual_limit[16];
+static bool virtual_known[16];
+
+static void limit_get(int resource, struct rlimit *out)
+{
+	if (limit_is_virtual(resource) && virtual_known[resource]) {
+		*out = virtual_limit[resource];
+		return;
+	}
+	HC6(SYS_prlimit64, 0, resource, 0, out, 0, 0);
+	if (resource == RLIMIT_NOFILE) {
+		if (out->rlim_max > pvm.fd_limit)
+			out->rlim_max = pvm.fd_limit;
+		if (out->rlim_cur > out->rlim_max)
+			out->rlim_cur = out->rlim_max;
+	}
+}
+
+void limits_init(void)
+{
+	for (int i = 0; i < 16; i++)
+		if (limit_is_virtual(i)) {
+			limit_get(i, &virtual_limit[i]);
+			virtual_known[i] = true;
+		}
+}
+
+static int64_t limit_set(int resource, const struct rlimit *old, const struct rlimit *new)
+{
+	struct rlimit n = *new;
+	if (n.rlim_cur > n.rlim_max)
+		return -EINVAL;
+	if (limit_is_virtual(resource)) {
+		if (n.rlim_max > old->rlim_max && pvm.shared->euid)
+			return -EPERM;
+		virtual_limit[resource] = n;
+		return 0;
+	}
+	if (resource == RLIMIT_NOFILE) {
+		if (n.rlim_max > pvm.fd_limit)
+			return -EPERM; /* as when it is above fs.nr_open */
+		struct rlimit host;
+		HC6(SYS_prlimit64, 0, resource, 0, &host, 0, 0);
+		n.rlim_max = host.rlim_max; /* the monitor's own descriptors are above */
+	}
+	return HC6(SYS_prlimit64, 0, resource, &n, 0, 0, 0);
+}
+
+/* getrlimit(resource, out), setrlimit(resource, in), prlimit64(pid, resource, in, out) */
+int64_t hc_prlimit64(struct hcall *c)
+{
+	bool full = c->nr == SYS_prlimit64;
+	int resource = (int)c->arg[full ? 1 : 0];
+	uint64_t in = full ? c->arg[2] : c->nr == SYS_setrlimit ? c->arg[1] : 0;
+	uint64_t out = full ? c->arg[3] : c->nr == SYS_getrlimit ? c->arg[1] : 0;
+	struct rlimit old, new;
+	if (full && !pid_is_ours((int)c->arg[0]))
+		return (int)c->arg[0] < 0 ? -ESRCH : -EPERM;
+	if (resource < 0 || resource >= 16)
+		return -EINVAL;
+	if ((in || c->nr == SYS_setrlimit) && guest_read(&new, in, sizeof new))
+		return -EFAULT;
+	limit_get(resource, &old);
+	if (in || c->nr == SYS_setrlimit) {
+		int64_t r = limit_set(resource, &old, &new);
+		if (r)
+			return r;
+	}
+	if ((out || c->nr == SYS_getrlimit) && guest_write(out, &old, sizeof old))
+		return -EFAULT;
+	return 0;
+}
+
+/* ---- scheduling ---------------------------------------------------------------------------------------------- */
+
+int64_t hc_prio(struct hcall *c)
+{
+	/* PRIO_PROCESS and IOPRIO_WHO_PROCESS have different numbers; groups and users reach beyond the pVM. */
+	bool io = c->nr == SYS_ioprio_get || c->nr == SYS_ioprio_set;
+	int which = (int)c->arg[0], who = (int)c->arg[1];
+	if (which < (io ? 1 : 0) || which > (io ? 3 : 2))
+		return -EINVAL;
+	bool self_only = which == (io ? 1 : 0);
+	if (self_only ? !pid_is_ours(who) : who != 0)
+		return -ESRCH;
+	if (!self_only) /* of the group and of the user, the pVM sees itself */
+		which = io ? 1 : 0;
+	return HC6(c->nr, which, who, (int)c->arg[2], 0, 0, 0);
+}
+
+int64_t hc_sched(struct hcall *c)
+{
+	if ((int)c->arg[0] < 0)
+		return -EINVAL;
+	if (!pid_is_ours((int)c->arg[0]))
+		return -ESRCH;
+	return HC6(c->nr, (int)c->arg[0], c->host[1], c->host[2], 0, 0, 0);
+}
+
+int64_t hc_sched_attr(struct hcall *c)
+{
+	uint8_t buf[256] = { 0 };
+	if ((int)c->arg[0] < 0)
+		return -EINVAL;
+	if (!pid_is_ours((int)c->arg[0]))
+		return -ESRCH;
+	if (c->nr == SYS_sched_setattr) {
+		uint32_t size;
+		if (guest_read(&size, c->arg[1], 4))
+			return -EFAULT;
+		if (!size)
+			size = 48;
+		if (size < 48 || size > sizeof buf)
+			return -E2BIG;
+		if (guest_read(buf, c->arg[1], size))
+			return -EFAULT;
+		memcpy(buf, &size, 4);
+		return HC6(c->nr, (int)c->arg[0], buf, c->arg[2], 0, 0, 0);
+	}
+	uint32_t size = (uint32_t)c->arg[2];
+	if (size < 48 || size > 4096)
+		return -EINVAL;
+	if (size > sizeof buf)
+		size = sizeof buf;
+	long r = HC6(c->nr, (int)c->arg[0], buf, size, c->arg[3], 0, 0);
+	if (r < 0)
+		return r;
+	memcpy(&size, buf, 4);
+	return guest_write(c->arg[1], buf, size <= sizeof buf ? size : sizeof buf);
+}
+
+int64_t hc_sched_setaffinity(struct hcall *c)
+{
+	uint8_t mask[1024];
+	uint64_t len = c->arg[1] < sizeof mask ? c->arg[1] : sizeof mask;
+	if (!pid_is_ours((int)c->arg[0]))
+		return -ESRCH;
+	if (guest_read(mask, c->arg[2], len))
+		return -EFAULT;
+	return HC6(c->nr, (int)c->arg[0], len, mask, 0, 0, 0);
+}
+
+int64_t hc_sched_getaffinity(struct hcall *c)
+{
+	uint8_t mask[1024] = { 0 };
+	uint64_t len = c->arg[1] < sizeof mask ? c->arg[1] : sizeof mask;
+	if (!pid_is_ours((int)c->arg[0]))
+		return -ESRCH;
+	long r = HC6(c->nr, (int)c->arg[0], len, mask, 0, 0, 0);
+	if (r > 0 && guest_write(c->arg[2], mask, r))
+		return -EFAULT;
+	return r;
+}
+
+int64_t hc_membarrier(struct hcall *c)
+{
+	return HC6(c->nr, (int)c->arg[0], c->arg[1], (int)c->arg[2], 0, 0, 0);
+}
+
+/* ---- the rest --------------------------------------------------------------------------------------------------- */
+
+int64_t hc_uname(struct hcall *c)
+{
+	struct utsname u;
+	long r = HC6(SYS_uname, &u, 0, 0, 0, 0, 0);
+	return r ? r : guest_write(c->arg[0], &u, sizeof u);
+}
+
+int64_t hc_sysinfo(struct hcall *c)
+{
+	struct sysinfo i;
+	long r = HC6(SYS_sysinfo, &i, 0, 0, 0, 0, 0);
+	if (r)
+		return r;
+	if (pvm.cfg->memory && i.totalram * i.mem_unit > pvm.cfg->memory) {
+		i.totalram = pvm.cfg->memory / i.mem_unit;
+		if (i.freeram > i.totalram)
+			i.freeram = i.totalram;
+	}
+	i.procs = pvm.nr_threads;
+	return guest_write(c->arg[0], &i, sizeof i);
+}
+
+int64_t hc_personality(struct hcall *c)
+{
+	uint32_t p = (uint32_t)c->arg[0];
+	return p == 0xffffffff || p == 0 ? 0 : -EINVAL;
+}
+
+/* No children until pVMs fork: the host says ECHILD, and checks the arguments. */
+int64_t hc_wait4(struct hcall *c)
+{
+	return HB6(SYS_wait4, (int)c->arg[0], c->host[1], (int)c->arg[2], c->host[3], 0, 0);
+}
+
+int64_t hc_waitid(struct hcall *c)
+{
+	return HB6(SYS_waitid, (int)c->arg[0], (int)c->arg[1], c->host[2], (int)c->arg[3], c->host[4], 0);
+}
+
+int64_t hc_arch_prctl(struct hcall *c)
+{
+	(void)c; /* ARCH_SET_FS and GET_FS are the LibOS's; GS is its own */
+	return -EINVAL;
+}
+
+static int64_t prctl_name(struct hcall *c)
+{
+	char name[16] = { 0 };
+	if ((int)c->arg[0] == PR_SET_NAME) {
+		ssize_t n = guest_read_str(name, c->arg[1], 15);
+		if (n < 0 && n != -ENAMETOOLONG)
+			return n;
+		return HC6(SYS_prctl, PR_SET_NAME, name, 0, 0, 0, 0);
+	}
+	long r = HC6(SYS_prctl, PR_GET_NAME, name, 0, 0, 0, 0);
+	return r ? r : guest_write(c->arg[1], name, sizeof name);
+}
+
+int64_t hc_prctl(struct hcall *c)
+{
+	static int dumpable = 1;
+	int out = 0;
+	long r;
+	switch ((int)c->arg[0]) {
+	case PR_SET_NAME:
+	case PR_GET_NAME:
+		return prctl_name(c);
+	case PR_GET_DUMPABLE:
+		return dumpable;
+	case PR_SET_DUMPABLE:
+		if (c->arg[1] > 1)
+			return -EINVAL;
+		dumpable = c->arg[1];
+		return 0;
+	case PR_GET_PDEATHSIG:
+	case PR_GET_CHILD_SUBREAPER:
+		r = HC6(SYS_prctl, c->arg[0], &out, 0, 0, 0, 0);
+		return r ? r : guest_write(c->arg[1], &out, sizeof out);
+	case PR_GET_TID_ADDRESS:
+		return guest_write(c->arg[1], &c->t->clear_tid, 8);
+	case PR_SET_PDEATHSIG: case PR_SET_KEEPCAPS: case PR_GET_KEEPCAPS: case PR_CAPBSET_READ: case PR_CAPBSET_DROP:
+	case PR_GET_NO_NEW_PRIVS: case PR_SET_NO_NEW_PRIVS: case PR_SET_TIMERSLACK: case PR_GET_TIMERSLACK:
+	case PR_GET_SECUREBITS: case PR_SET_SECUREBITS: case PR_CAP_AMBIENT: case PR_SET_CHILD_SUBREAPER:
+	case PR_SET_THP_DISABLE: case PR_GET_THP_DISABLE: case PR_GET_TIMING: case PR_GET_SPECULATION_CTRL:
+	case PR_MCE_KILL_GET:
+		return HC6(SYS_prctl, c->arg[0], c->arg[1], c->arg[2], c->arg[3], c->arg[4], 0);
+	case PR_SET_MM: case PR_SET_SECCOMP:
+		return (int)c->arg[0] == PR_SET_MM ? -EPERM : -EINVAL;
+	}
+	kx_log(KX_LOG_INFO, "prctl", "option %d is not known: EINVAL", (int)c->arg[0]);
+	return -EINVAL;
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Signal calls. What can be answered without the host is answered in the LibOS (libos/core/signal.c). */
+#include <errno.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "hcall.h"
+#include "sig.h"
+#include "thread.h"
+
+static bool sig_ok(uint64_t s) { return (int)s >= 0 && (int)s <= 64; }
+
+int64_t hc_sig_next(struct hcall *c)
+{
+	__atomic_and_fetch(&c->t->area->work, ~KX_WORK_MORE, __ATOMIC_RELEASE);
+	return 0; /* hcall_dispatch() hands the next one over as it leaves */
+}
+
+int64_t hc_sigmask_sync(struct hcall *c)
+{
+	sig_sync_unblock(c->t);
+	return 0;
+}
+
+/* The LibOS keeps the mask; a guest that calls this by itself gets the host's mask brought up to date. */
+int64_t hc_rt_sigprocmask(struct hcall *c)
+{
+	sig_sync_unblock(c->t);
+	return 0;
+}
+
+int64_t hc_rt_sigaction(struct hcall *c)
+{
+	int s = (int)c->arg[0];
+	if (s < 1 || s > 64 || s == SIGKILL || s == SIGSTOP)
+		return -EINVAL;
+	struct kx_sigaction act = pvm.shared->sigaction[s];
+	return sig_set_disposition(s, &act);
+}
+
+int64_t hc_sig_default(struct hcall *c)
+{
+	int s = (int)c->arg[0];
+	if (s < 1 || s > 64)
+		return -EINVAL;
+	switch (s) {
+	case SIGCHLD: case SIGCONT: case SIGURG: case SIGWINCH:
+		return 0;
+	case SIGSTOP: case SIGTSTP: case SIGTTIN: case SIGTTOU:
+		return host_call(SYS_kill, pvm.pid, SIGSTOP, 0, 0, 0, 0);
+	}
+	pvm_die_by_signal(s);
+}
+
+int64_t hc_sig_stack_fault(struct hcall *c)
+{
+	kx_log(KX_LOG_INFO, "signal", "no stack for the frame of signal %d", (int)c->arg[0]);
+	pvm_die_by_signal(SIGSEGV);
+}
+
+/* Only this pVM can be named: by its pid, 0 (its group, of which it sees itself alone), or its group's number. */
+int64_t hc_kill(struct hcall *c)
+{
+	int pid = (int)c->arg[0];
+	if (!sig_ok(c->arg[1]))
+		return -EINVAL;
+	if (pid == -1)
+		return -ESRCH;
+	if (pid == pvm.pid || pid == 0 || (pid < 0 && -pid == getpgrp()) || (pid > 0 && thread_is_ours(pid)))
+		return host_call(SYS_kill, pvm.pid, (int)c->arg[1], 0, 0, 0, 0);
+	return -ESRCH;
+}
+
+int64_t hc_tgkill(struct hcall *c)
+{
+	bool with_group = c->nr == SYS_tgkill;
+	int tgid = with_group ? (int)c->arg[0] : pvm.pid, tid = (int)c->arg[with_group], s = (int)c->arg[1 + with_group];
+	if (tgid <= 0 || tid <= 0 || s < 0 || s > 64)
+		return -EINVAL;
+	if (tgid != pvm.pid || !thread_is_ours(tid))
+		return -ESRCH;
+	return host_call(SYS_tgkill, pvm.pid, tid, s, 0, 0, 0);
+}
+
+int64_t hc_rt_sigqueueinfo(struct hcall *c)
+{
+	siginfo_t info;
+	if (guest_read(&info, c->arg[2], sizeof info))
+		return -EFAULT;
+	if (!sig_ok(c->arg[1]))
+		return -EINVAL;
+	if ((int)c->arg[0] != pvm.pid)
+		return -ESRCH;
+	info.si_signo = (int)c->arg[1];
+	return host_call(SYS_rt_sigqueueinfo, pvm.pid, (int)c->arg[1], (long)&info, 0, 0, 0);
+}
+
+int64_t hc_rt_tgsigqueueinfo(struct hcall *c)
+{
+	siginfo_t info;
+	if (guest_read(&info, c->arg[3], sizeof info))
+		return -EFAULT;
+	if (!sig_ok(c->arg[2]) || (int)c->arg[0] <= 0 || (int)c->arg[1] <= 0)
+		return -EINVAL;
+	if ((int)c->arg[0] != pvm.pid || !thread_is_ours((int)c->arg[1]))
+		return -ESRCH;
+	info.si_signo = (int)c->arg[2];
+	return host_call(SYS_rt_tgsigqueueinfo, pvm.pid, (int)c->arg[1], (int)c->arg[2], (long)&info, 0, 0);
+}
+
+int64_t hc_rt_sigpending(struct hcall *c)
+{
+	uint64_t set = 0, size = c->arg[1];
+	if (size > 8)
+		return -EINVAL;
+	long r = host_call(SYS_rt_sigpending, (long)&set, 8, 0, 0, 0, 0);
+	if (r < 0)
+		return r;
+	if (c->t->k_info.si_signo)
+		set |= SIGBIT(KICK_SIG);
+	set &= c->t->area->sigmask;
+	return guest_write(c->arg[0], &set, size);
+}
+
+int64_t hc_rt_sigsuspend(struct hcall *c)
+{
+	uint64_t mask;
+	if (c->arg[1] != 8)
+		return -EINVAL;
+	if (guest_read(&mask, c->arg[0], 8))
+		return -EFAULT;
+	sig_mask_enter(c->t, mask);
+	long r;
+	do
+		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
+	while (r == -EINTR && !c->t->sig_stop && !c->t->exiting);
+	return sig_mask_leave(c->t, r);
+}
+
+int64_t hc_pause(struct hcall *c)
+{
+	long r;
+	do
+		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
+	while (r == -EINTR && !c->t->sig_stop && !c->t->exiting);
+	return r;
+}
+
+int64_t hc_rt_sigtimedwait(struct hcall *c)
+{
+	uint64_t set;
+	struct timespec ts, *timeout;
+	siginfo_t info;
+	if (c->arg[3] != 8)
+		return -EINVAL;
+	if (guest_read(&set, c->arg[0], 8) || get_timespec(c->arg[2], &ts, &timeout))
+		return -EFAULT;
+	if ((set & SIGBIT(KICK_SIG)) && c->t->k_info.si_signo) {
+		info = c->t->k_info;
+		c->t->k_info.si_signo = 0;
+	} else {
+		long r = HB6(SYS_rt_sigtimedwait, &set, &info, timeout, 8, 0, 0);
+		if (r < 0)
+			return r;
+	}
+	if (c->arg[1] && guest_write(c->arg[1], &info, sizeof info))
+		return -EFAULT;
+	return info.si_signo;
+}
+
+int64_t hc_signalfd4(struct hcall *c)
+{
+	uint64_t mask;
+	int flags = c->nr == SYS_signalfd4 ? (int)c->arg[3] : 0;
+	if (c->arg[2] != 8)
+		return -EINVAL;
+	if (guest_read(&mask, c->arg[1], 8))
+		return -EFAULT;
+	return fd_result(HC6(SYS_signalfd4, (int)c->arg[0], &mask, 8, flags, 0, 0));
+}
+
+int64_t hc_pidfd_open(struct hcall *c)
+{
+	if ((int)c->arg[0] <= 0)
+		return -EINVAL;
+	if ((int)c->arg[0] != pvm.pid)
+		return -ESRCH;
+	return fd_result(HC6(SYS_pidfd_open, pvm.pid, c->arg[1], 0, 0, 0, 0));
+}
+
+int64_t hc_pidfd_send_signal(struct hcall *c)
+{
+	siginfo_t info;
+	if (c->arg[2] && guest_read(&info, c->arg[2], sizeof info))
+		return -EFAULT;
+	return HC6(SYS_pidfd_send_signal, c->arg[0], c->arg[1], c->arg[2] ? &info : NULL, c->arg[3], 0, 0);
+}

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Clocks, sleeping, timers, futexes. */
+#include <errno.h>
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include "hcall.h"
+#include "sig.h"
+#include "thread.h"
+#include "timepage.h"
+
+/* By the time page when it can, so that a call is never behind what the program has just read from the page. */
+static long read_clock(int clk, struct timespec *ts)
+{
+	timepage_update(pvm.vvar);
+	if (timepage_gettime(pvm.vvar, clk, ts))
+		return 0;
+	return HC6(SYS_clock_gettime, clk, ts, 0, 0, 0, 0);
+}
+
+/* Clocks of processes and threads: the number holds a pid (CPUCLOCK), or a descriptor (3). */
+static bool clock_is_ours(int clk)
+{
+	return clk >= 0 || (clk & 7) == 3 || ~(clk >> 3) == 0 || thread_is_ours(~(clk >> 3));
+}
+
+int64_t hc_clock_gettime(struct hcall *c)
+{
+	struct timespec ts;
+	int clk = (int)c->arg[0];
+	if (!clock_is_ours(clk))
+		return -EINVAL;
+	long r = read_clock(clk, &ts);
+	return r < 0 ? r : guest_write(c->arg[1], &ts, sizeof ts);
+}
+
+int64_t hc_gettimeofday(struct hcall *c)
+{
+	struct timespec ts;
+	struct timezone tz;
+	long r = read_clock(CLOCK_REALTIME, &ts);
+	if (r < 0)
+		return r;
+	struct timeval tv = { ts.tv_sec, ts.tv_nsec / 1000 };
+	if (c->arg[1] && (r = HC6(SYS_gettimeofday, 0, &tz, 0, 0, 0, 0)) < 0)
+		return r;
+	if ((c->arg[0] && guest_write(c->arg[0], &tv, sizeof tv)) || (c->arg[1] && guest_write(c->arg[1], &tz, sizeof tz)))
+		return -EFAULT;
+	return 0;
+}
+
+int64_t hc_time(struct hcall *c)
+{
+	struct timespec ts;
+	long r = read_clock(CLOCK_REALTIME, &ts);
+	if (r < 0)
+		return r;
+	int64_t t = ts.tv_sec;
+	return c->arg[0] && guest_write(c->arg[0], &t, sizeof t) ? -EFAULT : t;
+}
+
+int64_t hc_getcpu(struct hcall *c)
+{
+	unsigned cpu = 0, node = 0;
+	HC6(SYS_getcpu, &cpu, &node, 0, 0, 0, 0);
+	if ((c->arg[0] && guest_write(c->arg[0], &cpu, 4)) || (c->arg[1] && guest_write(c->arg[1], &node, 4)))
+		return -EFAULT;
+	return 0;
+}
+
+/* nanosleep(req, rem) and clock_nanosleep(clock, flags, req, rem). */
+int64_t hc_clock_nanosleep(struct hcall *c)
+{
+	bool plain = c->nr == SYS_nanosleep;
+	int clk = plain ? CLOCK_MONOTONIC : (int)c->arg[0], flags = plain ? 0 : (int)c->arg[1];
+	uint64_t rem_gva = c->arg[plain ? 1 : 3];
+	struct timespec req, rem;
+	if (guest_read(&req, c->arg[plain ? 0 : 2], sizeof req))
+		return -EFAULT;
+	for (;;) {
+		rem = req;
+		long r = HB6(SYS_clock_nanosleep, clk, flags, &req, &rem, 0, 0);
+		if (r != -EINTR)
+			return r;
+		if (flags & TIMER_ABSTIME)
+			rem = req;
+		if (c->t->sig_stop || c->t->exiting) {
+			if (rem_gva && !(flags & TIMER_ABSTIME) && guest_write(rem_gva, &rem, sizeof rem))
+				return -EFAULT;
+			return -EINTR;
+		}
+		req = rem;
+	}
+}
+
+int64_t hc_timer_create(struct hcall *c)
+{
+	struct sigevent ev;
+	int id = 0, clk = (int)c->arg[0];
+	if (c->arg[1]) {
+		if (guest_read(&ev, c->arg[1], sizeof ev))
+			return -EFAULT;
+		if (ev.sigev_notify == SIGEV_THREAD_ID && !thread_is_ours(ev._sigev_un._tid))
+			return -EINVAL;
+	}
+	if (!clock_is_ours(clk))
+		return -EINVAL;
+	long r = HC6(SYS_timer_create, clk, c->arg[1] ? &ev : NULL, &id, 0, 0, 0);
+	if (r < 0)
+		return r;
+	if (guest_write(c->arg[2], &id, sizeof id)) {
+		HC6(SYS_timer_delete, id, 0, 0, 0, 0, 0);
+		return -EFAULT;
+	}
+	return 0;
+}
+
+/* ---- futex ------------------------------------------------------------------------------------------------- */
+
+static bool word_ok(uint64_t gva) { return !(gva & 3) && gva_ok(gva, 4); }
+
+/* The relative timeout of FUTEX_WAIT, as a moment of CLOCK_MONOTONIC: interruptions then don't prolong it. */
+static void to_absolute(struct timespec *ts)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (ts->tv_sec > INT32_MAX)
+		ts->tv_sec = INT32_MAX;
+	ts->tv_sec += now.tv_sec;
+	ts->tv_nsec += now.tv_nsec;
+	if (ts->tv_nsec >= 1000000000) {
+		ts->tv_sec++;
+		ts->tv_nsec -= 1000000000;
+	}
+}
+
+static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
+{
+	struct timespec ts, *timeout;
+	int cmd = op & FUTEX_CMD_MASK;
+	if (get_timespec(c->arg[3], &ts, &timeout))
+		return -EFAULT;
+	if (timeout && (ts.tv_sec < 0 || ts.tv_nsec < 0 || ts.tv_nsec >= 1000000000))
+		return -EINVAL;
+	if (cmd == FUTEX_WAIT) {
+		if (op & FUTEX_CLOCK_REALTIME)
+			return -ENOSYS;
+		op = FUTEX_WAIT_BITSET | (op & FUTEX_PRIVATE_FLAG);
+		val3 = FUTEX_BITSET_MATCH_ANY;
+		if (timeout)
+			to_absolute(&ts);
+	}
+	void *u2 = cmd == FUTEX_WAIT_REQUEUE_PI ? gva_ptr(c->arg[4]) : NULL;
+	for (;;) {
+		long r = HB6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], timeout, u2, val3);
+		if (r != -EINTR || !timeout)
+			return r;
+		if (c->t->sig_stop || c->t->exiting)
+			return KX_NORESTART_EINTR;
+	}
+}
+
+int64_t hc_futex(struct hcall *c)
+{
+	int op = (int)c->arg[1];
+	uint32_t val3 = (uint32_t)c->arg[5];
+	if (!word_ok(c->arg[0]))
+		return c->arg[0] & 3 ? -EINVAL : -EFAULT;
+	switch (op & FUTEX_CMD_MASK) {
+	case FUTEX_WAIT_REQUEUE_PI:
+		if (!word_ok(c->arg[4]))
+			return c->arg[4] & 3 ? -EINVAL : -EFAULT;
+		/* fall through */
+	case FUTEX_WAIT: case FUTEX_WAIT_BITSET: case FUTEX_LOCK_PI: case 13 /* FUTEX_LOCK_PI2 */:
+		return futex_sleep(c, op, val3);
+	case FUTEX_WAKE: case FUTEX_WAKE_BITSET: case FUTEX_UNLOCK_PI: case FUTEX_TRYLOCK_PI:
+		return HC6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], 0, 0, val3);
+	case FUTEX_REQUEUE: case FUTEX_CMP_REQUEUE: case FUTEX_WAKE_OP: case FUTEX_CMP_REQUEUE_PI:
+		if (!word_ok(c->arg[4]))
+			return c->arg[4] & 3 ? -EINVAL : -EFAULT;
+		return HC6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], c->arg[3], gva_ptr(c->arg[4]), val3);
+	}
+	return -ENOSYS;
+}
+
+int64_t hc_set_tid_address(struct hcall *c)
+{
+	c->t->clear_tid = c->arg[0];
+	return c->t->tid;
+}
+
+int64_t hc_set_robust_list(struct hcall *c)
+{
+	if (c->arg[1] != 24)
+		return -EINVAL;
+	c->t->robust_head = c->arg[0];
+	return 0;
+}
+
+int64_t hc_get_robust_list(struct hcall *c)
+{
+	int pid = (int)c->arg[0];
+	uint64_t head = 0, len = 24;
+	if (pid == 0 || pid == c->t->tid) {
+		head = c->t->robust_head;
+	} else {
+		bool found = false;
+		pthread_mutex_lock(&pvm.thr_lock);
+		for (struct thread *t = pvm.threads; t; t = t->next)
+			if (t->tid == pid) {
+				head = t->robust_head;
+				found = true;
+			}
+		pthread_mutex_unlock(&pvm.thr_lock);
+		if (!found)
+			return -ESRCH;
+	}
+	return guest_write(c->arg[2], &len, 8) || guest_write(c->arg[1], &head, 8) ? -EFAULT : 0;
+}

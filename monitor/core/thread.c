@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "thread.h"
+#include <errno.h>
+#include <linux/futex.h>
+#include <linux/sched.h>
+#include <semaphore.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "gmem.h"
+#include "sig.h"
+#include "stats.h"
+#include "vcpu.h"
+
+#define HOST_STACK (256 << 10) /* bytes of a vCPU thread's host stack */
+#define ROBUST_LIMIT 2048
+
+/* Where a host thread continues when its guest thread has ended: thread_main() returns. pthread_exit() will not do:
+ * it loads libgcc_s, and the jail maps nothing executable. */
+static __thread jmp_buf thread_end;
+static struct thread *pool; /* ended threads with their vCPUs; thr_lock */
+
+static void area_init(struct thread *t)
+{
+	struct kx_thread *a = t->area;
+	memset(a, 0, KX_AREA_SIZE);
+	a->self = t->area_gva;
+	a->entry = pvm.libos.entry;
+	a->frame_top = t->area_gva + KX_AREA_SIZE;
+	a->frame = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
+	a->altstack_flags = 2; /* SS_DISABLE */
+	a->index = t->index;
+}
+
+/* A thread with vCPU, from the pool or new. NULL and *r set on failure. */
+static struct thread *thread_get(int *r)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	struct thread *t = pool;
+	if (t)
+		pool = t->next;
+	int index = t ? t->index : pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	if (t) {
+		area_init(t);
+		return t;
+	}
+	*r = -EAGAIN;
+	if (index < 0 || !(t = calloc(1, sizeof *t)))
+		return NULL;
+	t->index = index;
+	t->area_gva = KX_AREA_BASE + (uint64_t)index * KX_AREA_SIZE;
+	t->area = gva_ptr(t->area_gva);
+	gmem_populate(t->area_gva);
+	area_init(t);
+	*r = vcpu_create(t);
+	if (*r) {
+		kx_log(KX_LOG_WARN, "thread", "no vCPU for a thread: %s", strerror(-*r));
+		if (t->vcpu_fd > 0)
+			close(t->vcpu_fd);
+		free(t);
+		*r = -EAGAIN;
+		return NULL;
+	}
+	return t;
+}
+
+static void thread_link(struct thread *t)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	t->next = pvm.threads;
+	pvm.threads = t;
+	pvm.nr_threads++;
+	pvm.shared->nr_threads = pvm.nr_threads;
+	t->live = true;
+	pthread_mutex_unlock(&pvm.thr_lock);
+}
+
+/* Returns how many threads are left. */
+static int thread_unlink(struct thread *t)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread **p = &pvm.threads; *p; p = &(*p)->next)
+		if (*p == t) {
+			*p = t->next;
+			break;
+		}
+	int left = --pvm.nr_threads;
+	pvm.shared->nr_threads = left;
+	t->live = false;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	return left;
+}
+
+bool thread_is_ours(pid_t tid)
+{
+	bool found = false;
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread *t = pvm.threads; t && !found; t = t->next)
+		found = t->tid == tid;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	return found || tid == pvm.pid;
+}
+
+struct thread *thread_first(struct kx_err *err)
+{
+	int r = 0;
+	struct thread *t = thread_get(&r);
+	if (!t) {
+		kx_err_set(err, -r, "/dev/kvm: cannot make a vCPU: %s", strerror(-r));
+		return NULL;
+	}
+	t->tid = pvm.pid;
+	t->area->tid = t->tid;
+	self = t;
+	thread_link(t);
+	return t;
+}
+
+/* ---- end -------------------------------------------------------------------------------------------------- */
+
+static void futex_wake_shared(uint64_t gva, int n)
+{
+	if (gva_ok(gva, 4))
+		host_call(SYS_futex, (long)gva_ptr(gva), FUTEX_WAKE, n, 0, 0, 0);
+}
+
+/* One entry of the robust list: mark the owner dead and wake a waiter. As handle_futex_death() of the kernel. */
+static void robust_death(struct thread *t, uint64_t entry, int64_t offset)
+{
+	uint64_t word = entry + offset;
+	uint32_t v;
+	if (!gva_ok(word, 4) || (word & 3))
+		return;
+	for (int i = 0; i < 64; i++) {
+		if (guest_read(&v, word, 4) || (v & FUTEX_TID_MASK) != (uint32_t)t->tid)
+			return;
+		uint32_t want = (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
+		/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
+		if (guest_write(word, &v, 0) ||
+		    !__atomic_compare_exchange_n((uint32_t *)gva_ptr(word), &v, want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			continue;
+		if (v & FUTEX_WAITERS)
+			futex_wake_shared(word, 1);
+		return;
+	}
+}
+
+static void robust_exit(struct thread *t)
+{
+	struct {
+		uint64_t next;
+		int64_t offset;
+		uint64_t pending;
+	} head;
+	if (!t->robust_head || guest_read(&head, t->robust_head, sizeof head))
+		return;
+	uint64_t e = head.next & ~1ull;
+	for (int i = 0; i < ROBUST_LIMIT && e != t->robust_head; i++) {
+		uint64_t next;
+		bool bad = guest_read(&next, e, sizeof next);
+		if (e != (head.pending & ~1ull))
+			robust_death(t, e, head.offset);
+		if (bad)
+			break;
+		e = next & ~1ull;
+	}
+	if (head.pending)
+		robust_death(t, head.pending & ~1ull, head.offset);
+}
+
+static void release_guest(struct thread *t)
+{
+	robust_exit(t);
+	if (t->clear_tid) {
+		uint32_t zero = 0;
+		if (guest_write(t->clear_tid, &zero, 4) == 0)
+			futex_wake_shared(t->clear_tid, 1);
+	}
+}
+
+_Noreturn void thread_exit(struct thread *t, int status)
+{
+	sig_block_all();
+	/* The vCPU goes to the pool first: whoever joins this thread may start another at once. */
+	int left = thread_unlink(t);
+	stats_thread_done(t);
+	if (left == 0)
+		pvm_exit_group(status);
+	release_guest(t);
+	bool first = t->tid == pvm.pid;
+	self = NULL;
+	t->clear_tid = t->robust_head = 0;
+	t->acc_signo = t->sig_stop = t->kicked = 0;
+	t->k_info.si_signo = 0;
+	pthread_mutex_lock(&pvm.thr_lock);
+	t->next = pool;
+	pool = t;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	if (first) /* the process lives on; the leader is a zombie until the last thread ends, as on Linux */
+		for (;;)
+			host_call(SYS_exit, status, 0, 0, 0, 0, 0);
+	longjmp(thread_end, 1);
+}
+
+int64_t hc_exit(struct hcall *c)
+{
+	thread_exit(c->t, (int)c->arg[0]);
+}
+
+int64_t hc_exit_group(struct hcall *c)
+{
+	pvm_exit_group((int)c->arg[0] & 0xff);
+}
+
+/* ---- start ------------------------------------------------------------------------------------------------ */
+
+struct start {
+	struct thread *t, *parent;
+	uint64_t flags, stack, tls, parent_tid, child_tid;
+	sem_t ready;
+};
+
+static void *thread_main(void *arg)
+{
+	struct start *s = arg;
+	struct thread *t = s->t;
+	if (setjmp(thread_end))
+		return NULL;
+	t->tid = host_call(SYS_gettid, 0, 0, 0, 0, 0, 0);
+	t->area->tid = t->tid;
+	self = t;
+	uint32_t tid = t->tid;
+	if (s->flags & CLONE_PARENT_SETTID)
+		guest_write(s->parent_tid, &tid, 4);
+	if (s->flags & CLONE_CHILD_SETTID)
+		guest_write(s->child_tid, &tid, 4);
+	thread_link(t);
+	sig_thread_start(t);
+	sem_post(&s->ready);
+	vcpu_loop(t);
+	thread_exit(t, 0);
+}
+
+static int64_t thread_create(struct start *s)
+{
+	int r = 0;
+	struct thread *p = s->parent, *t = thread_get(&r);
+	if (!t)
+		return r;
+	s->t = t;
+	struct kx_frame *cf = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *cf);
+	*cf = *(struct kx_frame *)gva_ptr(p->area_gva + KX_AREA_SIZE - sizeof *cf);
+	cf->rax = 0;
+	if (s->stack)
+		cf->rsp = s->stack;
+	t->area->resume = p->area->resume;
+	t->area->sigmask = p->area->sigmask;
+	t->clear_tid = s->flags & CLONE_CHILD_CLEARTID ? s->child_tid : 0;
+	uint64_t fs = s->flags & CLONE_SETTLS ? s->tls : vcpu_fs_base(p);
+	r = vcpu_copy_fpu(t, p);
+	if (!r)
+		r = vcpu_start_state(t, fs);
+	pthread_attr_t attr;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, HOST_STACK);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	sem_init(&s->ready, 0, 0);
+	if (!r) {
+		/* The new host thread starts with everything blocked and takes its own mask when it is complete. */
+		uint64_t all = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)), old;
+		host_call(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&all, (long)&old, 8, 0, 0);
+		r = -pthread_create(&t->pthread, &attr, thread_main, s);
+		if (!r)
+			while (sem_wait(&s->ready))
+				;
+		host_call(SYS_rt_sigprocmask, 2, (long)&old, 0, 8, 0, 0);
+	}
+	pthread_attr_destroy(&attr);
+	sem_destroy(&s->ready);
+	if (r) {
+		pthread_mutex_lock(&pvm.thr_lock);
+		t->next = pool;
+		pool = t;
+		pthread_mutex_unlock(&pvm.thr_lock);
+		return r == -ENOMEM ? -EAGAIN : r;
+	}
+	return t->tid;
+}
+
+#define THREAD_FLAGS (CLONE_VM | CLONE_SIGHAND | CLONE_THREAD)
+#define KNOWN_FLAGS                                                                                                \
+	(THREAD_FLAGS | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID |              \
+	 CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_DETACHED | CLONE_IO)
+
+static int64_t clone_common(struct start *s)
+{
+	if ((s->flags & THREAD_FLAGS) != THREAD_FLAGS || !(s->flags & CLONE_FS) || !(s->flags & CLONE_FILES)) {
+		kx_log(KX_LOG_WARN, "thread", "clone with flags %#llx: a new process, which this version cannot make",
+		       (unsigned long long)s->flags);
+		return -ENOSYS;
+	}
+	if (s->flags & ~(uint64_t)KNOWN_FLAGS)
+		return -EINVAL;
+	return thread_create(s);
+}
+
+int64_t hc_clone(struct hcall *c)
+{
+	struct start s = { .parent = c->t, .flags = c->arg[0] & ~0xffull, .stack = c->arg[1], .parent_tid = c->arg[2],
+			   .child_tid = c->arg[3], .tls = c->arg[4] };
+	return clone_common(&s);
+}
+
+int64_t hc_clone3(struct hcall *c)
+{
+	struct clone_args a = { 0 };
+	uint64_t size = c->arg[1];
+	if (size > 4096)
+		return -E2BIG;
+	if (size < CLONE_ARGS_SIZE_VER0)
+		return -EINVAL;
+	if (guest_read(&a, c->arg[0], size < sizeof a ? size : sizeof a))
+		return -EFAULT;
+	for (uint64_t i = sizeof a; i < size; i++) {
+		char b;
+		if (guest_read(&b, c->arg[0] + i, 1))
+			return -EFAULT;
+		if (b)
+			return -E2BIG;
+	}
+	if (a.exit_signal & ~0xffull || (a.stack == 0) != (a.stack_size == 0) || !gva_ok(a.stack, a.stack_size))
+		return -EINVAL;
+	if (a.set_tid || a.set_tid_size || a.cgroup)
+		return -EPERM;
+	struct start s = { .parent = c->t, .flags = a.flags, .stack = a.stack ? a.stack + a.stack_size : 0,
+			   .parent_tid = a.parent_tid, .child_tid = a.child_tid, .tls = a.tls };
+	if ((a.flags & CLONE_THREAD) && a.exit_signal)
+		return -EINVAL;
+	return clone_common(&s);
+}

@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vcpu.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "fault.h"
+#include "gmem.h"
+#include "hcall.h"
+#include "sig.h"
+#include "timepage.h"
+
+#define MSR_STAR 0xc0000081
+#define MSR_LSTAR 0xc0000082
+#define MSR_FMASK 0xc0000084
+#define CR0_PE_ET_NE_WP_AM_PG_MP 0x80050033ull
+#define CR4_PAE 0x20ull
+#define CR4_OSFXSR_OSXMMEXCPT 0x600ull
+#define CR4_FSGSBASE 0x10000ull
+#define CR4_OSXSAVE 0x40000ull
+#define EFER_SCE_LME_LMA_NXE 0xd01ull
+#define CS_KERNEL 0x10
+#define DS_KERNEL 0x18
+#define CS_USER 0x33
+#define DS_USER 0x2b
+#define SEL_TSS 0x40
+#define DF 0x400ull
+/* Offsets in a vCPU's 16 KiB block of the system region. */
+#define BLOCK_PAGES 4
+#define BLOCK_GDT 0x000
+#define BLOCK_TSS 0x100
+#define BLOCK_STACK_TOP 0x4000
+#define TSS_IOMAP 104
+
+static uint64_t block_of[KX_AREA_MAX];
+static struct kvm_segment user_cs, user_ss;
+
+/* ---- making -------------------------------------------------------------------------------------------------- */
+
+int vm_open(struct kx_err *err)
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (fd < 0) {
+		if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
+			return kx_err_set(err, errno, "/dev/kvm: no such device (load the kvm module, or enable "
+						      "virtualisation in the firmware or the cloud instance)");
+		if (errno == EACCES || errno == EPERM)
+			return kx_err_set(err, errno, "/dev/kvm: permission denied (add the user to the group kvm)");
+		return kx_err_set(err, errno, "/dev/kvm: %s", strerror(errno));
+	}
+	if ((fd = fd_hide(fd)) < 0)
+		return kx_err_set(err, -fd, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
+	pvm.kvm_fd = fd;
+	if (ioctl(fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
+		return kx_err_set(err, ENOTSUP, "/dev/kvm: not the KVM API version 12 (use a current kernel)");
+	if (ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_IMMEDIATE_EXIT) <= 0 ||
+	    ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_MMU) <= 0 ||
+	    (ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS) & (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS)) !=
+		    (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS))
+		return kx_err_set(err, ENOTSUP, "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
+						"(use Linux 5.10 or later)");
+	pvm.kvm_run_size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+	struct kvm_cpuid2 *c = calloc(1, sizeof *c + 256 * sizeof c->entries[0]);
+	if (!c)
+		return kx_err_set(err, ENOMEM, "memory: exhausted");
+	c->nent = 256;
+	if (ioctl(fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
+		return kx_err_set(err, errno, "/dev/kvm: cannot read the CPU's features: %s", strerror(errno));
+	pvm.xcr0 = 1;
+	for (unsigned i = 0; i < c->nent; i++) {
+		struct kvm_cpuid_entry2 *e = &c->entries[i];
+		if (e->function == 7 && e->index == 0) {
+			e->ecx &= ~(1u << 3 | 1u << 4); /* no protection keys: CR4.PKE is not set */
+			e->edx &= ~(1u << 20);          /* no CET */
+			e->ecx &= ~(1u << 7);
+		}
+		if (e->function == 0xd && e->index == 0)
+			pvm.xcr0 = ((uint64_t)e->edx << 32 | e->eax) & 0xe7; /* x87, SSE, AVX, AVX-512 */
+		if (e->function == 1)
+			e->ecx &= ~(1u << 3); /* no MONITOR/MWAIT */
+	}
+	pvm.cpuid = c;
+	return 0;
+}
+
+int vm_create(struct kx_err *err)
+{
+	int fd;
+	do
+		fd = ioctl(pvm.kvm_fd, KVM_CREATE_VM, 0);
+	while (fd < 0 && errno == EINTR);
+	if (fd < 0)
+		return kx_err_set(err, errno, "/dev/kvm: cannot make a VM: %s", strerror(errno));
+	if ((fd = fd_hide(fd)) < 0)
+		return kx_err_set(err, -fd, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
+	pvm.vm_fd = fd;
+	/* Needed by VMX without unrestricted guest only; harmless where it is not. */
+	ioctl(fd, KVM_SET_TSS_ADDR, 0xfffbd000ul);
+	return 0;
+}
+
+/* Descriptor tables of one vCPU. */
+static int vcpu_block(int index)
+{
+	uint64_t gpa = block_of[index];
+	if (!gpa && !(gpa = gmem_sys_alloc(BLOCK_PAGES)))
+		return -ENOMEM;
+	block_of[index] = gpa;
+	uint64_t *gdt = gva_ptr(gpa + BLOCK_GDT);
+	uint8_t *tss = gva_ptr(gpa + BLOCK_TSS);
+	uint64_t tss_va = GMEM_SYS_VA(gpa + BLOCK_TSS), stack = GMEM_SYS_VA(gpa + BLOCK_STACK_TOP);
+	const unsigned iomap_bytes = 0x520 / 8 + 1, limit = TSS_IOMAP + iomap_bytes - 1;
+	gdt[2] = 0x00af9b000000ffff;
+	gdt[3] = 0x00cf93000000ffff;
+	gdt[5] = 0x00cff3000000ffff;
+	gdt[6] = 0x00affb000000ffff;
+	gdt[8] = 0x0000890000000000ull | limit | (tss_va & 0xffffff) << 16 | (tss_va >> 24 & 0xff) << 56;
+	gdt[9] = tss_va >> 32;
+	memcpy(tss + 4, &stack, 8);
+	for (int ist = 0; ist < 7; ist++)
+		memcpy(tss + 36 + 8 * ist, &stack, 8);
+	tss[102] = TSS_IOMAP;
+	memset(tss + TSS_IOMAP, 0xff, iomap_bytes);
+	/* Ring 3 may use the hypercall ports and no other. */
+	tss[TSS_IOMAP + KX_PORT_HCALL / 8] = 0;
+	tss[TSS_IOMAP + KX_PORT_HCALL / 8 + 1] = 0;
+	return 0;
+}
+
+static int vcpu_fixed_state(struct thread *t)
+{
+	struct kvm_sregs s;
+	uint64_t gpa = block_of[t->index];
+	if (ioctl(t->vcpu_fd, KVM_SET_CPUID2, pvm.cpuid) < 0 || ioctl(t->vcpu_fd, KVM_GET_SREGS, &s) < 0)
+		return -errno;
+	struct kvm_segment cs = { .limit = 0xffffffff, .selector = CS_USER, .present = 1, .type = 11, .dpl = 3, .s = 1,
+				  .l = 1, .g = 1 };
+	struct kvm_segment ds = { .limit = 0xffffffff, .selector = DS_USER, .present = 1, .type = 3, .dpl = 3, .s = 1,
+				  .db = 1, .g = 1 };
+	user_cs = s.cs = cs;
+	user_ss = s.ss = ds;
+	ds.selector = 0;
+	s.ds = s.es = s.fs = s.gs = ds;
+	s.gs.base = t->area_gva;
+	s.tr = (struct kvm_segment){ .base = GMEM_SYS_VA(gpa + BLOCK_TSS), .limit = TSS_IOMAP + 0x520 / 8,
+				     .selector = SEL_TSS, .present = 1, .type = 11 };
+	s.ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
+	s.gdt.base = GMEM_SYS_VA(gpa + BLOCK_GDT);
+	s.gdt.limit = 127;
+	s.idt.base = GMEM_SYS_VA(KX_SYS_BASE + GMEM_IDT);
+	s.idt.limit = 4095;
+	s.cr0 = CR0_PE_ET_NE_WP_AM_PG_MP;
+	s.cr3 = KX_SYS_BASE + GMEM_PML4;
+	s.cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE;
+	s.efer = EFER_SCE_LME_LMA_NXE;
+	if (ioctl(t->vcpu_fd, KVM_SET_SREGS, &s) < 0)
+		return -errno;
+	struct {
+		struct kvm_msrs h;
+		struct kvm_msr_entry e[3];
+	} m = { .h.nmsrs = 3,
+		.e = { { .index = MSR_STAR, .data = (uint64_t)(CS_USER - 16) << 48 | (uint64_t)CS_KERNEL << 32 },
+		       { .index = MSR_LSTAR, .data = GMEM_SYS_VA(KX_SYS_BASE + GMEM_LSTAR) },
+		       { .index = MSR_FMASK, .data = 0x47700 } } };
+	if (ioctl(t->vcpu_fd, KVM_SET_MSRS, &m) != 3)
+		return -EIO;
+	struct kvm_xcrs x = { .nr_xcrs = 1 };
+	x.xcrs[0].value = pvm.xcr0;
+	return ioctl(t->vcpu_fd, KVM_SET_XCRS, &x) < 0 ? -errno : 0;
+}
+
+int vcpu_create(struct thread *t)
+{
+	int r = vcpu_block(t->index), fd;
+	if (r)
+		return r;
+	do
+		fd = ioctl(pvm.vm_fd, KVM_CREATE_VCPU, t->index);
+	while (fd < 0 && errno == EINTR);
+	if (fd < 0)
+		return -errno;
+	if ((fd = fd_hide(fd)) < 0)
+		return fd;
+	t->vcpu_fd = fd;
+	t->run = mmap(NULL, pvm.kvm_run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (t->run == MAP_FAILED)
+		return -errno;
+	t->run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	return vcpu_fixed_state(t);
+}
+
+int vcpu_start_state(struct thread *t, uint64_t fs_base)
+{
+	struct kvm_sregs s;
+	struct kvm_regs r = { .rip = pvm.libos.exit, .rsp = t->area->frame, .rflags = 2 };
+	if (ioctl(t->vcpu_fd, KVM_GET_SREGS, &s) < 0)
+		return -errno;
+	s.cs = user_cs;
+	s.ss = user_ss;
+	s.fs.base = fs_base;
+	s.gs.base = t->area_gva;
+	if (ioctl(t->vcpu_fd, KVM_SET_SREGS, &s) < 0 || ioctl(t->vcpu_fd, KVM_SET_REGS, &r) < 0)
+		return -errno;
+	return 0;
+}
+
+int vcpu_copy_fpu(struct thread *dst, struct thread *src)
+{
+	int size = ioctl(pvm.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_XSAVE2);
+	if (size < (int)sizeof(struct kvm_xsave))
+		size = sizeof(struct kvm_xsave);
+	struct kvm_xsave *x = calloc(1, size);
+	if (!x)
+		return -ENOMEM;
+	/* KVM_GET_XSAVE is right: no feature that we enable needs more than 4 KiB. */
+	int r = ioctl(src->vcpu_fd, KVM_GET_XSAVE, x) < 0 || ioctl(dst->vcpu_fd, KVM_SET_XSAVE, x) < 0 ? -errno : 0;
+	free(x);
+	return r;
+}
+
+uint64_t vcpu_fs_base(struct thread *t) { return t->run->s.regs.sregs.fs.base; }
+
+/* ---- running ------------------------------------------------------------------------------------------------- */
+
+static bool in_libos(uint64_t rip) { return rip >= KX_LIBOS_BASE && rip < KX_VDSO_BASE; }
+
+static void set_user_segments(struct thread *t)
+{
+	t->run->s.regs.sregs.cs = user_cs;
+	t->run->s.regs.sregs.ss = user_ss;
+	t->run->kvm_dirty_regs |= KVM_SYNC_X86_SREGS;
+}
+
+static void regs_changed(struct thread *t) { t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS; }
+
+/* The program was stopped at r (in its own code, not in the LibOS): save that in the frame, continue in the LibOS. */
+static void enter_work(struct thread *t, const struct kvm_regs *r)
+{
+	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	uint64_t rip = gmem_pc_to_original(r->rip);
+	*f = (struct kx_frame){ r->r15, r->r14, r->r13, r->r12, r->rbp, r->rbx, r->r11, r->r10, r->r9, r->r8, r->rdi,
+				r->rsi, r->rdx, r->rcx, r->rax, -1ull, rip, r->rflags, r->rsp };
+	t->area->resume = gmem_pc_to_resume(rip);
+	struct kvm_regs *n = &t->run->s.regs.regs;
+	memset(n, 0, sizeof *n);
+	n->rip = pvm.libos.work;
+	n->rsp = t->area_gva + KX_AREA_SIZE - sizeof *f;
+	n->rflags = 2;
+	regs_changed(t);
+}
+
+/* KVM_RUN was interrupted and there is work: make the guest see it before its next instruction of its own. */
+static void redirect_to_work(struct thread *t)
+{
+	struct kvm_regs *r = &t->run->s.regs.regs;
+	uint64_t rip = r->rip;
+	if (in_libos(rip)) {
+		if (rip >= pvm.libos.exit_begin && rip < pvm.libos.exit_end) {
+			r->rip = pvm.libos.work;
+			r->rsp = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
+			regs_changed(t);
+		}
+		return; /* elsewhere in the LibOS: it looks before it leaves */
+	}
+	struct kvm_regs user = *r;
+	enter_work(t, &user);
+}
+
+/* A trapped `syscall`: rcx and r11 are as the instruction left them. */
+static void slow_syscall(struct thread *t)
+{
+	struct kvm_regs *r = &t->run->s.regs.regs;
+	set_user_segments(t);
+	t->nr_slow++;
+	t->area->slow = 1;
+	r->rip = pvm.libos.entry;
+	r->rflags = r->r11 & ~0x10000ull; /* RF */
+	r->r11 = r->rcx;
+	regs_changed(t);
+}
+
+static void exception(struct thread *t, unsigned vec)
+{
+	static const uint32_t with_error = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
+	struct kvm_regs *r = &t->run->s.regs.regs;
+	struct kvm_sregs *s = &t->run->s.regs.sregs;
+	uint64_t block = block_of[t->index], sp = r->rsp - 0xffffffff80000000ull + KX_SYS_BASE, f[6];
+	int has_err = vec < 32 && (with_error >> vec & 1);
+	unsigned words = 5 + has_err;
+	t->nr_faults++;
+	if (sp < block || sp + words * 8 > block + BLOCK_STACK_TOP)
+		pvm_panic("vCPU %d: exception %u with a bad stack", t->index, vec);
+	memcpy(f, gva_ptr(sp), words * 8);
+	uint64_t err = has_err ? f[0] : 0, *frame = f + has_err;
+	if ((frame[1] & 3) != 3)
+		pvm_panic("vCPU %d: exception %u in ring 0 at %#llx", t->index, vec, (unsigned long long)frame[0]);
+	r->rip = frame[0];
+	r->rflags = frame[2];
+	r->rsp = frame[3];
+	set_user_segments(t);
+	regs_changed(t);
+	uint64_t cr2 = s->cr2;
+	struct kvm_regs user = *r;
+	if (fault_exception(t, &user, vec, err, cr2, s->fs.base))
+		enter_work(t, &user);
+	else
+		*r = user;
+}
+
+static void halted(struct thread *t)
+{
+	uint64_t va = t->run->s.regs.regs.rip - 1, stubs = GMEM_SYS_VA(KX_SYS_BASE + GMEM_STUBS),
+		 lstar = GMEM_SYS_VA(KX_SYS_BASE + GMEM_LSTAR);
+	if (va >= lstar && va < lstar + 16)
+		slow_syscall(t);
+	else if (va >= stubs && va < stubs + 4096)
+		exception(t, (va - stubs) / 16);
+	else
+		pvm_panic("vCPU %d: halted at %#llx", t->index, (unsigned long long)va);
+}
+
+static void io_exit(struct thread *t)
+{
+	struct kvm_run *run = t->run;
+	if (run->io.port == KX_PORT_HCALL && run->io.direction == KVM_EXIT_IO_OUT) {
+		hcall_dispatch(t);
+		return;
+	}
+	if (run->io.port == KX_PORT_PANIC) {
+		char msg[128] = "?";
+		guest_read_str(msg, t->area->panic_msg, sizeof msg - 1);
+		for (char *p = msg; *p; p++)
+			if (*p < ' ' || *p > '~')
+				*p = '?';
+		pvm_panic("LibOS: %s", msg);
+	}
+	pvm_panic("vCPU %d: I/O on port %#x", t->index, run->io.port);
+}
+
+static void access_refused(struct thread *t)
+{
+	struct kvm_regs *r = &t->run->s.regs.regs;
+	struct kvm_sregs *s = &t->run->s.regs.sregs;
+	t->nr_faults++;
+	if ((s->cs.selector & 3) != 3)
+		pvm_panic("vCPU %d: memory fault in ring 0 at %#llx", t->index, (unsigned long long)r->rip);
+	struct kvm_regs user = *r;
+	if (fault_access(t, &user, s->fs.base, s->gs.base))
+		enter_work(t, &user);
+	else if (memcmp(r, &user, sizeof user)) {
+		*r = user;
+		regs_changed(t);
+	}
+}
+
+/* Registers after an exit that KVM_RUN reports by errno: they are not synced then. */
+static void fetch_regs(struct thread *t)
+{
+	if (ioctl(t->vcpu_fd, KVM_GET_REGS, &t->run->s.regs.regs) < 0 ||
+	    ioctl(t->vcpu_fd, KVM_GET_SREGS, &t->run->s.regs.sregs) < 0)
+		pvm_panic("vCPU %d: cannot read registers: %s", t->index, strerror(errno));
+}
+
+static void enter_guest(struct thread *t)
+{
+	struct kvm_run *run = t->run;
+	int r = ioctl(t->vcpu_fd, KVM_RUN, 0);
+	run->kvm_dirty_regs = 0;
+	t->nr_exits++;
+	if (r == 0) {
+		switch (run->exit_reason) {
+		case KVM_EXIT_IO:
+			io_exit(t);
+			return;
+		case KVM_EXIT_HLT:
+			halted(t);
+			return;
+		case KVM_EXIT_INTR:
+			return;
+		case KVM_EXIT_SHUTDOWN:
+			pvm_panic("vCPU %d: shut down (triple fault)", t->index);
+		case KVM_EXIT_INTERNAL_ERROR:
+			pvm_panic("vCPU %d: KVM internal error %u at %#llx", t->index, run->internal.suberror,
+				  (unsigned long long)run->s.regs.regs.rip);
+		case KVM_EXIT_FAIL_ENTRY:
+			pvm_panic("vCPU %d: entry failed: %#llx", t->index,
+				  (unsigned long long)run->fail_entry.hardware_entry_failure_reason);
+		case KVM_EXIT_MMIO:
+			pvm_panic("vCPU %d: MMIO at %#llx", t->index, (unsigned long long)run->mmio.phys_addr);
+		default:
+			pvm_panic("vCPU %d: exit reason %u", t->index, run->exit_reason);
+		}
+	}
+	if (errno == EINTR || errno == EAGAIN) {
+		fetch_regs(t);
+		sig_prepare(t);
+		if (t->area->work && (t->run->s.regs.sregs.cs.selector & 3) == 3)
+			redirect_to_work(t);
+		return;
+	}
+	if (errno == EFAULT || errno == EHWPOISON) {
+		fetch_regs(t);
+		access_refused(t);
+		return;
+	}
+	pvm_panic("vCPU %d: KVM_RUN: %s", t->index, strerror(errno));
+}
+
+void vcpu_loop(struct thread *t)
+{
+	while (!t->exiting) {
+		/* Cleared first: a handler that comes later sets it again and KVM_RUN returns at once. */
+		t->run->immediate_exit = 0;
+		t->kicked = 0;
+		__atomic_signal_fence(__ATOMIC_SEQ_CST);
+		uint32_t shown = t->area->work;
+		sig_prepare(t);
+		if (t->acc_signo && !t->area->sig.signo)
+			continue;
+		if (t->area->work & ~shown) /* the program's own code may be what runs next: stop there first */
+			t->run->immediate_exit = 1;
+		timepage_update(pvm.vvar);
+		enter_guest(t);
+	}
+}

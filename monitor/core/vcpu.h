@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The VM and its vCPUs: creation, registers, and the loop that runs one. */
+#ifndef KX_VCPU_H
+#define KX_VCPU_H
+#include "pvm.h"
+
+/* Open /dev/kvm and read what does not change: CPUID, sizes. Errors name the remedy. */
+int vm_open(struct kx_err *err);
+/* Make this process's VM. Retries EINTR (a signal may be pending). */
+int vm_create(struct kx_err *err);
+/* Give t a vCPU: descriptor, run area, fixed registers. t->index and t->area are set. 0 or -errno. */
+int vcpu_create(struct thread *t);
+/* Set up t's vCPU to return to the program by the frame in t's area, with that FS base. */
+int vcpu_start_state(struct thread *t, uint64_t fs_base);
+/* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */
+int vcpu_copy_fpu(struct thread *dst, struct thread *src);
+uint64_t vcpu_fs_base(struct thread *t);
+/* Run until t exits (t->exiting). */
+void vcpu_loop(struct thread *t);
+#endif
