@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The command line: one verb, one function. */
+#ifndef KX_CLI_H
+#define KX_CLI_H
+#include "../util/err.h"
+
+#ifndef KX_VERSION
+#define KX_VERSION "0.1.0"
+#endif
+
+#define CLI_FAILED 125      /* KylinX itself failed */
+
+/* args[0] is the verb. Returns the exit status; on failure err says why (exit_code 0 means CLI_FAILED). */
+struct cli_verb {
+	const char *name, *summary;
+	const char *help; /* what `kylinx help VERB` prints */
+	int (*run)(int argc, char **argv, struct kx_err *err);
+};
+
+/* Print to standard output; an error there (a full disk, a closed pipe) is the command's. 0 or -errno. */
+int cli_print(const char *text, struct kx_err *err);
+
+int cmd_run(int argc, char **argv, struct kx_err *err);
+extern const char cmd_run_help[];
+#endif

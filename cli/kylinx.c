@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kylinx: choose the verb, print its error, exit with its status. */
+#include "cli.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static int cmd_help(int argc, char **argv, struct kx_err *err);
+
+static const char help_help[] = "Usage: kylinx help [COMMAND]\n"
+				"\n"
+				"Describe KylinX, or one command.\n";
+
+static const struct cli_verb verbs[] = {
+	{ "run", "run a program in a pVM", cmd_run_help, cmd_run },
+	{ "help", "describe a command", help_help, cmd_help },
+};
+
+#define NR_VERBS (sizeof(verbs) / sizeof(*verbs))
+
+static const struct cli_verb *verb_find(const char *name)
+{
+	for (size_t i = 0; i < NR_VERBS; i++)
+		if (!strcmp(verbs[i].name, name))
+			return &verbs[i];
+	return NULL;
+}
+
+int cli_print(const char *text, struct kx_err *err)
+{
+	size_t n = strlen(text);
+	while (n) {
+		ssize_t w = write(STDOUT_FILENO, text, n);
+		if (w < 0 && errno == EINTR)
+			continue;
+		if (w < 0)
+			return kx_err_set(err, errno, "standard output: %s (check where it goes)", strerror(errno));
+		text += w;
+		n -= (size_t)w;
+	}
+	return 0;
+}
+
+static int usage(struct kx_err *err)
+{
+	char text[1024];
+	int n = snprintf(text, sizeof(text),
+			 "Usage: kylinx COMMAND [ARG...]\n"
+			 "\n"
+			 "Run unmodified Linux programs, each in a virtual machine that behaves like a process.\n"
+			 "\n"
+			 "Commands:\n");
+	for (size_t i = 0; i < NR_VERBS; i++)
+		n += snprintf(text + n, sizeof(text) - (size_t)n, "  %-10s %s\n", verbs[i].name, verbs[i].summary);
+	snprintf(text + n, sizeof(text) - (size_t)n,
+		 "\n"
+		 "Options:\n"
+		 "  --help     print this\n"
+		 "  --version  print the version\n"
+		 "\n"
+		 "`kylinx help COMMAND` says more about a command.\n");
+	return cli_print(text, err) ? CLI_FAILED : 0;
+}
+
+static int unknown(const char *name, struct kx_err *err)
+{
+	kx_err_set(err, EINVAL, "%s: unknown command (see `kylinx help`)", name);
+	return CLI_FAILED;
+}
+
+static int cmd_help(int argc, char **argv, struct kx_err *err)
+{
+	if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")))
+		return cli_print(help_help, err) ? CLI_FAILED : 0;
+	if (argc < 2)
+		return usage(err);
+	const struct cli_verb *v = verb_find(argv[1]);
+	if (!v)
+		return unknown(argv[1], err);
+	if (argc > 2) {
+		kx_err_set(err, EINVAL, "help: too many arguments (name one command)");
+		return CLI_FAILED;
+	}
+	return cli_print(v->help, err) ? CLI_FAILED : 0;
+}
+
+static int dispatch(int argc, char **argv, struct kx_err *err)
+{
+	if (argc < 2) {
+		kx_err_set(err, EINVAL, "command: none given (see `kylinx help`)");
+		return CLI_FAILED;
+	}
+	if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
+		return usage(err);
+	if (!strcmp(argv[1], "--version"))
+		return cli_print("kylinx " KX_VERSION "\n", err) ? CLI_FAILED : 0;
+	if (argv[1][0] == '-') {
+		kx_err_set(err, EINVAL, "%s: unknown option (see `kylinx help`)", argv[1]);
+		return CLI_FAILED;
+	}
+	const struct cli_verb *v = verb_find(argv[1]);
+	return v ? v->run(argc - 1, argv + 1, err) : unknown(argv[1], err);
+}
+
+int main(int argc, char **argv)
+{
+	struct kx_err err = { .code = 0 };
+	int status = dispatch(argc, argv, &err);
+	if (!err.code)
+		return status;
+	for (char *c = err.msg; *c; c++) /* what the user typed may have line ends; the message is one line */
+		if (*c == '\n' || *c == '\r')
+			*c = '?';
+	dprintf(STDERR_FILENO, "kylinx: %s\n", err.msg);
+	return err.exit_code ? err.exit_code : CLI_FAILED;
+}
