@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+# make, make check, make demo, make install. Variables: CC, PREFIX, DESTDIR, BUILD, SAN=1 (ASan and UBSan).
+CC ?= gcc
+Q = @
+ifdef V
+Q =
+endif
+PREFIX ?= /usr/local
+BUILD ?= build
+WARN = -std=gnu11 -Wall -Wextra -Werror
+CFLAGS ?= -O2 -g
+HOST_CFLAGS = $(WARN) $(CFLAGS) -D_GNU_SOURCE -pthread -MMD -MP
+ifdef SAN
+HOST_CFLAGS += -fsanitize=address,undefined -fno-omit-frame-pointer
+endif
+LDLIBS = -lZydis -pthread
+# Guest code: no libc, no vector registers (they are the program's), no data of its own.
+GUEST_CFLAGS = $(WARN) -O2 -g -ffreestanding -nostdlib -fno-stack-protector -fcf-protection=none -mgeneral-regs-only \
+	-fno-asynchronous-unwind-tables -fno-builtin-memcpy -fvisibility=hidden -MMD -MP
+
+MONITOR_SRC = \
+	monitor/core/pvm.c monitor/core/vcpu.c monitor/core/gmem.c monitor/core/fault.c monitor/core/sig.c \
+	monitor/core/thread.c monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/jail.c \
+	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
+	monitor/core/sys_mm.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
+	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
+	monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
+MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
+CLI_SRC = cli/kylinx.c cli/cmd-run.c
+UTIL_SRC = util/err.c util/log.c
+LIBOS_SRC = libos/core/main.c libos/core/signal.c libos/core/ktime.c libos/core/random.c libos/core/string.c
+LIBOS_ASM = libos/arch/x86_64/entry.S
+
+HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))
+LIBOS_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(LIBOS_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(LIBOS_ASM))
+
+all: $(BUILD)/kylinx
+
+$(BUILD)/kylinx: $(HOST_OBJ)
+	$(Q)$(CC) $(HOST_CFLAGS) $(LDFLAGS) -o $@ $(HOST_OBJ) $(LDLIBS)
+
+$(BUILD)/libos/%.o: libos/%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(GUEST_CFLAGS) -fPIE -c -o $@ $<
+
+$(BUILD)/libos/%.o: libos/%.S
+	@mkdir -p $(@D)
+	$(Q)$(CC) -c -MMD -MP -o $@ $<
+
+$(BUILD)/libos.elf: $(LIBOS_OBJ) libos/libos.lds
+	$(Q)$(CC) -nostdlib -static -no-pie -Wl,-T,libos/libos.lds -Wl,--build-id=none -Wl,--no-warn-rwx-segments -o $@ $(LIBOS_OBJ)
+
+$(BUILD)/libos.bin: $(BUILD)/libos.elf
+	$(Q)objcopy -O binary $< $@
+
+$(BUILD)/vdso.so: libos/vdso/vdso.c libos/vdso/vdso.lds libos/core/ktime.h abi/kx_abi.h
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(WARN) -O2 -ffreestanding -nostdlib -shared -fPIC -fno-stack-protector -fcf-protection=none \
+		-mgeneral-regs-only -fasynchronous-unwind-tables -Wl,-T,libos/vdso/vdso.lds -Wl,-soname,linux-vdso.so.1 \
+		-Wl,--hash-style=both -Wl,--eh-frame-hdr -Wl,--build-id=sha1 -Wl,-z,max-page-size=4096 -Wl,-z,noexecstack \
+		-Wl,--no-undefined -o $@ $<
+
+$(BUILD)/monitor/core/image.o: monitor/core/image.S $(BUILD)/libos.bin $(BUILD)/vdso.so
+	@mkdir -p $(@D)
+	$(Q)$(CC) -c -DLIBOS_BIN='"$(BUILD)/libos.bin"' -DVDSO_SO='"$(BUILD)/vdso.so"' -o $@ $<
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(HOST_CFLAGS) -c -o $@ $<
+
+$(BUILD)/%.o: %.S
+	@mkdir -p $(@D)
+	$(Q)$(CC) -c -MMD -MP -o $@ $<
+
+install: all
+	install -D -m 755 $(BUILD)/kylinx $(DESTDIR)$(PREFIX)/bin/kylinx
+	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(HOST_OBJ:.o=.d) $(LIBOS_OBJ:.o=.d)
+
+.PHONY: all install clean
