@@ -49,6 +49,7 @@
 
 /* Results a hypercall can have beside -errno (never seen by the program). */
 #define KX_ERESTART 512 /* interrupted before any effect; restart if the handler has SA_RESTART             */
+#define KX_ERESTART_ALWAYS 513 /* LibOS only: a signal was there before the call began; make the call after its handler */
 #define KX_ERESTART_NOHAND 514 /* as above but EINTR if any handler runs                                     */
 
 /* How a system call was answered (for traces). */
@@ -136,6 +137,7 @@ struct kx_shared {
 	uint64_t nr_sites;                     /* entries in use at KX_SITES_BASE */
 	uint64_t sites_seq;                    /* odd while the monitor changes the table */
 	struct kx_sigaction sigaction[65];     /* guest view; index = signal */
+	uint64_t rt_handlers;                  /* real-time signals with a handler, as a mask */
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
 };
 
@@ -148,6 +150,7 @@ struct kx_libos_header {
 	uint64_t exit_begin, exit_end; /* in between: no state but the frame's; restart at `exit` */
 	uint64_t work;       /* as exit, but look at kx_thread.work first with C code */
 	uint64_t uaccess_begin, uaccess_end, uaccess_fixup; /* a fault in between continues at fixup */
+	uint64_t flags_saved; /* from here on the frame holds the program's flags */
 	uint64_t image_end;
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */

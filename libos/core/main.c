@@ -249,10 +249,13 @@ void libos_syscall(struct kx_frame *f)
 {
 	struct kx_thread *t = current();
 	int64_t ret;
+	f->orig_rax = (int64_t)(int32_t)f->orig_rax; /* as the kernel: the number is an int */
 	if (f->orig_rax == 15) {
 		sys_rt_sigreturn(t, f);
 		goto out;
 	}
+	if (t->work && signals_deliver(t, f, -KX_ERESTART_ALWAYS))
+		goto out;
 	for (;;) {
 		bool is_local = true;
 		if (!local(t, f, &ret))

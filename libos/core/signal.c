@@ -99,11 +99,12 @@ uint64_t site_resume(uint64_t rip)
 
 static void set_mask(struct kx_thread *t, uint64_t mask)
 {
-	t->sigmask = mask & ~(SIGBIT(9) | SIGBIT(19));
-	__asm__ volatile("" ::: "memory");
-	/* What the host holds back for us and we no longer do. */
-	if (t->host_mask & ~t->sigmask)
-		hypercall(t, HC_sigmask_sync, 0, 0, 0, 0, 0, 0);
+	mask &= ~(SIGBIT(9) | SIGBIT(19));
+	/* What the host holds back for us and we no longer do; queues that must stay in order. */
+	if ((t->host_mask & ~mask) || (mask & SHARED->rt_handlers & ~t->host_mask))
+		hypercall(t, HC_sigmask_sync, mask, 0, 0, 0, 0, 0);
+	else
+		t->sigmask = mask;
 }
 
 int64_t sys_rt_sigprocmask(struct kx_thread *t, struct kx_frame *f)
@@ -145,6 +146,8 @@ int64_t sys_rt_sigaction(struct kx_thread *t, struct kx_frame *f)
 			return -KX_EFAULT;
 		act.mask &= ~(SIGBIT(9) | SIGBIT(19));
 		SHARED->sigaction[s] = act;
+		if (s > 33 && act.handler > SIG_IGN)
+			__atomic_or_fetch(&SHARED->rt_handlers, SIGBIT(s), __ATOMIC_RELAXED);
 		if (host_view(&act) != host_view(&old)) {
 			int64_t r = hypercall(t, 13, s, f->rsi, f->rdx, 8, 0, 0);
 			if (r) {
@@ -305,11 +308,7 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		t->sig.signo = 0;
 		return false;
 	}
-	if (!s.forced && (t->sigmask & SIGBIT(signo))) {
-		/* Blocked since it was handed over: the monitor takes it back. */
-		hypercall(t, HC_sig_next, 0, 0, 0, 0, 0, 0);
-		return false;
-	}
+	/* If it is blocked by now, it came before the call that blocks it was over: its handler runs before that ends. */
 	t->sig.signo = 0;
 	struct kx_sigaction a = SHARED->sigaction[signo];
 	if (a.handler == SIG_IGN && !s.forced)
@@ -318,8 +317,8 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		hypercall(t, HC_sig_default, signo, s.forced, 0, 0, 0, 0);
 		return false;
 	}
-	if (*ret == -KX_ERESTART || *ret == -KX_ERESTART_NOHAND) {
-		if (*ret == -KX_ERESTART && (a.flags & SA_RESTART)) {
+	if (*ret == -KX_ERESTART || *ret == -KX_ERESTART_NOHAND || *ret == -KX_ERESTART_ALWAYS) {
+		if (*ret == -KX_ERESTART_ALWAYS || (*ret == -KX_ERESTART && (a.flags & SA_RESTART))) {
 			f->rip -= 2;
 			f->rax = f->orig_rax;
 		} else {

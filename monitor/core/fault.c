@@ -19,14 +19,15 @@
 enum { CODE_KERNEL = 0x80 };
 
 /* A fault in the LibOS is one of its accesses to the program's memory, with a place to continue, or a bug. */
-static int libos_fault(struct thread *t, struct kvm_regs *r, uint64_t addr)
+static int libos_fault(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t addr)
 {
 	(void)t;
 	if (r->rip >= pvm.libos.uaccess_begin && r->rip < pvm.libos.uaccess_end) {
 		r->rip = pvm.libos.uaccess_fixup;
 		return 0;
 	}
-	pvm_panic("LibOS fault at %#llx, address %#llx", (unsigned long long)r->rip, (unsigned long long)addr);
+	pvm_panic("LibOS: exception %u at %#llx, address %#llx, flags %#llx", vec, (unsigned long long)r->rip,
+		  (unsigned long long)addr, (unsigned long long)r->rflags);
 }
 
 static bool in_libos_text(uint64_t rip) { return rip >= KX_LIBOS_BASE && rip < KX_VDSO_BASE; }
@@ -66,7 +67,7 @@ static int page_fault(struct thread *t, struct kvm_regs *r, uint64_t err, uint64
 	if (gmem_populate(cr2))
 		return 0;
 	if (in_libos_text(r->rip))
-		return libos_fault(t, r, cr2);
+		return libos_fault(t, r, 14, cr2);
 	int code = segv_code(cr2, err & PF_WRITE, err & PF_FETCH);
 	if (!code) {
 		if (may_retry(t, r->rip))
@@ -81,10 +82,12 @@ static int page_fault(struct thread *t, struct kvm_regs *r, uint64_t err, uint64
 /* si_code of a vector or x87 exception: SDM vol. 1, 8.5 and 11.5; the first unmasked one in the kernel's order. */
 static int fpe_code(struct thread *t, unsigned vec)
 {
-	struct kvm_fpu fpu;
+	struct kvm_xsave x;
 	unsigned pending = 0;
-	if (ioctl(t->vcpu_fd, KVM_GET_FPU, &fpu) == 0)
-		pending = vec == 16 ? fpu.fsw & ~fpu.fcw : ~(fpu.mxcsr >> 7) & fpu.mxcsr;
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &x) == 0) { /* FXSAVE layout: FCW, FSW, ...; MXCSR at 24 */
+		unsigned fcw = x.region[0] & 0xffff, fsw = x.region[0] >> 16, mxcsr = x.region[6];
+		pending = vec == 16 ? fsw & ~fcw : ~(mxcsr >> 7) & mxcsr;
+	}
 	if (pending & 1)
 		return FPE_FLTINV;
 	if (pending & 4)
@@ -100,20 +103,30 @@ static int fpe_code(struct thread *t, unsigned vec)
 
 int fault_exception(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t err, uint64_t cr2, uint64_t fs_base)
 {
+	uint8_t code[2];
 	(void)fs_base;
 	if (vec == 14)
 		return page_fault(t, r, err, cr2);
+	if (vec == 1 && in_libos_text(r->rip)) {
+		/* The program steps itself (TF) into the LibOS: run on without, once the frame holds the flag, and leave
+		 * with it. */
+		if (r->rip >= pvm.libos.flags_saved && !(r->rip >= pvm.libos.exit_begin && r->rip < pvm.libos.exit_end))
+			r->rflags &= ~0x100ull;
+		return 0;
+	}
 	if (in_libos_text(r->rip))
-		return libos_fault(t, r, 0);
+		return libos_fault(t, r, vec, cr2);
 	switch (vec) {
 	case 0:
 		return raise_signal(t, SIGFPE, FPE_INTDIV, r->rip, vec, 0, cr2);
 	case 1:
-		r->rflags &= ~0x100ull;
 		return raise_signal(t, SIGTRAP, TRAP_TRACE, r->rip, vec, 0, cr2);
 	case 3:
 		return raise_signal(t, SIGTRAP, CODE_KERNEL, 0, vec, 0, cr2);
 	case 6:
+		/* Software KVM cannot emulate `int n` and says #UD; hardware says #GP with the gate's number. */
+		if (guest_read(code, r->rip, 2) == 0 && code[0] == 0xcd)
+			return raise_signal(t, SIGSEGV, CODE_KERNEL, 0, 13, code[1] * 8 + 2, cr2);
 		return raise_signal(t, SIGILL, ILL_ILLOPN, r->rip, vec, 0, cr2);
 	case 10: case 11: case 12:
 		return raise_signal(t, SIGBUS, CODE_KERNEL, 0, vec, err, cr2);
@@ -135,7 +148,7 @@ struct decode {
 	uint64_t fs_base, gs_base, rip;
 	int signo, code;
 	uint64_t addr;
-	bool write;
+	bool write, fetch;
 };
 
 static void set_regs(ZydisRegisterContext *c, const struct kvm_regs *r)
@@ -248,6 +261,7 @@ static bool find_culprit(struct thread *t, struct kvm_regs *r, struct decode *d)
 		d->signo = SIGSEGV;
 		d->code = segv_code(r->rip, false, true);
 		d->addr = r->rip;
+		d->fetch = true;
 		return true;
 	}
 	if (have > 15)
@@ -268,6 +282,7 @@ static bool find_culprit(struct thread *t, struct kvm_regs *r, struct decode *d)
 		d->signo = c ? SIGSEGV : SIGBUS;
 		d->code = c ? c : BUS_ADRERR;
 		d->addr = next;
+		d->fetch = true;
 		return have < 15;
 	}
 	d->rip = r->rip;
@@ -282,12 +297,12 @@ int fault_access(struct thread *t, struct kvm_regs *r, uint64_t fs_base, uint64_
 {
 	struct decode d;
 	if (in_libos_text(r->rip))
-		return libos_fault(t, r, 0);
+		return libos_fault(t, r, 14, 0);
 	memset(&d, 0, sizeof d);
 	d.fs_base = fs_base;
 	d.gs_base = gs_base;
 	if (find_culprit(t, r, &d)) {
-		uint64_t err = 4 | (d.write ? PF_WRITE : 0) | (d.code == SEGV_ACCERR ? PF_PRESENT : 0);
+		uint64_t err = 4 | (d.write ? PF_WRITE : 0) | (d.fetch ? PF_FETCH : 0) | (d.code == SEGV_ACCERR ? PF_PRESENT : 0);
 		return raise_signal(t, d.signo, d.code, d.addr, 14, err, d.addr);
 	}
 	/* Nothing is wrong any more: another thread changed the map meanwhile. */

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -153,6 +154,17 @@ static int check_args(struct hcall *c)
 	return 0;
 }
 
+/* A socket with a timeout is not restarted (signal(7)). */
+static bool has_timeout(struct hcall *c)
+{
+	int opt = c->nr == SYS_read || c->nr == SYS_readv ? SO_RCVTIMEO : SO_SNDTIMEO;
+	struct timeval tv = { 0, 0 };
+	socklen_t len = sizeof tv;
+	if (c->nr != SYS_read && c->nr != SYS_readv && c->nr != SYS_write && c->nr != SYS_writev)
+		return false;
+	return getsockopt((int)c->arg[0], SOL_SOCKET, opt, &tv, &len) == 0 && (tv.tv_sec || tv.tv_usec);
+}
+
 /* ---- generic handlers ----------------------------------------------------------------------------------------- */
 
 int64_t hc_FWD(struct hcall *c)
@@ -163,6 +175,8 @@ int64_t hc_FWD(struct hcall *c)
 	long (*call)(long, long, long, long, long, long, long) =
 		c->row->flags & KX_F_BLOCK ? host_call_blocking : host_call;
 	int64_t r = call(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], c->host[4], c->host[5]);
+	if (r == -EINTR && c->t->sig_stop && has_timeout(c))
+		return KX_NORESTART_EINTR;
 	/* What gives descriptors among the forwarded calls. */
 	switch (c->nr) {
 	case SYS_epoll_create: case SYS_epoll_create1: case SYS_timerfd_create:
@@ -239,8 +253,11 @@ int64_t hc_seed(struct hcall *c)
 
 int64_t hc_trace(struct hcall *c)
 {
-	uint64_t args[6];
-	if (pvm.cfg->strace && guest_read(args, c->arg[1], sizeof args) == 0)
+	uint64_t args[6], off = c->arg[1] - c->t->area_gva;
+	if (off >= KX_AREA_SIZE || KX_AREA_SIZE - off < sizeof args)
+		return -EFAULT;
+	memcpy(args, gva_ptr(c->arg[1]), sizeof args); /* on the LibOS's stack, in this thread's area */
+	if (pvm.cfg->strace)
 		strace_call(c->t, hc_row_find(c->arg[0]), c->arg[0], args, (int64_t)c->arg[2],
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_LIBOS, 0);
 	return 0;

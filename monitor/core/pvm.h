@@ -49,6 +49,7 @@ struct thread {
 	pthread_t pthread;
 	pid_t tid;                 /* host thread id = guest thread id */
 	bool live;
+	bool at_user;              /* the vCPU stands in the program's code, by no way through the LibOS */
 	uint64_t clear_tid;        /* guest address, 0 = none */
 	uint64_t robust_head;      /* guest address of struct robust_list_head, 0 = none */
 	/* Signals (signal.c). `acc` is filled by the host signal handler on this thread only. */

@@ -2,6 +2,7 @@
 #include "sig.h"
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -23,6 +24,7 @@ struct ksigaction {
 #define KSA_RESTORER 0x04000000ul
 
 static char kick_cookie;
+#define PUT_BACK_MAX 4096
 
 static int raw_sigaction(int signo, const struct ksigaction *act)
 {
@@ -45,18 +47,16 @@ long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 
 /* ---- copying from and to guest memory ------------------------------------------------------------------- */
 
-static bool any_gva_ok(uint64_t gva, size_t len) { return gva < KX_SYS_BASE && len <= KX_SYS_BASE - gva; }
-
 int guest_read(void *dst, uint64_t gva, size_t len)
 {
-	if (!any_gva_ok(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
+	if (!gva_ok(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
 		return -EFAULT;
 	return 0;
 }
 
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
-	if (!any_gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
+	if (!gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
 		return -EFAULT;
 	return 0;
 }
@@ -93,20 +93,28 @@ static void requeue(int signo, siginfo_t *info, bool to_thread)
 /* The guest blocks signo and the host does not: block it and put back, in order, all that are queued of it. */
 static void put_back(struct thread *t, int signo, siginfo_t *info)
 {
-	bool to_thread = info->si_code == SI_TKILL;
-	siginfo_t more[32];
-	int n = 0;
 	t->hmask |= SIGBIT(signo);
 	t->area->host_mask = t->hmask;
-	if (signo >= 34) {
-		uint64_t set = SIGBIT(signo);
-		struct timespec zero = { 0, 0 };
-		while (n < 32 && host_call(SYS_rt_sigtimedwait, (long)&set, (long)&more[n], (long)&zero, 8, 0, 0) == signo)
-			n++;
+	if (signo < KICK_SIG + 1) {
+		requeue(signo, info, info->si_code == SI_TKILL);
+		return;
 	}
-	requeue(signo, info, to_thread);
+	/* Real-time signals queue: those that came after this one must stay after it. No malloc() in a handler. */
+	const size_t size = PUT_BACK_MAX * sizeof(siginfo_t);
+	siginfo_t *more = (siginfo_t *)host_call(SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
+						 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int n = 0;
+	uint64_t set = SIGBIT(signo);
+	struct timespec zero = { 0, 0 };
+	if ((long)more > 0)
+		while (n < PUT_BACK_MAX &&
+		       host_call(SYS_rt_sigtimedwait, (long)&set, (long)&more[n], (long)&zero, 8, 0, 0) == signo)
+			n++;
+	requeue(signo, info, info->si_code == SI_TKILL);
 	for (int i = 0; i < n; i++)
 		requeue(signo, &more[i], more[i].si_code == SI_TKILL);
+	if ((long)more > 0)
+		host_call(SYS_munmap, (long)more, size, 0, 0, 0, 0);
 }
 
 static void abort_blocking_call(ucontext_t *uc)
@@ -236,16 +244,30 @@ static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 		strace_signal(t, signo, info);
 }
 
+/* Queued signals that will be blocked while the handler of the one that is handed over runs: they stay where they
+ * are, in order. */
+static uint64_t blocked_soon(struct thread *t)
+{
+	uint32_t signo = t->area->sig.signo;
+	if (!signo || signo > 64)
+		return 0;
+	struct kx_sigaction act = pvm.shared->sigaction[signo];
+	return (act.mask | (act.flags & SA_NODEFER ? 0 : SIGBIT(signo))) & pvm.shared->rt_handlers;
+}
+
 /* Take what the handler accepted; may be called while more arrive. */
 static void take_accepted(struct thread *t)
 {
 	int signo = t->acc_signo;
 	siginfo_t info = t->acc_info;
 	t->acc_signo = 0;
-	if (t->area->sigmask & SIGBIT(signo))
+	if (t->area->sigmask & SIGBIT(signo)) {
 		put_back(t, signo, &info);
-	else
+	} else {
 		hand_over(t, signo, &info);
+		t->hmask |= blocked_soon(t);
+		t->area->host_mask = t->hmask;
+	}
 	set_mask(t->hmask); /* from here the handler may accept the next */
 }
 
@@ -278,10 +300,16 @@ void sig_sync_block(struct thread *t)
 	}
 }
 
-void sig_sync_unblock(struct thread *t)
+void sig_mask_set(struct thread *t, uint64_t mask)
 {
-	uint64_t mask = t->area->sigmask;
-	t->hmask &= mask;
+	mask &= ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
+	/* What is to be blocked, on the host first: whatever was accepted until then came before and is delivered. */
+	t->hmask |= mask & pvm.shared->rt_handlers;
+	if (!t->acc_signo)
+		set_mask(t->hmask);
+	sig_prepare(t);
+	t->area->sigmask = mask;
+	t->hmask = (t->hmask & mask) | (mask & pvm.shared->rt_handlers) | blocked_soon(t);
 	t->area->host_mask = t->hmask;
 	if (!t->acc_signo)
 		set_mask(t->hmask);

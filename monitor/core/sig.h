@@ -5,7 +5,8 @@
  *
  * The guest's mask (kx_thread.sigmask) changes without an exit, so the host thread's mask (thread.hmask) may lag
  * behind: a signal that the guest blocks but the host does not is blocked and queued again by the handler. What the
- * host blocks but the guest no longer does, the LibOS reports by the sigmask_sync hypercall.
+ * host blocks but the guest no longer does, the LibOS reports by the sigmask_sync hypercall. Putting one back would
+ * cost real-time signals their order, so those with a handler are blocked on the host at once.
  */
 #ifndef KX_SIG_H
 #define KX_SIG_H
@@ -26,8 +27,8 @@ void sig_thread_start(struct thread *t);
 void sig_prepare(struct thread *t);
 /* The guest's mask must be the host's before a call that sleeps with a timeout. */
 void sig_sync_block(struct thread *t);
-/* The guest unblocked something that the host still blocks. */
-void sig_sync_unblock(struct thread *t);
+/* The guest unblocked something that the host still blocks, or blocked a queued signal that has a handler. */
+void sig_mask_set(struct thread *t, uint64_t mask);
 /* Temporary mask of ppoll, pselect6, epoll_pwait, rt_sigsuspend. leave() returns ret. */
 void sig_mask_enter(struct thread *t, uint64_t mask);
 int64_t sig_mask_leave(struct thread *t, int64_t ret);

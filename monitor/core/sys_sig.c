@@ -20,14 +20,14 @@ int64_t hc_sig_next(struct hcall *c)
 
 int64_t hc_sigmask_sync(struct hcall *c)
 {
-	sig_sync_unblock(c->t);
+	sig_mask_set(c->t, c->arg[0]);
 	return 0;
 }
 
 /* The LibOS keeps the mask; a guest that calls this by itself gets the host's mask brought up to date. */
 int64_t hc_rt_sigprocmask(struct hcall *c)
 {
-	sig_sync_unblock(c->t);
+	sig_mask_set(c->t, c->t->area->sigmask);
 	return 0;
 }
 

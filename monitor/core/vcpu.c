@@ -253,11 +253,20 @@ static void enter_work(struct thread *t, const struct kvm_regs *r)
 	regs_changed(t);
 }
 
+/* An exception is on its way into the guest: it belongs to the state as it is. */
+static bool exception_pending(struct thread *t)
+{
+	struct kvm_vcpu_events e;
+	return ioctl(t->vcpu_fd, KVM_GET_VCPU_EVENTS, &e) == 0 && (e.exception.injected || e.exception.pending);
+}
+
 /* KVM_RUN was interrupted and there is work: make the guest see it before its next instruction of its own. */
 static void redirect_to_work(struct thread *t)
 {
 	struct kvm_regs *r = &t->run->s.regs.regs;
 	uint64_t rip = r->rip;
+	if (exception_pending(t) || rip == GMEM_SYS_VA(KX_SYS_BASE + GMEM_LSTAR))
+		return; /* its exit comes first */
 	if (in_libos(rip)) {
 		if (rip >= pvm.libos.exit_begin && rip < pvm.libos.exit_end) {
 			r->rip = pvm.libos.work;
@@ -270,7 +279,10 @@ static void redirect_to_work(struct thread *t)
 	enter_work(t, &user);
 }
 
-/* A trapped `syscall`: rcx and r11 are as the instruction left them. */
+/*
+ * A trapped `syscall`: rcx and r11 are as the instruction left them. With hardware support the `hlt` at LSTAR exits;
+ * software KVM arrives at LSTAR still in ring 3, where the page can't be fetched, so an exception tells of it.
+ */
 static void slow_syscall(struct thread *t)
 {
 	struct kvm_regs *r = &t->run->s.regs.regs;
@@ -291,7 +303,6 @@ static void exception(struct thread *t, unsigned vec)
 	uint64_t block = block_of[t->index], sp = r->rsp - 0xffffffff80000000ull + KX_SYS_BASE, f[6];
 	int has_err = vec < 32 && (with_error >> vec & 1);
 	unsigned words = 5 + has_err;
-	t->nr_faults++;
 	if (sp < block || sp + words * 8 > block + BLOCK_STACK_TOP)
 		pvm_panic("vCPU %d: exception %u with a bad stack", t->index, vec);
 	memcpy(f, gva_ptr(sp), words * 8);
@@ -303,12 +314,19 @@ static void exception(struct thread *t, unsigned vec)
 	r->rsp = frame[3];
 	set_user_segments(t);
 	regs_changed(t);
+	if (frame[0] == GMEM_SYS_VA(KX_SYS_BASE + GMEM_LSTAR)) {
+		slow_syscall(t);
+		return;
+	}
+	t->nr_faults++;
 	uint64_t cr2 = s->cr2;
 	struct kvm_regs user = *r;
-	if (fault_exception(t, &user, vec, err, cr2, s->fs.base))
+	if (fault_exception(t, &user, vec, err, cr2, s->fs.base)) {
 		enter_work(t, &user);
-	else
+	} else {
 		*r = user;
+		t->at_user = true;
+	}
 }
 
 static void halted(struct thread *t)
@@ -332,7 +350,9 @@ static void io_exit(struct thread *t)
 	}
 	if (run->io.port == KX_PORT_PANIC) {
 		char msg[128] = "?";
-		guest_read_str(msg, t->area->panic_msg, sizeof msg - 1);
+		uint64_t at = t->area->panic_msg; /* a constant of the LibOS's image */
+		if (at >= KX_LIBOS_BASE && at < KX_VDSO_BASE - sizeof msg)
+			memcpy(msg, gva_ptr(at), sizeof msg - 1);
 		for (char *p = msg; *p; p++)
 			if (*p < ' ' || *p > '~')
 				*p = '?';
@@ -349,11 +369,14 @@ static void access_refused(struct thread *t)
 	if ((s->cs.selector & 3) != 3)
 		pvm_panic("vCPU %d: memory fault in ring 0 at %#llx", t->index, (unsigned long long)r->rip);
 	struct kvm_regs user = *r;
-	if (fault_access(t, &user, s->fs.base, s->gs.base))
+	if (fault_access(t, &user, s->fs.base, s->gs.base)) {
 		enter_work(t, &user);
-	else if (memcmp(r, &user, sizeof user)) {
-		*r = user;
-		regs_changed(t);
+	} else {
+		t->at_user = true;
+		if (memcmp(r, &user, sizeof user)) {
+			*r = user;
+			regs_changed(t);
+		}
 	}
 }
 
@@ -417,12 +440,12 @@ void vcpu_loop(struct thread *t)
 		t->run->immediate_exit = 0;
 		t->kicked = 0;
 		__atomic_signal_fence(__ATOMIC_SEQ_CST);
-		uint32_t shown = t->area->work;
 		sig_prepare(t);
 		if (t->acc_signo && !t->area->sig.signo)
 			continue;
-		if (t->area->work & ~shown) /* the program's own code may be what runs next: stop there first */
+		if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */
 			t->run->immediate_exit = 1;
+		t->at_user = false;
 		timepage_update(pvm.vvar);
 		enter_guest(t);
 	}

@@ -111,7 +111,7 @@ static void dump_structs(void)
 	M(kx_shared, version), M(kx_shared, pid), M(kx_shared, ppid), M(kx_shared, fork_gen), M(kx_shared, uid);
 	M(kx_shared, euid), M(kx_shared, gid), M(kx_shared, egid), M(kx_shared, trace), M(kx_shared, xsave_size);
 	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, local_calls);
-	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, futex_waiters);
+	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers), M(kx_shared, futex_waiters);
 	END(kx_shared);
 
 	SIZE(kx_vvar);

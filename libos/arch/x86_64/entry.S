@@ -16,6 +16,7 @@
 	.quad uaccess_begin
 	.quad uaccess_end
 	.quad uaccess_fixup
+	.quad kx_flags_saved
 	.quad kx_image_end
 
 	.text
@@ -26,6 +27,7 @@ kx_entry:
 	mov %gs:KX_T_FRAME_TOP, %rsp
 	pushq %gs:KX_T_USER_RSP
 	pushfq
+kx_flags_saved:
 	cld
 	mov %r11, %gs:KX_T_RESUME
 	mov (%rsp), %r11

@@ -233,18 +233,18 @@ static void test_ppoll(void)
 	check(ppoll(&p, 1, &ts, NULL) == 0 && took(t, 30), "ppoll timeout");
 	/* The call itself leaves what remains; libc hides it. */
 	ts = (struct timespec){ 0, 20 * MS };
-	check(syscall(SYS_ppoll, &p, 1, &ts, NULL, 8) == 0 && ts.tv_sec == 0 && ts.tv_nsec == 0, "nothing remains");
+	check(syscall(SYS_ppoll, &p, 1, &ts, NULL, 8ul) == 0 && ts.tv_sec == 0 && ts.tv_nsec == 0, "nothing remains");
 	later(&l, pf[1], 0);
 	ts = (struct timespec){ 100, 0 };
-	check(syscall(SYS_ppoll, &p, 1, &ts, NULL, 8) == 1 && ts.tv_sec == 99 && ts.tv_nsec > 0, "remaining time");
+	check(syscall(SYS_ppoll, &p, 1, &ts, NULL, 8ul) == 1 && ts.tv_sec == 99 && ts.tv_nsec > 0, "remaining time");
 	joined(&l);
 	ts = (struct timespec){ 0, 1000000000 };
 	fails(ppoll(&p, 1, &ts, NULL), EINVAL, "ppoll timeout: EINVAL");
 	ts = (struct timespec){ -1, 0 };
 	fails(ppoll(&p, 1, &ts, NULL), EINVAL, "ppoll negative: EINVAL");
-	fails(syscall(SYS_ppoll, &p, 1, NULL, &none, 4), EINVAL, "mask size: EINVAL");
-	fails(syscall(SYS_ppoll, &p, 1, NULL, BAD, 8), EFAULT, "mask: EFAULT");
-	fails(syscall(SYS_ppoll, &p, 1, BAD, NULL, 8), EFAULT, "timeout: EFAULT");
+	fails(syscall(SYS_ppoll, &p, 1, NULL, &none, 4ul), EINVAL, "mask size: EINVAL");
+	fails(syscall(SYS_ppoll, &p, 1, NULL, BAD, 8ul), EFAULT, "mask: EFAULT");
+	fails(syscall(SYS_ppoll, &p, 1, BAD, NULL, 8ul), EFAULT, "timeout: EFAULT");
 	close2(pf);
 
 	/* Signals: with SA_RESTART as well it is EINTR. */
@@ -500,8 +500,8 @@ static void test_epoll_errors(void)
 	check(epoll_wait(ep, ev, 4, 0) == 1, "event was kept");
 	sigset_t set;
 	sigemptyset(&set);
-	fails(syscall(SYS_epoll_pwait, ep, ev, 1, 0, &set, 4), EINVAL, "mask size: EINVAL");
-	fails(syscall(SYS_epoll_pwait, ep, ev, 1, 0, BAD, 8), EFAULT, "mask: EFAULT");
+	fails(syscall(SYS_epoll_pwait, ep, ev, 1, 0, &set, 4ul), EINVAL, "mask size: EINVAL");
+	fails(syscall(SYS_epoll_pwait, ep, ev, 1, 0, BAD, 8ul), EFAULT, "mask: EFAULT");
 	close(e);
 	close(ep);
 }
@@ -535,20 +535,20 @@ static void test_epoll_signals(void)
 	check(epoll_pwait(ep, &ev, 1, 10, &none) == 0 && is_blocked(), "epoll_pwait timeout");
 	struct timespec ts = { 0, 20 * MS };
 	int64_t t = now();
-	long r = syscall(SYS_epoll_pwait2, ep, &ev, 1, &ts, NULL, 8);
+	long r = syscall(SYS_epoll_pwait2, ep, &ev, 1, &ts, NULL, 8ul);
 	if (r == -1 && errno == ENOSYS) {
 		printf("skip no epoll_pwait2\n");
 	} else {
 		check(r == 0 && took(t, 20), "epoll_pwait2 timeout");
 		ts = (struct timespec){ 0, 1000000000 };
-		fails(syscall(SYS_epoll_pwait2, ep, &ev, 1, &ts, NULL, 8), EINVAL, "epoll_pwait2: EINVAL");
+		fails(syscall(SYS_epoll_pwait2, ep, &ev, 1, &ts, NULL, 8ul), EINVAL, "epoll_pwait2: EINVAL");
 		later(&l, -1, SIGUSR1);
-		fails(syscall(SYS_epoll_pwait2, ep, &ev, 1, NULL, &none, 8), EINTR, "epoll_pwait2: EINTR");
+		fails(syscall(SYS_epoll_pwait2, ep, &ev, 1, NULL, &none, 8ul), EINTR, "epoll_pwait2: EINTR");
 		joined(&l);
 		check(nr_signals == 4 && is_blocked(), "mask restored by epoll_pwait2");
 		later(&l, e, 0);
 		ts = (struct timespec){ 5, 0 };
-		check(syscall(SYS_epoll_pwait2, ep, &ev, 1, &ts, NULL, 8) == 1 && ev.data.u64 == 1,
+		check(syscall(SYS_epoll_pwait2, ep, &ev, 1, &ts, NULL, 8ul) == 1 && ev.data.u64 == 1,
 		      "epoll_pwait2 event");
 		joined(&l);
 	}

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the test scripts share: running commands with a limit, result lines, scratch directories, leak checks.
+
+Environment: KYLINX (the binary; default build/kylinx), TEST_LEAK_IGNORE (a regular expression of leak lines that
+are somebody else's, on a machine that does other work meanwhile).
+"""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+TOP = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
+KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(TOP, "build/kylinx")))
+IGNORE = re.compile(r"hsperfdata_|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
+
+
+def kvm_missing():
+    """Why no pVM can run here, or None."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        return f"/dev/kvm: {e.strerror}"
+    return None
+
+
+def pvm(argv, *options):
+    """The command line that runs argv in a pVM."""
+    return [KYLINX, "run", *options, "--", *argv]
+
+
+class Result:
+    def __init__(self, status, out, err, seconds):
+        self.status, self.out, self.err, self.seconds = status, out, err, seconds
+
+    def why(self):
+        """A failure in one line."""
+        text = (self.err.strip() or self.out.strip()).decode(errors="replace")
+        return f"{status_text(self.status)}{': ' if text else ''}{one_line(text)}"
+
+
+def status_text(status):
+    if status is None:
+        return "timeout"
+    if status < 0:
+        try:
+            return signal.Signals(-status).name
+        except ValueError:
+            return f"signal {-status}"
+    return f"status {status}"
+
+
+def one_line(text, limit=300):
+    text = " | ".join(text.split("\n"))
+    return text if len(text) <= limit else "..." + text[-limit:]
+
+
+def group_kill(p):
+    """End p, a leader of its own process group, with everything in that group; reap it."""
+    try:
+        os.killpg(p.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    p.wait()
+
+
+def run(argv, timeout=60, stdin=None, cwd=None, env=None):
+    """Run argv in a session of its own. Never hangs; never raises but for a program that is not there."""
+    full = dict(os.environ)
+    full.update(env or {})
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as inp:
+        inp.write(stdin or b"")
+        inp.seek(0)
+        try:
+            p = subprocess.Popen(argv, stdin=inp if stdin else subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd,
+                                 env=full, start_new_session=True)
+        except OSError as e:
+            return Result(127, b"", f"{argv[0]}: {e.strerror}".encode(), 0.0)
+        try:
+            status = p.wait(timeout)
+        except subprocess.TimeoutExpired:
+            status = None
+        group_kill(p)
+        out.seek(0)
+        err.seek(0)
+        return Result(status, out.read(), err.read(), time.monotonic() - start)
+
+
+class Server:
+    """A server in a session of its own, up when its TCP port accepts; ended by its pid at the end of the block."""
+
+    def __init__(self, argv, port, timeout=30, cwd=None, stop=signal.SIGTERM):
+        self.port, self.timeout, self.stop, self.status = port, timeout, stop, None
+        self.log = tempfile.TemporaryFile()
+        self.p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd=cwd,
+                                  start_new_session=True)
+
+    def __enter__(self):
+        end = time.monotonic() + self.timeout
+        while time.monotonic() < end:
+            if self.p.poll() is not None:
+                break
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                time.sleep(0.05)
+        why = "not listening" if self.p.poll() is None else status_text(self.p.returncode)
+        text = f"server: {why}: {self.output()}"
+        self.__exit__()
+        raise AssertionError(text)
+
+    def output(self):
+        self.log.seek(0)
+        return one_line(self.log.read().decode(errors="replace").strip())
+
+    def __exit__(self, *_):
+        if self.p.poll() is None:
+            self.p.send_signal(self.stop)
+            try:
+                self.p.wait(15)
+            except subprocess.TimeoutExpired:
+                pass
+        self.status = self.p.returncode
+        group_kill(self.p)
+        self.log.close()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Dir:
+    """A scratch directory, gone afterwards."""
+
+    def __enter__(self):
+        self.path = tempfile.mkdtemp(prefix="kylinx-test-")
+        os.chmod(self.path, 0o755)
+        return self.path
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Tap:
+    """Result lines: ok N - name, not ok N - name: why, ok N - name # SKIP reason."""
+
+    def __init__(self):
+        self.n = self.passed = self.failed = self.skipped = 0
+
+    def ok(self, name):
+        self.n += 1
+        self.passed += 1
+        print(f"ok {self.n} - {name}", flush=True)
+
+    def fail(self, name, why):
+        self.n += 1
+        self.failed += 1
+        print(f"not ok {self.n} - {name}: {one_line(why, 600)}", flush=True)
+
+    def skip(self, name, why):
+        self.n += 1
+        self.skipped += 1
+        print(f"ok {self.n} - {name} # SKIP {why}", flush=True)
+
+    def end(self):
+        print(f"1..{self.n}")
+        print(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
+        return 1 if self.failed else 0
+
+
+# ---- leaks ----------------------------------------------------------------------------------------------------
+
+def read(path):
+    try:
+        with open(path, errors="replace") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+def names(path):
+    try:
+        return sorted(os.listdir(path))
+    except OSError:
+        return []
+
+
+def link(path):
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def monitors():
+    """Processes of this KYLINX, by their executable: their names are the guests'."""
+    return [f"{pid} {read(f'/proc/{pid}/comm').strip()}" for pid in names("/proc") if pid.isdigit()
+            and link(f"/proc/{pid}/exe").split(" (deleted)")[0] == KYLINX]
+
+
+def children():
+    """Ours, and, as we are the subreaper, what our dead children left running."""
+    pids = read(f"/proc/self/task/{os.getpid()}/children").split()
+    return [f"{pid} {read(f'/proc/{pid}/comm').strip()}" for pid in pids]
+
+
+def state():
+    """What a test must leave as it was."""
+    fds = [f"{n} {link('/proc/self/fd/' + n)}" for n in names("/proc/self/fd")]
+    return {
+        "process": set(children()) | set(monitors()),
+        "descriptor": {f for f in fds if not f.endswith("/fd")},
+        "mount": set(read("/proc/self/mountinfo").splitlines()),
+        "network namespace": set(names("/run/netns")) | set(names("/var/run/netns")),
+        "/dev/shm entry": set(names("/dev/shm")),
+        "/tmp entry": set(names("/tmp")) | set(names(tempfile.gettempdir())),
+        "SysV object": {f"{k} {line.split()[1]}" for k in ("shm", "msg", "sem")
+                        for line in read(f"/proc/sysvipc/{k}").splitlines()[1:]},
+    }
+
+
+def leaks(before, after):
+    """In words, what is there now and was not before."""
+    found = [f"{kind} {item}" for kind in after for item in sorted(after[kind] - before[kind])]
+    return [f for f in found if not IGNORE.search(f)]

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""run.py [--only PATTERN] [--list]: run the tests that `make check` has built; PATTERN is a regular expression.
+
+One line for each result; the last line is "N passed, N failed, N skipped"; the exit status is 1 when one failed.
+After each test the machine must be as it was before: processes, descriptors, mounts, and so on (lib.py). Without
+/dev/kvm the tests that need pVMs are skipped, and counted.
+"""
+import argparse
+import ctypes
+import itertools
+import os
+import re
+import selectors
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOP = os.path.dirname(HERE)
+os.chdir(TOP)
+BUILD = os.environ.get("BUILD", "build")
+os.environ.setdefault("KYLINX", os.path.abspath(os.path.join(BUILD, "kylinx")))
+os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")
+sys.path.insert(0, os.path.join(HERE, "integration"))
+import lib  # noqa: E402
+
+UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 60, 420
+UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
+GUEST_OPTIONS = {}  # more options of kylinx run, by name of the test
+SKIP_STATUS = 77
+RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
+
+
+class Failure(Exception):
+    pass
+
+
+class Skip(Exception):
+    pass
+
+
+# ---- kinds of test: each yields (result, name, reason), or returns or raises for a single result ---------------
+
+def must(r, what="", expect=0):
+    if r.status != expect:
+        raise Failure(f"{what}{r.why()}")
+    return r
+
+
+def unit(path, args):
+    r = must(lib.run([path, *args], UNIT_TIMEOUT))
+    for line in r.out.decode(errors="replace").splitlines():
+        if re.match(r"skip\b", line, re.I):
+            yield "skip", line[4:].strip(" :"), "in this build or on this machine"
+
+
+def golden(program, path):
+    r = must(lib.run([program], UNIT_TIMEOUT))
+    want, got = lib.read(path).splitlines(), r.out.decode().splitlines()
+    for i, (a, b) in enumerate(itertools.zip_longest(want, got), 1):
+        if a != b:
+            raise Failure(f"{path}:{i}: {a!r}, but {program} prints {b!r}")
+    return ()
+
+
+def command(*argv, timeout=UNIT_TIMEOUT):
+    must(lib.run(argv, timeout))
+    return ()
+
+
+def mutated_files():
+    with lib.Dir() as d:
+        must(lib.run([sys.executable, "tests/fuzz/mutate.py", "/bin/true", d, "300", "1"]))
+        must(lib.run([f"{BUILD}/tests/unit/test_elf.gcc", *(os.path.join(d, n) for n in lib.names(d))], UNIT_TIMEOUT))
+    return ()
+
+
+def no_rule(path):
+    raise Failure(f"{path} is not built (list it in tests/tests.mk)")
+
+
+def guest(path):
+    name, path = os.path.basename(path).split(".")[0], os.path.abspath(path)
+    with lib.Dir() as d:
+        r = lib.run([path], GUEST_TIMEOUT, env={"TMPDIR": d}, cwd=d)
+        if r.status == SKIP_STATUS:
+            raise Skip(r.why())
+        must(r, "natively: ")
+        if lib.kvm_missing():
+            raise Skip(lib.kvm_missing())
+        must(lib.run(lib.pvm([path], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, [])), GUEST_TIMEOUT, cwd="/"))
+    return ()
+
+
+def script(path):
+    """An integration script: its result lines are ours."""
+    if lib.kvm_missing():
+        raise Skip(lib.kvm_missing())
+    with lib.Dir() as d, open(os.path.join(d, "err"), "w+b") as err:
+        p = subprocess.Popen([sys.executable, "-u", path, os.environ["KYLINX"]], stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=err, start_new_session=True)
+        failed = results = 0
+        try:
+            for line in lines_until(p.stdout, time.monotonic() + SCRIPT_TIMEOUT):
+                m = RESULT.match(line)
+                if m:
+                    results += 1
+                    failed += bool(m[1])
+                    yield "fail" if m[1] else "skip" if m[3] is not None else "pass", m[2], m[3] or ""
+            status = p.wait(10)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"timeout of {SCRIPT_TIMEOUT} s, after {results} results") from None
+        finally:
+            lib.group_kill(p)
+            p.stdout.close()
+        err.seek(0)
+        text = lib.one_line(err.read().decode(errors="replace").strip())
+    if not results or (status and not failed):
+        raise Failure(f"{lib.status_text(status)}, {results} results {text}")
+
+
+def lines_until(pipe, deadline):
+    """Lines of a pipe up to its end. TimeoutExpired at the deadline."""
+    os.set_blocking(pipe.fileno(), False)
+    data = b""
+    with selectors.DefaultSelector() as sel:
+        sel.register(pipe, selectors.EVENT_READ)
+        while True:
+            if not sel.select(max(0, deadline - time.monotonic())):
+                raise subprocess.TimeoutExpired("script", 0)
+            chunk = os.read(pipe.fileno(), 65536)
+            *whole, data = (data + chunk).split(b"\n")
+            yield from (line.decode(errors="replace") for line in whole)
+            if not chunk:
+                return
+
+
+# ---- the list ---------------------------------------------------------------------------------------------------
+
+def files(*parts):
+    d = os.path.join(*parts[:-1])
+    return [os.path.join(d, n) for n in lib.names(d) if re.fullmatch(parts[-1], n)]
+
+
+def all_tests():
+    """(name, function) of every test."""
+    built = files(BUILD, "tests/unit", r"test_\w+\.(gcc|clang|san)")
+    for path in built:
+        name = os.path.basename(path).split(".")[0]
+        yield f"unit/{os.path.basename(path)}", lambda p=path, n=name: unit(p, UNIT_ARGS.get(n, []))
+    for src in files("tests/unit", r"test_\w+\.c"):
+        if not any(os.path.basename(p).split(".")[0] == os.path.basename(src)[:-2] for p in built):
+            yield f"unit/{os.path.basename(src)[:-2]}", lambda s=src: no_rule(s)
+    dump, doc, fuzz = (f"{BUILD}/tests/unit/{n}" for n in ("abi_dump", "gen_hcall_doc", "fuzz_elf"))
+    yield "golden/abi", lambda: golden(dump, "abi/abi.golden")
+    yield "golden/hypercalls.md", lambda: golden(doc, "docs/hypercalls.md")
+    yield "style/headers", lambda: command("sh", "tests/unit/test_headers.sh")
+    if os.path.exists(".clang-format"):
+        yield "style/clang-format", clang_format
+    for seed in ("/bin/true", "/lib64/ld-linux-x86-64.so.2"):
+        yield f"fuzz/elf {os.path.basename(seed)}", lambda s=seed: command(fuzz, s, "20000", "1")
+    yield "fuzz/load", mutated_files
+    for path in files(BUILD, "tests/guest", r"\w+\.(dyn|static|musl)"):
+        yield f"guest/{os.path.basename(path)}", lambda p=path: guest(p)
+    for path in files("tests/integration", r"test_\w+\.py"):
+        yield os.path.basename(path)[5:-3], lambda p=path: script(p)
+
+
+def clang_format():
+    r = must(lib.run(["git", "ls-files", "-co", "--exclude-standard", "*.c", "*.h"]), "git: ")
+    command("clang-format", "--dry-run", "--Werror", "--style=file", *r.out.decode().split())
+    return ()
+
+
+# ---- running ----------------------------------------------------------------------------------------------------
+
+count = {"pass": 0, "fail": 0, "skip": 0}
+
+
+def report(result, name, why=""):
+    count[result] += 1
+    line = f"{'not ok' if result == 'fail' else 'ok'} {sum(count.values())} - {name}"
+    if result == "skip":
+        line += f" # SKIP {why}"
+    elif why:
+        line += f": {why}"
+    print(line, flush=True)
+
+
+def run_one(name, fn):
+    before, start = lib.state(), time.monotonic()
+    single = True
+    try:
+        for result, part, why in fn():
+            report(result, f"{name}: {part}", why)
+            single = single and result == "skip" and name.startswith("unit/")
+        failure = None
+    except Skip as e:
+        report("skip", name, e)
+        failure, single = None, False
+    except Exception as e:  # noqa: BLE001, whatever it is, this test failed
+        failure = str(e) if isinstance(e, Failure) else f"{type(e).__name__}: {e}"
+    found = leaks_settled(before)
+    if found:
+        failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
+    if failure:
+        report("fail", name, failure)
+    elif single:
+        report("pass", name)
+    if time.monotonic() - start > 60:
+        print(f"# {name} took {time.monotonic() - start:.0f} s", flush=True)
+
+
+def leaks_settled(before):
+    """Leaks that stay. A process that has been killed may need a moment; one that stays is ended, by its pid."""
+    for _ in range(20):
+        reap(before)
+        found = lib.leaks(before, lib.state())
+        if not found:
+            return []
+        time.sleep(0.1)
+    for f in found:
+        if f.startswith("process "):
+            try:
+                os.kill(int(f.split()[1]), 9)
+            except OSError:
+                pass
+    time.sleep(0.1)
+    reap(before)
+    return found
+
+
+def reap(before):
+    """Orphans that have ended; we are their parent."""
+    for child in lib.children():
+        if child not in before["process"]:
+            try:
+                os.waitpid(int(child.split()[0]), os.WNOHANG)
+            except OSError:
+                pass
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", metavar="PATTERN")
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    tests = [(n, f) for n, f in all_tests() if re.search(args.only, n)]
+    if args.list:
+        print("\n".join(n for n, _ in tests))
+        return 0
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    start = time.monotonic()
+    for name, fn in tests:
+        run_one(name, fn)
+    print(f"# {time.monotonic() - start:.0f} s")
+    print(f"{count['pass']} passed, {count['fail']} failed, {count['skip']} skipped", flush=True)
+    return 1 if count["fail"] or not tests else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# make check: all tests. make check-san: unit and guest tests with everything on the host built with ASan and UBSan.
+# Included by the Makefile, after its first target. A unit test is listed here; a guest test is any tests/guest/*/*.c.
+T = $(BUILD)/tests
+HAVE_CLANG := $(shell command -v clang)
+HAVE_MUSL := $(shell command -v musl-gcc)
+
+# name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
+UNIT = elf patch random strace time
+UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
+UNIT_SRC_patch = monitor/arch/x86_64/patch.c
+UNIT_LIBS_patch = -lZydis
+UNIT_SRC_random = libos/core/random.c
+UNIT_SRC_strace = monitor/core/strace.c monitor/core/stats.c
+UNIT_DEP_time = monitor/core/timepage.c $(BUILD)/vdso.so
+UNIT_SAN_time = undefined
+
+# Also built as these. musl lacks some headers and functions that others use.
+GUEST_STATIC = file time
+GUEST_MUSL = time
+
+HEADERS = $(wildcard abi/*.h abi/*.def monitor/*/*.h monitor/arch/*/*.h libos/*/*.h util/*.h)
+TEST_CFLAGS = $(WARN) -O1 -g -D_GNU_SOURCE= -pthread
+GUEST_TEST_CFLAGS = -std=gnu11 -Wall -Wextra -O2 -g -pthread
+
+# $1 name, $2 suffix, $3 compiler, $4 sanitizers
+define unit_rule
+$(T)/unit/test_$1.$2: tests/unit/test_$1.c $$(UNIT_SRC_$1) $$(UNIT_DEP_$1) $$(HEADERS) tests/tests.mk
+	@mkdir -p $$(@D)
+	$3 $$(TEST_CFLAGS) $(if $4,-fsanitize=$4 -fno-sanitize-recover=all) -o $$@ tests/unit/test_$1.c \
+		$$(UNIT_SRC_$1) $$(UNIT_LIBS_$1)
+unit-tests: $(T)/unit/test_$1.$2
+endef
+SAN_OF = $(or $(UNIT_SAN_$1),address$(,)undefined)
+, = ,
+$(foreach u,$(UNIT),$(eval $(call unit_rule,$u,gcc,gcc)))
+$(foreach u,$(UNIT),$(eval $(call unit_rule,$u,san,gcc,$(call SAN_OF,$u))))
+ifneq ($(HAVE_CLANG),)
+$(foreach u,$(UNIT),$(eval $(call unit_rule,$u,clang,clang)))
+endif
+
+$(T)/unit/abi_dump $(T)/unit/gen_hcall_doc: $(T)/unit/%: tests/unit/%.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -o $@ $<
+
+$(T)/unit/fuzz_elf: tests/fuzz/fuzz_elf.c monitor/core/elf.c util/err.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^)
+
+unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf
+
+# $1 source, $2 suffix, $3 compiler and link options
+define guest_rule
+$(T)/guest/$(basename $(notdir $1)).$2: $1
+	@mkdir -p $$(@D)
+	$3 $$(GUEST_TEST_CFLAGS) -o $$@ $1 $$(GUEST_LIBS_$(basename $(notdir $1)))
+guest-tests: $(T)/guest/$(basename $(notdir $1)).$2
+endef
+GUEST_SRC = $(wildcard tests/guest/*/*.c)
+guest_src = $(filter $(addprefix %/,$(addsuffix .c,$1)),$(GUEST_SRC))
+$(foreach s,$(GUEST_SRC),$(eval $(call guest_rule,$s,dyn,gcc)))
+$(foreach s,$(call guest_src,$(GUEST_STATIC)),$(eval $(call guest_rule,$s,static,gcc -static)))
+ifneq ($(HAVE_MUSL),)
+$(foreach s,$(call guest_src,$(GUEST_MUSL)),$(eval $(call guest_rule,$s,musl,musl-gcc)))
+endif
+
+unit-tests guest-tests:
+
+check: all unit-tests guest-tests
+	@BUILD=$(BUILD) python3 tests/run.py $(CHECK_ARGS)
+
+check-san:
+	@$(MAKE) --no-print-directory SAN=1 BUILD=$(BUILD)/san check CHECK_ARGS="--only '^(unit|guest)/' $(CHECK_ARGS)"
+
+# The table of programs, from a run of all of them.
+compatibility: all
+	KYLINX=$(BUILD)/kylinx python3 tests/integration/test_programs.py --write-doc
+
+.PHONY: check check-san unit-tests guest-tests compatibility
