@@ -76,9 +76,16 @@ install: all
 	install -D -m 755 $(BUILD)/kylinx $(DESTDIR)$(PREFIX)/bin/kylinx
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
 
+demo:
+	tests/deps.sh demo
+	$(MAKE) all
+	demo/demo.sh
+
 clean:
 	rm -rf $(BUILD)
 
 -include $(HOST_OBJ:.o=.d) $(LIBOS_OBJ:.o=.d)
 
-.PHONY: all install clean
+.PHONY: all install demo clean
+
+-include tests/tests.mk

@@ -169,7 +169,11 @@ def all_tests():
 
 def clang_format():
     r = must(lib.run(["git", "ls-files", "-co", "--exclude-standard", "*.c", "*.h"]), "git: ")
-    command("clang-format", "--dry-run", "--Werror", "--style=file", *r.out.decode().split())
+    r = lib.run(["clang-format", "--dry-run", "--Werror", "--style=file", *r.out.decode().split()], UNIT_TIMEOUT)
+    places = re.findall(r"^(\S+?):\d+:\d+: error", r.err.decode(errors="replace"), re.M)
+    if places:
+        raise Failure(f"{len(places)} places in {len(set(places))} files: {', '.join(sorted(set(places))[:10])}")
+    must(r)
     return ()
 
 

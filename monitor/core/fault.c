@@ -101,19 +101,28 @@ static int fpe_code(struct thread *t, unsigned vec)
 	return FPE_FLTINV;
 }
 
+/*
+ * The program steps itself (TF) through the LibOS, which is not to be seen: run on without, once the frame holds the
+ * flag; the flags come back just before the last jump, and that is made here, so that the next step is the program's.
+ */
+static int step_in_libos(struct thread *t, struct kvm_regs *r)
+{
+	const uint64_t last_jump = pvm.libos.exit_end - 8; /* jmp *%gs:disp32 */
+	if (r->rip == last_jump)
+		r->rip = t->area->resume;
+	else if (r->rip >= pvm.libos.flags_saved)
+		r->rflags &= ~0x100ull;
+	return 0;
+}
+
 int fault_exception(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t err, uint64_t cr2, uint64_t fs_base)
 {
 	uint8_t code[2];
 	(void)fs_base;
 	if (vec == 14)
 		return page_fault(t, r, err, cr2);
-	if (vec == 1 && in_libos_text(r->rip)) {
-		/* The program steps itself (TF) into the LibOS: run on without, once the frame holds the flag, and leave
-		 * with it. */
-		if (r->rip >= pvm.libos.flags_saved && !(r->rip >= pvm.libos.exit_begin && r->rip < pvm.libos.exit_end))
-			r->rflags &= ~0x100ull;
-		return 0;
-	}
+	if (vec == 1 && in_libos_text(r->rip))
+		return step_in_libos(t, r);
 	if (in_libos_text(r->rip))
 		return libos_fault(t, r, vec, cr2);
 	switch (vec) {

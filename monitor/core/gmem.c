@@ -347,10 +347,12 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
 }
 
 /*
- * Make [start, end) reachable with the given execute permission. Must come before the host mapping changes: that
+ * Make [start, end) reachable with the given execute permission. `table`: by 4 KiB leaves even where nothing is
+ * executable, since something soon will be (the parts of a library): to split a 2 MiB leaf later, KVM has to drop all
+ * that it has, which takes milliseconds. Must come before the host mapping changes: that
  * change makes KVM forget what it had cached of the old entries.
  */
-static int pt_set(uint64_t start, uint64_t end, bool exec)
+static int pt_set(uint64_t start, uint64_t end, bool exec, bool table_wanted)
 {
 	int r = slot_cover(start, end);
 	if (r)
@@ -360,7 +362,7 @@ static int pt_set(uint64_t start, uint64_t end, bool exec)
 		if (!pde)
 			return -ENOMEM;
 		bool is_table = (*pde & PTE_P) && !(*pde & PTE_PS);
-		if (!is_table && !exec) {
+		if (!is_table && !exec && !(table_wanted && !(*pde & PTE_P))) {
 			if (!(*pde & PTE_P))
 				__atomic_store_n(pde, region | PTE_LEAF | PTE_PS | PTE_NX, __ATOMIC_RELEASE);
 			continue;
@@ -385,7 +387,8 @@ int gmem_populate(uint64_t gva)
 	if (i < nr_regions && regions[i].start <= gva && regions[i].prot != PROT_NONE) {
 		uint64_t *pde = pde_of(gva);
 		if (pde && !(*pde & PTE_P))
-			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot & PROT_EXEC) == 0;
+			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot & PROT_EXEC,
+				   !(regions[i].flags & MAP_ANONYMOUS)) == 0;
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
@@ -529,7 +532,7 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 	}
 	if (patch_scan(gva_ptr(gva), len, gva, &hints, &plan) == 0) {
 		pvm.nr_sites_found += plan.found;
-		if (plan.n) {
+		if (plan.n && nr_sites + plan.n <= KX_SITES_MAX) { /* as many as the LibOS can look up */
 			uint64_t size = ALIGN_UP((uint64_t)plan.tramp_bytes, PAGE);
 			uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
 			uint64_t high = gva + 2 * GiB - 64 * MiB - size;
@@ -540,7 +543,7 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 			uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
 			if (!t)
 				t = find_free(low, high, size, PAGE);
-			if (t && region_reserve(3) == 0 && pt_set(t, t + size, true) == 0 &&
+			if (t && region_reserve(3) == 0 && pt_set(t, t + size, true, true) == 0 &&
 			    mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
 				    MAP_FAILED) {
 				memset(gva_ptr(t), 0xcc, size);
@@ -628,7 +631,7 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		return -ENOMEM;
 	bool exec = prot & PROT_EXEC;
 	if (prot != PROT_NONE) {
-		int r = pt_set(addr, addr + len, exec);
+		int r = pt_set(addr, addr + len, exec, file);
 		if (r)
 			return r;
 	}
@@ -711,10 +714,10 @@ int gmem_munmap(uint64_t addr, uint64_t len)
 }
 
 /* Protection of one region's part. */
-static int protect_part(uint64_t start, uint64_t end, int old, int prot)
+static int protect_part(uint64_t start, uint64_t end, int old, int prot, bool file)
 {
 	int r = 0;
-	if (prot != PROT_NONE && (r = pt_set(start, end, prot & PROT_EXEC)))
+	if (prot != PROT_NONE && (r = pt_set(start, end, prot & PROT_EXEC, file)))
 		return r;
 	if (host_prot(old) == host_prot(prot) && (old & PROT_EXEC) && !(prot & PROT_EXEC) &&
 	    mprotect(gva_ptr(start), end - start, PROT_NONE)) /* the host sees no change: make KVM look again */
@@ -748,7 +751,7 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 		if (r.prot != prot) {
 			if (!within_limit(a, e, prot, r.flags))
 				return -ENOMEM;
-			int x = protect_part(a, e, r.prot, prot);
+			int x = protect_part(a, e, r.prot, prot, !(r.flags & MAP_ANONYMOUS));
 			if (x)
 				return x;
 			if (region_reserve(4))
@@ -796,7 +799,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!within_limit(old + old_len, old + new_len, r.prot, r.flags))
 			return -ENOMEM;
 		if (r.end == old + old_len && gva_ok(old, new_len) && range_free(old + old_len, old + new_len)) {
-			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot & PROT_EXEC) : 0;
+			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot & PROT_EXEC, false) : 0;
 			if (x)
 				return x;
 			/* The reservation makes room; nothing else of this process is ever placed here. */
@@ -823,7 +826,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!new_addr)
 			return -ENOMEM;
 	}
-	int x = r.prot != PROT_NONE ? pt_set(new_addr, new_addr + new_len, r.prot & PROT_EXEC) : 0;
+	int x = r.prot != PROT_NONE ? pt_set(new_addr, new_addr + new_len, r.prot & PROT_EXEC, !(r.flags & MAP_ANONYMOUS)) : 0;
 	if (x)
 		return x;
 	if (mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
@@ -928,7 +931,7 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 		r = -ENOMEM;
 		goto out;
 	}
-	if (region_reserve(4) || pt_set(addr, addr + len, prot & PROT_EXEC)) {
+	if (region_reserve(4) || pt_set(addr, addr + len, prot & PROT_EXEC, false)) {
 		r = -ENOMEM;
 		goto out;
 	}
@@ -1040,7 +1043,8 @@ int gmem_init(struct kx_err *err)
 	sys_tables();
 	region_reserve(8);
 	/* LibOS: text executable, the rest data. Regions above KX_USER_END are out of every call's reach. */
-	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, true)) || (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, false)))
+	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, true, true)) ||
+	    (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, false, false)))
 		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
 	/* The monitor alone writes the clocks: the host mapping is writable, so the guest's leaf must not be. */
 	table(*pde_of(KX_VVAR_BASE))[(KX_VVAR_BASE >> 12) & 511] &= ~2ull;

@@ -205,6 +205,10 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	pvm.pid = getpid();
 	if ((r = fd_limit_init(err)) || (r = vm_open(err)))
 		return r;
+	/* A descriptor of its own: the program may close 2 and open something else there. */
+	int log_fd = fcntl(2, F_DUPFD_CLOEXEC, 3);
+	log_fd = log_fd < 0 ? -1 : fd_hide(log_fd);
+	kx_log_init(kx_log_level_find(cfg->log_level), log_fd, cfg->name);
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r, "%s: cannot write the trace: %s (give --strace a file in a directory that exists)",
 				  cfg->strace_file, strerror(-r));

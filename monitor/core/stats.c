@@ -191,6 +191,10 @@ static void put_report(void)
 	put_num("pid", (uint64_t)pvm.pid);
 	puts_(",\"program\":");
 	put_json_str(pvm.exe[0] ? pvm.exe : pvm.cfg && pvm.cfg->program ? pvm.cfg->program : "");
+	if (pvm.cfg && pvm.cfg->name) {
+		puts_(",\"name\":");
+		put_json_str(pvm.cfg->name);
+	}
 	puts_(",");
 	put_num("wall_ns", ns - pvm.start_ns);
 	puts_(",");

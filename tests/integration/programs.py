@@ -14,14 +14,14 @@ arch
 ascii
 ash -c 'x=0; while [ $x -lt 2000 ]; do x=$((x+1)); done; echo $x; for f in *; do echo "$f"; done; echo "${PWD##*/}"'
 ash script.sh a b
-awk '{ n[NF]++; s += length($0) } END { for (i = 0; i < 40; i++) if (n[i]) print i, n[i]; print s, sin(1), s / 7 }' text
+awk '{ n[NF]++; s += length($0) } END { for (i = 0; i < 40; i++) if (n[i]) print i, n[i]; print s, s / 7, toupper(substr($0, 3)) }' text
 base64 data.bin
 base64 -w 0 text
 basename /a/b.c .c
 bc -l <bc.in
 bunzip2 -c text.bz2
 bzcat text.bz2
-bzip2 -k text
+bzip2 -kf text
 cal 2 2020
 cat text data.bin
 cat - <text
@@ -62,7 +62,7 @@ find d -name '*c*' -o -type l
 fold -w 30 text
 getopt -o ab:c -- -a -b x y
 grep -rn needle .
-grep -E '[0-9]{3}$' text
+grep -E '^line [0-9]{2,3} (abba|aab)' text
 groups
 gunzip -c text.gz
 gzip -c text
@@ -81,7 +81,7 @@ ls -lA
 ls -1RF
 lzcat text.lzma
 unlzma -c text.lzma
-lzma -d -k text.lzma
+lzma -d -k -f text.lzma
 lzop -c text
 md5sum text data.bin
 md5sum -c sums
@@ -95,7 +95,7 @@ mv text d
 nc 127.0.0.1 1
 nl text
 nproc
-od -A x -t x1z data.bin
+od -x data.bin
 od -c text
 paste sorted1 sorted2
 patch -p0 -i fix.patch
@@ -109,7 +109,7 @@ rm text d/a
 rm -r d
 rmdir d/sub
 run-parts --test d
-sed -n '1~10p;s/line/LINE/g;$p' text
+sed -n '10,20p;s/line/LINE/g;/needle/p;$p' text
 sed -i s/a/b/ text
 seq 1 3 100
 sh -c 'echo $((3*4)); test -f text && echo yes; read a b <text; echo "$b"; set -- 1 2 3; echo $#; printf "%s\n" *'
@@ -152,8 +152,8 @@ unexpand -a text
 uniq -c sorted1
 unix2dos text
 unlink text
-unlzma text.lzma
-unxz text.xz
+unlzma -f text.lzma
+unxz -f text.xz
 unzip -p files.zip
 unzip -l files.zip
 unzip files.zip
@@ -290,7 +290,7 @@ whoami
 TOOLS = r"""
 awk 'BEGIN { for (i = 0; i < 200000; i++) s += i % 7; print s }'
 bc -l <bc.in
-bzip2 -kv9 text
+bzip2 -kfv9 text
 cmp -l old.txt new.txt
 curl -s @HTTP@/text
 curl -s -d @text @HTTP@/echo
@@ -305,8 +305,8 @@ gawk '{ print length }' text
 git --no-pager diff --no-index --stat old.txt new.txt
 git hash-object text data.bin
 grep -c line text
-grep -P '(?<=line )\d+7$' text
-gzip -k9 text
+grep -P '(?<=line )\d+7\b' text
+gzip -kf9 text
 gzip -dc text.gz
 jq '.list[] | select(.n > 2) | .s' x.json
 nm lib.a
@@ -320,7 +320,7 @@ sed -E 's/([a-z]+) ([0-9]+)/\2 \1/' text
 strings -n 6 /bin/true
 tar cvf out.tar --sort=name --owner=0 --group=0 d text
 tar xvpf files.tar
-xz -k -T 2 text
+xz -kf -T 2 text
 xz -dc text.xz
 zstd -q -T2 text -o out.zst
 zip -X -q out.zip text

@@ -4,7 +4,7 @@
 
 test_programs.py [KYLINX] [--only PATTERN] [--write-doc]; --write-doc writes docs/compatibility.md from what it saw.
 Each case runs twice in a working directory of the same name and content, which is a volume of the pVM. The cases are
-in programs.py. A program that is not installed is skipped.
+in programs.py. A program that is not installed is skipped. With TEST_AUDIT set it also shows what fails natively.
 """
 import argparse
 import bz2
@@ -43,7 +43,7 @@ import programs  # noqa: E402
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
        "TERM": "dumb", "USER": "root", "SHELL": "/bin/sh"}
-KEEP = ("KYLINX", "CI", "ASAN_OPTIONS")
+KEEP = ("KYLINX", "CI", "ASAN_OPTIONS", "TEST_AUDIT")
 EPOCH = 1577836800  # of the files
 PY = "/usr/bin/python3"
 WHO = {"busybox": ["busybox"], "coreutils": ["ls", "--version"], "sqlite3": ["sqlite3", "--version"],
@@ -201,6 +201,8 @@ def run_case(case, tree):
         (native, files_native), (pvm, files_pvm) = results
         if native.status is None:
             return "fail", "timeout natively"
+        if os.environ.get("TEST_AUDIT") and (native.status or native.err):
+            print(f"# {case.name()}: {native.why()}", flush=True)
         why = compare(case, native, pvm, files_native, files_pvm)
         return ("fail", why) if why else ("pass", "")
 
@@ -350,7 +352,7 @@ def redis_keys():
 
 
 def redis_load():
-    """redis-benchmark -c 50 -n 20000 -q"""
+    """redis-benchmark -c 50 -n 20000 -q -t ping,set,get,incr,lpush,rpop,sadd,mset"""
     with lib.Dir() as w:
         port, argv, cli = redis(w)
         with server(argv, port, w):
@@ -481,7 +483,10 @@ def write_doc(rows):
         what = what if "`" in what or group not in ("busybox", "coreutils", "tools") else f"`{what}`"
         cells = (group, versions[group], what, text[:400])
         out += "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |\n"
-    help_ = "".join(f"- {why}: {', '.join(sorted(names.split()))}\n" for why, names in programs.BUSYBOX_HELP.items())
+    only_help = {what.split()[0] for group, what, _, _ in rows if group == "busybox" and what.endswith(" --help")}
+    reasons = {why: sorted(only_help & set(names.split())) for why, names in programs.BUSYBOX_HELP.items()}
+    reasons["no reason but time"] = sorted(only_help - {n for names in reasons.values() for n in names})
+    help_ = "".join(f"- {why}: {', '.join(names)}\n" for why, names in reasons.items() if names)
     out += TAIL.format(help=help_, never=", ".join(programs.BUSYBOX_NEVER.split()))
     with open(os.path.join(lib.TOP, "docs/compatibility.md"), "w") as f:
         f.write(out)

@@ -447,7 +447,7 @@ static void test_code(void)
 	check(ok, "mprotect of a part of the program's text");
 	/* Made writable, changed, sealed: text of a file. */
 	ok = MPROTECT(page, PAGE, RW | PROT_EXEC) == 0 && call() == 42;
-	unsigned char *f = (unsigned char *)answer, save[6];
+	unsigned char *volatile at = (unsigned char *)answer, *f = at, save[6];
 	memcpy(save, f, 6);
 	memcpy(f, "\xb8\x07\0\0\0\xc3", 6);
 	__asm__ volatile("" : : : "memory");
