@@ -37,7 +37,7 @@ static bool check(bool ok, const char *name)
 	return ok;
 }
 
-/* ---- catching one fault ------------------------------------------------------------------------------------------ */
+/* ---- catching one fault -------------------- */
 
 struct seen {
 	int signo, code;
@@ -47,13 +47,16 @@ static __thread struct seen seen;
 static __thread sigjmp_buf env;
 static char altstack[65536];
 
-static void catch(int s, siginfo_t *i, void *u)
+static void catch (int s, siginfo_t *i, void *u)
 {
 	greg_t *g = ((ucontext_t *)u)->uc_mcontext.gregs;
 	/* A handler runs with the flag AC as it was. */
-	__asm__ volatile("sub $128, %%rsp\n pushfq\n andq $~0x40000, (%%rsp)\n popfq\n add $128, %%rsp" : : : "memory", "cc");
-	seen = (struct seen){ s, i->si_code, (uint64_t)i->si_addr, g[REG_TRAPNO], g[REG_ERR], g[REG_CR2], g[REG_RIP],
-			      g[REG_RSP], g[REG_RCX], g[REG_RSI], g[REG_RDI] };
+	__asm__ volatile("sub $128, %%rsp\n pushfq\n andq $~0x40000, (%%rsp)\n popfq\n add $128, %%rsp"
+			 :
+			 :
+			 : "memory", "cc");
+	seen = (struct seen){ s,          i->si_code, (uint64_t)i->si_addr, g[REG_TRAPNO], g[REG_ERR], g[REG_CR2],
+			      g[REG_RIP], g[REG_RSP], g[REG_RCX],           g[REG_RSI],    g[REG_RDI] };
 	siglongjmp(env, 1);
 }
 
@@ -66,15 +69,15 @@ static void install(void (*h)(int, siginfo_t *, void *))
 }
 
 /* Runs the statement; true when it faulted. */
-#define FAULTS(...)                                                                                                \
-	({                                                                                                         \
-		volatile bool f_ = true;                                                                           \
-		memset(&seen, 0, sizeof seen);                                                                     \
-		if (sigsetjmp(env, 1) == 0) {                                                                      \
-			__VA_ARGS__;                                                                               \
-			f_ = false;                                                                                \
-		}                                                                                                  \
-		f_;                                                                                                \
+#define FAULTS(...) \
+	({ \
+		volatile bool f_ = true; \
+		memset(&seen, 0, sizeof seen); \
+		if (sigsetjmp(env, 1) == 0) { \
+			__VA_ARGS__; \
+			f_ = false; \
+		} \
+		f_; \
 	})
 
 static bool expect(bool faulted, const char *name, int signo, int code, long addr, int trapno, long err)
@@ -83,7 +86,8 @@ static bool expect(bool faulted, const char *name, int signo, int code, long add
 		  (int)seen.trapno == trapno && (err == ANY || seen.err == (uint64_t)err) &&
 		  (trapno != 14 || seen.cr2 == seen.addr);
 	if (!ok)
-		printf("  %s: %s signal %d (%d), code %d (%d), address %#lx (%#lx), trap %ld (%d), err %ld (%ld), cr2 %#lx\n",
+		printf("  %s: %s signal %d (%d), code %d (%d), address %#lx (%#lx), trap %ld (%d), err %ld (%ld), cr2 "
+		       "%#lx\n",
 		       name, faulted ? "" : "no fault;", seen.signo, signo, seen.code, code, (long)seen.addr, addr,
 		       (long)seen.trapno, trapno, (long)seen.err, err, (long)seen.cr2);
 	return check(ok, name);
@@ -115,7 +119,7 @@ static char *island(int prot)
 static void rd(const char *p) { __asm__ volatile("movb (%0), %%al" : : "r"(p) : "rax", "memory"); }
 static void wr(char *p) { __asm__ volatile("movb $1, (%0)" : : "r"(p) : "memory"); }
 
-/* ---- plain accesses ---------------------------------------------------------------------------------------------- */
+/* ---- plain accesses -------------------- */
 
 static void test_plain(void)
 {
@@ -136,13 +140,18 @@ static void test_plain(void)
 	expect(W(ro + 9), "write read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 9, 14, ERR_U | ERR_W | ERR_P);
 	expect(R((char *)0), "read page 0", SIGSEGV, SEGV_MAPERR, 0, 14, ERR_U);
 	expect(W((char *)8), "write page 0", SIGSEGV, SEGV_MAPERR, 8, 14, ERR_U | ERR_W);
-	expect(R((char *)0x7ffffffff000), "read at the end of user space", SIGSEGV, SEGV_MAPERR, 0x7ffffffff000, 14, ANY);
-	expect(R((char *)0xffff800000000000), "read kernel space", SIGSEGV, SEGV_MAPERR, (long)0xffff800000000000, 14, ANY);
-	expect(W((char *)0xffffffff80000000), "write kernel space", SIGSEGV, SEGV_MAPERR, (long)0xffffffff80000000, 14, ANY);
+	expect(R((char *)0x7ffffffff000), "read at the end of user space", SIGSEGV, SEGV_MAPERR, 0x7ffffffff000, 14,
+	       ANY);
+	expect(R((char *)0xffff800000000000), "read kernel space", SIGSEGV, SEGV_MAPERR, (long)0xffff800000000000, 14,
+	       ANY);
+	expect(W((char *)0xffffffff80000000), "write kernel space", SIGSEGV, SEGV_MAPERR, (long)0xffffffff80000000, 14,
+	       ANY);
 	expect(R((char *)0x800000000000), "read non-canonical", SIGSEGV, SI_KERNEL, 0, 13, 0);
 	expect(W((char *)0xdead000000000000), "write non-canonical", SIGSEGV, SI_KERNEL, 0, 13, 0);
 	expect(FAULTS(__asm__ volatile("mov %%rsp, %%rcx\n mov %0, %%rsp\n push %%rax\n mov %%rcx, %%rsp"
-				       : : "r"(0x800000000100) : "rcx", "memory")),
+				       :
+				       : "r"(0x800000000100)
+				       : "rcx", "memory")),
 	       "push, non-canonical rsp", SIGBUS, SI_KERNEL, 0, 12, 0);
 #undef R
 #undef W
@@ -157,11 +166,13 @@ static void test_plain(void)
 	expect(A8(e - 15, "movdqu (%0), %%xmm0"), "16 bytes across the end", SIGSEGV, SEGV_MAPERR, (long)e, 14, ERR_U);
 	expect(A8(e - 8, "movdqu %%xmm0, (%0)"), "16 bytes written across the end", SIGSEGV, SEGV_MAPERR, (long)e, 14,
 	       ERR_U | ERR_W);
-	expect(A8(rw - 4, "mov (%0), %%rax"), "8 bytes across the start", SIGSEGV, SEGV_MAPERR, (long)rw - 4, 14, ERR_U);
-	expect(A8(rw - 2, "movdqu (%0), %%xmm0"), "16 bytes across the start", SIGSEGV, SEGV_MAPERR, (long)rw - 2, 14, ERR_U);
+	expect(A8(rw - 4, "mov (%0), %%rax"), "8 bytes across the start", SIGSEGV, SEGV_MAPERR, (long)rw - 4, 14,
+	       ERR_U);
+	expect(A8(rw - 2, "movdqu (%0), %%xmm0"), "16 bytes across the start", SIGSEGV, SEGV_MAPERR, (long)rw - 2, 14,
+	       ERR_U);
 	if (__builtin_cpu_supports("avx512f"))
-		expect(A8(e - 60, "vmovdqu64 (%0), %%zmm0"), "64 bytes across the end", SIGSEGV, SEGV_MAPERR, (long)e, 14,
-		       ERR_U);
+		expect(A8(e - 60, "vmovdqu64 (%0), %%zmm0"), "64 bytes across the end", SIGSEGV, SEGV_MAPERR, (long)e,
+		       14, ERR_U);
 	if (__builtin_cpu_supports("avx"))
 		expect(A8(e - 31, "vmovdqu (%0), %%ymm0"), "32 bytes across the end", SIGSEGV, SEGV_MAPERR, (long)e, 14,
 		       ERR_U);
@@ -171,15 +182,16 @@ static void test_plain(void)
 	       ERR_U | ERR_W | ERR_P);
 	expect(A8(ro + 16, "xchg %%rax, (%0)"), "xchg on read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 16, 14,
 	       ERR_U | ERR_W | ERR_P);
-	expect(A8(ro + 24, "incl (%0)"), "inc on read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 24, 14, ERR_U | ERR_W | ERR_P);
+	expect(A8(ro + 24, "incl (%0)"), "inc on read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 24, 14,
+	       ERR_U | ERR_W | ERR_P);
 	expect(A8(ro + 32, "lock xadd %%rax, (%0)"), "lock xadd on read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 32, 14,
 	       ERR_U | ERR_W | ERR_P);
 	expect(A8((uintptr_t)hole / 4, "mov 0x10(,%0,4), %%rax"), "index alone", SIGSEGV, SEGV_MAPERR,
 	       (long)((uintptr_t)hole / 4 * 4 + 0x10), 14, ERR_U);
 	expect(A8(0x1000, "mov %%fs:0x7ffffff(%0), %%rax"), "fs segment", SIGSEGV, SEGV_MAPERR, ANY, 14, ERR_U);
 	expect(A8(hole, "fldl 24(%0)\n fstp %%st(0)"), "x87 load", SIGSEGV, SEGV_MAPERR, (long)hole + 24, 14, ERR_U);
-	expect(A8(hole, "prefetcht0 (%0)\n mov 8(%0), %%al"), "prefetch is silent", SIGSEGV, SEGV_MAPERR, (long)hole + 8, 14,
-	       ERR_U);
+	expect(A8(hole, "prefetcht0 (%0)\n mov 8(%0), %%al"), "prefetch is silent", SIGSEGV, SEGV_MAPERR,
+	       (long)hole + 8, 14, ERR_U);
 	expect(A8(hole, "fxsave (%0)"), "fxsave", SIGSEGV, SEGV_MAPERR, ANY, 14, ERR_U | ERR_W);
 	expect(A8(hole, "testb $1, 3(%0)"), "test", SIGSEGV, SEGV_MAPERR, (long)hole + 3, 14, ERR_U);
 	expect(A8(hole, "movntdq %%xmm0, (%0)"), "movntdq", SIGSEGV, SEGV_MAPERR, (long)hole, 14, ERR_U | ERR_W);
@@ -189,32 +201,41 @@ static void test_plain(void)
 #undef A8
 }
 
-/* ---- stack and strings ------------------------------------------------------------------------------------------- */
+/* ---- stack and strings -------------------- */
 
 static void test_stack(void)
 {
-#define SP(sp, st)                                                                                                 \
-	FAULTS(__asm__ volatile("mov %%rsp, %%rcx\n mov %0, %%rsp\n" st "\n mov %%rcx, %%rsp" : : "r"(sp) : "rax", "rcx", "memory"))
+#define SP(sp, st) \
+	FAULTS(__asm__ volatile("mov %%rsp, %%rcx\n mov %0, %%rsp\n" st "\n mov %%rcx, %%rsp" \
+				: \
+				: "r"(sp) \
+				: "rax", "rcx", "memory"))
 	expect(SP(hole + 64, "push %%rax"), "push to a hole", SIGSEGV, SEGV_MAPERR, (long)hole + 56, 14, ERR_U | ERR_W);
 	check(seen.rsp == (uint64_t)hole + 64, "rsp as before the push");
 	expect(SP(hole + 64, "pop %%rax"), "pop from a hole", SIGSEGV, SEGV_MAPERR, (long)hole + 64, 14, ERR_U);
-	expect(SP(hole + 64, "call 1f\n1:"), "call with a bad rsp", SIGSEGV, SEGV_MAPERR, (long)hole + 56, 14, ERR_U | ERR_W);
-	expect(SP(ro + 64, "push $5"), "push to read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 56, 14, ERR_U | ERR_W | ERR_P);
+	expect(SP(hole + 64, "call 1f\n1:"), "call with a bad rsp", SIGSEGV, SEGV_MAPERR, (long)hole + 56, 14,
+	       ERR_U | ERR_W);
+	expect(SP(ro + 64, "push $5"), "push to read-only", SIGSEGV, SEGV_ACCERR, (long)ro + 56, 14,
+	       ERR_U | ERR_W | ERR_P);
 	expect(SP(hole + 64, "pushfq"), "pushfq", SIGSEGV, SEGV_MAPERR, (long)hole + 56, 14, ERR_U | ERR_W);
 	expect(SP(hole + 64, "popfq"), "popfq", SIGSEGV, SEGV_MAPERR, (long)hole + 64, 14, ERR_U);
 	expect(SP(hole + 64, "ret"), "ret", SIGSEGV, SEGV_MAPERR, (long)hole + 64, 14, ERR_U);
 	expect(SP(hole + 64, "mov %%rsp, %%rbp\n leave"), "leave", SIGSEGV, SEGV_MAPERR, (long)hole + 64, 14, ERR_U);
 	expect(SP(rw, "push %%rax"), "push just below a page", SIGSEGV, SEGV_MAPERR, (long)rw - 8, 14, ERR_U | ERR_W);
-	expect(SP(rw + 4, "push %%rax"), "push across a page's start", SIGSEGV, SEGV_MAPERR, (long)rw - 4, 14, ERR_U | ERR_W);
+	expect(SP(rw + 4, "push %%rax"), "push across a page's start", SIGSEGV, SEGV_MAPERR, (long)rw - 4, 14,
+	       ERR_U | ERR_W);
 	expect(SP(hole + 64, "pushq (%%rsp)"), "push of memory", SIGSEGV, SEGV_MAPERR, ANY, 14, ANY);
 #undef SP
-#define STR(si, di, cx, st)                                                                                        \
-	FAULTS(long a_ = (long)(si), b_ = (long)(di), c_ = (cx);                                                   \
-	       __asm__ volatile(st : "+S"(a_), "+D"(b_), "+c"(c_) : "a"(0) : "memory", "cc"))
+#define STR(si, di, cx, st) \
+	FAULTS(long a_ = (long)(si), b_ = (long)(di), c_ = (cx); __asm__ volatile(st \
+										  : "+S"(a_), "+D"(b_), "+c"(c_) \
+										  : "a"(0) \
+										  : "memory", "cc"))
 	static char buf[2 * PAGE];
 	char *e = rw + PAGE;
 	expect(STR(e - 100, buf, 200, "rep movsb"), "rep movsb, source ends", SIGSEGV, SEGV_MAPERR, (long)e, 14, ERR_U);
-	check(seen.rcx == 100 && seen.rsi == (uint64_t)e && seen.rdi == (uint64_t)buf + 100, "rep movsb: registers midway");
+	check(seen.rcx == 100 && seen.rsi == (uint64_t)e && seen.rdi == (uint64_t)buf + 100,
+	      "rep movsb: registers midway");
 	expect(STR(buf, e - 100, 200, "rep movsb"), "rep movsb, destination ends", SIGSEGV, SEGV_MAPERR, (long)e, 14,
 	       ERR_U | ERR_W);
 	check(seen.rcx == 100 && seen.rdi == (uint64_t)e, "rep movsb: registers midway, 2");
@@ -230,7 +251,8 @@ static void test_stack(void)
 	       (long)rw - 1, 14, ERR_U);
 	check(seen.rsi == (uint64_t)rw - 1, "rep movsb downwards: registers");
 	__asm__ volatile("cld");
-	expect(STR(buf, ro, 5, "movsb"), "movsb to read-only", SIGSEGV, SEGV_ACCERR, (long)ro, 14, ERR_U | ERR_W | ERR_P);
+	expect(STR(buf, ro, 5, "movsb"), "movsb to read-only", SIGSEGV, SEGV_ACCERR, (long)ro, 14,
+	       ERR_U | ERR_W | ERR_P);
 #undef STR
 	volatile size_t n;
 	memset(e - 200, 'a', 200);
@@ -239,7 +261,7 @@ static void test_stack(void)
 	check(strlen(e - 200) == 199, "strlen up to the end");
 }
 
-/* ---- vectors ------------------------------------------------------------------------------------------------------- */
+/* ---- vectors -------------------- */
 
 static void test_vector(void)
 {
@@ -251,40 +273,58 @@ static void test_vector(void)
 	int64_t idx64[4] __attribute__((aligned(32))) = { 0, 8, PAGE, 16 };
 	expect(FAULTS(__asm__ volatile("vmovdqa (%1), %%ymm1\n vpcmpeqd %%ymm2, %%ymm2, %%ymm2\n"
 				       "vpgatherdd %%ymm2, (%0,%%ymm1,4), %%ymm0"
-				       : : "r"(rw), "r"(idx) : "xmm0", "xmm1", "xmm2", "memory")),
+				       :
+				       : "r"(rw), "r"(idx)
+				       : "xmm0", "xmm1", "xmm2", "memory")),
 	       "vpgatherdd, one lane bad", SIGSEGV, SEGV_MAPERR, (long)rw + PAGE, 14, ERR_U);
 	expect(FAULTS(__asm__ volatile("vmovdqa (%1), %%ymm1\n vpcmpeqd %%ymm2, %%ymm2, %%ymm2\n"
 				       "vpgatherqq %%ymm2, (%0,%%ymm1,1), %%ymm0"
-				       : : "r"(rw), "r"(idx64) : "xmm0", "xmm1", "xmm2", "memory")),
+				       :
+				       : "r"(rw), "r"(idx64)
+				       : "xmm0", "xmm1", "xmm2", "memory")),
 	       "vpgatherqq, one lane bad", SIGSEGV, SEGV_MAPERR, (long)rw + PAGE, 14, ERR_U);
 	/* A lane that the mask leaves out does not fault. */
 	int32_t mask[8] __attribute__((aligned(32))) = { -1, -1, -1, -1, -1, 0, -1, -1 };
 	bool f = FAULTS(__asm__ volatile("vmovdqa (%1), %%ymm1\n vmovdqa (%2), %%ymm2\n"
 					 "vpgatherdd %%ymm2, (%0,%%ymm1,4), %%ymm0"
-					 : : "r"(rw), "r"(idx), "r"(mask) : "xmm0", "xmm1", "xmm2", "memory"));
+					 :
+					 : "r"(rw), "r"(idx), "r"(mask)
+					 : "xmm0", "xmm1", "xmm2", "memory"));
 	check(!f, "vpgatherdd, bad lane masked");
 	/* Masked load whose unwanted lanes are in the hole. */
 	f = FAULTS(__asm__ volatile("vmovdqa (%1), %%ymm2\n vpmaskmovd (%0), %%ymm2, %%ymm0"
-				    : : "r"(rw + PAGE - 20), "r"(mask) : "xmm0", "xmm2", "memory"));
+				    :
+				    : "r"(rw + PAGE - 20), "r"(mask)
+				    : "xmm0", "xmm2", "memory"));
 	check(f && seen.signo == SIGSEGV && seen.addr >= (uint64_t)hole && seen.addr < (uint64_t)hole + 12,
 	      "vpmaskmovd, wanted lanes in the hole");
 	int32_t low[8] __attribute__((aligned(32))) = { -1, -1, -1, -1, -1, 0, 0, 0 };
 	f = FAULTS(__asm__ volatile("vmovdqa (%1), %%ymm2\n vpmaskmovd (%0), %%ymm2, %%ymm0"
-				    : : "r"(rw + PAGE - 20), "r"(low) : "xmm0", "xmm2", "memory"));
+				    :
+				    : "r"(rw + PAGE - 20), "r"(low)
+				    : "xmm0", "xmm2", "memory"));
 	check(!f, "vpmaskmovd, unwanted lanes in the hole");
 	if (__builtin_cpu_supports("avx512f")) {
 		f = FAULTS(__asm__ volatile("mov $0xf, %%eax\n kmovw %%eax, %%k1\n vmovdqu32 (%0), %%zmm0%{%%k1%}%{z%}"
-					    : : "r"(rw + PAGE - 16) : "rax", "xmm0", "memory"));
+					    :
+					    : "r"(rw + PAGE - 16)
+					    : "rax", "xmm0", "memory"));
 		check(!f, "AVX-512 masked load beside the hole");
 		f = FAULTS(__asm__ volatile("mov $0x1f, %%eax\n kmovw %%eax, %%k1\n vmovdqu32 %%zmm0, (%0)%{%%k1%}"
-					    : : "r"(rw + PAGE - 16) : "rax", "xmm0", "memory"));
+					    :
+					    : "r"(rw + PAGE - 16)
+					    : "rax", "xmm0", "memory"));
 		check(f && seen.signo == SIGSEGV && seen.code == SEGV_MAPERR, "AVX-512 masked store into the hole");
 	}
 }
 
-/* ---- execution ----------------------------------------------------------------------------------------------------- */
+/* ---- execution -------------------- */
 
-static void call(void *p) { ((void (*)(void))p)(); }
+static void call(void *p)
+{
+	void (*volatile f)(void) = (void (*)(void))p;
+	f();
+}
 
 static void test_exec(void)
 {
@@ -304,7 +344,8 @@ static void test_exec(void)
 	       ERR_U | ERR_I);
 	check(seen.rip == (uint64_t)x + PAGE - 2, "rip of the cut instruction");
 	mprotect(x, PAGE, PROT_READ);
-	expect(FAULTS(call(x)), "mprotect: no longer executable", SIGSEGV, SEGV_ACCERR, (long)x, 14, ERR_U | ERR_P | ERR_I);
+	expect(FAULTS(call(x)), "mprotect: no longer executable", SIGSEGV, SEGV_ACCERR, (long)x, 14,
+	       ERR_U | ERR_P | ERR_I);
 	mprotect(x, PAGE, PROT_READ | PROT_EXEC);
 	f = FAULTS(call(x));
 	check(!f, "executable again");
@@ -343,7 +384,7 @@ static void test_exec(void)
 	munmap(j, PAGE);
 }
 
-/* ---- instructions -------------------------------------------------------------------------------------------------- */
+/* ---- instructions -------------------- */
 
 static volatile int traps;
 static volatile uint64_t trap_rips;
@@ -371,10 +412,14 @@ static void test_instructions(void)
 	f = I(AT ".byte 0x0f, 0xff" : "=m"(at) : : "rax");
 	expect(f, "ud0", SIGILL, ILL_ILLOPN, (long)at, 6, 0);
 	f = I("xor %%ecx, %%ecx\n xor %%edx, %%edx\n mov $5, %%eax\n lea 1f(%%rip), %%rsi\n mov %%rsi, %0\n1: div %%ecx"
-	      : "=m"(at) : : "rax", "rcx", "rdx", "rsi");
+	      : "=m"(at)
+	      :
+	      : "rax", "rcx", "rdx", "rsi");
 	expect(f, "division by zero", SIGFPE, FPE_INTDIV, (long)at, 0, 0);
 	f = I("mov $-1, %%ecx\n mov $0x80000000, %%eax\n cltd\n lea 1f(%%rip), %%rsi\n mov %%rsi, %0\n1: idiv %%ecx"
-	      : "=m"(at) : : "rax", "rcx", "rdx", "rsi");
+	      : "=m"(at)
+	      :
+	      : "rax", "rcx", "rdx", "rsi");
 	expect(f, "division overflow", SIGFPE, FPE_INTDIV, (long)at, 0, 0);
 	expect(I("hlt"), "hlt", SIGSEGV, SI_KERNEL, 0, 13, 0);
 	expect(I("cli"), "cli", SIGSEGV, SI_KERNEL, 0, 13, 0);
@@ -395,7 +440,10 @@ static void test_instructions(void)
 	struct sigaction a = { .sa_sigaction = step, .sa_flags = SA_SIGINFO }, old;
 	sigaction(SIGTRAP, &a, &old);
 	__asm__ volatile("pushfq\n orq $0x100, (%%rsp)\n popfq\n nop\n nop\n nop\n nop\n nop\n pushfq\n"
-			 "andq $~0x100, (%%rsp)\n popfq\n nop" : : : "memory", "cc");
+			 "andq $~0x100, (%%rsp)\n popfq\n nop"
+			 :
+			 :
+			 : "memory", "cc");
 	check(traps == 8, "single steps"); /* five nop, pushfq, andq, popfq */
 	sigaction(SIGTRAP, &old, NULL);
 	/* Floating point: masked off, then each with its code. */
@@ -413,9 +461,15 @@ static void test_instructions(void)
 	for (volatile unsigned i = 0; i < sizeof fp / sizeof fp[0]; i++) {
 		csr = 0x1f80 & ~fp[i].unmask;
 		if (fp[i].op == '/')
-			f = I("ldmxcsr %0\n movsd %1, %%xmm0\n divsd %2, %%xmm0" : : "m"(csr), "m"(fp[i].x), "m"(fp[i].y) : "xmm0");
+			f = I("ldmxcsr %0\n movsd %1, %%xmm0\n divsd %2, %%xmm0"
+			      :
+			      : "m"(csr), "m"(fp[i].x), "m"(fp[i].y)
+			      : "xmm0");
 		else
-			f = I("ldmxcsr %0\n movsd %1, %%xmm0\n mulsd %2, %%xmm0" : : "m"(csr), "m"(fp[i].x), "m"(fp[i].y) : "xmm0");
+			f = I("ldmxcsr %0\n movsd %1, %%xmm0\n mulsd %2, %%xmm0"
+			      :
+			      : "m"(csr), "m"(fp[i].x), "m"(fp[i].y)
+			      : "xmm0");
 		csr = 0x1f80;
 		__asm__ volatile("ldmxcsr %0" : : "m"(csr));
 		expect(f, fp[i].name, SIGFPE, fp[i].code, (long)seen.rip, 19, 0);
@@ -430,14 +484,16 @@ static void test_instructions(void)
 	expect(f, "x87 invalid", SIGFPE, FPE_FLTINV, (long)seen.rip, 16, 0);
 	/* Alignment checks. */
 	f = I("pushfq\n orq $0x40000, (%%rsp)\n popfq\n mov 1(%0), %%eax\n pushfq\n andq $~0x40000, (%%rsp)\n popfq"
-	      : : "r"(rw) : "rax", "memory", "cc");
+	      :
+	      : "r"(rw)
+	      : "rax", "memory", "cc");
 	__asm__ volatile("pushfq\n andq $~0x40000, (%%rsp)\n popfq" : : : "memory", "cc");
 	expect(f, "alignment check", SIGBUS, BUS_ADRALN, ANY, 17, 0);
 #undef I
 #undef AT
 }
 
-/* ---- files --------------------------------------------------------------------------------------------------------- */
+/* ---- files -------------------- */
 
 static void test_files(void)
 {
@@ -450,23 +506,29 @@ static void test_files(void)
 	char *p = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	s[4000] = 7; /* the rest of the last page is there */
 	check(p[4000] == 7, "rest of the last page");
-	expect(FAULTS(rd(s + PAGE + 10)), "read beyond the end, shared", SIGBUS, BUS_ADRERR, (long)s + PAGE + 10, 14, ANY);
-	expect(FAULTS(wr(s + PAGE + 10)), "write beyond the end, shared", SIGBUS, BUS_ADRERR, (long)s + PAGE + 10, 14, ANY);
-	expect(FAULTS(rd(p + 3 * PAGE)), "read beyond the end, private", SIGBUS, BUS_ADRERR, (long)p + 3 * PAGE, 14, ANY);
-	expect(FAULTS(wr(p + 3 * PAGE)), "write beyond the end, private", SIGBUS, BUS_ADRERR, (long)p + 3 * PAGE, 14, ANY);
+	expect(FAULTS(rd(s + PAGE + 10)), "read beyond the end, shared", SIGBUS, BUS_ADRERR, (long)s + PAGE + 10, 14,
+	       ANY);
+	expect(FAULTS(wr(s + PAGE + 10)), "write beyond the end, shared", SIGBUS, BUS_ADRERR, (long)s + PAGE + 10, 14,
+	       ANY);
+	expect(FAULTS(rd(p + 3 * PAGE)), "read beyond the end, private", SIGBUS, BUS_ADRERR, (long)p + 3 * PAGE, 14,
+	       ANY);
+	expect(FAULTS(wr(p + 3 * PAGE)), "write beyond the end, private", SIGBUS, BUS_ADRERR, (long)p + 3 * PAGE, 14,
+	       ANY);
 	volatile bool ok = ftruncate(fd, 4 * PAGE) == 0;
 	bool f = FAULTS(wr(s + 3 * PAGE); wr(p + 2 * PAGE));
 	check(ok && !f && p[3 * PAGE] == 1, "after growing");
 	ok = ftruncate(fd, PAGE) == 0;
 	expect(FAULTS(rd(s + 3 * PAGE)), "read after truncation", SIGBUS, BUS_ADRERR, (long)s + 3 * PAGE, 14, ANY);
-	expect(FAULTS(rd(p + 2 * PAGE)), "private copy after truncation", SIGBUS, BUS_ADRERR, (long)p + 2 * PAGE, 14, ANY);
+	expect(FAULTS(rd(p + 2 * PAGE)), "private copy after truncation", SIGBUS, BUS_ADRERR, (long)p + 2 * PAGE, 14,
+	       ANY);
 	f = FAULTS(__asm__ volatile("movdqu (%0), %%xmm0" : : "r"(p + PAGE - 8) : "xmm0"));
 	check(f && seen.signo == SIGBUS && seen.addr >= (uint64_t)p + PAGE && seen.addr < (uint64_t)p + PAGE + 8,
 	      "load across the file's end");
 	/* The kernel's own access does not raise a signal. */
 	int pipefd[2];
 	ok &= pipe(pipefd) == 0;
-	check(ok && write(pipefd[1], s + 2 * PAGE, 10) == -1 && errno == EFAULT, "write(2) from beyond the end: EFAULT");
+	check(ok && write(pipefd[1], s + 2 * PAGE, 10) == -1 && errno == EFAULT,
+	      "write(2) from beyond the end: EFAULT");
 	check(write(pipefd[1], hole, 10) == -1 && errno == EFAULT, "write(2) from a hole: EFAULT");
 	check(write(pipefd[1], "0123456789", 10) == 10 && read(pipefd[0], ro, 10) == -1 && errno == EFAULT,
 	      "read(2) into read-only: EFAULT");
@@ -484,7 +546,7 @@ static void test_files(void)
 	close(fd);
 }
 
-/* ---- mending ------------------------------------------------------------------------------------------------------- */
+/* ---- mending -------------------- */
 
 static volatile int mended;
 
@@ -558,7 +620,8 @@ static void test_mending(void)
 	mended = 0;
 	long old = 1;
 	__asm__ volatile("lock xadd %0, (%1)" : "+r"(old) : "r"(p) : "memory");
-	check(mended == 1 && old == 0x5a5a5a5a5a5a5a5a && *(long *)p == 0x5a5a5a5a5a5a5a5b, "retry of a locked instruction");
+	check(mended == 1 && old == 0x5a5a5a5a5a5a5a5a && *(long *)p == 0x5a5a5a5a5a5a5a5b,
+	      "retry of a locked instruction");
 	p[2 * PAGE - 1] = (char)0xb8; /* mov $imm, %eax across two pages, both not executable */
 	memcpy(p + 2 * PAGE, "\x2a\0\0\0\xc3", 5);
 	mprotect(p, 64 * PAGE, PROT_READ);

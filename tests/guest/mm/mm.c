@@ -90,7 +90,7 @@ static bool zero(const char *p, size_t len)
 	return true;
 }
 
-/* ---- mmap, munmap, mprotect --------------------------------------------------------------------------------------- */
+/* ---- mmap, munmap, mprotect -------------------- */
 
 static void test_refusals(void)
 {
@@ -114,7 +114,8 @@ static void test_refusals(void)
 	close(dir);
 	close(fd);
 	check(MMAP(p, PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0) == -EEXIST, "MAP_FIXED_NOREPLACE: taken");
-	check(MMAP(p - PAGE, 2 * PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0) == -EEXIST, "MAP_FIXED_NOREPLACE: taken in part");
+	check(MMAP(p - PAGE, 2 * PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0) == -EEXIST,
+	      "MAP_FIXED_NOREPLACE: taken in part");
 	MUNMAP(p + 2 * PAGE, 2 * PAGE);
 	check(MMAP(p + 2 * PAGE, 2 * PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0) == (long)(p + 2 * PAGE),
 	      "MAP_FIXED_NOREPLACE: free");
@@ -237,7 +238,7 @@ static void test_many(void)
 	check(ok && touch(at[1], false) == SIGSEGV, "and gone again");
 }
 
-/* ---- mremap ------------------------------------------------------------------------------------------------------- */
+/* ---- mremap -------------------- */
 
 static void test_mremap(void)
 {
@@ -256,8 +257,8 @@ static void test_mremap(void)
 	MUNMAP(p, 16 * PAGE);
 	char *to = map(32 * PAGE, PROT_NONE);
 	p = (char *)MREMAP(q, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to + 8 * PAGE);
-	check(p == to + 8 * PAGE && pattern_ok(p, 8 * PAGE, 4) && touch(to, false) == SIGSEGV && touch(q, false) == SIGSEGV &&
-		      touch(q + 8 * PAGE, false) == 0,
+	check(p == to + 8 * PAGE && pattern_ok(p, 8 * PAGE, 4) && touch(to, false) == SIGSEGV &&
+		      touch(q, false) == SIGSEGV && touch(q + 8 * PAGE, false) == 0,
 	      "mremap: fixed, a part of the mapping");
 	MUNMAP(q, 2 * MiB);
 	q = (char *)MREMAP(p, 8 * PAGE, 8 * PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0);
@@ -289,7 +290,7 @@ static void test_mremap(void)
 	MUNMAP(q, 24 * MiB);
 }
 
-/* ---- the break ---------------------------------------------------------------------------------------------------- */
+/* ---- the break -------------------- */
 
 static void test_brk(void)
 {
@@ -307,14 +308,15 @@ static void test_brk(void)
 	check((char *)syscall(SYS_brk, start + MiB) == start + MiB && pattern_ok(a, MiB - 64, 7), "brk: shrink");
 	char *gone = (char *)(((uintptr_t)start + MiB + 2 * PAGE) & ~(PAGE - 1));
 	check(touch(gone, false) == SIGSEGV, "brk: what was above is gone");
-	check((char *)syscall(SYS_brk, start + 2 * MiB) == start + 2 * MiB && zero(gone, MiB / 2), "brk: zero when it grows again");
+	check((char *)syscall(SYS_brk, start + 2 * MiB) == start + 2 * MiB && zero(gone, MiB / 2),
+	      "brk: zero when it grows again");
 	check((char *)syscall(SYS_brk, 16) == start + 2 * MiB && (char *)syscall(SYS_brk, -PAGE) == start + 2 * MiB,
 	      "brk: nonsense leaves it");
 	syscall(SYS_brk, start);
 	check((char *)syscall(SYS_brk, 0) == start, "brk: back");
 }
 
-/* ---- advice and the like ------------------------------------------------------------------------------------------ */
+/* ---- advice and the like -------------------- */
 
 static void test_advice(void)
 {
@@ -328,8 +330,9 @@ static void test_advice(void)
 	pattern(p, 8 * PAGE, 9);
 	check(ok && pattern_ok(p, 8 * PAGE, 9), "MADV_FREE");
 	ok = true;
-	static const int advices[] = { MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTFORK, MADV_DOFORK,
-				       MADV_DONTDUMP, MADV_DODUMP, MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_COLD };
+	static const int advices[] = { MADV_NORMAL,     MADV_RANDOM,     MADV_SEQUENTIAL, MADV_WILLNEED,
+				       MADV_DONTFORK,   MADV_DOFORK,     MADV_DONTDUMP,   MADV_DODUMP,
+				       MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_COLD };
 	for (unsigned i = 0; i < sizeof advices / sizeof advices[0]; i++)
 		ok &= MADVISE(p, 8 * PAGE, advices[i]) == 0;
 	check(ok && pattern_ok(p, 8 * PAGE, 9), "advice that changes nothing");
@@ -349,7 +352,8 @@ static void test_advice(void)
 	check(msync(p, 4 * PAGE, MS_SYNC) == 0 && msync(p + 1, PAGE, MS_SYNC) == -1 && errno == EINVAL, "msync");
 	check(msync(p, 8 * PAGE, MS_SYNC) == -1 && errno == ENOMEM, "msync over a hole");
 	check(msync(p, PAGE, MS_SYNC | MS_ASYNC) == -1 && errno == EINVAL, "msync: both flags");
-	check(mlock(p, 4 * PAGE) == 0 && mincore(p, 4 * PAGE, vec) == 0 && (vec[3] & 1) && munlock(p, 4 * PAGE) == 0, "mlock");
+	check(mlock(p, 4 * PAGE) == 0 && mincore(p, 4 * PAGE, vec) == 0 && (vec[3] & 1) && munlock(p, 4 * PAGE) == 0,
+	      "mlock");
 	check(mlock(p, 8 * PAGE) == -1 && errno == ENOMEM, "mlock over a hole");
 	munlock(p, 8 * PAGE);
 	MUNMAP(p, 8 * PAGE);
@@ -361,7 +365,7 @@ static void test_advice(void)
 	MUNMAP(p, 8 * MiB);
 }
 
-/* ---- files and sharing --------------------------------------------------------------------------------------------- */
+/* ---- files and sharing -------------------- */
 
 static void test_files(void)
 {
@@ -386,10 +390,14 @@ static void test_files(void)
 	memcpy(a + 200, "mapped", 7);
 	check(pread(fd, buf, 7, 200) == 7 && memcmp(buf, "mapped", 7) == 0, "a mapping's change shows in read(2)");
 	check(msync(a, 8 * PAGE, MS_SYNC) == 0 && msync(a, 8 * PAGE, MS_ASYNC) == 0, "msync of a file");
-	check(touch(r, true) == SIGSEGV && MPROTECT(r, PAGE, RW) == 0 && touch(r, true) == 0, "read-only view made writable");
-	check(MADVISE(a, PAGE, MADV_DONTNEED) == 0 && memcmp(a + 200, "mapped", 7) == 0, "MADV_DONTNEED of shared memory");
-	check(MADVISE(c + 4 * PAGE, PAGE, MADV_DONTNEED) == 0 && c[4 * PAGE + 7] == 77, "MADV_DONTNEED of a private copy");
-	check(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * PAGE, PAGE) == 0 && zero(b, PAGE), "punched hole");
+	check(touch(r, true) == SIGSEGV && MPROTECT(r, PAGE, RW) == 0 && touch(r, true) == 0,
+	      "read-only view made writable");
+	check(MADVISE(a, PAGE, MADV_DONTNEED) == 0 && memcmp(a + 200, "mapped", 7) == 0,
+	      "MADV_DONTNEED of shared memory");
+	check(MADVISE(c + 4 * PAGE, PAGE, MADV_DONTNEED) == 0 && c[4 * PAGE + 7] == 77,
+	      "MADV_DONTNEED of a private copy");
+	check(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * PAGE, PAGE) == 0 && zero(b, PAGE),
+	      "punched hole");
 	close(fd);
 	a[1] = 99;
 	check(r[1] == 99, "after close");
@@ -406,7 +414,8 @@ static void test_files(void)
 		fd = open("/bin/sh", O_RDONLY);
 	check(MMAP(0, PAGE, RW, MAP_SHARED, fd, 0) == -EACCES, "shared and writable of a read-only file: EACCES");
 	a = mmap(NULL, PAGE, RW, MAP_PRIVATE, fd, 0);
-	check(a != MAP_FAILED && memcmp(a, "\177ELF", 4) == 0 && touch(a, true) == 0, "private and writable of a read-only file");
+	check(a != MAP_FAILED && memcmp(a, "\177ELF", 4) == 0 && touch(a, true) == 0,
+	      "private and writable of a read-only file");
 	r = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, fd, 0);
 	check(MPROTECT(r, PAGE, RW) == -EACCES, "mprotect: EACCES");
 	MUNMAP(a, PAGE);
@@ -421,16 +430,20 @@ static void test_files(void)
 		if (ok) {
 			pattern(a, 3 * PAGE, 12);
 			ok = pattern_ok(b, 3 * PAGE, 12) && touch(b, true) == SIGSEGV;
-			ok &= shmdt(b) == 0 && touch(b, false) == SIGSEGV && pattern_ok(a, 3 * PAGE, 12) && shmdt(a) == 0;
+			ok &= shmdt(b) == 0 && touch(b, false) == SIGSEGV && pattern_ok(a, 3 * PAGE, 12) &&
+			      shmdt(a) == 0;
 		}
 		check(ok && shmdt(a) == -1 && errno == EINVAL, "SysV shared memory");
 	}
 }
 
-/* ---- code ----------------------------------------------------------------------------------------------------------- */
+/* ---- code -------------------- */
 
 __attribute__((noinline, aligned(4096), section(".text.two"))) static int answer(void) { return 42; }
-__attribute__((noinline, aligned(4096), section(".text.two"))) static int other(void) { return (int)syscall(SYS_getpid); }
+__attribute__((noinline, aligned(4096), section(".text.two"))) static int other(void)
+{
+	return (int)syscall(SYS_getpid);
+}
 
 static void test_code(void)
 {
@@ -443,7 +456,8 @@ static void test_code(void)
 		call();
 		ok = false;
 	}
-	ok &= s == SIGSEGV && MPROTECT(page, PAGE, PROT_READ | PROT_EXEC) == 0 && call() == 42 && call_other() == getpid();
+	ok &= s == SIGSEGV && MPROTECT(page, PAGE, PROT_READ | PROT_EXEC) == 0 && call() == 42 &&
+	      call_other() == getpid();
 	check(ok, "mprotect of a part of the program's text");
 	/* Made writable, changed, sealed: text of a file. */
 	ok = MPROTECT(page, PAGE, RW | PROT_EXEC) == 0 && call() == 42;
@@ -466,7 +480,7 @@ static void test_code(void)
 	MUNMAP(q, PAGE);
 }
 
-/* ---- threads -------------------------------------------------------------------------------------------------------- */
+/* ---- threads -------------------- */
 
 static volatile uint64_t *shared_words;
 

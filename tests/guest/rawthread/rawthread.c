@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -20,6 +19,26 @@
 #include <threads.h>
 #include <time.h>
 #include <unistd.h>
+
+/* As linux/futex.h, which not every libc's compiler finds. */
+enum {
+	FUTEX_WAIT,
+	FUTEX_WAKE,
+	FUTEX_REQUEUE = 3,
+	FUTEX_CMP_REQUEUE,
+	FUTEX_WAKE_OP,
+	FUTEX_LOCK_PI,
+	FUTEX_UNLOCK_PI,
+	FUTEX_TRYLOCK_PI,
+	FUTEX_WAIT_BITSET,
+	FUTEX_WAKE_BITSET,
+	FUTEX_PRIVATE_FLAG = 128,
+	FUTEX_CLOCK_REALTIME = 256
+};
+#define FUTEX_WAIT_PRIVATE (FUTEX_WAIT | FUTEX_PRIVATE_FLAG)
+#define FUTEX_WAKE_PRIVATE (FUTEX_WAKE | FUTEX_PRIVATE_FLAG)
+/* *w2 += 1; wake there too if it was 5 */
+#define FUTEX_OP_ADD_1_CMP_EQ_5 (1u << 28 | 0u << 24 | 1u << 12 | 5u)
 
 #define MS 1000000L
 #define STACK 65536
@@ -62,10 +81,10 @@ static long futex(void *w, int op, uint32_t val, const void *timeout, void *w2, 
 	return r == -1 ? -errno : r;
 }
 
-/* ---- raw clone ---------------------------------------------------------------------------------------------------- */
+/* ---- raw clone -------------------- */
 
-#define RAW_FLAGS                                                                                                  \
-	(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |         \
+#define RAW_FLAGS \
+	(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS | \
 	 CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID)
 
 /*
@@ -88,13 +107,14 @@ __asm__(".text\n.globl raw_clone3\nraw_clone3:\n"
 	"1:	xor %ebp, %ebp\n	mov %r9, %rdi\n	call *%r8\n"
 	"	mov %eax, %edi\n	mov $60, %eax\n	syscall\n	hlt\n");
 struct args3 {
-	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size,
+		cgroup;
 };
 long raw_clone3(struct args3 *a, size_t size, int (*fn)(void *), void *arg);
 
 struct raw {
-	uint64_t tls[8];      /* fs:0 is its own address */
-	pid_t ptid, ctid;     /* set by the kernel */
+	uint64_t tls[8];  /* fs:0 is its own address */
+	pid_t ptid, ctid; /* set by the kernel */
 	pid_t seen_tid, seen_ctid;
 	uint64_t seen_tls, sp;
 	uint32_t go;
@@ -111,7 +131,7 @@ static long sys3(long nr, long a, long b, long c)
 	return r;
 }
 
-__attribute__((optimize("no-stack-protector"))) static int raw_thread(void *arg)
+static int raw_thread(void *arg)
 {
 	struct raw *w = arg;
 	uint64_t tls;
@@ -150,8 +170,8 @@ static bool raw_join(struct raw *w)
 
 static bool raw_ok(const struct raw *w, long tid)
 {
-	return tid > 0 && w->ptid == tid && w->seen_tid == tid && w->seen_ctid == tid && w->seen_tls == (uint64_t)w->tls &&
-	       w->sp > (uint64_t)w->stack && w->sp <= (uint64_t)w->stack + STACK;
+	return tid > 0 && w->ptid == tid && w->seen_tid == tid && w->seen_ctid == tid &&
+	       w->seen_tls == (uint64_t)w->tls && w->sp > (uint64_t)w->stack && w->sp <= (uint64_t)w->stack + STACK;
 }
 
 static void test_raw(void)
@@ -169,8 +189,12 @@ static void test_raw(void)
 	check(syscall(SYS_tgkill, getpid(), tid, 0) == -1 && errno == ESRCH, "and gone");
 
 	raw_prepare(&w[0]);
-	struct args3 a = { .flags = RAW_FLAGS, .child_tid = (uint64_t)&w[0].ctid, .parent_tid = (uint64_t)&w[0].ptid,
-			   .stack = (uint64_t)w[0].stack, .stack_size = STACK, .tls = (uint64_t)w[0].tls };
+	struct args3 a = { .flags = RAW_FLAGS,
+			   .child_tid = (uint64_t)&w[0].ctid,
+			   .parent_tid = (uint64_t)&w[0].ptid,
+			   .stack = (uint64_t)w[0].stack,
+			   .stack_size = STACK,
+			   .tls = (uint64_t)w[0].tls };
 	tid = raw_clone3(&a, sizeof a, raw_thread, &w[0]);
 	if (tid == -ENOSYS) {
 		check(true, "clone3 (this kernel has none: skipped)");
@@ -183,8 +207,10 @@ static void test_raw(void)
 		a.exit_signal = SIGCHLD;
 		check(raw_clone3(&a, sizeof a, raw_thread, NULL) == -EINVAL, "clone3: a thread with an exit signal");
 	}
-	check(raw_clone(CLONE_THREAD, NULL, NULL, NULL, NULL, raw_thread, NULL) == -EINVAL, "clone: THREAD without SIGHAND");
-	check(raw_clone(CLONE_SIGHAND, NULL, NULL, NULL, NULL, raw_thread, NULL) == -EINVAL, "clone: SIGHAND without VM");
+	check(raw_clone(CLONE_THREAD, NULL, NULL, NULL, NULL, raw_thread, NULL) == -EINVAL,
+	      "clone: THREAD without SIGHAND");
+	check(raw_clone(CLONE_SIGHAND, NULL, NULL, NULL, NULL, raw_thread, NULL) == -EINVAL,
+	      "clone: SIGHAND without VM");
 
 	bool ok = true;
 	static long tids[64];
@@ -198,7 +224,7 @@ static void test_raw(void)
 	check(ok, "64 raw threads at once");
 }
 
-/* ---- pthreads ------------------------------------------------------------------------------------------------------ */
+/* ---- pthreads -------------------- */
 
 static __thread int tls_init = 1234, tls_zero;
 static __thread char tls_big[5000];
@@ -343,7 +369,7 @@ static void test_pthreads(void)
 	check(!rw_bad, "rwlock");
 }
 
-/* ---- mutexes of every kind ------------------------------------------------------------------------------------------ */
+/* ---- mutexes of every kind -------------------- */
 
 static pthread_mutex_t robust, pi;
 
@@ -439,7 +465,8 @@ static void test_mutexes(void)
 	pthread_mutex_lock(&mutex);
 	struct timespec ts = in_ns(CLOCK_REALTIME, 20 * MS);
 	int64_t t0 = now_ns(CLOCK_MONOTONIC);
-	check(pthread_mutex_timedlock(&mutex, &ts) == ETIMEDOUT && now_ns(CLOCK_MONOTONIC) - t0 >= 19 * MS, "timedlock");
+	check(pthread_mutex_timedlock(&mutex, &ts) == ETIMEDOUT && now_ns(CLOCK_MONOTONIC) - t0 >= 19 * MS,
+	      "timedlock");
 	ts = in_ns(CLOCK_REALTIME, 20 * MS);
 	t0 = now_ns(CLOCK_MONOTONIC);
 	check(pthread_cond_timedwait(&cond, &mutex, &ts) == ETIMEDOUT && now_ns(CLOCK_MONOTONIC) - t0 >= 19 * MS,
@@ -462,10 +489,10 @@ static void test_mutexes(void)
 	      "semaphore");
 }
 
-/* ---- futexes by hand ------------------------------------------------------------------------------------------------- */
+/* ---- futexes by hand -------------------- */
 
 static uint32_t w1, w2;
-static int woken;
+static int woken, about_to_wait;
 
 struct waiter {
 	uint32_t *word, bits;
@@ -476,9 +503,10 @@ struct waiter {
 static void *wait_on(void *arg)
 {
 	struct waiter *w = arg;
-	struct timespec ts = in_ns(CLOCK_MONOTONIC, 3000 * MS);
-	w->result = w->bits ? futex(w->word, FUTEX_WAIT_BITSET | w->op, 0, &ts, NULL, w->bits) :
-			      futex(w->word, FUTEX_WAIT | w->op, 0, NULL, NULL, 0);
+	struct timespec ts = in_ns(CLOCK_MONOTONIC, 10000 * MS);
+	__atomic_fetch_add(&about_to_wait, 1, __ATOMIC_SEQ_CST);
+	w->result = w->bits ? futex(w->word, FUTEX_WAIT_BITSET | w->op, 0, &ts, NULL, w->bits)
+			    : futex(w->word, FUTEX_WAIT | w->op, 0, NULL, NULL, 0);
 	__atomic_fetch_add(&woken, 1, __ATOMIC_SEQ_CST);
 	return NULL;
 }
@@ -488,12 +516,14 @@ static pthread_t wt[8];
 
 static void start(int n, uint32_t *word, int op, uint32_t bits)
 {
-	woken = 0;
+	woken = about_to_wait = 0;
 	for (int i = 0; i < n; i++) {
 		ws[i] = (struct waiter){ word, bits << (bits ? i : 0), op, -1 };
 		pthread_create(&wt[i], NULL, wait_on, &ws[i]);
 	}
-	nap(30 * MS); /* asleep by now */
+	while (__atomic_load_n(&about_to_wait, __ATOMIC_SEQ_CST) < n)
+		nap(MS);
+	nap(25 * MS); /* asleep by now */
 }
 
 static bool woken_are(int n)
@@ -535,12 +565,12 @@ static void test_futex(int op, const char *kind)
 	start(2, &w1, op, 0);
 	w2 = 5;
 	/* w2: add 1, wake one there if the old value was 5 (nobody waits there); wake two at w1. */
-	check(futex(&w1, FUTEX_WAKE_OP | op, 2, (void *)1, &w2, FUTEX_OP(FUTEX_OP_ADD, 1, FUTEX_OP_CMP_EQ, 5)) == 2 && w2 == 6,
-	      N("wake_op"));
+	check(futex(&w1, FUTEX_WAKE_OP | op, 2, (void *)1, &w2, FUTEX_OP_ADD_1_CMP_EQ_5) == 2 && w2 == 6, N("wake_op"));
 	finish(2);
 	w2 = 0;
 	start(3, &w1, op, 1);
-	check(futex(&w1, FUTEX_WAKE_BITSET | op, 9, NULL, NULL, 2) == 1 && woken_are(1) && ws[1].result == 0, N("bitset: one"));
+	check(futex(&w1, FUTEX_WAKE_BITSET | op, 9, NULL, NULL, 2) == 1 && woken_are(1) && ws[1].result == 0,
+	      N("bitset: one"));
 	check(futex(&w1, FUTEX_WAKE_BITSET | op, 9, NULL, NULL, 8) == 0, N("bitset: none"));
 	check(futex(&w1, FUTEX_WAKE_BITSET | op, 9, NULL, NULL, ~0u) == 2, N("bitset: the rest"));
 	finish(3);
@@ -591,7 +621,7 @@ static void test_futex_shared(void)
 	close(fd);
 }
 
-/* ---- C11, cancellation, affinity -------------------------------------------------------------------------------------- */
+/* ---- C11, cancellation, affinity -------------------- */
 
 static mtx_t cm;
 static cnd_t cc;
@@ -677,8 +707,8 @@ static void *cancel_me(void *arg)
 
 static void test_cancel(void)
 {
-	static const char *const names[] = { "cancel in read", "cancel in sleep", "cancel, asynchronous", "cancel, disabled",
-					     "cancel in pthread_cond_wait" };
+	static const char *const names[] = { "cancel in read", "cancel in sleep", "cancel, asynchronous",
+					     "cancel, disabled", "cancel in pthread_cond_wait" };
 	if (pipe(pfd))
 		return;
 	for (long how = 0; how < 5; how++) {
@@ -741,7 +771,7 @@ static void test_affinity(void)
 	check(pthread_getname_np(pthread_self(), name, sizeof name) == 0 && strcmp(name, "a-name") == 0, "name again");
 }
 
-/* ---- the end: main's thread goes first ---------------------------------------------------------------------------------- */
+/* ---- the end: main's thread goes first -------------------- */
 
 static pthread_t main_thread;
 

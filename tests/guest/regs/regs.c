@@ -33,11 +33,11 @@ static const char *const reg_names[NREGS] = { "rax", "rbx", "rcx", "rdx", "rsi",
 
 /* Read and written by the assembly below. */
 struct state {
-	uint64_t in[NREGS], in_flags;       /* 0 .. 127 */
-	uint64_t out[NREGS], out_flags;     /* 128 .. 255 */
-	uint64_t red[16];                   /* 256: the red zone after the call */
-	uint64_t rsp_before, rsp_after;     /* 384 */
-	uint64_t host_rsp, target, next;    /* 400: where it goes, the address after the site's instruction */
+	uint64_t in[NREGS], in_flags;    /* 0 .. 127 */
+	uint64_t out[NREGS], out_flags;  /* 128 .. 255 */
+	uint64_t red[16];                /* 256: the red zone after the call */
+	uint64_t rsp_before, rsp_after;  /* 384 */
+	uint64_t host_rsp, target, next; /* 400: where it goes, the address after the site's instruction */
 };
 struct state st;
 
@@ -116,10 +116,10 @@ void run_site(void);
 extern char site_done[];
 
 /* Sites. after_<name> is the address that the call returns to. */
-#define SITE(name, before, after)                                                                                  \
-	__asm__(".text\n.p2align 4\n.globl site_" #name ", sys_" #name ", after_" #name "\n"                       \
-		"site_" #name ":\n" before "\nsys_" #name ":\n	syscall\nafter_" #name ":\n" after                 \
-		"\n	jmp site_done\n	.fill 16, 1, 0xcc\n");                                                     \
+#define SITE(name, before, after) \
+	__asm__(".text\n.p2align 4\n.globl site_" #name ", sys_" #name ", after_" #name "\n" \
+		"site_" #name ":\n" before "\nsys_" #name ":\n	syscall\nafter_" #name ":\n" after \
+		"\n	jmp site_done\n	.fill 16, 1, 0xcc\n"); \
 	extern char site_##name[], sys_##name[], after_##name[]
 SITE(mov39, "mov $39, %eax", "");
 SITE(mov39_nop, "nop\n mov $39, %eax", "nop\n nop\n nop");
@@ -138,7 +138,8 @@ __asm__(".text\n.p2align 4\n.globl site_loop, after_loop\nsite_loop:\n mov $39, 
 extern char site_loop[], after_loop[];
 /* libc's own error check directly behind. */
 __asm__(".text\n.p2align 4\n.globl site_libc\nsite_libc:\n mov $39, %eax\n syscall\n"
-	" cmp $0xfffffffffffff000, %rax\n ja 1f\n jmp site_done\n1: mov $-1, %rax\n jmp site_done\n .fill 16, 1, 0xcc\n");
+	" cmp $0xfffffffffffff000, %rax\n ja 1f\n jmp site_done\n1: mov $-1, %rax\n jmp site_done\n .fill 16, 1, "
+	"0xcc\n");
 extern char site_libc[];
 
 #define FLAGS_ALL 0x8d5ull /* CF PF AF ZF SF OF */
@@ -190,8 +191,8 @@ static bool intact(const char *what, const char *after, bool flags)
 
 static int pid;
 
-static const uint64_t flag_sets[] = { 0, FLAGS_ALL, 0x1, 0x4, 0x10, 0x40, 0x80, 0x800, FLAG_DF, FLAG_DF | FLAGS_ALL,
-				      FLAG_AC, FLAG_ID };
+static const uint64_t flag_sets[] = { 0,       FLAGS_ALL,           0x1,     0x4,    0x10, 0x40, 0x80, 0x800,
+				      FLAG_DF, FLAG_DF | FLAGS_ALL, FLAG_AC, FLAG_ID };
 
 static bool site_getpid(const char *name, void *entry, const char *after, bool flags)
 {
@@ -236,9 +237,9 @@ static void test_sites(void)
 /* Straight to the `syscall` instruction: the number is rax's, not that of the instruction before. */
 static void test_jump_into(void)
 {
-	static char *const targets[] = { sys_mov39, sys_mov39_nop, sys_bare_jmp_into, sys_movl_rdi, sys_follow_lea,
-					 sys_before_rip, sys_follow_mov };
-	static char *const afters[] = { after_mov39, after_mov39_nop, after_bare_jmp_into, after_movl_rdi,
+	static char *const targets[] = { sys_mov39,      sys_mov39_nop,  sys_bare_jmp_into, sys_movl_rdi,
+					 sys_follow_lea, sys_before_rip, sys_follow_mov };
+	static char *const afters[] = { after_mov39,      after_mov39_nop,  after_bare_jmp_into, after_movl_rdi,
 					after_follow_lea, after_before_rip, after_follow_mov };
 	bool ok = true;
 	for (unsigned i = 0; i < sizeof targets / sizeof targets[0]; i++) {
@@ -270,8 +271,8 @@ static void test_libc_site(void)
 {
 	const unsigned char *p = (const unsigned char *)syscall;
 	for (int i = 0; i < 128; i++)
-		if (p[i] == 0x0f && p[i + 1] == 0x05) {
-			/* `syscall; cmp; jae; ret` */
+		if (memcmp(p + i, "\x0f\x05\x48\x3d\x01\xf0\xff\xff", 8) == 0) {
+			/* `syscall; cmp $-4095, %rax; jae; ret` */
 			long ret;
 			register long r10 __asm__("r10") = 0, r8 __asm__("r8") = 0, r9 __asm__("r9") = 0;
 			__asm__ volatile("sub $256, %%rsp\n call *%1\n add $256, %%rsp"
@@ -284,7 +285,7 @@ static void test_libc_site(void)
 	check(true, "jump to libc's syscall instruction (none found)");
 }
 
-/* ---- code that no loader has seen ---------------------------------------------------------------------------- */
+/* ---- code that no loader has seen -------------------- */
 
 static unsigned char *jit;
 
@@ -316,7 +317,7 @@ static void test_jit(void)
 	munmap(x, 4096);
 }
 
-/* ---- calls ---------------------------------------------------------------------------------------------------- */
+/* ---- calls -------------------- */
 
 static int null_fd;
 static uint32_t word;
@@ -422,7 +423,7 @@ static void test_sixth(void)
 	close(fd);
 }
 
-/* ---- vector and x87 state ------------------------------------------------------------------------------------- */
+/* ---- vector and x87 state -------------------- */
 
 static bool has_avx, has_avx512;
 static uint8_t xs_before[4096] __attribute__((aligned(64))), xs_after[4096] __attribute__((aligned(64)));
@@ -437,11 +438,11 @@ static uint64_t xcr0(void)
 
 /* The whole state is loaded, saved, one call made, saved again: by assembly alone. */
 struct xcall {
-	long nr, a, b, c, d, ret; /* 0 .. 40 */
-	void *jit;                /* 48: site to jump to, NULL = a site of its own */
-	void *before, *after;     /* 56, 64 */
-	void *pattern;            /* 72 */
-	long mode;                /* 80: 0 SSE, 1 AVX, 2 AVX-512 */
+	long nr, a, b, c, d, ret;  /* 0 .. 40 */
+	void *jit;                 /* 48: site to jump to, NULL = a site of its own */
+	void *before, *after;      /* 56, 64 */
+	void *pattern;             /* 72 */
+	long mode;                 /* 80: 0 SSE, 1 AVX, 2 AVX-512 */
 	uint32_t mxcsr, mxcsr_dfl; /* 88, 92 */
 	uint16_t fcw, fcw_dfl;     /* 96, 98 */
 };
@@ -480,9 +481,14 @@ static bool xstate_same(const char *what)
 	static const struct {
 		const char *name;
 		int from, to;
-	} parts[] = { { "x87 control", 0, 6 },        { "mxcsr", 24, 28 },      { "x87 stack", 32, 160 },
-		      { "xmm", 160, 416 },            { "ymm", 576, 832 },      { "k", 1088, 1152 },
-		      { "zmm high halves", 1152, 1664 }, { "zmm16-31", 1664, 2688 } };
+	} parts[] = { { "x87 control", 0, 6 },
+		      { "mxcsr", 24, 28 },
+		      { "x87 stack", 32, 160 },
+		      { "xmm", 160, 416 },
+		      { "ymm", 576, 832 },
+		      { "k", 1088, 1152 },
+		      { "zmm high halves", 1152, 1664 },
+		      { "zmm16-31", 1664, 2688 } };
 	bool ok = true;
 	for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++) {
 		if ((i == 4 && !has_avx) || (i > 4 && !has_avx512))
@@ -500,9 +506,20 @@ static bool xstate_same(const char *what)
 
 static bool xstate_one(const char *what, long nr, long a, long b, long c, long d, long want, void *site, long *ret)
 {
-	struct xcall x = { .nr = nr, .a = a, .b = b, .c = c, .d = d, .jit = site, .before = xs_before, .after = xs_after,
-			   .pattern = pattern, .mode = has_avx512 ? 2 : has_avx, .mxcsr = 0x1f80 | 0x6000 | 0x8000,
-			   .mxcsr_dfl = 0x1f80, .fcw = 0x77f, .fcw_dfl = 0x37f };
+	struct xcall x = { .nr = nr,
+			   .a = a,
+			   .b = b,
+			   .c = c,
+			   .d = d,
+			   .jit = site,
+			   .before = xs_before,
+			   .after = xs_after,
+			   .pattern = pattern,
+			   .mode = has_avx512 ? 2 : has_avx,
+			   .mxcsr = 0x1f80 | 0x6000 | 0x8000,
+			   .mxcsr_dfl = 0x1f80,
+			   .fcw = 0x77f,
+			   .fcw_dfl = 0x37f };
 	memset(xs_before, 0, sizeof xs_before);
 	memset(xs_after, 0, sizeof xs_after);
 	xrun(&x);
@@ -526,8 +543,8 @@ static void test_xstate(void)
 		return;
 	}
 	has_avx = (c & bit_AVX) && (xcr0() & 6) == 6;
-	has_avx512 = has_avx && (xcr0() & 0xe0) == 0xe0 && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX512F) &&
-		     (b & bit_AVX512BW);
+	has_avx512 = has_avx && (xcr0() & 0xe0) == 0xe0 && __get_cpuid_count(7, 0, &a, &b, &c, &d) &&
+		     (b & bit_AVX512F) && (b & bit_AVX512BW);
 	printf("  AVX %d, AVX-512 %d\n", has_avx, has_avx512);
 	bool ok = true;
 	for (int k = 0; k < 2; k++) {

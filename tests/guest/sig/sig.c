@@ -93,7 +93,7 @@ static void on(int s, void (*h)(int, siginfo_t *, void *), int flags)
 	sigaction(s, &a, NULL);
 }
 
-/* ---- what a handler sees ------------------------------------------------------------------------------------- */
+/* ---- what a handler sees -------------------- */
 
 static volatile int count, last_signo, last_code, last_value;
 static volatile pid_t last_pid, last_tid;
@@ -121,13 +121,15 @@ static void test_origin(void)
 	on(RTN(1), note, 0);
 	count = 0;
 	kill(getpid(), SIGUSR1);
-	check(count == 1 && last_signo == SIGUSR1 && last_code == SI_USER && last_pid == getpid() && last_uid == getuid(),
+	check(count == 1 && last_signo == SIGUSR1 && last_code == SI_USER && last_pid == getpid() &&
+		      last_uid == getuid(),
 	      "kill: SI_USER, pid, uid");
 	tgkill_(gettid_(), SIGUSR1);
 	check(count == 2 && last_code == SI_TKILL && last_pid == getpid(), "tgkill: SI_TKILL");
 	union sigval v = { .sival_int = 12345 };
 	sigqueue(getpid(), RTN(1), v);
-	check(count == 3 && last_signo == RTN(1) && last_code == SI_QUEUE && last_value == 12345 && last_pid == getpid(),
+	check(count == 3 && last_signo == RTN(1) && last_code == SI_QUEUE && last_value == 12345 &&
+		      last_pid == getpid(),
 	      "sigqueue: SI_QUEUE, value");
 	pthread_sigqueue(pthread_self(), RTN(1), v);
 	check(count == 4 && last_code == SI_QUEUE && last_value == 12345, "pthread_sigqueue");
@@ -233,7 +235,7 @@ static void test_flags(void)
 	check(syscall(SYS_rt_sigprocmask, 0, &all, NULL, 16) == -1 && errno == EINVAL, "rt_sigprocmask: size");
 }
 
-/* ---- alternate stacks ------------------------------------------------------------------------------------------ */
+/* ---- alternate stacks -------------------- */
 
 static char alt[65536] __attribute__((aligned(64))), alt2[65536] __attribute__((aligned(64)));
 static volatile int ss_in_handler, err_in_handler;
@@ -308,10 +310,12 @@ static void test_altstack(void)
 		raise(SIGUSR1);
 		check(on_alt[0] && on_alt[1] && (ss_in_handler & SS_DISABLE) && err_in_handler == 0,
 		      "SS_AUTODISARM: disarmed, another set, used");
-		check(uc_stack.ss_sp == alt && uc_stack.ss_size == sizeof alt && ((unsigned)uc_stack.ss_flags & SS_AUTODISARM),
+		check(uc_stack.ss_sp == alt && uc_stack.ss_size == sizeof alt &&
+			      ((unsigned)uc_stack.ss_flags & SS_AUTODISARM),
 		      "SS_AUTODISARM: uc_stack");
 		sigaltstack(NULL, &old);
-		check(old.ss_sp == alt && ((unsigned)old.ss_flags & SS_AUTODISARM), "SS_AUTODISARM: armed again at return");
+		check(old.ss_sp == alt && ((unsigned)old.ss_flags & SS_AUTODISARM),
+		      "SS_AUTODISARM: armed again at return");
 	}
 	ss = (stack_t){ .ss_sp = alt, .ss_size = 1000 };
 	check(sigaltstack(&ss, NULL) == -1 && errno == ENOMEM, "too small: ENOMEM");
@@ -324,7 +328,7 @@ static void test_altstack(void)
 	check(!within(last_sp, alt), "SA_ONSTACK without a stack");
 }
 
-/* ---- pending and queued ------------------------------------------------------------------------------------------ */
+/* ---- pending and queued -------------------- */
 
 static int got[512];
 static volatile int nr_got;
@@ -401,7 +405,7 @@ static void test_queue(void)
 	unblock(SIGUSR1);
 }
 
-/* ---- waiting for signals ----------------------------------------------------------------------------------------- */
+/* ---- waiting for signals -------------------- */
 
 static void test_wait(void)
 {
@@ -459,8 +463,9 @@ static void test_wait(void)
 	kill(getpid(), SIGUSR1);
 	struct pollfd p = { .fd = fd, .events = POLLIN };
 	check(poll(&p, 1, 1000) == 1 && p.revents == POLLIN, "signalfd: poll");
-	check(read(fd, si, sizeof si) == 2 * sizeof si[0] && (int)si[0].ssi_signo == SIGUSR1 && si[0].ssi_code == SI_USER &&
-		      (pid_t)si[0].ssi_pid == getpid() && (int)si[1].ssi_signo == RTN(1) && si[1].ssi_int == 5,
+	check(read(fd, si, sizeof si) == 2 * sizeof si[0] && (int)si[0].ssi_signo == SIGUSR1 &&
+		      si[0].ssi_code == SI_USER && (pid_t)si[0].ssi_pid == getpid() && (int)si[1].ssi_signo == RTN(1) &&
+		      si[1].ssi_int == 5,
 	      "signalfd: read two");
 	fcntl(fd, F_SETFL, 0);
 	timer_settime(tm, 0, &its, NULL);
@@ -490,17 +495,30 @@ static void test_wait(void)
 	unblock(RTN(1));
 }
 
-/* ---- interrupted calls ------------------------------------------------------------------------------------------- */
+/* ---- interrupted calls -------------------- */
 
 static int pipefd[2], listener, pair_[2], epfd;
 static sem_t sem;
 static uint32_t word;
 static pthread_t main_thread;
-static volatile bool stop_poking, poking;
 
-/* The process-wide timer pokes once; a second thread ends the wait 60 ms later. */
-enum { C_READ, C_NANOSLEEP, C_POLL, C_EPOLL, C_FUTEX, C_FUTEX_TIMED, C_ACCEPT, C_RECV, C_RECV_TIMEO, C_SEM, C_SEM_TIMED,
-       C_SELECT, C_CLOCK_NANOSLEEP, C_MAX };
+/* A second thread sends one signal and then, a little later, ends the wait. */
+enum {
+	C_READ,
+	C_NANOSLEEP,
+	C_POLL,
+	C_EPOLL,
+	C_FUTEX,
+	C_FUTEX_TIMED,
+	C_ACCEPT,
+	C_RECV,
+	C_RECV_TIMEO,
+	C_SEM,
+	C_SEM_TIMED,
+	C_SELECT,
+	C_CLOCK_NANOSLEEP,
+	C_MAX
+};
 
 static const struct {
 	const char *name;
@@ -529,13 +547,20 @@ static int wait_call(int k)
 	struct pollfd p = { .fd = pipefd[0], .events = POLLIN };
 	struct epoll_event ee;
 	switch (k) {
-	case C_READ: return read(pipefd[0], &c, 1) == 1 ? 0 : errno;
-	case C_NANOSLEEP: return nanosleep(&ts, &rem) == 0 ? 0 : rem.tv_nsec > 0 && rem.tv_nsec < 399 * MS ? errno : 999;
-	case C_POLL: return poll(&p, 1, 400) >= 0 ? 0 : errno;
-	case C_EPOLL: return epoll_wait(epfd, &ee, 1, 400) >= 0 ? 0 : errno;
-	case C_FUTEX: return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0) == 0 || errno == EAGAIN ? 0 : errno;
+	case C_READ:
+		return read(pipefd[0], &c, 1) == 1 ? 0 : errno;
+	case C_NANOSLEEP:
+		return nanosleep(&ts, &rem) == 0 ? 0 : rem.tv_nsec > 0 && rem.tv_nsec < 399 * MS ? errno : 999;
+	case C_POLL:
+		return poll(&p, 1, 400) >= 0 ? 0 : errno;
+	case C_EPOLL:
+		return epoll_wait(epfd, &ee, 1, 400) >= 0 ? 0 : errno;
+	case C_FUTEX:
+		return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0) == 0 || errno == EAGAIN ? 0
+													       : errno;
 	case C_FUTEX_TIMED:
-		return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &ts, NULL, 0) == 0 || errno == EAGAIN ? 0 : errno;
+		return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &ts, NULL, 0) == 0 || errno == EAGAIN ? 0
+													      : errno;
 	case C_ACCEPT: {
 		int fd = accept(listener, NULL, NULL);
 		if (fd < 0)
@@ -544,8 +569,10 @@ static int wait_call(int k)
 		return 0;
 	}
 	case C_RECV:
-	case C_RECV_TIMEO: return recv(pair_[0], &c, 1, 0) == 1 ? 0 : errno;
-	case C_SEM: return sem_wait(&sem) == 0 ? 0 : errno;
+	case C_RECV_TIMEO:
+		return recv(pair_[0], &c, 1, 0) == 1 ? 0 : errno;
+	case C_SEM:
+		return sem_wait(&sem) == 0 ? 0 : errno;
 	case C_SEM_TIMED: {
 		clock_gettime(CLOCK_REALTIME, &ts);
 		ts.tv_sec++;
@@ -557,7 +584,8 @@ static int wait_call(int k)
 		FD_SET(pipefd[0], &f);
 		return select(pipefd[0] + 1, &f, NULL, NULL, &tv) >= 0 ? 0 : errno;
 	}
-	case C_CLOCK_NANOSLEEP: return clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, &rem);
+	case C_CLOCK_NANOSLEEP:
+		return clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, &rem);
 	}
 	return -1;
 }
@@ -568,11 +596,15 @@ static socklen_t addr_len;
 static void wake_call(int k)
 {
 	switch (k) {
-	case C_READ: case C_POLL: case C_EPOLL: case C_SELECT:
+	case C_READ:
+	case C_POLL:
+	case C_EPOLL:
+	case C_SELECT:
 		if (write(pipefd[1], "x", 1) != 1)
 			failures++;
 		break;
-	case C_FUTEX: case C_FUTEX_TIMED:
+	case C_FUTEX:
+	case C_FUTEX_TIMED:
 		__atomic_store_n(&word, 1, __ATOMIC_SEQ_CST);
 		syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 		break;
@@ -583,11 +615,13 @@ static void wake_call(int k)
 		close(fd);
 		break;
 	}
-	case C_RECV: case C_RECV_TIMEO:
+	case C_RECV:
+	case C_RECV_TIMEO:
 		if (send(pair_[1], "x", 1, 0) != 1)
 			failures++;
 		break;
-	case C_SEM: case C_SEM_TIMED:
+	case C_SEM:
+	case C_SEM_TIMED:
 		sem_post(&sem);
 		break;
 	}
@@ -598,9 +632,9 @@ static volatile int current_call;
 static void *poker(void *arg)
 {
 	(void)arg;
-	nap(25 * MS);
+	nap(15 * MS);
 	pthread_kill(main_thread, SIGUSR1);
-	nap(25 * MS);
+	nap(15 * MS);
 	wake_call(current_call);
 	return NULL;
 }
@@ -610,17 +644,22 @@ static void drain(int k)
 	char c;
 	int f = 0;
 	switch (k) {
-	case C_READ: case C_POLL: case C_EPOLL: case C_SELECT:
+	case C_READ:
+	case C_POLL:
+	case C_EPOLL:
+	case C_SELECT:
 		f = read(pipefd[0], &c, 1) == 1;
 		break;
 	case C_ACCEPT:
 		f = accept(listener, NULL, NULL);
 		close(f);
 		break;
-	case C_RECV: case C_RECV_TIMEO:
+	case C_RECV:
+	case C_RECV_TIMEO:
 		f = recv(pair_[0], &c, 1, 0) == 1;
 		break;
-	case C_SEM: case C_SEM_TIMED:
+	case C_SEM:
+	case C_SEM_TIMED:
 		f = sem_wait(&sem) == 0;
 		break;
 	}
@@ -659,7 +698,8 @@ static void test_eintr(void)
 			if (r != 0)
 				drain(k);
 			word = 0;
-			snprintf(name, sizeof name, "%s %s", table[k].name, restart ? "with SA_RESTART" : "without SA_RESTART");
+			snprintf(name, sizeof name, "%s %s", table[k].name,
+				 restart ? "with SA_RESTART" : "without SA_RESTART");
 			bool ok = count == 1 && (want == -1 ? r == 0 || r == EINTR : r == want);
 			if (!ok)
 				printf("  %s: errno %d, not %d; %d handlers\n", name, r, want, count);
@@ -686,16 +726,15 @@ static void test_eintr(void)
 	check(count == 1, "and comes when unblocked");
 }
 
-/* ---- timers -------------------------------------------------------------------------------------------------------- */
+/* ---- timers -------------------- */
 
 static volatile int thread_fired;
 static void timer_thread(union sigval v) { thread_fired += v.sival_int; }
 
 static void burn(void)
 {
-	volatile unsigned x = 0;
 	for (int i = 0; i < 200000; i++)
-		x += i;
+		__asm__ volatile("");
 }
 
 static void test_timers(void)
@@ -734,7 +773,8 @@ static void test_timers(void)
 		nap(2 * MS);
 	check(last_code == SI_TIMER && last_value == 31 && last_signo == RTN(3), "timer, SIGEV_SIGNAL, periodic");
 	timer_delete(t);
-	ev = (struct sigevent){ .sigev_notify = SIGEV_THREAD, .sigev_value.sival_int = 1,
+	ev = (struct sigevent){ .sigev_notify = SIGEV_THREAD,
+				.sigev_value.sival_int = 1,
 				.sigev_notify_function = timer_thread };
 	timer_create(CLOCK_MONOTONIC, &ev, &t);
 	timer_settime(t, 0, &its, NULL);
@@ -762,7 +802,8 @@ static void test_timers(void)
 	nap(30 * MS);
 	siginfo_t info;
 	sigset_t set = one(RTN(3));
-	check(sigwaitinfo(&set, &info) == RTN(3) && info.si_overrun >= 10 && timer_getoverrun(t) >= 10, "timer: overruns");
+	check(sigwaitinfo(&set, &info) == RTN(3) && info.si_overrun >= 10 && timer_getoverrun(t) >= 10,
+	      "timer: overruns");
 	timer_delete(t);
 	unblock(RTN(3));
 	/* SIGPIPE */
@@ -771,7 +812,8 @@ static void test_timers(void)
 	count = 0;
 	ok = pipe(p) == 0;
 	close(p[0]);
-	check(ok && write(p[1], "x", 1) == -1 && errno == EPIPE && count == 1 && last_signo == SIGPIPE, "SIGPIPE of a pipe");
+	check(ok && write(p[1], "x", 1) == -1 && errno == EPIPE && count == 1 && last_signo == SIGPIPE,
+	      "SIGPIPE of a pipe");
 	close(p[1]);
 	ok = socketpair(AF_UNIX, SOCK_STREAM, 0, p) == 0;
 	close(p[0]);
@@ -781,7 +823,7 @@ static void test_timers(void)
 	signal(SIGPIPE, SIG_DFL);
 }
 
-/* ---- jumps and contexts -------------------------------------------------------------------------------------------- */
+/* ---- jumps and contexts -------------------- */
 
 static sigjmp_buf env;
 static void jumper(int s) { siglongjmp(env, s); }
@@ -857,8 +899,8 @@ static void fix_rip(int s, siginfo_t *i, void *u)
 	(void)s;
 	ucontext_t *c = u;
 	greg_t *g = c->uc_mcontext.gregs;
-	static const int order[] = { REG_RBX, REG_RCX, REG_RDX, REG_RSI, REG_RDI, REG_RBP, REG_R8, REG_R9,
-				     REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+	static const int order[] = { REG_RBX, REG_RCX, REG_RDX, REG_RSI, REG_RDI, REG_RBP, REG_R8,
+				     REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
 	for (int k = 0; k < 14; k++)
 		seen_regs[k] = g[order[k]];
 	seen_regs[14] = g[REG_RIP] == (greg_t)bad_insn && i->si_addr == (void *)bad_insn;
@@ -876,16 +918,17 @@ static void test_ucontext(void)
 	long rax, flags;
 	uint32_t x;
 	on(SIGILL, fix_rip, 0);
-	__asm__ volatile("push %%rbp\n"
-			 "mov $1, %%ebx\n mov $2, %%ecx\n mov $3, %%edx\n mov $4, %%esi\n mov $5, %%edi\n mov $6, %%ebp\n"
-			 "mov $7, %%r8\n mov $8, %%r9\n mov $9, %%r10\n mov $10, %%r11\n mov $11, %%r12\n mov $12, %%r13\n"
-			 "mov $13, %%r14\n mov $14, %%r15\n xorps %%xmm5, %%xmm5\n"
-			 "cmp %%eax, %%eax\n"
-			 ".globl bad_insn, good_insn\nbad_insn: ud2\n ud2\n ud2\n"
-			 "good_insn: pushfq\n pop %%rdx\n pop %%rbp\n movd %%xmm5, %%ecx"
-			 : "=a"(rax), "=d"(flags), "=c"(x)
-			 :
-			 : "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm5", "memory", "cc");
+	__asm__ volatile(
+		"push %%rbp\n"
+		"mov $1, %%ebx\n mov $2, %%ecx\n mov $3, %%edx\n mov $4, %%esi\n mov $5, %%edi\n mov $6, %%ebp\n"
+		"mov $7, %%r8\n mov $8, %%r9\n mov $9, %%r10\n mov $10, %%r11\n mov $11, %%r12\n mov $12, %%r13\n"
+		"mov $13, %%r14\n mov $14, %%r15\n xorps %%xmm5, %%xmm5\n"
+		"cmp %%eax, %%eax\n"
+		".globl bad_insn, good_insn\nbad_insn: ud2\n ud2\n ud2\n"
+		"good_insn: pushfq\n pop %%rdx\n pop %%rbp\n movd %%xmm5, %%ecx"
+		: "=a"(rax), "=d"(flags), "=c"(x)
+		:
+		: "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm5", "memory", "cc");
 	bool ok = true;
 	for (int k = 0; k < 14; k++)
 		ok &= seen_regs[k] == k + 1;
@@ -897,7 +940,7 @@ static void test_ucontext(void)
 	signal(SIGILL, SIG_DFL);
 }
 
-/* ---- threads --------------------------------------------------------------------------------------------------------- */
+/* ---- threads -------------------- */
 
 static volatile bool go_on, ready;
 static volatile pid_t thread_tid;
@@ -951,6 +994,35 @@ static bool wait_count(int n)
 	return count == n;
 }
 
+static void *blocked_spinner(void *arg)
+{
+	sigset_t all;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	return spinner(arg);
+}
+
+/* Before there are handlers of other signals. */
+static void test_directed(void)
+{
+	pthread_t t;
+	union sigval v = { .sival_int = 1 };
+	on(SIGUSR1, note, 0);
+	count = 0;
+	run_thread(&t, blocked_spinner);
+	pthread_sigqueue(t, SIGUSR1, v);
+	pthread_kill(t, SIGUSR1);
+	nap(10 * MS);
+	go_on = true;
+	pthread_join(t, NULL);
+	check(count == 0, "sent to a thread that blocks it: no other takes it");
+	run_thread(&t, blocked_spinner);
+	sigqueue(getpid(), SIGUSR1, v);
+	check(wait_count(1) && last_value == 1, "sent to the process: one that does not block it takes it");
+	go_on = true;
+	pthread_join(t, NULL);
+}
+
 static void test_threads(void)
 {
 	pthread_t t;
@@ -990,7 +1062,7 @@ static void test_threads(void)
 	check(pthread_kill(pthread_self(), 0) == 0, "pthread_kill 0");
 }
 
-/* ---- storm ------------------------------------------------------------------------------------------------------------- */
+/* ---- storm -------------------- */
 
 #define STORM 20000
 static volatile int rt_count, usr_count;
@@ -1107,7 +1179,7 @@ static void test_storm(void)
 	check(!storm_bad, "storm: registers, memory and calls");
 }
 
-/* ---- registers across an asynchronous signal ---------------------------------------------------------------------------- */
+/* ---- registers across an asynchronous signal -------------------- */
 
 static volatile int ticks;
 
@@ -1118,7 +1190,9 @@ static void wreck(int s, siginfo_t *i, void *u)
 	(void)u;
 	ticks++;
 	__asm__ volatile("fninit\n fldz\n pcmpeqd %%xmm0, %%xmm0\n pcmpeqd %%xmm1, %%xmm1\n pcmpeqd %%xmm15, %%xmm15"
-			 : : : "xmm0", "xmm1", "xmm15");
+			 :
+			 :
+			 : "xmm0", "xmm1", "xmm15");
 }
 
 static void test_async(void)
@@ -1132,7 +1206,8 @@ static void test_async(void)
 		"push %%rbp\n push %%rbx\n"
 		"lea %2, %%rbx\n"
 		"fninit\n fld1\n fldpi\n"
-		"mov $0x0102030405060708, %%rcx\n movq %%rcx, %%xmm0\n movq %%rcx, %%xmm15\n pshufd $0x1b, %%xmm0, %%xmm1\n"
+		"mov $0x0102030405060708, %%rcx\n movq %%rcx, %%xmm0\n movq %%rcx, %%xmm15\n pshufd $0x1b, %%xmm0, "
+		"%%xmm1\n"
 		"mov $0x11, %%r8d\n mov $0x22, %%r9d\n mov $0x33, %%r10d\n mov $0x44, %%r11d\n mov $0x55, %%r12d\n"
 		"mov $0x66, %%r13d\n mov $0x77, %%r14d\n mov $0x88, %%r15d\n mov $0x99, %%esi\n mov $0xaa, %%edi\n"
 		"mov $0xbb, %%ebp\n xor %%eax, %%eax\n"
@@ -1143,8 +1218,10 @@ static void test_async(void)
 		".rept 60\n mov %%r8, %%r8\n lea 0(%%r9), %%r9\n .endr\n"
 		"jno 9f\n js 9f\n jz 9f\n jc 9f\n"
 		"stc\n .rept 30\n mov %%r10, %%r10\n .endr\n jnc 9f\n"
-		"cmp $0x11, %%r8\n jne 9f\n cmp $0x22, %%r9\n jne 9f\n cmp $0x33, %%r10\n jne 9f\n cmp $0x44, %%r11\n jne 9f\n"
-		"cmp $0x55, %%r12\n jne 9f\n cmp $0x66, %%r13\n jne 9f\n cmp $0x77, %%r14\n jne 9f\n cmp $0x88, %%r15\n jne 9f\n"
+		"cmp $0x11, %%r8\n jne 9f\n cmp $0x22, %%r9\n jne 9f\n cmp $0x33, %%r10\n jne 9f\n cmp $0x44, %%r11\n "
+		"jne 9f\n"
+		"cmp $0x55, %%r12\n jne 9f\n cmp $0x66, %%r13\n jne 9f\n cmp $0x77, %%r14\n jne 9f\n cmp $0x88, "
+		"%%r15\n jne 9f\n"
 		"cmp $0x99, %%rsi\n jne 9f\n cmp $0xaa, %%rdi\n jne 9f\n cmp $0xbb, %%rbp\n jne 9f\n"
 		"movq %%xmm0, %%rdx\n cmp %%rcx, %%rdx\n jne 9f\n movq %%xmm15, %%rdx\n cmp %%rcx, %%rdx\n jne 9f\n"
 		"cmpq $0x5a5a, -8(%%rsp)\n jne 9f\n cmpq $0x5b5b, -128(%%rsp)\n jne 9f\n"
@@ -1155,14 +1232,15 @@ static void test_async(void)
 		"8: fstp %%st(0)\n fstp %%st(0)\n pop %%rbx\n pop %%rbp"
 		: "=a"(bad), "=d"(unused)
 		: "m"(ticks)
-		: "rcx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm15", "memory",
-		  "cc", "st", "st(1)");
+		: "rcx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm15",
+		  "memory", "cc", "st", "st(1)");
 	setitimer(ITIMER_REAL, &off, NULL);
 	check(!bad && ticks >= 300, "registers, flags, red zone and x87 across 300 ticks");
 }
 
 int main(void)
 {
+	test_directed();
 	test_origin();
 	test_flags();
 	test_altstack();
