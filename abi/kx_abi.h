@@ -26,6 +26,7 @@
 #define KX_AREA_BASE 0x7f00200000   /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
 #define KX_AREA_SIZE 0x8000         /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
 #define KX_AREA_MAX 4096
+#define KX_AREA_ACTIONS 0x1000      /* offset of a vfork child's signal actions in its area */
 #define KX_SYS_BASE 0x7f80000000    /* page tables, descriptor tables, ring-0 stacks: no ring-3 mapping   */
 
 /* ---- Exits -------------------------------------------------------------------------------------------- */
@@ -118,6 +119,9 @@ struct kx_thread {
 	uint64_t saved_mask;     /* mask to restore after sigsuspend and kin */
 	uint32_t has_saved_mask;
 	uint32_t yield_count;
+	uint32_t pid;            /* of the process: in a child of vfork another than that of its memory's other threads */
+	uint32_t vfork;          /* 1: a child of vfork that has not called exec yet */
+	uint64_t actions;        /* struct kx_sigaction[65]: kx_shared.sigaction, or the copy of a child of vfork */
 	uint8_t rand_key[32];   /* generator state, wiped forward (fast key erasure) */
 	uint8_t rand_buf[512];
 	uint32_t rand_left;     /* unread bytes at the end of rand_buf */
@@ -190,6 +194,7 @@ _Static_assert(__builtin_offsetof(struct kx_thread, user_rsp) == KX_T_USER_RSP, 
 _Static_assert(__builtin_offsetof(struct kx_thread, resume) == KX_T_RESUME, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, work) == KX_T_WORK, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, call) == KX_T_CALL, "asm");
+_Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
 #endif

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kylinx: choose the verb, print its error, exit with its status. */
+#include "../monitor/core/exec.h"
 #include "cli.h"
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -106,7 +108,11 @@ static int dispatch(int argc, char **argv, struct kx_err *err)
 int main(int argc, char **argv)
 {
 	struct kx_err err = { .code = 0 };
-	int status = dispatch(argc, argv, &err);
+	int status = CLI_FAILED;
+	if (argc == 2 && !strcmp(argv[0], EXEC_NAME))
+		exec_resume(atoi(argv[1]), &err);
+	else
+		status = dispatch(argc, argv, &err);
 	if (!err.code)
 		return status;
 	for (char *c = err.msg; *c; c++) /* what the user typed may have line ends; the message is one line */

@@ -18,6 +18,7 @@
 enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
+#define ACTION(t, s) (((struct kx_sigaction *)(t)->actions)[s])
 
 static inline struct kx_thread *current(void)
 {

@@ -198,13 +198,18 @@ static int64_t sys_sched_yield(struct kx_thread *t, struct kx_frame *f)
 static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	switch (f->orig_rax) {
-	case NR_getpid: *ret = SHARED->pid; return true;
+	case NR_getpid: *ret = t->pid; return true;
 	case 186: *ret = t->tid; return true;
-	case 110: *ret = SHARED->ppid; return true;
-	case 102: *ret = SHARED->uid; return true;
-	case 104: *ret = SHARED->gid; return true;
-	case 107: *ret = SHARED->euid; return true;
-	case 108: *ret = SHARED->egid; return true;
+	case 110:
+	case 102:
+	case 104:
+	case 107:
+	case 108:
+		if (t->vfork) /* the shared page speaks of the parent */
+			return false;
+		*ret = f->orig_rax == 110 ? SHARED->ppid : f->orig_rax == 102 ? SHARED->uid : f->orig_rax == 104 ?
+			SHARED->gid : f->orig_rax == 107 ? SHARED->euid : SHARED->egid;
+		return true;
 	case 158: *ret = sys_arch_prctl(f); return true;
 	case 14: *ret = sys_rt_sigprocmask(t, f); return true;
 	case 131: *ret = sys_sigaltstack(t, f); return true;

@@ -138,20 +138,20 @@ int64_t sys_rt_sigaction(struct kx_thread *t, struct kx_frame *f)
 	struct kx_sigaction act, old;
 	if (f->r10 != 8 || s < 1 || s > 64)
 		return -KX_EINVAL;
-	old = SHARED->sigaction[s];
+	old = ACTION(t, s);
 	if (f->rsi) {
 		if (s == 9 || s == 19)
 			return -KX_EINVAL;
 		if (user_read(&act, f->rsi, sizeof act))
 			return -KX_EFAULT;
 		act.mask &= ~(SIGBIT(9) | SIGBIT(19));
-		SHARED->sigaction[s] = act;
+		ACTION(t, s) = act;
 		if (s > 33 && act.handler > SIG_IGN)
 			__atomic_or_fetch(&SHARED->rt_handlers, SIGBIT(s), __ATOMIC_RELAXED);
 		if (host_view(&act) != host_view(&old)) {
 			int64_t r = hypercall(t, 13, s, f->rsi, f->rdx, 8, 0, 0);
 			if (r) {
-				SHARED->sigaction[s] = old;
+				ACTION(t, s) = old;
 				return r;
 			}
 		}
@@ -310,7 +310,7 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	}
 	/* If it is blocked by now, it came before the call that blocks it was over: its handler runs before that ends. */
 	t->sig.signo = 0;
-	struct kx_sigaction a = SHARED->sigaction[signo];
+	struct kx_sigaction a = ACTION(t, signo);
 	if (a.handler == SIG_IGN && !s.forced)
 		return false;
 	if (a.handler <= SIG_IGN) {
@@ -329,7 +329,7 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	if (make_frame(t, f, &s, &a))
 		hypercall(t, HC_sig_stack_fault, signo, 0, 0, 0, 0, 0);
 	if (a.flags & SA_RESETHAND) {
-		SHARED->sigaction[signo].handler = SIG_DFL;
+		ACTION(t, signo).handler = SIG_DFL;
 		hypercall(t, 13, signo, 0, 0, 8, 0, 0);
 	}
 	uint64_t mask = t->sigmask | a.mask;

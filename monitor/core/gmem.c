@@ -984,6 +984,14 @@ bool gmem_mapped(uint64_t gva, uint64_t len)
 	return r;
 }
 
+int gmem_fork_child(void)
+{
+	int r = slot_ioctl(0, KX_SYS_BASE - PAGE, PAGE);
+	for (size_t i = 0; i < nr_slots && !r; i++)
+		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
+	return r;
+}
+
 /* ---- start ---------------------------------------------------------------------------------------------------- */
 
 static int map_host(uint64_t gva, uint64_t len)

@@ -25,6 +25,9 @@ struct gmem_region {
 /* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
 int gmem_init(struct kx_err *err);
 
+/* In a child: give the new VM the slots that the parent's had. */
+int gmem_fork_child(void);
+
 /* As mmap(2). Executable private file mappings get their `syscall` sites patched. */
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
 int gmem_munmap(uint64_t addr, uint64_t len);

@@ -16,6 +16,8 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
+#include "exec.h"
+#include "family.h"
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
@@ -34,11 +36,12 @@
 #define FD_RESERVED 1024u
 
 struct pvm pvm = { .mm_lock = PTHREAD_MUTEX_INITIALIZER, .thr_lock = PTHREAD_MUTEX_INITIALIZER, .proc_fd = -1,
-		   .kvm_fd = -1, .vm_fd = -1 };
+		   .kvm_fd = -1, .vm_fd = -1, .exe_fd = -1, .log_fd = -1, .family_fd = -1 };
 __thread struct thread *self;
 
 extern const uint8_t libos_image[], libos_image_end[], vdso_image[], vdso_image_end[];
 void limits_init(void);
+void limits_import(const struct rlimit in[16]);
 
 /* ---- the end -------------------------------------------------------------------------------------------------- */
 
@@ -46,12 +49,14 @@ static void report_end(const char *fmt, int n)
 {
 	char how[64];
 	static int once;
+	if (my_pid() != pvm.pid) /* a child of vfork: the memory is its parent's */
+		return;
 	if (__atomic_exchange_n(&once, 1, __ATOMIC_SEQ_CST))
 		return;
 	snprintf(how, sizeof how, fmt, n);
 	if (pvm.cfg->strace)
 		strace_exit(how);
-	if (pvm.cfg->stats)
+	if (pvm.cfg->stats && !pvm.is_child)
 		stats_write(pvm.cfg->stats_file);
 }
 
@@ -76,7 +81,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);
 	host_call(SYS_rt_sigaction, sig, (long)&dfl, 0, 8, 0, 0);
-	host_call(SYS_tgkill, pvm.pid, host_call(SYS_gettid, 0, 0, 0, 0, 0, 0), sig, 0, 0, 0);
+	host_call(SYS_tgkill, my_pid(), host_call(SYS_gettid, 0, 0, 0, 0, 0, 0), sig, 0, 0, 0);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&empty, 0, 8, 0, 0);
 	for (;;) /* a signal whose default is to be ignored */
 		host_call(SYS_exit_group, 128 + sig, 0, 0, 0, 0, 0);
@@ -193,6 +198,28 @@ static int machine_init(struct kx_err *err)
 	return 0;
 }
 
+/* Everything is loaded: let the first thread run. Returns only on failure. */
+static int start_program(const struct load_result *start, uint64_t mask, struct kx_err *err)
+{
+	struct thread *t = self;
+	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	memset(f, 0, sizeof *f);
+	f->rip = start->entry;
+	f->rsp = start->sp;
+	f->rflags = 0x202;
+	f->orig_rax = -1ull;
+	t->area->resume = start->entry;
+	prctl(PR_SET_NAME, pvm.comm);
+	t->area->sigmask = mask; /* inherited, as across exec */
+	sig_init();
+	int r = vcpu_start_state(t, 0);
+	if (r)
+		return kx_err_set(err, -r, "vCPU: cannot be set up: %s (use a current kernel)", strerror(-r));
+	sig_thread_start(t);
+	vcpu_loop(t);
+	pvm_panic("the first thread left its loop");
+}
+
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	struct load_result start;
@@ -207,8 +234,14 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 		return r;
 	/* A descriptor of its own: the program may close 2 and open something else there. */
 	int log_fd = fcntl(2, F_DUPFD_CLOEXEC, 3);
-	log_fd = log_fd < 0 ? -1 : fd_hide(log_fd);
-	kx_log_init(kx_log_level_find(cfg->log_level), log_fd, cfg->name);
+	pvm.log_fd = log_fd < 0 ? -1 : fd_hide(log_fd);
+	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
+	/* exec runs this program again, by this descriptor; its libraries come from the view, so the view must be the
+	 * host's own. */
+	if (!cfg->root && (pvm.exe_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)) >= 0)
+		pvm.exe_fd = fd_hide(pvm.exe_fd);
+	if ((r = family_init(-1, err)) || (r = family_add(pvm.pid)))
+		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r, "%s: cannot write the trace: %s (give --strace a file in a directory that exists)",
 				  cfg->strace_file, strerror(-r));
@@ -219,26 +252,49 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
 	vfs_init();
-	const char *path = env_get(cfg->envp, "PATH");
 	limits_init();
-	if ((r = path_search(cfg->program, path, program, err)) || (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
+	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
-	struct thread *t = self;
-	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
-	memset(f, 0, sizeof *f);
-	f->rip = start.entry;
-	f->rsp = start.sp;
-	f->rflags = 0x202;
-	f->orig_rax = -1ull;
-	t->area->resume = start.entry;
-	prctl(PR_SET_NAME, pvm.comm);
 	uint64_t mask = 0;
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
-	t->area->sigmask = mask; /* inherited, as across exec */
-	sig_init();
-	if ((r = seccomp_enter(err)) || (r = vcpu_start_state(t, 0)))
-		return kx_err_set(err, -r, "vCPU: cannot be set up: %s", strerror(-r));
-	sig_thread_start(t);
-	vcpu_loop(t);
-	pvm_panic("the first thread left its loop");
+	if ((r = seccomp_enter(err)))
+		return r;
+	return start_program(&start, mask, err);
+}
+
+int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kx_err *err)
+{
+	struct load_result start;
+	struct load_plan *plan;
+	int r;
+	pvm.cfg = cfg;
+	pvm.pid = getpid();
+	pvm.kvm_fd = st->kvm_fd;
+	pvm.proc_fd = st->proc_fd;
+	pvm.exe_fd = st->exe_fd;
+	pvm.log_fd = st->log_fd;
+	pvm.fd_limit = st->fd_limit;
+	pvm.is_child = st->is_child;
+	const int kept[] = { pvm.kvm_fd, pvm.proc_fd, pvm.exe_fd, pvm.log_fd, st->family_fd, st->trace_fd, st->program_fd };
+	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
+		if (kept[i] >= 0)
+			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
+	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
+	if (cfg->strace)
+		strace_adopt(st->trace_fd);
+	if ((r = family_init(st->family_fd, err)) || (r = vm_open(err)) || (r = machine_init(err)))
+		return r;
+	vfs_init();
+	limits_import(st->limits);
+	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
+	if (!r) {
+		r = load_commit(plan, &start, err);
+		load_free(plan);
+	}
+	if (r)
+		return r;
+	if (st->program_fd >= 0)
+		close(st->program_fd);
+	return start_program(&start, st->sigmask, err);
 }

@@ -48,6 +48,7 @@ struct thread {
 	struct kvm_run *run;
 	pthread_t pthread;
 	pid_t tid;                 /* host thread id = guest thread id */
+	pid_t pid;                 /* of its process: other than pvm.pid in a child of vfork */
 	bool live;
 	bool at_user;              /* the vCPU stands in the program's code, by no way through the LibOS */
 	uint64_t clear_tid;        /* guest address, 0 = none */
@@ -70,6 +71,8 @@ struct thread {
 
 struct pvm {
 	pid_t pid;
+	int exe_fd;                   /* this program, for exec; -1 where that cannot be */
+	int log_fd, trace_fd, family_fd;
 	int kvm_fd, vm_fd, proc_fd;   /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
 	uint8_t *base;                /* host address of guest address 0 */
 	unsigned fd_limit;            /* descriptors >= this are the monitor's: EBADF to the guest */
@@ -92,6 +95,8 @@ struct pvm {
 	unsigned auxv_len;
 	bool no_new_privs;
 	int exit_status;
+	bool is_child;                /* forked, not started by the user: writes no statistics */
+	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
 	uint64_t start_ns;
@@ -99,6 +104,14 @@ struct pvm {
 
 extern struct pvm pvm;
 extern __thread struct thread *self;
+
+/* The process that the caller belongs to. */
+static inline pid_t my_pid(void) { return self && self->pid ? self->pid : pvm.pid; }
+/* Signal actions of t's process, in guest memory. */
+static inline struct kx_sigaction *actions_of(struct thread *t)
+{
+	return t->area->vfork ? (struct kx_sigaction *)((uint8_t *)t->area + KX_AREA_ACTIONS) : pvm.shared->sigaction;
+}
 
 /* Host address of a guest address that was checked already. */
 static inline void *gva_ptr(uint64_t gva) { return pvm.base + gva; }

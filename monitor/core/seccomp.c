@@ -25,11 +25,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../abi/kx_hcall.h"
+#include "pvm.h"
 
 #define NR_CALLS 512 /* numbers at and above it are ENOSYS */
 #define MAX_INSNS 2048
 
-enum action { A_ENOSYS, A_ALLOW, A_KILL, A_SOCKET, A_CLONE, A_PROT, A_IOCTL, A_SHMAT, A_PERSONALITY };
+enum action { A_ENOSYS, A_ALLOW, A_KILL, A_SOCKET, A_CLONE, A_PROT, A_MMAP, A_EXEC, A_IOCTL, A_SHMAT, A_PERSONALITY };
 
 /* By name, so that headers older than a call do. */
 static const short from_table[] = {
@@ -44,7 +45,7 @@ static const short own[] = {
 
 /* Nothing of the monitor's makes these. */
 static const short intruder[] = {
-	SYS_execve, SYS_execveat, SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_mount, SYS_umount2,
+	SYS_execve, SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_mount, SYS_umount2,
 	SYS_pivot_root, SYS_unshare, SYS_setns, SYS_bpf, SYS_perf_event_open, SYS_kexec_load, SYS_kexec_file_load,
 	SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_open_by_handle_at, SYS_keyctl, SYS_add_key,
 	SYS_request_key, SYS_swapon, SYS_swapoff, SYS_reboot, SYS_iopl, SYS_ioperm, SYS_quotactl, SYS_acct,
@@ -63,7 +64,7 @@ static const struct {
 	short nr;
 	unsigned char action;
 } by_argument[] = {
-	{ SYS_socket, A_SOCKET }, { SYS_socketpair, A_SOCKET }, { SYS_clone, A_CLONE }, { SYS_mmap, A_PROT },
+	{ SYS_socket, A_SOCKET }, { SYS_socketpair, A_SOCKET }, { SYS_clone, A_CLONE }, { SYS_mmap, A_MMAP }, { SYS_execveat, A_EXEC },
 	{ SYS_mprotect, A_PROT }, { SYS_ioctl, A_IOCTL }, { SYS_shmat, A_SHMAT }, { SYS_personality, A_PERSONALITY },
 };
 
@@ -142,6 +143,19 @@ static void emit_action(struct program *p, enum action a)
 	case A_PROT:
 		emit_no_bits(p, 2, PROT_EXEC);
 		break;
+	case A_MMAP: { /* the loader of the next exec maps text, never writable */
+		static const uint32_t text[] = { PROT_READ | PROT_EXEC };
+		emit_arg(p, 2);
+		emit(p, BPF_JMP | BPF_JSET | BPF_K, 1, 0, PROT_EXEC);
+		emit_ret(p, SECCOMP_RET_ALLOW);
+		emit_one_of(p, 2, text, 1, SECCOMP_RET_ALLOW, REFUSE(EPERM));
+		break;
+	}
+	case A_EXEC: { /* of the monitor itself, and nothing else */
+		const uint32_t self_fd[] = { (uint32_t)pvm.exe_fd };
+		emit_one_of(p, 0, self_fd, 1, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS);
+		break;
+	}
 	case A_IOCTL:
 		emit_one_of(p, 1, typing, 2, REFUSE(EPERM), SECCOMP_RET_ALLOW);
 		break;

@@ -37,6 +37,19 @@ static void set_mask(uint64_t mask)
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 }
 
+uint64_t sig_block_everything(void)
+{
+	uint64_t all = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)), old = 0;
+	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
+	return old;
+}
+
+void sig_restore(uint64_t mask, struct thread *t)
+{
+	(void)t;
+	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
+}
+
 void sig_block_all(void) { set_mask(~0ull & ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS))); }
 
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
@@ -85,9 +98,9 @@ ssize_t guest_read_str(char *dst, uint64_t gva, size_t max)
 static void requeue(int signo, siginfo_t *info, bool to_thread)
 {
 	if (to_thread)
-		host_call(SYS_rt_tgsigqueueinfo, pvm.pid, self->tid, signo, (long)info, 0, 0);
+		host_call(SYS_rt_tgsigqueueinfo, my_pid(), self->tid, signo, (long)info, 0, 0);
 	else
-		host_call(SYS_rt_sigqueueinfo, pvm.pid, signo, (long)info, 0, 0, 0);
+		host_call(SYS_rt_sigqueueinfo, my_pid(), signo, (long)info, 0, 0, 0);
 }
 
 /* The guest blocks signo and the host does not: block it and put back, in order, all that are queued of it. */
@@ -156,7 +169,7 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	if (!t)
 		return;
 	if (signo == KICK_SIG && info->si_code == SI_QUEUE && info->si_value.sival_ptr == &kick_cookie &&
-	    info->si_pid == pvm.pid) {
+	    info->si_pid == my_pid()) {
 		t->kicked = 1;
 		if (t->run)
 			t->run->immediate_exit = 1;
@@ -251,7 +264,7 @@ static uint64_t blocked_soon(struct thread *t)
 	uint32_t signo = t->area->sig.signo;
 	if (!signo || signo > 64)
 		return 0;
-	struct kx_sigaction act = pvm.shared->sigaction[signo];
+	struct kx_sigaction act = actions_of(t)[signo];
 	return (act.mask | (act.flags & SA_NODEFER ? 0 : SIGBIT(signo))) & pvm.shared->rt_handlers;
 }
 
@@ -347,7 +360,7 @@ void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t tr
 	info.si_signo = signo;
 	info.si_code = code;
 	info.si_addr = (void *)addr;
-	struct kx_sigaction act = pvm.shared->sigaction[signo];
+	struct kx_sigaction act = actions_of(t)[signo];
 	if ((t->area->sigmask & SIGBIT(signo)) || act.handler == (uint64_t)SIG_IGN || act.handler == (uint64_t)SIG_DFL) {
 		if (pvm.cfg->strace)
 			strace_signal(t, signo, &info);
@@ -369,13 +382,35 @@ void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t tr
 	t->area->sig.cr2 = cr2;
 }
 
+void sig_give_back(struct thread *t)
+{
+	siginfo_t info;
+	int signo = t->area->sig.signo;
+	if (signo >= 1 && signo <= 64 && !t->area->sig.forced) {
+		memcpy(&info, t->area->sig.info, sizeof info);
+		requeue(signo, &info, true);
+	}
+	t->area->sig.signo = 0;
+	if (t->acc_signo) {
+		info = t->acc_info;
+		requeue(t->acc_signo, &info, info.si_code == SI_TKILL);
+		t->acc_signo = 0;
+	}
+	if (t->k_info.si_signo) {
+		info = t->k_info;
+		requeue(KICK_SIG, &info, true);
+		t->k_info.si_signo = 0;
+	}
+	t->sig_stop = 0;
+}
+
 void sig_kick(struct thread *t)
 {
 	siginfo_t info;
 	memset(&info, 0, sizeof info);
 	info.si_signo = KICK_SIG;
 	info.si_code = SI_QUEUE;
-	info.si_pid = pvm.pid;
+	info.si_pid = my_pid();
 	info.si_value.sival_ptr = &kick_cookie;
-	host_call(SYS_rt_tgsigqueueinfo, pvm.pid, t->tid, KICK_SIG, (long)&info, 0, 0);
+	host_call(SYS_rt_tgsigqueueinfo, my_pid(), t->tid, KICK_SIG, (long)&info, 0, 0);
 }

@@ -36,6 +36,11 @@ int64_t sig_mask_leave(struct thread *t, int64_t ret);
 void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err, uint64_t cr2);
 /* Make thread t leave the guest or its blocking call. */
 void sig_kick(struct thread *t);
+/* Queue again on the host whatever was accepted or handed over and not delivered. */
+void sig_give_back(struct thread *t);
+/* Around a fork: hold all signals back; returns the mask of before, for sig_restore(). */
+uint64_t sig_block_everything(void);
+void sig_restore(uint64_t mask, struct thread *t);
 /* Block everything on this host thread (it is about to end). */
 void sig_block_all(void);
 #endif

@@ -209,7 +209,7 @@ static void put_report(void)
 	puts_(",");
 	put_num("faults", s.faults);
 	puts_(",");
-	put_num("forks", 0);
+	put_num("forks", pvm.nr_forks);
 	put_calls("enosys", pvm.nr_enosys, pvm.enosys_count, sizeof(pvm.enosys_count) / sizeof(pvm.enosys_count[0]));
 	puts_(",");
 	put_num("memory_slots", pvm.nr_slots);

@@ -74,7 +74,7 @@ static void line_start(struct line *l, struct thread *t)
 	l->nr = ~0ull;
 	l->ret = 0;
 	if (pvm.next_index > 1 || pvm.nr_threads > 1)
-		put(l, "[pid %d] ", t ? (int)t->tid : (int)pvm.pid);
+		put(l, "[pid %d] ", t ? (int)t->tid : (int)my_pid());
 }
 
 /* From here on the room kept for the result may be used. */
@@ -1430,6 +1430,9 @@ const char *strace_call_name(uint64_t nr)
 			return s->name;
 	return NULL;
 }
+
+int strace_fd(void) { return __atomic_load_n(&trace_fd, __ATOMIC_RELAXED); }
+void strace_adopt(int fd) { trace_fd = fd; }
 
 int strace_init(const char *file)
 {

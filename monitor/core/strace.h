@@ -19,6 +19,9 @@ extern bool strace_show_time;
  * duplicate of stderr. Call it before the guest's view is entered and before the guest owns descriptors.
  * Returns 0 or -errno; without success the other functions do nothing. A trace whose reader went away ends.
  */
+/* The descriptor that the trace goes to (-1 none), and to take one over after exec. */
+int strace_fd(void);
+void strace_adopt(int fd);
 int strace_init(const char *file_or_NULL);
 
 /*

@@ -5,6 +5,7 @@
 #include <linux/close_range.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "family.h"
 #include "hcall.h"
 #include "thread.h"
 
@@ -106,8 +107,8 @@ static bool owner_is_ours(int type, pid_t pid)
 	if (pid == 0)
 		return true;
 	if (type == F_OWNER_PGRP)
-		return pid == getpgrp();
-	return pid == pvm.pid || thread_is_ours(pid);
+		return pid == getpgrp() || family_has(pid);
+	return family_has(pid) || thread_is_ours(pid);
 }
 
 static int64_t fcntl_owner(int fd, int cmd, uint64_t arg)

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "family.h"
 #include "hcall.h"
 #include "thread.h"
 
@@ -69,7 +70,7 @@ static int64_t set_foreground(struct hcall *c, int fd, uint64_t arg)
 	(void)c;
 	if (guest_read(&pgrp, arg, sizeof pgrp))
 		return -EFAULT;
-	if (pgrp != getpgrp())
+	if (pgrp != getpgrp() && !family_has(pgrp))
 		return pgrp < 0 ? -EINVAL : -EPERM;
 	/* From the background it stops the process with SIGTTOU, unless blocked or ignored. */
 	return HB6(SYS_ioctl, fd, TIOCSPGRP, &pgrp, 0, 0, 0);
@@ -83,7 +84,7 @@ static int64_t set_owner(struct hcall *c, int fd, uint64_t arg)
 		return -EFAULT;
 	if (who == INT_MIN)
 		return -EINVAL;
-	if (who < 0 ? -who != getpgrp() : who != 0 && who != pvm.pid && !thread_is_ours(who))
+	if (who < 0 ? -who != getpgrp() && !family_has(-who) : who != 0 && !family_has(who) && !thread_is_ours(who))
 		return -EPERM;
 	return HC6(SYS_ioctl, fd, (unsigned)c->arg[1], &who, 0, 0, 0);
 }

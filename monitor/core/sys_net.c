@@ -329,7 +329,7 @@ static int ctl_check(const struct msghdr *h)
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {
 			struct ucred cred;
 			memcpy(&cred, CMSG_DATA(cm), sizeof cred);
-			if (cred.pid != pvm.pid)
+			if (cred.pid != my_pid())
 				return -EPERM;
 		}
 	}

@@ -9,13 +9,17 @@
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "family.h"
 #include "hcall.h"
 #include "thread.h"
 
 static void refresh_ids(void)
 {
+	if (self->area->vfork) /* the page speaks of the parent */
+		return;
 	pvm.shared->uid = host_call(SYS_getuid, 0, 0, 0, 0, 0, 0);
 	pvm.shared->euid = host_call(SYS_geteuid, 0, 0, 0, 0, 0, 0);
 	pvm.shared->gid = host_call(SYS_getgid, 0, 0, 0, 0, 0, 0);
@@ -56,14 +60,17 @@ int64_t hc_setgroups(struct hcall *c)
 	return HC6(SYS_setgroups, c->arg[0], list, 0, 0, 0, 0);
 }
 
-static bool pid_is_ours(int pid) { return pid == 0 || pid == pvm.pid || (pid > 0 && thread_is_ours(pid)); }
+static bool pid_is_ours(int pid)
+{
+	return pid == 0 || pid == my_pid() || family_has(pid) || (pid > 0 && thread_is_ours(pid));
+}
 
 int64_t hc_setpgid(struct hcall *c)
 {
 	if (!pid_is_ours((int)c->arg[0]))
 		return -ESRCH;
 	int pg = (int)c->arg[1];
-	if (pg != 0 && pg != pvm.pid && pg != getpgrp())
+	if (pg != 0 && pg != getpgrp() && !family_has(pg))
 		return -EPERM;
 	return HC6(SYS_setpgid, (int)c->arg[0], pg, 0, 0, 0, 0);
 }
@@ -134,6 +141,18 @@ void limits_init(void)
 			limit_get(i, &virtual_limit[i]);
 			virtual_known[i] = true;
 		}
+}
+
+void limits_export(struct rlimit out[16])
+{
+	memcpy(out, virtual_limit, sizeof virtual_limit);
+}
+
+void limits_import(const struct rlimit in[16])
+{
+	memcpy(virtual_limit, in, sizeof virtual_limit);
+	for (int i = 0; i < 16; i++)
+		virtual_known[i] = limit_is_virtual(i);
 }
 
 static int64_t limit_set(int resource, const struct rlimit *old, const struct rlimit *new)
@@ -298,15 +317,32 @@ int64_t hc_personality(struct hcall *c)
 	return p == 0xffffffff || p == 0 ? 0 : -EINVAL;
 }
 
-/* No children until pVMs fork: the host says ECHILD, and checks the arguments. */
+/* A child that is reaped leaves the family: its number is free from now on. */
 int64_t hc_wait4(struct hcall *c)
 {
-	return HB6(SYS_wait4, (int)c->arg[0], c->host[1], (int)c->arg[2], c->host[3], 0, 0);
+	int status = 0;
+	long r = HB6(SYS_wait4, (int)c->arg[0], &status, (int)c->arg[2], c->host[3], 0, 0);
+	if (r > 0 && (WIFEXITED(status) || WIFSIGNALED(status)))
+		family_remove(r);
+	if (r > 0 && c->arg[1] && guest_write(c->arg[1], &status, sizeof status))
+		return -EFAULT;
+	return r;
 }
 
 int64_t hc_waitid(struct hcall *c)
 {
-	return HB6(SYS_waitid, (int)c->arg[0], (int)c->arg[1], c->host[2], (int)c->arg[3], c->host[4], 0);
+	siginfo_t info;
+	int type = (int)c->arg[0], options = (int)c->arg[3];
+	memset(&info, 0, sizeof info);
+	if (type == P_PIDFD && !fd_is_guest((int)c->arg[1]))
+		return -EBADF;
+	long r = HB6(SYS_waitid, type, (int)c->arg[1], &info, options, c->host[4], 0);
+	bool ended = info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
+	if (r == 0 && info.si_pid && ended && !(options & WNOWAIT))
+		family_remove(info.si_pid);
+	if (r == 0 && c->arg[2] && guest_write(c->arg[2], &info, sizeof info))
+		return -EFAULT;
+	return r;
 }
 
 int64_t hc_arch_prctl(struct hcall *c)

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "family.h"
 #include "hcall.h"
 #include "sig.h"
 #include "thread.h"
@@ -36,7 +37,7 @@ int64_t hc_rt_sigaction(struct hcall *c)
 	int s = (int)c->arg[0];
 	if (s < 1 || s > 64 || s == SIGKILL || s == SIGSTOP)
 		return -EINVAL;
-	struct kx_sigaction act = pvm.shared->sigaction[s];
+	struct kx_sigaction act = actions_of(c->t)[s];
 	return sig_set_disposition(s, &act);
 }
 
@@ -49,7 +50,7 @@ int64_t hc_sig_default(struct hcall *c)
 	case SIGCHLD: case SIGCONT: case SIGURG: case SIGWINCH:
 		return 0;
 	case SIGSTOP: case SIGTSTP: case SIGTTIN: case SIGTTOU:
-		return host_call(SYS_kill, pvm.pid, SIGSTOP, 0, 0, 0, 0);
+		return host_call(SYS_kill, my_pid(), SIGSTOP, 0, 0, 0, 0);
 	}
 	pvm_die_by_signal(s);
 }
@@ -60,28 +61,52 @@ int64_t hc_sig_stack_fault(struct hcall *c)
 	pvm_die_by_signal(SIGSEGV);
 }
 
-/* Only this pVM can be named: by its pid, 0 (its group, of which it sees itself alone), or its group's number. */
+struct group_kill {
+	pid_t group; /* 0 = everybody but the caller */
+	int signo, hits;
+	long error;
+};
+
+static void kill_member(pid_t pid, void *arg)
+{
+	struct group_kill *k = arg;
+	if (k->group ? getpgid(pid) != k->group : pid == my_pid())
+		return;
+	long r = host_call(SYS_kill, pid, k->signo, 0, 0, 0, 0);
+	if (r == -ESRCH)
+		return;
+	k->hits += r == 0;
+	k->error = r ? r : k->error;
+}
+
+/* Only the family can be named; of a process group or of everybody, its members are. */
 int64_t hc_kill(struct hcall *c)
 {
 	int pid = (int)c->arg[0];
 	if (!sig_ok(c->arg[1]))
 		return -EINVAL;
-	if (pid == -1)
-		return -ESRCH;
-	if (pid == pvm.pid || pid == 0 || (pid < 0 && -pid == getpgrp()) || (pid > 0 && thread_is_ours(pid)))
-		return host_call(SYS_kill, pvm.pid, (int)c->arg[1], 0, 0, 0, 0);
-	return -ESRCH;
+	if (pid > 0) {
+		if (pid == my_pid() || family_has(pid))
+			return host_call(SYS_kill, pid, (int)c->arg[1], 0, 0, 0, 0);
+		return thread_is_ours(pid) ? host_call(SYS_kill, my_pid(), (int)c->arg[1], 0, 0, 0, 0) : -ESRCH;
+	}
+	struct group_kill k = { .group = pid == -1 ? 0 : pid ? -pid : getpgrp(), .signo = (int)c->arg[1] };
+	family_each(kill_member, &k);
+	return k.hits ? 0 : k.error ? k.error : -ESRCH;
 }
 
 int64_t hc_tgkill(struct hcall *c)
 {
 	bool with_group = c->nr == SYS_tgkill;
-	int tgid = with_group ? (int)c->arg[0] : pvm.pid, tid = (int)c->arg[with_group], s = (int)c->arg[1 + with_group];
+	int tgid = with_group ? (int)c->arg[0] : my_pid(), tid = (int)c->arg[with_group], s = (int)c->arg[1 + with_group];
 	if (tgid <= 0 || tid <= 0 || s < 0 || s > 64)
 		return -EINVAL;
-	if (tgid != pvm.pid || !thread_is_ours(tid))
+	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(with_group ? tgid : tid))
 		return -ESRCH;
-	return host_call(SYS_tgkill, pvm.pid, tid, s, 0, 0, 0);
+	/* tkill names a thread of any process; here the family's main threads and the own ones. */
+	if (!with_group && !thread_is_ours(tid))
+		tgid = tid;
+	return host_call(SYS_tgkill, tgid, tid, s, 0, 0, 0);
 }
 
 int64_t hc_rt_sigqueueinfo(struct hcall *c)
@@ -91,10 +116,10 @@ int64_t hc_rt_sigqueueinfo(struct hcall *c)
 		return -EFAULT;
 	if (!sig_ok(c->arg[1]))
 		return -EINVAL;
-	if ((int)c->arg[0] != pvm.pid)
+	if ((int)c->arg[0] != my_pid() && !family_has((int)c->arg[0]))
 		return -ESRCH;
 	info.si_signo = (int)c->arg[1];
-	return host_call(SYS_rt_sigqueueinfo, pvm.pid, (int)c->arg[1], (long)&info, 0, 0, 0);
+	return host_call(SYS_rt_sigqueueinfo, (int)c->arg[0], (int)c->arg[1], (long)&info, 0, 0, 0);
 }
 
 int64_t hc_rt_tgsigqueueinfo(struct hcall *c)
@@ -104,10 +129,10 @@ int64_t hc_rt_tgsigqueueinfo(struct hcall *c)
 		return -EFAULT;
 	if (!sig_ok(c->arg[2]) || (int)c->arg[0] <= 0 || (int)c->arg[1] <= 0)
 		return -EINVAL;
-	if ((int)c->arg[0] != pvm.pid || !thread_is_ours((int)c->arg[1]))
+	if ((int)c->arg[0] == my_pid() ? !thread_is_ours((int)c->arg[1]) : !family_has((int)c->arg[0]))
 		return -ESRCH;
 	info.si_signo = (int)c->arg[2];
-	return host_call(SYS_rt_tgsigqueueinfo, pvm.pid, (int)c->arg[1], (int)c->arg[2], (long)&info, 0, 0);
+	return host_call(SYS_rt_tgsigqueueinfo, (int)c->arg[0], (int)c->arg[1], (int)c->arg[2], (long)&info, 0, 0);
 }
 
 int64_t hc_rt_sigpending(struct hcall *c)
@@ -185,9 +210,9 @@ int64_t hc_pidfd_open(struct hcall *c)
 {
 	if ((int)c->arg[0] <= 0)
 		return -EINVAL;
-	if ((int)c->arg[0] != pvm.pid)
+	if ((int)c->arg[0] != my_pid() && !family_has((int)c->arg[0]))
 		return -ESRCH;
-	return fd_result(HC6(SYS_pidfd_open, pvm.pid, c->arg[1], 0, 0, 0, 0));
+	return fd_result(HC6(SYS_pidfd_open, (int)c->arg[0], c->arg[1], 0, 0, 0, 0));
 }
 
 int64_t hc_pidfd_send_signal(struct hcall *c)

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <linux/sched.h>
+#include <stddef.h>
 #include <semaphore.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "fork.h"
 #include "gmem.h"
 #include "sig.h"
 #include "stats.h"
@@ -33,6 +35,8 @@ static void area_init(struct thread *t)
 	a->frame = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
 	a->altstack_flags = 2; /* SS_DISABLE */
 	a->index = t->index;
+	a->pid = pvm.pid;
+	a->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
 }
 
 /* A thread with vCPU, from the pool or new. NULL and *r set on failure. */
@@ -66,6 +70,25 @@ static struct thread *thread_get(int *r)
 		return NULL;
 	}
 	return t;
+}
+
+struct thread *thread_pool_take(void)
+{
+	struct thread *all = pool;
+	pool = NULL;
+	return all;
+}
+
+void thread_pool_put(struct thread *t)
+{
+	t->clear_tid = t->robust_head = 0;
+	t->acc_signo = t->sig_stop = t->kicked = 0;
+	t->k_info.si_signo = 0;
+	t->exiting = 0;
+	pthread_mutex_lock(&pvm.thr_lock);
+	t->next = pool;
+	pool = t;
+	pthread_mutex_unlock(&pvm.thr_lock);
 }
 
 static void thread_link(struct thread *t)
@@ -102,7 +125,7 @@ bool thread_is_ours(pid_t tid)
 	for (struct thread *t = pvm.threads; t && !found; t = t->next)
 		found = t->tid == tid;
 	pthread_mutex_unlock(&pvm.thr_lock);
-	return found || tid == pvm.pid;
+	return found || tid == my_pid();
 }
 
 struct thread *thread_first(struct kx_err *err)
@@ -113,8 +136,8 @@ struct thread *thread_first(struct kx_err *err)
 		kx_err_set(err, -r, "/dev/kvm: cannot make a vCPU: %s", strerror(-r));
 		return NULL;
 	}
-	t->tid = pvm.pid;
-	t->area->tid = t->tid;
+	t->tid = t->pid = pvm.pid;
+	t->area->tid = t->area->pid = t->tid;
 	self = t;
 	thread_link(t);
 	return t;
@@ -172,7 +195,7 @@ static void robust_exit(struct thread *t)
 		robust_death(t, head.pending & ~1ull, head.offset);
 }
 
-static void release_guest(struct thread *t)
+void thread_release_guest(struct thread *t)
 {
 	robust_exit(t);
 	if (t->clear_tid) {
@@ -185,21 +208,19 @@ static void release_guest(struct thread *t)
 _Noreturn void thread_exit(struct thread *t, int status)
 {
 	sig_block_all();
+	if (t->area->vfork || t->pid != pvm.pid) { /* a child of vfork has no other threads; the parent tidies up */
+		thread_release_guest(t);
+		pvm_exit_group(status);
+	}
 	/* The vCPU goes to the pool first: whoever joins this thread may start another at once. */
 	int left = thread_unlink(t);
 	stats_thread_done(t);
 	if (left == 0)
 		pvm_exit_group(status);
-	release_guest(t);
-	bool first = t->tid == pvm.pid;
+	thread_release_guest(t);
+	bool first = t->tid == t->pid;
 	self = NULL;
-	t->clear_tid = t->robust_head = 0;
-	t->acc_signo = t->sig_stop = t->kicked = 0;
-	t->k_info.si_signo = 0;
-	pthread_mutex_lock(&pvm.thr_lock);
-	t->next = pool;
-	pool = t;
-	pthread_mutex_unlock(&pvm.thr_lock);
+	thread_pool_put(t);
 	if (first) /* the process lives on; the leader is a zombie until the last thread ends, as on Linux */
 		for (;;)
 			host_call(SYS_exit, status, 0, 0, 0, 0, 0);
@@ -220,7 +241,8 @@ int64_t hc_exit_group(struct hcall *c)
 
 struct start {
 	struct thread *t, *parent;
-	uint64_t flags, stack, tls, parent_tid, child_tid;
+	uint64_t flags, stack, tls, parent_tid, child_tid, pidfd;
+	int exit_signal;
 	sem_t ready;
 };
 
@@ -231,6 +253,7 @@ static void *thread_main(void *arg)
 	if (setjmp(thread_end))
 		return NULL;
 	t->tid = host_call(SYS_gettid, 0, 0, 0, 0, 0, 0);
+	t->pid = pvm.pid;
 	t->area->tid = t->tid;
 	self = t;
 	uint32_t tid = t->tid;
@@ -245,31 +268,42 @@ static void *thread_main(void *arg)
 	thread_exit(t, 0);
 }
 
-static int64_t thread_create(struct start *s)
+struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint64_t tls, int *r)
 {
-	int r = 0;
-	struct thread *p = s->parent, *t = thread_get(&r);
+	struct thread *t = thread_get(r);
 	if (!t)
-		return r;
-	s->t = t;
+		return NULL;
 	struct kx_frame *cf = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *cf);
 	*cf = *(struct kx_frame *)gva_ptr(p->area_gva + KX_AREA_SIZE - sizeof *cf);
 	cf->rax = 0;
-	if (s->stack)
-		cf->rsp = s->stack;
+	if (stack)
+		cf->rsp = stack;
 	t->area->resume = p->area->resume;
 	t->area->sigmask = p->area->sigmask;
+	*r = vcpu_copy_fpu(t, p);
+	if (!*r)
+		*r = vcpu_start_state(t, set_tls ? tls : vcpu_fs_base(p));
+	if (*r) {
+		thread_pool_put(t);
+		return NULL;
+	}
+	return t;
+}
+
+static int64_t thread_create(struct start *s)
+{
+	int r = 0;
+	struct thread *t = thread_clone(s->parent, s->stack, s->flags & CLONE_SETTLS, s->tls, &r);
+	if (!t)
+		return r;
+	s->t = t;
 	t->clear_tid = s->flags & CLONE_CHILD_CLEARTID ? s->child_tid : 0;
-	uint64_t fs = s->flags & CLONE_SETTLS ? s->tls : vcpu_fs_base(p);
-	r = vcpu_copy_fpu(t, p);
-	if (!r)
-		r = vcpu_start_state(t, fs);
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, HOST_STACK);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	sem_init(&s->ready, 0, 0);
-	if (!r) {
+	{
 		/* The new host thread starts with everything blocked and takes its own mask when it is complete. */
 		uint64_t all = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)), old;
 		host_call(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&all, (long)&old, 8, 0, 0);
@@ -282,10 +316,7 @@ static int64_t thread_create(struct start *s)
 	pthread_attr_destroy(&attr);
 	sem_destroy(&s->ready);
 	if (r) {
-		pthread_mutex_lock(&pvm.thr_lock);
-		t->next = pool;
-		pool = t;
-		pthread_mutex_unlock(&pvm.thr_lock);
+		thread_pool_put(t);
 		return r == -ENOMEM ? -EAGAIN : r;
 	}
 	return t->tid;
@@ -298,11 +329,21 @@ static int64_t thread_create(struct start *s)
 
 static int64_t clone_common(struct start *s)
 {
-	if ((s->flags & THREAD_FLAGS) != THREAD_FLAGS || !(s->flags & CLONE_FS) || !(s->flags & CLONE_FILES)) {
-		kx_log(KX_LOG_WARN, "thread", "clone with flags %#llx: a new process, which this version cannot make",
+	if ((s->flags & CLONE_THREAD) && !(s->flags & CLONE_SIGHAND))
+		return -EINVAL;
+	if ((s->flags & CLONE_SIGHAND) && !(s->flags & CLONE_VM))
+		return -EINVAL;
+	if (!(s->flags & CLONE_THREAD)) {
+		struct fork_args a = { s->flags, s->exit_signal, s->stack, s->parent_tid, s->child_tid, s->tls, s->pidfd };
+		return process_create(s->parent, &a);
+	}
+	if (!(s->flags & CLONE_FS) || !(s->flags & CLONE_FILES)) {
+		kx_log(KX_LOG_WARN, "thread", "clone with flags %#llx: threads that do not share files or directory: ENOSYS",
 		       (unsigned long long)s->flags);
 		return -ENOSYS;
 	}
+	if (s->parent->area->vfork) /* the thread would outlive the memory that it was lent */
+		return -EAGAIN;
 	if (s->flags & ~(uint64_t)KNOWN_FLAGS)
 		return -EINVAL;
 	return thread_create(s);
@@ -311,7 +352,7 @@ static int64_t clone_common(struct start *s)
 int64_t hc_clone(struct hcall *c)
 {
 	struct start s = { .parent = c->t, .flags = c->arg[0] & ~0xffull, .stack = c->arg[1], .parent_tid = c->arg[2],
-			   .child_tid = c->arg[3], .tls = c->arg[4] };
+			   .child_tid = c->arg[3], .tls = c->arg[4], .exit_signal = c->arg[0] & 0xff, .pidfd = c->arg[2] };
 	return clone_common(&s);
 }
 
@@ -337,7 +378,8 @@ int64_t hc_clone3(struct hcall *c)
 	if (a.set_tid || a.set_tid_size || a.cgroup)
 		return -EPERM;
 	struct start s = { .parent = c->t, .flags = a.flags, .stack = a.stack ? a.stack + a.stack_size : 0,
-			   .parent_tid = a.parent_tid, .child_tid = a.child_tid, .tls = a.tls };
+			   .parent_tid = a.parent_tid, .child_tid = a.child_tid, .tls = a.tls, .pidfd = a.pidfd,
+			   .exit_signal = a.exit_signal };
 	if ((a.flags & CLONE_THREAD) && a.exit_signal)
 		return -EINVAL;
 	return clone_common(&s);

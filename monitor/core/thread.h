@@ -8,6 +8,14 @@
 struct thread *thread_first(struct kx_err *err);
 /* The calling guest thread ends (status is that of exit(2)); does not return. */
 _Noreturn void thread_exit(struct thread *t, int status);
+/* A thread with vCPU that will continue as a copy of p (which is in a hypercall), with 0 as the result. Not yet in the
+ * list of threads, no host thread behind it. NULL and *r = -errno. */
+struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint64_t tls, int *r);
+/* What exit and exec do to the guest's memory: robust locks, the thread id that a joiner waits for. */
+void thread_release_guest(struct thread *t);
+/* Back to the pool. Take all of it: only in a process with one thread. */
+void thread_pool_put(struct thread *t);
+struct thread *thread_pool_take(void);
 /* True when tid is a live thread of this pVM. */
 bool thread_is_ours(pid_t tid);
 #endif

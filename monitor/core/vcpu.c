@@ -43,7 +43,7 @@ static struct kvm_segment user_cs, user_ss;
 
 int vm_open(struct kx_err *err)
 {
-	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	int fd = pvm.kvm_fd >= 0 ? pvm.kvm_fd : open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
 			return kx_err_set(err, errno, "/dev/kvm: no such device (load the kvm module, or enable "

@@ -123,7 +123,7 @@ static const char *canonical_top(const char *s, size_t len, bool last, char buf[
 	}
 	if (!is_tid(s, len, &id))
 		return NULL;
-	if (id == pvm.pid)
+	if (id == my_pid())
 		return last ? "self/" : "self";
 	if (!thread_is_ours((pid_t)id))
 		return NULL; /* another's: procfs.c finds no such name */

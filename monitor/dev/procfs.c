@@ -1542,3 +1542,6 @@ int64_t procfs_chdir(const char *rel)
 	fill_dir(&n, path);
 	return HC6(SYS_chdir, path, 0, 0, 0, 0, 0);
 }
+
+void procfs_fork_lock(void) { pthread_mutex_lock(&proc_lock); }
+void procfs_fork_unlock(void) { pthread_mutex_unlock(&proc_lock); }

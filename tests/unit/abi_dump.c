@@ -103,7 +103,7 @@ static void dump_structs(void)
 	M(kx_thread, tid), M(kx_thread, cpu), M(kx_thread, altstack_sp), M(kx_thread, altstack_size);
 	M(kx_thread, altstack_flags), M(kx_thread, index), M(kx_thread, clear_tid), M(kx_thread, panic_msg);
 	M(kx_thread, in_call), M(kx_thread, call), M(kx_thread, sig), M(kx_thread, saved_mask);
-	M(kx_thread, has_saved_mask), M(kx_thread, yield_count), M(kx_thread, rand_key), M(kx_thread, rand_buf);
+	M(kx_thread, has_saved_mask), M(kx_thread, yield_count), M(kx_thread, pid), M(kx_thread, vfork), M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes);
 	END(kx_thread);
 

@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "exec.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "hcall.h"
+#include "load.h"
+#include "sig.h"
+#include "strace.h"
+#include "thread.h"
+
+#define EXEC_MAGIC 0x6378784bu
+#define STRINGS_MAX (8u << 20) /* bytes of arguments and environment; load.c has the exact limit */
+#define POINTERS_MAX (1u << 20)
+
+/* ---- arguments from the guest ------------------------------------------------------------------------------------ */
+
+struct strings {
+	char *buf;
+	size_t len, cap;
+	char **v;
+	unsigned n, cap_v;
+};
+
+static void strings_free(struct strings *s)
+{
+	free(s->buf);
+	free(s->v);
+}
+
+static int strings_room(struct strings *s, size_t extra)
+{
+	if (s->len + extra <= s->cap)
+		return 0;
+	size_t cap = s->cap ? s->cap * 2 : 65536;
+	while (cap < s->len + extra)
+		cap *= 2;
+	if (cap > 2 * STRINGS_MAX)
+		return -E2BIG;
+	char *p = realloc(s->buf, cap);
+	if (!p)
+		return -ENOMEM;
+	s->buf = p;
+	s->cap = cap;
+	return 0;
+}
+
+/* Append one string of the guest's. */
+static int strings_add(struct strings *s, uint64_t gva)
+{
+	for (size_t done = 0;;) {
+		size_t part = 4096 - (gva + done) % 4096;
+		int r = strings_room(s, part);
+		if (r)
+			return r;
+		if (guest_read(s->buf + s->len, gva + done, part))
+			return -EFAULT;
+		char *end = memchr(s->buf + s->len, 0, part);
+		if (end) {
+			s->len = end - s->buf + 1;
+			s->n++;
+			return 0;
+		}
+		s->len += part;
+		done += part;
+		if (done > LOAD_STRING_MAX || s->len > STRINGS_MAX)
+			return -E2BIG;
+	}
+}
+
+/* A NULL-terminated array of pointers; NULL itself is an empty one, as on Linux. */
+static int strings_read(struct strings *s, uint64_t gva)
+{
+	for (uint64_t i = 0; gva; i++) {
+		uint64_t p;
+		if (i >= POINTERS_MAX)
+			return -E2BIG;
+		if (guest_read(&p, gva + 8 * i, sizeof p))
+			return -EFAULT;
+		if (!p)
+			break;
+		int r = strings_add(s, p);
+		if (r)
+			return r;
+	}
+	s->v = calloc(s->n + 2, sizeof *s->v);
+	if (!s->v)
+		return -ENOMEM;
+	char *p = s->buf;
+	for (unsigned i = 0; i < s->n; i++, p += strlen(p) + 1)
+		s->v[i] = p;
+	return 0;
+}
+
+/* ---- leaving ----------------------------------------------------------------------------------------------------- */
+
+void limits_export(struct rlimit out[16]);
+void limits_import(const struct rlimit in[16]);
+
+static int write_all(int fd, const void *p, size_t n)
+{
+	while (n) {
+		ssize_t w = write(fd, p, n);
+		if (w <= 0)
+			return w < 0 ? -errno : -EIO;
+		p = (const char *)p + w;
+		n -= w;
+	}
+	return 0;
+}
+
+static int state_write(const char *program, int program_fd, const struct strings *argv, const struct strings *envp,
+		       struct thread *t)
+{
+	struct exec_state st = { .magic = EXEC_MAGIC, .size = sizeof st, .kvm_fd = pvm.kvm_fd, .proc_fd = pvm.proc_fd,
+				 .exe_fd = pvm.exe_fd, .family_fd = pvm.family_fd, .log_fd = pvm.log_fd,
+				 .trace_fd = pvm.cfg->strace ? strace_fd() : -1, .program_fd = program_fd,
+				 .fd_limit = pvm.fd_limit, .argc = argv->n, .envc = envp->n, .memory = pvm.cfg->memory,
+				 .sigmask = t->area->sigmask, .cpus = pvm.cfg->cpus, .strace = pvm.cfg->strace,
+				 .is_child = pvm.is_child || t->pid != pvm.pid, .log_level = kx_log_level_find(pvm.cfg->log_level) };
+	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
+	limits_export(st.limits);
+	int fd = memfd_create("kylinx-exec", MFD_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if ((fd = fd_hide(fd)) < 0)
+		return fd;
+	int r;
+	if ((r = write_all(fd, &st, sizeof st)) || (r = write_all(fd, name, strlen(name) + 1)) ||
+	    (r = write_all(fd, program, strlen(program) + 1)) || (r = write_all(fd, argv->buf, argv->len)) ||
+	    (r = write_all(fd, envp->buf, envp->len))) {
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+static void keep(int fd)
+{
+	if (fd >= 0)
+		fcntl(fd, F_SETFD, 0);
+}
+
+/* Signals that were accepted but not delivered belong to the new program; the host keeps them meanwhile. */
+static void give_signals_back(struct thread *t)
+{
+	sig_block_everything();
+	sig_give_back(t);
+}
+
+static int64_t leave(struct thread *t, const char *program, int program_fd, const struct strings *argv,
+		     const struct strings *envp)
+{
+	char number[16];
+	int fd = state_write(program, program_fd, argv, envp, t);
+	if (fd < 0)
+		return fd;
+	snprintf(number, sizeof number, "%d", fd);
+	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
+	give_signals_back(t);
+	const int kept[] = { fd, pvm.kvm_fd, pvm.proc_fd, pvm.exe_fd, pvm.family_fd, pvm.log_fd, program_fd,
+			     pvm.cfg->strace ? strace_fd() : -1 };
+	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
+		keep(kept[i]);
+	thread_release_guest(t);
+	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
+	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
+		if (kept[i] >= 0)
+			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
+	close(fd);
+	sig_thread_start(t);
+	return r;
+}
+
+/* The program by descriptor: what is named relative to a directory, or the descriptor itself. -1: by path. */
+static int program_descriptor(struct hcall *c, const char *path, int flags)
+{
+	int dirfd = (int)c->host[0], fd;
+	if (!*path) {
+		if (!(flags & AT_EMPTY_PATH))
+			return -ENOENT;
+		fd = fcntl(dirfd, F_DUPFD_CLOEXEC, 3);
+	} else {
+		if (*path == '/' || dirfd == AT_FDCWD)
+			return -1;
+		fd = openat(dirfd, path, O_PATH | O_CLOEXEC | (flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0));
+	}
+	return fd < 0 ? -errno : fd_hide(fd);
+}
+
+int64_t hc_execve(struct hcall *c)
+{
+	bool at = c->nr == SYS_execveat;
+	int pi = at ? 1 : 0, flags = at ? (int)c->arg[4] : 0, fd = -1;
+	const char *path = (const char *)c->host[pi];
+	struct strings argv = { 0 }, envp = { 0 };
+	struct load_plan *plan = NULL;
+	struct kx_err err = { 0 };
+	int64_t r;
+	if (flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW))
+		return -EINVAL;
+	if (pvm.exe_fd < 0) {
+		kx_log(KX_LOG_WARN, "exec", "not available with --root: ENOSYS");
+		return -ENOSYS;
+	}
+	if (c->proc[pi]) {
+		if (strcmp(c->proc[pi], "self/exe"))
+			return -EACCES;
+		path = pvm.exe;
+	} else if (at && (fd = program_descriptor(c, path, flags)) < -1) {
+		return fd;
+	} else if (!at && !*path) {
+		return -ENOENT;
+	}
+	if ((r = strings_read(&argv, c->arg[pi + 1])) || (r = strings_read(&envp, c->arg[pi + 2])))
+		goto out;
+	if (!argv.n) { /* as Linux since 5.18: an empty argv becomes one empty string */
+		if ((r = strings_room(&argv, 1)))
+			goto out;
+		argv.buf[argv.len++] = 0;
+		argv.v[argv.n++] = argv.buf;
+	}
+	char name[64];
+	if (fd >= 0) {
+		snprintf(name, sizeof name, "/dev/fd/%d", (int)c->arg[0]);
+		path = name;
+	}
+	r = load_prepare(path, fd, argv.v, envp.v, &plan, &err);
+	if (r) {
+		kx_log(KX_LOG_INFO, "exec", "%s", err.msg);
+		goto out;
+	}
+	load_free(plan);
+	if (pvm.cfg->strace)
+		strace_call(c->t, c->row, c->nr, c->arg, 0, KX_PATH_MONITOR, 0);
+	r = leave(c->t, path, fd, &argv, &envp);
+out:
+	if (fd >= 0)
+		close(fd);
+	strings_free(&argv);
+	strings_free(&envp);
+	return r;
+}
+
+/* ---- arriving ---------------------------------------------------------------------------------------------------- */
+
+int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kx_err *err);
+
+int exec_resume(int fd, struct kx_err *err)
+{
+	static struct kx_config cfg;
+	struct stat sb;
+	if (fstat(fd, &sb) || sb.st_size < (off_t)sizeof(struct exec_state))
+		return kx_err_set(err, EINVAL, EXEC_NAME ": for the monitor's own use (run `kylinx run`)");
+	char *p = mmap(NULL, sb.st_size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	if (p == MAP_FAILED)
+		return kx_err_set(err, errno, "exec: cannot read the state: %s (free some memory)", strerror(errno));
+	const struct exec_state *st = (const struct exec_state *)p;
+	if (st->magic != EXEC_MAGIC || st->size != sizeof *st)
+		return kx_err_set(err, EINVAL, EXEC_NAME ": state of another version (run `kylinx run`)");
+	close(fd);
+	char *s = p + sizeof *st;
+	cfg.name = *s ? s : NULL;
+	s += strlen(s) + 1;
+	cfg.program = s;
+	s += strlen(s) + 1;
+	char **v = calloc((size_t)st->argc + st->envc + 2, sizeof *v);
+	if (!v)
+		return kx_err_set(err, ENOMEM, "exec: no memory (free some)");
+	cfg.argv = v;
+	for (unsigned i = 0; i < st->argc; i++, s += strlen(s) + 1)
+		*v++ = s;
+	*v++ = NULL;
+	cfg.envp = v;
+	for (unsigned i = 0; i < st->envc; i++, s += strlen(s) + 1)
+		*v++ = s;
+	static const char *const levels[] = { "error", "warn", "info", "debug" };
+	cfg.memory = st->memory;
+	cfg.cpus = st->cpus;
+	cfg.strace = st->strace;
+	cfg.log_level = levels[st->log_level & 3];
+	return pvm_resume(&cfg, st, err);
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * exec: the process becomes this monitor again, with a new VM, and loads the new program. The host's own exec keeps
+ * what exec keeps (pid, descriptors without close-on-exec, ignored signals, pending ones, limits, jail, filter) and
+ * ends what it ends (other threads, handlers, memory). What only the monitor knows travels in a memfd.
+ */
+#ifndef KX_EXEC_H
+#define KX_EXEC_H
+#include <sys/resource.h>
+#include "pvm.h"
+
+#define EXEC_NAME "kylinx-exec" /* argv[0] of a monitor that continues; argv[1] is the memfd's number */
+
+struct exec_state {
+	uint32_t magic, size;
+	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, program_fd;
+	uint32_t fd_limit, argc, envc;
+	uint64_t memory, sigmask;
+	int32_t cpus;
+	uint8_t strace, is_child, log_level, stats_kept;
+	struct rlimit limits[16];
+	/* then NUL-terminated: name, program, argv..., envp... */
+};
+
+/* Read the state and run; returns only on failure. */
+int exec_resume(int fd, struct kx_err *err);
+#endif

@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* New processes: fork as a fork of the monitor with a VM of its own, vfork as a process on a vCPU of the same VM. */
+#ifndef KX_FORK_H
+#define KX_FORK_H
+#include "hcall.h"
+
+struct fork_args {
+	uint64_t flags; /* CLONE_*, without the exit signal */
+	int exit_signal;
+	uint64_t stack, parent_tid, child_tid, tls, pidfd;
+};
+
+/* Returns the child's pid (in the child: 0) or -errno. */
+int64_t process_create(struct thread *t, const struct fork_args *a);
+#endif
