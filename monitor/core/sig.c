@@ -94,6 +94,20 @@ ssize_t guest_read_str(char *dst, uint64_t gva, size_t max)
 
 /* ---- the handler ------------------------------------------------------------------------------------------ */
 
+/*
+ * Whom a queued signal was for can't be seen from its SI_QUEUE. What the guest queues for one thread carries a mark in
+ * bytes that the kernel hands through and that mean nothing there.
+ */
+#define MARK_AT 40 /* of siginfo_t: behind si_value, within what the kernel keeps */
+static const char thread_mark[8] = "kxthread";
+
+void sig_mark_thread(siginfo_t *info) { memcpy((char *)info + MARK_AT, thread_mark, sizeof thread_mark); }
+
+static bool is_for_thread(const siginfo_t *info)
+{
+	return info->si_code == SI_TKILL || !memcmp((const char *)info + MARK_AT, thread_mark, sizeof thread_mark);
+}
+
 /* Queue a signal again as it came. It stays pending: its signal is blocked on this thread by now. */
 static void requeue(int signo, siginfo_t *info, bool to_thread)
 {
@@ -109,7 +123,7 @@ static void put_back(struct thread *t, int signo, siginfo_t *info)
 	t->hmask |= SIGBIT(signo);
 	t->area->host_mask = t->hmask;
 	if (signo < KICK_SIG + 1) {
-		requeue(signo, info, info->si_code == SI_TKILL);
+		requeue(signo, info, is_for_thread(info));
 		return;
 	}
 	/* Real-time signals queue: those that came after this one must stay after it. No malloc() in a handler. */
@@ -123,9 +137,9 @@ static void put_back(struct thread *t, int signo, siginfo_t *info)
 		while (n < PUT_BACK_MAX &&
 		       host_call(SYS_rt_sigtimedwait, (long)&set, (long)&more[n], (long)&zero, 8, 0, 0) == signo)
 			n++;
-	requeue(signo, info, info->si_code == SI_TKILL);
+	requeue(signo, info, is_for_thread(info));
 	for (int i = 0; i < n; i++)
-		requeue(signo, &more[i], more[i].si_code == SI_TKILL);
+		requeue(signo, &more[i], is_for_thread(&more[i]));
 	if ((long)more > 0)
 		host_call(SYS_munmap, (long)more, size, 0, 0, 0, 0);
 }
@@ -249,6 +263,8 @@ static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 {
 	struct kx_signal *s = &t->area->sig;
 	memcpy(s->info, info, sizeof s->info);
+	if (info->si_code == SI_QUEUE)
+		memset(s->info + MARK_AT, 0, sizeof thread_mark);
 	s->forced = 0;
 	s->trapno = s->err = s->cr2 = 0;
 	__atomic_store_n(&s->signo, signo, __ATOMIC_RELEASE);
@@ -388,12 +404,12 @@ void sig_give_back(struct thread *t)
 	int signo = t->area->sig.signo;
 	if (signo >= 1 && signo <= 64 && !t->area->sig.forced) {
 		memcpy(&info, t->area->sig.info, sizeof info);
-		requeue(signo, &info, true);
+		requeue(signo, &info, info.si_code == SI_TKILL);
 	}
 	t->area->sig.signo = 0;
 	if (t->acc_signo) {
 		info = t->acc_info;
-		requeue(t->acc_signo, &info, info.si_code == SI_TKILL);
+		requeue(t->acc_signo, &info, is_for_thread(&info));
 		t->acc_signo = 0;
 	}
 	if (t->k_info.si_signo) {

@@ -34,6 +34,8 @@ void sig_mask_enter(struct thread *t, uint64_t mask);
 int64_t sig_mask_leave(struct thread *t, int64_t ret);
 /* A fault of the guest at user state that is already in t's frame. */
 void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err, uint64_t cr2);
+/* info is about to be queued for one thread. */
+void sig_mark_thread(siginfo_t *info);
 /* Make thread t leave the guest or its blocking call. */
 void sig_kick(struct thread *t);
 /* Queue again on the host whatever was accepted or handed over and not delivered. */

@@ -132,6 +132,8 @@ int64_t hc_rt_tgsigqueueinfo(struct hcall *c)
 	if ((int)c->arg[0] == my_pid() ? !thread_is_ours((int)c->arg[1]) : !family_has((int)c->arg[0]))
 		return -ESRCH;
 	info.si_signo = (int)c->arg[2];
+	if (info.si_code == SI_QUEUE)
+		sig_mark_thread(&info);
 	return host_call(SYS_rt_tgsigqueueinfo, (int)c->arg[0], (int)c->arg[1], (int)c->arg[2], (long)&info, 0, 0);
 }
 

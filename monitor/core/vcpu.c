@@ -290,7 +290,7 @@ static void slow_syscall(struct thread *t)
 	t->nr_slow++;
 	t->area->slow = 1;
 	r->rip = pvm.libos.entry;
-	r->rflags = r->r11 & ~0x10000ull; /* RF */
+	r->rflags = (r->r11 & 0x244dd5) | 0x202; /* what a program may set: the guest can get here with any r11 */
 	r->r11 = r->rcx;
 	regs_changed(t);
 }
