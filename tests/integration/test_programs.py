@@ -69,7 +69,8 @@ def sample():
     """Name to content: bytes, or ("link", target), or None for a directory."""
     rnd = random.Random(7)
     words = "alpha beta gamma delta needle omega abba aab line".split()
-    text = "".join(f"line {i * 37 % 1000} {' '.join(rnd.choice(words) for _ in range(i % 9))}\n" for i in range(1, 1001))
+    text = "".join(f"line {i * 37 % 1000} {' '.join(rnd.choice(words) for _ in range(i % 9))}\n"
+                   for i in range(1, 1001))
     old = "".join(f"{i} {i * i}\n" for i in range(40))
     new = old.replace("7 49\n", "seven\n").replace("20 400\n", "")
     patch = "--- old.txt\n+++ old.txt\n@@ -7,3 +7,3 @@\n 6 36\n-7 49\n+seven\n 8 64\n"
@@ -78,12 +79,14 @@ def sample():
             "table": b"a\tb\tc\n1\t22\t333\n", "data.bin": rnd.randbytes(65536), "d/a": b"a\n", "d/b": b"b\n" * 5000,
             "d/link": ("link", "a"), "d/sub": None, "d/sub/c": b"c\n", "old.txt": old.encode(), "new.txt": new.encode(),
             "fix.patch": patch.encode(), "hex": b"48656c6c6f0a", "tsort.in": b"a b\nb c\na d\n",
-            "bc.in": b"2^200\nscale=10\n1/3\ns(1)\nfor (i = 0; i < 3; i++) i*i\n", "ed.cmd": b"1,3p\n5d\n$a\nnew\n.\nw\nq\n",
+            "bc.in": b"2^200\nscale=10\n1/3\ns(1)\nfor (i = 0; i < 3; i++) i*i\n",
+            "ed.cmd": b"1,3p\n5d\n$a\nnew\n.\nw\nq\n",
             "x.json": b'{"list": [{"n": 1, "s": "a"}, {"n": 3, "s": "b"}]}\n',
             "script.tcl": b"puts [expr {2**70}]\nputs [lsort {c a b}]\nexit 6\n",
             "script.sh": b'f() { echo "in f: $1"; return 3; }\nf "$1" || echo $?\nfor i in 1 2 3; do n=$((n+i)); done\n'
-                         b'case $2 in b) echo two;; esac\nwhile read -r w x; do c=$((c+1)); done <text\necho $n $c ${w}\n'
-                         b'trap "echo usr" USR1; kill -USR1 $$\ntrap "echo bye" EXIT\ncat_() { echo "$@"; }; cat_ *.txt\nexit 4\n'}
+                         b'case $2 in b) echo two;; esac\nwhile read -r w x; do c=$((c+1)); done <text\n'
+                         b'echo $n $c ${w}\ntrap "echo usr" USR1; kill -USR1 $$\ntrap "echo bye" EXIT\n'
+                         b'cat_() { echo "$@"; }; cat_ *.txt\nexit 4\n'}
     raw = tree["text"]
     tree["text.gz"] = gzip.compress(raw, mtime=0)
     tree["text.bz2"] = bz2.compress(raw)
@@ -100,7 +103,8 @@ def sample():
     tree["files.tar"], out = out.getvalue(), io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
         for n in members:
-            z.writestr(zipfile.ZipInfo("z/" + n.replace("/", "_"), (2020, 1, 1, 0, 0, 0)), tree[n], zipfile.ZIP_DEFLATED)
+            info = zipfile.ZipInfo("z/" + n.replace("/", "_"), (2020, 1, 1, 0, 0, 0))
+            z.writestr(info, tree[n], zipfile.ZIP_DEFLATED)
     tree["files.zip"] = out.getvalue()
     tree["files.cpio"] = cpio({"one": b"1\n", "two": b"2\n" * 100})
     tree["lib.a"] = b"!<arch>\n" + "".join(f"{n + '/':16}{0:<12}{0:<6}{0:<6}{644:<8}{4:<10}`\n{n[:3]}\n"
@@ -251,8 +255,8 @@ def script_cases(group, program, suffix, scripts, **kw):
 
 def shebang_cases():
     for first, text in programs.SCRIPTS.items():
-        yield Case("scripts", f"`{first}`", ["./prog", "one", "two words"], files={"prog": f"{first}\n{text}\n".encode()},
-                   skip=missing(first[2:].split()[0]))
+        yield Case("scripts", f"`{first}`", ["./prog", "one", "two words"],
+                   files={"prog": f"{first}\n{text}\n".encode()}, skip=missing(first[2:].split()[0]))
 
 
 def compiled_cases(d):

@@ -57,6 +57,8 @@ struct cand {
 };
 
 struct scan {
+	bool known; /* hints tell where the code is: */
+	uint32_t code_lo, code_hi;
 	const uint8_t *text;
 	size_t len;
 	ZydisDecoder dec;
@@ -499,6 +501,9 @@ static int region_scan(struct scan *s, unsigned p, unsigned q, uint32_t lo, uint
 		s->found++;
 		if (s->n >= KX_SITES_MAX)
 			continue;
+		/* An executable segment can begin with relocations and strings and end with constants. */
+		if (!fn && s->known && (sys < s->code_lo || sys >= s->code_hi))
+			continue;
 		if ((!fn || s->bad) && !gap_plausible(s, sys))
 			continue;
 		if (!(fn && (fn->flags & PATCH_FN_UNWIND)) && is_restorer(s, sys))
@@ -890,6 +895,16 @@ int patch_scan(const uint8_t *text, size_t len, uint64_t gva, const struct patch
 	uint32_t floor = 0;
 	int err;
 
+	s.code_lo = UINT32_MAX;
+	for (unsigned i = 0; hints && i < hints->n; i++) {
+		uint32_t lo, hi;
+
+		if (!hint_span(&s, gva, &hints->fn[i], &lo, &hi))
+			continue;
+		s.known = true;
+		s.code_lo = lo < s.code_lo ? lo : s.code_lo;
+		s.code_hi = hi > s.code_hi ? hi : s.code_hi;
+	}
 	memset(plan, 0, sizeof(*plan));
 	if (len >= 0x7fff0000)
 		return -E2BIG;
