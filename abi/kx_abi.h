@@ -171,6 +171,9 @@ struct kx_vvar {
 	uint64_t raw_tsc_base, raw_mult;
 	int64_t raw_ns;
 	uint32_t cpu, pad;
+	struct {
+		int64_t sec, nsec;
+	} fast[2]; /* real_ns and mono_ns (index = clock number) once more, so that readers need not divide */
 };
 
 /* One patched site: the window of original code that became a jump, and its trampoline. */

@@ -22,6 +22,7 @@ os.chdir(TOP)
 BUILD = os.environ.get("BUILD", "build")
 os.environ.setdefault("KYLINX", os.path.abspath(os.path.join(BUILD, "kylinx")))
 os.environ.setdefault("ASAN_OPTIONS", "detect_leaks=0")
+sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(HERE, "integration"))
 import lib  # noqa: E402
 

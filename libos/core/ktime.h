@@ -87,9 +87,37 @@ static inline int kt_read_ns(const struct kx_vvar *v, int clk, int64_t *ns)
 	return 1;
 }
 
+/*
+ * The two clocks that everybody reads, once: what follows rdtsc is the whole latency of a call, so there is no
+ * division in it. 1 = try again by kt_read_ns(): a writer was there, or the page has no answer.
+ */
+static inline int kt_read_fast(const struct kx_vvar *v, int clk, int64_t *sec, int64_t *nsec)
+{
+	uint32_t seq = __atomic_load_n(&v->seq, __ATOMIC_ACQUIRE);
+	uint64_t base = v->tsc_base, mult = v->mult, max = v->max_delta;
+	int64_t s = v->fast[clk].sec, n = v->fast[clk].nsec;
+	uint32_t valid = v->valid;
+	uint64_t delta = kt_rdtsc() - base; /* below the base: huge, so beyond max */
+
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	if (__builtin_expect((seq & 1) | (delta > max) | !valid | (__atomic_load_n(&v->seq, __ATOMIC_RELAXED) != seq), 0))
+		return 1;
+	n += (int64_t)(delta * mult >> 32);
+	while (__builtin_expect(n >= KT_NS_PER_SEC, 0)) {
+		n -= KT_NS_PER_SEC;
+		s++;
+	}
+	*sec = s;
+	*nsec = n;
+	return 0;
+}
+
 static inline int kt_read(const struct kx_vvar *v, int clk, int64_t *sec, int64_t *nsec)
 {
 	int64_t ns;
+
+	if ((unsigned)clk <= KT_MONOTONIC && !kt_read_fast(v, clk, sec, nsec))
+		return 0;
 
 	if (kt_read_ns(v, clk, &ns))
 		return 1;

@@ -231,6 +231,11 @@ static void publish(struct kx_vvar *v)
 	__atomic_store_n(&v->max_delta, c->max_delta, __ATOMIC_RELAXED);
 	__atomic_store_n(&v->real_ns, c->real_ns, __ATOMIC_RELAXED);
 	__atomic_store_n(&v->mono_ns, c->mono_ns, __ATOMIC_RELAXED);
+	const int64_t both[2] = { c->real_ns, c->mono_ns };
+	for (int i = 0; i < 2; i++) {
+		__atomic_store_n(&v->fast[i].sec, both[i] / 1000000000, __ATOMIC_RELAXED);
+		__atomic_store_n(&v->fast[i].nsec, both[i] % 1000000000, __ATOMIC_RELAXED);
+	}
 	__atomic_store_n(&v->boot_ns, c->boot_ns, __ATOMIC_RELAXED);
 	__atomic_store_n(&v->tai_ns, c->tai_ns, __ATOMIC_RELAXED);
 	__atomic_store_n(&v->raw_tsc_base, c->raw_tsc_base, __ATOMIC_RELAXED);

@@ -117,7 +117,7 @@ static void dump_structs(void)
 	SIZE(kx_vvar);
 	M(kx_vvar, seq), M(kx_vvar, valid), M(kx_vvar, tsc_base), M(kx_vvar, mult), M(kx_vvar, max_delta);
 	M(kx_vvar, real_ns), M(kx_vvar, mono_ns), M(kx_vvar, boot_ns), M(kx_vvar, tai_ns), M(kx_vvar, raw_tsc_base);
-	M(kx_vvar, raw_mult), M(kx_vvar, raw_ns), M(kx_vvar, cpu), M(kx_vvar, pad);
+	M(kx_vvar, raw_mult), M(kx_vvar, raw_ns), M(kx_vvar, cpu), M(kx_vvar, pad), M(kx_vvar, fast);
 	END(kx_vvar);
 
 	SIZE(kx_site);

@@ -59,6 +59,7 @@ struct cand {
 struct scan {
 	bool known; /* hints tell where the code is: */
 	uint32_t code_lo, code_hi;
+	uint64_t unwound; /* bytes of functions that unwind tables name */
 	const uint8_t *text;
 	size_t len;
 	ZydisDecoder dec;
@@ -504,6 +505,9 @@ static int region_scan(struct scan *s, unsigned p, unsigned q, uint32_t lo, uint
 		/* An executable segment can begin with relocations and strings and end with constants. */
 		if (!fn && s->known && (sys < s->code_lo || sys >= s->code_hi))
 			continue;
+		/* Where unwind tables tell of most of the code, a gap between functions is as likely a table of data. */
+		if (!fn && s->unwound > (s->code_hi - s->code_lo) / 2)
+			continue;
 		if ((!fn || s->bad) && !gap_plausible(s, sys))
 			continue;
 		if (!(fn && (fn->flags & PATCH_FN_UNWIND)) && is_restorer(s, sys))
@@ -904,6 +908,8 @@ int patch_scan(const uint8_t *text, size_t len, uint64_t gva, const struct patch
 		s.known = true;
 		s.code_lo = lo < s.code_lo ? lo : s.code_lo;
 		s.code_hi = hi > s.code_hi ? hi : s.code_hi;
+		if (hints->fn[i].flags & PATCH_FN_UNWIND)
+			s.unwound += hi - lo;
 	}
 	memset(plan, 0, sizeof(*plan));
 	if (len >= 0x7fff0000)
