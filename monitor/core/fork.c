@@ -226,6 +226,7 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 		       (unsigned long long)a->flags, a->exit_signal);
 		return -ENOSYS;
 	}
+	sig_sync_plain(t);
 	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a);
 	if (pid <= 0)
 		return pid;

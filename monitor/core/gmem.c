@@ -36,6 +36,8 @@
 #define FILE_LOW (320 * GiB)
 #define FILE_HIGH (440 * GiB)
 #define SLOT_MAX GiB
+#define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
+#define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
 #define REGION_MAX 65530 /* vm.max_map_count's default */
 
 static struct gmem_region *regions;
@@ -54,6 +56,7 @@ static uint64_t brk_start, brk_cur;
 static uint64_t anon_high = ANON_HIGH, file_high = FILE_HIGH;
 static bool exe_placed;
 static uint64_t memory_used; /* bytes that --memory counts */
+static uint64_t heap_used;   /* bytes of private anonymous writable memory but stacks */
 
 static struct kx_site *sites;
 static size_t nr_sites, cap_sites;
@@ -130,6 +133,32 @@ static uint64_t counted(uint64_t start, uint64_t end)
 	return n;
 }
 
+static bool is_heap(int prot, int flags)
+{
+	return (prot & PROT_WRITE) &&
+	       (flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | GMEM_TRAMP)) == (MAP_PRIVATE | MAP_ANONYMOUS);
+}
+
+static uint64_t heap_bytes(uint64_t start, uint64_t end)
+{
+	uint64_t n = 0;
+	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
+		if (is_heap(regions[i].prot, regions[i].flags)) {
+			uint64_t a = regions[i].start > start ? regions[i].start : start;
+			n += (regions[i].end < end ? regions[i].end : end) - a;
+		}
+	return n;
+}
+
+/*
+ * 2 MiB pages make first touch and fork cheap and waste what is not used of them: for mappings that are large, and
+ * for all that could hold one once the program has become large.
+ */
+static bool huge_pays(uint64_t len)
+{
+	return len >= HUGE_ALONE || (len >= HUGE && heap_used >= HUGE_FROM);
+}
+
 /* May [start, end) become a mapping of that kind under --memory? */
 static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 {
@@ -142,6 +171,7 @@ static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 static void region_carve(uint64_t start, uint64_t end)
 {
 	memory_used -= counted(start, end);
+	heap_used -= heap_bytes(start, end);
 	region_split(start);
 	region_split(end);
 	size_t i = region_find(start), j = i;
@@ -167,6 +197,7 @@ static void region_set(uint64_t start, uint64_t end, int prot, int flags)
 {
 	region_carve(start, end);
 	memory_used += counts(prot, flags) ? end - start : 0;
+	heap_used += is_heap(prot, flags) ? end - start : 0;
 	size_t i = region_find(start);
 	region_insert_at(i, (struct gmem_region){ start, end, prot, flags });
 	if (i + 1 < nr_regions)
@@ -520,17 +551,20 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 		return;
 	if (len > (uint64_t)st.st_size - off)
 		len = st.st_size - off;
-	/* Cheap first look: most libraries hold no site at all. */
-	if (!memmem(gva_ptr(gva), len, "\x0f\x05", 2))
+	/* Through a mapping of our own: the guest's would keep every page that is looked at. */
+	uint8_t *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (file == MAP_FAILED)
 		return;
-	void *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-	if (file != MAP_FAILED) {
+	const uint8_t *text = file + off;
+	/* Cheap first look: most libraries hold no site at all. */
+	bool any = memmem(text, len, "\x0f\x05", 2);
+	if (any) {
 		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
 		uint64_t bias = 0;
 		if (load_bias(file, st.st_size, off, gva, &bias) == 0)
 			patch_hints_from_elf(file, st.st_size, bias, &hints);
 	}
-	if (patch_scan(gva_ptr(gva), len, gva, &hints, &plan) == 0) {
+	if (any && patch_scan(text, len, gva, &hints, &plan) == 0) {
 		pvm.nr_sites_found += plan.found;
 		if (plan.n && nr_sites + plan.n <= KX_SITES_MAX) { /* as many as the LibOS can look up */
 			uint64_t size = ALIGN_UP((uint64_t)plan.tramp_bytes, PAGE);
@@ -556,8 +590,7 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 	}
 	patch_plan_free(&plan);
 	patch_hints_free(&hints);
-	if (file != MAP_FAILED)
-		munmap(file, st.st_size);
+	munmap(file, st.st_size);
 }
 
 /* ---- mapping ------------------------------------------------------------------------------------------------- */
@@ -653,7 +686,7 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	sites_forget(addr, addr + len);
 	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
 	region_set(addr, addr + len, prot, rflags);
-	if (!file && type == MAP_PRIVATE && len >= HUGE && !(flags & (MAP_STACK | MAP_HUGETLB)))
+	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
 		madvise(p, len, MADV_HUGEPAGE);
 	if (patch) {
 		patch_text(addr, len, fd, off);
@@ -867,7 +900,7 @@ uint64_t gmem_brk(uint64_t addr)
 							    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 						  : -ENOMEM;
 			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
-			if (r >= 0 && want - brk_start >= 4 * MiB && want - cur < HUGE)
+			if (r >= 0 && want - brk_start >= HUGE_ALONE && want - cur < HUGE_ALONE)
 				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE), MADV_HUGEPAGE);
 		} else if (want < cur) {
 			r = do_munmap(want, cur - want);

@@ -289,6 +289,14 @@ static int64_t run_handler(struct hcall *c)
 
 static bool is_private(uint64_t nr) { return nr >= 1024; }
 
+/* Calls on the way of making a thread, with all signals blocked for a moment; nobody else learns of them. What makes
+ * a process brings the mask up to date by itself. */
+static bool mask_may_lag(uint64_t nr)
+{
+	return nr == SYS_mmap || nr == SYS_mprotect || nr == SYS_munmap || nr == SYS_madvise || nr == SYS_clone ||
+	       nr == SYS_clone3 || is_private(nr);
+}
+
 static void traced(struct hcall *c, int64_t ret)
 {
 	if (!is_private(c->nr))
@@ -314,6 +322,8 @@ void hcall_dispatch(struct thread *t)
 		t->hcall = &c;
 		/* A signal that is already on its way must stop this call from sleeping. */
 		sig_prepare(t);
+		if (!mask_may_lag(c.nr))
+			sig_sync_plain(t);
 		/* Calls that do not come back are told of before they happen. */
 		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
 			traced(&c, 0);

@@ -24,6 +24,7 @@ struct ksigaction {
 #define KSA_RESTORER 0x04000000ul
 
 static char kick_cookie;
+static uint64_t plain_signals; /* whose action the host performs by itself: default or ignored */
 #define PUT_BACK_MAX 4096
 
 static int raw_sigaction(int signo, const struct ksigaction *act)
@@ -232,6 +233,10 @@ int sig_set_disposition(int signo, const struct kx_sigaction *act)
 		k.handler = (void *)SIG_IGN;
 	else if (act->handler == (uint64_t)SIG_DFL && !keep && !report)
 		k.handler = (void *)SIG_DFL;
+	if (k.handler != on_signal)
+		__atomic_or_fetch(&plain_signals, SIGBIT(signo), __ATOMIC_RELAXED);
+	else if (!self || !self->area->vfork) /* a child of vfork shares this with its parent */
+		__atomic_and_fetch(&plain_signals, ~SIGBIT(signo), __ATOMIC_RELAXED);
 	return raw_sigaction(signo, &k);
 }
 
@@ -327,6 +332,13 @@ void sig_sync_block(struct thread *t)
 	if (t->acc_signo) { /* accepted just before: its mask is in force until it is handed over */
 		set_mask(~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)));
 	}
+}
+
+void sig_sync_plain(struct thread *t)
+{
+	uint64_t plain = t->area->vfork ? ~0ull : __atomic_load_n(&plain_signals, __ATOMIC_RELAXED);
+	if (t->area->sigmask & ~t->hmask & plain)
+		sig_sync_block(t);
 }
 
 void sig_mask_set(struct thread *t, uint64_t mask)

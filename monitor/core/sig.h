@@ -27,6 +27,9 @@ void sig_thread_start(struct thread *t);
 void sig_prepare(struct thread *t);
 /* The guest's mask must be the host's before a call that sleeps with a timeout. */
 void sig_sync_block(struct thread *t);
+/* The host must know that a signal is blocked whose action it performs by itself, or that action is what comes of the
+ * signal. Before every call that something can come of, so that no program can tell the lag. */
+void sig_sync_plain(struct thread *t);
 /* The guest unblocked something that the host still blocks, or blocked a queued signal that has a handler. */
 void sig_mask_set(struct thread *t, uint64_t mask);
 /* Temporary mask of ppoll, pselect6, epoll_pwait, rt_sigsuspend. leave() returns ret. */

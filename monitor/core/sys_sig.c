@@ -38,6 +38,8 @@ int64_t hc_rt_sigaction(struct hcall *c)
 	if (s < 1 || s > 64 || s == SIGKILL || s == SIGSTOP)
 		return -EINVAL;
 	struct kx_sigaction act = actions_of(c->t)[s];
+	if (act.handler <= (uint64_t)SIG_IGN && (c->t->area->sigmask & SIGBIT(s)))
+		sig_sync_block(c->t);
 	return sig_set_disposition(s, &act);
 }
 
