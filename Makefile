@@ -81,11 +81,14 @@ demo:
 	$(MAKE) all
 	demo/demo.sh
 
+bench: all
+	@BUILD=$(BUILD) python3 bench/run.py
+
 clean:
 	rm -rf $(BUILD)
 
 -include $(HOST_OBJ:.o=.d) $(LIBOS_OBJ:.o=.d)
 
-.PHONY: all install demo clean
+.PHONY: all install demo bench clean
 
 -include tests/tests.mk
