@@ -47,6 +47,17 @@ static void drop_vcpu(struct thread *t)
 	close(t->vcpu_fd);
 }
 
+/* CLONE_CLEAR_SIGHAND: what has a handler gets the default action. */
+static void clear_handlers(struct thread *t)
+{
+	struct kx_sigaction *act = actions_of(t);
+	for (int s = 1; s <= 64; s++)
+		if (act[s].handler > (uint64_t)SIG_IGN) {
+			memset(&act[s], 0, sizeof act[s]);
+			sig_set_disposition(s, &act[s]);
+		}
+}
+
 /* In the child: the pVM has this one thread, in a VM that is still to be made. */
 static void child_threads(struct thread *t)
 {
@@ -92,6 +103,8 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	area->work = 0;
 	t->robust_head = 0;
 	t->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
+	if (a->flags & CLONE_CLEAR_SIGHAND)
+		clear_handlers(t);
 	uint32_t tid = t->tid;
 	if (a->flags & CLONE_CHILD_SETTID)
 		guest_write(a->child_tid, &tid, sizeof tid);
@@ -174,6 +187,8 @@ static int vfork_main(void *arg)
 	t->area->pid = t->area->tid = t->tid;
 	uint32_t tid = t->tid;
 	family_add(t->pid);
+	if (v->a->flags & CLONE_CLEAR_SIGHAND)
+		clear_handlers(t);
 	if (v->a->flags & CLONE_CHILD_SETTID)
 		guest_write(v->a->child_tid, &tid, sizeof tid);
 	sig_thread_start(t);
@@ -206,6 +221,10 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	self = me;
 	munmap(stack, VFORK_STACK);
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
+	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
+		struct kvm_vcpu_events none = { 0 };
+		ioctl(c->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
+	}
 	thread_pool_put(c);
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;

@@ -62,6 +62,8 @@ static void report_end(const char *fmt, int n)
 
 _Noreturn void pvm_exit_group(int status)
 {
+	sig_block_all();
+	thread_release_all();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -77,6 +79,8 @@ _Noreturn void pvm_die_by_signal(int sig)
 		uint64_t mask;
 	} dfl = { 0 };
 	uint64_t empty = 0;
+	if (self)
+		thread_release_all();
 	report_end("killed by signal %d", sig);
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);

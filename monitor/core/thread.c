@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
@@ -85,6 +86,7 @@ void thread_pool_put(struct thread *t)
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	t->k_info.si_signo = 0;
 	t->exiting = 0;
+	t->hcall = NULL;
 	pthread_mutex_lock(&pvm.thr_lock);
 	t->next = pool;
 	pool = t;
@@ -205,19 +207,34 @@ void thread_release_guest(struct thread *t)
 	}
 }
 
+void thread_release_all(void)
+{
+	if (my_pid() != pvm.pid) { /* a child of vfork: itself alone */
+		thread_release_guest(self);
+		return;
+	}
+	/* Whoever holds the lock may have been killed with it: then the others' locks are lost, but not the end. */
+	struct timespec soon;
+	clock_gettime(CLOCK_REALTIME, &soon);
+	soon.tv_sec += 1;
+	if (pthread_mutex_timedlock(&pvm.thr_lock, &soon))
+		return;
+	for (struct thread *t = pvm.threads; t; t = t->next)
+		thread_release_guest(t);
+	pthread_mutex_unlock(&pvm.thr_lock);
+}
+
 _Noreturn void thread_exit(struct thread *t, int status)
 {
 	sig_block_all();
-	if (t->area->vfork || t->pid != pvm.pid) { /* a child of vfork has no other threads; the parent tidies up */
-		thread_release_guest(t);
+	if (t->area->vfork || t->pid != pvm.pid) /* a child of vfork has no other threads; the parent tidies up */
 		pvm_exit_group(status);
-	}
 	/* The vCPU goes to the pool first: whoever joins this thread may start another at once. */
 	int left = thread_unlink(t);
 	stats_thread_done(t);
+	thread_release_guest(t);
 	if (left == 0)
 		pvm_exit_group(status);
-	thread_release_guest(t);
 	bool first = t->tid == t->pid;
 	self = NULL;
 	thread_pool_put(t);

@@ -197,6 +197,8 @@ int vcpu_start_state(struct thread *t, uint64_t fs_base)
 {
 	struct kvm_sregs s;
 	struct kvm_regs r = { .rip = pvm.libos.exit, .rsp = t->area->frame, .rflags = 2 };
+	t->run->kvm_dirty_regs = 0; /* of a thread that ended in the middle of a fault */
+	t->at_user = false;
 	if (ioctl(t->vcpu_fd, KVM_GET_SREGS, &s) < 0)
 		return -errno;
 	s.cs = user_cs;

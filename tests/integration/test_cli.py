@@ -281,7 +281,7 @@ def signal_from_outside():
 @test
 def signal_handled():
     p = start("/usr/bin/python3", "-S", "-c", "import os,signal,time\n"
-              "def f(*a): print('caught', flush=True); os._exit(9)\n"
+              "def f(*a): os.write(1, b'caught\\n'); os._exit(9)\n"
               "signal.signal(signal.SIGUSR1, f)\nprint('ready', flush=True)\nwhile 1: time.sleep(600)")
     p.send_signal(signal.SIGUSR1)
     code, out, _ = finish(p)
