@@ -28,6 +28,7 @@ import lib  # noqa: E402
 
 UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 60, 420
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
+GUEST_ARGS = {"calls": ["pvm"], "proc": ["pvm"]}  # what a guest test is told in a pVM
 GUEST_OPTIONS = {}  # more options of kylinx run, by name of the test
 SKIP_STATUS = 77
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
@@ -90,7 +91,7 @@ def guest(path):
         must(r, "natively: ")
         if lib.kvm_missing():
             raise Skip(lib.kvm_missing())
-        must(lib.run(lib.pvm([path], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, [])), GUEST_TIMEOUT, cwd="/"))
+        must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, [])), GUEST_TIMEOUT, cwd="/"))
     return ()
 
 

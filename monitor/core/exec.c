@@ -2,6 +2,7 @@
 #include "exec.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,6 +128,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .is_child = pvm.is_child || t->pid != pvm.pid, .log_level = kx_log_level_find(pvm.cfg->log_level) };
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	limits_export(st.limits);
+	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
 	int fd = memfd_create("kylinx-exec", MFD_CLOEXEC);
 	if (fd < 0)
 		return -errno;
@@ -170,6 +172,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
 	thread_release_guest(t);
+	/* The limit stays lifted for the dynamic linker of the monitor. */
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
@@ -188,9 +191,12 @@ static int program_descriptor(struct hcall *c, const char *path, int flags)
 			return -ENOENT;
 		fd = fcntl(dirfd, F_DUPFD_CLOEXEC, 3);
 	} else {
+		struct stat st;
+		if (flags & AT_SYMLINK_NOFOLLOW && !fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) && S_ISLNK(st.st_mode))
+			return -ELOOP;
 		if (*path == '/' || dirfd == AT_FDCWD)
 			return -1;
-		fd = openat(dirfd, path, O_PATH | O_CLOEXEC | (flags & AT_SYMLINK_NOFOLLOW ? O_NOFOLLOW : 0));
+		fd = openat(dirfd, path, O_PATH | O_CLOEXEC);
 	}
 	return fd < 0 ? -errno : fd_hide(fd);
 }
@@ -214,10 +220,13 @@ int64_t hc_execve(struct hcall *c)
 		if (strcmp(c->proc[pi], "self/exe"))
 			return -EACCES;
 		path = pvm.exe;
-	} else if (at && (fd = program_descriptor(c, path, flags)) < -1) {
-		return fd;
 	} else if (!at && !*path) {
 		return -ENOENT;
+	}
+	fd_limit_lift();
+	if (!c->proc[pi] && at && (fd = program_descriptor(c, path, flags)) < -1) {
+		r = fd;
+		goto out;
 	}
 	if ((r = strings_read(&argv, c->arg[pi + 1])) || (r = strings_read(&envp, c->arg[pi + 2])))
 		goto out;
@@ -227,9 +236,9 @@ int64_t hc_execve(struct hcall *c)
 		argv.buf[argv.len++] = 0;
 		argv.v[argv.n++] = argv.buf;
 	}
-	char name[64];
+	char name[PATH_MAX + 32];
 	if (fd >= 0) {
-		snprintf(name, sizeof name, "/dev/fd/%d", (int)c->arg[0]);
+		snprintf(name, sizeof name, "/dev/fd/%d%s%s", (int)c->arg[0], *path ? "/" : "", path);
 		path = name;
 	}
 	r = load_prepare(path, fd, argv.v, envp.v, &plan, &err);
@@ -237,7 +246,13 @@ int64_t hc_execve(struct hcall *c)
 		kx_log(KX_LOG_INFO, "exec", "%s", err.msg);
 		goto out;
 	}
+	bool script = load_is_script(plan);
 	load_free(plan);
+	/* The interpreter will not find it: as on Linux, that is told now. */
+	if (fd >= 0 && script && fcntl((int)c->arg[0], F_GETFD) & FD_CLOEXEC) {
+		r = -ENOENT;
+		goto out;
+	}
 	if (pvm.cfg->strace)
 		strace_call(c->t, c->row, c->nr, c->arg, 0, KX_PATH_MONITOR, 0);
 	r = leave(c->t, path, fd, &argv, &envp);
@@ -246,6 +261,7 @@ out:
 		close(fd);
 	strings_free(&argv);
 	strings_free(&envp);
+	fd_limit_drop();
 	return r;
 }
 

@@ -29,10 +29,12 @@ static void hooks_prepare(void)
 	pthread_mutex_lock(&pvm.thr_lock);
 	procfs_fork_lock();
 	timepage_fork_lock();
+	fd_limit_fork_lock();
 }
 
 static void hooks_done(void)
 {
+	fd_limit_fork_unlock();
 	timepage_fork_unlock();
 	procfs_fork_unlock();
 	pthread_mutex_unlock(&pvm.thr_lock);
@@ -220,6 +222,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	int e = errno;
 	self = me;
 	munmap(stack, VFORK_STACK);
+	fd_limit_forget();
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
 		struct kvm_vcpu_events none = { 0 };
@@ -236,6 +239,8 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 			       CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLONE_SYSVSEM | CLONE_DETACHED |
 			       CLONE_CLEAR_SIGHAND | CLONE_IO | CLONE_UNTRACED;
 	bool vm = a->flags & CLONE_VM, vf = a->flags & CLONE_VFORK;
+	if (a->flags >> 34) /* behind CLONE_INTO_CGROUP */
+		return -EINVAL;
 	if (a->flags & CLONE_THREAD || a->flags & (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC |
 						   CLONE_NEWUTS | CLONE_NEWCGROUP))
 		return a->flags & CLONE_THREAD ? -EINVAL : -EPERM;

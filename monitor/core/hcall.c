@@ -200,22 +200,50 @@ int64_t fd_result(int64_t fd)
 	return fd;
 }
 
+static pthread_mutex_t fd_limit_lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
+static __thread struct rlimit fd_limit_old;
+static __thread int fd_limit_depth;
+
+void fd_limit_fork_lock(void) { pthread_mutex_lock(&fd_limit_lock); }
+void fd_limit_fork_unlock(void) { pthread_mutex_unlock(&fd_limit_lock); }
+
+/* A child of vfork has limits of its own, and must not die with the lock of its parent. */
+static bool fd_limit_is_shared(void) { return my_pid() == pvm.pid; }
+
+void fd_limit_lift(void)
+{
+	if (fd_limit_depth++)
+		return;
+	if (fd_limit_is_shared())
+		pthread_mutex_lock(&fd_limit_lock);
+	getrlimit(RLIMIT_NOFILE, &fd_limit_old);
+	struct rlimit all = { fd_limit_old.rlim_max, fd_limit_old.rlim_max };
+	setrlimit(RLIMIT_NOFILE, &all);
+}
+
+void fd_limit_drop(void)
+{
+	int e = errno;
+	if (--fd_limit_depth)
+		return;
+	setrlimit(RLIMIT_NOFILE, &fd_limit_old);
+	if (fd_limit_is_shared())
+		pthread_mutex_unlock(&fd_limit_lock);
+	errno = e;
+}
+
+void fd_limit_forget(void) { fd_limit_depth = 0; }
+void fd_limit_kept(struct rlimit *out) { *out = fd_limit_old; }
+
 int fd_hide(int fd)
 {
-	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
-	struct rlimit old, all;
 	if (fd < 0)
 		return -errno;
 	if ((unsigned)fd >= pvm.fd_limit)
 		return fd;
-	pthread_mutex_lock(&lock);
-	getrlimit(RLIMIT_NOFILE, &old);
-	all = old;
-	all.rlim_cur = all.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &all);
+	fd_limit_lift();
 	int n = fcntl(fd, F_DUPFD_CLOEXEC, pvm.fd_limit), e = errno;
-	setrlimit(RLIMIT_NOFILE, &old);
-	pthread_mutex_unlock(&lock);
+	fd_limit_drop();
 	close(fd);
 	return n < 0 ? -e : n;
 }

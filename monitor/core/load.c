@@ -463,6 +463,8 @@ int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct 
 	return 0;
 }
 
+bool load_is_script(const struct load_plan *plan) { return plan->nr_pre > 0; }
+
 void load_free(struct load_plan *p)
 {
 	if (!p)

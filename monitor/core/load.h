@@ -13,6 +13,7 @@
  */
 #ifndef KX_LOAD_H
 #define KX_LOAD_H
+#include <stdbool.h>
 #include <stdint.h>
 #include "../../util/err.h"
 
@@ -49,6 +50,8 @@ int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct 
 int load_commit(struct load_plan *plan, struct load_result *out, struct kx_err *err);
 
 void load_free(struct load_plan *plan);
+/* True when an interpreter will open the file by its name again. */
+bool load_is_script(const struct load_plan *plan);
 
 /* All three. */
 int load_program(const char *path, char **argv, char **envp, struct load_result *out, struct kx_err *err);

@@ -300,5 +300,6 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		return r;
 	if (st->program_fd >= 0)
 		close(st->program_fd);
+	setrlimit(RLIMIT_NOFILE, &st->limits[RLIMIT_NOFILE]);
 	return start_program(&start, st->sigmask, err);
 }

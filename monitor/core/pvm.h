@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include "../../abi/kx_abi.h"
 #include "../../abi/kx_hcall.h"
@@ -45,6 +46,7 @@ struct thread {
 	uint64_t area_gva;         /* its guest address */
 	int index;                 /* of the area and vCPU */
 	int vcpu_fd;
+	pid_t vcpu_pid;            /* the process in which vcpu_fd was made */
 	struct kvm_run *run;
 	pthread_t pthread;
 	pid_t tid;                 /* host thread id = guest thread id */
@@ -138,6 +140,15 @@ long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 /* Move a descriptor of the monitor's out of the guest's range (close-on-exec). Takes ownership of fd also on
  * failure. Returns the new number or -errno. */
 int fd_hide(int fd);
+/* Around a call that makes a descriptor for the monitor: it must not fail because the guest has used up its own.
+ * May be nested. forget: after exec or the end of a child of vfork, which had the same thread-local storage. */
+void fd_limit_lift(void);
+void fd_limit_drop(void);
+void fd_limit_forget(void);
+/* The guest's own limit while it is lifted. */
+void fd_limit_kept(struct rlimit *out);
+void fd_limit_fork_lock(void);
+void fd_limit_fork_unlock(void);
 
 /* ---- the run of a pVM ----------------------------------------------------------------------------------- */
 /* Make the pVM in this process and run the program to its end. Returns only on failure (err says why); on

@@ -68,6 +68,9 @@ static int64_t set_foreground(struct hcall *c, int fd, uint64_t arg)
 {
 	pid_t pgrp;
 	(void)c;
+	long r = HC6(SYS_ioctl, fd, TIOCGPGRP, &pgrp, 0, 0, 0); /* EBADF and ENOTTY come before EPERM */
+	if (r < 0)
+		return r;
 	if (guest_read(&pgrp, arg, sizeof pgrp))
 		return -EFAULT;
 	if (pgrp != getpgrp() && !family_has(pgrp))

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Clocks, sleeping, timers, futexes. */
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
+#include <unistd.h>
+#include "family.h"
 #include "hcall.h"
 #include "sig.h"
 #include "thread.h"
@@ -136,6 +140,77 @@ static void to_absolute(struct timespec *ts)
 	}
 }
 
+struct task_search {
+	pid_t tid;
+	bool alive;
+};
+
+static void look_for_task(pid_t pid, void *arg)
+{
+	struct task_search *t = arg;
+	char name[48], text[512];
+	if (t->alive)
+		return;
+	snprintf(name, sizeof name, "%d/task/%d/stat", pid, t->tid);
+	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		t->alive = errno != ENOENT && errno != ESRCH;
+		return;
+	}
+	ssize_t n = read(fd, text, sizeof text - 1);
+	close(fd);
+	text[n > 0 ? n : 0] = 0;
+	const char *state = strrchr(text, ')');
+	t->alive = state && state[1] == ' ' && state[2] != 'Z' && state[2] != 'X';
+}
+
+/* A thread of the family that has not ended. Nobody else is looked at. */
+static bool task_is_alive(pid_t tid)
+{
+	struct task_search t = { tid, false };
+	fd_limit_lift();
+	family_each(look_for_task, &t);
+	fd_limit_drop();
+	return t.alive;
+}
+
+/*
+ * A robust mutex whose owner was killed: the host's kernel does not know the guest's list of them, so nobody has
+ * marked it. Whoever waits for a word of that form (a thread's id, FUTEX_WAITERS) in shared memory looks now and then.
+ */
+#define ROBUST_LOOK_NS 50000000
+
+static bool robust_owner_died(uint64_t gva, uint32_t expected)
+{
+	uint32_t v, tid = expected & FUTEX_TID_MASK;
+	if (guest_read(&v, gva, sizeof v) || v != expected || task_is_alive((pid_t)tid))
+		return false;
+	/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
+	return __atomic_compare_exchange_n((uint32_t *)gva_ptr(gva), &v, FUTEX_WAITERS | FUTEX_OWNER_DIED, false,
+					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static long robust_wait(struct hcall *c, int op, const struct timespec *timeout, uint32_t val3)
+{
+	const clockid_t clock = op & FUTEX_CLOCK_REALTIME ? CLOCK_REALTIME : CLOCK_MONOTONIC;
+	for (;;) {
+		struct timespec until;
+		clock_gettime(clock, &until);
+		until.tv_nsec += ROBUST_LOOK_NS;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_sec++;
+			until.tv_nsec -= 1000000000;
+		}
+		bool last = timeout && (timeout->tv_sec < until.tv_sec ||
+					(timeout->tv_sec == until.tv_sec && timeout->tv_nsec <= until.tv_nsec));
+		long r = HB6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], last ? timeout : &until, 0, val3);
+		if (r != -ETIMEDOUT || last)
+			return r;
+		if (robust_owner_died(c->arg[0], (uint32_t)c->arg[2]))
+			return 0;
+	}
+}
+
 static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
 {
 	struct timespec ts, *timeout;
@@ -153,8 +228,12 @@ static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
 			to_absolute(&ts);
 	}
 	void *u2 = cmd == FUTEX_WAIT_REQUEUE_PI ? gva_ptr(c->arg[4]) : NULL;
+	uint32_t want = (uint32_t)c->arg[2];
+	bool robust = (op & (FUTEX_CMD_MASK | FUTEX_PRIVATE_FLAG)) == FUTEX_WAIT_BITSET && (want & FUTEX_WAITERS) &&
+		      (want & FUTEX_TID_MASK) && !(want & FUTEX_OWNER_DIED);
 	for (;;) {
-		long r = HB6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], timeout, u2, val3);
+		long r = robust ? robust_wait(c, op, timeout, val3) :
+				  HB6(SYS_futex, gva_ptr(c->arg[0]), op, want, timeout, u2, val3);
 		if (r != -EINTR || !timeout)
 			return r;
 		if (c->t->sig_stop || c->t->exiting)

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
@@ -87,6 +88,12 @@ void thread_pool_put(struct thread *t)
 	t->k_info.si_signo = 0;
 	t->exiting = 0;
 	t->hcall = NULL;
+	if (t->vcpu_pid != pvm.pid) { /* a child of vfork made it: the descriptor is not its parent's */
+		munmap(t->run, pvm.kvm_run_size);
+		close(t->vcpu_fd);
+		free(t);
+		return;
+	}
 	pthread_mutex_lock(&pvm.thr_lock);
 	t->next = pool;
 	pool = t;

@@ -90,9 +90,11 @@ int vm_open(struct kx_err *err)
 int vm_create(struct kx_err *err)
 {
 	int fd;
+	fd_limit_lift();
 	do
 		fd = ioctl(pvm.kvm_fd, KVM_CREATE_VM, 0);
 	while (fd < 0 && errno == EINTR);
+	fd_limit_drop();
 	if (fd < 0)
 		return kx_err_set(err, errno, "/dev/kvm: cannot make a VM: %s", strerror(errno));
 	if ((fd = fd_hide(fd)) < 0)
@@ -178,14 +180,17 @@ int vcpu_create(struct thread *t)
 	int r = vcpu_block(t->index), fd;
 	if (r)
 		return r;
+	fd_limit_lift();
 	do
 		fd = ioctl(pvm.vm_fd, KVM_CREATE_VCPU, t->index);
 	while (fd < 0 && errno == EINTR);
+	fd_limit_drop();
 	if (fd < 0)
 		return -errno;
 	if ((fd = fd_hide(fd)) < 0)
 		return fd;
 	t->vcpu_fd = fd;
+	t->vcpu_pid = my_pid();
 	t->run = mmap(NULL, pvm.kvm_run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (t->run == MAP_FAILED)
 		return -errno;

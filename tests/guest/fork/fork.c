@@ -813,7 +813,7 @@ static void waits(void)
 	check(wait4(-1, &st, __WALL, &ru) == p && killed(st, SIGKILL), "wait4: __WALL after WNOWAIT");
 	p = FORK({
 		volatile unsigned x = 0;
-		for (double end = now() + 0.05; now() < end;)
+		for (clock_t end = clock() + CLOCKS_PER_SEC / 25; clock() < end;)
 			for (int i = 0; i < 100000; i++)
 				x++;
 		_exit(200);
@@ -1108,6 +1108,7 @@ static void *mapping(void *arg)
 			mprotect(m, 4096, PROT_READ);
 			munmap(m, 65536);
 		}
+		usleep(100);
 	}
 	return arg;
 }
@@ -1139,7 +1140,10 @@ static void *creating(void *arg)
 		pthread_t t;
 		if (pthread_create(&t, NULL, nothing, NULL) == 0)
 			pthread_join(t, NULL);
+		else
+			break;
 		__atomic_add_fetch(&nr_made, 1, __ATOMIC_RELAXED);
+		usleep(100);
 	}
 	return arg;
 }
@@ -1172,11 +1176,13 @@ static void busy(void)
 	FILE *null = fopen("/dev/null", "w");
 	int n = NR_FORKS;
 	stop = 0;
-	pthread_create(&t[0], NULL, allocating, (void *)7);
-	pthread_create(&t[1], NULL, mapping, NULL);
-	pthread_create(&t[2], NULL, locking, null);
-	pthread_create(&t[3], NULL, creating, NULL);
-	pthread_create(&f, NULL, forking, &n);
+	int r = pthread_create(&t[0], NULL, allocating, (void *)7) | pthread_create(&t[1], NULL, mapping, NULL) |
+		pthread_create(&t[2], NULL, locking, null) | pthread_create(&t[3], NULL, creating, NULL) |
+		pthread_create(&f, NULL, forking, &n);
+	errno = r;
+	check(r == 0, "five threads made");
+	if (r)
+		return;
 	pthread_join(f, NULL);
 	stop = 1;
 	for (int i = 0; i < 4; i++)
