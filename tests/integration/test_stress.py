@@ -27,9 +27,9 @@ STRESS_NG = "/usr/bin/stress-ng"
 
 
 def both(argv, timeout, together):
-    """Natively (or None), and in a pVM."""
+    """Natively (or None), and in a pVM, with a network of its own: stress-ng's ports are fixed."""
     with lib.Dir() as d, concurrent.futures.ThreadPoolExecutor() as pool:
-        in_pvm = pool.submit(lib.run, lib.pvm(argv, "--env", "TMPDIR=/tmp"), timeout, cwd="/")
+        in_pvm = pool.submit(lib.run, lib.pvm(argv, "--net", "none", "--env", "TMPDIR=/tmp"), timeout, cwd="/")
         native = lib.run(argv, timeout, cwd=d, env={"TMPDIR": d}) if together else None
         return native, in_pvm.result()
 
