@@ -13,25 +13,25 @@
 #define KX_ABI_VERSION 1
 
 /* ---- Address space (bytes) ---------------------------------------------------------------------------- */
-#define KX_SPACE_SIZE 0x8000000000  /* 512 GiB: what the monitor reserves and PML4 slot 0 maps            */
-#define KX_USER_MIN 0x10000         /* below it nothing is ever mapped (as vm.mmap_min_addr)              */
-#define KX_USER_END 0x7f00000000    /* 508 GiB: first address that a program cannot have                 */
-#define KX_LIBOS_BASE 0x7f00000000  /* LibOS image (text and constants)                                   */
-#define KX_LIBOS_SIZE 0x80000       /* 512 KiB                                                            */
-#define KX_VDSO_BASE 0x7f00080000   /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */
-#define KX_VVAR_BASE 0x7f00090000   /* struct kx_vvar: one page, read-only in the guest                   */
-#define KX_BOOT_BASE 0x7f000a0000   /* struct kx_shared: process-wide state, 64 KiB                       */
-#define KX_SITES_BASE 0x7f00100000  /* struct kx_site[]: patched `syscall` sites, sorted; 1 MiB           */
+#define KX_SPACE_SIZE 0x8000000000 /* 512 GiB: what the monitor reserves and PML4 slot 0 maps            */
+#define KX_USER_MIN 0x10000        /* below it nothing is ever mapped (as vm.mmap_min_addr)              */
+#define KX_USER_END 0x7f00000000   /* 508 GiB: first address that a program cannot have                 */
+#define KX_LIBOS_BASE 0x7f00000000 /* LibOS image (text and constants)                                   */
+#define KX_LIBOS_SIZE 0x80000      /* 512 KiB                                                            */
+#define KX_VDSO_BASE 0x7f00080000  /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */
+#define KX_VVAR_BASE 0x7f00090000  /* struct kx_vvar: one page, read-only in the guest                   */
+#define KX_BOOT_BASE 0x7f000a0000  /* struct kx_shared: process-wide state, 64 KiB                       */
+#define KX_SITES_BASE 0x7f00100000 /* struct kx_site[]: patched `syscall` sites, sorted; 1 MiB           */
 #define KX_SITES_MAX 32768
-#define KX_AREA_BASE 0x7f00200000   /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
-#define KX_AREA_SIZE 0x8000         /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
+#define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
+#define KX_AREA_SIZE 0x8000       /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
 #define KX_AREA_MAX 4096
-#define KX_AREA_ACTIONS 0x1000      /* offset of a vfork child's signal actions in its area */
-#define KX_SYS_BASE 0x7f80000000    /* page tables, descriptor tables, ring-0 stacks: no ring-3 mapping   */
+#define KX_AREA_ACTIONS 0x1000   /* offset of a vfork child's signal actions in its area */
+#define KX_SYS_BASE 0x7f80000000 /* page tables, descriptor tables, ring-0 stacks: no ring-3 mapping   */
 
 /* ---- Exits -------------------------------------------------------------------------------------------- */
-#define KX_PORT_HCALL 0x510  /* out %eax: the call is in kx_thread.call                                    */
-#define KX_PORT_PANIC 0x511  /* out %eax: a LibOS invariant broke; the message is at kx_thread.panic_msg   */
+#define KX_PORT_HCALL 0x510 /* out %eax: the call is in kx_thread.call                                    */
+#define KX_PORT_PANIC 0x511 /* out %eax: a LibOS invariant broke; the message is at kx_thread.panic_msg   */
 #define KX_PORT_LAST 0x51f
 
 /* ---- Offsets that assembly needs (asserted against the structs below) ---------------------------------- */
@@ -50,7 +50,8 @@
 
 /* Results a hypercall can have beside -errno (never seen by the program). */
 #define KX_ERESTART 512 /* interrupted before any effect; restart if the handler has SA_RESTART             */
-#define KX_ERESTART_ALWAYS 513 /* LibOS only: a signal was there before the call began; make the call after its handler */
+#define KX_ERESTART_ALWAYS \
+	513 /* LibOS only: a signal was there before the call began; make the call after its handler */
 #define KX_ERESTART_NOHAND 514 /* as above but EINTR if any handler runs                                     */
 
 /* How a system call was answered (for traces). */
@@ -119,14 +120,14 @@ struct kx_thread {
 	uint64_t saved_mask;     /* mask to restore after sigsuspend and kin */
 	uint32_t has_saved_mask;
 	uint32_t yield_count;
-	uint32_t pid;            /* of the process: in a child of vfork another than that of its memory's other threads */
-	uint32_t vfork;          /* 1: a child of vfork that has not called exec yet */
-	uint64_t actions;        /* struct kx_sigaction[65]: kx_shared.sigaction, or the copy of a child of vfork */
-	uint8_t rand_key[32];   /* generator state, wiped forward (fast key erasure) */
+	uint32_t pid;         /* of the process: in a child of vfork another than that of its memory's other threads */
+	uint32_t vfork;       /* 1: a child of vfork that has not called exec yet */
+	uint64_t actions;     /* struct kx_sigaction[65]: kx_shared.sigaction, or the copy of a child of vfork */
+	uint8_t rand_key[32]; /* generator state, wiped forward (fast key erasure) */
 	uint8_t rand_buf[512];
-	uint32_t rand_left;     /* unread bytes at the end of rand_buf */
-	uint32_t rand_gen;      /* kx_shared.fork_gen at the last seeding; other = reseed */
-	uint64_t rand_bytes;    /* drawn since the last seeding */
+	uint32_t rand_left;  /* unread bytes at the end of rand_buf */
+	uint32_t rand_gen;   /* kx_shared.fork_gen at the last seeding; other = reseed */
+	uint64_t rand_bytes; /* drawn since the last seeding */
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
@@ -149,12 +150,12 @@ struct kx_shared {
 struct kx_libos_header {
 	uint64_t magic; /* KX_LIBOS_MAGIC */
 	uint64_t version;
-	uint64_t entry;      /* system call: rax nr, rcx return address, r11 where to resume */
-	uint64_t exit;       /* return to the program by the frame; rsp = frame */
+	uint64_t entry;                /* system call: rax nr, rcx return address, r11 where to resume */
+	uint64_t exit;                 /* return to the program by the frame; rsp = frame */
 	uint64_t exit_begin, exit_end; /* in between: no state but the frame's; restart at `exit` */
-	uint64_t work;       /* as exit, but look at kx_thread.work first with C code */
+	uint64_t work;                 /* as exit, but look at kx_thread.work first with C code */
 	uint64_t uaccess_begin, uaccess_end, uaccess_fixup; /* a fault in between continues at fixup */
-	uint64_t flags_saved; /* from here on the frame holds the program's flags */
+	uint64_t flags_saved;                               /* from here on the frame holds the program's flags */
 	uint64_t image_end;
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
@@ -166,7 +167,7 @@ struct kx_libos_header {
 struct kx_vvar {
 	uint32_t seq, valid;
 	uint64_t tsc_base, mult;
-	uint64_t max_delta;    /* TSC ticks after which a reader asks the monitor (clock_gettime hypercall) */
+	uint64_t max_delta; /* TSC ticks after which a reader asks the monitor (clock_gettime hypercall) */
 	int64_t real_ns, mono_ns, boot_ns, tai_ns;
 	uint64_t raw_tsc_base, raw_mult;
 	int64_t raw_ns;
@@ -178,12 +179,12 @@ struct kx_vvar {
 
 /* One patched site: the window of original code that became a jump, and its trampoline. */
 struct kx_site {
-	uint64_t start;      /* first byte of the window (where the 5-byte jmp is) */
-	uint64_t tramp;      /* first byte of the trampoline */
-	uint8_t len;         /* bytes of the window that were overwritten: 5..15 */
-	uint8_t tramp_len;   /* bytes of the trampoline */
-	uint8_t sys_off;     /* offset from start of the original `syscall` (may be >= len) */
-	uint8_t n;           /* pairs in use below */
+	uint64_t start;    /* first byte of the window (where the 5-byte jmp is) */
+	uint64_t tramp;    /* first byte of the trampoline */
+	uint8_t len;       /* bytes of the window that were overwritten: 5..15 */
+	uint8_t tramp_len; /* bytes of the trampoline */
+	uint8_t sys_off;   /* offset from start of the original `syscall` (may be >= len) */
+	uint8_t n;         /* pairs in use below */
 	struct {
 		uint8_t win, tramp; /* instruction boundary: offset in the window -> offset in the trampoline */
 	} map[6];

@@ -17,18 +17,18 @@ static double now(void)
 	return t.tv_sec * 1e9 + t.tv_nsec;
 }
 
-#define BENCH(name, n, ...)                                           \
-	do {                                                          \
-		double best = 1e18;                                   \
-		for (int round = 0; round < 9; round++) {             \
-			double a = now();                             \
-			for (int i = 0; i < (n); i++) {               \
-				__VA_ARGS__;                          \
-			}                                             \
-			double t = (now() - a) / (n);                 \
-			best = t < best ? t : best;                   \
-		}                                                     \
-		printf("%s %.1f\n", name, best);                      \
+#define BENCH(name, n, ...) \
+	do { \
+		double best = 1e18; \
+		for (int round = 0; round < 9; round++) { \
+			double a = now(); \
+			for (int i = 0; i < (n); i++) { \
+				__VA_ARGS__; \
+			} \
+			double t = (now() - a) / (n); \
+			best = t < best ? t : best; \
+		} \
+		printf("%s %.1f\n", name, best); \
 	} while (0)
 
 static void touch(size_t size)

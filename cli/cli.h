@@ -8,7 +8,7 @@
 #define KX_VERSION "0.1.0"
 #endif
 
-#define CLI_FAILED 125      /* KylinX itself failed */
+#define CLI_FAILED 125 /* KylinX itself failed */
 
 /* args[0] is the verb. Returns the exit status; on failure err says why (exit_code 0 means CLI_FAILED). */
 struct cli_verb {

@@ -42,7 +42,16 @@ const char cmd_run_help[] =
 	"found.\n";
 
 enum option {
-	OPT_MEMORY, OPT_CPUS, OPT_ROOT, OPT_VOLUME, OPT_ENV, OPT_NET, OPT_NAME, OPT_STRACE, OPT_STATS, OPT_LOG,
+	OPT_MEMORY,
+	OPT_CPUS,
+	OPT_ROOT,
+	OPT_VOLUME,
+	OPT_ENV,
+	OPT_NET,
+	OPT_NAME,
+	OPT_STRACE,
+	OPT_STATS,
+	OPT_LOG,
 	OPT_HELP,
 };
 
@@ -52,16 +61,11 @@ static const struct {
 	const char *name;
 	int arg;
 } options[] = {
-	[OPT_MEMORY] = { "memory", ARG_NEEDED },
-	[OPT_CPUS] = { "cpus", ARG_NEEDED },
-	[OPT_ROOT] = { "root", ARG_NEEDED },
-	[OPT_VOLUME] = { "volume", ARG_NEEDED },
-	[OPT_ENV] = { "env", ARG_NEEDED },
-	[OPT_NET] = { "net", ARG_NEEDED },
-	[OPT_NAME] = { "name", ARG_NEEDED },
-	[OPT_STRACE] = { "strace", ARG_OPTIONAL },
-	[OPT_STATS] = { "stats", ARG_OPTIONAL },
-	[OPT_LOG] = { "log", ARG_NEEDED },
+	[OPT_MEMORY] = { "memory", ARG_NEEDED }, [OPT_CPUS] = { "cpus", ARG_NEEDED },
+	[OPT_ROOT] = { "root", ARG_NEEDED },     [OPT_VOLUME] = { "volume", ARG_NEEDED },
+	[OPT_ENV] = { "env", ARG_NEEDED },       [OPT_NET] = { "net", ARG_NEEDED },
+	[OPT_NAME] = { "name", ARG_NEEDED },     [OPT_STRACE] = { "strace", ARG_OPTIONAL },
+	[OPT_STATS] = { "stats", ARG_OPTIONAL }, [OPT_LOG] = { "log", ARG_NEEDED },
 	[OPT_HELP] = { "help", ARG_NONE },
 };
 
@@ -78,13 +82,16 @@ static int memory_set(struct kx_config *cfg, const char *s, struct kx_err *err)
 	if (p == s)
 		return kx_err_set(err, EINVAL, "--memory %s: not a size (give a number, with K, M or G)", s);
 	switch (*p) {
-	case 'k': case 'K':
+	case 'k':
+	case 'K':
 		shift = 10;
 		break;
-	case 'm': case 'M':
+	case 'm':
+	case 'M':
 		shift = 20;
 		break;
-	case 'g': case 'G':
+	case 'g':
+	case 'G':
 		shift = 30;
 		break;
 	}

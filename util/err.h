@@ -5,9 +5,9 @@
 #include <stddef.h>
 
 struct kx_err {
-	int code;       /* positive errno, 0 = none */
-	int exit_code;  /* process exit status that it calls for: 125, 126 or 127; 0 = not said (125) */
-	char msg[512];  /* "what: why (remedy)" */
+	int code;      /* positive errno, 0 = none */
+	int exit_code; /* process exit status that it calls for: 125, 126 or 127; 0 = not said (125) */
+	char msg[512]; /* "what: why (remedy)" */
 };
 
 /*
@@ -17,7 +17,8 @@ struct kx_err {
 __attribute__((format(printf, 3, 4))) int kx_err_set(struct kx_err *err, int code, const char *fmt, ...);
 
 /* As kx_err_set(), and note the exit status of the process. */
-__attribute__((format(printf, 4, 5))) int kx_err_exit(struct kx_err *err, int code, int exit_code, const char *fmt, ...);
+__attribute__((format(printf, 4, 5))) int kx_err_exit(struct kx_err *err, int code, int exit_code, const char *fmt,
+						      ...);
 
 /* Put "context: " before the message that is there. Returns -err->code. */
 int kx_err_wrap(struct kx_err *err, const char *context);

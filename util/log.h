@@ -20,9 +20,9 @@ int kx_log_level_find(const char *name);
 __attribute__((format(printf, 4, 5))) void kx_log_at(struct kx_log_site *site, enum kx_log_level level,
 						     const char *module, const char *fmt, ...);
 
-#define kx_log(level, module, ...)                                           \
-	do {                                                                 \
-		static struct kx_log_site site_;                             \
-		kx_log_at(&site_, level, module, __VA_ARGS__);               \
+#define kx_log(level, module, ...) \
+	do { \
+		static struct kx_log_site site_; \
+		kx_log_at(&site_, level, module, __VA_ARGS__); \
 	} while (0)
 #endif

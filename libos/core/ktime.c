@@ -4,10 +4,7 @@
 
 #define VVAR (kt_page())
 
-int kt_clock_gettime(int clk, int64_t *sec, int64_t *nsec)
-{
-	return kt_read(VVAR, clk, sec, nsec);
-}
+int kt_clock_gettime(int clk, int64_t *sec, int64_t *nsec) { return kt_read(VVAR, clk, sec, nsec); }
 
 /* Without a valid page the host's clock source, and so its resolution, is unknown here. */
 int kt_clock_getres(int clk, int64_t *sec, int64_t *nsec)

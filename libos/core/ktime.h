@@ -100,7 +100,8 @@ static inline int kt_read_fast(const struct kx_vvar *v, int clk, int64_t *sec, i
 	uint64_t delta = kt_rdtsc() - base; /* below the base: huge, so beyond max */
 
 	__atomic_thread_fence(__ATOMIC_ACQUIRE);
-	if (__builtin_expect((seq & 1) | (delta > max) | !valid | (__atomic_load_n(&v->seq, __ATOMIC_RELAXED) != seq), 0))
+	if (__builtin_expect((seq & 1) | (delta > max) | !valid | (__atomic_load_n(&v->seq, __ATOMIC_RELAXED) != seq),
+			     0))
 		return 1;
 	n += (int64_t)(delta * mult >> 32);
 	while (__builtin_expect(n >= KT_NS_PER_SEC, 0)) {

@@ -10,8 +10,16 @@
 #define NR_futex 202
 #define FUTEX_PRIVATE 128
 #define FUTEX_CMD 127u
-enum { F_WAIT = 0, F_WAKE = 1, F_REQUEUE = 3, F_CMP_REQUEUE = 4, F_WAIT_BITSET = 9, F_WAKE_BITSET = 10,
-       F_WAIT_REQUEUE_PI = 11, F_CMP_REQUEUE_PI = 12 };
+enum {
+	F_WAIT = 0,
+	F_WAKE = 1,
+	F_REQUEUE = 3,
+	F_CMP_REQUEUE = 4,
+	F_WAIT_BITSET = 9,
+	F_WAKE_BITSET = 10,
+	F_WAIT_REQUEUE_PI = 11,
+	F_CMP_REQUEUE_PI = 12
+};
 
 int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 		  uint64_t f)
@@ -85,10 +93,7 @@ static int64_t sys_getcpu(struct kx_thread *t, struct kx_frame *f)
 
 /* ---- random ---------------------------------------------------------------------------------------------------- */
 
-static int seed(void *buf, size_t len)
-{
-	return (int)hypercall(current(), HC_seed, (uint64_t)buf, len, 0, 0, 0, 0);
-}
+static int seed(void *buf, size_t len) { return (int)hypercall(current(), HC_seed, (uint64_t)buf, len, 0, 0, 0, 0); }
 
 static int64_t sys_getrandom(struct kx_thread *t, struct kx_frame *f)
 {
@@ -198,8 +203,12 @@ static int64_t sys_sched_yield(struct kx_thread *t, struct kx_frame *f)
 static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	switch (f->orig_rax) {
-	case NR_getpid: *ret = t->pid; return true;
-	case 186: *ret = t->tid; return true;
+	case NR_getpid:
+		*ret = t->pid;
+		return true;
+	case 186:
+		*ret = t->tid;
+		return true;
 	case 110:
 	case 102:
 	case 104:
@@ -207,15 +216,28 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case 108:
 		if (t->vfork) /* the shared page speaks of the parent */
 			return false;
-		*ret = f->orig_rax == 110 ? SHARED->ppid : f->orig_rax == 102 ? SHARED->uid : f->orig_rax == 104 ?
-			SHARED->gid : f->orig_rax == 107 ? SHARED->euid : SHARED->egid;
+		*ret = f->orig_rax == 110   ? SHARED->ppid
+		       : f->orig_rax == 102 ? SHARED->uid
+		       : f->orig_rax == 104 ? SHARED->gid
+		       : f->orig_rax == 107 ? SHARED->euid
+					    : SHARED->egid;
 		return true;
-	case 158: *ret = sys_arch_prctl(f); return true;
-	case 14: *ret = sys_rt_sigprocmask(t, f); return true;
-	case 131: *ret = sys_sigaltstack(t, f); return true;
-	case 219: *ret = -KX_EINTR; return true;
+	case 158:
+		*ret = sys_arch_prctl(f);
+		return true;
+	case 14:
+		*ret = sys_rt_sigprocmask(t, f);
+		return true;
+	case 131:
+		*ret = sys_sigaltstack(t, f);
+		return true;
+	case 219:
+		*ret = -KX_EINTR;
+		return true;
 	/* Restartable sequences would need to know of every preemption of the vCPU: libcs do without. */
-	case 334: *ret = -KX_ENOSYS; return true;
+	case 334:
+		*ret = -KX_ENOSYS;
+		return true;
 	}
 	return false;
 }
@@ -226,14 +248,30 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	int64_t r;
 	t->call.nr = ~0ull;
 	switch (f->orig_rax) {
-	case 13: r = sys_rt_sigaction(t, f); break;
-	case NR_sched_yield: r = sys_sched_yield(t, f); break;
-	case NR_gettimeofday: r = sys_gettimeofday(t, f); break;
-	case 201: r = sys_time(t, f); break;
-	case NR_futex: r = sys_futex(t, f); break;
-	case 228: r = sys_clock_gettime(t, f); break;
-	case 309: r = sys_getcpu(t, f); break;
-	case 318: r = sys_getrandom(t, f); break;
+	case 13:
+		r = sys_rt_sigaction(t, f);
+		break;
+	case NR_sched_yield:
+		r = sys_sched_yield(t, f);
+		break;
+	case NR_gettimeofday:
+		r = sys_gettimeofday(t, f);
+		break;
+	case 201:
+		r = sys_time(t, f);
+		break;
+	case NR_futex:
+		r = sys_futex(t, f);
+		break;
+	case 228:
+		r = sys_clock_gettime(t, f);
+		break;
+	case 309:
+		r = sys_getcpu(t, f);
+		break;
+	case 318:
+		r = sys_getrandom(t, f);
+		break;
 	default:
 		*is_local = false;
 		/* The hypercalls of our own are no system calls. */
@@ -281,7 +319,4 @@ out:
 }
 
 /* From entry.S: kx_thread.work is set, the program is about to go on by *f. */
-void libos_work(struct kx_frame *f)
-{
-	signals_deliver(current(), f, 0);
-}
+void libos_work(struct kx_frame *f) { signals_deliver(current(), f, 0); }

@@ -5,10 +5,7 @@
 
 _Static_assert(sizeof(((struct kx_thread *)0)->rand_buf) % BLOCK == 0, "refilled by whole blocks");
 
-static uint32_t rotl(uint32_t x, int n)
-{
-	return x << n | x >> (32 - n);
-}
+static uint32_t rotl(uint32_t x, int n) { return x << n | x >> (32 - n); }
 
 static uint32_t load32(const uint8_t *p)
 {
@@ -18,12 +15,16 @@ static uint32_t load32(const uint8_t *p)
 	return x;
 }
 
-#define QUARTER(a, b, c, d)                  \
-	do {                                 \
-		a += b; d = rotl(d ^ a, 16); \
-		c += d; b = rotl(b ^ c, 12); \
-		a += b; d = rotl(d ^ a, 8);  \
-		c += d; b = rotl(b ^ c, 7);  \
+#define QUARTER(a, b, c, d) \
+	do { \
+		a += b; \
+		d = rotl(d ^ a, 16); \
+		c += d; \
+		b = rotl(b ^ c, 12); \
+		a += b; \
+		d = rotl(d ^ a, 8); \
+		c += d; \
+		b = rotl(b ^ c, 7); \
 	} while (0)
 
 static void chacha_block(const uint32_t in[16], uint32_t out[16])
@@ -55,7 +56,7 @@ void rand_wipe(void *p, size_t len)
 
 void rand_chacha20(const uint8_t key[32], uint32_t counter, const uint8_t nonce[12], uint8_t *out, size_t len)
 {
-	uint32_t in[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574}, block[16];
+	uint32_t in[16] = { 0x61707865, 0x3320646e, 0x79622d32, 0x6b206574 }, block[16];
 
 	for (int i = 0; i < 8; i++)
 		in[4 + i] = load32(key + 4 * i);

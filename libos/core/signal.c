@@ -116,10 +116,16 @@ int64_t sys_rt_sigprocmask(struct kx_thread *t, struct kx_frame *f)
 		if (user_read(&set, f->rsi, 8))
 			return -KX_EFAULT;
 		switch ((int)f->rdi) {
-		case 0: set |= old; break;
-		case 1: set = old & ~set; break;
-		case 2: break;
-		default: return -KX_EINVAL;
+		case 0:
+			set |= old;
+			break;
+		case 1:
+			set = old & ~set;
+			break;
+		case 2:
+			break;
+		default:
+			return -KX_EINVAL;
 		}
 		set_mask(t, set);
 	}
@@ -235,20 +241,46 @@ static int restore_fpu(uint64_t area)
 
 static void to_context(struct sigcontext *m, const struct kx_frame *f)
 {
-	m->r8 = f->r8; m->r9 = f->r9; m->r10 = f->r10; m->r11 = f->r11;
-	m->r12 = f->r12; m->r13 = f->r13; m->r14 = f->r14; m->r15 = f->r15;
-	m->rdi = f->rdi; m->rsi = f->rsi; m->rbp = f->rbp; m->rbx = f->rbx;
-	m->rdx = f->rdx; m->rax = f->rax; m->rcx = f->rcx; m->rsp = f->rsp;
-	m->rip = f->rip; m->eflags = f->rflags;
-	m->cs = 0x33; m->ss = 0x2b;
+	m->r8 = f->r8;
+	m->r9 = f->r9;
+	m->r10 = f->r10;
+	m->r11 = f->r11;
+	m->r12 = f->r12;
+	m->r13 = f->r13;
+	m->r14 = f->r14;
+	m->r15 = f->r15;
+	m->rdi = f->rdi;
+	m->rsi = f->rsi;
+	m->rbp = f->rbp;
+	m->rbx = f->rbx;
+	m->rdx = f->rdx;
+	m->rax = f->rax;
+	m->rcx = f->rcx;
+	m->rsp = f->rsp;
+	m->rip = f->rip;
+	m->eflags = f->rflags;
+	m->cs = 0x33;
+	m->ss = 0x2b;
 }
 
 static void from_context(struct kx_frame *f, const struct sigcontext *m)
 {
-	f->r8 = m->r8; f->r9 = m->r9; f->r10 = m->r10; f->r11 = m->r11;
-	f->r12 = m->r12; f->r13 = m->r13; f->r14 = m->r14; f->r15 = m->r15;
-	f->rdi = m->rdi; f->rsi = m->rsi; f->rbp = m->rbp; f->rbx = m->rbx;
-	f->rdx = m->rdx; f->rax = m->rax; f->rcx = m->rcx; f->rsp = m->rsp;
+	f->r8 = m->r8;
+	f->r9 = m->r9;
+	f->r10 = m->r10;
+	f->r11 = m->r11;
+	f->r12 = m->r12;
+	f->r13 = m->r13;
+	f->r14 = m->r14;
+	f->r15 = m->r15;
+	f->rdi = m->rdi;
+	f->rsi = m->rsi;
+	f->rbp = m->rbp;
+	f->rbx = m->rbx;
+	f->rdx = m->rdx;
+	f->rax = m->rax;
+	f->rcx = m->rcx;
+	f->rsp = m->rsp;
 	f->rip = m->rip;
 	f->rflags = (f->rflags & ~FLAGS_USER) | (m->eflags & FLAGS_USER);
 }
@@ -267,12 +299,13 @@ static int make_frame(struct kx_thread *t, struct kx_frame *f, const struct kx_s
 	fp = (sp - SHARED->xsave_size - 4) & ~63ull;
 	sp = ((fp - sizeof fr) & ~15ull) - 8;
 	/* A frame that would run out of the alternate stack is a fault, not an overwrite of what is below. */
-	if (nested_alt && !(t->altstack_flags & SS_AUTODISARM) && (sp < t->altstack_sp || sp > t->altstack_sp + t->altstack_size))
+	if (nested_alt && !(t->altstack_flags & SS_AUTODISARM) &&
+	    (sp < t->altstack_sp || sp > t->altstack_sp + t->altstack_size))
 		return -KX_EFAULT;
 	fr.pretcode = a->restorer;
 	fr.uc.flags = UC_FLAGS;
-	fr.uc.stack = (struct stack){ t->altstack_sp, altstack_state(t, f->rsp) | (t->altstack_flags & SS_AUTODISARM), 0,
-				      t->altstack_size };
+	fr.uc.stack = (struct stack){ t->altstack_sp, altstack_state(t, f->rsp) | (t->altstack_flags & SS_AUTODISARM),
+				      0, t->altstack_size };
 	to_context(&fr.uc.mc, f);
 	fr.uc.mc.err = s->err;
 	fr.uc.mc.trapno = s->trapno;

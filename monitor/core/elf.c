@@ -13,17 +13,28 @@
 static const char *machine_name(unsigned m)
 {
 	switch (m) {
-	case EM_386: return "i386";
-	case EM_MIPS: return "MIPS";
-	case EM_PPC: return "PowerPC";
-	case EM_PPC64: return "64-bit PowerPC";
-	case EM_S390: return "S/390";
-	case EM_ARM: return "ARM";
-	case EM_AARCH64: return "64-bit ARM";
-	case EM_RISCV: return "RISC-V";
-	case EM_IA_64: return "Itanium";
-	case 258: return "LoongArch";
-	default: return NULL;
+	case EM_386:
+		return "i386";
+	case EM_MIPS:
+		return "MIPS";
+	case EM_PPC:
+		return "PowerPC";
+	case EM_PPC64:
+		return "64-bit PowerPC";
+	case EM_S390:
+		return "S/390";
+	case EM_ARM:
+		return "ARM";
+	case EM_AARCH64:
+		return "64-bit ARM";
+	case EM_RISCV:
+		return "RISC-V";
+	case EM_IA_64:
+		return "Itanium";
+	case 258:
+		return "LoongArch";
+	default:
+		return NULL;
 	}
 }
 
@@ -139,8 +150,10 @@ static int add_segment(struct elf_image *im, const Elf64_Phdr *ph, unsigned n, s
 			return bad(err, "truncated: segment %u ends after byte %llu of the file " DAMAGED, n,
 				   (unsigned long long)im->file_size);
 		if ((ph->p_offset ^ ph->p_vaddr) & (ELF_PAGE - 1))
-			return bad(err, "segment %u: address and file offset differ within the page "
-					"(link it with -z max-page-size=4096)", n);
+			return bad(err,
+				   "segment %u: address and file offset differ within the page "
+				   "(link it with -z max-page-size=4096)",
+				   n);
 	}
 	if (ph->p_align & (ph->p_align - 1))
 		return bad(err, "segment %u: alignment 0x%llx is no power of two " DAMAGED, n,
@@ -167,7 +180,10 @@ static int add_segment(struct elf_image *im, const Elf64_Phdr *ph, unsigned n, s
 		im->phdr = im->phoff - ph->p_offset + ph->p_vaddr;
 	}
 	im->seg[im->nr_seg++] = (struct elf_segment){
-		.vaddr = ph->p_vaddr, .memsz = ph->p_memsz, .off = ph->p_offset, .filesz = ph->p_filesz,
+		.vaddr = ph->p_vaddr,
+		.memsz = ph->p_memsz,
+		.off = ph->p_offset,
+		.filesz = ph->p_filesz,
 		.flags = ph->p_flags & (PF_R | PF_W | PF_X),
 	};
 	return 0;
@@ -178,10 +194,11 @@ static int check_image(const struct elf_image *im, struct kx_err *err)
 	if (!im->nr_seg)
 		return bad(err, "no loadable segment: nothing to run (link it into a program first)");
 	if (!im->dyn && (im->low < KX_USER_MIN || im->high > KX_USER_END))
-		return bad(err, "linked to addresses 0x%llx to 0x%llx: KylinX has 0x%llx to 0x%llx "
-				"(link it with -pie, or to other addresses)",
-			   (unsigned long long)im->low, (unsigned long long)im->high,
-			   (unsigned long long)KX_USER_MIN, (unsigned long long)KX_USER_END);
+		return bad(err,
+			   "linked to addresses 0x%llx to 0x%llx: KylinX has 0x%llx to 0x%llx "
+			   "(link it with -pie, or to other addresses)",
+			   (unsigned long long)im->low, (unsigned long long)im->high, (unsigned long long)KX_USER_MIN,
+			   (unsigned long long)KX_USER_END);
 	/* With an interpreter the entry is only a number that it is told. */
 	if (im->interp[0])
 		return 0;

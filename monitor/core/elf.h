@@ -15,27 +15,27 @@
 #include "../../util/err.h"
 
 #define ELF_PAGE 4096ul
-#define ELF_PHDRS_MAX 65536ul         /* bytes of program headers, as Linux */
-#define ELF_SEG_MAX 256               /* loadable segments (usual: 2 to 6) */
-#define ELF_INTERP_MAX 4096           /* PATH_MAX, with the NUL */
-#define ELF_SPAN_MAX (64ull << 30)    /* first to last byte of the image */
+#define ELF_PHDRS_MAX 65536ul      /* bytes of program headers, as Linux */
+#define ELF_SEG_MAX 256            /* loadable segments (usual: 2 to 6) */
+#define ELF_INTERP_MAX 4096        /* PATH_MAX, with the NUL */
+#define ELF_SPAN_MAX (64ull << 30) /* first to last byte of the image */
 #define ELF_ALIGN_MAX (1ull << 30)
 
 struct elf_segment {
-	uint64_t vaddr, memsz;  /* memsz > 0; before relocation */
-	uint64_t off, filesz;   /* filesz <= memsz; off is page-congruent to vaddr unless filesz == 0 */
-	uint32_t flags;         /* PF_R, PF_W, PF_X */
+	uint64_t vaddr, memsz; /* memsz > 0; before relocation */
+	uint64_t off, filesz;  /* filesz <= memsz; off is page-congruent to vaddr unless filesz == 0 */
+	uint32_t flags;        /* PF_R, PF_W, PF_X */
 };
 
 struct elf_image {
-	bool dyn;               /* ET_DYN: may be anywhere; else at its own addresses */
-	bool exec_stack;        /* PT_GNU_STACK asks for it (without one: no, as Linux on x86-64) */
-	bool has_phdr;          /* the program headers are in memory, at `phdr` */
+	bool dyn;        /* ET_DYN: may be anywhere; else at its own addresses */
+	bool exec_stack; /* PT_GNU_STACK asks for it (without one: no, as Linux on x86-64) */
+	bool has_phdr;   /* the program headers are in memory, at `phdr` */
 	uint64_t file_size, entry, phoff;
 	uint32_t phnum;
-	uint64_t phdr;          /* before relocation */
-	uint64_t low, high;     /* extent in whole pages, before relocation */
-	uint64_t align;         /* greatest alignment that a segment asks for; >= ELF_PAGE, power of two */
+	uint64_t phdr;      /* before relocation */
+	uint64_t low, high; /* extent in whole pages, before relocation */
+	uint64_t align;     /* greatest alignment that a segment asks for; >= ELF_PAGE, power of two */
 	uint32_t nr_seg;
 	struct elf_segment seg[ELF_SEG_MAX]; /* ascending, disjoint (neighbours may share a page) */
 	char interp[ELF_INTERP_MAX];         /* "" = none */

@@ -120,12 +120,24 @@ static int write_all(int fd, const void *p, size_t n)
 static int state_write(const char *program, int program_fd, const struct strings *argv, const struct strings *envp,
 		       struct thread *t)
 {
-	struct exec_state st = { .magic = EXEC_MAGIC, .size = sizeof st, .kvm_fd = pvm.kvm_fd, .proc_fd = pvm.proc_fd,
-				 .exe_fd = pvm.exe_fd, .family_fd = pvm.family_fd, .log_fd = pvm.log_fd,
-				 .trace_fd = pvm.cfg->strace ? strace_fd() : -1, .program_fd = program_fd,
-				 .fd_limit = pvm.fd_limit, .argc = argv->n, .envc = envp->n, .memory = pvm.cfg->memory,
-				 .sigmask = t->area->sigmask, .cpus = pvm.cfg->cpus, .strace = pvm.cfg->strace,
-				 .is_child = pvm.is_child || t->pid != pvm.pid, .log_level = kx_log_level_find(pvm.cfg->log_level) };
+	struct exec_state st = { .magic = EXEC_MAGIC,
+				 .size = sizeof st,
+				 .kvm_fd = pvm.kvm_fd,
+				 .proc_fd = pvm.proc_fd,
+				 .exe_fd = pvm.exe_fd,
+				 .family_fd = pvm.family_fd,
+				 .log_fd = pvm.log_fd,
+				 .trace_fd = pvm.cfg->strace ? strace_fd() : -1,
+				 .program_fd = program_fd,
+				 .fd_limit = pvm.fd_limit,
+				 .argc = argv->n,
+				 .envc = envp->n,
+				 .memory = pvm.cfg->memory,
+				 .sigmask = t->area->sigmask,
+				 .cpus = pvm.cfg->cpus,
+				 .strace = pvm.cfg->strace,
+				 .is_child = pvm.is_child || t->pid != pvm.pid,
+				 .log_level = kx_log_level_find(pvm.cfg->log_level) };
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -167,7 +179,13 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	snprintf(number, sizeof number, "%d", fd);
 	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
 	give_signals_back(t);
-	const int kept[] = { fd, pvm.kvm_fd, pvm.proc_fd, pvm.exe_fd, pvm.family_fd, pvm.log_fd, program_fd,
+	const int kept[] = { fd,
+			     pvm.kvm_fd,
+			     pvm.proc_fd,
+			     pvm.exe_fd,
+			     pvm.family_fd,
+			     pvm.log_fd,
+			     program_fd,
 			     pvm.cfg->strace ? strace_fd() : -1 };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
@@ -192,7 +210,8 @@ static int program_descriptor(struct hcall *c, const char *path, int flags)
 		fd = fcntl(dirfd, F_DUPFD_CLOEXEC, 3);
 	} else {
 		struct stat st;
-		if (flags & AT_SYMLINK_NOFOLLOW && !fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) && S_ISLNK(st.st_mode))
+		if (flags & AT_SYMLINK_NOFOLLOW && !fstatat(dirfd, path, &st, AT_SYMLINK_NOFOLLOW) &&
+		    S_ISLNK(st.st_mode))
 			return -ELOOP;
 		if (*path == '/' || dirfd == AT_FDCWD)
 			return -1;

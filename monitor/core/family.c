@@ -15,7 +15,8 @@ int family_init(int fd, struct kx_err *err)
 	if (fd < 0) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
 		if (fd < 0 || ftruncate(fd, size))
-			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)", strerror(errno));
+			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
+					  strerror(errno));
 		if ((fd = fd_hide(fd)) < 0)
 			return kx_err_set(err, -fd, "family: no descriptor left (raise `ulimit -n`)");
 	}

@@ -55,7 +55,8 @@ static bool may_retry(struct thread *t, uint64_t rip)
 	return t->fault_repeat++ < REPEAT_MAX;
 }
 
-static int raise_signal(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err, uint64_t cr2)
+static int raise_signal(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err,
+			uint64_t cr2)
 {
 	t->fault_rip = 0;
 	sig_force(t, signo, code, addr, trapno, err, cr2);
@@ -137,9 +138,12 @@ int fault_exception(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t
 		if (guest_read(code, r->rip, 2) == 0 && code[0] == 0xcd)
 			return raise_signal(t, SIGSEGV, CODE_KERNEL, 0, 13, code[1] * 8 + 2, cr2);
 		return raise_signal(t, SIGILL, ILL_ILLOPN, r->rip, vec, 0, cr2);
-	case 10: case 11: case 12:
+	case 10:
+	case 11:
+	case 12:
 		return raise_signal(t, SIGBUS, CODE_KERNEL, 0, vec, err, cr2);
-	case 16: case 19:
+	case 16:
+	case 19:
 		return raise_signal(t, SIGFPE, fpe_code(t, vec), r->rip, vec, 0, cr2);
 	case 17:
 		return raise_signal(t, SIGBUS, BUS_ADRALN, 0, vec, err, cr2);
@@ -216,8 +220,9 @@ static bool blame_gather(struct decode *d, struct thread *t, const ZydisDecodedO
 	int index = o->mem.index, lanes = d->ins.avx.vector_length / 8 / 4;
 	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &x) < 0)
 		return false;
-	int reg = index >= ZYDIS_REGISTER_ZMM0 ? index - ZYDIS_REGISTER_ZMM0 :
-		  index >= ZYDIS_REGISTER_YMM0 ? index - ZYDIS_REGISTER_YMM0 : index - ZYDIS_REGISTER_XMM0;
+	int reg = index >= ZYDIS_REGISTER_ZMM0   ? index - ZYDIS_REGISTER_ZMM0
+		  : index >= ZYDIS_REGISTER_YMM0 ? index - ZYDIS_REGISTER_YMM0
+						 : index - ZYDIS_REGISTER_XMM0;
 	const uint8_t *area = (const uint8_t *)x.region;
 	uint8_t v[64] = { 0 };
 	if (reg < 16) { /* SDM vol. 1, 13.4 and 13.5, standard form */
@@ -311,7 +316,8 @@ int fault_access(struct thread *t, struct kvm_regs *r, uint64_t fs_base, uint64_
 	d.fs_base = fs_base;
 	d.gs_base = gs_base;
 	if (find_culprit(t, r, &d)) {
-		uint64_t err = 4 | (d.write ? PF_WRITE : 0) | (d.fetch ? PF_FETCH : 0) | (d.code == SEGV_ACCERR ? PF_PRESENT : 0);
+		uint64_t err = 4 | (d.write ? PF_WRITE : 0) | (d.fetch ? PF_FETCH : 0) |
+			       (d.code == SEGV_ACCERR ? PF_PRESENT : 0);
 		return raise_signal(t, d.signo, d.code, d.addr, 14, err, d.addr);
 	}
 	/* Nothing is wrong any more: another thread changed the map meanwhile. */

@@ -209,7 +209,8 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	memcpy((uint8_t *)c->area + KX_AREA_ACTIONS, actions_of(t), 65 * sizeof(struct kx_sigaction));
 	c->area->actions = c->area_gva + KX_AREA_ACTIONS;
 	c->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
-	uint8_t *stack = mmap(NULL, VFORK_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	uint8_t *stack = mmap(NULL, VFORK_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1,
+			      0);
 	if (stack == MAP_FAILED) {
 		thread_pool_put(c);
 		return -ENOMEM;
@@ -236,13 +237,13 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 int64_t process_create(struct thread *t, const struct fork_args *a)
 {
 	const uint64_t known = CLONE_VM | CLONE_VFORK | CLONE_FS | CLONE_FILES | CLONE_SETTLS | CLONE_PARENT_SETTID |
-			       CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLONE_SYSVSEM | CLONE_DETACHED |
-			       CLONE_CLEAR_SIGHAND | CLONE_IO | CLONE_UNTRACED;
+			       CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLONE_SYSVSEM |
+			       CLONE_DETACHED | CLONE_CLEAR_SIGHAND | CLONE_IO | CLONE_UNTRACED;
 	bool vm = a->flags & CLONE_VM, vf = a->flags & CLONE_VFORK;
 	if (a->flags >> 34) /* behind CLONE_INTO_CGROUP */
 		return -EINVAL;
-	if (a->flags & CLONE_THREAD || a->flags & (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC |
-						   CLONE_NEWUTS | CLONE_NEWCGROUP))
+	if (a->flags & CLONE_THREAD || a->flags & (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWNET |
+						   CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP))
 		return a->flags & CLONE_THREAD ? -EINVAL : -EPERM;
 	if (a->flags & ~known || (vm && !vf) || (!vm && (a->flags & (CLONE_FILES | CLONE_FS | CLONE_SIGHAND))) ||
 	    (!vm && a->exit_signal != SIGCHLD) || (a->flags & CLONE_SIGHAND)) {

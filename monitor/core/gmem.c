@@ -38,7 +38,7 @@
 #define SLOT_MAX GiB
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
-#define REGION_MAX 65530 /* vm.max_map_count's default */
+#define REGION_MAX 65530      /* vm.max_map_count's default */
 
 static struct gmem_region *regions;
 static size_t nr_regions, cap_regions;
@@ -154,10 +154,7 @@ static uint64_t heap_bytes(uint64_t start, uint64_t end)
  * 2 MiB pages make first touch and fork cheap and waste what is not used of them: for mappings that are large, and
  * for all that could hold one once the program has become large.
  */
-static bool huge_pays(uint64_t len)
-{
-	return len >= HUGE_ALONE || (len >= HUGE && heap_used >= HUGE_FROM);
-}
+static bool huge_pays(uint64_t len) { return len >= HUGE_ALONE || (len >= HUGE && heap_used >= HUGE_FROM); }
 
 /* May [start, end) become a mapping of that kind under --memory? */
 static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
@@ -251,8 +248,9 @@ static uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t al
 
 static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
 {
-	struct kvm_userspace_memory_region r = { .slot = id, .guest_phys_addr = gpa, .memory_size = size,
-						 .userspace_addr = (uint64_t)pvm.base + gpa };
+	struct kvm_userspace_memory_region r = {
+		.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)pvm.base + gpa
+	};
 	return ioctl(pvm.vm_fd, KVM_SET_USER_MEMORY_REGION, &r) < 0 ? -errno : 0;
 }
 
@@ -578,10 +576,11 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 			if (!t)
 				t = find_free(low, high, size, PAGE);
 			if (t && region_reserve(3) == 0 && pt_set(t, t + size, true, true) == 0 &&
-			    mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
-				    MAP_FAILED) {
+			    mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+				 0) != MAP_FAILED) {
 				memset(gva_ptr(t), 0xcc, size);
-				region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+				region_set(t, t + size, PROT_READ | PROT_EXEC,
+					   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 				if (patch_apply(gva_ptr(gva), len, gva, &plan, gva_ptr(t), t, size) == 0)
 					sites_add(plan.sites, plan.n);
 				mprotect(gva_ptr(t), size, PROT_READ);
@@ -606,8 +605,8 @@ static int host_prot(int prot)
 /* Give [start, end) back to the reservation. */
 static int host_release(uint64_t start, uint64_t end)
 {
-	void *p = mmap(gva_ptr(start), end - start, PROT_NONE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	void *p = mmap(gva_ptr(start), end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+		       -1, 0);
 	return p == MAP_FAILED ? -errno : 0;
 }
 
@@ -832,7 +831,8 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!within_limit(old + old_len, old + new_len, r.prot, r.flags))
 			return -ENOMEM;
 		if (r.end == old + old_len && gva_ok(old, new_len) && range_free(old + old_len, old + new_len)) {
-			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot & PROT_EXEC, false) : 0;
+			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot & PROT_EXEC, false)
+						    : 0;
 			if (x)
 				return x;
 			/* The reservation makes room; nothing else of this process is ever placed here. */
@@ -851,7 +851,8 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	}
 	if (flags & MREMAP_FIXED) {
 		if ((new_addr & (PAGE - 1)) || !gva_ok(new_addr, new_len) || new_addr < KX_USER_MIN ||
-		    (new_addr < old + old_len && old < new_addr + new_len) || range_has_tramp(new_addr, new_addr + new_len))
+		    (new_addr < old + old_len && old < new_addr + new_len) ||
+		    range_has_tramp(new_addr, new_addr + new_len))
 			return -EINVAL;
 	} else {
 		new_addr = place((flags & MREMAP_DONTUNMAP) ? ALIGN_DOWN(new_addr, PAGE) : 0, new_len, 0,
@@ -859,7 +860,9 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!new_addr)
 			return -ENOMEM;
 	}
-	int x = r.prot != PROT_NONE ? pt_set(new_addr, new_addr + new_len, r.prot & PROT_EXEC, !(r.flags & MAP_ANONYMOUS)) : 0;
+	int x = r.prot != PROT_NONE
+			? pt_set(new_addr, new_addr + new_len, r.prot & PROT_EXEC, !(r.flags & MAP_ANONYMOUS))
+			: 0;
 	if (x)
 		return x;
 	if (mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
@@ -901,7 +904,8 @@ uint64_t gmem_brk(uint64_t addr)
 						  : -ENOMEM;
 			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
 			if (r >= 0 && want - brk_start >= HUGE_ALONE && want - cur < HUGE_ALONE)
-				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE), MADV_HUGEPAGE);
+				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE),
+					MADV_HUGEPAGE);
 		} else if (want < cur) {
 			r = do_munmap(want, cur - want);
 		}
@@ -1071,7 +1075,8 @@ int gmem_init(struct kx_err *err)
 			break;
 	}
 	if (!pvm.base)
-		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)", strerror(errno));
+		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
+				  strerror(errno));
 	madvise(pvm.base, KX_SPACE_SIZE, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
 	file_high = FILE_HIGH - random_below(4096) * HUGE;

@@ -54,7 +54,7 @@ uint64_t gmem_pc_to_resume(uint64_t rip);
 
 /* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */
 uint64_t gmem_sys_alloc(unsigned pages);
-#define GMEM_SYS_VA(gpa) ((gpa) - KX_SYS_BASE + 0xffffffff80000000ull)
+#define GMEM_SYS_VA(gpa) ((gpa)-KX_SYS_BASE + 0xffffffff80000000ull)
 /* Offsets in the system region. */
 #define GMEM_PML4 0x0000
 #define GMEM_IDT 0x4000

@@ -86,8 +86,8 @@ static int check_path(struct hcall *c, int i)
 
 static int check_iov(struct hcall *c, int i)
 {
-	uint64_t n = c->row->arg[c->row->arg[i].aux].kind == KX_A_SIZE ? c->arg[c->row->arg[i].aux] :
-									 (uint32_t)c->arg[c->row->arg[i].aux];
+	uint64_t n = c->row->arg[c->row->arg[i].aux].kind == KX_A_SIZE ? c->arg[c->row->arg[i].aux]
+								       : (uint32_t)c->arg[c->row->arg[i].aux];
 	uint64_t total = 0;
 	if (n > IOV_LIMIT)
 		return -EINVAL;
@@ -172,14 +172,16 @@ int64_t hc_FWD(struct hcall *c)
 	for (int i = 0; i < 6; i++)
 		if (c->proc[i])
 			return vfs_proc_generic(c);
-	long (*call)(long, long, long, long, long, long, long) =
-		c->row->flags & KX_F_BLOCK ? host_call_blocking : host_call;
+	long (*call)(long, long, long, long, long, long, long) = c->row->flags & KX_F_BLOCK ? host_call_blocking
+											    : host_call;
 	int64_t r = call(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], c->host[4], c->host[5]);
 	if (r == -EINTR && c->t->sig_stop && has_timeout(c))
 		return KX_NORESTART_EINTR;
 	/* What gives descriptors among the forwarded calls. */
 	switch (c->nr) {
-	case SYS_epoll_create: case SYS_epoll_create1: case SYS_timerfd_create:
+	case SYS_epoll_create:
+	case SYS_epoll_create1:
+	case SYS_timerfd_create:
 		return fd_result(r);
 	}
 	return r;
@@ -328,7 +330,8 @@ static bool mask_may_lag(uint64_t nr)
 static void traced(struct hcall *c, int64_t ret)
 {
 	if (!is_private(c->nr))
-		strace_call(c->t, c->row, c->nr, c->arg, ret == -KX_ERESTART || ret == -KX_ERESTART_NOHAND ? -EINTR : ret,
+		strace_call(c->t, c->row, c->nr, c->arg,
+			    ret == -KX_ERESTART || ret == -KX_ERESTART_NOHAND ? -EINTR : ret,
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
 }
 

@@ -26,7 +26,7 @@ struct hcall {
 	struct thread *t;
 	const struct hc_row *row;
 	uint64_t nr;
-	uint64_t arg[6];  /* as the guest gave them (INT/FD kinds: take (int)arg) */
+	uint64_t arg[6]; /* as the guest gave them (INT/FD kinds: take (int)arg) */
 	/* After the check, by argument: what to hand to the host. Buffers and structs: host address inside guest
 	 * memory, range-checked (the kernel may still find it unmapped: -EFAULT). PATH*, STR: host copy. IOV*: host
 	 * copy of the vector with translated bases. ATFD belonging to a PATH may have been replaced. Numbers: same. */
@@ -34,7 +34,7 @@ struct hcall {
 	/* PATH arguments: set when the path names an emulated file (monitor/dev/procfs.c); NULL else.
 	 * Relative to the root of procfs ("self/maps"), normalised. Handlers that can't serve it: -EACCES. */
 	const char *proc[6];
-	char *path_buf[2];   /* PATH_MAX each, from the thread's scratch */
+	char *path_buf[2]; /* PATH_MAX each, from the thread's scratch */
 	int nr_paths;
 	struct iovec *iov;
 	bool traced;

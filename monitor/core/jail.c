@@ -38,20 +38,20 @@
 
 /* How to graft */
 #define G_RO 1
-#define G_DEV 2  /* device nodes work */
-#define G_ONE 4  /* without the mounts below it */
-#define G_OPT 8  /* nothing to do when the source isn't there */
+#define G_DEV 2 /* device nodes work */
+#define G_ONE 4 /* without the mounts below it */
+#define G_OPT 8 /* nothing to do when the source isn't there */
 
 #define HOST_RO (G_RO | G_OPT)
 
 struct jail {
 	const struct kx_config *cfg;
 	struct kx_err *err;
-	int root;    /* descriptor of the new root */
-	dev_t dev;   /* its file system */
+	int root;  /* descriptor of the new root */
+	dev_t dev; /* its file system */
 	bool userns;
-	char *mounts;        /* copy of /proc/self/mountinfo, read when needed */
-	char cwd[PATH_MAX];  /* "/" when it can't be told */
+	char *mounts;       /* copy of /proc/self/mountinfo, read when needed */
+	char cwd[PATH_MAX]; /* "/" when it can't be told */
 };
 
 static int fail(struct jail *j, const char *what)
@@ -385,7 +385,9 @@ static int dev_make(struct jail *j)
 static int sys_make(struct jail *j)
 {
 	static const char *const show[] = {
-		"/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/devices/system/clocksource",
+		"/sys/devices/system/cpu",
+		"/sys/devices/system/node",
+		"/sys/devices/system/clocksource",
 		"/sys/kernel/mm/transparent_hugepage",
 	};
 	EACH(i, show)
@@ -416,8 +418,10 @@ static int top_make(struct jail *j, const char *dir, const char *name)
 	if (!S_ISDIR(st.st_mode) && !S_ISREG(st.st_mode))
 		return 0;
 	if (j->cfg->root && holds_proc(j, src))
-		return kx_err_set(j->err, EINVAL, "--root %s: a procfs is mounted below %s (unmount it, or copy "
-				  "the image)", j->cfg->root, src);
+		return kx_err_set(j->err, EINVAL,
+				  "--root %s: a procfs is mounted below %s (unmount it, or copy "
+				  "the image)",
+				  j->cfg->root, src);
 	return graft(j, src, dst, G_RO) ? fail(j, src) : 0;
 }
 
@@ -567,8 +571,10 @@ static int volume_make(struct jail *j, const struct kx_volume *v)
 	if (!realpath(v->src, src) || stat(src, &st))
 		return kx_err_set(j->err, errno, "--volume %s:%s: %s (check SRC)", v->src, v->dst, strerror(errno));
 	if (!path_clean("/", v->dst, dst) || !dst[1] || path_under(dst, "/proc"))
-		return kx_err_set(j->err, EINVAL, "--volume %s:%s: cannot be mounted there (choose a DST other than / "
-				  "and outside /proc)", v->src, v->dst);
+		return kx_err_set(j->err, EINVAL,
+				  "--volume %s:%s: cannot be mounted there (choose a DST other than / "
+				  "and outside /proc)",
+				  v->src, v->dst);
 	if (holds_proc(j, src))
 		return kx_err_set(j->err, EINVAL, "--volume %s:%s: holds a procfs (choose a directory without one)",
 				  v->src, v->dst);
@@ -670,7 +676,8 @@ static int root_switch(struct jail *j)
 {
 	if (fchdir(j->root) || syscall(SYS_pivot_root, ".", ".")) {
 		if (errno == EINVAL)
-			return kx_err_set(j->err, EINVAL, "jail: pivot_root: not possible inside chroot or on an "
+			return kx_err_set(j->err, EINVAL,
+					  "jail: pivot_root: not possible inside chroot or on an "
 					  "initramfs (start KylinX from a mounted root file system)");
 		return fail(j, "pivot_root");
 	}
@@ -682,8 +689,8 @@ static int root_switch(struct jail *j)
 }
 
 static const unsigned char kept_caps[] = {
-	CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP,
-	CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYS_CHROOT, CAP_AUDIT_WRITE, CAP_SETFCAP,
+	CAP_CHOWN,   CAP_DAC_OVERRIDE,     CAP_FOWNER,  CAP_FSETID,     CAP_KILL,        CAP_SETGID,  CAP_SETUID,
+	CAP_SETPCAP, CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYS_CHROOT, CAP_AUDIT_WRITE, CAP_SETFCAP,
 };
 
 static int caps_drop(struct jail *j)
@@ -697,7 +704,7 @@ static int caps_drop(struct jail *j)
 	for (unsigned c = 0; c < 64; c++)
 		if (!(keep[c / 32] & 1u << c % 32) && prctl(PR_CAPBSET_DROP, c, 0, 0, 0)) {
 			if (errno == EINVAL)
-				break; /* the last that the kernel knows was before */
+				break;      /* the last that the kernel knows was before */
 			if (errno != EPERM) /* without SETPCAP it can't be changed, and no_new_privs makes it moot */
 				return fail(j, "cannot drop capabilities");
 		}

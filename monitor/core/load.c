@@ -81,13 +81,19 @@ static const char *remedy(int e)
 {
 	switch (e) {
 	case ENOENT:
-	case ENOTDIR: return "not found (give its path, or a name that is in PATH)";
-	case EACCES: return "permission denied (make it readable and executable: chmod a+rx)";
-	case ELOOP: return "too many symbolic links (check where it leads)";
-	case ENAMETOOLONG: return "path too long (use a shorter one)";
+	case ENOTDIR:
+		return "not found (give its path, or a name that is in PATH)";
+	case EACCES:
+		return "permission denied (make it readable and executable: chmod a+rx)";
+	case ELOOP:
+		return "too many symbolic links (check where it leads)";
+	case ENAMETOOLONG:
+		return "path too long (use a shorter one)";
 	case EMFILE:
-	case ENFILE: return "too many open files (close some, or raise ulimit -n)";
-	default: return strerror(e);
+	case ENFILE:
+		return "too many open files (close some, or raise ulimit -n)";
+	default:
+		return strerror(e);
 	}
 }
 
@@ -98,10 +104,7 @@ static int fail(struct kx_err *err, int e, const char *name)
 	return kx_err_exit(err, e, status, "%s: %s", SHOW(name), remedy(e));
 }
 
-static int no_memory(struct kx_err *err)
-{
-	return kx_err_exit(err, ENOMEM, 125, "no memory left on the host");
-}
+static int no_memory(struct kx_err *err) { return kx_err_exit(err, ENOMEM, 125, "no memory left on the host"); }
 
 /* ---- files ---------------------------------------------------------------------------------------------- */
 
@@ -230,15 +233,9 @@ static int file_open(struct load_file *f, const char *path, int exe_fd, struct k
 
 /* ---- scripts -------------------------------------------------------------------------------------------- */
 
-static bool is_script(const struct load_file *f)
-{
-	return f->head_len >= 2 && f->head[0] == '#' && f->head[1] == '!';
-}
+static bool is_script(const struct load_file *f) { return f->head_len >= 2 && f->head[0] == '#' && f->head[1] == '!'; }
 
-static bool is_blank(char c)
-{
-	return c == ' ' || c == '\t';
-}
+static bool is_blank(char c) { return c == ' ' || c == '\t'; }
 
 /*
  * Split the #! line of f, copied to line, into the interpreter and its one argument (NULL = none); the rest of the
@@ -301,15 +298,21 @@ static int open_program(struct load_plan *p, const char *path, int exe_fd, const
 
 	for (unsigned depth = 0; !r && is_script(&p->prog); depth++) {
 		if (depth == LOAD_SCRIPT_DEPTH)
-			return kx_err_exit(err, ELOOP, 126, "%s: more than %d scripts that interpret each other "
-					   "(name a program in the #! line)", SHOW(path), LOAD_SCRIPT_DEPTH);
+			return kx_err_exit(err, ELOOP, 126,
+					   "%s: more than %d scripts that interpret each other "
+					   "(name a program in the #! line)",
+					   SHOW(path), LOAD_SCRIPT_DEPTH);
 		r = script_split(&p->prog, p->script[depth], &name, &arg);
 		if (r == -ENAMETOOLONG)
-			return kx_err_exit(err, ENOEXEC, 126, "%s: #! line is longer than 255 characters "
-					   "(use a shorter path)", SHOW(path));
+			return kx_err_exit(err, ENOEXEC, 126,
+					   "%s: #! line is longer than 255 characters "
+					   "(use a shorter path)",
+					   SHOW(path));
 		if (r)
-			return kx_err_exit(err, ENOEXEC, 126, "%s: #! line names no interpreter "
-					   "(write one, as in #!/bin/sh)", SHOW(path));
+			return kx_err_exit(err, ENOEXEC, 126,
+					   "%s: #! line names no interpreter "
+					   "(write one, as in #!/bin/sh)",
+					   SHOW(path));
 		script_push(p, name, arg, path);
 		file_close(&p->prog);
 		struct kx_err sub = { 0 };
@@ -343,8 +346,10 @@ static int open_interp(struct load_plan *p, const char *path, struct kx_err *err
 		return 0;
 	r = file_open(&p->interp, name, -1, &sub);
 	if (r == -ENOENT || r == -ENOTDIR)
-		return kx_err_exit(err, -r, 127, "%s: its loader %s is not found (install the C library that it was "
-				   "linked to)", SHOW(path), SHOW(name));
+		return kx_err_exit(err, -r, 127,
+				   "%s: its loader %s is not found (install the C library that it was "
+				   "linked to)",
+				   SHOW(path), SHOW(name));
 	if (r)
 		return kx_err_exit(err, -r, sub.exit_code, "%s: its loader %s", SHOW(path), sub.msg);
 	r = elf_parse(p->interp.head, p->interp.head_len, p->interp.size, &p->interp.img, &sub);
@@ -396,7 +401,8 @@ static int count_args(struct load_plan *p, struct kx_err *err)
 		p->envc++;
 	}
 	if (!ok || p->string_bytes + (p->argc + p->envc) * 8 > limit)
-		return kx_err_exit(err, E2BIG, 126, "%s: argument list too long: arguments and environment are limited "
+		return kx_err_exit(err, E2BIG, 126,
+				   "%s: argument list too long: arguments and environment are limited "
 				   "to %llu KiB here, one string to 128 KiB (pass less, or raise ulimit -s)",
 				   SHOW(p->execfn), (unsigned long long)limit >> 10);
 	return 0;
@@ -706,8 +712,10 @@ static uint64_t map_stack(const struct load_plan *p, uint64_t random, uint64_t a
 	}
 	if (r >= 0)
 		return top;
-	kx_err_exit(err, (int)-r, 126, "no memory for a stack of %llu KiB (lower ulimit -s, or raise the limit of "
-		    "memory)", (unsigned long long)size >> 10);
+	kx_err_exit(err, (int)-r, 126,
+		    "no memory for a stack of %llu KiB (lower ulimit -s, or raise the limit of "
+		    "memory)",
+		    (unsigned long long)size >> 10);
 	return 0;
 }
 

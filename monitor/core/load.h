@@ -26,7 +26,7 @@
 struct load_plan;
 
 struct load_result {
-	uint64_t entry;       /* interpreter's, or the program's when it has none */
+	uint64_t entry; /* interpreter's, or the program's when it has none */
 	uint64_t sp;
 	uint64_t prog_base;   /* relocation of the program (0 unless position-independent) */
 	uint64_t interp_base; /* the same of the interpreter */

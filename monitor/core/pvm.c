@@ -35,8 +35,14 @@
 #define FD_LIMIT_MAX 65536u
 #define FD_RESERVED 1024u
 
-struct pvm pvm = { .mm_lock = PTHREAD_MUTEX_INITIALIZER, .thr_lock = PTHREAD_MUTEX_INITIALIZER, .proc_fd = -1,
-		   .kvm_fd = -1, .vm_fd = -1, .exe_fd = -1, .log_fd = -1, .family_fd = -1 };
+struct pvm pvm = { .mm_lock = PTHREAD_MUTEX_INITIALIZER,
+		   .thr_lock = PTHREAD_MUTEX_INITIALIZER,
+		   .proc_fd = -1,
+		   .kvm_fd = -1,
+		   .vm_fd = -1,
+		   .exe_fd = -1,
+		   .log_fd = -1,
+		   .family_fd = -1 };
 __thread struct thread *self;
 
 extern const uint8_t libos_image[], libos_image_end[], vdso_image[], vdso_image_end[];
@@ -111,7 +117,8 @@ static int fd_limit_init(struct kx_err *err)
 	struct rlimit r;
 	getrlimit(RLIMIT_NOFILE, &r);
 	if (r.rlim_max < 256)
-		return kx_err_set(err, EMFILE, "open files: the hard limit of %llu is too low (raise `ulimit -Hn` to 1024)",
+		return kx_err_set(err, EMFILE,
+				  "open files: the hard limit of %llu is too low (raise `ulimit -Hn` to 1024)",
 				  (unsigned long long)r.rlim_max);
 	unsigned reserved = r.rlim_max > 4 * FD_RESERVED ? FD_RESERVED : r.rlim_max / 4;
 	pvm.fd_limit = r.rlim_max - reserved > FD_LIMIT_MAX ? FD_LIMIT_MAX : r.rlim_max - reserved;
@@ -157,7 +164,8 @@ static unsigned xsave_bytes(uint64_t xcr0)
 	unsigned size = 576;
 	for (unsigned i = 0; i < pvm.cpuid->nent; i++) {
 		const struct kvm_cpuid_entry2 *e = &pvm.cpuid->entries[i];
-		if (e->function == 0xd && e->index >= 2 && e->index < 63 && (xcr0 >> e->index & 1) && e->ebx + e->eax > size)
+		if (e->function == 0xd && e->index >= 2 && e->index < 63 && (xcr0 >> e->index & 1) &&
+		    e->ebx + e->eax > size)
 			size = e->ebx + e->eax;
 	}
 	return size;
@@ -247,10 +255,12 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	if ((r = family_init(-1, err)) || (r = family_add(pvm.pid)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
-		return kx_err_set(err, -r, "%s: cannot write the trace: %s (give --strace a file in a directory that exists)",
+		return kx_err_set(err, -r,
+				  "%s: cannot write the trace: %s (give --strace a file in a directory that exists)",
 				  cfg->strace_file, strerror(-r));
 	if (cfg->stats && (r = stats_init(cfg->stats_file)))
-		return kx_err_set(err, -r, "%s: cannot write statistics: %s (give --stats a file in a directory that exists)",
+		return kx_err_set(err, -r,
+				  "%s: cannot write statistics: %s (give --stats a file in a directory that exists)",
 				  cfg->stats_file, strerror(-r));
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
@@ -280,7 +290,8 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.log_fd = st->log_fd;
 	pvm.fd_limit = st->fd_limit;
 	pvm.is_child = st->is_child;
-	const int kept[] = { pvm.kvm_fd, pvm.proc_fd, pvm.exe_fd, pvm.log_fd, st->family_fd, st->trace_fd, st->program_fd };
+	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,    pvm.log_fd,
+			     st->family_fd, st->trace_fd, st->program_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);

@@ -26,11 +26,11 @@ struct kx_volume {
 	bool ro;
 };
 struct kx_config {
-	const char *program;  /* as typed; searched in PATH by the CLI */
-	char **argv, **envp;  /* NULL-terminated */
-	uint64_t memory;      /* bytes of private writable memory that the program may have; 0 = unlimited */
-	int cpus;             /* 0 = those of the host */
-	const char *root;     /* --root: directory that becomes /; NULL = default view */
+	const char *program; /* as typed; searched in PATH by the CLI */
+	char **argv, **envp; /* NULL-terminated */
+	uint64_t memory;     /* bytes of private writable memory that the program may have; 0 = unlimited */
+	int cpus;            /* 0 = those of the host */
+	const char *root;    /* --root: directory that becomes /; NULL = default view */
 	struct kx_volume volumes[64];
 	int nr_volumes;
 	bool net_none;
@@ -41,24 +41,24 @@ struct kx_config {
 };
 
 struct thread {
-	struct thread *next;       /* pvm.threads, or the pool */
-	struct kx_thread *area;    /* host address of the thread's area */
-	uint64_t area_gva;         /* its guest address */
-	int index;                 /* of the area and vCPU */
+	struct thread *next;    /* pvm.threads, or the pool */
+	struct kx_thread *area; /* host address of the thread's area */
+	uint64_t area_gva;      /* its guest address */
+	int index;              /* of the area and vCPU */
 	int vcpu_fd;
-	pid_t vcpu_pid;            /* the process in which vcpu_fd was made */
+	pid_t vcpu_pid; /* the process in which vcpu_fd was made */
 	struct kvm_run *run;
 	pthread_t pthread;
-	pid_t tid;                 /* host thread id = guest thread id */
-	pid_t pid;                 /* of its process: other than pvm.pid in a child of vfork */
+	pid_t tid; /* host thread id = guest thread id */
+	pid_t pid; /* of its process: other than pvm.pid in a child of vfork */
 	bool live;
-	bool at_user;              /* the vCPU stands in the program's code, by no way through the LibOS */
-	uint64_t clear_tid;        /* guest address, 0 = none */
-	uint64_t robust_head;      /* guest address of struct robust_list_head, 0 = none */
+	bool at_user;         /* the vCPU stands in the program's code, by no way through the LibOS */
+	uint64_t clear_tid;   /* guest address, 0 = none */
+	uint64_t robust_head; /* guest address of struct robust_list_head, 0 = none */
 	/* Signals (signal.c). `acc` is filled by the host signal handler on this thread only. */
-	volatile int acc_signo;    /* accepted, not yet handed to the LibOS; 0 = none */
+	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
-	volatile int sig_stop;     /* 1: blocking calls must not start (a signal waits to be delivered) */
+	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
@@ -66,20 +66,20 @@ struct thread {
 	uint64_t trapno, err, cr2; /* of the fault being turned into a signal */
 	uint64_t fault_rip;        /* last fault that looked like nothing, and how often */
 	int fault_repeat;
-	struct hcall *hcall;       /* call in progress, NULL outside; for strace and faults */
+	struct hcall *hcall; /* call in progress, NULL outside; for strace and faults */
 	uint64_t nr_hcalls, nr_exits, nr_slow, nr_faults;
 	struct kvm_xsave *xsave;
 };
 
 struct pvm {
 	pid_t pid;
-	int exe_fd;                   /* this program, for exec; -1 where that cannot be */
+	int exe_fd; /* this program, for exec; -1 where that cannot be */
 	int log_fd, trace_fd, family_fd;
-	int kvm_fd, vm_fd, proc_fd;   /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
-	uint8_t *base;                /* host address of guest address 0 */
-	unsigned fd_limit;            /* descriptors >= this are the monitor's: EBADF to the guest */
+	int kvm_fd, vm_fd, proc_fd; /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
+	uint8_t *base;              /* host address of guest address 0 */
+	unsigned fd_limit;          /* descriptors >= this are the monitor's: EBADF to the guest */
 	const struct kx_config *cfg;
-	struct kx_shared *shared;     /* host address of KX_BOOT_BASE */
+	struct kx_shared *shared; /* host address of KX_BOOT_BASE */
 	struct kx_vvar *vvar;
 	pthread_mutex_t mm_lock, thr_lock;
 	struct thread *threads;
@@ -90,14 +90,14 @@ struct pvm {
 	unsigned xsave_size;
 	struct kx_libos_header libos; /* copy of the image's header */
 	/* program (load.c) */
-	char exe[4096];               /* absolute path of the program, for /proc/self/exe */
+	char exe[4096]; /* absolute path of the program, for /proc/self/exe */
 	char comm[16];
 	uint64_t arg_start, arg_end, env_start, env_end, stack_top, brk_start;
 	uint8_t auxv[512];
 	unsigned auxv_len;
 	bool no_new_privs;
 	int exit_status;
-	bool is_child;                /* forked, not started by the user: writes no statistics */
+	bool is_child; /* forked, not started by the user: writes no statistics */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
@@ -120,10 +120,7 @@ static inline void *gva_ptr(uint64_t gva) { return pvm.base + gva; }
 
 /* ---- guest memory from handlers (gmem.c) --------------------------------------------------------------- */
 /* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END (or LibOS data: no). */
-static inline bool gva_ok(uint64_t gva, uint64_t len)
-{
-	return gva < KX_USER_END && len <= KX_USER_END - gva;
-}
+static inline bool gva_ok(uint64_t gva, uint64_t len) { return gva < KX_USER_END && len <= KX_USER_END - gva; }
 /* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
 int guest_read(void *dst, uint64_t gva, size_t len);
 int guest_write(uint64_t gva, const void *src, size_t len);
@@ -135,7 +132,8 @@ ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
 long host_call(long nr, long a, long b, long c, long d, long e, long f);
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f);
 #define HC6(nr, a, b, c, d, e, f) host_call(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
-#define HB6(nr, a, b, c, d, e, f) host_call_blocking(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define HB6(nr, a, b, c, d, e, f) \
+	host_call_blocking(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 
 /* Move a descriptor of the monitor's out of the guest's range (close-on-exec). Takes ownership of fd also on
  * failure. Returns the new number or -errno. */

@@ -40,32 +40,67 @@ static const short from_table[] = {
 
 /* Calls of the monitor's own that no row of the table names. */
 static const short own[] = {
-	SYS_rseq, SYS_rt_sigreturn,
+	SYS_rseq,
+	SYS_rt_sigreturn,
 };
 
 /* Nothing of the monitor's makes these. */
 static const short intruder[] = {
-	SYS_execve, SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_mount, SYS_umount2,
-	SYS_pivot_root, SYS_unshare, SYS_setns, SYS_bpf, SYS_perf_event_open, SYS_kexec_load, SYS_kexec_file_load,
-	SYS_init_module, SYS_finit_module, SYS_delete_module, SYS_open_by_handle_at, SYS_keyctl, SYS_add_key,
-	SYS_request_key, SYS_swapon, SYS_swapoff, SYS_reboot, SYS_iopl, SYS_ioperm, SYS_quotactl, SYS_acct,
-	SYS_userfaultfd, SYS_open_tree, SYS_move_mount, SYS_fsopen, SYS_fsconfig, SYS_fsmount, SYS_fspick,
-	442 /* mount_setattr */, 438 /* pidfd_getfd */, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register,
-	SYS_modify_ldt, SYS_vhangup,
+	SYS_execve,
+	SYS_ptrace,
+	SYS_process_vm_readv,
+	SYS_process_vm_writev,
+	SYS_mount,
+	SYS_umount2,
+	SYS_pivot_root,
+	SYS_unshare,
+	SYS_setns,
+	SYS_bpf,
+	SYS_perf_event_open,
+	SYS_kexec_load,
+	SYS_kexec_file_load,
+	SYS_init_module,
+	SYS_finit_module,
+	SYS_delete_module,
+	SYS_open_by_handle_at,
+	SYS_keyctl,
+	SYS_add_key,
+	SYS_request_key,
+	SYS_swapon,
+	SYS_swapoff,
+	SYS_reboot,
+	SYS_iopl,
+	SYS_ioperm,
+	SYS_quotactl,
+	SYS_acct,
+	SYS_userfaultfd,
+	SYS_open_tree,
+	SYS_move_mount,
+	SYS_fsopen,
+	SYS_fsconfig,
+	SYS_fsmount,
+	SYS_fspick,
+	442 /* mount_setattr */,
+	438 /* pidfd_getfd */,
+	SYS_io_uring_setup,
+	SYS_io_uring_enter,
+	SYS_io_uring_register,
+	SYS_modify_ldt,
+	SYS_vhangup,
 };
 
 /* Rows that the monitor answers without any host call of that number. */
 static const short never[] = {
-	SYS_settimeofday, SYS_sethostname, SYS_clock_settime,
-	SYS_clone3, /* its flags can't be looked at */
+	SYS_settimeofday, SYS_sethostname, SYS_clock_settime, SYS_clone3, /* its flags can't be looked at */
 };
 
 static const struct {
 	short nr;
 	unsigned char action;
 } by_argument[] = {
-	{ SYS_socket, A_SOCKET }, { SYS_socketpair, A_SOCKET }, { SYS_clone, A_CLONE }, { SYS_mmap, A_MMAP }, { SYS_execveat, A_EXEC },
-	{ SYS_mprotect, A_PROT }, { SYS_ioctl, A_IOCTL }, { SYS_shmat, A_SHMAT }, { SYS_personality, A_PERSONALITY },
+	{ SYS_socket, A_SOCKET }, { SYS_socketpair, A_SOCKET }, { SYS_clone, A_CLONE },
+	{ SYS_mmap, A_MMAP },     { SYS_execveat, A_EXEC },     { SYS_mprotect, A_PROT },
+	{ SYS_ioctl, A_IOCTL },   { SYS_shmat, A_SHMAT },       { SYS_personality, A_PERSONALITY },
 };
 
 struct program {
@@ -85,10 +120,7 @@ static void emit(struct program *p, unsigned code, unsigned jt, unsigned jf, uin
 	p->n++;
 }
 
-static void emit_ret(struct program *p, uint32_t what)
-{
-	emit(p, BPF_RET | BPF_K, 0, 0, what);
-}
+static void emit_ret(struct program *p, uint32_t what) { emit(p, BPF_RET | BPF_K, 0, 0, what); }
 
 #define REFUSE(e) (SECCOMP_RET_ERRNO | (e))
 

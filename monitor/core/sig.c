@@ -165,8 +165,8 @@ static void monitor_fault(int signo, siginfo_t *info, ucontext_t *uc)
 		*rip = (greg_t)host_copy_end;
 		return;
 	}
-	kx_log(KX_LOG_ERROR, "monitor", "internal fault: signal %d at %#llx, address %p", signo, (unsigned long long)*rip,
-	       info->si_addr);
+	kx_log(KX_LOG_ERROR, "monitor", "internal fault: signal %d at %#llx, address %p", signo,
+	       (unsigned long long)*rip, info->si_addr);
 	struct ksigaction dfl = { 0 };
 	raw_sigaction(signo, &dfl);
 }
@@ -213,8 +213,15 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 static bool default_ends_process(int signo)
 {
 	switch (signo) {
-	case SIGCHLD: case SIGCONT: case SIGURG: case SIGWINCH:
-	case SIGSTOP: case SIGTSTP: case SIGTTIN: case SIGTTOU: case SIGKILL:
+	case SIGCHLD:
+	case SIGCONT:
+	case SIGURG:
+	case SIGWINCH:
+	case SIGSTOP:
+	case SIGTSTP:
+	case SIGTTIN:
+	case SIGTTOU:
+	case SIGKILL:
 		return false;
 	}
 	return true;
@@ -222,7 +229,9 @@ static bool default_ends_process(int signo)
 
 int sig_set_disposition(int signo, const struct kx_sigaction *act)
 {
-	struct ksigaction k = { .handler = on_signal, .mask = ~0ull, .flags = SA_SIGINFO | KSA_RESTORER,
+	struct ksigaction k = { .handler = on_signal,
+				.mask = ~0ull,
+				.flags = SA_SIGINFO | KSA_RESTORER,
 				.restorer = (void (*)(void))host_restorer };
 	k.flags |= act->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
 	k.mask &= ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS));
@@ -249,7 +258,8 @@ void sig_init(void)
 		if (s == SIGKILL || s == SIGSTOP)
 			continue;
 		/* Ignored signals stay ignored across exec; everything else starts as default. */
-		if (host_call(SYS_rt_sigaction, s, 0, (long)&old, 8, 0, 0) == 0 && (void *)old.handler == (void *)SIG_IGN)
+		if (host_call(SYS_rt_sigaction, s, 0, (long)&old, 8, 0, 0) == 0 &&
+		    (void *)old.handler == (void *)SIG_IGN)
 			act->handler = (uint64_t)SIG_IGN;
 		sig_set_disposition(s, act);
 	}
@@ -389,7 +399,8 @@ void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t tr
 	info.si_code = code;
 	info.si_addr = (void *)addr;
 	struct kx_sigaction act = actions_of(t)[signo];
-	if ((t->area->sigmask & SIGBIT(signo)) || act.handler == (uint64_t)SIG_IGN || act.handler == (uint64_t)SIG_DFL) {
+	if ((t->area->sigmask & SIGBIT(signo)) || act.handler == (uint64_t)SIG_IGN ||
+	    act.handler == (uint64_t)SIG_DFL) {
 		if (pvm.cfg->strace)
 			strace_signal(t, signo, &info);
 		pvm_die_by_signal(signo);

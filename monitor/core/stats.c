@@ -55,10 +55,7 @@ static void put_bytes(const char *s, size_t n)
 	out.len += n;
 }
 
-static void puts_(const char *s)
-{
-	put_bytes(s, strlen(s));
-}
+static void puts_(const char *s) { put_bytes(s, strlen(s)); }
 
 static void put_num(const char *key, uint64_t v)
 {

@@ -17,10 +17,10 @@
 #include <sys/utsname.h>
 #include "strace.h"
 
-#define DATA_SHOWN 32    /* bytes of a buffer */
-#define ELEMS_SHOWN 32   /* elements of an array */
+#define DATA_SHOWN 32  /* bytes of a buffer */
+#define ELEMS_SHOWN 32 /* elements of an array */
 #define PATH_SHOWN 4096
-#define TAIL_ROOM 640    /* of the line, kept for the result */
+#define TAIL_ROOM 640 /* of the line, kept for the result */
 
 struct line {
 	const struct hc_row *row;
@@ -47,10 +47,7 @@ static void emit(struct line *l, const char *s, size_t n)
 	l->len += n;
 }
 
-static void puts_(struct line *l, const char *s)
-{
-	emit(l, s, strlen(s));
-}
+static void puts_(struct line *l, const char *s) { emit(l, s, strlen(s)); }
 
 __attribute__((format(printf, 2, 3))) static void put(struct line *l, const char *fmt, ...)
 {
@@ -120,10 +117,7 @@ static void put_ptr(struct line *l, uint64_t v)
 		puts_(l, "NULL");
 }
 
-static void put_hex(struct line *l, uint64_t v)
-{
-	put(l, v ? "%#" PRIx64 : "%" PRIx64, v);
-}
+static void put_hex(struct line *l, uint64_t v) { put(l, v ? "%#" PRIx64 : "%" PRIx64, v); }
 
 static void put_set(struct line *l, const struct symset *set, uint64_t v)
 {
@@ -315,25 +309,13 @@ static void put_sigset(struct line *l, uint64_t set)
 	puts_(l, "]");
 }
 
-static void f_sigset(struct line *l, const void *p)
-{
-	put_sigset(l, *(const uint64_t *)p);
-}
+static void f_sigset(struct line *l, const void *p) { put_sigset(l, *(const uint64_t *)p); }
 
-static void f_i32(struct line *l, const void *p)
-{
-	put(l, "[%d]", *(const int32_t *)p);
-}
+static void f_i32(struct line *l, const void *p) { put(l, "[%d]", *(const int32_t *)p); }
 
-static void f_u64(struct line *l, const void *p)
-{
-	put(l, "[%" PRId64 "]", *(const int64_t *)p);
-}
+static void f_u64(struct line *l, const void *p) { put(l, "[%" PRId64 "]", *(const int64_t *)p); }
 
-static void f_addr(struct line *l, const void *p)
-{
-	put(l, "[%#" PRIx64 "]", *(const uint64_t *)p);
-}
+static void f_addr(struct line *l, const void *p) { put(l, "[%#" PRIx64 "]", *(const uint64_t *)p); }
 
 static void f_two_fds(struct line *l, const void *p)
 {
@@ -635,14 +617,16 @@ struct fixed {
 };
 
 static const struct fixed fx_i32 = { 4, f_i32 }, fx_u64 = { 8, f_u64 }, fx_addr = { 8, f_addr },
-	fx_two_fds = { 8, f_two_fds }, fx_timespec = { 16, f_timespec }, fx_timespec2 = { 32, f_timespec2 },
-	fx_timeval = { 16, f_timeval }, fx_timeval2 = { 32, f_timeval2 }, fx_itimerspec = { 32, f_itimerspec },
-	fx_itimerval = { 32, f_itimerval }, fx_stat = { 144, f_stat }, fx_statx = { 256, f_statx },
-	fx_sigset = { 8, f_sigset }, fx_sigaction = { 32, f_sigaction }, fx_altstack = { 24, f_altstack },
-	fx_rlimit = { 16, f_rlimit }, fx_rusage = { 144, f_rusage }, fx_wstatus = { 4, f_wstatus },
-	fx_epoll_event = { 12, f_epoll_event }, fx_utsname = { 390, f_utsname }, fx_sysinfo = { 112, f_sysinfo },
-	fx_clone_args = { 64, f_clone_args }, fx_open_how = { 24, f_open_how }, fx_flock = { 32, f_flock },
-	fx_winsize = { 8, f_winsize }, fx_siginfo = { 128, f_siginfo };
+			  fx_two_fds = { 8, f_two_fds }, fx_timespec = { 16, f_timespec },
+			  fx_timespec2 = { 32, f_timespec2 }, fx_timeval = { 16, f_timeval },
+			  fx_timeval2 = { 32, f_timeval2 }, fx_itimerspec = { 32, f_itimerspec },
+			  fx_itimerval = { 32, f_itimerval }, fx_stat = { 144, f_stat }, fx_statx = { 256, f_statx },
+			  fx_sigset = { 8, f_sigset }, fx_sigaction = { 32, f_sigaction },
+			  fx_altstack = { 24, f_altstack }, fx_rlimit = { 16, f_rlimit }, fx_rusage = { 144, f_rusage },
+			  fx_wstatus = { 4, f_wstatus }, fx_epoll_event = { 12, f_epoll_event },
+			  fx_utsname = { 390, f_utsname }, fx_sysinfo = { 112, f_sysinfo },
+			  fx_clone_args = { 64, f_clone_args }, fx_open_how = { 24, f_open_how },
+			  fx_flock = { 32, f_flock }, fx_winsize = { 8, f_winsize }, fx_siginfo = { 128, f_siginfo };
 _Static_assert(sizeof(struct stat) == 144 && sizeof(struct statx) == 256, "fixed sizes");
 _Static_assert(sizeof(struct rusage) == 144, "fixed sizes");
 _Static_assert(sizeof(struct sysinfo) == 112 && sizeof(struct flock) == 32 && sizeof(siginfo_t) == 128, "fixed sizes");
@@ -778,8 +762,10 @@ static void put_sockaddr(struct line *l, uint64_t gva, uint64_t len)
 		put(l, ", sin_port=htons(%u), sin_addr=inet_addr(\"%s\")", ntohs(u.in.sin_port), name);
 	} else if (u.sa.sa_family == AF_INET6 && n >= sizeof(u.in6)) {
 		inet_ntop(AF_INET6, &u.in6.sin6_addr, name, sizeof(name));
-		put(l, ", sin6_port=htons(%u), sin6_flowinfo=htonl(%u), inet_pton(AF_INET6, \"%s\", &sin6_addr), "
-		    "sin6_scope_id=%u", ntohs(u.in6.sin6_port), ntohl(u.in6.sin6_flowinfo), name, u.in6.sin6_scope_id);
+		put(l,
+		    ", sin6_port=htons(%u), sin6_flowinfo=htonl(%u), inet_pton(AF_INET6, \"%s\", &sin6_addr), "
+		    "sin6_scope_id=%u",
+		    ntohs(u.in6.sin6_port), ntohl(u.in6.sin6_flowinfo), name, u.in6.sin6_scope_id);
 	} else if (u.sa.sa_family == AF_UNIX && n > sizeof(u.sa.sa_family)) {
 		path = n < sizeof(u.un) ? n - 2 : sizeof(u.un.sun_path);
 		if (u.un.sun_path[0]) {
@@ -874,13 +860,32 @@ static void put_dirents(struct line *l, uint64_t gva)
 /* ---- What each argument is ------------------------------------------------------------------------------ */
 
 enum how {
-	H_SET,      /* a symbol set */
-	H_IN,       /* a fixed structure that the call reads */
-	H_OUT,      /* the same that it writes: shown after success */
-	H_OUT_RET,  /* array of them; the result counts */
-	H_HEX, H_FDSET, H_POLLFDS, H_SOCKADDR, H_SOCKADDR_OUT, H_SOCKLEN, H_MSG_IN, H_MSG_OUT, H_DIRENTS, H_CSTR,
-	H_SIGSET_ARG, H_FCNTL, H_IOCTL, H_FUTEX_4, H_PRCTL, H_OPTNAME, H_OPT_OUT, H_OPT_IN, H_MKNOD, H_ARCH,
-	H_PROTO, H_CPUSET,
+	H_SET,     /* a symbol set */
+	H_IN,      /* a fixed structure that the call reads */
+	H_OUT,     /* the same that it writes: shown after success */
+	H_OUT_RET, /* array of them; the result counts */
+	H_HEX,
+	H_FDSET,
+	H_POLLFDS,
+	H_SOCKADDR,
+	H_SOCKADDR_OUT,
+	H_SOCKLEN,
+	H_MSG_IN,
+	H_MSG_OUT,
+	H_DIRENTS,
+	H_CSTR,
+	H_SIGSET_ARG,
+	H_FCNTL,
+	H_IOCTL,
+	H_FUTEX_4,
+	H_PRCTL,
+	H_OPTNAME,
+	H_OPT_OUT,
+	H_OPT_IN,
+	H_MKNOD,
+	H_ARCH,
+	H_PROTO,
+	H_CPUSET,
 };
 
 static const struct special {
@@ -888,64 +893,226 @@ static const struct special {
 	uint8_t arg, how;
 	const void *p; /* struct symset or struct fixed */
 } special[] = {
-#define S(call, n, set) { SYS_##call, n, H_SET, &ss_##set }
-#define I(call, n, f) { SYS_##call, n, H_IN, &fx_##f }
-#define O(call, n, f) { SYS_##call, n, H_OUT, &fx_##f }
-#define X(call, n, h) { SYS_##call, n, h, NULL }
-	O(stat, 1, stat), O(fstat, 1, stat), O(lstat, 1, stat), O(newfstatat, 2, stat), O(statx, 4, statx),
-	S(statx, 2, at_stat), S(statx, 3, statx), S(faccessat2, 3, at_access), X(poll, 0, H_POLLFDS),
-	X(ppoll, 0, H_POLLFDS), I(ppoll, 2, timespec), I(ppoll, 3, sigset), S(lseek, 2, seek), X(mmap, 5, H_HEX),
-	I(rt_sigaction, 1, sigaction), O(rt_sigaction, 2, sigaction), S(rt_sigprocmask, 0, sigmask),
-	I(rt_sigprocmask, 1, sigset), O(rt_sigprocmask, 2, sigset), O(rt_sigpending, 0, sigset),
-	I(rt_sigtimedwait, 0, sigset), O(rt_sigtimedwait, 1, siginfo), I(rt_sigtimedwait, 2, timespec),
-	I(rt_sigsuspend, 0, sigset), I(rt_sigqueueinfo, 2, siginfo), I(rt_tgsigqueueinfo, 3, siginfo),
-	I(sigaltstack, 0, altstack), O(sigaltstack, 1, altstack), S(ioctl, 1, ioctl), X(ioctl, 2, H_IOCTL),
-	O(pipe, 0, two_fds), O(pipe2, 0, two_fds), S(pipe2, 1, open_bits), S(dup3, 2, open_bits),
-	X(select, 1, H_FDSET), X(select, 2, H_FDSET), X(select, 3, H_FDSET), I(select, 4, timeval),
-	X(pselect6, 1, H_FDSET), X(pselect6, 2, H_FDSET), X(pselect6, 3, H_FDSET), I(pselect6, 4, timespec),
-	X(pselect6, 5, H_SIGSET_ARG), S(madvise, 2, madv), S(mlockall, 0, mlockall), I(nanosleep, 0, timespec),
-	O(getitimer, 1, itimerval), S(getitimer, 0, itimer), S(setitimer, 0, itimer), I(setitimer, 1, itimerval),
-	O(setitimer, 2, itimerval), I(sendfile, 2, u64), I(splice, 1, u64), I(splice, 3, u64), S(splice, 5, splice),
-	S(tee, 3, splice), S(vmsplice, 3, splice), I(copy_file_range, 1, u64), I(copy_file_range, 3, u64),
-	S(socket, 0, family), S(socket, 1, socktype), X(socket, 2, H_PROTO), X(socketpair, 2, H_PROTO),
-	S(socketpair, 0, family), S(socketpair, 1, socktype), O(socketpair, 3, two_fds), X(connect, 1, H_SOCKADDR),
-	X(bind, 1, H_SOCKADDR), X(sendto, 4, H_SOCKADDR), X(accept, 1, H_SOCKADDR_OUT), X(accept4, 1, H_SOCKADDR_OUT),
-	X(getsockname, 1, H_SOCKADDR_OUT), X(getpeername, 1, H_SOCKADDR_OUT), X(recvfrom, 4, H_SOCKADDR_OUT),
-	X(accept, 2, H_SOCKLEN), X(accept4, 2, H_SOCKLEN), X(getsockname, 2, H_SOCKLEN), X(getpeername, 2, H_SOCKLEN),
-	X(recvfrom, 5, H_SOCKLEN), X(sendmsg, 1, H_MSG_IN), X(recvmsg, 1, H_MSG_OUT), S(shutdown, 1, shut),
-	S(setsockopt, 1, sol), S(getsockopt, 1, sol), X(setsockopt, 2, H_OPTNAME), X(getsockopt, 2, H_OPTNAME),
-	X(setsockopt, 3, H_OPT_IN), X(getsockopt, 3, H_OPT_OUT), X(getsockopt, 4, H_SOCKLEN), O(wait4, 1, wstatus),
-	S(wait4, 2, wait), O(wait4, 3, rusage), S(waitid, 0, idtype), O(waitid, 2, siginfo), S(waitid, 3, wait),
-	O(waitid, 4, rusage), O(uname, 0, utsname), S(fcntl, 1, fcntl), X(fcntl, 2, H_FCNTL), S(flock, 1, flock),
-	X(getdents, 1, H_DIRENTS), X(getdents64, 1, H_DIRENTS), X(getcwd, 0, H_CSTR), O(gettimeofday, 0, timeval),
-	S(getrlimit, 0, rlimit), O(getrlimit, 1, rlimit), S(setrlimit, 0, rlimit), I(setrlimit, 1, rlimit),
-	S(prlimit64, 1, rlimit), I(prlimit64, 2, rlimit), O(prlimit64, 3, rlimit), S(getrusage, 0, rusage),
-	O(getrusage, 1, rusage), O(sysinfo, 0, sysinfo), O(getresuid, 0, i32), O(getresuid, 1, i32),
-	O(getresuid, 2, i32), O(getresgid, 0, i32), O(getresgid, 1, i32), O(getresgid, 2, i32), X(mknod, 1, H_MKNOD),
-	X(mknodat, 2, H_MKNOD), X(mknod, 2, H_HEX), X(mknodat, 3, H_HEX), S(getpriority, 0, prio),
-	S(setpriority, 0, prio), I(sched_setparam, 1, i32), O(sched_getparam, 1, i32),
-	S(sched_setscheduler, 1, sched), I(sched_setscheduler, 2, i32), S(sched_get_priority_max, 0, sched),
-	S(sched_get_priority_min, 0, sched), O(sched_rr_get_interval, 1, timespec), S(prctl, 0, prctl),
-	X(prctl, 1, H_PRCTL), X(prctl, 2, H_HEX), X(prctl, 3, H_HEX), X(prctl, 4, H_HEX), S(arch_prctl, 0, archp),
-	X(arch_prctl, 1, H_ARCH), S(setxattr, 4, xattr), S(lsetxattr, 4, xattr), S(fsetxattr, 4, xattr),
-	X(futex, 3, H_FUTEX_4), X(sched_setaffinity, 2, H_CPUSET), O(time, 0, u64), X(sched_getaffinity, 2, H_CPUSET),
-	S(fadvise64, 3, fadv), S(timer_create, 0, clock), O(timer_create, 2, i32), S(timer_settime, 1, abstime),
-	I(timer_settime, 2, itimerspec), O(timer_settime, 3, itimerspec), O(timer_gettime, 1, itimerspec),
-	S(clock_gettime, 0, clock), O(clock_gettime, 1, timespec), S(clock_getres, 0, clock),
-	O(clock_getres, 1, timespec), S(clock_nanosleep, 0, clock), S(clock_nanosleep, 1, abstime),
-	I(clock_nanosleep, 2, timespec), { SYS_epoll_wait, 1, H_OUT_RET, &fx_epoll_event },
-	{ SYS_epoll_pwait, 1, H_OUT_RET, &fx_epoll_event }, { SYS_epoll_pwait2, 1, H_OUT_RET, &fx_epoll_event },
-	I(epoll_pwait, 4, sigset), I(epoll_pwait2, 3, timespec), I(epoll_pwait2, 4, sigset), S(epoll_ctl, 1, epctl),
-	I(epoll_ctl, 3, epoll_event), S(epoll_create1, 0, epoll1), I(utimes, 1, timeval2), I(futimesat, 2, timeval2),
-	I(utimensat, 2, timespec2), I(mq_timedsend, 4, timespec), I(mq_timedreceive, 4, timespec),
-	O(mq_timedreceive, 3, i32), I(semtimedop, 3, timespec), S(inotify_add_watch, 2, inmask),
-	S(inotify_init1, 0, in1), I(signalfd, 1, sigset), I(signalfd4, 1, sigset), S(signalfd4, 3, sfd),
-	S(timerfd_create, 0, clock), S(timerfd_create, 1, tfd), S(timerfd_settime, 1, tfdset),
-	I(timerfd_settime, 2, itimerspec), O(timerfd_settime, 3, itimerspec), O(timerfd_gettime, 1, itimerspec),
-	S(eventfd2, 1, efd), S(fallocate, 1, falloc), S(preadv2, 5, rwf), S(pwritev2, 5, rwf), O(getcpu, 0, i32),
-	O(getcpu, 1, i32), S(renameat2, 4, rename), S(getrandom, 2, grnd), S(memfd_create, 1, mfd),
-	S(membarrier, 0, membar), I(pidfd_send_signal, 2, siginfo), I(clone3, 0, clone_args),
-	S(close_range, 2, closer), I(openat2, 2, open_how), I(recvmmsg, 4, timespec), O(get_robust_list, 1, addr),
+#define S(call, n, set) \
+	{ \
+		SYS_##call, n, H_SET, &ss_##set \
+	}
+#define I(call, n, f) \
+	{ \
+		SYS_##call, n, H_IN, &fx_##f \
+	}
+#define O(call, n, f) \
+	{ \
+		SYS_##call, n, H_OUT, &fx_##f \
+	}
+#define X(call, n, h) \
+	{ \
+		SYS_##call, n, h, NULL \
+	}
+	O(stat, 1, stat),
+	O(fstat, 1, stat),
+	O(lstat, 1, stat),
+	O(newfstatat, 2, stat),
+	O(statx, 4, statx),
+	S(statx, 2, at_stat),
+	S(statx, 3, statx),
+	S(faccessat2, 3, at_access),
+	X(poll, 0, H_POLLFDS),
+	X(ppoll, 0, H_POLLFDS),
+	I(ppoll, 2, timespec),
+	I(ppoll, 3, sigset),
+	S(lseek, 2, seek),
+	X(mmap, 5, H_HEX),
+	I(rt_sigaction, 1, sigaction),
+	O(rt_sigaction, 2, sigaction),
+	S(rt_sigprocmask, 0, sigmask),
+	I(rt_sigprocmask, 1, sigset),
+	O(rt_sigprocmask, 2, sigset),
+	O(rt_sigpending, 0, sigset),
+	I(rt_sigtimedwait, 0, sigset),
+	O(rt_sigtimedwait, 1, siginfo),
+	I(rt_sigtimedwait, 2, timespec),
+	I(rt_sigsuspend, 0, sigset),
+	I(rt_sigqueueinfo, 2, siginfo),
+	I(rt_tgsigqueueinfo, 3, siginfo),
+	I(sigaltstack, 0, altstack),
+	O(sigaltstack, 1, altstack),
+	S(ioctl, 1, ioctl),
+	X(ioctl, 2, H_IOCTL),
+	O(pipe, 0, two_fds),
+	O(pipe2, 0, two_fds),
+	S(pipe2, 1, open_bits),
+	S(dup3, 2, open_bits),
+	X(select, 1, H_FDSET),
+	X(select, 2, H_FDSET),
+	X(select, 3, H_FDSET),
+	I(select, 4, timeval),
+	X(pselect6, 1, H_FDSET),
+	X(pselect6, 2, H_FDSET),
+	X(pselect6, 3, H_FDSET),
+	I(pselect6, 4, timespec),
+	X(pselect6, 5, H_SIGSET_ARG),
+	S(madvise, 2, madv),
+	S(mlockall, 0, mlockall),
+	I(nanosleep, 0, timespec),
+	O(getitimer, 1, itimerval),
+	S(getitimer, 0, itimer),
+	S(setitimer, 0, itimer),
+	I(setitimer, 1, itimerval),
+	O(setitimer, 2, itimerval),
+	I(sendfile, 2, u64),
+	I(splice, 1, u64),
+	I(splice, 3, u64),
+	S(splice, 5, splice),
+	S(tee, 3, splice),
+	S(vmsplice, 3, splice),
+	I(copy_file_range, 1, u64),
+	I(copy_file_range, 3, u64),
+	S(socket, 0, family),
+	S(socket, 1, socktype),
+	X(socket, 2, H_PROTO),
+	X(socketpair, 2, H_PROTO),
+	S(socketpair, 0, family),
+	S(socketpair, 1, socktype),
+	O(socketpair, 3, two_fds),
+	X(connect, 1, H_SOCKADDR),
+	X(bind, 1, H_SOCKADDR),
+	X(sendto, 4, H_SOCKADDR),
+	X(accept, 1, H_SOCKADDR_OUT),
+	X(accept4, 1, H_SOCKADDR_OUT),
+	X(getsockname, 1, H_SOCKADDR_OUT),
+	X(getpeername, 1, H_SOCKADDR_OUT),
+	X(recvfrom, 4, H_SOCKADDR_OUT),
+	X(accept, 2, H_SOCKLEN),
+	X(accept4, 2, H_SOCKLEN),
+	X(getsockname, 2, H_SOCKLEN),
+	X(getpeername, 2, H_SOCKLEN),
+	X(recvfrom, 5, H_SOCKLEN),
+	X(sendmsg, 1, H_MSG_IN),
+	X(recvmsg, 1, H_MSG_OUT),
+	S(shutdown, 1, shut),
+	S(setsockopt, 1, sol),
+	S(getsockopt, 1, sol),
+	X(setsockopt, 2, H_OPTNAME),
+	X(getsockopt, 2, H_OPTNAME),
+	X(setsockopt, 3, H_OPT_IN),
+	X(getsockopt, 3, H_OPT_OUT),
+	X(getsockopt, 4, H_SOCKLEN),
+	O(wait4, 1, wstatus),
+	S(wait4, 2, wait),
+	O(wait4, 3, rusage),
+	S(waitid, 0, idtype),
+	O(waitid, 2, siginfo),
+	S(waitid, 3, wait),
+	O(waitid, 4, rusage),
+	O(uname, 0, utsname),
+	S(fcntl, 1, fcntl),
+	X(fcntl, 2, H_FCNTL),
+	S(flock, 1, flock),
+	X(getdents, 1, H_DIRENTS),
+	X(getdents64, 1, H_DIRENTS),
+	X(getcwd, 0, H_CSTR),
+	O(gettimeofday, 0, timeval),
+	S(getrlimit, 0, rlimit),
+	O(getrlimit, 1, rlimit),
+	S(setrlimit, 0, rlimit),
+	I(setrlimit, 1, rlimit),
+	S(prlimit64, 1, rlimit),
+	I(prlimit64, 2, rlimit),
+	O(prlimit64, 3, rlimit),
+	S(getrusage, 0, rusage),
+	O(getrusage, 1, rusage),
+	O(sysinfo, 0, sysinfo),
+	O(getresuid, 0, i32),
+	O(getresuid, 1, i32),
+	O(getresuid, 2, i32),
+	O(getresgid, 0, i32),
+	O(getresgid, 1, i32),
+	O(getresgid, 2, i32),
+	X(mknod, 1, H_MKNOD),
+	X(mknodat, 2, H_MKNOD),
+	X(mknod, 2, H_HEX),
+	X(mknodat, 3, H_HEX),
+	S(getpriority, 0, prio),
+	S(setpriority, 0, prio),
+	I(sched_setparam, 1, i32),
+	O(sched_getparam, 1, i32),
+	S(sched_setscheduler, 1, sched),
+	I(sched_setscheduler, 2, i32),
+	S(sched_get_priority_max, 0, sched),
+	S(sched_get_priority_min, 0, sched),
+	O(sched_rr_get_interval, 1, timespec),
+	S(prctl, 0, prctl),
+	X(prctl, 1, H_PRCTL),
+	X(prctl, 2, H_HEX),
+	X(prctl, 3, H_HEX),
+	X(prctl, 4, H_HEX),
+	S(arch_prctl, 0, archp),
+	X(arch_prctl, 1, H_ARCH),
+	S(setxattr, 4, xattr),
+	S(lsetxattr, 4, xattr),
+	S(fsetxattr, 4, xattr),
+	X(futex, 3, H_FUTEX_4),
+	X(sched_setaffinity, 2, H_CPUSET),
+	O(time, 0, u64),
+	X(sched_getaffinity, 2, H_CPUSET),
+	S(fadvise64, 3, fadv),
+	S(timer_create, 0, clock),
+	O(timer_create, 2, i32),
+	S(timer_settime, 1, abstime),
+	I(timer_settime, 2, itimerspec),
+	O(timer_settime, 3, itimerspec),
+	O(timer_gettime, 1, itimerspec),
+	S(clock_gettime, 0, clock),
+	O(clock_gettime, 1, timespec),
+	S(clock_getres, 0, clock),
+	O(clock_getres, 1, timespec),
+	S(clock_nanosleep, 0, clock),
+	S(clock_nanosleep, 1, abstime),
+	I(clock_nanosleep, 2, timespec),
+	{ SYS_epoll_wait, 1, H_OUT_RET, &fx_epoll_event },
+	{ SYS_epoll_pwait, 1, H_OUT_RET, &fx_epoll_event },
+	{ SYS_epoll_pwait2, 1, H_OUT_RET, &fx_epoll_event },
+	I(epoll_pwait, 4, sigset),
+	I(epoll_pwait2, 3, timespec),
+	I(epoll_pwait2, 4, sigset),
+	S(epoll_ctl, 1, epctl),
+	I(epoll_ctl, 3, epoll_event),
+	S(epoll_create1, 0, epoll1),
+	I(utimes, 1, timeval2),
+	I(futimesat, 2, timeval2),
+	I(utimensat, 2, timespec2),
+	I(mq_timedsend, 4, timespec),
+	I(mq_timedreceive, 4, timespec),
+	O(mq_timedreceive, 3, i32),
+	I(semtimedop, 3, timespec),
+	S(inotify_add_watch, 2, inmask),
+	S(inotify_init1, 0, in1),
+	I(signalfd, 1, sigset),
+	I(signalfd4, 1, sigset),
+	S(signalfd4, 3, sfd),
+	S(timerfd_create, 0, clock),
+	S(timerfd_create, 1, tfd),
+	S(timerfd_settime, 1, tfdset),
+	I(timerfd_settime, 2, itimerspec),
+	O(timerfd_settime, 3, itimerspec),
+	O(timerfd_gettime, 1, itimerspec),
+	S(eventfd2, 1, efd),
+	S(fallocate, 1, falloc),
+	S(preadv2, 5, rwf),
+	S(pwritev2, 5, rwf),
+	O(getcpu, 0, i32),
+	O(getcpu, 1, i32),
+	S(renameat2, 4, rename),
+	S(getrandom, 2, grnd),
+	S(memfd_create, 1, mfd),
+	S(membarrier, 0, membar),
+	I(pidfd_send_signal, 2, siginfo),
+	I(clone3, 0, clone_args),
+	S(close_range, 2, closer),
+	I(openat2, 2, open_how),
+	I(recvmmsg, 4, timespec),
+	O(get_robust_list, 1, addr),
 	O(get_robust_list, 2, u64),
 #undef S
 #undef I
@@ -966,8 +1133,8 @@ static const struct special *special_find(uint64_t nr, int arg)
 static const struct symset *set_find(const char *name)
 {
 	static const struct symset *const sets[] = {
-		&ss_open, &ss_prot, &ss_map, &ss_mremap, &ss_msync, &ss_access, &ss_at, &ss_atrm, &ss_msg, &ss_sock,
-		&ss_futex, &ss_clone,
+		&ss_open, &ss_prot, &ss_map, &ss_mremap, &ss_msync, &ss_access,
+		&ss_at,   &ss_atrm, &ss_msg, &ss_sock,   &ss_futex, &ss_clone,
 	};
 	size_t i;
 
@@ -992,10 +1159,20 @@ static void put_fcntl_arg(struct line *l, uint64_t v)
 	case F_SETSIG:
 		put_sig(l, (unsigned)v);
 		break;
-	case F_GETLK: case F_SETLK: case F_SETLKW: case F_OFD_GETLK: case F_OFD_SETLK: case F_OFD_SETLKW:
+	case F_GETLK:
+	case F_SETLK:
+	case F_SETLKW:
+	case F_OFD_GETLK:
+	case F_OFD_SETLK:
+	case F_OFD_SETLKW:
 		put_fixed(l, &fx_flock, v);
 		break;
-	case F_DUPFD: case F_DUPFD_CLOEXEC: case F_SETOWN: case F_SETPIPE_SZ: case F_SETLEASE: case F_NOTIFY:
+	case F_DUPFD:
+	case F_DUPFD_CLOEXEC:
+	case F_SETOWN:
+	case F_SETPIPE_SZ:
+	case F_SETLEASE:
+	case F_NOTIFY:
 		put(l, "%d", (int)v);
 		break;
 	default:
@@ -1008,16 +1185,24 @@ static void put_ioctl_arg(struct line *l, uint64_t v)
 	bool ok = l->ret >= 0;
 
 	switch ((unsigned)l->arg[1]) {
-	case FIONBIO: case FIOASYNC: case TIOCSPGRP: case TIOCSPTLCK:
+	case FIONBIO:
+	case FIOASYNC:
+	case TIOCSPGRP:
+	case TIOCSPTLCK:
 		put_fixed(l, &fx_i32, v);
 		break;
-	case FIONREAD: case TIOCOUTQ: case TIOCGPGRP: case TIOCGSID: case TIOCGPTN:
+	case FIONREAD:
+	case TIOCOUTQ:
+	case TIOCGPGRP:
+	case TIOCGSID:
+	case TIOCGPTN:
 		if (ok)
 			put_fixed(l, &fx_i32, v);
 		else
 			put_ptr(l, v);
 		break;
-	case TIOCGWINSZ: case TIOCSWINSZ:
+	case TIOCGWINSZ:
+	case TIOCSWINSZ:
 		if (ok)
 			put_fixed(l, &fx_winsize, v);
 		else
@@ -1064,10 +1249,17 @@ static uint32_t socklen_at(uint64_t gva)
 static void put_futex_4(struct line *l, uint64_t v)
 {
 	switch (l->arg[1] & 0x7f) {
-	case FUTEX_WAIT: case FUTEX_WAIT_BITSET: case FUTEX_LOCK_PI: case FUTEX_WAIT_REQUEUE_PI: case 13:
+	case FUTEX_WAIT:
+	case FUTEX_WAIT_BITSET:
+	case FUTEX_LOCK_PI:
+	case FUTEX_WAIT_REQUEUE_PI:
+	case 13:
 		put_fixed(l, &fx_timespec, v);
 		break;
-	case FUTEX_REQUEUE: case FUTEX_CMP_REQUEUE: case FUTEX_CMP_REQUEUE_PI: case FUTEX_WAKE_OP:
+	case FUTEX_REQUEUE:
+	case FUTEX_CMP_REQUEUE:
+	case FUTEX_CMP_REQUEUE_PI:
+	case FUTEX_WAKE_OP:
 		put(l, "%d", (int)v);
 		break;
 	default:
@@ -1090,11 +1282,17 @@ static void put_prctl_2(struct line *l, uint64_t v)
 	case PR_SET_PDEATHSIG:
 		put_sig(l, (unsigned)v);
 		break;
-	case PR_GET_PDEATHSIG: case PR_GET_CHILD_SUBREAPER:
+	case PR_GET_PDEATHSIG:
+	case PR_GET_CHILD_SUBREAPER:
 		put_fixed(l, &fx_i32, v);
 		break;
-	case PR_SET_DUMPABLE: case PR_SET_NO_NEW_PRIVS: case PR_SET_KEEPCAPS: case PR_CAPBSET_READ:
-	case PR_SET_TIMERSLACK: case PR_SET_THP_DISABLE: case PR_SET_CHILD_SUBREAPER:
+	case PR_SET_DUMPABLE:
+	case PR_SET_NO_NEW_PRIVS:
+	case PR_SET_KEEPCAPS:
+	case PR_CAPBSET_READ:
+	case PR_SET_TIMERSLACK:
+	case PR_SET_THP_DISABLE:
+	case PR_SET_CHILD_SUBREAPER:
 		put(l, "%" PRIu64, v);
 		break;
 	default:
@@ -1162,7 +1360,8 @@ static void put_special(struct line *l, const struct special *s, int i)
 	case H_SOCKLEN:
 		put_fixed(l, &fx_i32, v);
 		break;
-	case H_MSG_IN: case H_MSG_OUT:
+	case H_MSG_IN:
+	case H_MSG_OUT:
 		put_msghdr(l, v, s->how == H_MSG_OUT);
 		break;
 	case H_DIRENTS:
@@ -1233,13 +1432,19 @@ static void put_by_kind(struct line *l, const struct kx_arg_desc *d, int i)
 	switch ((enum kx_arg_kind)d->kind) {
 	case KX_A_NONE:
 		break;
-	case KX_A_FD: case KX_A_ATFD: case KX_A_FDN: case KX_A_FDNEW:
+	case KX_A_FD:
+	case KX_A_ATFD:
+	case KX_A_FDN:
+	case KX_A_FDNEW:
 		if (d->kind == KX_A_ATFD)
 			put_fd(l, (int)v);
 		else
 			put(l, "%d", (int)v);
 		break;
-	case KX_A_PATH: case KX_A_PATHE: case KX_A_PATHO: case KX_A_STR:
+	case KX_A_PATH:
+	case KX_A_PATHE:
+	case KX_A_PATHO:
+	case KX_A_STR:
 		put_str(l, v);
 		break;
 	case KX_A_IN:
@@ -1252,12 +1457,19 @@ static void put_by_kind(struct line *l, const struct kx_arg_desc *d, int i)
 		else
 			put_ptr(l, v);
 		break;
-	case KX_A_IOVI: case KX_A_IOVO:
+	case KX_A_IOVI:
+	case KX_A_IOVO:
 		n = d->kind == KX_A_IOVI ? ~0ull : l->ret < 0 ? 0 : (uint64_t)l->ret;
 		put_iovec(l, v, l->arg[d->aux], n);
 		break;
-	case KX_A_INS: case KX_A_OUTS: case KX_A_INOUTS: case KX_A_INSO: case KX_A_OUTSO: case KX_A_INOUTSO:
-	case KX_A_PTR: case KX_A_ADDR:
+	case KX_A_INS:
+	case KX_A_OUTS:
+	case KX_A_INOUTS:
+	case KX_A_INSO:
+	case KX_A_OUTSO:
+	case KX_A_INOUTSO:
+	case KX_A_PTR:
+	case KX_A_ADDR:
 		put_ptr(l, v);
 		break;
 	case KX_A_INT:
@@ -1299,7 +1511,8 @@ static int args_used(const struct line *l)
 	while (n < 6 && l->row->arg[n].kind != KX_A_NONE)
 		n++;
 	switch (l->nr) {
-	case SYS_open: case SYS_mq_open:
+	case SYS_open:
+	case SYS_mq_open:
 		if (!(a[1] & (O_CREAT | 020000000)))
 			return 2;
 		break;
@@ -1309,19 +1522,36 @@ static int args_used(const struct line *l)
 		return a[3] & MREMAP_FIXED ? 5 : 4;
 	case SYS_fcntl:
 		switch ((int)a[1]) {
-		case F_GETFD: case F_GETFL: case F_GETOWN: case F_GETSIG: case F_GETLEASE: case F_GETPIPE_SZ:
+		case F_GETFD:
+		case F_GETFL:
+		case F_GETOWN:
+		case F_GETSIG:
+		case F_GETLEASE:
+		case F_GETPIPE_SZ:
 		case F_GET_SEALS:
 			return 2;
 		}
 		break;
 	case SYS_prctl:
 		switch ((int)a[0]) {
-		case PR_GET_DUMPABLE: case PR_GET_KEEPCAPS: case PR_GET_SECCOMP: case PR_GET_SECUREBITS:
+		case PR_GET_DUMPABLE:
+		case PR_GET_KEEPCAPS:
+		case PR_GET_SECCOMP:
+		case PR_GET_SECUREBITS:
 		case PR_GET_TIMERSLACK:
 			return 1;
-		case PR_SET_NAME: case PR_GET_NAME: case PR_SET_PDEATHSIG: case PR_GET_PDEATHSIG: case PR_SET_DUMPABLE:
-		case PR_SET_KEEPCAPS: case PR_CAPBSET_READ: case PR_CAPBSET_DROP: case PR_SET_SECUREBITS:
-		case PR_SET_TIMERSLACK: case PR_SET_CHILD_SUBREAPER: case PR_GET_CHILD_SUBREAPER:
+		case PR_SET_NAME:
+		case PR_GET_NAME:
+		case PR_SET_PDEATHSIG:
+		case PR_GET_PDEATHSIG:
+		case PR_SET_DUMPABLE:
+		case PR_SET_KEEPCAPS:
+		case PR_CAPBSET_READ:
+		case PR_CAPBSET_DROP:
+		case PR_SET_SECUREBITS:
+		case PR_SET_TIMERSLACK:
+		case PR_SET_CHILD_SUBREAPER:
+		case PR_GET_CHILD_SUBREAPER:
 		case PR_GET_TID_ADDRESS:
 			return 2;
 		}
@@ -1330,11 +1560,15 @@ static int args_used(const struct line *l)
 		switch (a[1] & 0x7f) {
 		case FUTEX_WAKE:
 			return 3;
-		case FUTEX_WAIT: case FUTEX_LOCK_PI: case 13:
+		case FUTEX_WAIT:
+		case FUTEX_LOCK_PI:
+		case 13:
 			return 4;
-		case FUTEX_UNLOCK_PI: case FUTEX_TRYLOCK_PI:
+		case FUTEX_UNLOCK_PI:
+		case FUTEX_TRYLOCK_PI:
 			return 2;
-		case FUTEX_REQUEUE: case FUTEX_WAIT_REQUEUE_PI:
+		case FUTEX_REQUEUE:
+		case FUTEX_WAIT_REQUEUE_PI:
 			return 5;
 		}
 		break;
@@ -1351,7 +1585,8 @@ static void put_result_note(struct line *l)
 	uint64_t v;
 
 	switch (l->nr) {
-	case SYS_poll: case SYS_ppoll:
+	case SYS_poll:
+	case SYS_ppoll:
 		if (!l->ret) {
 			puts_(l, " (Timeout)");
 		} else {
@@ -1360,7 +1595,8 @@ static void put_result_note(struct line *l)
 			puts_(l, ")");
 		}
 		break;
-	case SYS_select: case SYS_pselect6:
+	case SYS_select:
+	case SYS_pselect6:
 		puts_(l, l->ret ? "" : " (Timeout)");
 		break;
 	case SYS_fcntl:
@@ -1400,7 +1636,10 @@ static void put_ret(struct line *l)
 			put(l, "-1 (errno %d)", (int)-l->ret);
 	} else {
 		switch (l->nr) {
-		case SYS_mmap: case SYS_brk: case SYS_mremap: case SYS_shmat:
+		case SYS_mmap:
+		case SYS_brk:
+		case SYS_mremap:
+		case SYS_shmat:
 			put(l, "%#" PRIx64, (uint64_t)l->ret);
 			break;
 		case SYS_umask:
@@ -1436,8 +1675,8 @@ void strace_adopt(int fd) { trace_fd = fd; }
 
 int strace_init(const char *file)
 {
-	int fd = file ? open(file, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644) :
-			fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
+	int fd = file ? open(file, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0644)
+		      : fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3);
 
 	if (fd < 0)
 		return -errno;

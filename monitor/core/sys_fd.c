@@ -13,15 +13,9 @@
 #define CMD_DUPFD_QUERY 1027
 #define CMD_CREATED_QUERY 1028
 
-int64_t hc_close(struct hcall *c)
-{
-	return HC6(SYS_close, (int)c->arg[0], 0, 0, 0, 0, 0);
-}
+int64_t hc_close(struct hcall *c) { return HC6(SYS_close, (int)c->arg[0], 0, 0, 0, 0, 0); }
 
-int64_t hc_dup(struct hcall *c)
-{
-	return fd_result(HC6(SYS_dup, (int)c->arg[0], 0, 0, 0, 0, 0));
-}
+int64_t hc_dup(struct hcall *c) { return fd_result(HC6(SYS_dup, (int)c->arg[0], 0, 0, 0, 0, 0)); }
 
 int64_t hc_dup2(struct hcall *c)
 {
@@ -154,22 +148,44 @@ int64_t hc_fcntl(struct hcall *c)
 	int fd = (int)c->arg[0], cmd = (int)c->arg[1];
 	uint64_t arg = c->arg[2];
 	switch (cmd) {
-	case F_DUPFD: case F_DUPFD_CLOEXEC:
+	case F_DUPFD:
+	case F_DUPFD_CLOEXEC:
 		if (!fd_is_guest((int)arg))
 			return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;
 		return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0));
 	case CMD_DUPFD_QUERY:
 		return fd_is_guest((int)arg) ? HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0) : -EBADF;
-	case F_GETFD: case F_SETFD: case F_GETFL: case F_SETFL: case F_GETOWN: case F_SETSIG: case F_GETSIG:
-	case F_SETPIPE_SZ: case F_GETPIPE_SZ: case F_ADD_SEALS: case F_GET_SEALS: case F_NOTIFY:
-	case F_SETLEASE: case F_GETLEASE: case CMD_CREATED_QUERY:
+	case F_GETFD:
+	case F_SETFD:
+	case F_GETFL:
+	case F_SETFL:
+	case F_GETOWN:
+	case F_SETSIG:
+	case F_GETSIG:
+	case F_SETPIPE_SZ:
+	case F_GETPIPE_SZ:
+	case F_ADD_SEALS:
+	case F_GET_SEALS:
+	case F_NOTIFY:
+	case F_SETLEASE:
+	case F_GETLEASE:
+	case CMD_CREATED_QUERY:
 		return HC6(SYS_fcntl, fd, cmd, arg, 0, 0, 0);
-	case F_GETLK: case F_SETLK: case F_SETLKW:
-	case F_OFD_GETLK: case F_OFD_SETLK: case F_OFD_SETLKW:
+	case F_GETLK:
+	case F_SETLK:
+	case F_SETLKW:
+	case F_OFD_GETLK:
+	case F_OFD_SETLK:
+	case F_OFD_SETLKW:
 		return fcntl_lock(fd, cmd, arg);
-	case F_SETOWN: case F_SETOWN_EX: case F_GETOWN_EX:
+	case F_SETOWN:
+	case F_SETOWN_EX:
+	case F_GETOWN_EX:
 		return fcntl_owner(fd, cmd, arg);
-	case F_GET_RW_HINT: case F_SET_RW_HINT: case F_GET_FILE_RW_HINT: case F_SET_FILE_RW_HINT:
+	case F_GET_RW_HINT:
+	case F_SET_RW_HINT:
+	case F_GET_FILE_RW_HINT:
+	case F_SET_FILE_RW_HINT:
 		return fcntl_hint(fd, cmd, arg);
 	}
 	return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;

@@ -132,10 +132,7 @@ int64_t hc_readlinkat(struct hcall *c)
 
 /* ---- directories -------------------------------------------------------------------------------------------- */
 
-int64_t hc_getcwd(struct hcall *c)
-{
-	return HC6(SYS_getcwd, c->host[0], c->arg[1], 0, 0, 0, 0);
-}
+int64_t hc_getcwd(struct hcall *c) { return HC6(SYS_getcwd, c->host[0], c->arg[1], 0, 0, 0, 0); }
 
 int64_t hc_chdir(struct hcall *c)
 {
@@ -174,9 +171,14 @@ int64_t hc_mknod(struct hcall *c)
 	if (c->proc[name])
 		return -EACCES;
 	switch (mode & S_IFMT) {
-	case 0: case S_IFREG: case S_IFIFO: case S_IFSOCK:
+	case 0:
+	case S_IFREG:
+	case S_IFIFO:
+	case S_IFSOCK:
 		return HC6(SYS_mknodat, name ? (int)c->host[0] : AT_FDCWD, c->host[name], mode, 0, 0, 0);
-	case S_IFCHR: case S_IFBLK: case S_IFDIR:
+	case S_IFCHR:
+	case S_IFBLK:
+	case S_IFDIR:
 		return -EPERM;
 	}
 	return -EINVAL;

@@ -40,9 +40,11 @@
 #define LIST_MAX 65536u
 
 enum {
-	NONE,   /* no argument, or one that means nothing */
-	VAL,    /* a number */
-	IN, OUT, INOUT, /* struct of `size` bytes */
+	NONE, /* no argument, or one that means nothing */
+	VAL,  /* a number */
+	IN,
+	OUT,
+	INOUT,  /* struct of `size` bytes */
 	DENY,   /* known and refused: EPERM */
 	CUSTOM, /* `fn` */
 };

@@ -32,13 +32,18 @@ int64_t hc_shmctl(struct hcall *c)
 {
 	int cmd = (int)c->arg[1];
 	switch (cmd) {
-	case IPC_STAT: case IPC_SET: case SHM_STAT: case SHM_STAT_ANY: case IPC_RMID:
+	case IPC_STAT:
+	case IPC_SET:
+	case SHM_STAT:
+	case SHM_STAT_ANY:
+	case IPC_RMID:
 		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct shmid_ds), false);
 	case IPC_INFO:
 		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct shminfo), false);
 	case SHM_INFO:
 		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct shm_info), false);
-	case SHM_LOCK: case SHM_UNLOCK:
+	case SHM_LOCK:
+	case SHM_UNLOCK:
 		return HC6(c->nr, (int)c->arg[0], cmd, 0, 0, 0, 0);
 	}
 	return -EINVAL;
@@ -48,9 +53,14 @@ int64_t hc_msgctl(struct hcall *c)
 {
 	int cmd = (int)c->arg[1];
 	switch (cmd) {
-	case IPC_STAT: case IPC_SET: case MSG_STAT: case MSG_STAT_ANY: case IPC_RMID:
+	case IPC_STAT:
+	case IPC_SET:
+	case MSG_STAT:
+	case MSG_STAT_ANY:
+	case IPC_RMID:
 		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct msqid_ds), false);
-	case IPC_INFO: case MSG_INFO:
+	case IPC_INFO:
+	case MSG_INFO:
 		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct msginfo), false);
 	}
 	return -EINVAL;
@@ -81,13 +91,23 @@ int64_t hc_semctl(struct hcall *c)
 {
 	int cmd = (int)c->arg[2];
 	switch (cmd) {
-	case IPC_STAT: case IPC_SET: case SEM_STAT: case SEM_STAT_ANY: case IPC_RMID:
+	case IPC_STAT:
+	case IPC_SET:
+	case SEM_STAT:
+	case SEM_STAT_ANY:
+	case IPC_RMID:
 		return ctl(c, (int)c->arg[0], (int)c->arg[1], cmd, 3, sizeof(struct semid_ds), true);
-	case IPC_INFO: case SEM_INFO:
+	case IPC_INFO:
+	case SEM_INFO:
 		return ctl(c, (int)c->arg[0], (int)c->arg[1], cmd, 3, sizeof(struct seminfo), true);
-	case GETALL: case SETALL:
+	case GETALL:
+	case SETALL:
 		return sem_all(c, cmd);
-	case GETVAL: case SETVAL: case GETPID: case GETNCNT: case GETZCNT:
+	case GETVAL:
+	case SETVAL:
+	case GETPID:
+	case GETNCNT:
+	case GETZCNT:
 		return HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, (int)c->arg[3], 0, 0);
 	}
 	return -EINVAL;

@@ -21,10 +21,7 @@ int64_t hc_munmap(struct hcall *c) { return gmem_munmap(c->arg[0], c->arg[1]); }
 int64_t hc_mprotect(struct hcall *c) { return gmem_mprotect(c->arg[0], c->arg[1], (int)c->arg[2]); }
 int64_t hc_brk(struct hcall *c) { return gmem_brk(c->arg[0]); }
 
-int64_t hc_mremap(struct hcall *c)
-{
-	return gmem_mremap(c->arg[0], c->arg[1], c->arg[2], (int)c->arg[3], c->arg[4]);
-}
+int64_t hc_mremap(struct hcall *c) { return gmem_mremap(c->arg[0], c->arg[1], c->arg[2], (int)c->arg[3], c->arg[4]); }
 
 /* Page-aligned range of mapped memory. On a hole the mapped parts are still treated, then -ENOMEM, as Linux does. */
 static int64_t each_region(uint64_t addr, uint64_t len, long nr, long arg, bool blocking)
@@ -58,23 +55,37 @@ int64_t hc_madvise(struct hcall *c)
 {
 	int advice = (int)c->arg[2];
 	switch (advice) {
-	case MADV_NORMAL: case MADV_RANDOM: case MADV_SEQUENTIAL: case MADV_WILLNEED: case MADV_DONTNEED:
-	case MADV_FREE: case MADV_REMOVE: case MADV_DONTFORK: case MADV_DOFORK: case MADV_HUGEPAGE:
-	case MADV_NOHUGEPAGE: case MADV_DONTDUMP: case MADV_DODUMP: case MADV_WIPEONFORK: case MADV_KEEPONFORK:
-	case MADV_COLD: case MADV_PAGEOUT: case MADV_POPULATE_READ: case MADV_POPULATE_WRITE:
-	case 24 /* MADV_DONTNEED_LOCKED */: case 25 /* MADV_COLLAPSE */:
+	case MADV_NORMAL:
+	case MADV_RANDOM:
+	case MADV_SEQUENTIAL:
+	case MADV_WILLNEED:
+	case MADV_DONTNEED:
+	case MADV_FREE:
+	case MADV_REMOVE:
+	case MADV_DONTFORK:
+	case MADV_DOFORK:
+	case MADV_HUGEPAGE:
+	case MADV_NOHUGEPAGE:
+	case MADV_DONTDUMP:
+	case MADV_DODUMP:
+	case MADV_WIPEONFORK:
+	case MADV_KEEPONFORK:
+	case MADV_COLD:
+	case MADV_PAGEOUT:
+	case MADV_POPULATE_READ:
+	case MADV_POPULATE_WRITE:
+	case 24 /* MADV_DONTNEED_LOCKED */:
+	case 25 /* MADV_COLLAPSE */:
 		return each_region(c->arg[0], c->arg[1], SYS_madvise, advice, false);
-	case MADV_HWPOISON: case 101 /* MADV_SOFT_OFFLINE */:
+	case MADV_HWPOISON:
+	case 101 /* MADV_SOFT_OFFLINE */:
 		return -EPERM;
 	default: /* sharing of equal pages between tenants included: KSM leaks by timing */
 		return -EINVAL;
 	}
 }
 
-int64_t hc_msync(struct hcall *c)
-{
-	return each_region(c->arg[0], c->arg[1], SYS_msync, (int)c->arg[2], true);
-}
+int64_t hc_msync(struct hcall *c) { return each_region(c->arg[0], c->arg[1], SYS_msync, (int)c->arg[2], true); }
 
 int64_t hc_mlock(struct hcall *c)
 {
@@ -94,7 +105,8 @@ int64_t hc_mlockall(struct hcall *c)
 	for (uint64_t a = 0; gmem_query(a, &g) && g.start < KX_USER_END; a = g.end)
 		if (!(g.flags & GMEM_TRAMP) && g.prot != PROT_NONE && r == 0)
 			r = HC6(c->nr == SYS_mlockall ? SYS_mlock2 : SYS_munlock, gva_ptr(g.start), g.end - g.start,
-				c->nr == SYS_mlockall ? 1 /* as touched: all at once would fault everything in */ : 0, 0, 0, 0);
+				c->nr == SYS_mlockall ? 1 /* as touched: all at once would fault everything in */ : 0,
+				0, 0, 0);
 	return r;
 }
 

@@ -105,10 +105,13 @@ static int family_check(int domain, int type, int protocol)
 	switch (domain) {
 	case AF_UNIX:
 		return 0;
-	case AF_INET: case AF_INET6:
+	case AF_INET:
+	case AF_INET6:
 		/* To ask for these loads modules on the host; SCTP's options hold addresses. */
 		return !raw && (protocol == IPPROTO_SCTP || protocol == IPPROTO_DCCP || protocol == 115 /* L2TP */ ||
-				protocol == 256 /* SMC */) ? -EPROTONOSUPPORT : 0;
+				protocol == 256 /* SMC */)
+			       ? -EPROTONOSUPPORT
+			       : 0;
 	case AF_NETLINK:
 		return protocol == NETLINK_ROUTE ? 0 : -EPROTONOSUPPORT;
 	}
@@ -201,8 +204,8 @@ int64_t hc_recvfrom(struct hcall *c)
 	int flags = (int)c->arg[3], len = sizeof ss;
 	bool named = c->arg[4] != 0;
 	before_recv(c, flags);
-	int64_t n = sock_call(c, SO_RCVTIMEO, nowait(flags), SYS_recvfrom, (int)c->arg[0], c->host[1],
-			      c->host[2], flags, named ? (long)&ss : 0, named ? (long)&len : 0);
+	int64_t n = sock_call(c, SO_RCVTIMEO, nowait(flags), SYS_recvfrom, (int)c->arg[0], c->host[1], c->host[2],
+			      flags, named ? (long)&ss : 0, named ? (long)&len : 0);
 	if (n < 0 || !named)
 		return n;
 	int r = name_put_len(c->arg[4], c->arg[5], &ss, len);
@@ -580,8 +583,16 @@ int64_t hc_recvmmsg(struct hcall *c)
  */
 static bool opt_known(int level, int opt, bool set)
 {
-	enum { PASSPIDFD = 76, PEERPIDFD = 77, DEVMEM_DONTNEED = 80, SOL_LAST = 84, ORIGINAL_DST = 80, IPV6_LAST = 80,
-	       TCP_LAST = 46, MPTCP_LAST = 3 };
+	enum {
+		PASSPIDFD = 76,
+		PEERPIDFD = 77,
+		DEVMEM_DONTNEED = 80,
+		SOL_LAST = 84,
+		ORIGINAL_DST = 80,
+		IPV6_LAST = 80,
+		TCP_LAST = 46,
+		MPTCP_LAST = 3
+	};
 	switch (level) {
 	case SOL_SOCKET:
 		return opt <= SOL_LAST && opt != PASSPIDFD && opt != PEERPIDFD && opt != DEVMEM_DONTNEED;
@@ -594,7 +605,11 @@ static bool opt_known(int level, int opt, bool set)
 	case 284: /* SOL_MPTCP */
 		return opt <= MPTCP_LAST;
 	case 282: /* SOL_TLS */
-	case IPPROTO_UDP: case IPPROTO_UDPLITE: case IPPROTO_ICMPV6: case IPPROTO_RAW: case SOL_NETLINK:
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+	case IPPROTO_ICMPV6:
+	case IPPROTO_RAW:
+	case SOL_NETLINK:
 		return true;
 	}
 	return false;

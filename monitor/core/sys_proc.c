@@ -143,10 +143,7 @@ void limits_init(void)
 		}
 }
 
-void limits_export(struct rlimit out[16])
-{
-	memcpy(out, virtual_limit, sizeof virtual_limit);
-}
+void limits_export(struct rlimit out[16]) { memcpy(out, virtual_limit, sizeof virtual_limit); }
 
 void limits_import(const struct rlimit in[16])
 {
@@ -282,10 +279,7 @@ int64_t hc_sched_getaffinity(struct hcall *c)
 	return r;
 }
 
-int64_t hc_membarrier(struct hcall *c)
-{
-	return HC6(c->nr, (int)c->arg[0], c->arg[1], (int)c->arg[2], 0, 0, 0);
-}
+int64_t hc_membarrier(struct hcall *c) { return HC6(c->nr, (int)c->arg[0], c->arg[1], (int)c->arg[2], 0, 0, 0); }
 
 /* ---- the rest --------------------------------------------------------------------------------------------------- */
 
@@ -386,13 +380,27 @@ int64_t hc_prctl(struct hcall *c)
 		return r ? r : guest_write(c->arg[1], &out, sizeof out);
 	case PR_GET_TID_ADDRESS:
 		return guest_write(c->arg[1], &c->t->clear_tid, 8);
-	case PR_SET_PDEATHSIG: case PR_SET_KEEPCAPS: case PR_GET_KEEPCAPS: case PR_CAPBSET_READ: case PR_CAPBSET_DROP:
-	case PR_GET_NO_NEW_PRIVS: case PR_SET_NO_NEW_PRIVS: case PR_SET_TIMERSLACK: case PR_GET_TIMERSLACK:
-	case PR_GET_SECUREBITS: case PR_SET_SECUREBITS: case PR_CAP_AMBIENT: case PR_SET_CHILD_SUBREAPER:
-	case PR_SET_THP_DISABLE: case PR_GET_THP_DISABLE: case PR_GET_TIMING: case PR_GET_SPECULATION_CTRL:
+	case PR_SET_PDEATHSIG:
+	case PR_SET_KEEPCAPS:
+	case PR_GET_KEEPCAPS:
+	case PR_CAPBSET_READ:
+	case PR_CAPBSET_DROP:
+	case PR_GET_NO_NEW_PRIVS:
+	case PR_SET_NO_NEW_PRIVS:
+	case PR_SET_TIMERSLACK:
+	case PR_GET_TIMERSLACK:
+	case PR_GET_SECUREBITS:
+	case PR_SET_SECUREBITS:
+	case PR_CAP_AMBIENT:
+	case PR_SET_CHILD_SUBREAPER:
+	case PR_SET_THP_DISABLE:
+	case PR_GET_THP_DISABLE:
+	case PR_GET_TIMING:
+	case PR_GET_SPECULATION_CTRL:
 	case PR_MCE_KILL_GET:
 		return HC6(SYS_prctl, c->arg[0], c->arg[1], c->arg[2], c->arg[3], c->arg[4], 0);
-	case PR_SET_MM: case PR_SET_SECCOMP:
+	case PR_SET_MM:
+	case PR_SET_SECCOMP:
 		return (int)c->arg[0] == PR_SET_MM ? -EPERM : -EINVAL;
 	}
 	kx_log(KX_LOG_INFO, "prctl", "option %d is not known: EINVAL", (int)c->arg[0]);

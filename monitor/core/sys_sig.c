@@ -49,9 +49,15 @@ int64_t hc_sig_default(struct hcall *c)
 	if (s < 1 || s > 64)
 		return -EINVAL;
 	switch (s) {
-	case SIGCHLD: case SIGCONT: case SIGURG: case SIGWINCH:
+	case SIGCHLD:
+	case SIGCONT:
+	case SIGURG:
+	case SIGWINCH:
 		return 0;
-	case SIGSTOP: case SIGTSTP: case SIGTTIN: case SIGTTOU:
+	case SIGSTOP:
+	case SIGTSTP:
+	case SIGTTIN:
+	case SIGTTOU:
 		return host_call(SYS_kill, my_pid(), SIGSTOP, 0, 0, 0, 0);
 	}
 	pvm_die_by_signal(s);
@@ -100,7 +106,8 @@ int64_t hc_kill(struct hcall *c)
 int64_t hc_tgkill(struct hcall *c)
 {
 	bool with_group = c->nr == SYS_tgkill;
-	int tgid = with_group ? (int)c->arg[0] : my_pid(), tid = (int)c->arg[with_group], s = (int)c->arg[1 + with_group];
+	int tgid = with_group ? (int)c->arg[0] : my_pid(), tid = (int)c->arg[with_group],
+	    s = (int)c->arg[1 + with_group];
 	if (tgid <= 0 || tid <= 0 || s < 0 || s > 64)
 		return -EINVAL;
 	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(with_group ? tgid : tid))

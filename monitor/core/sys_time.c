@@ -50,7 +50,8 @@ int64_t hc_gettimeofday(struct hcall *c)
 	struct timeval tv = { ts.tv_sec, ts.tv_nsec / 1000 };
 	if (c->arg[1] && (r = HC6(SYS_gettimeofday, 0, &tz, 0, 0, 0, 0)) < 0)
 		return r;
-	if ((c->arg[0] && guest_write(c->arg[0], &tv, sizeof tv)) || (c->arg[1] && guest_write(c->arg[1], &tz, sizeof tz)))
+	if ((c->arg[0] && guest_write(c->arg[0], &tv, sizeof tv)) ||
+	    (c->arg[1] && guest_write(c->arg[1], &tz, sizeof tz)))
 		return -EFAULT;
 	return 0;
 }
@@ -232,8 +233,8 @@ static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
 	bool robust = (op & (FUTEX_CMD_MASK | FUTEX_PRIVATE_FLAG)) == FUTEX_WAIT_BITSET && (want & FUTEX_WAITERS) &&
 		      (want & FUTEX_TID_MASK) && !(want & FUTEX_OWNER_DIED);
 	for (;;) {
-		long r = robust ? robust_wait(c, op, timeout, val3) :
-				  HB6(SYS_futex, gva_ptr(c->arg[0]), op, want, timeout, u2, val3);
+		long r = robust ? robust_wait(c, op, timeout, val3)
+				: HB6(SYS_futex, gva_ptr(c->arg[0]), op, want, timeout, u2, val3);
 		if (r != -EINTR || !timeout)
 			return r;
 		if (c->t->sig_stop || c->t->exiting)
@@ -252,11 +253,20 @@ int64_t hc_futex(struct hcall *c)
 		if (!word_ok(c->arg[4]))
 			return c->arg[4] & 3 ? -EINVAL : -EFAULT;
 		/* fall through */
-	case FUTEX_WAIT: case FUTEX_WAIT_BITSET: case FUTEX_LOCK_PI: case 13 /* FUTEX_LOCK_PI2 */:
+	case FUTEX_WAIT:
+	case FUTEX_WAIT_BITSET:
+	case FUTEX_LOCK_PI:
+	case 13 /* FUTEX_LOCK_PI2 */:
 		return futex_sleep(c, op, val3);
-	case FUTEX_WAKE: case FUTEX_WAKE_BITSET: case FUTEX_UNLOCK_PI: case FUTEX_TRYLOCK_PI:
+	case FUTEX_WAKE:
+	case FUTEX_WAKE_BITSET:
+	case FUTEX_UNLOCK_PI:
+	case FUTEX_TRYLOCK_PI:
 		return HC6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], 0, 0, val3);
-	case FUTEX_REQUEUE: case FUTEX_CMP_REQUEUE: case FUTEX_WAKE_OP: case FUTEX_CMP_REQUEUE_PI:
+	case FUTEX_REQUEUE:
+	case FUTEX_CMP_REQUEUE:
+	case FUTEX_WAKE_OP:
+	case FUTEX_CMP_REQUEUE_PI:
 		if (!word_ok(c->arg[4]))
 			return c->arg[4] & 3 ? -EINVAL : -EFAULT;
 		return HC6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], c->arg[3], gva_ptr(c->arg[4]), val3);

@@ -172,8 +172,8 @@ static void robust_death(struct thread *t, uint64_t entry, int64_t offset)
 			return;
 		uint32_t want = (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
 		/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
-		if (guest_write(word, &v, 0) ||
-		    !__atomic_compare_exchange_n((uint32_t *)gva_ptr(word), &v, want, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		if (guest_write(word, &v, 0) || !__atomic_compare_exchange_n((uint32_t *)gva_ptr(word), &v, want, false,
+									     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 			continue;
 		if (v & FUTEX_WAITERS)
 			futex_wake_shared(word, 1);
@@ -251,15 +251,9 @@ _Noreturn void thread_exit(struct thread *t, int status)
 	longjmp(thread_end, 1);
 }
 
-int64_t hc_exit(struct hcall *c)
-{
-	thread_exit(c->t, (int)c->arg[0]);
-}
+int64_t hc_exit(struct hcall *c) { thread_exit(c->t, (int)c->arg[0]); }
 
-int64_t hc_exit_group(struct hcall *c)
-{
-	pvm_exit_group((int)c->arg[0] & 0xff);
-}
+int64_t hc_exit_group(struct hcall *c) { pvm_exit_group((int)c->arg[0] & 0xff); }
 
 /* ---- start ------------------------------------------------------------------------------------------------ */
 
@@ -347,8 +341,8 @@ static int64_t thread_create(struct start *s)
 }
 
 #define THREAD_FLAGS (CLONE_VM | CLONE_SIGHAND | CLONE_THREAD)
-#define KNOWN_FLAGS                                                                                                \
-	(THREAD_FLAGS | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID |              \
+#define KNOWN_FLAGS \
+	(THREAD_FLAGS | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID | \
 	 CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_DETACHED | CLONE_IO)
 
 static int64_t clone_common(struct start *s)
@@ -358,11 +352,14 @@ static int64_t clone_common(struct start *s)
 	if ((s->flags & CLONE_SIGHAND) && !(s->flags & CLONE_VM))
 		return -EINVAL;
 	if (!(s->flags & CLONE_THREAD)) {
-		struct fork_args a = { s->flags, s->exit_signal, s->stack, s->parent_tid, s->child_tid, s->tls, s->pidfd };
+		struct fork_args a = {
+			s->flags, s->exit_signal, s->stack, s->parent_tid, s->child_tid, s->tls, s->pidfd
+		};
 		return process_create(s->parent, &a);
 	}
 	if (!(s->flags & CLONE_FS) || !(s->flags & CLONE_FILES)) {
-		kx_log(KX_LOG_WARN, "thread", "clone with flags %#llx: threads that do not share files or directory: ENOSYS",
+		kx_log(KX_LOG_WARN, "thread",
+		       "clone with flags %#llx: threads that do not share files or directory: ENOSYS",
 		       (unsigned long long)s->flags);
 		return -ENOSYS;
 	}
@@ -375,8 +372,14 @@ static int64_t clone_common(struct start *s)
 
 int64_t hc_clone(struct hcall *c)
 {
-	struct start s = { .parent = c->t, .flags = c->arg[0] & ~0xffull, .stack = c->arg[1], .parent_tid = c->arg[2],
-			   .child_tid = c->arg[3], .tls = c->arg[4], .exit_signal = c->arg[0] & 0xff, .pidfd = c->arg[2] };
+	struct start s = { .parent = c->t,
+			   .flags = c->arg[0] & ~0xffull,
+			   .stack = c->arg[1],
+			   .parent_tid = c->arg[2],
+			   .child_tid = c->arg[3],
+			   .tls = c->arg[4],
+			   .exit_signal = c->arg[0] & 0xff,
+			   .pidfd = c->arg[2] };
 	return clone_common(&s);
 }
 
@@ -401,8 +404,13 @@ int64_t hc_clone3(struct hcall *c)
 		return -EINVAL;
 	if (a.set_tid || a.set_tid_size || a.cgroup)
 		return -EPERM;
-	struct start s = { .parent = c->t, .flags = a.flags, .stack = a.stack ? a.stack + a.stack_size : 0,
-			   .parent_tid = a.parent_tid, .child_tid = a.child_tid, .tls = a.tls, .pidfd = a.pidfd,
+	struct start s = { .parent = c->t,
+			   .flags = a.flags,
+			   .stack = a.stack ? a.stack + a.stack_size : 0,
+			   .parent_tid = a.parent_tid,
+			   .child_tid = a.child_tid,
+			   .tls = a.tls,
+			   .pidfd = a.pidfd,
 			   .exit_signal = a.exit_signal };
 	if ((a.flags & CLONE_THREAD) && a.exit_signal)
 		return -EINVAL;

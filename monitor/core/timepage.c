@@ -29,8 +29,8 @@ struct track {
 	clockid_t clk;
 	uint64_t a_tsc[2]; /* anchors: samples from which the rate is measured, the older one first */
 	int64_t a_ns[2];
-	uint64_t rate;     /* ns per tick, 32.32 */
-	uint64_t s_tsc;    /* the last sample; s_half = its uncertainty in ticks */
+	uint64_t rate;  /* ns per tick, 32.32 */
+	uint64_t s_tsc; /* the last sample; s_half = its uncertainty in ticks */
 	uint64_t s_half;
 	int64_t s_ns;
 	unsigned strange;
@@ -39,15 +39,15 @@ struct track {
 enum { OFF_REAL, OFF_TAI, OFF_BOOT, NR_OFF };
 
 static struct {
-	pthread_mutex_t lock;  /* all below, and writing to the page */
+	pthread_mutex_t lock; /* all below, and writing to the page */
 	bool ok;
 	int64_t tsc_offset;
-	uint64_t due;          /* guest TSC of the next refresh; also read without the lock */
-	uint64_t interval;     /* ticks */
+	uint64_t due;      /* guest TSC of the next refresh; also read without the lock */
+	uint64_t interval; /* ticks */
 	struct track mono, raw;
-	int64_t off[NR_OFF];   /* to CLOCK_MONOTONIC */
-	struct kx_vvar cur;    /* what the page says */
-} tp = {.lock = PTHREAD_MUTEX_INITIALIZER};
+	int64_t off[NR_OFF]; /* to CLOCK_MONOTONIC */
+	struct kx_vvar cur;  /* what the page says */
+} tp = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static uint64_t tsc_now(void)
 {
@@ -59,21 +59,15 @@ static uint64_t tsc_now(void)
 
 static int64_t host_ns(clockid_t clk)
 {
-	struct timespec ts = {0};
+	struct timespec ts = { 0 };
 
 	clock_gettime(clk, &ts);
 	return ts.tv_sec * NS_PER_SEC + ts.tv_nsec;
 }
 
-static int64_t ticks_to_ns(uint64_t ticks, uint64_t rate)
-{
-	return (int64_t)((unsigned __int128)ticks * rate >> 32);
-}
+static int64_t ticks_to_ns(uint64_t ticks, uint64_t rate) { return (int64_t)((unsigned __int128)ticks * rate >> 32); }
 
-static uint64_t ns_to_ticks(uint64_t ns, uint64_t rate)
-{
-	return (uint64_t)(((unsigned __int128)ns << 32) / rate);
-}
+static uint64_t ns_to_ticks(uint64_t ns, uint64_t rate) { return (uint64_t)(((unsigned __int128)ns << 32) / rate); }
 
 /* Best of some tries: an interrupt or a lost CPU spoils one. */
 static void track_sample(struct track *k, int tries)
@@ -277,7 +271,7 @@ static bool is_due(void)
 /* Rate by waiting, when nobody knows it. */
 static uint64_t rate_measure(void)
 {
-	struct track k = {.clk = CLOCK_MONOTONIC};
+	struct track k = { .clk = CLOCK_MONOTONIC };
 
 	track_sample(&k, 3);
 	track_anchor(&k);

@@ -46,8 +46,9 @@ int vm_open(struct kx_err *err)
 	int fd = pvm.kvm_fd >= 0 ? pvm.kvm_fd : open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
-			return kx_err_set(err, errno, "/dev/kvm: no such device (load the kvm module, or enable "
-						      "virtualisation in the firmware or the cloud instance)");
+			return kx_err_set(err, errno,
+					  "/dev/kvm: no such device (load the kvm module, or enable "
+					  "virtualisation in the firmware or the cloud instance)");
 		if (errno == EACCES || errno == EPERM)
 			return kx_err_set(err, errno, "/dev/kvm: permission denied (add the user to the group kvm)");
 		return kx_err_set(err, errno, "/dev/kvm: %s", strerror(errno));
@@ -61,8 +62,9 @@ int vm_open(struct kx_err *err)
 	    ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_MMU) <= 0 ||
 	    (ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_SYNC_REGS) & (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS)) !=
 		    (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS))
-		return kx_err_set(err, ENOTSUP, "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
-						"(use Linux 5.10 or later)");
+		return kx_err_set(err, ENOTSUP,
+				  "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
+				  "(use Linux 5.10 or later)");
 	pvm.kvm_run_size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	struct kvm_cpuid2 *c = calloc(1, sizeof *c + 256 * sizeof c->entries[0]);
 	if (!c)
@@ -139,17 +141,22 @@ static int vcpu_fixed_state(struct thread *t)
 	uint64_t gpa = block_of[t->index];
 	if (ioctl(t->vcpu_fd, KVM_SET_CPUID2, pvm.cpuid) < 0 || ioctl(t->vcpu_fd, KVM_GET_SREGS, &s) < 0)
 		return -errno;
-	struct kvm_segment cs = { .limit = 0xffffffff, .selector = CS_USER, .present = 1, .type = 11, .dpl = 3, .s = 1,
-				  .l = 1, .g = 1 };
-	struct kvm_segment ds = { .limit = 0xffffffff, .selector = DS_USER, .present = 1, .type = 3, .dpl = 3, .s = 1,
-				  .db = 1, .g = 1 };
+	struct kvm_segment cs = {
+		.limit = 0xffffffff, .selector = CS_USER, .present = 1, .type = 11, .dpl = 3, .s = 1, .l = 1, .g = 1
+	};
+	struct kvm_segment ds = {
+		.limit = 0xffffffff, .selector = DS_USER, .present = 1, .type = 3, .dpl = 3, .s = 1, .db = 1, .g = 1
+	};
 	user_cs = s.cs = cs;
 	user_ss = s.ss = ds;
 	ds.selector = 0;
 	s.ds = s.es = s.fs = s.gs = ds;
 	s.gs.base = t->area_gva;
-	s.tr = (struct kvm_segment){ .base = GMEM_SYS_VA(gpa + BLOCK_TSS), .limit = TSS_IOMAP + 0x520 / 8,
-				     .selector = SEL_TSS, .present = 1, .type = 11 };
+	s.tr = (struct kvm_segment){ .base = GMEM_SYS_VA(gpa + BLOCK_TSS),
+				     .limit = TSS_IOMAP + 0x520 / 8,
+				     .selector = SEL_TSS,
+				     .present = 1,
+				     .type = 11 };
 	s.ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
 	s.gdt.base = GMEM_SYS_VA(gpa + BLOCK_GDT);
 	s.gdt.limit = 127;
@@ -249,8 +256,8 @@ static void enter_work(struct thread *t, const struct kvm_regs *r)
 {
 	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 	uint64_t rip = gmem_pc_to_original(r->rip);
-	*f = (struct kx_frame){ r->r15, r->r14, r->r13, r->r12, r->rbp, r->rbx, r->r11, r->r10, r->r9, r->r8, r->rdi,
-				r->rsi, r->rdx, r->rcx, r->rax, -1ull, rip, r->rflags, r->rsp };
+	*f = (struct kx_frame){ r->r15, r->r14, r->r13, r->r12, r->rbp, r->rbx, r->r11, r->r10,    r->r9, r->r8,
+				r->rdi, r->rsi, r->rdx, r->rcx, r->rax, -1ull,  rip,    r->rflags, r->rsp };
 	t->area->resume = gmem_pc_to_resume(rip);
 	struct kvm_regs *n = &t->run->s.regs.regs;
 	memset(n, 0, sizeof *n);

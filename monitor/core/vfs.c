@@ -30,10 +30,7 @@ void vfs_init(void)
 	vfs_cwd_changed();
 }
 
-static bool below_proc(const char *s)
-{
-	return !strncmp(s, "/proc", 5) && (s[5] == '/' || !s[5]);
-}
+static bool below_proc(const char *s) { return !strncmp(s, "/proc", 5) && (s[5] == '/' || !s[5]); }
 
 /* The working directory's path: its length, or -errno. */
 static long cwd_get(char *buf, size_t len)
@@ -221,7 +218,9 @@ static const char *device_link(const char *s, char buf[PATH_MAX + 64])
 {
 	static const struct {
 		const char *name, *rel;
-	} std[] = { { "/dev/stdin", "self/fd/0" }, { "/dev/stdout", "self/fd/1" }, { "/dev/stderr", "self/fd/2" },
+	} std[] = { { "/dev/stdin", "self/fd/0" },
+		    { "/dev/stdout", "self/fd/1" },
+		    { "/dev/stderr", "self/fd/2" },
 		    { "/dev/fd", "self/fd" } };
 	for (unsigned i = 0; i < 4; i++)
 		if (!strcmp(s, std[i].name))
@@ -316,24 +315,36 @@ static int64_t proc_statfs(struct hcall *c, int fd)
 	return guest_write(c->arg[1], &fs, sizeof fs) ? -EFAULT : 0;
 }
 
-static bool at_first(struct hcall *c)
-{
-	return c->row->arg[0].kind == KX_A_ATFD;
-}
+static bool at_first(struct hcall *c) { return c->row->arg[0].kind == KX_A_ATFD; }
 
 /* Does the call act on the link itself? */
 static bool acts_on_link(struct hcall *c)
 {
 	switch (c->nr) {
-	case SYS_lchown: case SYS_lsetxattr: case SYS_lgetxattr: case SYS_llistxattr: case SYS_lremovexattr:
-	case SYS_unlink: case SYS_unlinkat: case SYS_rename: case SYS_renameat: case SYS_renameat2: case SYS_rmdir:
-	case SYS_mkdir: case SYS_mkdirat: case SYS_symlink: case SYS_symlinkat: case SYS_link:
+	case SYS_lchown:
+	case SYS_lsetxattr:
+	case SYS_lgetxattr:
+	case SYS_llistxattr:
+	case SYS_lremovexattr:
+	case SYS_unlink:
+	case SYS_unlinkat:
+	case SYS_rename:
+	case SYS_renameat:
+	case SYS_renameat2:
+	case SYS_rmdir:
+	case SYS_mkdir:
+	case SYS_mkdirat:
+	case SYS_symlink:
+	case SYS_symlinkat:
+	case SYS_link:
 		return true;
 	case SYS_linkat:
 		return !((int)c->arg[4] & AT_SYMLINK_FOLLOW);
 	case SYS_fchownat:
 		return (int)c->arg[4] & AT_SYMLINK_NOFOLLOW;
-	case SYS_utimensat: case SYS_faccessat2: case 452 /* fchmodat2 */:
+	case SYS_utimensat:
+	case SYS_faccessat2:
+	case 452 /* fchmodat2 */:
 		return (int)c->arg[3] & AT_SYMLINK_NOFOLLOW;
 	}
 	return false;
@@ -372,19 +383,36 @@ static int64_t refuse(struct hcall *c, const char *rel)
 	struct stat st;
 	int r;
 	switch (c->nr) {
-	case SYS_mkdir: case SYS_mkdirat: case SYS_symlink: case SYS_symlinkat:
+	case SYS_mkdir:
+	case SYS_mkdirat:
+	case SYS_symlink:
+	case SYS_symlinkat:
 		return procfs_stat(rel, &st, true) ? -ENOENT : -EEXIST;
 	}
 	if ((r = procfs_stat(rel, &st, true)))
 		return r;
 	switch (c->nr) {
-	case SYS_setxattr: case SYS_lsetxattr: case SYS_getxattr: case SYS_lgetxattr: case SYS_listxattr:
-	case SYS_llistxattr: case SYS_removexattr: case SYS_lremovexattr:
+	case SYS_setxattr:
+	case SYS_lsetxattr:
+	case SYS_getxattr:
+	case SYS_lgetxattr:
+	case SYS_listxattr:
+	case SYS_llistxattr:
+	case SYS_removexattr:
+	case SYS_lremovexattr:
 		return -EOPNOTSUPP;
-	case SYS_utime: case SYS_utimes: case SYS_futimesat: case SYS_utimensat: case SYS_inotify_add_watch:
+	case SYS_utime:
+	case SYS_utimes:
+	case SYS_futimesat:
+	case SYS_utimensat:
+	case SYS_inotify_add_watch:
 	case SYS_truncate:
 		return -EACCES;
-	case SYS_rename: case SYS_renameat: case SYS_renameat2: case SYS_link: case SYS_linkat:
+	case SYS_rename:
+	case SYS_renameat:
+	case SYS_renameat2:
+	case SYS_link:
+	case SYS_linkat:
 		return -EXDEV;
 	}
 	return -EPERM;
@@ -403,7 +431,8 @@ int64_t vfs_proc_generic(struct hcall *c)
 	switch (c->nr) {
 	case SYS_access:
 		return procfs_access(rel, (int)c->arg[1]);
-	case SYS_faccessat: case SYS_faccessat2:
+	case SYS_faccessat:
+	case SYS_faccessat2:
 		return procfs_access(rel, (int)c->arg[2]);
 	}
 	if (!acts_on_link(c) && (!second || c->nr == SYS_inotify_add_watch)) {

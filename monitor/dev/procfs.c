@@ -192,14 +192,41 @@ static int list_locked(int dirfd, const char *path, struct text *t)
 /* ---- names ----------------------------------------------------------------------------------------------------- */
 
 enum kind {
-	D_ROOT, D_PID, D_FD, D_FDINFO, D_TASKS, D_NET, D_SYS,
-	L_SELF, L_THREAD, L_MOUNTS, L_NET, L_EXE, L_CWD, L_ROOT, L_FD,
-	F_FDINFO, F_PID, F_GLOBAL, F_NET, F_SYS,
+	D_ROOT,
+	D_PID,
+	D_FD,
+	D_FDINFO,
+	D_TASKS,
+	D_NET,
+	D_SYS,
+	L_SELF,
+	L_THREAD,
+	L_MOUNTS,
+	L_NET,
+	L_EXE,
+	L_CWD,
+	L_ROOT,
+	L_FD,
+	F_FDINFO,
+	F_PID,
+	F_GLOBAL,
+	F_NET,
+	F_SYS,
 };
 
 /* How a file about the process is made. */
 enum gen {
-	G_MAPS, G_SMAPS, G_ROLLUP, G_STATUS, G_STAT, G_STATM, G_CMDLINE, G_ENVIRON, G_AUXV, G_LIMITS, G_MOUNTS,
+	G_MAPS,
+	G_SMAPS,
+	G_ROLLUP,
+	G_STATUS,
+	G_STAT,
+	G_STATM,
+	G_CMDLINE,
+	G_ENVIRON,
+	G_AUXV,
+	G_LIMITS,
+	G_MOUNTS,
 	G_COPY,   /* the host's text; it is about this process */
 	G_THREAD, /* as G_COPY, but the same for all threads and gone with the first one: ask for a live one */
 	G_REAL,   /* the host's file, which may be written */
@@ -209,33 +236,72 @@ static const struct pid_file {
 	const char *name;
 	enum gen gen;
 } pid_files[] = {
-	{ "maps", G_MAPS }, { "smaps", G_SMAPS }, { "smaps_rollup", G_ROLLUP }, { "status", G_STATUS },
-	{ "stat", G_STAT }, { "statm", G_STATM }, { "cmdline", G_CMDLINE }, { "environ", G_ENVIRON },
-	{ "auxv", G_AUXV }, { "limits", G_LIMITS }, { "mounts", G_MOUNTS }, { "mountinfo", G_THREAD },
-	{ "comm", G_REAL }, { "oom_score_adj", G_REAL }, { "oom_score", G_COPY }, { "oom_adj", G_COPY },
-	{ "cgroup", G_THREAD }, { "io", G_COPY }, { "wchan", G_COPY }, { "schedstat", G_COPY },
-	{ "loginuid", G_COPY }, { "sessionid", G_COPY }, { "personality", G_COPY }, { "coredump_filter", G_COPY },
-	{ "uid_map", G_THREAD }, { "gid_map", G_THREAD }, { "setgroups", G_THREAD },
+	{ "maps", G_MAPS },       { "smaps", G_SMAPS },        { "smaps_rollup", G_ROLLUP },
+	{ "status", G_STATUS },   { "stat", G_STAT },          { "statm", G_STATM },
+	{ "cmdline", G_CMDLINE }, { "environ", G_ENVIRON },    { "auxv", G_AUXV },
+	{ "limits", G_LIMITS },   { "mounts", G_MOUNTS },      { "mountinfo", G_THREAD },
+	{ "comm", G_REAL },       { "oom_score_adj", G_REAL }, { "oom_score", G_COPY },
+	{ "oom_adj", G_COPY },    { "cgroup", G_THREAD },      { "io", G_COPY },
+	{ "wchan", G_COPY },      { "schedstat", G_COPY },     { "loginuid", G_COPY },
+	{ "sessionid", G_COPY },  { "personality", G_COPY },   { "coredump_filter", G_COPY },
+	{ "uid_map", G_THREAD },  { "gid_map", G_THREAD },     { "setgroups", G_THREAD },
 };
 
-static const char *const global_files[] = { "meminfo", "cpuinfo", "stat", "uptime", "loadavg", "filesystems",
-					    "version", "swaps", NULL };
-static const char *const net_files[] = { "dev", "tcp", "tcp6", "udp", "udp6", "unix", "route", "if_inet6", "snmp",
-					 "protocols", "netstat", "sockstat", "arp", NULL };
+static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "uptime", "loadavg",
+					    "filesystems", "version", "swaps", NULL };
+static const char *const net_files[] = { "dev",      "tcp",  "tcp6",      "udp",     "udp6",     "unix", "route",
+					 "if_inet6", "snmp", "protocols", "netstat", "sockstat", "arp",  NULL };
 /* Below sys/. A star: any name of [a-z0-9_] that starts so. */
-static const char *const sys_files[] = {
-	"vm/overcommit_memory", "vm/overcommit_ratio", "vm/max_map_count", "vm/mmap_min_addr", "vm/nr_hugepages",
-	"vm/swappiness", "kernel/ngroups_max", "kernel/cap_last_cap", "kernel/pid_max", "kernel/osrelease",
-	"kernel/ostype", "kernel/hostname", "kernel/domainname", "kernel/version", "kernel/threads-max",
-	"kernel/random/boot_id", "kernel/random/uuid", "kernel/random/entropy_avail", "kernel/random/poolsize",
-	"kernel/shmmax", "kernel/shmall", "kernel/shmmni", "kernel/sem", "kernel/msgmax", "kernel/msgmni",
-	"kernel/msgmnb", "kernel/sched_rt_runtime_us", "kernel/sched_rt_period_us", "kernel/numa_balancing",
-	"net/core/somaxconn", "net/core/rmem_max", "net/core/wmem_max", "net/core/rmem_default",
-	"net/core/wmem_default", "net/core/netdev_max_backlog", "net/ipv4/ip_local_port_range", "net/ipv4/tcp_*",
-	"net/ipv4/ip_forward", "net/ipv4/ip_nonlocal_bind", "net/ipv6/bindv6only", "net/ipv6/conf/all/disable_ipv6",
-	"fs/file-max", "fs/file-nr", "fs/nr_open", "fs/pipe-max-size", "fs/inotify/*", "fs/mqueue/*", "fs/aio-max-nr",
-	"fs/epoll/*", NULL
-};
+static const char *const sys_files[] = { "vm/overcommit_memory",
+					 "vm/overcommit_ratio",
+					 "vm/max_map_count",
+					 "vm/mmap_min_addr",
+					 "vm/nr_hugepages",
+					 "vm/swappiness",
+					 "kernel/ngroups_max",
+					 "kernel/cap_last_cap",
+					 "kernel/pid_max",
+					 "kernel/osrelease",
+					 "kernel/ostype",
+					 "kernel/hostname",
+					 "kernel/domainname",
+					 "kernel/version",
+					 "kernel/threads-max",
+					 "kernel/random/boot_id",
+					 "kernel/random/uuid",
+					 "kernel/random/entropy_avail",
+					 "kernel/random/poolsize",
+					 "kernel/shmmax",
+					 "kernel/shmall",
+					 "kernel/shmmni",
+					 "kernel/sem",
+					 "kernel/msgmax",
+					 "kernel/msgmni",
+					 "kernel/msgmnb",
+					 "kernel/sched_rt_runtime_us",
+					 "kernel/sched_rt_period_us",
+					 "kernel/numa_balancing",
+					 "net/core/somaxconn",
+					 "net/core/rmem_max",
+					 "net/core/wmem_max",
+					 "net/core/rmem_default",
+					 "net/core/wmem_default",
+					 "net/core/netdev_max_backlog",
+					 "net/ipv4/ip_local_port_range",
+					 "net/ipv4/tcp_*",
+					 "net/ipv4/ip_forward",
+					 "net/ipv4/ip_nonlocal_bind",
+					 "net/ipv6/bindv6only",
+					 "net/ipv6/conf/all/disable_ipv6",
+					 "fs/file-max",
+					 "fs/file-nr",
+					 "fs/nr_open",
+					 "fs/pipe-max-size",
+					 "fs/inotify/*",
+					 "fs/mqueue/*",
+					 "fs/aio-max-nr",
+					 "fs/epoll/*",
+					 NULL };
 
 struct node {
 	enum kind kind;
@@ -261,7 +327,8 @@ static int sys_kind(const char *path)
 		const char *star = strchr(*l, '*');
 		if (star) {
 			size_t n = (size_t)(star - *l);
-			if (!strncmp(path, *l, n) && path[n] && !path[n + strspn(path + n, "abcdefghijklmnopqrstuvwxyz0123456789_")])
+			if (!strncmp(path, *l, n) && path[n] &&
+			    !path[n + strspn(path + n, "abcdefghijklmnopqrstuvwxyz0123456789_")])
 				return 1;
 		} else if (!strcmp(path, *l)) {
 			return 1;
@@ -296,8 +363,8 @@ static int parse_pid(const char *s, struct node *n)
 	static const struct {
 		const char *name;
 		enum kind kind;
-	} special[] = { { "", D_PID }, { "exe", L_EXE }, { "cwd", L_CWD }, { "root", L_ROOT }, { "fd", D_FD },
-			{ "fdinfo", D_FDINFO }, { "net", D_NET } };
+	} special[] = { { "", D_PID },  { "exe", L_EXE },       { "cwd", L_CWD }, { "root", L_ROOT },
+			{ "fd", D_FD }, { "fdinfo", D_FDINFO }, { "net", D_NET } };
 	for (unsigned i = 0; i < sizeof special / sizeof *special; i++)
 		if (!strcmp(s, special[i].name)) {
 			n->kind = special[i].kind;
@@ -340,7 +407,7 @@ static int parse_plain(const char *s, struct node *n)
 	static const struct {
 		const char *name;
 		enum kind kind;
-	} special[] = { { "", D_ROOT }, { ".", D_ROOT }, { "self", L_SELF }, { "thread-self", L_THREAD },
+	} special[] = { { "", D_ROOT },         { ".", D_ROOT },  { "self", L_SELF }, { "thread-self", L_THREAD },
 			{ "mounts", L_MOUNTS }, { "net", L_NET }, { "sys", D_SYS } };
 	for (unsigned i = 0; i < sizeof special / sizeof *special; i++)
 		if (!strcmp(s, special[i].name)) {
@@ -416,15 +483,33 @@ static void host_path(const struct node *n, char out[512])
 	else
 		snprintf(who, sizeof who, "self");
 	switch (n->kind) {
-	case L_SELF: strcpy(out, "self"); break;
-	case L_THREAD: strcpy(out, "thread-self"); break;
-	case L_MOUNTS: strcpy(out, "mounts"); break;
-	case L_NET: strcpy(out, "net"); break;
-	case L_EXE: snprintf(out, 512, "self/task/%d/exe", own_tid()); break;
-	case L_CWD: snprintf(out, 512, "self/task/%d/cwd", own_tid()); break;
-	case L_ROOT: snprintf(out, 512, "self/task/%d/root", own_tid()); break;
-	case L_FD: snprintf(out, 512, "self/task/%d/fd/%d", own_tid(), n->fd); break;
-	case F_FDINFO: snprintf(out, 512, "self/task/%d/fdinfo/%d", own_tid(), n->fd); break;
+	case L_SELF:
+		strcpy(out, "self");
+		break;
+	case L_THREAD:
+		strcpy(out, "thread-self");
+		break;
+	case L_MOUNTS:
+		strcpy(out, "mounts");
+		break;
+	case L_NET:
+		strcpy(out, "net");
+		break;
+	case L_EXE:
+		snprintf(out, 512, "self/task/%d/exe", own_tid());
+		break;
+	case L_CWD:
+		snprintf(out, 512, "self/task/%d/cwd", own_tid());
+		break;
+	case L_ROOT:
+		snprintf(out, 512, "self/task/%d/root", own_tid());
+		break;
+	case L_FD:
+		snprintf(out, 512, "self/task/%d/fd/%d", own_tid(), n->fd);
+		break;
+	case F_FDINFO:
+		snprintf(out, 512, "self/task/%d/fdinfo/%d", own_tid(), n->fd);
+		break;
 	case F_PID:
 		if (n->file->gen == G_COPY || n->file->gen == G_STAT || n->file->gen == G_STATUS ||
 		    n->file->gen == G_REAL || n->file->gen == G_LIMITS)
@@ -432,10 +517,18 @@ static void host_path(const struct node *n, char out[512])
 		else
 			snprintf(out, 512, "self/task/%d/%s", own_tid(), n->file->name);
 		break;
-	case F_GLOBAL: snprintf(out, 512, "%s", n->name); break;
-	case F_NET: snprintf(out, 512, "self/task/%d/net/%s", own_tid(), n->name); break;
-	case F_SYS: case D_SYS: snprintf(out, 512, "sys/%s", n->name); break;
-	default: out[0] = 0;
+	case F_GLOBAL:
+		snprintf(out, 512, "%s", n->name);
+		break;
+	case F_NET:
+		snprintf(out, 512, "self/task/%d/net/%s", own_tid(), n->name);
+		break;
+	case F_SYS:
+	case D_SYS:
+		snprintf(out, 512, "sys/%s", n->name);
+		break;
+	default:
+		out[0] = 0;
 	}
 }
 
@@ -651,18 +744,16 @@ static void maps_piece(void *arg, const struct piece *p)
 	const struct hvma *v = p->v;
 	bool file = v && !(v->inode_len == 1 && v->inode[0] == '0');
 	if (label || !v)
-		put_head(o->t, p->start, p->end, perm, 0, "00:00", 5, "0", 1, label ? label : "", label ? (int)strlen(label) : 0);
+		put_head(o->t, p->start, p->end, perm, 0, "00:00", 5, "0", 1, label ? label : "",
+			 label ? (int)strlen(label) : 0);
 	else
-		put_head(o->t, p->start, p->end, perm, file ? v->off + (p->start - v->start) : 0, v->dev, v->dev_len, v->inode,
-			 v->inode_len, v->name, v->name_len);
+		put_head(o->t, p->start, p->end, perm, file ? v->off + (p->start - v->start) : 0, v->dev, v->dev_len,
+			 v->inode, v->inode_len, v->name, v->name_len);
 	if (o->smaps)
 		put_fields(o, p, false);
 }
 
-static void rollup_piece(void *arg, const struct piece *p)
-{
-	put_fields(arg, p, true);
-}
+static void rollup_piece(void *arg, const struct piece *p) { put_fields(arg, p, true); }
 
 static int gen_maps(struct text *t, enum gen gen)
 {
@@ -673,7 +764,9 @@ static int gen_maps(struct text *t, enum gen gen)
 		for_pieces(&m, maps_piece, &o);
 		put_head(t, KX_VDSO_BASE, KX_VDSO_BASE + 0x10000, "r-xp", 0, "00:00", 5, "0", 1, "[vdso]", 6);
 		if (o.smaps)
-			text_printf(t, "%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\nVmFlags: rd ex mr mw me de \n",
+			text_printf(t,
+				    "%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\nVmFlags: rd ex "
+				    "mr mw me de \n",
 				    "Size:", 64, "KernelPageSize:", 4, "MMUPageSize:", 4, "Rss:", 0, "Pss:", 0);
 	} else if (!r) {
 		struct gmem_region first = { 0 };
@@ -723,10 +816,7 @@ static struct vm_sizes vm_sizes(void)
 	return s;
 }
 
-static int nr_threads(void)
-{
-	return __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED);
-}
+static int nr_threads(void) { return __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED); }
 
 static int gen_status(struct text *t, const char *host)
 {
@@ -740,9 +830,9 @@ static int gen_status(struct text *t, const char *host)
 		uint64_t kb;
 		bool cap; /* the host's number, but no more than this: it has the monitor in it */
 	} size[] = { { "VmPeak:", s.peak >> 10, false }, { "VmSize:", s.total >> 10, false },
-		     { "VmHWM:", s.total >> 10, true }, { "VmRSS:", s.total >> 10, true },
+		     { "VmHWM:", s.total >> 10, true },  { "VmRSS:", s.total >> 10, true },
 		     { "VmData:", s.data >> 10, false }, { "VmStk:", s.stack >> 10, false },
-		     { "VmExe:", s.exe >> 10, false }, { "VmLib:", s.lib >> 10, false } };
+		     { "VmExe:", s.exe >> 10, false },   { "VmLib:", s.lib >> 10, false } };
 	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
 		unsigned i = 0, n = sizeof size / sizeof *size;
 		while (i < n && !key_is(p, size[i].key))
@@ -789,16 +879,42 @@ static int gen_stat(struct text *t, const char *host)
 		case 3: /* it waits for private_run() */
 			text_printf(t, " %s", *tok == 'D' ? "R" : tok);
 			continue;
-		case 20: v = (uint64_t)nr_threads(); break;
-		case 23: v = s.total; break;
-		case 24: v = strtoull(tok, NULL, 10) < pages ? strtoull(tok, NULL, 10) : pages; break;
-		case 28: v = pvm.stack_top; break;
-		case 47: v = pvm.brk_start; break;
-		case 48: v = pvm.arg_start; break;
-		case 49: v = pvm.arg_end; break;
-		case 50: v = pvm.env_start; break;
-		case 51: v = pvm.env_end; break;
-		case 26: case 27: case 29: case 30: case 35: case 45: case 46: v = 0; break;
+		case 20:
+			v = (uint64_t)nr_threads();
+			break;
+		case 23:
+			v = s.total;
+			break;
+		case 24:
+			v = strtoull(tok, NULL, 10) < pages ? strtoull(tok, NULL, 10) : pages;
+			break;
+		case 28:
+			v = pvm.stack_top;
+			break;
+		case 47:
+			v = pvm.brk_start;
+			break;
+		case 48:
+			v = pvm.arg_start;
+			break;
+		case 49:
+			v = pvm.arg_end;
+			break;
+		case 50:
+			v = pvm.env_start;
+			break;
+		case 51:
+			v = pvm.env_end;
+			break;
+		case 26:
+		case 27:
+		case 29:
+		case 30:
+		case 35:
+		case 45:
+		case 46:
+			v = 0;
+			break;
 		default:
 			text_printf(t, " %s", tok);
 			continue;
@@ -938,16 +1054,31 @@ static int generate(const struct node *n, struct text *t)
 	if (n->kind != F_PID)
 		return meminfo_is_ours(n) ? gen_meminfo(t) : host_read(host, t);
 	switch (n->file->gen) {
-	case G_MAPS: case G_SMAPS: case G_ROLLUP: return gen_maps(t, n->file->gen);
-	case G_STATUS: return gen_status(t, host);
-	case G_STAT: return gen_stat(t, host);
-	case G_STATM: return gen_statm(t, host);
-	case G_CMDLINE: gen_cmdline(t); return 0;
-	case G_ENVIRON: put_guest(t, pvm.env_start, pvm.env_end); return 0;
-	case G_AUXV: text_add(t, pvm.auxv, pvm.auxv_len < sizeof pvm.auxv ? pvm.auxv_len : sizeof pvm.auxv); return 0;
-	case G_LIMITS: return gen_limits(t, host);
-	case G_MOUNTS: return gen_mounts(t, host);
-	default: return host_read(host, t);
+	case G_MAPS:
+	case G_SMAPS:
+	case G_ROLLUP:
+		return gen_maps(t, n->file->gen);
+	case G_STATUS:
+		return gen_status(t, host);
+	case G_STAT:
+		return gen_stat(t, host);
+	case G_STATM:
+		return gen_statm(t, host);
+	case G_CMDLINE:
+		gen_cmdline(t);
+		return 0;
+	case G_ENVIRON:
+		put_guest(t, pvm.env_start, pvm.env_end);
+		return 0;
+	case G_AUXV:
+		text_add(t, pvm.auxv, pvm.auxv_len < sizeof pvm.auxv ? pvm.auxv_len : sizeof pvm.auxv);
+		return 0;
+	case G_LIMITS:
+		return gen_limits(t, host);
+	case G_MOUNTS:
+		return gen_mounts(t, host);
+	default:
+		return host_read(host, t);
 	}
 }
 
@@ -961,13 +1092,26 @@ static void dir_path(const struct node *n, char out[512])
 	else
 		snprintf(who, sizeof who, "/proc/%d", pvm.pid);
 	switch (n->kind) {
-	case D_PID: snprintf(out, 512, "%s", who); break;
-	case D_FD: snprintf(out, 512, "%s/fd", who); break;
-	case D_FDINFO: snprintf(out, 512, "%s/fdinfo", who); break;
-	case D_TASKS: snprintf(out, 512, "%s/task", who); break;
-	case D_NET: snprintf(out, 512, "%s/net", who); break;
-	case D_SYS: snprintf(out, 512, "/proc/sys%s%s", n->name[0] ? "/" : "", n->name); break;
-	default: strcpy(out, "/proc");
+	case D_PID:
+		snprintf(out, 512, "%s", who);
+		break;
+	case D_FD:
+		snprintf(out, 512, "%s/fd", who);
+		break;
+	case D_FDINFO:
+		snprintf(out, 512, "%s/fdinfo", who);
+		break;
+	case D_TASKS:
+		snprintf(out, 512, "%s/task", who);
+		break;
+	case D_NET:
+		snprintf(out, 512, "%s/net", who);
+		break;
+	case D_SYS:
+		snprintf(out, 512, "/proc/sys%s%s", n->name[0] ? "/" : "", n->name);
+		break;
+	default:
+		strcpy(out, "/proc");
 	}
 }
 
@@ -1190,16 +1334,28 @@ static void fill_dir(const struct node *n, const char *dir)
 	struct fill f = { .dir = dir };
 	pthread_mutex_lock(&proc_lock);
 	switch (n->kind) {
-	case D_ROOT: fill_root(&f); break;
-	case D_PID: fill_pid(&f, n); break;
-	case D_FD: case D_FDINFO: fill_fds(&f, n->kind); break;
-	case D_TASKS: fill_tasks(&f); break;
-	case D_SYS: fill_sys(&f, n); break;
+	case D_ROOT:
+		fill_root(&f);
+		break;
+	case D_PID:
+		fill_pid(&f, n);
+		break;
+	case D_FD:
+	case D_FDINFO:
+		fill_fds(&f, n->kind);
+		break;
+	case D_TASKS:
+		fill_tasks(&f);
+		break;
+	case D_SYS:
+		fill_sys(&f, n);
+		break;
 	case D_NET:
 		for (const char *const *l = net_files; *l; l++)
 			put_file(&f, *l);
 		break;
-	default: break;
+	default:
+		break;
 	}
 	if (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_TASKS)
 		fill_prune(&f);
@@ -1240,7 +1396,8 @@ static long fd_link_text(const struct node *n, char out[PATH_MAX])
 		return len;
 	text[len] = 0;
 	size_t tail = sizeof gone - 1;
-	if (!strncmp(text, mem, sizeof mem - 1) && (size_t)len > sizeof mem + tail && !strcmp(text + len - tail, gone)) {
+	if (!strncmp(text, mem, sizeof mem - 1) && (size_t)len > sizeof mem + tail &&
+	    !strcmp(text + len - tail, gone)) {
 		text[len - (long)tail] = 0;
 		const char *name = text + sizeof mem - 1;
 		if (!strncmp(name, "self/", 5))
@@ -1258,17 +1415,25 @@ static int link_text(const struct node *n, char out[PATH_MAX])
 {
 	long r;
 	switch (n->kind) {
-	case L_SELF: return snprintf(out, PATH_MAX, "%d", pvm.pid);
-	case L_THREAD: return snprintf(out, PATH_MAX, "%d/task/%d", pvm.pid, own_tid());
-	case L_MOUNTS: return snprintf(out, PATH_MAX, "self/mounts");
-	case L_NET: return snprintf(out, PATH_MAX, "self/net");
-	case L_EXE: return snprintf(out, PATH_MAX, "%.*s", PATH_MAX - 1, pvm.exe);
-	case L_ROOT: return snprintf(out, PATH_MAX, "/");
-	case L_FD: return (int)fd_link_text(n, out);
+	case L_SELF:
+		return snprintf(out, PATH_MAX, "%d", pvm.pid);
+	case L_THREAD:
+		return snprintf(out, PATH_MAX, "%d/task/%d", pvm.pid, own_tid());
+	case L_MOUNTS:
+		return snprintf(out, PATH_MAX, "self/mounts");
+	case L_NET:
+		return snprintf(out, PATH_MAX, "self/net");
+	case L_EXE:
+		return snprintf(out, PATH_MAX, "%.*s", PATH_MAX - 1, pvm.exe);
+	case L_ROOT:
+		return snprintf(out, PATH_MAX, "/");
+	case L_FD:
+		return (int)fd_link_text(n, out);
 	case L_CWD:
 		r = HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
 		return r > 0 ? (int)r - 1 : (int)r;
-	default: return -EINVAL;
+	default:
+		return -EINVAL;
 	}
 }
 
@@ -1309,8 +1474,10 @@ enum procfs_target procfs_target(const char *rel, char *out, size_t len, int *fd
 /* A link itself (O_PATH | O_NOFOLLOW): its likeness in the tmpfs. */
 static int64_t open_link(const struct node *n, int flags)
 {
-	static const char *const name[] = { [L_SELF] = "self", [L_THREAD] = "thread-self", [L_MOUNTS] = "mounts",
-					    [L_NET] = "net", [L_EXE] = "exe", [L_CWD] = "cwd", [L_ROOT] = "root" };
+	static const char *const name[] = {
+		[L_SELF] = "self", [L_THREAD] = "thread-self", [L_MOUNTS] = "mounts", [L_NET] = "net", [L_EXE] = "exe",
+		[L_CWD] = "cwd",   [L_ROOT] = "root"
+	};
 	struct node d = { .kind = n->kind == L_FD ? D_FD : n->kind >= L_EXE ? D_PID : D_ROOT, .tid = n->tid };
 	char path[512], full[600];
 	dir_path(&d, path);
@@ -1353,7 +1520,8 @@ static int64_t open_text(const struct node *n, const char *rel, int flags)
 		fd = -EFBIG;
 	if (fd >= 0) {
 		snprintf(name, sizeof name, MEM_NAME "%s", rel);
-		fd = fd_result(HC6(SYS_memfd_create, name, MFD_ALLOW_SEALING | (flags & O_CLOEXEC ? MFD_CLOEXEC : 0), 0, 0, 0, 0));
+		fd = fd_result(HC6(SYS_memfd_create, name, MFD_ALLOW_SEALING | (flags & O_CLOEXEC ? MFD_CLOEXEC : 0), 0,
+				   0, 0, 0));
 	}
 	if (fd >= 0) {
 		/* The guest can put another file of its own in this place meanwhile; the harm is its own. */
@@ -1404,7 +1572,8 @@ static int64_t open_file(const struct node *n, const char *rel, int flags)
 	if (!real || flags & O_PATH)
 		return open_text(n, rel, flags);
 	return fd_result(HC6(SYS_openat, pvm.proc_fd, host,
-			     (flags & (O_ACCMODE | O_CLOEXEC | O_APPEND | O_NONBLOCK | O_TRUNC)) | O_NOFOLLOW, 0, 0, 0));
+			     (flags & (O_ACCMODE | O_CLOEXEC | O_APPEND | O_NONBLOCK | O_TRUNC)) | O_NOFOLLOW, 0, 0,
+			     0));
 }
 
 int64_t procfs_open(const char *rel, int flags, unsigned mode)
@@ -1453,13 +1622,17 @@ int procfs_stat(const char *rel, struct stat *st, bool nofollow)
 	if (!nofollow || rel[0] == 0 || rel[strlen(rel) - 1] == '/') {
 		follow(&n);
 		switch (n.kind) {
-		case L_EXE: return (int)HC6(SYS_stat, pvm.exe, st, 0, 0, 0, 0);
-		case L_CWD: return (int)HC6(SYS_stat, ".", st, 0, 0, 0, 0);
-		case L_ROOT: return (int)HC6(SYS_stat, "/", st, 0, 0, 0, 0);
+		case L_EXE:
+			return (int)HC6(SYS_stat, pvm.exe, st, 0, 0, 0, 0);
+		case L_CWD:
+			return (int)HC6(SYS_stat, ".", st, 0, 0, 0, 0);
+		case L_ROOT:
+			return (int)HC6(SYS_stat, "/", st, 0, 0, 0, 0);
 		case L_FD:
 			r = (int)HC6(SYS_fstat, n.fd, st, 0, 0, 0, 0);
 			return r == -EBADF ? -ENOENT : r;
-		default: break;
+		default:
+			break;
 		}
 	}
 	if (is_dir(&n))
@@ -1481,11 +1654,22 @@ int procfs_statx(const char *rel, int flags, unsigned mask, void *statx_buf)
 	if (r)
 		return r;
 	struct statx x = {
-		.stx_mask = STATX_BASIC_STATS, .stx_blksize = (uint32_t)st.st_blksize, .stx_nlink = (uint32_t)st.st_nlink,
-		.stx_uid = st.st_uid, .stx_gid = st.st_gid, .stx_mode = (uint16_t)st.st_mode, .stx_ino = st.st_ino,
-		.stx_size = (uint64_t)st.st_size, .stx_blocks = (uint64_t)st.st_blocks, .stx_atime = stamp(st.st_atim),
-		.stx_mtime = stamp(st.st_mtim), .stx_ctime = stamp(st.st_ctim), .stx_rdev_major = major(st.st_rdev),
-		.stx_rdev_minor = minor(st.st_rdev), .stx_dev_major = major(st.st_dev), .stx_dev_minor = minor(st.st_dev),
+		.stx_mask = STATX_BASIC_STATS,
+		.stx_blksize = (uint32_t)st.st_blksize,
+		.stx_nlink = (uint32_t)st.st_nlink,
+		.stx_uid = st.st_uid,
+		.stx_gid = st.st_gid,
+		.stx_mode = (uint16_t)st.st_mode,
+		.stx_ino = st.st_ino,
+		.stx_size = (uint64_t)st.st_size,
+		.stx_blocks = (uint64_t)st.st_blocks,
+		.stx_atime = stamp(st.st_atim),
+		.stx_mtime = stamp(st.st_mtim),
+		.stx_ctime = stamp(st.st_ctim),
+		.stx_rdev_major = major(st.st_rdev),
+		.stx_rdev_minor = minor(st.st_rdev),
+		.stx_dev_major = major(st.st_dev),
+		.stx_dev_minor = minor(st.st_dev),
 	};
 	_Static_assert(sizeof x == 256, "as the row says");
 	memcpy(statx_buf, &x, sizeof x);
@@ -1507,11 +1691,16 @@ int procfs_access(const char *rel, int mode)
 	follow(&n);
 	host_path(&n, host);
 	switch (n.kind) {
-	case L_FD: return (int)HC6(SYS_faccessat, pvm.proc_fd, host, mode, 0, 0, 0);
-	case L_EXE: return (int)HC6(SYS_access, pvm.exe, mode, 0, 0, 0, 0);
-	case L_CWD: return (int)HC6(SYS_access, ".", mode, 0, 0, 0, 0);
-	case L_ROOT: return (int)HC6(SYS_access, "/", mode, 0, 0, 0, 0);
-	default: break;
+	case L_FD:
+		return (int)HC6(SYS_faccessat, pvm.proc_fd, host, mode, 0, 0, 0);
+	case L_EXE:
+		return (int)HC6(SYS_access, pvm.exe, mode, 0, 0, 0, 0);
+	case L_CWD:
+		return (int)HC6(SYS_access, ".", mode, 0, 0, 0, 0);
+	case L_ROOT:
+		return (int)HC6(SYS_access, "/", mode, 0, 0, 0, 0);
+	default:
+		break;
 	}
 	if (is_dir(&n))
 		return mode & W_OK ? -EACCES : 0;
@@ -1529,10 +1718,14 @@ int64_t procfs_chdir(const char *rel)
 		return r;
 	follow(&n);
 	switch (n.kind) {
-	case L_FD: return HC6(SYS_fchdir, n.fd, 0, 0, 0, 0, 0);
-	case L_CWD: return HC6(SYS_chdir, ".", 0, 0, 0, 0, 0);
-	case L_ROOT: return HC6(SYS_chdir, "/", 0, 0, 0, 0, 0);
-	default: break;
+	case L_FD:
+		return HC6(SYS_fchdir, n.fd, 0, 0, 0, 0, 0);
+	case L_CWD:
+		return HC6(SYS_chdir, ".", 0, 0, 0, 0, 0);
+	case L_ROOT:
+		return HC6(SYS_chdir, "/", 0, 0, 0, 0, 0);
+	default:
+		break;
 	}
 	if (!is_dir(&n))
 		return -ENOTDIR;

@@ -29,12 +29,12 @@ static int64_t input_pread(void *ctx, void *buf, size_t len, uint64_t off)
 	return (int64_t)len;
 }
 
-#define PROMISE(cond)                                                                  \
-	do {                                                                           \
-		if (!(cond)) {                                                         \
-			fprintf(stderr, "fuzz_elf: broken promise: %s\n", #cond);      \
-			abort();                                                       \
-		}                                                                      \
+#define PROMISE(cond) \
+	do { \
+		if (!(cond)) { \
+			fprintf(stderr, "fuzz_elf: broken promise: %s\n", #cond); \
+			abort(); \
+		} \
 	} while (0)
 
 static void check(const struct elf_image *im, size_t len)
@@ -93,18 +93,30 @@ static uint64_t rnd(void)
 static uint64_t interesting(uint64_t len, uint64_t old)
 {
 	switch (rnd() % 12) {
-	case 0: return 0;
-	case 1: return -1ull;
-	case 2: return 1ull << rnd() % 64;
-	case 3: return (1ull << rnd() % 64) - 1;
-	case 4: return len + rnd() % 129 - 64;
-	case 5: return old + rnd() % 33 - 16;
-	case 6: return old ^ 1ull << rnd() % 64;
-	case 7: return -(rnd() % 0x10000);
-	case 8: return old & -0x1000ull;
-	case 9: return KX_USER_END + rnd() % 0x3000 - 0x1800;
-	case 10: return rnd() % (len + 1);
-	default: return rnd();
+	case 0:
+		return 0;
+	case 1:
+		return -1ull;
+	case 2:
+		return 1ull << rnd() % 64;
+	case 3:
+		return (1ull << rnd() % 64) - 1;
+	case 4:
+		return len + rnd() % 129 - 64;
+	case 5:
+		return old + rnd() % 33 - 16;
+	case 6:
+		return old ^ 1ull << rnd() % 64;
+	case 7:
+		return -(rnd() % 0x10000);
+	case 8:
+		return old & -0x1000ull;
+	case 9:
+		return KX_USER_END + rnd() % 0x3000 - 0x1800;
+	case 10:
+		return rnd() % (len + 1);
+	default:
+		return rnd();
 	}
 }
 
@@ -122,8 +134,8 @@ static void set_field(uint8_t *p, size_t len, size_t off, size_t width)
 
 static size_t mutate(uint8_t *p, size_t len, size_t headers)
 {
-	static const uint8_t eh[][2] = { { 4, 1 }, { 5, 1 }, { 6, 1 }, { 16, 2 }, { 18, 2 }, { 20, 4 }, { 24, 8 },
-					 { 32, 8 }, { 40, 8 }, { 52, 2 }, { 54, 2 }, { 56, 2 } };
+	static const uint8_t eh[][2] = { { 4, 1 },  { 5, 1 },  { 6, 1 },  { 16, 2 }, { 18, 2 }, { 20, 4 },
+					 { 24, 8 }, { 32, 8 }, { 40, 8 }, { 52, 2 }, { 54, 2 }, { 56, 2 } };
 	static const uint8_t ph[][2] = { { 0, 4 }, { 4, 4 }, { 8, 8 }, { 16, 8 }, { 32, 8 }, { 40, 8 }, { 48, 8 } };
 
 	for (int n = 1 + (int)(rnd() % 4); n > 0; n--) {

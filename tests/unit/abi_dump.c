@@ -11,12 +11,13 @@
 #include "../../abi/kx_hcall.h"
 
 static const char *const kinds[] = {
-	[KX_A_NONE] = "NONE", [KX_A_FD] = "FD", [KX_A_ATFD] = "ATFD", [KX_A_FDN] = "FDN", [KX_A_FDNEW] = "FDNEW",
-	[KX_A_PATH] = "PATH", [KX_A_PATHE] = "PATHE", [KX_A_PATHO] = "PATHO", [KX_A_STR] = "STR", [KX_A_IN] = "IN",
-	[KX_A_OUT] = "OUT", [KX_A_IOVI] = "IOVI", [KX_A_IOVO] = "IOVO", [KX_A_INS] = "INS", [KX_A_OUTS] = "OUTS",
-	[KX_A_INOUTS] = "INOUTS", [KX_A_INSO] = "INSO", [KX_A_OUTSO] = "OUTSO", [KX_A_INOUTSO] = "INOUTSO",
-	[KX_A_PTR] = "PTR", [KX_A_ADDR] = "ADDR", [KX_A_INT] = "INT", [KX_A_UINT] = "UINT", [KX_A_SIZE] = "SIZE",
-	[KX_A_OFF] = "OFF", [KX_A_MODE] = "MODE", [KX_A_SIG] = "SIG", [KX_A_FLAGS] = "FLAGS",
+	[KX_A_NONE] = "NONE",   [KX_A_FD] = "FD",       [KX_A_ATFD] = "ATFD",       [KX_A_FDN] = "FDN",
+	[KX_A_FDNEW] = "FDNEW", [KX_A_PATH] = "PATH",   [KX_A_PATHE] = "PATHE",     [KX_A_PATHO] = "PATHO",
+	[KX_A_STR] = "STR",     [KX_A_IN] = "IN",       [KX_A_OUT] = "OUT",         [KX_A_IOVI] = "IOVI",
+	[KX_A_IOVO] = "IOVO",   [KX_A_INS] = "INS",     [KX_A_OUTS] = "OUTS",       [KX_A_INOUTS] = "INOUTS",
+	[KX_A_INSO] = "INSO",   [KX_A_OUTSO] = "OUTSO", [KX_A_INOUTSO] = "INOUTSO", [KX_A_PTR] = "PTR",
+	[KX_A_ADDR] = "ADDR",   [KX_A_INT] = "INT",     [KX_A_UINT] = "UINT",       [KX_A_SIZE] = "SIZE",
+	[KX_A_OFF] = "OFF",     [KX_A_MODE] = "MODE",   [KX_A_SIG] = "SIG",         [KX_A_FLAGS] = "FLAGS",
 };
 _Static_assert(sizeof(kinds) / sizeof(kinds[0]) == KX_A_FLAGS + 1, "every kind has a name");
 
@@ -34,10 +35,7 @@ static const struct row {
 static int bad;
 static size_t end; /* of the member printed last */
 
-static size_t align_up(size_t v, size_t a)
-{
-	return (v + a - 1) / a * a;
-}
+static size_t align_up(size_t v, size_t a) { return (v + a - 1) / a * a; }
 
 static void member(const char *s, const char *m, size_t off, size_t size, size_t align)
 {
@@ -103,7 +101,8 @@ static void dump_structs(void)
 	M(kx_thread, tid), M(kx_thread, cpu), M(kx_thread, altstack_sp), M(kx_thread, altstack_size);
 	M(kx_thread, altstack_flags), M(kx_thread, index), M(kx_thread, clear_tid), M(kx_thread, panic_msg);
 	M(kx_thread, in_call), M(kx_thread, call), M(kx_thread, sig), M(kx_thread, saved_mask);
-	M(kx_thread, has_saved_mask), M(kx_thread, yield_count), M(kx_thread, pid), M(kx_thread, vfork), M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
+	M(kx_thread, has_saved_mask), M(kx_thread, yield_count), M(kx_thread, pid), M(kx_thread, vfork),
+		M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes);
 	END(kx_thread);
 
@@ -111,7 +110,8 @@ static void dump_structs(void)
 	M(kx_shared, version), M(kx_shared, pid), M(kx_shared, ppid), M(kx_shared, fork_gen), M(kx_shared, uid);
 	M(kx_shared, euid), M(kx_shared, gid), M(kx_shared, egid), M(kx_shared, trace), M(kx_shared, xsave_size);
 	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, local_calls);
-	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers), M(kx_shared, futex_waiters);
+	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
+		M(kx_shared, futex_waiters);
 	END(kx_shared);
 
 	SIZE(kx_vvar);

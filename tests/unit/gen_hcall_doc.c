@@ -123,7 +123,8 @@ int main(void)
 	       "| NORESTART | EINTR whenever a handler ran |\n"
 	       "| LOCAL | normally answered in the LibOS, without an exit |\n\n"
 	       "**argument kinds**\n\n"
-	       "| kind | meaning |\n|---|---|\n", KX_ABI_VERSION);
+	       "| kind | meaning |\n|---|---|\n",
+	       KX_ABI_VERSION);
 	for (k = KX_A_NONE + 1; k <= KX_A_FLAGS; k++)
 		printf("| %s | %s |\n", kinds[k].name, kinds[k].doc);
 	printf("\n## Linux's calls\n\nNumbered as on x86-64.\n\n");

@@ -40,15 +40,15 @@
 static int checks, failures, skipped;
 static char dir[] = "/tmp/kx-test-elf-XXXXXX";
 
-#define CHECK(cond, ...)                                                            \
-	do {                                                                        \
-		checks++;                                                           \
-		if (!(cond)) {                                                      \
-			failures++;                                                 \
-			fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);  \
-			fprintf(stderr, __VA_ARGS__);                               \
-			fputc('\n', stderr);                                        \
-		}                                                                   \
+#define CHECK(cond, ...) \
+	do { \
+		checks++; \
+		if (!(cond)) { \
+			failures++; \
+			fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond); \
+			fprintf(stderr, __VA_ARGS__); \
+			fputc('\n', stderr); \
+		} \
 	} while (0)
 
 /* ---- what the loader needs from the monitor ------------------------------------------------------------- */
@@ -80,10 +80,7 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 	return (int64_t)((uintptr_t)p - (uintptr_t)pvm.base);
 }
 
-int gmem_munmap(uint64_t addr, uint64_t len)
-{
-	return munmap((void *)((uintptr_t)pvm.base + addr), len) ? -errno : 0;
-}
+int gmem_munmap(uint64_t addr, uint64_t len) { return munmap((void *)((uintptr_t)pvm.base + addr), len) ? -errno : 0; }
 
 uint64_t gmem_place_exec(uint64_t len)
 {
@@ -93,10 +90,7 @@ uint64_t gmem_place_exec(uint64_t len)
 	return at;
 }
 
-void gmem_set_brk(uint64_t start)
-{
-	test_brk = start;
-}
+void gmem_set_brk(uint64_t start) { test_brk = start; }
 
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
@@ -151,10 +145,7 @@ struct file {
 	uint64_t len;
 };
 
-static Elf64_Phdr *ph(struct file *f, int i)
-{
-	return (Elf64_Phdr *)(f->b + sizeof(Elf64_Ehdr)) + i;
-}
+static Elf64_Phdr *ph(struct file *f, int i) { return (Elf64_Phdr *)(f->b + sizeof(Elf64_Ehdr)) + i; }
 
 /* A good program: interpreter, text, data with bss, stack, a spare header. */
 static void good(struct file *f, bool dyn)
@@ -221,12 +212,12 @@ static void expect(struct file *f, const char *what, int line)
 }
 
 /* One change to a good file, and what must be said of it (NULL: good). */
-#define T(dyn, change, what)                    \
-	do {                                    \
-		struct file f;                  \
-		good(&f, dyn);                  \
-		change;                         \
-		expect(&f, what, __LINE__);     \
+#define T(dyn, change, what) \
+	do { \
+		struct file f; \
+		good(&f, dyn); \
+		change; \
+		expect(&f, what, __LINE__); \
 	} while (0)
 
 static void test_headers(void)
@@ -314,8 +305,10 @@ static void test_headers(void)
 	/* program headers outside of all segments: by PT_PHDR, or unknown */
 	T(true, (ph(&f, 1)->p_offset = 0x1000, ph(&f, 1)->p_vaddr = 0x1000), NULL);
 	CHECK(!im.has_phdr, "no phdr");
-	T(true, (ph(&f, 1)->p_offset = 0x1000, ph(&f, 1)->p_vaddr = 0x1000, ph(&f, 4)->p_type = PT_PHDR,
-		 ph(&f, 4)->p_vaddr = 0x1040), NULL);
+	T(true,
+	  (ph(&f, 1)->p_offset = 0x1000, ph(&f, 1)->p_vaddr = 0x1000, ph(&f, 4)->p_type = PT_PHDR,
+	   ph(&f, 4)->p_vaddr = 0x1040),
+	  NULL);
 	CHECK(im.has_phdr && im.phdr == 0x1040, "phdr");
 
 	/* more segments than any program has */
@@ -389,10 +382,7 @@ static const char *write_file(const char *name, const void *data, size_t len, in
 	return path;
 }
 
-static const char *write_text(const char *name, const char *text)
-{
-	return write_file(name, text, strlen(text), 0755);
-}
+static const char *write_text(const char *name, const char *text) { return write_file(name, text, strlen(text), 0755); }
 
 static int open_fds(void)
 {
@@ -620,8 +610,9 @@ static _Noreturn void jump(const struct load_result *res)
 	for (w++; w[0]; w += 2)
 		if (w[0] == AT_SYSINFO_EHDR)
 			w[1] = getauxval(AT_SYSINFO_EHDR);
-	__asm__ volatile("mov %0, %%rsp\n\txor %%edx, %%edx\n\txor %%ebp, %%ebp\n\tjmp *%1"
-			 :: "a"(res->sp), "c"(res->entry) : "memory");
+	__asm__ volatile("mov %0, %%rsp\n\txor %%edx, %%edx\n\txor %%ebp, %%ebp\n\tjmp *%1" ::"a"(res->sp),
+			 "c"(res->entry)
+			 : "memory");
 	__builtin_unreachable();
 }
 
@@ -864,8 +855,8 @@ static int load_files(char **path)
 
 int main(int argc, char **argv)
 {
-	const char *files[] = { "/bin/true", "/bin/busybox", "/lib64/ld-linux-x86-64.so.2",
-				"/lib/ld-musl-x86_64.so.1", "/usr/lib/x86_64-linux-musl/libc.so" };
+	const char *files[] = { "/bin/true", "/bin/busybox", "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1",
+				"/usr/lib/x86_64-linux-musl/libc.so" };
 	char cmd[64];
 
 	alarm(300);

@@ -117,7 +117,7 @@ static bool site_valid(const struct kx_site *s, const uint8_t *orig, const uint8
 		       const uint8_t *tramp, uint64_t tramp_gva)
 {
 	const uint8_t *ow = orig + (s->start - gva), *nw = text + (s->start - gva), *t = tramp + (s->tramp - tramp_gva);
-	bool boundary[17] = {[0] = true};
+	bool boundary[17] = { [0] = true };
 	unsigned off, win, last = 0;
 	uint64_t sys = s->start + s->sys_off;
 
@@ -185,8 +185,8 @@ static void test_library(const char *path, unsigned want_percent)
 	uint64_t gva = 0, tramp_gva;
 	uint8_t *file = file_read(path, &len), *text, *orig, *tramp;
 	double best_hints = 1e9, best_scan = 1e9;
-	struct patch_hints hints = {0};
-	struct patch_plan plan = {0}, linear;
+	struct patch_hints hints = { 0 };
+	struct patch_plan plan = { 0 }, linear;
 	unsigned bad = 0, changed = 0, dis;
 
 	if (!file) {
@@ -284,8 +284,8 @@ static void test_lengths_random(void)
 		z = patch_insn_len(b, sizeof(b), 0);
 		f = patch_insn_len(b, sizeof(b), 1);
 		if (z && z != f && differ++ < 5)
-			printf("     %02x %02x %02x %02x %02x %02x: %u, not %u\n", b[0], b[1], b[2], b[3], b[4],
-			       b[5], f, z);
+			printf("     %02x %02x %02x %02x %02x %02x: %u, not %u\n", b[0], b[1], b[2], b[3], b[4], b[5],
+			       f, z);
 	}
 	check(!differ, "random instruction lengths: %u differ from Zydis", differ);
 }
@@ -358,8 +358,8 @@ static void test_noise(void)
 	bool ok = true;
 
 	for (int i = 0; i < 60; i++) {
-		struct patch_range fn = {0x400000, 0x400000 + N, 0};
-		struct patch_hints h = {&fn, 1};
+		struct patch_range fn = { 0x400000, 0x400000 + N, 0 };
+		struct patch_hints h = { &fn, 1 };
 		struct patch_plan plan;
 
 		for (unsigned k = 0; k < N; k++)
@@ -383,16 +383,16 @@ enum { RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, R8, R9, R10, R11, R12, R13, R14, 
 
 /* What %gs points at while a snippet runs; the asm below knows the offsets. */
 static struct {
-	uint64_t self, entry;      /* 0x00 0x08 */
+	uint64_t self, entry; /* 0x00 0x08 */
 	uint64_t pad[3];
 	uint64_t resume, rcx;      /* 0x28 0x30 */
 	uint64_t exit;             /* 0x38 */
 	uint64_t host_rsp, target; /* 0x40 0x48 */
 	uint64_t entries;          /* 0x50: calls that came by a trampoline */
 	uint64_t pad2[5];
-	uint64_t in[NREGS];        /* 0x80 */
+	uint64_t in[NREGS]; /* 0x80 */
 	uint64_t pad3[15];
-	uint64_t out[NREGS];       /* 0x180 */
+	uint64_t out[NREGS]; /* 0x180 */
 } area __attribute__((aligned(64)));
 _Static_assert(__builtin_offsetof(__typeof__(area), in) == 0x80, "asm");
 _Static_assert(__builtin_offsetof(__typeof__(area), out) == 0x180, "asm");
@@ -503,7 +503,7 @@ static unsigned execute_steps(const uint64_t *in, const struct patch_plan *plan,
 	return n_steps;
 }
 
-static const uint8_t exit_code[] = {0x65, 0xff, 0x24, 0x25, 0x38, 0, 0, 0}; /* jmp *%gs:0x38 */
+static const uint8_t exit_code[] = { 0x65, 0xff, 0x24, 0x25, 0x38, 0, 0, 0 }; /* jmp *%gs:0x38 */
 
 enum { NO_SITE = 255 };
 
@@ -519,8 +519,8 @@ struct snippet {
 static bool snippet_test(const struct snippet *sn, bool strict)
 {
 	uint64_t gva = (uint64_t)(page + CODE), in[NREGS];
-	struct patch_range fn = {gva, gva + sn->n + sizeof(exit_code), PATCH_FN_UNWIND};
-	struct patch_hints h = {&fn, 1};
+	struct patch_range fn = { gva, gva + sn->n + sizeof(exit_code), PATCH_FN_UNWIND };
+	struct patch_hints h = { &fn, 1 };
 	struct patch_plan plan;
 	static uint64_t pc_before[2][STEPS_MAX], pc_after[STEPS_MAX];
 	struct result before[2], after[2];
@@ -585,46 +585,118 @@ static bool snippet_test(const struct snippet *sn, bool strict)
 #define MOV_NR 0xb8, SYS_getpid, 0, 0, 0
 
 static const struct snippet snippets[] = {
-	{"mov $nr,%eax; syscall", 0, 5, 5, {1, 1}, 7, {MOV_NR, SYSCALL}},
-	{"mov; syscall; cmp; jae", 0, 5, 5, {1, 1}, 18,
-	 {MOV_NR, SYSCALL, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x03, 0x48, 0xff, 0xc3}},
-	{"mov; syscall; lea x(%rip): not displaced", 0, 5, 5, {1, 1}, 14,
-	 {MOV_NR, SYSCALL, 0x48, 0x8d, 0x35, 1, 0, 0, 0}},
-	{"mov $nr,%rax; syscall", 0, 7, 7, {1, 1}, 9, {0x48, 0xc7, 0xc0, SYS_getpid, 0, 0, 0, SYSCALL}},
-	{"mov %r9,%rax; mov %rbx,%rsi; syscall", 0, 6, 6, {1, 1}, 8, {0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL}},
-	{"syscall; cmp", 0, 8, 0, {1, 1}, 8, {SYSCALL, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}},
-	{"syscall; test; je", 0, 6, 0, {1, 1}, 9, {SYSCALL, 0x85, 0xc0, 0x74, 0x03, 0x48, 0xff, 0xc3}},
-	{"syscall; test; jne", 0, 6, 0, {1, 1}, 9, {SYSCALL, 0x85, 0xc0, 0x75, 0x03, 0x48, 0xff, 0xc3}},
-	{"syscall; jne near", 0, 8, 0, {1, 1}, 11, {SYSCALL, 0x0f, 0x85, 3, 0, 0, 0, 0x48, 0xff, 0xc3}},
-	{"syscall; nop; jmp short", 0, 5, 0, {1, 1}, 8, {SYSCALL, 0x90, 0xeb, 0x03, 0x48, 0xff, 0xc3}},
-	{"syscall; jmp near", 0, 7, 0, {1, 1}, 10, {SYSCALL, 0xe9, 3, 0, 0, 0, 0x48, 0xff, 0xc3}},
-	{"xor; syscall; ret", 0, 5, 2, {1, 1}, 5, {0x31, 0xc0, SYSCALL, 0xc3}},
-	{"mov %r12d,%eax; syscall", 0, 5, 3, {1, 1}, 5, {0x44, 0x89, 0xe0, SYSCALL}},
-	{"mov; syscall; lea x(%rip): not displaced (short)", NO_SITE, 0, 0, {0, 0}, 11,
-	 {0x89, 0xc0, SYSCALL, 0x48, 0x8d, 0x35, 1, 0, 0, 0}},
-	{"call before: its return address starts the window", 5, 6, 4, {1, 1}, 12,
-	 {0xe8, 0, 0, 0, 0, 0x44, 0x8d, 0x24, 0x24, SYSCALL, 0x5b}},
-	{"endbr64 is not displaced", NO_SITE, 0, 0, {0, 0}, 7, {0xf3, 0x0f, 0x1e, 0xfa, SYSCALL, 0x90}},
-	{"red zone before and after", 0, 5, 5, {1, 1}, 17,
-	 {0x48, 0x89, 0x5c, 0x24, 0xf8, SYSCALL, 0x48, 0x03, 0x5c, 0x24, 0xf8, 0x48, 0x89, 0x44, 0x24, 0x80}},
-	{"red zone, displaced after", 0, 7, 0, {1, 1}, 12,
-	 {SYSCALL, 0x48, 0x89, 0x44, 0x24, 0xf8, 0x48, 0x8b, 0x5c, 0x24, 0xf8}},
-	{"flags: stc; mov; syscall; adc", 1, 5, 5, {1, 1}, 13, {0xf9, MOV_NR, SYSCALL, 0x48, 0x83, 0xd3, 0x00, 0x90}},
-	{"rcx and r11 in the tail", 0, 5, 0, {1, 1}, 8, {SYSCALL, 0x48, 0x89, 0xcb, 0x4c, 0x89, 0xdd}},
-	{"rcx and r11 before", 0, 6, 6, {1, 1}, 8, {0x48, 0x01, 0xcb, 0x4c, 0x01, 0xdd, SYSCALL}},
-	{"syscall is a branch target", 4, 5, 5, {0, 1}, 11, {0x85, 0xff, 0x74, 0x05, MOV_NR, SYSCALL}},
-	{"branch into the window: another window", 7, 5, 3, {1, 1}, 12,
-	 {0x85, 0xff, 0x74, 0x03, 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL}},
-	{"branches into every window: rejected", NO_SITE, 0, 0, {0, 0}, 14,
-	 {0x85, 0xff, 0x74, 0x05, 0x75, 0x06, 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL}},
-	{"near branches into every window: rejected", NO_SITE, 0, 0, {0, 0}, 18,
-	 {0x85, 0xff, 0x0f, 0x84, 5, 0, 0, 0, 0x75, 0x06, 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL}},
-	{"branch to an instruction that stays", 4, 7, 7, {0, 1}, 13,
-	 {0x85, 0xff, 0x74, 0x06, 0x41, 0xb8, 39, 0, 0, 0, 0x90, SYSCALL}},
-	{"branches to instructions that stay", 6, 8, 8, {0, 0}, 16,
-	 {0x85, 0xff, 0x74, 0x07, 0x75, 0x08, 0x90, 0x4c, 0x89, 0xc8, 0x90, 0x48, 0x89, 0xde, SYSCALL}},
-	{"loop to the first byte of the window", 3, 5, 5, {1, 2}, 14,
-	 {0x90, 0x90, 0x90, MOV_NR, SYSCALL, 0xff, 0xcf, 0x74, 0xf5}},
+	{ "mov $nr,%eax; syscall", 0, 5, 5, { 1, 1 }, 7, { MOV_NR, SYSCALL } },
+	{ "mov; syscall; cmp; jae",
+	  0,
+	  5,
+	  5,
+	  { 1, 1 },
+	  18,
+	  { MOV_NR, SYSCALL, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0x73, 0x03, 0x48, 0xff, 0xc3 } },
+	{ "mov; syscall; lea x(%rip): not displaced",
+	  0,
+	  5,
+	  5,
+	  { 1, 1 },
+	  14,
+	  { MOV_NR, SYSCALL, 0x48, 0x8d, 0x35, 1, 0, 0, 0 } },
+	{ "mov $nr,%rax; syscall", 0, 7, 7, { 1, 1 }, 9, { 0x48, 0xc7, 0xc0, SYS_getpid, 0, 0, 0, SYSCALL } },
+	{ "mov %r9,%rax; mov %rbx,%rsi; syscall",
+	  0,
+	  6,
+	  6,
+	  { 1, 1 },
+	  8,
+	  { 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL } },
+	{ "syscall; cmp", 0, 8, 0, { 1, 1 }, 8, { SYSCALL, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff } },
+	{ "syscall; test; je", 0, 6, 0, { 1, 1 }, 9, { SYSCALL, 0x85, 0xc0, 0x74, 0x03, 0x48, 0xff, 0xc3 } },
+	{ "syscall; test; jne", 0, 6, 0, { 1, 1 }, 9, { SYSCALL, 0x85, 0xc0, 0x75, 0x03, 0x48, 0xff, 0xc3 } },
+	{ "syscall; jne near", 0, 8, 0, { 1, 1 }, 11, { SYSCALL, 0x0f, 0x85, 3, 0, 0, 0, 0x48, 0xff, 0xc3 } },
+	{ "syscall; nop; jmp short", 0, 5, 0, { 1, 1 }, 8, { SYSCALL, 0x90, 0xeb, 0x03, 0x48, 0xff, 0xc3 } },
+	{ "syscall; jmp near", 0, 7, 0, { 1, 1 }, 10, { SYSCALL, 0xe9, 3, 0, 0, 0, 0x48, 0xff, 0xc3 } },
+	{ "xor; syscall; ret", 0, 5, 2, { 1, 1 }, 5, { 0x31, 0xc0, SYSCALL, 0xc3 } },
+	{ "mov %r12d,%eax; syscall", 0, 5, 3, { 1, 1 }, 5, { 0x44, 0x89, 0xe0, SYSCALL } },
+	{ "mov; syscall; lea x(%rip): not displaced (short)",
+	  NO_SITE,
+	  0,
+	  0,
+	  { 0, 0 },
+	  11,
+	  { 0x89, 0xc0, SYSCALL, 0x48, 0x8d, 0x35, 1, 0, 0, 0 } },
+	{ "call before: its return address starts the window",
+	  5,
+	  6,
+	  4,
+	  { 1, 1 },
+	  12,
+	  { 0xe8, 0, 0, 0, 0, 0x44, 0x8d, 0x24, 0x24, SYSCALL, 0x5b } },
+	{ "endbr64 is not displaced", NO_SITE, 0, 0, { 0, 0 }, 7, { 0xf3, 0x0f, 0x1e, 0xfa, SYSCALL, 0x90 } },
+	{ "red zone before and after",
+	  0,
+	  5,
+	  5,
+	  { 1, 1 },
+	  17,
+	  { 0x48, 0x89, 0x5c, 0x24, 0xf8, SYSCALL, 0x48, 0x03, 0x5c, 0x24, 0xf8, 0x48, 0x89, 0x44, 0x24, 0x80 } },
+	{ "red zone, displaced after",
+	  0,
+	  7,
+	  0,
+	  { 1, 1 },
+	  12,
+	  { SYSCALL, 0x48, 0x89, 0x44, 0x24, 0xf8, 0x48, 0x8b, 0x5c, 0x24, 0xf8 } },
+	{ "flags: stc; mov; syscall; adc",
+	  1,
+	  5,
+	  5,
+	  { 1, 1 },
+	  13,
+	  { 0xf9, MOV_NR, SYSCALL, 0x48, 0x83, 0xd3, 0x00, 0x90 } },
+	{ "rcx and r11 in the tail", 0, 5, 0, { 1, 1 }, 8, { SYSCALL, 0x48, 0x89, 0xcb, 0x4c, 0x89, 0xdd } },
+	{ "rcx and r11 before", 0, 6, 6, { 1, 1 }, 8, { 0x48, 0x01, 0xcb, 0x4c, 0x01, 0xdd, SYSCALL } },
+	{ "syscall is a branch target", 4, 5, 5, { 0, 1 }, 11, { 0x85, 0xff, 0x74, 0x05, MOV_NR, SYSCALL } },
+	{ "branch into the window: another window",
+	  7,
+	  5,
+	  3,
+	  { 1, 1 },
+	  12,
+	  { 0x85, 0xff, 0x74, 0x03, 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL } },
+	{ "branches into every window: rejected",
+	  NO_SITE,
+	  0,
+	  0,
+	  { 0, 0 },
+	  14,
+	  { 0x85, 0xff, 0x74, 0x05, 0x75, 0x06, 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL } },
+	{ "near branches into every window: rejected",
+	  NO_SITE,
+	  0,
+	  0,
+	  { 0, 0 },
+	  18,
+	  { 0x85, 0xff, 0x0f, 0x84, 5, 0, 0, 0, 0x75, 0x06, 0x4c, 0x89, 0xc8, 0x48, 0x89, 0xde, SYSCALL } },
+	{ "branch to an instruction that stays",
+	  4,
+	  7,
+	  7,
+	  { 0, 1 },
+	  13,
+	  { 0x85, 0xff, 0x74, 0x06, 0x41, 0xb8, 39, 0, 0, 0, 0x90, SYSCALL } },
+	{ "branches to instructions that stay",
+	  6,
+	  8,
+	  8,
+	  { 0, 0 },
+	  16,
+	  { 0x85, 0xff, 0x74, 0x07, 0x75, 0x08, 0x90, 0x4c, 0x89, 0xc8, 0x90, 0x48, 0x89, 0xde, SYSCALL } },
+	{ "loop to the first byte of the window",
+	  3,
+	  5,
+	  5,
+	  { 1, 2 },
+	  14,
+	  { 0x90, 0x90, 0x90, MOV_NR, SYSCALL, 0xff, 0xcf, 0x74, 0xf5 } },
 };
 
 static void test_snippets(void)
@@ -636,22 +708,41 @@ static void test_snippets(void)
 /* Random straight-line code around one or two syscalls. */
 static void test_random_code(int rounds)
 {
-	static const uint8_t pre[3][6] = {{5, MOV_NR}, {3, 0x4c, 0x89, 0xe0}, {3, 0x44, 0x89, 0xe0}};
+	static const uint8_t pre[3][6] = { { 5, MOV_NR }, { 3, 0x4c, 0x89, 0xe0 }, { 3, 0x44, 0x89, 0xe0 } };
 	static const uint8_t insns[][12] = {
 		/* length, bytes; branches bring the nops that they skip */
-		{2, 0x31, 0xdb}, {3, 0x48, 0x89, 0xf3}, {3, 0x4c, 0x89, 0xc8}, {3, 0x4c, 0x89, 0xc0},
-		{5, 0xb8, 39, 0, 0, 0}, {6, 0x41, 0xb8, 39, 0, 0, 0}, {1, 0x90}, {1, 0xf8}, {1, 0xf9},
-		{4, 0x48, 0x83, 0xd3, 0x05}, {5, 0x48, 0x89, 0x44, 0x24, 0xf0}, {5, 0x48, 0x8b, 0x5c, 0x24, 0xf0},
-		{7, 0x48, 0x8d, 0x35, 0x10, 0, 0, 0}, {3, 0x48, 0x01, 0xcb}, {3, 0x4c, 0x01, 0xdd},
-		{4, 0x0f, 0xb6, 0xd2, 0x90}, {3, 0x48, 0xff, 0xc3}, {2, 0x73, 0x00}, {2, 0xeb, 0x00},
-		{5, 0x75, 0x02, 0x90, 0x90, 0x90},
-		{2, 0x85, 0xc0}, {6, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff}, {4, 0x48, 0x0f, 0x43, 0xd8}, {2, 0x50, 0x5b},
-		{2, 0x9c, 0x5d}, {6, 0x0f, 0x84, 0, 0, 0, 0}, {10, 0x0f, 0x82, 3, 0, 0, 0, 0x90, 0x90, 0x90, 0x90},
+		{ 2, 0x31, 0xdb },
+		{ 3, 0x48, 0x89, 0xf3 },
+		{ 3, 0x4c, 0x89, 0xc8 },
+		{ 3, 0x4c, 0x89, 0xc0 },
+		{ 5, 0xb8, 39, 0, 0, 0 },
+		{ 6, 0x41, 0xb8, 39, 0, 0, 0 },
+		{ 1, 0x90 },
+		{ 1, 0xf8 },
+		{ 1, 0xf9 },
+		{ 4, 0x48, 0x83, 0xd3, 0x05 },
+		{ 5, 0x48, 0x89, 0x44, 0x24, 0xf0 },
+		{ 5, 0x48, 0x8b, 0x5c, 0x24, 0xf0 },
+		{ 7, 0x48, 0x8d, 0x35, 0x10, 0, 0, 0 },
+		{ 3, 0x48, 0x01, 0xcb },
+		{ 3, 0x4c, 0x01, 0xdd },
+		{ 4, 0x0f, 0xb6, 0xd2, 0x90 },
+		{ 3, 0x48, 0xff, 0xc3 },
+		{ 2, 0x73, 0x00 },
+		{ 2, 0xeb, 0x00 },
+		{ 5, 0x75, 0x02, 0x90, 0x90, 0x90 },
+		{ 2, 0x85, 0xc0 },
+		{ 6, 0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff },
+		{ 4, 0x48, 0x0f, 0x43, 0xd8 },
+		{ 2, 0x50, 0x5b },
+		{ 2, 0x9c, 0x5d },
+		{ 6, 0x0f, 0x84, 0, 0, 0, 0 },
+		{ 10, 0x0f, 0x82, 3, 0, 0, 0, 0x90, 0x90, 0x90, 0x90 },
 	};
 	unsigned bad = 0;
 
 	for (int r = 0; r < rounds; r++) {
-		struct snippet sn = {.name = "random"};
+		struct snippet sn = { .name = "random" };
 		unsigned calls = 1 + rnd(2);
 
 		for (unsigned c = 0; c <= calls; c++) {
@@ -685,9 +776,9 @@ static void test_random_code(int rounds)
 
 static void test_restorer(void)
 {
-	static const uint8_t code[] = {0x90, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05, 0x90, 0x90};
-	struct patch_range fn = {0x1000, 0x1000 + sizeof(code), 0};
-	struct patch_hints h = {&fn, 1};
+	static const uint8_t code[] = { 0x90, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05, 0x90, 0x90 };
+	struct patch_range fn = { 0x1000, 0x1000 + sizeof(code), 0 };
+	struct patch_hints h = { &fn, 1 };
 	struct patch_plan plan;
 
 	patch_scan(code, sizeof(code), 0x1000, &h, &plan);
@@ -701,9 +792,9 @@ static void test_restorer(void)
 
 static void test_bounds(void)
 {
-	static const uint8_t two[] = {MOV_NR, SYSCALL, MOV_NR, SYSCALL};
-	struct patch_range fn[2] = {{0x1000, 0x1005, 0}, {0x1005, 0x1007, 0}};
-	struct patch_hints h = {fn, 2};
+	static const uint8_t two[] = { MOV_NR, SYSCALL, MOV_NR, SYSCALL };
+	struct patch_range fn[2] = { { 0x1000, 0x1005, 0 }, { 0x1005, 0x1007, 0 } };
+	struct patch_hints h = { fn, 2 };
 	struct patch_plan plan;
 	struct kx_site wild;
 
@@ -728,8 +819,8 @@ static void test_bounds(void)
 
 static void stepping_start(void)
 {
-	struct sigaction sa = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-	stack_t ss = {.ss_size = 1 << 16};
+	struct sigaction sa = { .sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	stack_t ss = { .ss_size = 1 << 16 };
 
 	ss.ss_sp = mmap(NULL, ss.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	sigaltstack(&ss, NULL);
@@ -738,8 +829,8 @@ static void stepping_start(void)
 
 int main(void)
 {
-	static const char *const libs[] = {"/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2",
-					   "/usr/lib/x86_64-linux-musl/libc.so", "/bin/busybox"};
+	static const char *const libs[] = { "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2",
+					    "/usr/lib/x86_64-linux-musl/libc.so", "/bin/busybox" };
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (unsigned i = 0; i < sizeof(libs) / sizeof(libs[0]); i++)

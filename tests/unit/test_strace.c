@@ -89,10 +89,7 @@ static uint64_t g(const void *p, size_t n)
 	return at;
 }
 
-static uint64_t gs(const char *s)
-{
-	return g(s, strlen(s) + 1);
-}
+static uint64_t gs(const char *s) { return g(s, strlen(s) + 1); }
 
 /* The next line of the trace must be `want`. */
 static void expect(const char *want, int line)
@@ -131,10 +128,12 @@ static void test_files(void)
 	char big[80], want[6000], deep[4200];
 	int fds[2] = { 3, 4 };
 
-	CALL(SYS_openat, 3, "openat(AT_FDCWD, \"/etc/passwd\", O_RDONLY|O_CLOEXEC) = 3", N(AT_FDCWD),
-	     gs("/etc/passwd"), O_RDONLY | O_CLOEXEC, 0);
-	CALL(SYS_openat, -ENOENT, "openat(5, \"no\", O_WRONLY|O_CREAT|O_TRUNC, 0644) = -1 ENOENT (No such file or "
-	     "directory)", 5, gs("no"), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+	CALL(SYS_openat, 3, "openat(AT_FDCWD, \"/etc/passwd\", O_RDONLY|O_CLOEXEC) = 3", N(AT_FDCWD), gs("/etc/passwd"),
+	     O_RDONLY | O_CLOEXEC, 0);
+	CALL(SYS_openat, -ENOENT,
+	     "openat(5, \"no\", O_WRONLY|O_CREAT|O_TRUNC, 0644) = -1 ENOENT (No such file or "
+	     "directory)",
+	     5, gs("no"), O_WRONLY | O_CREAT | O_TRUNC, 0644);
 	CALL(SYS_open, -EFAULT, "open(NULL, O_RDWR|0x40000000) = -1 EFAULT (Bad address)", 0, O_RDWR | 0x40000000);
 	CALL(SYS_open, -EFAULT, "open(0xdead, O_RDONLY) = -1 EFAULT (Bad address)", 0xdead);
 	CALL(SYS_openat, 3, "openat(AT_FDCWD, \"/tmp\", O_RDWR|O_TMPFILE, 0600) = 3", N(AT_FDCWD), gs("/tmp"),
@@ -144,13 +143,15 @@ static void test_files(void)
 	CALL(SYS_write, 80, "write(1, \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"..., 80) = 80", 1, g(big, 80), 80);
 	CALL(SYS_write, -EBADF, "write(-1, \"\", 0) = -1 EBADF (Bad file descriptor)", N(-1), MEM, 0);
 	CALL(SYS_read, -EINTR, "read(3, 0x10000, 10) = -1 EINTR (Interrupted system call)", 3, MEM, 10);
-	CALL(SYS_read, -KX_ERESTART, "read(3, 0x10000, 10) = ? ERESTARTSYS (To be restarted if SA_RESTART is set)",
-	     3, MEM, 10);
+	CALL(SYS_read, -KX_ERESTART, "read(3, 0x10000, 10) = ? ERESTARTSYS (To be restarted if SA_RESTART is set)", 3,
+	     MEM, 10);
 	CALL(SYS_pread64, 2, "pread64(3, \"hi\", 2, -1) = 2", 3, gs("hi"), 2, N(-1));
 	CALL(SYS_close, 0, "close(3) = 0", 3);
 	CALL(SYS_fstat, 0, "fstat(3, {st_mode=S_IFREG|0644, st_size=12, ...}) = 0", 3, g(&st, sizeof(st)));
-	CALL(SYS_newfstatat, 0, "newfstatat(AT_FDCWD, \"d\", {st_mode=S_IFCHR|0666, st_rdev=makedev(0x1, 0x3), ...}, "
-	     "AT_SYMLINK_NOFOLLOW) = 0", N(AT_FDCWD), gs("d"), g(&dev, sizeof(dev)), AT_SYMLINK_NOFOLLOW);
+	CALL(SYS_newfstatat, 0,
+	     "newfstatat(AT_FDCWD, \"d\", {st_mode=S_IFCHR|0666, st_rdev=makedev(0x1, 0x3), ...}, "
+	     "AT_SYMLINK_NOFOLLOW) = 0",
+	     N(AT_FDCWD), gs("d"), g(&dev, sizeof(dev)), AT_SYMLINK_NOFOLLOW);
 	CALL(SYS_stat, -ENOENT, "stat(\"x\", 0x20000) = -1 ENOENT (No such file or directory)", gs("x"), 0x20000);
 	CALL(SYS_lseek, 7, "lseek(3, 7, SEEK_SET) = 7", 3, 7, SEEK_SET);
 	CALL(SYS_access, 0, "access(\"x\", R_OK|X_OK) = 0", gs("x"), R_OK | X_OK);
@@ -175,8 +176,10 @@ static void test_files(void)
 	iov[2] = gs("world");
 	iov[3] = 5;
 	at = g(iov, sizeof(iov));
-	CALL(SYS_writev, 10, "writev(1, [{iov_base=\"hello\", iov_len=5}, {iov_base=\"world\", iov_len=5}], 2) = "
-	     "10", 1, at, 2);
+	CALL(SYS_writev, 10,
+	     "writev(1, [{iov_base=\"hello\", iov_len=5}, {iov_base=\"world\", iov_len=5}], 2) = "
+	     "10",
+	     1, at, 2);
 	iov[0] = gs("hello");
 	iov[2] = gs("world");
 	at = g(iov, sizeof(iov));
@@ -219,22 +222,30 @@ static void test_memory(void)
 	const char *cpu = "\5\0\0\0\0\0\0\0";
 
 	CALL(SYS_brk, 0x555000, "brk(NULL) = 0x555000", 0);
-	CALL(SYS_mmap, 0x7000001000, "mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = "
-	     "0x7000001000", 0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, N(-1), 0);
-	CALL(SYS_mmap, -ENOMEM, "mmap(0x1000, 1, PROT_NONE, MAP_SHARED|MAP_FIXED, 3, 0x2000) = -1 ENOMEM (Cannot "
-	     "allocate memory)", 0x1000, 1, 0, MAP_SHARED | MAP_FIXED, 3, 0x2000);
+	CALL(SYS_mmap, 0x7000001000,
+	     "mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = "
+	     "0x7000001000",
+	     0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, N(-1), 0);
+	CALL(SYS_mmap, -ENOMEM,
+	     "mmap(0x1000, 1, PROT_NONE, MAP_SHARED|MAP_FIXED, 3, 0x2000) = -1 ENOMEM (Cannot "
+	     "allocate memory)",
+	     0x1000, 1, 0, MAP_SHARED | MAP_FIXED, 3, 0x2000);
 	CALL(SYS_mremap, 0x5000, "mremap(0x1000, 1, 2, MREMAP_MAYMOVE) = 0x5000", 0x1000, 1, 2, MREMAP_MAYMOVE, 0);
 	CALL(SYS_madvise, 0, "madvise(0x1000, 4096, MADV_DONTNEED) = 0", 0x1000, 4096, MADV_DONTNEED);
 	CALL(SYS_msync, 0, "msync(0x1000, 4096, MS_SYNC) = 0", 0x1000, 4096, MS_SYNC);
-	CALL(SYS_futex, 1, "futex(0x1000, FUTEX_WAKE|FUTEX_PRIVATE_FLAG, 1) = 1", 0x1000, FUTEX_WAKE |
-	     FUTEX_PRIVATE_FLAG, 1);
-	CALL(SYS_futex, -EAGAIN, "futex(0x1000, FUTEX_WAIT, 2, {tv_sec=1, tv_nsec=5}) = -1 EAGAIN (Resource "
-	     "temporarily unavailable)", 0x1000, FUTEX_WAIT, 2, g(&(struct timespec){ 1, 5 }, 16));
+	CALL(SYS_futex, 1, "futex(0x1000, FUTEX_WAKE|FUTEX_PRIVATE_FLAG, 1) = 1", 0x1000,
+	     FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1);
+	CALL(SYS_futex, -EAGAIN,
+	     "futex(0x1000, FUTEX_WAIT, 2, {tv_sec=1, tv_nsec=5}) = -1 EAGAIN (Resource "
+	     "temporarily unavailable)",
+	     0x1000, FUTEX_WAIT, 2, g(&(struct timespec){ 1, 5 }, 16));
 	CALL(SYS_sched_getaffinity, 8, "sched_getaffinity(0, 128, [0 2]) = 8", 0, 128, g(cpu, 8));
 	CALL(SYS_sched_setaffinity, -EINVAL, "sched_setaffinity(0, 128, 0x10000) = -1 EINVAL (Invalid argument)", 0,
 	     128, MEM);
-	CALL(SYS_prlimit64, 0, "prlimit64(0, RLIMIT_STACK, NULL, {rlim_cur=8192*1024, rlim_max=RLIM64_INFINITY}) = "
-	     "0", 0, RLIMIT_STACK, 0, g((uint64_t[]){ 8 << 20, ~0ull }, 16));
+	CALL(SYS_prlimit64, 0,
+	     "prlimit64(0, RLIMIT_STACK, NULL, {rlim_cur=8192*1024, rlim_max=RLIM64_INFINITY}) = "
+	     "0",
+	     0, RLIMIT_STACK, 0, g((uint64_t[]){ 8 << 20, ~0ull }, 16));
 }
 
 static void test_signals(void)
@@ -248,26 +259,29 @@ static void test_signals(void)
 
 	chld.si_pid = 7;
 	chld.si_status = SIGKILL;
-	CALL(SYS_rt_sigaction, 0, "rt_sigaction(SIGINT, {sa_handler=0x401000, sa_mask=~[RTMIN RT_1], "
+	CALL(SYS_rt_sigaction, 0,
+	     "rt_sigaction(SIGINT, {sa_handler=0x401000, sa_mask=~[RTMIN RT_1], "
 	     "sa_flags=SA_RESTORER|SA_RESTART, sa_restorer=0x402000}, {sa_handler=SIG_DFL, sa_mask=[], sa_flags=0}, "
-	     "8) = 0", SIGINT, g(&sa, 32), g(&dfl, 32), 8);
+	     "8) = 0",
+	     SIGINT, g(&sa, 32), g(&dfl, 32), 8);
 	CALL(SYS_rt_sigprocmask, 0, "rt_sigprocmask(SIG_BLOCK, [INT TERM RT_3], [], 8) = 0", SIG_BLOCK, g(&set, 8),
 	     g(&none, 8), 8);
 	CALL(SYS_tgkill, 0, "tgkill(1, 2, SIGRT_3) = 0", 1, 2, 35);
 	CALL(SYS_kill, -EINVAL, "kill(1, 99) = -1 EINVAL (Invalid argument)", 1, 99);
 	CALL(SYS_kill, 0, "kill(1, 0) = 0", 1, 0);
 	ws = 3 << 8;
-	CALL(SYS_wait4, 9, "wait4(-1, [{WIFEXITED(s) && WEXITSTATUS(s) == 3}], WNOHANG, NULL) = 9", N(-1), g(&ws, 4),
-	     1, 0);
+	CALL(SYS_wait4, 9, "wait4(-1, [{WIFEXITED(s) && WEXITSTATUS(s) == 3}], WNOHANG, NULL) = 9", N(-1), g(&ws, 4), 1,
+	     0);
 	ws = SIGKILL;
-	CALL(SYS_wait4, 9, "wait4(-1, [{WIFSIGNALED(s) && WTERMSIG(s) == SIGKILL}], 0, NULL) = 9", N(-1), g(&ws, 4),
-	     0, 0);
+	CALL(SYS_wait4, 9, "wait4(-1, [{WIFSIGNALED(s) && WTERMSIG(s) == SIGKILL}], 0, NULL) = 9", N(-1), g(&ws, 4), 0,
+	     0);
 	CALL(SYS_wait4, 0, "wait4(-1, 0x10000, WNOHANG, NULL) = 0", N(-1), MEM, 1, 0);
 	strace_signal(&thr, SIGSEGV, &si);
 	expect("--- SIGSEGV {si_signo=SIGSEGV, si_code=SEGV_MAPERR, si_addr=0x0} ---", __LINE__);
 	strace_signal(&thr, SIGCHLD, &chld);
 	expect("--- SIGCHLD {si_signo=SIGCHLD, si_code=CLD_KILLED, si_pid=7, si_uid=0, si_status=SIGKILL, si_utime=0, "
-	       "si_stime=0} ---", __LINE__);
+	       "si_stime=0} ---",
+	       __LINE__);
 	strace_signal(&thr, SIGTERM, &user);
 	expect("--- SIGTERM {si_signo=SIGTERM, si_code=SI_USER, si_pid=1, si_uid=0} ---", __LINE__);
 	strace_signal(&thr, SIGTERM, NULL);
@@ -289,38 +303,49 @@ static void test_net(void)
 	struct msghdr mh;
 
 	strcpy(abs.sun_path + 1, "hid");
-	CALL(SYS_socket, 3, "socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_TCP) = 3", AF_INET, SOCK_STREAM |
-	     SOCK_CLOEXEC, IPPROTO_TCP);
-	CALL(SYS_connect, 0, "connect(3, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr(\"1.2.3.4\")}, "
-	     "16) = 0", 3, g(&in, sizeof(in)), sizeof(in));
-	CALL(SYS_bind, 0, "bind(3, {sa_family=AF_INET6, sin6_port=htons(80), sin6_flowinfo=htonl(0), "
-	     "inet_pton(AF_INET6, \"::1\", &sin6_addr), sin6_scope_id=0}, 28) = 0", 3, g(&in6, sizeof(in6)),
-	     sizeof(in6));
+	CALL(SYS_socket, 3, "socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_TCP) = 3", AF_INET,
+	     SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
+	CALL(SYS_connect, 0,
+	     "connect(3, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr(\"1.2.3.4\")}, "
+	     "16) = 0",
+	     3, g(&in, sizeof(in)), sizeof(in));
+	CALL(SYS_bind, 0,
+	     "bind(3, {sa_family=AF_INET6, sin6_port=htons(80), sin6_flowinfo=htonl(0), "
+	     "inet_pton(AF_INET6, \"::1\", &sin6_addr), sin6_scope_id=0}, 28) = 0",
+	     3, g(&in6, sizeof(in6)), sizeof(in6));
 	CALL(SYS_bind, 0, "bind(3, {sa_family=AF_UNIX, sun_path=\"/run/x\"}, 110) = 0", 3, g(&un, sizeof(un)),
 	     sizeof(un));
 	CALL(SYS_bind, 0, "bind(3, {sa_family=AF_UNIX, sun_path=@\"hid\"}, 6) = 0", 3, g(&abs, sizeof(abs)), 6);
 	CALL(SYS_bind, -EINVAL, "bind(3, 0x10000, 1) = -1 EINVAL (Invalid argument)", 3, MEM, 1);
 	at = g(&in, sizeof(in));
-	CALL(SYS_accept4, 4, "accept4(3, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr(\"1.2.3.4\")}, "
-	     "[16], SOCK_NONBLOCK) = 4", 3, at, g(&(int){ 16 }, 4), SOCK_NONBLOCK);
-	CALL(SYS_setsockopt, 0, "setsockopt(3, SOL_TCP, TCP_NODELAY, [1], 4) = 0", 3, 6, TCP_NODELAY, g(&(int){ 1 },
-	     4), 4);
-	CALL(SYS_poll, 1, "poll([{fd=3, events=POLLIN}, {fd=5, events=POLLIN|POLLOUT}], 2, -1) = 1 ([{fd=5, "
-	     "revents=POLLOUT}])", g(p, sizeof(p)), 2, N(-1));
+	CALL(SYS_accept4, 4,
+	     "accept4(3, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr(\"1.2.3.4\")}, "
+	     "[16], SOCK_NONBLOCK) = 4",
+	     3, at, g(&(int){ 16 }, 4), SOCK_NONBLOCK);
+	CALL(SYS_setsockopt, 0, "setsockopt(3, SOL_TCP, TCP_NODELAY, [1], 4) = 0", 3, 6, TCP_NODELAY, g(&(int){ 1 }, 4),
+	     4);
+	CALL(SYS_poll, 1,
+	     "poll([{fd=3, events=POLLIN}, {fd=5, events=POLLIN|POLLOUT}], 2, -1) = 1 ([{fd=5, "
+	     "revents=POLLOUT}])",
+	     g(p, sizeof(p)), 2, N(-1));
 	CALL(SYS_poll, 0, "poll([{fd=3, events=POLLIN}], 1, 10) = 0 (Timeout)", g(p, sizeof(p)), 1, 10);
-	CALL(SYS_epoll_ctl, 0, "epoll_ctl(4, EPOLL_CTL_ADD, 5, {events=EPOLLIN|EPOLLET, data={u32=5, u64=5}}) = 0",
-	     4, EPOLL_CTL_ADD, 5, g(&ev, sizeof(ev)));
+	CALL(SYS_epoll_ctl, 0, "epoll_ctl(4, EPOLL_CTL_ADD, 5, {events=EPOLLIN|EPOLLET, data={u32=5, u64=5}}) = 0", 4,
+	     EPOLL_CTL_ADD, 5, g(&ev, sizeof(ev)));
 	CALL(SYS_epoll_wait, 1, "epoll_wait(4, [{events=EPOLLIN|EPOLLET, data={u32=5, u64=5}}], 64, -1) = 1", 4,
 	     g(&ev, sizeof(ev)), 64, N(-1));
 	CALL(SYS_select, 2, "select(8, [3 7], NULL, NULL, {tv_sec=1, tv_usec=0}) = 2", 8, g(fdset, 16), 0, 0,
 	     g((long[]){ 1, 0 }, 16));
 	iov[0] = gs("hi");
 	iov[1] = 2;
-	mh = (struct msghdr){ .msg_iov = (void *)g(iov, 16), .msg_iovlen = 1, .msg_control = (void *)g(&cm, sizeof(cm)),
+	mh = (struct msghdr){ .msg_iov = (void *)g(iov, 16),
+			      .msg_iovlen = 1,
+			      .msg_control = (void *)g(&cm, sizeof(cm)),
 			      .msg_controllen = sizeof(cm) };
-	CALL(SYS_sendmsg, 2, "sendmsg(7, {msg_name=NULL, msg_namelen=0, msg_iov=[{iov_base=\"hi\", iov_len=2}], "
+	CALL(SYS_sendmsg, 2,
+	     "sendmsg(7, {msg_name=NULL, msg_namelen=0, msg_iov=[{iov_base=\"hi\", iov_len=2}], "
 	     "msg_iovlen=1, msg_control=[{cmsg_len=24, cmsg_level=SOL_SOCKET, cmsg_type=SCM_RIGHTS, cmsg_data=[4, "
-	     "5]}], msg_controllen=24, msg_flags=0}, MSG_NOSIGNAL) = 2", 7, g(&mh, sizeof(mh)), MSG_NOSIGNAL);
+	     "5]}], msg_controllen=24, msg_flags=0}, MSG_NOSIGNAL) = 2",
+	     7, g(&mh, sizeof(mh)), MSG_NOSIGNAL);
 }
 
 static void test_process(void)
@@ -330,10 +355,12 @@ static void test_process(void)
 	const uint64_t six[6] = { 1, 0xff, 0, 4, 5, 6 };
 
 	CALL(SYS_uname, 0, "uname({sysname=\"Linux\", nodename=\"vm\", ...}) = 0", g(&u, sizeof(u)));
-	CALL(SYS_clone3, 12, "clone3({flags=CLONE_VM|CLONE_THREAD|CLONE_SETTLS, exit_signal=0, stack=0x50000, "
-	     "stack_size=0x8000, tls=0x77000}, 88) = 12", g(ca, sizeof(ca)), 88);
-	CALL(SYS_clone, 12, "clone(CLONE_VM|CLONE_VFORK|SIGCHLD, NULL, NULL, NULL, NULL) = 12", CLONE_VM |
-	     CLONE_VFORK | SIGCHLD);
+	CALL(SYS_clone3, 12,
+	     "clone3({flags=CLONE_VM|CLONE_THREAD|CLONE_SETTLS, exit_signal=0, stack=0x50000, "
+	     "stack_size=0x8000, tls=0x77000}, 88) = 12",
+	     g(ca, sizeof(ca)), 88);
+	CALL(SYS_clone, 12, "clone(CLONE_VM|CLONE_VFORK|SIGCHLD, NULL, NULL, NULL, NULL) = 12",
+	     CLONE_VM | CLONE_VFORK | SIGCHLD);
 	CALL(SYS_prctl, 0, "prctl(PR_SET_NAME, \"worker\") = 0", PR_SET_NAME, gs("worker"));
 	CALL(SYS_arch_prctl, 0, "arch_prctl(ARCH_SET_FS, 0x1234) = 0", ARCH_SET_FS, 0x1234);
 	CALL(SYS_clock_gettime, 0, "clock_gettime(CLOCK_MONOTONIC, {tv_sec=1, tv_nsec=2}) = 0", CLOCK_MONOTONIC,
@@ -360,8 +387,8 @@ static void test_process(void)
 /* Every row with hostile arguments: nothing but a line may come of it. */
 static void test_hostile(void)
 {
-	static const uint64_t bad[] = { 0, 1, 0xfff, MEM, MEM_END - 1, MEM_END - 20, ~0ull, ~0ull - 15, 1ull << 63,
-					1ull << 46 };
+	static const uint64_t bad[] = { 0,     1,          0xfff,      MEM,       MEM_END - 1, MEM_END - 20,
+					~0ull, ~0ull - 15, 1ull << 63, 1ull << 46 };
 	static const int64_t rets[] = { 0, 1, -22, INT64_MAX, INT64_MIN, -4095, -4096, -512 };
 	const size_t nb = sizeof(bad) / sizeof(bad[0]);
 	unsigned seed = 1, r, k, i;

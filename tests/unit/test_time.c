@@ -55,7 +55,7 @@ static int fake_clock_gettime(clockid_t clk, struct timespec *ts)
 #define RUN_NS 2000000000LL
 #define SLACK_NS 5000 /* how far the page may be from the host's clock */
 
-static const int clocks[] = {CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI, CLOCK_MONOTONIC_RAW};
+static const int clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI, CLOCK_MONOTONIC_RAW };
 #define NR_CLOCKS 5
 
 static struct kx_vvar *page;
@@ -288,10 +288,16 @@ static struct {
 	const char *name;
 	void *addr;
 	bool versioned;
-} symbols[] = {{"__vdso_clock_gettime", 0, 0}, {"__vdso_gettimeofday", 0, 0}, {"__vdso_time", 0, 0},
-	       {"__vdso_getcpu", 0, 0},        {"__vdso_clock_getres", 0, 0}, {"clock_gettime", 0, 0},
-	       {"gettimeofday", 0, 0},         {"time", 0, 0},                {"getcpu", 0, 0},
-	       {"clock_getres", 0, 0}};
+} symbols[] = { { "__vdso_clock_gettime", 0, 0 },
+		{ "__vdso_gettimeofday", 0, 0 },
+		{ "__vdso_time", 0, 0 },
+		{ "__vdso_getcpu", 0, 0 },
+		{ "__vdso_clock_getres", 0, 0 },
+		{ "clock_gettime", 0, 0 },
+		{ "gettimeofday", 0, 0 },
+		{ "time", 0, 0 },
+		{ "getcpu", 0, 0 },
+		{ "clock_getres", 0, 0 } };
 #define NR_SYMBOLS (sizeof(symbols) / sizeof(symbols[0]))
 
 static bool vdso_map(const char *path)
@@ -351,14 +357,34 @@ static void vdso_symbols(const char *base)
 		const void *p = base + dyn->d_un.d_ptr;
 
 		switch (dyn->d_tag) {
-		case DT_STRTAB: str = p; break;
-		case DT_SYMTAB: sym = p; break;
-		case DT_HASH: hash = p; break;
-		case DT_GNU_HASH: gnu_hash = true; break;
-		case DT_VERSYM: versym = p; break;
-		case DT_VERDEF: vd = p; break;
-		case DT_SONAME: soname = dyn->d_un.d_val; break;
-		case DT_RELA: case DT_REL: case DT_JMPREL: case DT_TEXTREL: case DT_NEEDED: plain = false; break;
+		case DT_STRTAB:
+			str = p;
+			break;
+		case DT_SYMTAB:
+			sym = p;
+			break;
+		case DT_HASH:
+			hash = p;
+			break;
+		case DT_GNU_HASH:
+			gnu_hash = true;
+			break;
+		case DT_VERSYM:
+			versym = p;
+			break;
+		case DT_VERDEF:
+			vd = p;
+			break;
+		case DT_SONAME:
+			soname = dyn->d_un.d_val;
+			break;
+		case DT_RELA:
+		case DT_REL:
+		case DT_JMPREL:
+		case DT_TEXTREL:
+		case DT_NEEDED:
+			plain = false;
+			break;
 		}
 	}
 	check(plain, "vdso: no relocations, nothing outside of the segment");
@@ -406,7 +432,7 @@ static void test_vdso(const char *path)
 	vdso_symbols((const char *)KX_VDSO_BASE);
 	get = (int (*)(int, struct timespec *))symbols[0].addr;
 	gtod = (int (*)(struct timeval *, struct timezone *))symbols[1].addr;
-	get_time = (time_t (*)(time_t *))symbols[2].addr;
+	get_time = (time_t(*)(time_t *))symbols[2].addr;
 	cpu = (int (*)(unsigned *, unsigned *, void *))symbols[3].addr;
 	getres = (int (*)(int, struct timespec *))symbols[4].addr;
 	if (!get || !gtod || !get_time || !cpu || !getres)

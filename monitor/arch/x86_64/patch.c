@@ -21,17 +21,17 @@
 #include <string.h>
 
 enum {
-	NEIGHBOURS = 6,       /* instructions looked at on either side of a site */
+	NEIGHBOURS = 6, /* instructions looked at on either side of a site */
 	WINDOW_MIN = 5,
 	WINDOW_MAX = 15,
-	ZONE_BACK = 24,       /* branch targets are kept for [sys - ZONE_BACK, sys - ZONE_BACK + 64) */
+	ZONE_BACK = 24, /* branch targets are kept for [sys - ZONE_BACK, sys - ZONE_BACK + 64) */
 	ZONE_LEN = 64,
-	GAP_LOOKBACK = 4096,  /* decoding falls into step long before that */
+	GAP_LOOKBACK = 4096, /* decoding falls into step long before that */
 	GAP_AFTER = 256,
-	FN_MAX = 1 << 20,     /* a longer "function" is treated as a gap */
+	FN_MAX = 1 << 20, /* a longer "function" is treated as a gap */
 	PAIRS_MAX = 1 << 20,
 	RANGES_MAX = 1 << 20,
-	EVIDENCE_INSNS = 24,  /* see gap_plausible() */
+	EVIDENCE_INSNS = 24, /* see gap_plausible() */
 	TRAMP_ALIGN = 8,
 };
 
@@ -51,9 +51,9 @@ struct cand {
 	uint32_t sys, lo, hi; /* the decoded region [lo, hi) is its neighbourhood */
 	uint8_t nb, na;       /* neighbours: lengths, nearest first */
 	uint8_t before[NEIGHBOURS], after[NEIGHBOURS];
-	bool clean;           /* every instruction of the region is known */
-	bool indirect;        /* the region holds an indirect jump */
-	uint64_t exact, raw;  /* branch targets in the zone: by decoded branches; by bytes that look like one */
+	bool clean;          /* every instruction of the region is known */
+	bool indirect;       /* the region holds an indirect jump */
+	uint64_t exact, raw; /* branch targets in the zone: by decoded branches; by bytes that look like one */
 };
 
 struct scan {
@@ -86,30 +86,45 @@ enum { L_Z = 0, L_1 = 0x10, L_M = 0x20, L_I8 = 0x01, L_IZ = 0x02, L_I4 = 0x04, L
 
 static const uint8_t len_map1[256] = {
 #define ALU L_M, L_M, L_M, L_M, L_1 | L_I8, L_1 | L_IZ, L_Z, L_Z
-	ALU, ALU, ALU, ALU, ALU, ALU, ALU, ALU,
+	ALU,
+	ALU,
+	ALU,
+	ALU,
+	ALU,
+	ALU,
+	ALU,
+	ALU,
 #undef ALU
 	[0x50 ... 0x5f] = L_1,
 	[0x63] = L_M,
-	[0x68] = L_1 | L_IZ, L_M | L_IZ, L_1 | L_I8, L_M | L_I8,
+	[0x68] = L_1 | L_IZ,
+	L_M | L_IZ,
+	L_1 | L_I8,
+	L_M | L_I8,
 	[0x70 ... 0x7f] = L_1 | L_I8,
-	[0x80] = L_M | L_I8, L_M | L_IZ,
+	[0x80] = L_M | L_I8,
+	L_M | L_IZ,
 	[0x83] = L_M | L_I8,
 	[0x84 ... 0x8b] = L_M,
 	[0x8d] = L_M,
 	[0x90 ... 0x99] = L_1,
 	[0xa4 ... 0xa7] = L_1,
-	[0xa8] = L_1 | L_I8, L_1 | L_IZ,
+	[0xa8] = L_1 | L_I8,
+	L_1 | L_IZ,
 	[0xaa ... 0xaf] = L_1,
 	[0xb0 ... 0xb7] = L_1 | L_I8,
 	[0xb8 ... 0xbf] = L_1 | L_IV,
-	[0xc0] = L_M | L_I8, L_M | L_I8,
+	[0xc0] = L_M | L_I8,
+	L_M | L_I8,
 	[0xc3] = L_1,
 	[0xc9] = L_1,
 	[0xcc] = L_1,
 	[0xd0 ... 0xd3] = L_M,
-	[0xe8] = L_1 | L_I4, L_1 | L_I4,
+	[0xe8] = L_1 | L_I4,
+	L_1 | L_I4,
 	[0xeb] = L_1 | L_I8,
-	[0xf6] = L_M | L_F6 | L_I8, L_M | L_F6 | L_IZ,
+	[0xf6] = L_M | L_F6 | L_I8,
+	L_M | L_F6 | L_IZ,
 };
 
 static const uint8_t len_map2[256] = {
@@ -125,13 +140,27 @@ static const uint8_t len_map2[256] = {
 	[0x7e ... 0x7f] = L_M,
 	[0x80 ... 0x8f] = L_1 | L_I4,
 	[0x90 ... 0x9f] = L_M,
-	[0xa2] = L_1, L_M, L_M | L_I8, L_M,
-	[0xab] = L_M, L_M | L_I8, L_M,
+	[0xa2] = L_1,
+	L_M,
+	L_M | L_I8,
+	L_M,
+	[0xab] = L_M,
+	L_M | L_I8,
+	L_M,
 	[0xaf] = L_M,
-	[0xb0] = L_M, L_M,
+	[0xb0] = L_M,
+	L_M,
 	[0xb3] = L_M,
-	[0xb6] = L_M, L_M,
-	[0xba] = L_M | L_I8, L_M, L_M, L_M, L_M, L_M, L_M, L_M,
+	[0xb6] = L_M,
+	L_M,
+	[0xba] = L_M | L_I8,
+	L_M,
+	L_M,
+	L_M,
+	L_M,
+	L_M,
+	L_M,
+	L_M,
 	[0xc6] = L_M | L_I8,
 	[0xc8 ... 0xcf] = L_1,
 	[0xd4] = L_M,
@@ -218,10 +247,7 @@ static inline unsigned insn_len(const ZydisDecoder *dec, const uint8_t *p, size_
 	return l ? l : len_by_zydis(dec, p, n);
 }
 
-static void decoder_init(ZydisDecoder *dec)
-{
-	ZydisDecoderInit(dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-}
+static void decoder_init(ZydisDecoder *dec) { ZydisDecoderInit(dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64); }
 
 unsigned patch_insn_len(const uint8_t *p, size_t n, int fast)
 {
@@ -310,10 +336,7 @@ static inline int32_t rel32_at(const uint8_t *p)
 	return v;
 }
 
-static inline bool is_rel8(uint8_t op)
-{
-	return (op & 0xf0) == 0x70 || op == 0xeb || (op & 0xfc) == 0xe0;
-}
+static inline bool is_rel8(uint8_t op) { return (op & 0xf0) == 0x70 || op == 0xeb || (op & 0xfc) == 0xe0; }
 
 /* The target of the instruction text[off..end) if it is a direct branch or takes a code address, else -1. */
 static int64_t insn_target(const uint8_t *text, uint32_t off, uint32_t end)
@@ -453,7 +476,7 @@ static bool gap_plausible(const struct scan *s, uint32_t sys)
  */
 static bool is_restorer(const struct scan *s, uint32_t sys)
 {
-	static const uint8_t code[] = {0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0};
+	static const uint8_t code[] = { 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0 };
 
 	return sys >= sizeof(code) && !memcmp(s->text + sys - sizeof(code), code, sizeof(code));
 }
@@ -515,7 +538,7 @@ static int region_scan(struct scan *s, unsigned p, unsigned q, uint32_t lo, uint
 		if (s->n == s->cap && grow(&s->cand, &s->cap, sizeof(*s->cand)))
 			return -ENOMEM;
 		c = &s->cand[s->n++];
-		*c = (struct cand){.sys = sys, .lo = s->lo, .hi = s->end, .clean = !s->bad, .indirect = s->indirect};
+		*c = (struct cand){ .sys = sys, .lo = s->lo, .hi = s->end, .clean = !s->bad, .indirect = s->indirect };
 		for (off = sys; c->nb < NEIGHBOURS && (d = insn_before(s, off)); off -= d)
 			c->before[c->nb++] = d;
 		for (off = sys + 2; c->na < NEIGHBOURS && (d = insn_after(s, off)); off += d)
@@ -742,8 +765,7 @@ static bool insn_no_case(const struct scan *s, uint32_t off, unsigned len)
 		return true;
 	for (unsigned i = 0; i < in.operand_count; i++)
 		if (op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && (op[i].actions & ZYDIS_OPERAND_ACTION_MASK_READ) &&
-		    ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, op[i].reg.value) ==
-			    ZYDIS_REGISTER_RAX)
+		    ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, op[i].reg.value) == ZYDIS_REGISTER_RAX)
 			return true;
 	return false;
 }
@@ -816,7 +838,7 @@ static bool window_choose(const struct scan *s, const struct cand *c, uint32_t f
 
 	/* The usual case needs no look at anything else. */
 	if (c->nb && c->before[0] == 5 && s->text[c->sys - 5] == 0xb8 && c->sys - 5 >= floor) {
-		*best = (struct window){1, 0, true};
+		*best = (struct window){ 1, 0, true };
 		*last = MOVE_NO;
 		if (window_cost(s, c, best) == 0)
 			return true;
@@ -837,7 +859,7 @@ static bool window_choose(const struct scan *s, const struct cand *c, uint32_t f
 	for (int intact = 1; intact >= 0; intact--)
 		for (unsigned k = intact; k <= nb; k++)
 			for (unsigned m = 0; m <= (intact ? 0 : na); m++) {
-				struct window w = {k, m, intact};
+				struct window w = { k, m, intact };
 				int cost = window_cost(s, c, &w);
 
 				if (cost >= 0 && (best_cost < 0 || cost < best_cost)) {
@@ -861,7 +883,8 @@ static void site_plan(const struct cand *c, const struct window *w, int last, ui
 		      struct patch_tail *tail)
 {
 	static const uint8_t tail_kind[] = {
-		[MOVE_YES] = TAIL_PLAIN, [MOVE_RET] = TAIL_RET, [MOVE_JMP] = TAIL_JMP, [MOVE_JCC] = TAIL_JCC};
+		[MOVE_YES] = TAIL_PLAIN, [MOVE_RET] = TAIL_RET, [MOVE_JMP] = TAIL_JMP, [MOVE_JCC] = TAIL_JCC
+	};
 	uint8_t b[2 * NEIGHBOURS + 2];
 	unsigned sys_off, n = window_bounds(c, w, b, &sys_off), i, off;
 	bool post = !w->intact && w->m;
@@ -895,7 +918,7 @@ static void site_plan(const struct cand *c, const struct window *w, int last, ui
 
 int patch_scan(const uint8_t *text, size_t len, uint64_t gva, const struct patch_hints *hints, struct patch_plan *plan)
 {
-	struct scan s = {.text = text, .len = len};
+	struct scan s = { .text = text, .len = len };
 	uint32_t floor = 0;
 	int err;
 
@@ -990,10 +1013,10 @@ static void put_rel(struct out *o, const void *op, unsigned n, uint64_t target)
 
 static void tramp_emit(const uint8_t *win, const struct kx_site *s, const struct patch_tail *tail, uint8_t *host)
 {
-	static const uint8_t lea_rcx[] = {0x48, 0x8d, 0x0d}, lea_r11[] = {0x4c, 0x8d, 0x1d};
-	static const uint8_t mov_r11[] = {0x49, 0x89, 0xcb}, jmp = 0xe9;
-	static const uint8_t enter[] = {0x65, 0xff, 0x24, 0x25, KX_T_ENTRY, 0, 0, 0};
-	struct out o = {host, s->tramp};
+	static const uint8_t lea_rcx[] = { 0x48, 0x8d, 0x0d }, lea_r11[] = { 0x4c, 0x8d, 0x1d };
+	static const uint8_t mov_r11[] = { 0x49, 0x89, 0xcb }, jmp = 0xe9;
+	static const uint8_t enter[] = { 0x65, 0xff, 0x24, 0x25, KX_T_ENTRY, 0, 0, 0 };
+	struct out o = { host, s->tramp };
 	uint64_t after = s->start + s->sys_off + 2, end = s->start + s->len;
 	const uint8_t *post = win + s->sys_off + 2, *last = win + s->len - tail->last;
 
@@ -1013,7 +1036,7 @@ static void tramp_emit(const uint8_t *win, const struct kx_site *s, const struct
 		if (tail->kind == TAIL_JMP) {
 			put_rel(&o, &jmp, 1, target);
 		} else {
-			uint8_t jcc[2] = {0x0f, 0x80 | ((tail->last == 2 ? last[0] : last[1]) & 0xf)};
+			uint8_t jcc[2] = { 0x0f, 0x80 | ((tail->last == 2 ? last[0] : last[1]) & 0xf) };
 
 			put_rel(&o, jcc, 2, target);
 		}
@@ -1180,7 +1203,7 @@ static bool img_at(const struct img *im, uint64_t vaddr, struct cur *c)
 		if (vaddr >= ph->p_vaddr && vaddr - ph->p_vaddr < ph->p_filesz) {
 			uint64_t off = vaddr - ph->p_vaddr;
 
-			*c = (struct cur){im->p + ph->p_offset + off, ph->p_filesz - off, vaddr, false};
+			*c = (struct cur){ im->p + ph->p_offset + off, ph->p_filesz - off, vaddr, false };
 			return true;
 		}
 	}
@@ -1211,7 +1234,7 @@ static int range_add(struct img *im, uint64_t start, uint64_t end, uint32_t flag
 		end = seg_end;
 	if (im->n == im->cap && grow(&im->fn, &im->cap, sizeof(*im->fn)))
 		return -ENOMEM;
-	im->fn[im->n++] = (struct patch_range){start, end, flags};
+	im->fn[im->n++] = (struct patch_range){ start, end, flags };
 	return 0;
 }
 
@@ -1439,7 +1462,7 @@ static int hints_sections(struct img *im, const Elf64_Ehdr *eh, int what)
 		memcpy(&sh, im->p + eh->e_shoff + i * sizeof(sh), sizeof(sh));
 		if (sh.sh_type == SHT_NOBITS || sh.sh_offset > im->len || sh.sh_size > im->len - sh.sh_offset)
 			continue;
-		c = (struct cur){im->p + sh.sh_offset, sh.sh_size, sh.sh_addr, false};
+		c = (struct cur){ im->p + sh.sh_offset, sh.sh_size, sh.sh_addr, false };
 		if (what == SECT_SYMS) {
 			if (sh.sh_type != SHT_SYMTAB && sh.sh_type != SHT_DYNSYM)
 				continue;
@@ -1513,12 +1536,12 @@ static int hints_collect(struct img *im, const Elf64_Ehdr *eh, uint64_t eh_hdr, 
 
 int patch_hints_from_elf(const uint8_t *file, size_t len, uint64_t load_bias, struct patch_hints *out)
 {
-	struct img im = {.p = file, .len = len};
+	struct img im = { .p = file, .len = len };
 	uint64_t eh_hdr = 0, dynamic = 0;
 	Elf64_Ehdr eh;
 	int err;
 
-	*out = (struct patch_hints){0};
+	*out = (struct patch_hints){ 0 };
 	if (len < sizeof(eh))
 		return -ENOEXEC;
 	memcpy(&eh, file, sizeof(eh));
@@ -1560,5 +1583,5 @@ int patch_hints_from_elf(const uint8_t *file, size_t len, uint64_t load_bias, st
 void patch_hints_free(struct patch_hints *hints)
 {
 	free(hints->fn);
-	*hints = (struct patch_hints){0};
+	*hints = (struct patch_hints){ 0 };
 }

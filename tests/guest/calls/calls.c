@@ -40,16 +40,92 @@ static const struct row rows[] = {
 static bool spared(const char *name)
 {
 	static const char *const names[] = {
-		"exit", "exit_group", "fork", "vfork", "clone", "clone3", "execve", "execveat", "pause", "rt_sigsuspend",
-		"kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal", "sig_default",
-		"sig_stack_fault", "alarm", "setitimer", "timer_settime", "close_range", "dup2", "dup3", "close", "chroot",
-		"setuid", "setreuid", "setresuid", "setgid", "setregid", "setresgid", "setfsuid", "setfsgid", "setgroups",
-		"capset", "prlimit64", "setrlimit", "munmap", "mprotect", "mremap", "brk", "mmap", "madvise", "shmat",
-		"wait4", "waitid", "sync", "syncfs", "rt_sigtimedwait", "vhangup", "prctl", "arch_prctl", "rt_sigprocmask",
-		"rt_sigaction", "sigaltstack", "sigmask_sync", "sig_next", "trace", "seed", "sched_setscheduler",
-		"sched_setattr", "sched_setparam", "sched_setaffinity", "setpriority", "nanosleep", "clock_nanosleep",
-		"set_tid_address", "set_robust_list", "mlockall", "futex", "poll", "ppoll", "select", "pselect6", "personality",
-		"setsid", "setpgid", "umask", "shmctl", "semctl", "msgctl", "msgrcv", "semop", "semtimedop", "membarrier",
+		"exit",
+		"exit_group",
+		"fork",
+		"vfork",
+		"clone",
+		"clone3",
+		"execve",
+		"execveat",
+		"pause",
+		"rt_sigsuspend",
+		"kill",
+		"tkill",
+		"tgkill",
+		"rt_sigqueueinfo",
+		"rt_tgsigqueueinfo",
+		"pidfd_send_signal",
+		"sig_default",
+		"sig_stack_fault",
+		"alarm",
+		"setitimer",
+		"timer_settime",
+		"close_range",
+		"dup2",
+		"dup3",
+		"close",
+		"chroot",
+		"setuid",
+		"setreuid",
+		"setresuid",
+		"setgid",
+		"setregid",
+		"setresgid",
+		"setfsuid",
+		"setfsgid",
+		"setgroups",
+		"capset",
+		"prlimit64",
+		"setrlimit",
+		"munmap",
+		"mprotect",
+		"mremap",
+		"brk",
+		"mmap",
+		"madvise",
+		"shmat",
+		"wait4",
+		"waitid",
+		"sync",
+		"syncfs",
+		"rt_sigtimedwait",
+		"vhangup",
+		"prctl",
+		"arch_prctl",
+		"rt_sigprocmask",
+		"rt_sigaction",
+		"sigaltstack",
+		"sigmask_sync",
+		"sig_next",
+		"trace",
+		"seed",
+		"sched_setscheduler",
+		"sched_setattr",
+		"sched_setparam",
+		"sched_setaffinity",
+		"setpriority",
+		"nanosleep",
+		"clock_nanosleep",
+		"set_tid_address",
+		"set_robust_list",
+		"mlockall",
+		"futex",
+		"poll",
+		"ppoll",
+		"select",
+		"pselect6",
+		"personality",
+		"setsid",
+		"setpgid",
+		"umask",
+		"shmctl",
+		"semctl",
+		"msgctl",
+		"msgrcv",
+		"semop",
+		"semtimedop",
+		"membarrier",
 	};
 	for (unsigned i = 0; i < sizeof names / sizeof *names; i++)
 		if (!strcmp(names[i], name))
@@ -68,21 +144,50 @@ static void prepare(void)
 	none = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ro = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	const uint64_t v[] = {
-		0, 1, 7, 4095, (uint64_t)none, (uint64_t)none - 4, (uint64_t)ro, KX_USER_END - 1, KX_USER_END, KX_LIBOS_BASE,
-		KX_VVAR_BASE, KX_BOOT_BASE, KX_AREA_BASE, KX_SYS_BASE, KX_SYS_BASE + 0x1000, KX_SPACE_SIZE - 1, KX_SPACE_SIZE,
-		KX_SPACE_SIZE + 4096, 0x7fffffffffff, 0x800000000000, 0xffff800000000000, 0xffffffff80000000,
-		0xfffffffffffff000, (uint64_t)-1, (uint64_t)-4096, INT64_MAX, INT64_MIN, 0x7fffffff, 0x80000000, 0xffffffff,
-		0x100000000, (uint64_t)AT_FDCWD, 1023, 1024, 65535, 65536, 1 << 20,
+		0,
+		1,
+		7,
+		4095,
+		(uint64_t)none,
+		(uint64_t)none - 4,
+		(uint64_t)ro,
+		KX_USER_END - 1,
+		KX_USER_END,
+		KX_LIBOS_BASE,
+		KX_VVAR_BASE,
+		KX_BOOT_BASE,
+		KX_AREA_BASE,
+		KX_SYS_BASE,
+		KX_SYS_BASE + 0x1000,
+		KX_SPACE_SIZE - 1,
+		KX_SPACE_SIZE,
+		KX_SPACE_SIZE + 4096,
+		0x7fffffffffff,
+		0x800000000000,
+		0xffff800000000000,
+		0xffffffff80000000,
+		0xfffffffffffff000,
+		(uint64_t)-1,
+		(uint64_t)-4096,
+		INT64_MAX,
+		INT64_MIN,
+		0x7fffffff,
+		0x80000000,
+		0xffffffff,
+		0x100000000,
+		(uint64_t)AT_FDCWD,
+		1023,
+		1024,
+		65535,
+		65536,
+		1 << 20,
 	};
 	memcpy(values, v, sizeof v);
 	nr_values = sizeof v / sizeof *v;
 }
 
 /* The system call by the kernel's or the LibOS's entry. */
-static long by_syscall(unsigned nr, const uint64_t a[6])
-{
-	return syscall(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
-}
+static long by_syscall(unsigned nr, const uint64_t a[6]) { return syscall(nr, a[0], a[1], a[2], a[3], a[4], a[5]); }
 
 /* The hypercall as a hostile program makes it, past the LibOS. */
 static long by_port(unsigned nr, const uint64_t a[6])
@@ -98,9 +203,10 @@ static long by_port(unsigned nr, const uint64_t a[6])
 
 static bool makes_descriptor(const char *name)
 {
-	return strstr(name, "open") || strstr(name, "socket") || strstr(name, "epoll_create") || strstr(name, "eventfd") ||
-	       strstr(name, "timerfd_create") || strstr(name, "memfd") || strstr(name, "inotify_init") || strstr(name, "dup") ||
-	       strstr(name, "creat") || strstr(name, "signalfd") || strstr(name, "accept");
+	return strstr(name, "open") || strstr(name, "socket") || strstr(name, "epoll_create") ||
+	       strstr(name, "eventfd") || strstr(name, "timerfd_create") || strstr(name, "memfd") ||
+	       strstr(name, "inotify_init") || strstr(name, "dup") || strstr(name, "creat") ||
+	       strstr(name, "signalfd") || strstr(name, "accept");
 }
 
 static unsigned long calls, taken;
@@ -124,7 +230,8 @@ static void sweep(const struct row *r, long (*call)(unsigned, const uint64_t *),
 		for (unsigned v = 0; v < nr_values; v++) {
 			uint64_t a[6];
 			for (unsigned k = 0; k < 6; k++)
-				a[k] = r->arg[k].kind == KX_A_FD || r->arg[k].kind == KX_A_ATFD ? (uint64_t)-1 : (uint64_t)none;
+				a[k] = r->arg[k].kind == KX_A_FD || r->arg[k].kind == KX_A_ATFD ? (uint64_t)-1
+												: (uint64_t)none;
 			a[i] = values[v];
 			if ((r->flags & KX_F_BLOCK) && r->arg[i].kind == KX_A_FD && values[v] < 3)
 				continue;

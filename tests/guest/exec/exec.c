@@ -190,7 +190,8 @@ static void inherited(char **a)
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 1);
 	for (int i = 0; i < 3; i++)
-		NEED(sigwaitinfo(&set, &info) == SIGRTMIN + 1 && info.si_value.sival_int == i && info.si_code == SI_QUEUE);
+		NEED(sigwaitinfo(&set, &info) == SIGRTMIN + 1 && info.si_value.sival_int == i &&
+		     info.si_code == SI_QUEUE);
 	NEED(getitimer(ITIMER_REAL, &it) == 0 && it.it_value.tv_sec > 50);
 	stack_t ss;
 	NEED(sigaltstack(NULL, &ss) == 0 && (ss.ss_flags & SS_DISABLE));
@@ -284,7 +285,8 @@ static void null_run(void *arg)
 static void arguments(void)
 {
 	check(output(arguments_run, NULL) == 0, "execve: runs");
-	check(!strcmp(out, "[][two words][\xff\xfe][=]{A=1}{EMPTY=}{no equals sign}{A=2}"), "execve: arguments, environment");
+	check(!strcmp(out, "[][two words][\xff\xfe][=]{A=1}{EMPTY=}{no equals sign}{A=2}"),
+	      "execve: arguments, environment");
 	check(output(nothing_run, "/bin/sh") == 0 && !strcmp(out, "0:sh\n"), "execve: empty environment");
 	script("arg0", "#!/bin/sh\necho \"$#\"\n", 0755);
 	check(output(null_run, NULL) == 0 && !strcmp(out, "0\n"), "execve: NULL argv and envp");
@@ -300,11 +302,13 @@ static void arguments(void)
 		memcpy(envp[i], "KX_BIG_", 7);
 		envp[i][10] = '=';
 	}
-	check(fine(FORK(execve(self, (char *[]){ self, "role", "count", "400", NULL }, envp))), "execve: 800 KiB of environment");
+	check(fine(FORK(execve(self, (char *[]){ self, "role", "count", "400", NULL }, envp))),
+	      "execve: 800 KiB of environment");
 	char *huge = malloc((128 << 10) + 1);
 	memset(huge, 'y', 128 << 10);
 	huge[128 << 10] = 0;
-	check(execve(self, (char *[]){ self, huge, NULL }, environ) == -1 && errno == E2BIG, "execve: E2BIG, one string");
+	check(execve(self, (char *[]){ self, huge, NULL }, environ) == -1 && errno == E2BIG,
+	      "execve: E2BIG, one string");
 	huge[(128 << 10) - 1] = 0;
 	check(exited(status_of(FORK(execve(self, (char *[]){ self, "role", "exit", "4", huge, NULL }, environ))), 4),
 	      "execve: the longest string");
@@ -325,10 +329,7 @@ static void arguments(void)
 
 /* ---- errors --------------------------------------------------------------------------------------------------------- */
 
-static int fails(const char *path)
-{
-	return execv(path, (char *[]){ "x", NULL }) == -1 ? errno : 0;
-}
+static int fails(const char *path) { return execv(path, (char *[]){ "x", NULL }) == -1 ? errno : 0; }
 
 static void errors(void)
 {
@@ -365,10 +366,11 @@ static void errors(void)
 	for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
 		unlink(file(names[i]));
 	check(fine(FORK({
-		for (int i = 0; i < 20; i++)
-			NEED(fails("/nonexistent") == ENOENT);
-		ROLE("exit", "0");
-	})), "exec after exec that failed");
+		      for (int i = 0; i < 20; i++)
+			      NEED(fails("/nonexistent") == ENOENT);
+		      ROLE("exit", "0");
+	      })),
+	      "exec after exec that failed");
 }
 
 /* ---- scripts -------------------------------------------------------------------------------------------------------- */
@@ -397,19 +399,24 @@ static void scripts(void)
 #ifdef __GLIBC__
 	p = script("nohash", "echo shell; exit 6\n", 0755);
 	check(exited(status_of(FORK({
-		dup2(open("/dev/null", O_WRONLY), 1);
-		setenv("PATH", dir, 1);
-		execlp("nohash", "nohash", (char *)NULL);
-	})), 6), "execvp: file without #! goes to the shell");
+			     dup2(open("/dev/null", O_WRONLY), 1);
+			     setenv("PATH", dir, 1);
+			     execlp("nohash", "nohash", (char *)NULL);
+		     })),
+		     6),
+	      "execvp: file without #! goes to the shell");
 #endif
 	int fd = open(file("plain"), O_RDONLY);
 	check(exited(status_of(FORK({
-		dup2(open("/dev/null", O_WRONLY), 1);
-		fexecve(fd, (char *[]){ "x", NULL }, environ);
-	})), 7), "fexecve: script");
+			     dup2(open("/dev/null", O_WRONLY), 1);
+			     fexecve(fd, (char *[]){ "x", NULL }, environ);
+		     })),
+		     7),
+	      "fexecve: script");
 	close(fd);
 	fd = open(file("plain"), O_RDONLY | O_CLOEXEC);
-	check(fexecve(fd, (char *[]){ "x", NULL }, environ) == -1 && errno == ENOENT, "fexecve: script, close-on-exec: ENOENT");
+	check(fexecve(fd, (char *[]){ "x", NULL }, environ) == -1 && errno == ENOENT,
+	      "fexecve: script, close-on-exec: ENOENT");
 	close(fd);
 	const char *names[] = { "plain", "arg", "opt", "inner", "outer", "nohash" };
 	for (unsigned i = 0; i < sizeof names / sizeof names[0]; i++)
@@ -422,7 +429,8 @@ static void by_descriptor(void)
 	int fd = open(self, O_RDONLY | O_CLOEXEC), path = open(self, O_PATH | O_CLOEXEC);
 	check(exited(status_of(FORK(fexecve(fd, argv, environ))), 12), "fexecve");
 	check(exited(status_of(FORK(fexecve(path, argv, environ))), 12), "fexecve: O_PATH");
-	check(exited(status_of(FORK(syscall(SYS_execveat, fd, "", argv, environ, AT_EMPTY_PATH))), 12), "execveat: AT_EMPTY_PATH");
+	check(exited(status_of(FORK(syscall(SYS_execveat, fd, "", argv, environ, AT_EMPTY_PATH))), 12),
+	      "execveat: AT_EMPTY_PATH");
 	check(syscall(SYS_execveat, fd, "", argv, environ, 0) == -1 && errno == ENOENT, "execveat: empty path");
 	check(syscall(SYS_execveat, 9999, "", argv, environ, AT_EMPTY_PATH) == -1 && errno == EBADF, "execveat: EBADF");
 	char parent[4096];
@@ -430,15 +438,18 @@ static void by_descriptor(void)
 	char *base = strrchr(parent, '/');
 	*base++ = 0;
 	int d = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	check(exited(status_of(FORK(syscall(SYS_execveat, d, base, argv, environ, 0))), 12), "execveat: in a directory");
-	check(exited(status_of(FORK(syscall(SYS_execveat, AT_FDCWD, self, argv, environ, 0))), 12), "execveat: AT_FDCWD");
+	check(exited(status_of(FORK(syscall(SYS_execveat, d, base, argv, environ, 0))), 12),
+	      "execveat: in a directory");
+	check(exited(status_of(FORK(syscall(SYS_execveat, AT_FDCWD, self, argv, environ, 0))), 12),
+	      "execveat: AT_FDCWD");
 	check(exited(status_of(FORK(syscall(SYS_execveat, d, self, argv, environ, 0))), 12), "execveat: absolute");
 	if (symlink(self, file("link")))
 		abort();
 	check(syscall(SYS_execveat, AT_FDCWD, file("link"), argv, environ, AT_SYMLINK_NOFOLLOW) == -1 && errno == ELOOP,
 	      "execveat: AT_SYMLINK_NOFOLLOW");
 	check(exited(status_of(FORK(execv(file("link"), argv))), 12), "execve: symbolic link");
-	check(syscall(SYS_execveat, AT_FDCWD, self, argv, environ, 1 << 30) == -1 && errno == EINVAL, "execveat: EINVAL");
+	check(syscall(SYS_execveat, AT_FDCWD, self, argv, environ, 1 << 30) == -1 && errno == EINVAL,
+	      "execveat: EINVAL");
 	unlink(file("link"));
 	int m = memfd_create("kx-program", MFD_CLOEXEC);
 	char buf[65536];
@@ -452,11 +463,13 @@ static void by_descriptor(void)
 	close(fd);
 	close(path);
 	check(exited(status_of(FORK({
-		NEED(chdir(parent) == 0);
-		char rel[300];
-		snprintf(rel, sizeof rel, "./%s", base);
-		execv(rel, argv);
-	})), 12), "execve: relative path");
+			     NEED(chdir(parent) == 0);
+			     char rel[300];
+			     snprintf(rel, sizeof rel, "./%s", base);
+			     execv(rel, argv);
+		     })),
+		     12),
+	      "execve: relative path");
 	check(exited(status_of(FORK(execv("/proc/self/exe", argv))), 12), "execve: /proc/self/exe");
 }
 
@@ -468,56 +481,64 @@ static void inheritance(void)
 {
 	char *p = script("data", "abcdef", 0644);
 	check(fine(FORK({
-		char me[16];
-		char parent[16];
-		static char alt[65536];
-		snprintf(me, sizeof me, "%d", getpid());
-		snprintf(parent, sizeof parent, "%d", getppid());
-		umask(027);
-		NEED(chdir(dir) == 0);
-		signal(SIGUSR1, handler);
-		signal(SIGUSR2, SIG_IGN);
-		block(SIGTERM);
-		block(SIGRTMIN + 1);
-		raise(SIGTERM);
-		for (int i = 0; i < 3; i++)
-			sigqueue(getpid(), SIGRTMIN + 1, (union sigval){ .sival_int = i });
-		setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 100, 0 } }, NULL);
-		sigaltstack(&(stack_t){ .ss_sp = alt, .ss_size = sizeof alt }, NULL);
-		int fd = open(p, O_RDONLY);
-		NEED(lseek(fd, 3, SEEK_SET) == 3);
-		NEED(dup2(fd, 100) == 100 && dup3(fd, 101, O_CLOEXEC) == 101);
-		NEED(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 200, 1000 }) == 0);
-		NEED(setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) == 0);
-		struct rlimit rl;
-		getrlimit(RLIMIT_STACK, &rl);
-		rl.rlim_cur = 4 << 20;
-		NEED(setrlimit(RLIMIT_STACK, &rl) == 0);
-		setpriority(PRIO_PROCESS, 0, 3);
-		ROLE("inherited", me, parent, dir);
-	})), "pid, directory, umask, signals, timer, limits, descriptors, nice");
+		      char me[16];
+		      char parent[16];
+		      static char alt[65536];
+		      snprintf(me, sizeof me, "%d", getpid());
+		      snprintf(parent, sizeof parent, "%d", getppid());
+		      umask(027);
+		      NEED(chdir(dir) == 0);
+		      signal(SIGUSR1, handler);
+		      signal(SIGUSR2, SIG_IGN);
+		      block(SIGTERM);
+		      block(SIGRTMIN + 1);
+		      raise(SIGTERM);
+		      for (int i = 0; i < 3; i++)
+			      sigqueue(getpid(), SIGRTMIN + 1, (union sigval){ .sival_int = i });
+		      setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 100, 0 } }, NULL);
+		      sigaltstack(&(stack_t){ .ss_sp = alt, .ss_size = sizeof alt }, NULL);
+		      int fd = open(p, O_RDONLY);
+		      NEED(lseek(fd, 3, SEEK_SET) == 3);
+		      NEED(dup2(fd, 100) == 100 && dup3(fd, 101, O_CLOEXEC) == 101);
+		      NEED(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 200, 1000 }) == 0);
+		      NEED(setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }) == 0);
+		      struct rlimit rl;
+		      getrlimit(RLIMIT_STACK, &rl);
+		      rl.rlim_cur = 4 << 20;
+		      NEED(setrlimit(RLIMIT_STACK, &rl) == 0);
+		      setpriority(PRIO_PROCESS, 0, 3);
+		      ROLE("inherited", me, parent, dir);
+	      })),
+	      "pid, directory, umask, signals, timer, limits, descriptors, nice");
 	unlink(p);
 	check(fine(FORK(ROLE("exe", self))), "/proc/self/exe, cmdline, comm, AT_EXECFN");
 	int n = nr_entries("/proc/self/fd");
 	check(exited(status_of(FORK({
-		for (int i = 0; i < 20; i++)
-			open("/dev/null", O_RDONLY | O_CLOEXEC);
-		ROLE("fds");
-	})), n), "close-on-exec descriptors are gone");
+			     for (int i = 0; i < 20; i++)
+				     open("/dev/null", O_RDONLY | O_CLOEXEC);
+			     ROLE("fds");
+		     })),
+		     n),
+	      "close-on-exec descriptors are gone");
 	check(exited(status_of(FORK({
-		for (int i = 0; i < 20; i++)
-			open("/dev/null", O_RDONLY);
-		ROLE("fds");
-	})), n + 20), "the others are not");
+			     for (int i = 0; i < 20; i++)
+				     open("/dev/null", O_RDONLY);
+			     ROLE("fds");
+		     })),
+		     n + 20),
+	      "the others are not");
 	check(killed(status_of(FORK({
-		setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 80000 } }, NULL);
-		ROLE("alarm");
-	})), SIGALRM), "an interval timer goes off after exec");
+			     setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 80000 } }, NULL);
+			     ROLE("alarm");
+		     })),
+		     SIGALRM),
+	      "an interval timer goes off after exec");
 	check(fine(FORK({
-		char me[16];
-		snprintf(me, sizeof me, "%d", getpid());
-		ROLE("chain", "100", me);
-	})), "100 times in a row");
+		      char me[16];
+		      snprintf(me, sizeof me, "%d", getpid());
+		      ROLE("chain", "100", me);
+	      })),
+	      "100 times in a row");
 }
 
 /* ---- threads, vfork ---------------------------------------------------------------------------------------------------- */
@@ -558,32 +579,35 @@ static void threads(void)
 {
 	pthread_mutex_lock(&held);
 	check(fine(FORK({
-		pthread_t t;
-		pthread_create(&t, NULL, exec_thread, NULL);
-		for (;;)
-			pause();
-	})), "exec from a thread while the first one sleeps");
+		      pthread_t t;
+		      pthread_create(&t, NULL, exec_thread, NULL);
+		      for (;;)
+			      pause();
+	      })),
+	      "exec from a thread while the first one sleeps");
 	check(fine(FORK({
-		pthread_t t;
-		pthread_create(&t, NULL, exec_thread, NULL);
-		pthread_exit(NULL);
-	})), "exec from a thread after the first one ended");
+		      pthread_t t;
+		      pthread_create(&t, NULL, exec_thread, NULL);
+		      pthread_exit(NULL);
+	      })),
+	      "exec from a thread after the first one ended");
 	for (int from = 0; from < 2; from++)
 		check(fine(FORK({
-			pthread_t t;
-			char me[16];
-			for (long i = 0; i < 50; i++)
-				NEED(pthread_create(&t, NULL, busy, (void *)(i < 46 ? i % 2 : i)) == 0);
-			while (__atomic_load_n(&ready, __ATOMIC_SEQ_CST) < 50)
-				ms(1);
-			snprintf(me, sizeof me, "%d", getpid());
-			if (from) {
-				pthread_create(&t, NULL, exec_thread, NULL);
-				for (;;)
-					pause();
-			}
-			ROLE("pid", me);
-		})), from ? "exec with 50 threads, from one more" : "exec with 50 threads");
+			      pthread_t t;
+			      char me[16];
+			      for (long i = 0; i < 50; i++)
+				      NEED(pthread_create(&t, NULL, busy, (void *)(i < 46 ? i % 2 : i)) == 0);
+			      while (__atomic_load_n(&ready, __ATOMIC_SEQ_CST) < 50)
+				      ms(1);
+			      snprintf(me, sizeof me, "%d", getpid());
+			      if (from) {
+				      pthread_create(&t, NULL, exec_thread, NULL);
+				      for (;;)
+					      pause();
+			      }
+			      ROLE("pid", me);
+		      })),
+		      from ? "exec with 50 threads, from one more" : "exec with 50 threads");
 	pthread_mutex_unlock(&held);
 
 	static volatile int v;
@@ -620,16 +644,19 @@ static void threads(void)
 
 static void kinds(void)
 {
-	static const char *const known[][3] = { { "/bin/busybox", "busybox", "true" }, { "/sbin/ldconfig", "ldconfig", "-V" },
-						{ "/bin/bash", "bash", "--version" }, { "/usr/bin/perl", "perl", "-v" } };
+	static const char *const known[][3] = { { "/bin/busybox", "busybox", "true" },
+						{ "/sbin/ldconfig", "ldconfig", "-V" },
+						{ "/bin/bash", "bash", "--version" },
+						{ "/usr/bin/perl", "perl", "-v" } };
 	char path[4200];
 	for (unsigned i = 0; i < sizeof known / sizeof known[0]; i++)
 		if (access(known[i][0], X_OK) == 0) {
 			snprintf(path, sizeof path, "program: %s", known[i][0]);
 			check(fine(FORK({
-				dup2(open("/dev/null", O_WRONLY), 1);
-				execl(known[i][0], known[i][1], known[i][2], (char *)NULL);
-			})), path);
+				      dup2(open("/dev/null", O_WRONLY), 1);
+				      execl(known[i][0], known[i][1], known[i][2], (char *)NULL);
+			      })),
+			      path);
 		}
 	/* This program, built in other ways. */
 	static const char *const suffix[] = { "dyn", "static", "staticpie", "musl" };

@@ -79,10 +79,7 @@ static void fails(long r, int err, const char *what, int line)
 	}
 }
 
-static void skip(const char *what)
-{
-	printf("skip %s: %s\n", what, strerror(errno));
-}
+static void skip(const char *what) { printf("skip %s: %s\n", what, strerror(errno)); }
 
 static void sleep_ms(int ms)
 {
@@ -600,10 +597,7 @@ static void test_mmap(void)
 
 /* ---- locks ------------------------------------------------------------------------------------------------------ */
 
-static long take_flock(long fd)
-{
-	return flock(fd, LOCK_EX);
-}
+static long take_flock(long fd) { return flock(fd, LOCK_EX); }
 
 static long take_ofd(long fd)
 {
@@ -792,10 +786,7 @@ static void test_memfd(void)
 
 static volatile int sigpipes;
 
-static void on_sigpipe(int sig)
-{
-	sigpipes += sig == SIGPIPE;
-}
+static void on_sigpipe(int sig) { sigpipes += sig == SIGPIPE; }
 
 static long read_one(long fd)
 {
@@ -861,10 +852,7 @@ static void test_pipe(void)
 	CHECK(next_fd() == next);
 }
 
-static long write_event(long fd)
-{
-	return eventfd_write(fd, 5);
-}
+static long write_event(long fd) { return eventfd_write(fd, 5); }
 
 static void test_eventfd(void)
 {
@@ -1029,13 +1017,13 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } tests[] = {
-	{ "dirs", test_dirs }, { "links", test_links }, { "rename", test_rename },
+	{ "dirs", test_dirs },         { "links", test_links }, { "rename", test_rename },
 	{ "getdents", test_getdents }, { "nodes", test_nodes }, { "inotify", test_inotify },
-	{ "open", test_open }, { "io", test_io }, { "sparse", test_sparse },
-	{ "move", test_move }, { "xattr", test_xattr }, { "mmap", test_mmap },
-	{ "locks", test_locks }, { "dup", test_dup }, { "limit", test_limit },
-	{ "memfd", test_memfd }, { "pipe", test_pipe }, { "eventfd", test_eventfd },
-	{ "pty", test_pty }, { "ioctl", test_ioctl }, { "errors", test_errors },
+	{ "open", test_open },         { "io", test_io },       { "sparse", test_sparse },
+	{ "move", test_move },         { "xattr", test_xattr }, { "mmap", test_mmap },
+	{ "locks", test_locks },       { "dup", test_dup },     { "limit", test_limit },
+	{ "memfd", test_memfd },       { "pipe", test_pipe },   { "eventfd", test_eventfd },
+	{ "pty", test_pty },           { "ioctl", test_ioctl }, { "errors", test_errors },
 };
 
 int main(void)

@@ -242,8 +242,10 @@ static void memory(void)
 	});
 	check(read(fds[0], &c, 1) == 1, "memory: child reads what was there");
 	global = local = *heap = tls = 20;
-	check(write(fds2[1], "a", 1) == 1 && read(fds[0], &c, 1) == 1, "memory: child does not see the parent's writes");
-	check(global == 20 && local == 20 && *heap == 20 && tls == 20, "memory: parent does not see the child's writes");
+	check(write(fds2[1], "a", 1) == 1 && read(fds[0], &c, 1) == 1,
+	      "memory: child does not see the parent's writes");
+	check(global == 20 && local == 20 && *heap == 20 && tls == 20,
+	      "memory: parent does not see the child's writes");
 	check(s[0] == 77, "memory: shared anonymous memory is shared");
 	check(write(fds2[1], "b", 1) == 1 && fine(p), "memory: child ends");
 	for (int i = 0; i < 2; i++) {
@@ -282,19 +284,21 @@ static void memory(void)
 	ro[0] = 1;
 	mprotect(ro, 4096, PROT_READ);
 	char *none = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	check(killed(status_of(FORK(*(volatile char *)ro = 2)), SIGSEGV), "memory: read-only stays read-only in a child");
+	check(killed(status_of(FORK(*(volatile char *)ro = 2)), SIGSEGV),
+	      "memory: read-only stays read-only in a child");
 	check(killed(status_of(FORK(*(volatile char *)none)), SIGSEGV), "memory: PROT_NONE stays so");
 	check(fine(FORK({
-		NEED(mprotect(ro, 4096, PROT_READ | PROT_WRITE) == 0);
-		ro[0] = 9;
-		NEED(munmap(none, 4096) == 0);
-		char *m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		NEED(m != MAP_FAILED);
-		m[0] = m[(64 << 20) - 1] = 1;
-		void *b = sbrk(1 << 20);
-		NEED(b != (void *)-1);
-		memset(b, 1, 1 << 20);
-	})), "memory: a child maps and protects");
+		      NEED(mprotect(ro, 4096, PROT_READ | PROT_WRITE) == 0);
+		      ro[0] = 9;
+		      NEED(munmap(none, 4096) == 0);
+		      char *m = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		      NEED(m != MAP_FAILED);
+		      m[0] = m[(64 << 20) - 1] = 1;
+		      void *b = sbrk(1 << 20);
+		      NEED(b != (void *)-1);
+		      memset(b, 1, 1 << 20);
+	      })),
+	      "memory: a child maps and protects");
 	check(ro[0] == 1, "memory: and the parent has its own");
 	char *wipe = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	*wipe = 1;
@@ -339,28 +343,32 @@ static void files(void)
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	check(write(fd, "0123456789", 10) == 10 && lseek(fd, 0, SEEK_SET) == 0, "files: made");
 	check(fine(FORK({
-		NEED(read(fd, buf, 4) == 4 && !memcmp(buf, "0123", 4));
-		NEED(fcntl(fd, F_GETFD) == FD_CLOEXEC);
-	})), "files: child reads by an inherited descriptor");
+		      NEED(read(fd, buf, 4) == 4 && !memcmp(buf, "0123", 4));
+		      NEED(fcntl(fd, F_GETFD) == FD_CLOEXEC);
+	      })),
+	      "files: child reads by an inherited descriptor");
 	check(read(fd, buf, 2) == 2 && !memcmp(buf, "45", 2), "files: the offset is shared");
 	check(fine(FORK(NEED(close(fd) == 0))) && lseek(fd, 0, SEEK_CUR) == 6, "files: a child's close is its own");
-	check(fine(FORK(NEED(fcntl(fd, F_SETFL, O_APPEND) == 0))) && (fcntl(fd, F_GETFL) & O_APPEND), "files: flags shared");
+	check(fine(FORK(NEED(fcntl(fd, F_SETFL, O_APPEND) == 0))) && (fcntl(fd, F_GETFL) & O_APPEND),
+	      "files: flags shared");
 
 	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 	check(fcntl(fd, F_SETLK, &l) == 0, "files: record lock");
 	pid_t me = getpid();
 	check(fine(FORK({
-		struct flock g = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
-		NEED(fcntl(fd, F_SETLK, &g) == -1 && (errno == EAGAIN || errno == EACCES));
-		NEED(fcntl(fd, F_GETLK, &g) == 0 && g.l_type == F_WRLCK && g.l_pid == me);
-	})), "files: record locks are not inherited, and F_GETLK names the owner");
+		      struct flock g = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+		      NEED(fcntl(fd, F_SETLK, &g) == -1 && (errno == EAGAIN || errno == EACCES));
+		      NEED(fcntl(fd, F_GETLK, &g) == 0 && g.l_type == F_WRLCK && g.l_pid == me);
+	      })),
+	      "files: record locks are not inherited, and F_GETLK names the owner");
 	l.l_type = F_UNLCK;
 	fcntl(fd, F_SETLK, &l);
 	check(flock(fd, LOCK_EX) == 0 && fine(FORK({
-		NEED(flock(fd, LOCK_EX | LOCK_NB) == 0);
-		int other = open(path, O_RDWR);
-		NEED(flock(other, LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK);
-	})), "files: flock is the open file's");
+		      NEED(flock(fd, LOCK_EX | LOCK_NB) == 0);
+		      int other = open(path, O_RDWR);
+		      NEED(flock(other, LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK);
+	      })),
+	      "files: flock is the open file's");
 	int fds[2];
 	check(pipe(fds) == 0, "files: pipe");
 	pid_t p = FORK({
@@ -380,11 +388,12 @@ static void files(void)
 	mode_t m = umask(027);
 	check(getcwd(was, sizeof was) && chdir(dir) == 0, "cwd: chdir");
 	check(fine(FORK({
-		char cwd[300];
-		NEED(getcwd(cwd, sizeof cwd) && !strcmp(cwd, dir));
-		NEED(umask(0) == 027);
-		NEED(chdir("/") == 0);
-	})), "cwd and umask inherited");
+		      char cwd[300];
+		      NEED(getcwd(cwd, sizeof cwd) && !strcmp(cwd, dir));
+		      NEED(umask(0) == 027);
+		      NEED(chdir("/") == 0);
+	      })),
+	      "cwd and umask inherited");
 	check(umask(m) == 027 && getcwd(path, sizeof path) && !strcmp(path, dir), "cwd and umask are the child's own");
 	if (chdir(was))
 		abort();
@@ -470,7 +479,8 @@ static void robust(void)
 	});
 	check(killed(status_of(p), SIGKILL) && pthread_mutex_lock(&m[1]) == EOWNERDEAD, "robust: after SIGKILL");
 	check(pthread_mutex_lock(&m[2]) == 0 && fine(FORK(NEED(pthread_mutex_trylock(&m[2]) == EBUSY))) &&
-	      pthread_mutex_unlock(&m[2]) == 0, "robust: a child's end does not free its parent's mutex");
+		      pthread_mutex_unlock(&m[2]) == 0,
+	      "robust: a child's end does not free its parent's mutex");
 	pthread_mutex_unlock(&m[0]);
 	munmap(m, 4096);
 }
@@ -480,7 +490,9 @@ static long raw_clone(unsigned long flags, void *stack, int *ptid, int *ctid, un
 	register int *r10 __asm__("r10") = ctid;
 	register unsigned long r8 __asm__("r8") = tlsp;
 	long r;
-	__asm__ volatile("syscall" : "=a"(r) : "0"(SYS_clone), "D"(flags), "S"(stack), "d"(ptid), "r"(r10), "r"(r8)
+	__asm__ volatile("syscall"
+			 : "=a"(r)
+			 : "0"(SYS_clone), "D"(flags), "S"(stack), "d"(ptid), "r"(r10), "r"(r8)
 			 : "rcx", "r11", "memory");
 	return r;
 }
@@ -537,9 +549,11 @@ static void clones(void)
 		global = 12;
 		_exit(3);
 	}
-	check(now() - start >= 0.055 && exited(status_of(p), 3) && global == 1, "raw clone: CLONE_VFORK alone waits, copies");
+	check(now() - start >= 0.055 && exited(status_of(p), 3) && global == 1,
+	      "raw clone: CLONE_VFORK alone waits, copies");
 
-	struct clone_args args = { .flags = CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_PIDFD, .exit_signal = SIGCHLD };
+	struct clone_args args = { .flags = CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_PIDFD,
+				   .exit_signal = SIGCHLD };
 	int pidfd = -1;
 	mine = child_tid = 0;
 	args.parent_tid = (uintptr_t)&mine;
@@ -556,7 +570,8 @@ static void clones(void)
 	check(syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0) == 0, "pidfd_send_signal");
 	siginfo_t info = { 0 };
 	check(waitid(P_PIDFD, pidfd, &info, WEXITED) == 0 && info.si_pid == p && info.si_status == SIGTERM &&
-	      info.si_code == CLD_KILLED, "waitid(P_PIDFD)");
+		      info.si_code == CLD_KILLED,
+	      "waitid(P_PIDFD)");
 	close(pidfd);
 	args.flags = CLONE_CLEAR_SIGHAND;
 	on(SIGUSR1, 0);
@@ -572,7 +587,8 @@ static void clones(void)
 	off(SIGUSR1);
 	off(SIGUSR2);
 	args.flags = 1ull << 60;
-	check(syscall(SYS_clone3, &args, sizeof args) == -1 && (errno == EINVAL || errno == ENOSYS), "clone3: unknown flag");
+	check(syscall(SYS_clone3, &args, sizeof args) == -1 && (errno == EINVAL || errno == ENOSYS),
+	      "clone3: unknown flag");
 	args.flags = 0;
 	check(syscall(SYS_clone3, &args, 8) == -1 && errno == EINVAL, "clone3: too small");
 	munmap(s, 4096);
@@ -721,7 +737,7 @@ static void spawns(void)
 	posix_spawnattr_setsigdefault(&at, &set);
 	posix_spawnattr_setpgroup(&at, 0);
 	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
-				 POSIX_SPAWN_RESETIDS);
+					      POSIX_SPAWN_RESETIDS);
 	signal(SIGUSR1, SIG_IGN);
 	signal(SIGUSR2, SIG_IGN);
 	check(exited(spawn_status(&fa, &at, "kill -TERM $$; kill -USR2 $$; pwd; exit 4"), 4),
@@ -737,12 +753,13 @@ static void spawns(void)
 	signal(SIGUSR2, SIG_DFL);
 	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSID);
 	check(fine(FORK({
-		pid_t p;
-		char *argv[] = { "sleep", "100", NULL };
-		NEED(posix_spawn(&p, "/bin/sleep", NULL, &at, argv, environ) == 0);
-		NEED(getsid(p) == p && getpgid(p) == p);
-		NEED(kill(-p, SIGTERM) == 0 && killed(status_of(p), SIGTERM));
-	})), "posix_spawn: setsid");
+		      pid_t p;
+		      char *argv[] = { "sleep", "100", NULL };
+		      NEED(posix_spawn(&p, "/bin/sleep", NULL, &at, argv, environ) == 0);
+		      NEED(getsid(p) == p && getpgid(p) == p);
+		      NEED(kill(-p, SIGTERM) == 0 && killed(status_of(p), SIGTERM));
+	      })),
+	      "posix_spawn: setsid");
 	posix_spawnattr_setflags(&at, 0);
 	pid_t p;
 	char *argv[] = { "x", NULL };
@@ -805,11 +822,13 @@ static void waits(void)
 	check(waitpid(p, &st, WNOHANG) == 0, "wait: WNOHANG");
 	check(waitpid(1, &st, 0) == -1 && errno == ECHILD, "wait: not my child");
 	memset(&info, 1, sizeof info);
-	check(waitid(P_PID, p, &info, WEXITED | WNOHANG) == 0 && info.si_pid == 0 && info.si_signo == 0, "waitid: WNOHANG");
+	check(waitid(P_PID, p, &info, WEXITED | WNOHANG) == 0 && info.si_pid == 0 && info.si_signo == 0,
+	      "waitid: WNOHANG");
 	check(kill(p, SIGKILL) == 0, "wait: kill");
 	memset(&info, 0, sizeof info);
 	check(waitid(P_PID, p, &info, WEXITED | WNOWAIT) == 0 && info.si_pid == p && info.si_status == SIGKILL &&
-	      info.si_code == CLD_KILLED && info.si_signo == SIGCHLD, "waitid: WNOWAIT");
+		      info.si_code == CLD_KILLED && info.si_signo == SIGCHLD,
+	      "waitid: WNOWAIT");
 	check(wait4(-1, &st, __WALL, &ru) == p && killed(st, SIGKILL), "wait4: __WALL after WNOWAIT");
 	p = FORK({
 		volatile unsigned x = 0;
@@ -818,20 +837,42 @@ static void waits(void)
 				x++;
 		_exit(200);
 	});
-	check(wait4(p, &st, 0, &ru) == p && exited(st, 200) && ru.ru_utime.tv_sec * 1000000 + ru.ru_utime.tv_usec +
-	      ru.ru_stime.tv_sec * 1000000 + ru.ru_stime.tv_usec > 10000, "wait4: rusage");
+	check(wait4(p, &st, 0, &ru) == p && exited(st, 200) &&
+		      ru.ru_utime.tv_sec * 1000000 + ru.ru_utime.tv_usec + ru.ru_stime.tv_sec * 1000000 +
+				      ru.ru_stime.tv_usec >
+			      10000,
+	      "wait4: rusage");
 	bool good = true;
 	for (int i = 0; i < 256; i += 51)
 		good = good && exited(status_of(FORK(_exit(i))), i);
 	check(good, "wait: exit statuses");
-	check(killed(status_of(FORK({ setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 }); abort(); })), SIGABRT), "wait: abort");
+	check(killed(status_of(FORK({
+			     setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, 0 });
+			     abort();
+		     })),
+		     SIGABRT),
+	      "wait: abort");
 	check(killed(status_of(FORK(*nowhere = 1)), SIGSEGV), "wait: SIGSEGV");
 	check(killed(status_of(FORK(raise(SIGTERM))), SIGTERM), "wait: SIGTERM");
 	check(killed(status_of(FORK(__builtin_trap())), SIGILL), "wait: SIGILL");
-	check(killed(status_of(FORK(__asm__ volatile("xor %%ecx, %%ecx\n div %%ecx" : : : "eax", "ecx", "edx"))), SIGFPE), "wait: SIGFPE");
+	check(killed(status_of(FORK(__asm__ volatile("xor %%ecx, %%ecx\n div %%ecx"
+						     :
+						     :
+						     : "eax", "ecx", "edx"))),
+		     SIGFPE),
+	      "wait: SIGFPE");
 	check(killed(status_of(FORK(raise(SIGRTMIN))), SIGRTMIN), "wait: real-time signal");
-	check(killed(status_of(FORK({ alarm(1); ualarm(20000, 0); pause(); })), SIGALRM), "wait: SIGALRM");
-	pid_t g = FORK({ setpgid(0, 0); _exit(1); });
+	check(killed(status_of(FORK({
+			     alarm(1);
+			     ualarm(20000, 0);
+			     pause();
+		     })),
+		     SIGALRM),
+	      "wait: SIGALRM");
+	pid_t g = FORK({
+		setpgid(0, 0);
+		_exit(1);
+	});
 	setpgid(g, g);
 	pid_t o = FORK(_exit(2));
 	check(waitpid(-g, &st, 0) == g && exited(st, 1), "wait: by group");
@@ -864,7 +905,8 @@ static void sigchld(void)
 	pid_t p = FORK(_exit(33));
 	sigsuspend(&old);
 	siginfo_t i = last[SIGCHLD];
-	check(hits[SIGCHLD] == 1 && i.si_pid == p && i.si_status == 33 && i.si_code == CLD_EXITED && i.si_uid == getuid(),
+	check(hits[SIGCHLD] == 1 && i.si_pid == p && i.si_status == 33 && i.si_code == CLD_EXITED &&
+		      i.si_uid == getuid(),
 	      "SIGCHLD: exit");
 	status_of(p);
 	p = FORK(pause());
@@ -898,6 +940,16 @@ static void sigchld(void)
 	p = FORK(_exit(1));
 	check(waitpid(p, NULL, 0) == -1 && errno == ECHILD, "SIGCHLD: ignored");
 	off(SIGCHLD);
+	blocking(SIG_BLOCK, SIGCHLD);
+	p = FORK(_exit(3));
+	sigset_t set;
+	siginfo_t info;
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	ms(20);
+	check(sigtimedwait(&set, &info, &(struct timespec){ 5, 0 }) == SIGCHLD && info.si_pid == p && info.si_status == 3 &&
+	      exited(status_of(p), 3), "SIGCHLD: default action, blocked, taken by sigtimedwait");
+	blocking(SIG_UNBLOCK, SIGCHLD);
 	/* A storm of ends, all told of by the count of waits. */
 	on(SIGCHLD, SA_RESTART);
 	for (int k = 0; k < 10; k++)
@@ -947,10 +999,11 @@ static void orphans(void)
 	});
 	check(fine(p) && await(&s[1], 1) && s[1] == 1, "PR_SET_PDEATHSIG");
 	check(fine(FORK({
-		int sig = -1;
-		NEED(prctl(PR_SET_PDEATHSIG, SIGUSR1) == 0);
-		NEED(fine(FORK(NEED(prctl(PR_GET_PDEATHSIG, &sig) == 0 && sig == 0))));
-	})), "PR_SET_PDEATHSIG is not inherited");
+		      int sig = -1;
+		      NEED(prctl(PR_SET_PDEATHSIG, SIGUSR1) == 0);
+		      NEED(fine(FORK(NEED(prctl(PR_GET_PDEATHSIG, &sig) == 0 && sig == 0))));
+	      })),
+	      "PR_SET_PDEATHSIG is not inherited");
 	munmap(s, 4096);
 }
 
@@ -969,13 +1022,17 @@ static void pidfds(void)
 	check(syscall(SYS_pidfd_open, p, 0) == -1 && errno == ESRCH, "pidfd: no such process");
 	fd = syscall(SYS_pidfd_open, getpid(), 0);
 	on(SIGUSR1, 0);
-	check(fd >= 0 && fine(FORK(NEED(syscall(SYS_pidfd_send_signal, fd, SIGUSR1, NULL, 0) == 0))) && hits[SIGUSR1] == 1,
+	check(fd >= 0 && fine(FORK(NEED(syscall(SYS_pidfd_send_signal, fd, SIGUSR1, NULL, 0) == 0))) &&
+		      hits[SIGUSR1] == 1,
 	      "pidfd: of the parent, in the child");
 	off(SIGUSR1);
 	close(fd);
 }
 
-static bool family_only(void) { return kill(1, 0) == -1 && errno == ESRCH && kill(getppid(), 0) == -1 && errno == ESRCH; }
+static bool family_only(void)
+{
+	return kill(1, 0) == -1 && errno == ESRCH && kill(getppid(), 0) == -1 && errno == ESRCH;
+}
 
 static void groups(void)
 {
@@ -1005,14 +1062,15 @@ static void groups(void)
 	check(kill(-leader, 0) == -1 && errno == ESRCH, "groups: no such group");
 	check(setpgid(leader, 0) == -1 && errno == ESRCH, "groups: setpgid of nobody");
 	check(fine(FORK({
-		pid_t sid = setsid();
-		NEED(sid == getpid() && getpgrp() == sid && getsid(0) == sid);
-		NEED(setsid() == -1 && errno == EPERM);
-		NEED(fine(FORK(NEED(getsid(0) == sid && getpgrp() == sid))));
-		pid_t p = FORK(pause());
-		NEED(setpgid(p, p) == 0 && getpgid(p) == p && getsid(p) == sid);
-		NEED(kill(p, SIGKILL) == 0 && killed(status_of(p), SIGKILL));
-	})), "sessions: setsid");
+		      pid_t sid = setsid();
+		      NEED(sid == getpid() && getpgrp() == sid && getsid(0) == sid);
+		      NEED(setsid() == -1 && errno == EPERM);
+		      NEED(fine(FORK(NEED(getsid(0) == sid && getpgrp() == sid))));
+		      pid_t p = FORK(pause());
+		      NEED(setpgid(p, p) == 0 && getpgid(p) == p && getsid(p) == sid);
+		      NEED(kill(p, SIGKILL) == 0 && killed(status_of(p), SIGKILL));
+	      })),
+	      "sessions: setsid");
 	munmap(s, 4096);
 }
 
@@ -1196,29 +1254,30 @@ static void storms(void)
 {
 	int *s = shared(4096);
 	check(fine(FORK({
-		setpgid(0, 0);
-		on(SIGUSR1, SA_RESTART);
-		pid_t group = getpid();
-		pid_t q = FORK({
-			signal(SIGUSR1, SIG_IGN);
-			s[0] = 1;
-			for (int i = 0; !s[1]; i++) {
-				kill(-group, SIGUSR1);
-				if (i % 16 == 0)
-					ms(1);
-			}
-		});
-		NEED(await(&s[0], 1));
-		for (int i = 0; i < 30; i++) {
-			pid_t p = fork();
-			if (!p)
-				_exit(getpid() == gettid() ? i : 255);
-			NEED(p > 0 && exited(status_of(p), i));
-		}
-		s[1] = 1;
-		NEED(fine(q));
-		NEED(hits[SIGUSR1] > 0);
-	})), "30 forks in a storm of signals to the group");
+		      setpgid(0, 0);
+		      on(SIGUSR1, SA_RESTART);
+		      pid_t group = getpid();
+		      pid_t q = FORK({
+			      signal(SIGUSR1, SIG_IGN);
+			      s[0] = 1;
+			      for (int i = 0; !s[1]; i++) {
+				      kill(-group, SIGUSR1);
+				      if (i % 16 == 0)
+					      ms(1);
+			      }
+		      });
+		      NEED(await(&s[0], 1));
+		      for (int i = 0; i < 30; i++) {
+			      pid_t p = fork();
+			      if (!p)
+				      _exit(getpid() == gettid() ? i : 255);
+			      NEED(p > 0 && exited(status_of(p), i));
+		      }
+		      s[1] = 1;
+		      NEED(fine(q));
+		      NEED(hits[SIGUSR1] > 0);
+	      })),
+	      "30 forks in a storm of signals to the group");
 	on(SIGALRM, SA_RESTART);
 	struct itimerval it = { { 0, 500 }, { 0, 500 } }, none = { 0 };
 	setitimer(ITIMER_REAL, &it, NULL);
@@ -1278,34 +1337,38 @@ static void crowd(void)
 static void fd_limit(void)
 {
 	check(fine(FORK({
-		struct rlimit rl;
-		NEED(getrlimit(RLIMIT_NOFILE, &rl) == 0);
-		rl.rlim_cur = 64;
-		NEED(setrlimit(RLIMIT_NOFILE, &rl) == 0);
-		int n = 0;
-		while (dup(2) >= 0)
-			n++;
-		NEED(errno == EMFILE && n > 40);
-		NEED(fine(FORK(NEED(dup(2) == -1 && errno == EMFILE))));
-		NEED(fine(FORK({ close(63); NEED(open("/dev/null", O_RDONLY) == 63); })));
-		for (int i = 60; i < 64; i++)
-			fcntl(i, F_SETFD, FD_CLOEXEC); /* exec needs one for the libraries */
-		pid_t p = vfork();
-		if (!p) {
-			execl("/bin/true", "true", (char *)NULL);
-			_exit(1);
-		}
-		NEED(fine(p));
-		p = FORK(execl("/bin/sh", "sh", "-c", "exit $(ulimit -n)", (char *)NULL));
-		NEED(exited(status_of(p), 64));
-		pthread_t t;
-		NEED(pthread_create(&t, NULL, nothing, NULL) == 0 && pthread_join(t, NULL) == 0);
-	})), "fork, exec and threads at the limit of descriptors");
+		      struct rlimit rl;
+		      NEED(getrlimit(RLIMIT_NOFILE, &rl) == 0);
+		      rl.rlim_cur = 64;
+		      NEED(setrlimit(RLIMIT_NOFILE, &rl) == 0);
+		      int n = 0;
+		      while (dup(2) >= 0)
+			      n++;
+		      NEED(errno == EMFILE && n > 40);
+		      NEED(fine(FORK(NEED(dup(2) == -1 && errno == EMFILE))));
+		      NEED(fine(FORK({
+			      close(63);
+			      NEED(open("/dev/null", O_RDONLY) == 63);
+		      })));
+		      for (int i = 60; i < 64; i++)
+			      fcntl(i, F_SETFD, FD_CLOEXEC); /* exec needs one for the libraries */
+		      pid_t p = vfork();
+		      if (!p) {
+			      execl("/bin/true", "true", (char *)NULL);
+			      _exit(1);
+		      }
+		      NEED(fine(p));
+		      p = FORK(execl("/bin/sh", "sh", "-c", "exit $(ulimit -n)", (char *)NULL));
+		      NEED(exited(status_of(p), 64));
+		      pthread_t t;
+		      NEED(pthread_create(&t, NULL, nothing, NULL) == 0 && pthread_join(t, NULL) == 0);
+	      })),
+	      "fork, exec and threads at the limit of descriptors");
 }
 
 static void randoms(void)
 {
-	uint64_t (*r)[2] = shared(8192);
+	uint64_t(*r)[2] = shared(8192);
 	bool good = true;
 	getrandom(&r[200][0], 8, 0);
 	for (int i = 0; i < 100; i += 10) {
@@ -1343,14 +1406,15 @@ __attribute__((target("avx"))) static bool avx_fork(void)
 	unsigned csr = 0x7f80, csr2 = 0;
 	double top = 0, pushed = 12.5;
 	long pid;
-	__asm__ volatile("vmovdqu (%1), %%ymm0\n vmovdqu 32(%1), %%ymm1\n vmovdqu 224(%1), %%ymm7\n"
-			 "vmovdqu 480(%1), %%ymm15\n fldcw %3\n ldmxcsr %4\n fldl %5\n"
-			 "mov $57, %%eax\n syscall\n"
-			 "vmovdqu %%ymm0, (%2)\n vmovdqu %%ymm1, 32(%2)\n vmovdqu %%ymm7, 224(%2)\n vmovdqu %%ymm15, 480(%2)\n"
-			 "fnstcw %6\n stmxcsr %7\n fstpl %8\n"
-			 : "=&a"(pid)
-			 : "r"(in), "r"(out), "m"(cw), "m"(csr), "m"(pushed), "m"(cw2), "m"(csr2), "m"(top)
-			 : "rcx", "r11", "memory", "xmm0", "xmm1", "xmm7", "xmm15");
+	__asm__ volatile(
+		"vmovdqu (%1), %%ymm0\n vmovdqu 32(%1), %%ymm1\n vmovdqu 224(%1), %%ymm7\n"
+		"vmovdqu 480(%1), %%ymm15\n fldcw %3\n ldmxcsr %4\n fldl %5\n"
+		"mov $57, %%eax\n syscall\n"
+		"vmovdqu %%ymm0, (%2)\n vmovdqu %%ymm1, 32(%2)\n vmovdqu %%ymm7, 224(%2)\n vmovdqu %%ymm15, 480(%2)\n"
+		"fnstcw %6\n stmxcsr %7\n fstpl %8\n"
+		: "=&a"(pid)
+		: "r"(in), "r"(out), "m"(cw), "m"(csr), "m"(pushed), "m"(cw2), "m"(csr2), "m"(top)
+		: "rcx", "r11", "memory", "xmm0", "xmm1", "xmm7", "xmm15");
 	_mm_setcsr(0x1f80);
 	uint16_t dfl = 0x037f;
 	__asm__ volatile("fldcw %0\n vzeroupper" : : "m"(dfl));
@@ -1374,7 +1438,9 @@ static void registers(void)
 			 "mov $0x4444444444, %%r14\n mov $0x5555555555, %%r15\n mov $0x6666666666, %%r9\n"
 			 "mov $57, %%eax\n syscall\n mov %%rbx, (%1)\n mov %%r12, 8(%1)\n mov %%r13, 16(%1)\n"
 			 "mov %%r14, 24(%1)\n mov %%r15, 32(%1)\n mov %%r9, 40(%1)\n"
-			 : "=&a"(pid) : "D"(r) : "rbx", "r12", "r13", "r14", "r15", "r9", "rcx", "r11", "memory");
+			 : "=&a"(pid)
+			 : "D"(r)
+			 : "rbx", "r12", "r13", "r14", "r15", "r9", "rcx", "r11", "memory");
 	bool good = true;
 	for (int i = 0; i < 6; i++)
 		good = good && r[i] == 0x1111111111ull * (i + 1);
@@ -1541,9 +1607,7 @@ static void sysv(void)
 	id = semget(IPC_PRIVATE, 1, IPC_CREAT | 0600);
 	struct sembuf up = { 0, 1, SEM_UNDO }, down = { 0, -1, 0 };
 	check(id >= 0 && semctl(id, 0, SETVAL, 0) == 0, "semget");
-	p = FORK({
-		NEED(semop(id, &up, 1) == 0 && semctl(id, 0, GETVAL) == 1);
-	});
+	p = FORK({ NEED(semop(id, &up, 1) == 0 && semctl(id, 0, GETVAL) == 1); });
 	check(fine(p) && semctl(id, 0, GETVAL) == 0, "SEM_UNDO at the child's end");
 	p = FORK({
 		NEED(semop(id, &up, 1) == 0);
@@ -1569,7 +1633,8 @@ static void sysv(void)
 		strcpy(msg.text, "answer");
 		NEED(msgsnd(id, &msg, 16, 0) == 0);
 	});
-	check(msgsnd(id, &msg, 16, 0) == 0 && msgrcv(id, &got, 16, 6, 0) == 16 && !strcmp(got.text, "answer") && fine(p),
+	check(msgsnd(id, &msg, 16, 0) == 0 && msgrcv(id, &got, 16, 6, 0) == 16 && !strcmp(got.text, "answer") &&
+		      fine(p),
 	      "SysV messages across fork");
 	msgctl(id, IPC_RMID, NULL);
 }
@@ -1660,12 +1725,33 @@ static void stacks(void)
 static const struct group {
 	const char *name;
 	void (*run)(void);
-} all[] = { { "ids", ids }, { "memory", memory }, { "big", big }, { "files", files }, { "signals", inherited_signals },
-	    { "robust", robust }, { "clones", clones }, { "vforks", vforks }, { "spawns", spawns }, { "waits", waits },
-	    { "sigchld", sigchld }, { "orphans", orphans }, { "pidfds", pidfds }, { "groups", groups },
-	    { "kill_all", kill_all }, { "queues", queues }, { "busy", busy }, { "storms", storms }, { "crowd", crowd },
-	    { "fd_limit", fd_limit }, { "randoms", randoms }, { "registers", registers }, { "pshared", pshared },
-	    { "pingpong", pingpong }, { "sysv", sysv }, { "passing", passing }, { "stacks", stacks } };
+} all[] = { { "ids", ids },
+	    { "memory", memory },
+	    { "big", big },
+	    { "files", files },
+	    { "signals", inherited_signals },
+	    { "robust", robust },
+	    { "clones", clones },
+	    { "vforks", vforks },
+	    { "spawns", spawns },
+	    { "waits", waits },
+	    { "sigchld", sigchld },
+	    { "orphans", orphans },
+	    { "pidfds", pidfds },
+	    { "groups", groups },
+	    { "kill_all", kill_all },
+	    { "queues", queues },
+	    { "busy", busy },
+	    { "storms", storms },
+	    { "crowd", crowd },
+	    { "fd_limit", fd_limit },
+	    { "randoms", randoms },
+	    { "registers", registers },
+	    { "pshared", pshared },
+	    { "pingpong", pingpong },
+	    { "sysv", sysv },
+	    { "passing", passing },
+	    { "stacks", stacks } };
 
 int main(int argc, char **argv)
 {

@@ -54,8 +54,7 @@ struct row {
 	struct kx_arg_desc arg[6];
 };
 static const struct row rows[] = {
-#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) \
-	{ nr, flags, #name, { a0, a1, a2, a3, a4, a5 } },
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) { nr, flags, #name, { a0, a1, a2, a3, a4, a5 } },
 #include "../../../abi/hypercalls.def"
 };
 
@@ -73,16 +72,19 @@ static const struct {
 	{ " exit exit_group sig_default sig_stack_fault ", "ends the caller" },
 	{ " kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal ", "may end the caller" },
 	{ " pause rt_sigsuspend rt_sigtimedwait futex ", "sleeps, with a signal mask that may hold back our alarm" },
-	{ " alarm setitimer timer_create timer_settime mq_notify ", "changes our alarm, or sends signals that end the caller" },
+	{ " alarm setitimer timer_create timer_settime mq_notify ",
+	  "changes our alarm, or sends signals that end the caller" },
 	{ " rt_sigaction rt_sigprocmask sigaltstack sigmask_sync sig_next ", "takes our alarm away" },
 	{ " dup2 dup3 close close_range shutdown ", "closes what the test works with, standard streams included" },
 	{ " chroot chdir fchdir umask ", "moves the working directory or changes what the test creates" },
-	{ " setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset ", "gives privileges up" },
+	{ " setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset ",
+	  "gives privileges up" },
 	{ " setrlimit prlimit64 ", "lowers limits" },
 	{ " setpgid setsid prctl personality sched_setaffinity setpriority ioprio_set ", "changes the process" },
 	{ " sched_setparam sched_setscheduler sched_setattr ", "may starve the rest" },
 	{ " execve execveat fork vfork clone clone3 ", "makes or replaces processes" },
-	{ " mmap munmap mprotect mremap brk madvise mlock mlock2 mlockall shmat shmdt ", "takes the test's own memory away" },
+	{ " mmap munmap mprotect mremap brk madvise mlock mlock2 mlockall shmat shmdt ",
+	  "takes the test's own memory away" },
 	{ " arch_prctl set_tid_address set_robust_list seed trace ", "spoils the caller's own thread state" },
 };
 
@@ -145,7 +147,9 @@ static int64_t sys(uint64_t nr, const uint64_t a[6])
 {
 	int64_t ret;
 	register uint64_t r10 __asm__("r10") = a[3], r8 __asm__("r8") = a[4], r9 __asm__("r9") = a[5];
-	__asm__ volatile("syscall" : "=a"(ret) : "0"(nr), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
+	__asm__ volatile("syscall"
+			 : "=a"(ret)
+			 : "0"(nr), "D"(a[0]), "S"(a[1]), "d"(a[2]), "r"(r10), "r"(r8), "r"(r9)
 			 : "rcx", "r11", "memory");
 	return ret;
 }
@@ -191,8 +195,8 @@ static void bad_fill(void)
 	memset(bad_pages + P_ONES * PAGE, 0xff, PAGE);
 	uint64_t *p = (uint64_t *)(bad_pages + P_PTRS * PAGE), *l = (uint64_t *)(bad_pages + P_LENS * PAGE);
 	const uint64_t ptrs[] = { KX_BOOT_BASE, 64, KX_SYS_BASE, 16, (uint64_t)canary[3], 8, KX_SPACE_SIZE, 4096 };
-	const uint64_t lens[] = { (uint64_t)good, ~0ull, (uint64_t)good, 1ull << 63, (uint64_t)good, INT64_MAX,
-				  (uint64_t)good, INT_MAX };
+	const uint64_t lens[] = { (uint64_t)good, ~0ull,     (uint64_t)good, 1ull << 63,
+				  (uint64_t)good, INT64_MAX, (uint64_t)good, INT_MAX };
 	for (unsigned i = 0; i < PAGE / 8; i++) {
 		p[i] = ptrs[i % 8];
 		l[i] = lens[i % 8];
@@ -299,15 +303,51 @@ static void add(struct values *s, uint64_t v)
 static void add_pointers(struct values *s)
 {
 	const uint64_t v[] = {
-		0, 1, 8, 0xffff, (uint64_t)good + 1, (uint64_t)good + 2 * PAGE - 1, (uint64_t)good + 2 * PAGE - 4,
-		(uint64_t)guard, (uint64_t)readonly, (uint64_t)hole, (uint64_t)canary[3], (uint64_t)text,
-		KX_USER_END - 1, KX_USER_END - 8, KX_USER_END - PAGE, KX_USER_END, KX_LIBOS_BASE + 0x1000, KX_VDSO_BASE,
-		KX_VVAR_BASE, KX_BOOT_BASE, KX_BOOT_BASE + 0x40, KX_SITES_BASE, KX_AREA_BASE, (uint64_t)area(),
-		KX_AREA_BASE + (uint64_t)KX_AREA_SIZE * KX_AREA_MAX - 8, KX_SYS_BASE, KX_SYS_BASE + 0x1000,
-		KX_SPACE_SIZE - 1, KX_SPACE_SIZE, KX_SPACE_SIZE + 0x1000, 1ull << 46, 0x7fffffffe000, 0x7ffffffff000,
-		0x800000000000, 0xffff800000000000, 0xffffffff80000000, ~0ull, -4096ull, 1ull << 63, -(uint64_t)good,
-		(uint64_t)bad_pages, (uint64_t)bad_pages + P_ONES * PAGE, (uint64_t)bad_pages + P_PTRS * PAGE,
-		(uint64_t)bad_pages + P_LENS * PAGE, (uint64_t)bad_pages + P_RANDOM * PAGE,
+		0,
+		1,
+		8,
+		0xffff,
+		(uint64_t)good + 1,
+		(uint64_t)good + 2 * PAGE - 1,
+		(uint64_t)good + 2 * PAGE - 4,
+		(uint64_t)guard,
+		(uint64_t)readonly,
+		(uint64_t)hole,
+		(uint64_t)canary[3],
+		(uint64_t)text,
+		KX_USER_END - 1,
+		KX_USER_END - 8,
+		KX_USER_END - PAGE,
+		KX_USER_END,
+		KX_LIBOS_BASE + 0x1000,
+		KX_VDSO_BASE,
+		KX_VVAR_BASE,
+		KX_BOOT_BASE,
+		KX_BOOT_BASE + 0x40,
+		KX_SITES_BASE,
+		KX_AREA_BASE,
+		(uint64_t)area(),
+		KX_AREA_BASE + (uint64_t)KX_AREA_SIZE * KX_AREA_MAX - 8,
+		KX_SYS_BASE,
+		KX_SYS_BASE + 0x1000,
+		KX_SPACE_SIZE - 1,
+		KX_SPACE_SIZE,
+		KX_SPACE_SIZE + 0x1000,
+		1ull << 46,
+		0x7fffffffe000,
+		0x7ffffffff000,
+		0x800000000000,
+		0xffff800000000000,
+		0xffffffff80000000,
+		~0ull,
+		-4096ull,
+		1ull << 63,
+		-(uint64_t)good,
+		(uint64_t)bad_pages,
+		(uint64_t)bad_pages + P_ONES * PAGE,
+		(uint64_t)bad_pages + P_PTRS * PAGE,
+		(uint64_t)bad_pages + P_LENS * PAGE,
+		(uint64_t)bad_pages + P_RANDOM * PAGE,
 		(uint64_t)bad_pages + NR_BAD * PAGE - 8,
 	};
 	for (unsigned i = 0; i < LEN(v); i++)
@@ -316,8 +356,10 @@ static void add_pointers(struct values *s)
 
 static void add_paths(struct values *s)
 {
-	const uint64_t off[] = { 6 * PAGE - 1, 6 * PAGE - 100, 0, 1 * PAGE, 2 * PAGE, 2 * PAGE + 1, 3 * PAGE + 32,
-				 3 * PAGE + 64, 3 * PAGE + 128, 3 * PAGE + 192, 3 * PAGE + 256, 3 * PAGE + 320,
+	const uint64_t off[] = { 6 * PAGE - 1,   6 * PAGE - 100, 0,
+				 1 * PAGE,       2 * PAGE,       2 * PAGE + 1,
+				 3 * PAGE + 32,  3 * PAGE + 64,  3 * PAGE + 128,
+				 3 * PAGE + 192, 3 * PAGE + 256, 3 * PAGE + 320,
 				 3 * PAGE + 384, 5 * PAGE };
 	for (unsigned i = 0; i < LEN(off); i++)
 		add(s, (uint64_t)strings + off[i]);
@@ -325,30 +367,53 @@ static void add_paths(struct values *s)
 
 static void values_of(const struct row *r, int i, struct values *s)
 {
-	static const uint64_t sizes[] = { 0, 1, 7, 8, 16, 100, 1024, 1025, 4095, 4096, 4097, 8192, 65536, 1 << 20, INT_MAX,
-					  1ull << 31, UINT_MAX, 1ull << 32, 1ull << 39, KX_USER_END, 1ull << 47,
-					  INT64_MAX, 1ull << 63, ~0ull, -4096ull, -8ull };
-	static const uint64_t ints[] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 31, 64, 128, 1000, 1024, 65535, 65536, -1ull, -2ull,
-					 INT_MAX, INT_MIN, 0x80000000, 0xffffffff, 1ull << 32, ~0ull << 32, 1ull << 63 };
-	static const uint64_t sigs[] = { 0, 1, 9, 11, 14, 18, 19, 31, 32, 33, 34, 64, 65, 128, -1ull, INT_MIN, INT_MAX,
-					 1ull << 32 };
+	static const uint64_t sizes[] = { 0,          1,           7,          8,          16,         100,
+					  1024,       1025,        4095,       4096,       4097,       8192,
+					  65536,      1 << 20,     INT_MAX,    1ull << 31, UINT_MAX,   1ull << 32,
+					  1ull << 39, KX_USER_END, 1ull << 47, INT64_MAX,  1ull << 63, ~0ull,
+					  -4096ull,   -8ull };
+	static const uint64_t ints[] = { 0,       1,          2,          3,          4,           5,         6,
+					 7,       8,          10,         16,         31,          64,        128,
+					 1000,    1024,       65535,      65536,      -1ull,       -2ull,     INT_MAX,
+					 INT_MIN, 0x80000000, 0xffffffff, 1ull << 32, ~0ull << 32, 1ull << 63 };
+	static const uint64_t sigs[] = { 0,  1,  9,  11, 14,  18,    19,      31,      32,
+					 33, 34, 64, 65, 128, -1ull, INT_MIN, INT_MAX, 1ull << 32 };
 	s->n = 0;
 	switch (r->arg[i].kind) {
-	case KX_A_FD: case KX_A_ATFD: case KX_A_FDN: case KX_A_FDNEW:
+	case KX_A_FD:
+	case KX_A_ATFD:
+	case KX_A_FDN:
+	case KX_A_FDNEW:
 		for (unsigned k = 0; k < 48; k++)
 			add(s, fd_limit + k);
-		const uint64_t fds[] = { -1ull, -100ull, -2ull, 65535, 65536, 70000, 1 << 20, INT_MAX, INT_MIN, 1ull << 63,
-					 ~0ull << 32 | fd_limit, 1ull << 32 | (unsigned)fd_good[0], 900 };
+		const uint64_t fds[] = { -1ull,
+					 -100ull,
+					 -2ull,
+					 65535,
+					 65536,
+					 70000,
+					 1 << 20,
+					 INT_MAX,
+					 INT_MIN,
+					 1ull << 63,
+					 ~0ull << 32 | fd_limit,
+					 1ull << 32 | (unsigned)fd_good[0],
+					 900 };
 		for (unsigned k = 0; k < LEN(fds); k++)
 			add(s, fds[k]);
 		for (int k = 0; k < nr_fd_good; k++)
 			add(s, fd_good[k]);
 		break;
-	case KX_A_PATH: case KX_A_PATHE: case KX_A_PATHO: case KX_A_STR:
+	case KX_A_PATH:
+	case KX_A_PATHE:
+	case KX_A_PATHO:
+	case KX_A_STR:
 		add_pointers(s);
 		add_paths(s);
 		break;
-	case KX_A_SIZE: case KX_A_UINT: case KX_A_OFF:
+	case KX_A_SIZE:
+	case KX_A_UINT:
+	case KX_A_OFF:
 		for (unsigned k = 0; k < LEN(sizes); k++)
 			add(s, sizes[k]);
 		add(s, -(uint64_t)good);
@@ -361,7 +426,8 @@ static void values_of(const struct row *r, int i, struct values *s)
 		add(s, getpid());
 		add(s, getppid());
 		break;
-	case KX_A_MODE: case KX_A_FLAGS:
+	case KX_A_MODE:
+	case KX_A_FLAGS:
 		for (unsigned k = 0; k < 34; k++)
 			add(s, 1ull << k);
 		add(s, 0);
@@ -400,8 +466,10 @@ static uint64_t good_value(const struct row *r, int i)
 			return fd_good[G_PIDFD];
 		if (named(" connect accept accept4 bind listen ", r->name))
 			return fd_good[G_LISTEN];
-		if (named(" sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown getsockname getpeername setsockopt "
-			  "getsockopt ", r->name))
+		if (named(" sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown getsockname getpeername "
+			  "setsockopt "
+			  "getsockopt ",
+			  r->name))
 			return fd_good[G_SOCK];
 		if (named(" vmsplice tee splice ", r->name))
 			return fd_good[i == 0 ? G_PIPE_R : G_PIPE_W];
@@ -420,13 +488,16 @@ static uint64_t good_value(const struct row *r, int i)
 		return -1ull;
 	case KX_A_FDNEW:
 		return 800;
-	case KX_A_PATH: case KX_A_PATHE: case KX_A_PATHO:
+	case KX_A_PATH:
+	case KX_A_PATHE:
+	case KX_A_PATHO:
 		return (uint64_t)strings + 3 * PAGE + (i && r->arg[i - 1].kind == KX_A_PATH ? 64 : 0);
 	case KX_A_STR:
 		return (uint64_t)strings + 3 * PAGE + 64;
 	case KX_A_SIZE:
-		return !strncmp(r->arg[i].name, "sigset", 6) || !strcmp(r->arg[i].name, "sizemask") ? 8 :
-		       named(" mmap munmap mprotect madvise mremap mlock ", r->name) ? PAGE : 24;
+		return !strncmp(r->arg[i].name, "sigset", 6) || !strcmp(r->arg[i].name, "sizemask") ? 8
+		       : named(" mmap munmap mprotect madvise mremap mlock ", r->name)              ? PAGE
+												    : 24;
 	case KX_A_UINT:
 		return r->nr == SYS_poll || r->nr == SYS_ppoll ? 1 : 16;
 	case KX_A_INT:
@@ -435,7 +506,8 @@ static uint64_t good_value(const struct row *r, int i)
 		return r->nr == SYS_mmap ? (i == 2 ? RW : ANON) : r->nr == SYS_clone ? SIGCHLD : 0;
 	case KX_A_MODE:
 		return 0600;
-	case KX_A_OFF: case KX_A_SIG:
+	case KX_A_OFF:
+	case KX_A_SIG:
 		return 0;
 	}
 	return (uint64_t)good + 64 * i;
@@ -443,10 +515,12 @@ static uint64_t good_value(const struct row *r, int i)
 
 static uint64_t random_value(const struct row *r, int i)
 {
-	static const uint64_t requests[] = { 0x5401, 0x5402, 0x5413, 0x5414, 0x541b, 0x5421, 0x5450, 0x5451, 0x5452, 0x5410,
-					     0x540f, 0x5412, 0x540e, 0x8901, 0x8902, 0x8910, 0x8912, 0x8913, 0x8927, 0x8933,
-					     0xae00, 0xae01, 0xae80, 0x40049409, 0x4020940d, 0xc0189436, 0xc020660b,
-					     0x80086601, 0x40086602, 0x5423, 0x80045430, 0x40045431, 0x540b, 0x4004743a };
+	static const uint64_t requests[] = { 0x5401,     0x5402,     0x5413,     0x5414,     0x541b,     0x5421,
+					     0x5450,     0x5451,     0x5452,     0x5410,     0x540f,     0x5412,
+					     0x540e,     0x8901,     0x8902,     0x8910,     0x8912,     0x8913,
+					     0x8927,     0x8933,     0xae00,     0xae01,     0xae80,     0x40049409,
+					     0x4020940d, 0xc0189436, 0xc020660b, 0x80086601, 0x40086602, 0x5423,
+					     0x80045430, 0x40045431, 0x540b,     0x4004743a };
 	static struct values s;
 	uint64_t k = rnd() % 4;
 	if (k < 2)
@@ -456,15 +530,24 @@ static uint64_t random_value(const struct row *r, int i)
 		return s.v[below(s.n)];
 	}
 	switch (r->arg[i].kind) {
-	case KX_A_FD: case KX_A_ATFD: case KX_A_FDN:
+	case KX_A_FD:
+	case KX_A_ATFD:
+	case KX_A_FDN:
 		return fd_good[below(nr_fd_good)];
 	case KX_A_FDNEW:
 		return 3 + below(fd_limit + 100);
-	case KX_A_PATH: case KX_A_PATHE: case KX_A_PATHO: case KX_A_STR:
+	case KX_A_PATH:
+	case KX_A_PATHE:
+	case KX_A_PATHO:
+	case KX_A_STR:
 		return (uint64_t)strings + 3 * PAGE + 64 * below(7);
-	case KX_A_INT: case KX_A_MODE: case KX_A_FLAGS:
+	case KX_A_INT:
+	case KX_A_MODE:
+	case KX_A_FLAGS:
 		return below(4) ? below(80) : below(2) ? 1024 + below(40) : rnd() >> below(64);
-	case KX_A_SIZE: case KX_A_UINT: case KX_A_OFF:
+	case KX_A_SIZE:
+	case KX_A_UINT:
+	case KX_A_OFF:
 		if (r->nr == SYS_ioctl && i == 1)
 			return requests[below(LEN(requests))];
 		return below(2) ? below(300) : rnd() >> below(64);
@@ -536,7 +619,8 @@ static void alarm_start(void)
 	struct itimerval it = { { 0, 20000 }, { 0, 20000 } };
 	/* Whatever calls have sent to us (F_SETSIG, a pipe without a reader) as well; not faults. */
 	for (int i = 1; i <= 64; i++)
-		if (i != SIGSEGV && i != SIGBUS && i != SIGILL && i != SIGFPE && i != SIGTRAP && i != SIGINT && i != SIGTERM)
+		if (i != SIGSEGV && i != SIGBUS && i != SIGILL && i != SIGFPE && i != SIGTRAP && i != SIGINT &&
+		    i != SIGTERM)
 			sigaction(i, &sa, NULL);
 	setitimer(ITIMER_REAL, &it, NULL);
 }
@@ -550,8 +634,8 @@ static void one_call(const struct row *r, int n, bool direct)
 	restrain(r, a);
 	/* The line names the call before it is made: for whoever looks after a crash. */
 	if (getenv("HOSTILE_VERBOSE")) {
-		dprintf(2, "%s %s #%d (%#lx, %#lx, %#lx, %#lx, %#lx, %#lx)\n", direct ? "out" : "syscall", r->name, n, a[0],
-			a[1], a[2], a[3], a[4], a[5]);
+		dprintf(2, "%s %s #%d (%#lx, %#lx, %#lx, %#lx, %#lx, %#lx)\n", direct ? "out" : "syscall", r->name, n,
+			a[0], a[1], a[2], a[3], a[4], a[5]);
 	}
 	int64_t ret = direct ? hcall(r->nr, a) : sys(r->nr, a);
 	nr_calls++;
@@ -671,8 +755,10 @@ static void sweep_in_child(const struct row *r, int random_calls, bool direct)
 		nr_children++;
 		if (!child_wait(pid, blocks ? 400 : 4000, &status)) {
 			nr_stuck++;
-			if (!blocks && !named(" sig_default kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo rt_sigprocmask "
-					      "rt_sigaction sigmask_sync pidfd_send_signal ", r->name))
+			if (!blocks &&
+			    !named(" sig_default kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo rt_sigprocmask "
+				   "rt_sigaction sigmask_sync pidfd_send_signal ",
+				   r->name))
 				fail("%s: combination %d: stuck in a call that does not block", r->name, *progress);
 		}
 		if (*progress < total)
@@ -711,7 +797,9 @@ static void scan_descriptors(void)
 			char buf[CMSG_SPACE(sizeof(int))];
 			struct cmsghdr align;
 		} u = { 0 };
-		struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = sizeof u.buf };
+		struct msghdr m = {
+			.msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = sizeof u.buf
+		};
 		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 		c->cmsg_level = SOL_SOCKET;
 		c->cmsg_type = SCM_RIGHTS;
@@ -721,19 +809,26 @@ static void scan_descriptors(void)
 			const char *name;
 			int64_t ret;
 		} got[] = {
-			{ "close", HC(SYS_close, fd) }, { "dup", HC(SYS_dup, fd) },
-			{ "dup2 from", HC(SYS_dup2, fd, 700) }, { "dup2 to", HC(SYS_dup2, fd_good[0], fd) },
-			{ "dup3 to", HC(SYS_dup3, fd_good[0], fd, 0) }, { "fstat", HC(SYS_fstat, fd, (uint64_t)&st) },
-			{ "ioctl", HC(SYS_ioctl, fd, 0xae00, 0) }, { "mmap", HC(SYS_mmap, 0, PAGE, 1, MAP_SHARED, fd, 0) },
-			{ "openat", HC(SYS_openat, fd, (uint64_t)"x", O_RDONLY, 0) },
+			{ "close", HC(SYS_close, fd) },
+			{ "dup", HC(SYS_dup, fd) },
+			{ "dup2 from", HC(SYS_dup2, fd, 700) },
+			{ "dup2 to", HC(SYS_dup2, fd_good[0], fd) },
+			{ "dup3 to", HC(SYS_dup3, fd_good[0], fd, 0) },
+			{ "fstat", HC(SYS_fstat, fd, (uint64_t)&st) },
+			{ "ioctl", HC(SYS_ioctl, fd, 0xae00, 0) },
+			{ "mmap", HC(SYS_mmap, 0, PAGE, 1, MAP_SHARED, fd, 0) },
+			{ "openat", HC(SYS_openat, fd, (uint64_t) "x", O_RDONLY, 0) },
 			{ "epoll_ctl", HC(SYS_epoll_ctl, fd_good[G_EPOLL], EPOLL_CTL_ADD, fd, (uint64_t)&ev) },
 			{ "epoll_ctl on", HC(SYS_epoll_ctl, fd, EPOLL_CTL_ADD, fd_good[G_SOCK], (uint64_t)&ev) },
 			{ "sendmsg", HC(SYS_sendmsg, fd_good[G_SOCK], (uint64_t)&m, MSG_DONTWAIT) },
 			{ "sendfile", HC(SYS_sendfile, fd_good[0], fd, 0, 1) },
 			{ "pidfd_send_signal", HC(SYS_pidfd_send_signal, fd, 0, 0, 0) },
-			{ "write", HC(SYS_write, fd, (uint64_t)good, 1) }, { "read", HC(SYS_read, fd, (uint64_t)good, 1) },
-			{ "fchdir", HC(SYS_fchdir, fd) }, { "fchmod", HC(SYS_fchmod, fd, 0777) },
-			{ "mq_notify", HC(SYS_mq_notify, fd, 0) }, { "getdents64", HC(SYS_getdents64, fd, (uint64_t)good, 99) },
+			{ "write", HC(SYS_write, fd, (uint64_t)good, 1) },
+			{ "read", HC(SYS_read, fd, (uint64_t)good, 1) },
+			{ "fchdir", HC(SYS_fchdir, fd) },
+			{ "fchmod", HC(SYS_fchmod, fd, 0777) },
+			{ "mq_notify", HC(SYS_mq_notify, fd, 0) },
+			{ "getdents64", HC(SYS_getdents64, fd, (uint64_t)good, 99) },
 		};
 		for (unsigned i = 0; i < LEN(got); i++)
 			if (got[i].ret != -EBADF)
@@ -874,8 +969,8 @@ static int sweep(int random_calls)
 	if (libos_sum() != sum)
 		fail("the LibOS image or the vDSO changed");
 	still_works();
-	printf("# %lu calls here, %d children, of which %d ended early, %d after being stuck; %lu ms\n", nr_calls, nr_children,
-	       nr_died, nr_stuck, now_ms() - start);
+	printf("# %lu calls here, %d children, of which %d ended early, %d after being stuck; %lu ms\n", nr_calls,
+	       nr_children, nr_died, nr_stuck, now_ms() - start);
 	if (failures)
 		printf("%d failures\n", failures);
 	else
@@ -901,12 +996,18 @@ static uint64_t lie_struct[64];
 
 static uint64_t any_value(void)
 {
-	static const uint64_t v[] = { 0, 1, ~0ull, KX_LIBOS_BASE, KX_BOOT_BASE, KX_SYS_BASE, KX_SPACE_SIZE, KX_USER_END,
-				      1ull << 63, INT_MAX, 65536, 64, 0x7fffffffe000, 0xffff800000000000, KX_AREA_BASE };
+	static const uint64_t v[] = {
+		0,           1,          ~0ull,   KX_LIBOS_BASE, KX_BOOT_BASE, KX_SYS_BASE,    KX_SPACE_SIZE,
+		KX_USER_END, 1ull << 63, INT_MAX, 65536,         64,           0x7fffffffe000, 0xffff800000000000,
+		KX_AREA_BASE
+	};
 	switch (below(4)) {
-	case 0: return v[below(LEN(v))];
-	case 1: return below(4096);
-	case 2: return (uint64_t)good + below(2 * PAGE);
+	case 0:
+		return v[below(LEN(v))];
+	case 1:
+		return below(4096);
+	case 2:
+		return (uint64_t)good + below(2 * PAGE);
 	}
 	return rnd() >> below(64);
 }
@@ -920,8 +1021,9 @@ static void scribble(void *base, size_t len)
 static void lie_arg(void) { victim->call.arg[below(6)] = any_value(); }
 static void lie_nr(void)
 {
-	static const unsigned nrs[] = { 0, 1, 2, 3, 4, 5, 7, 8, 12, 13, 14, 16, 19, 20, 23, 32, 33, 44, 46, 47, 72, 79, 89, 96, 99,
-					202, 217, 228, 230, 257, 262, 270, 271, 293, 302, 1024, 1025, 1027, 1029, 1055, 1056 };
+	static const unsigned nrs[] = { 0,   1,   2,   3,   4,   5,   7,   8,    12,   13,   14,   16,   19,  20,
+					23,  32,  33,  44,  46,  47,  72,  79,   89,   96,   99,   202,  217, 228,
+					230, 257, 262, 270, 271, 293, 302, 1024, 1025, 1027, 1029, 1055, 1056 };
 	victim->call.nr = below(8) ? nrs[below(LEN(nrs))] : any_value();
 	lie_arg();
 }
@@ -942,10 +1044,7 @@ static void lie_message(void)
 	*(volatile int *)CMSG_DATA(&lie_ctl.align) = 1;
 	*(volatile int *)CMSG_DATA(&lie_ctl.align) = fd_limit + below(32);
 }
-static void lie_pollfd(void)
-{
-	lie_poll[below(8)].fd = below(2) ? (int)(fd_limit + below(32)) : 1;
-}
+static void lie_pollfd(void) { lie_poll[below(8)].fd = below(2) ? (int)(fd_limit + below(32)) : 1; }
 static void lie_string(void)
 {
 	lie_path[below(sizeof lie_path)] = below(3) ? 'a' : '/';
@@ -973,7 +1072,10 @@ static void lie_action_ptr(void) { *(volatile uint64_t *)&victim->actions = any_
 static void lie_area(void) { scribble(victim, sizeof *victim); }
 static void lie_area_pages(void) { scribble(victim, KX_AREA_SIZE); }
 static void lie_area_any(void) { scribble((void *)KX_AREA_BASE, KX_AREA_SIZE * 4); }
-static void lie_nr_sites(void) { *(volatile uint64_t *)&shared->nr_sites = below(2) ? ~0ull >> below(40) : any_value(); }
+static void lie_nr_sites(void)
+{
+	*(volatile uint64_t *)&shared->nr_sites = below(2) ? ~0ull >> below(40) : any_value();
+}
 static void lie_seq(void) { *(volatile uint64_t *)&shared->sites_seq = rnd() | 1; }
 static void lie_sites(void)
 {
@@ -1018,13 +1120,30 @@ static void activity(int n)
 	int fd, status;
 	pthread_t th;
 	switch (n % 16) {
-	case 0: HC(SYS_writev, fd_good[G_FILE], (uint64_t)lie_iov, 8); HC(SYS_readv, fd_good[G_FILE], (uint64_t)lie_iov, 8); break;
-	case 1: HC(SYS_sendmsg, fd_good[G_SOCK], (uint64_t)&lie_msg, MSG_DONTWAIT); break;
-	case 2: HC(SYS_recvmsg, fd_good[G_SOCK] + 1, (uint64_t)&lie_msg, MSG_DONTWAIT); break;
-	case 3: HC(SYS_poll, (uint64_t)lie_poll, 8, 0); break;
-	case 4: HC(SYS_open, (uint64_t)lie_path, O_RDONLY, 0); HC(SYS_stat, (uint64_t)lie_path, (uint64_t)good); break;
-	case 5: raise(SIGUSR1); kill(getpid(), SIGRTMIN + 1); break;
-	case 6: HC(SYS_clock_nanosleep, 1, 0, (uint64_t)&ts, 0); break;
+	case 0:
+		HC(SYS_writev, fd_good[G_FILE], (uint64_t)lie_iov, 8);
+		HC(SYS_readv, fd_good[G_FILE], (uint64_t)lie_iov, 8);
+		break;
+	case 1:
+		HC(SYS_sendmsg, fd_good[G_SOCK], (uint64_t)&lie_msg, MSG_DONTWAIT);
+		break;
+	case 2:
+		HC(SYS_recvmsg, fd_good[G_SOCK] + 1, (uint64_t)&lie_msg, MSG_DONTWAIT);
+		break;
+	case 3:
+		HC(SYS_poll, (uint64_t)lie_poll, 8, 0);
+		break;
+	case 4:
+		HC(SYS_open, (uint64_t)lie_path, O_RDONLY, 0);
+		HC(SYS_stat, (uint64_t)lie_path, (uint64_t)good);
+		break;
+	case 5:
+		raise(SIGUSR1);
+		kill(getpid(), SIGRTMIN + 1);
+		break;
+	case 6:
+		HC(SYS_clock_nanosleep, 1, 0, (uint64_t)&ts, 0);
+		break;
 	case 7:
 		fd = open("/dev/zero", O_RDONLY);
 		if (fd >= 0 && read(fd, buf, sizeof buf) < 0)
@@ -1068,10 +1187,20 @@ static void activity(int n)
 		}
 		break;
 	}
-	case 12: HC(SYS_fcntl, fd_good[G_FILE], F_GETLK, (uint64_t)lie_struct); HC(SYS_ioctl, 1, 0x5413, (uint64_t)lie_struct); break;
-	case 13: HC(SYS_ppoll, 0, 0, (uint64_t)&ts, (uint64_t)lie_struct, 8); break;
-	case 14: HC(SYS_timer_create, 0, (uint64_t)lie_struct, (uint64_t)good); HC(SYS_openat2, -100ull, (uint64_t)lie_path, (uint64_t)lie_struct, 24); break;
-	case 15: *(volatile int *)(uintptr_t)(n % 64 ? (uintptr_t)good : 8) = 1; break; /* a fault at times */
+	case 12:
+		HC(SYS_fcntl, fd_good[G_FILE], F_GETLK, (uint64_t)lie_struct);
+		HC(SYS_ioctl, 1, 0x5413, (uint64_t)lie_struct);
+		break;
+	case 13:
+		HC(SYS_ppoll, 0, 0, (uint64_t)&ts, (uint64_t)lie_struct, 8);
+		break;
+	case 14:
+		HC(SYS_timer_create, 0, (uint64_t)lie_struct, (uint64_t)good);
+		HC(SYS_openat2, -100ull, (uint64_t)lie_path, (uint64_t)lie_struct, 24);
+		break;
+	case 15:
+		*(volatile int *)(uintptr_t)(n % 64 ? (uintptr_t)good : 8) = 1;
+		break; /* a fault at times */
 	}
 }
 
@@ -1176,8 +1305,8 @@ static int in_children(int count, unsigned ms, void (*fn)(int))
 
 static void port_try(int i)
 {
-	static const unsigned ports[] = { 0, 0x20, 0x60, 0x64, 0x70, 0x80, 0xcf8, 0x3f8, 0x50c, 0x50f, 0x510, 0x511, 0x512, 0x518,
-					  0x51f, 0x520, 0x521, 0xffff, 0x92, 0xb2 };
+	static const unsigned ports[] = { 0,     0x20,  0x60,  0x64,  0x70,  0x80,  0xcf8, 0x3f8,  0x50c, 0x50f,
+					  0x510, 0x511, 0x512, 0x518, 0x51f, 0x520, 0x521, 0xffff, 0x92,  0xb2 };
 	unsigned p = ports[i % LEN(ports)], v = (unsigned)any_value();
 	void *at = below(2) ? (void *)good : (void *)any_value();
 	uint64_t n = below(2) ? below(5000) : any_value();
@@ -1185,22 +1314,50 @@ static void port_try(int i)
 	victim->call.nr = any_value();
 	victim->panic_msg = any_value();
 	switch (i / LEN(ports)) {
-	case 0: __asm__ volatile("out %%eax, %%dx" : : "a"(v), "d"(p)); break;
-	case 1: __asm__ volatile("out %%ax, %%dx" : : "a"(v), "d"(p)); break;
-	case 2: __asm__ volatile("out %%al, %%dx" : : "a"(v), "d"(p)); break;
-	case 3: __asm__ volatile("in %%dx, %%eax" : "=a"(v) : "d"(p)); break;
-	case 4: __asm__ volatile("in %%dx, %%al" : "=a"(v) : "d"(p)); break;
-	case 5: __asm__ volatile("rep outsl" : "+S"(at), "+c"(n) : "d"(p) : "memory"); break;
-	case 6: __asm__ volatile("rep outsb" : "+S"(at), "+c"(n) : "d"(p) : "memory"); break;
-	case 7: __asm__ volatile("rep insl" : "+D"(at), "+c"(n) : "d"(p) : "memory"); break;
-	case 8: __asm__ volatile("std; rep insb; cld" : "+D"(at), "+c"(n) : "d"(p) : "memory"); break;
+	case 0:
+		__asm__ volatile("out %%eax, %%dx" : : "a"(v), "d"(p));
+		break;
+	case 1:
+		__asm__ volatile("out %%ax, %%dx" : : "a"(v), "d"(p));
+		break;
+	case 2:
+		__asm__ volatile("out %%al, %%dx" : : "a"(v), "d"(p));
+		break;
+	case 3:
+		__asm__ volatile("in %%dx, %%eax" : "=a"(v) : "d"(p));
+		break;
+	case 4:
+		__asm__ volatile("in %%dx, %%al" : "=a"(v) : "d"(p));
+		break;
+	case 5:
+		__asm__ volatile("rep outsl" : "+S"(at), "+c"(n) : "d"(p) : "memory");
+		break;
+	case 6:
+		__asm__ volatile("rep outsb" : "+S"(at), "+c"(n) : "d"(p) : "memory");
+		break;
+	case 7:
+		__asm__ volatile("rep insl" : "+D"(at), "+c"(n) : "d"(p) : "memory");
+		break;
+	case 8:
+		__asm__ volatile("std; rep insb; cld" : "+D"(at), "+c"(n) : "d"(p) : "memory");
+		break;
 	}
 }
 
 static void panic_try(int i)
 {
-	static const uint64_t at[] = { 0, KX_LIBOS_BASE, KX_LIBOS_BASE + 0x1000, KX_VDSO_BASE - 1, KX_VDSO_BASE - 128, KX_VDSO_BASE - 127,
-				       KX_VVAR_BASE, KX_SYS_BASE, KX_SPACE_SIZE, ~0ull, 1ull << 63, 0xffff800000000000 };
+	static const uint64_t at[] = { 0,
+				       KX_LIBOS_BASE,
+				       KX_LIBOS_BASE + 0x1000,
+				       KX_VDSO_BASE - 1,
+				       KX_VDSO_BASE - 128,
+				       KX_VDSO_BASE - 127,
+				       KX_VVAR_BASE,
+				       KX_SYS_BASE,
+				       KX_SPACE_SIZE,
+				       ~0ull,
+				       1ull << 63,
+				       0xffff800000000000 };
 	area()->panic_msg = i < (int)LEN(at) ? at[i] : any_value();
 	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_PANIC));
 }
@@ -1238,15 +1395,16 @@ static uint64_t regs[17]; /* rax rbx rcx rdx rsi rdi rbp r8..r15 rsp target */
 
 static _Noreturn void go(void)
 {
-	__asm__ volatile("lea regs(%%rip), %%rax\n\t"
-			 "mov 8(%%rax), %%rbx\n\tmov 16(%%rax), %%rcx\n\tmov 24(%%rax), %%rdx\n\tmov 32(%%rax), %%rsi\n\t"
-			 "mov 40(%%rax), %%rdi\n\tmov 48(%%rax), %%rbp\n\tmov 56(%%rax), %%r8\n\tmov 64(%%rax), %%r9\n\t"
-			 "mov 72(%%rax), %%r10\n\tmov 80(%%rax), %%r11\n\tmov 88(%%rax), %%r12\n\tmov 96(%%rax), %%r13\n\t"
-			 "mov 104(%%rax), %%r14\n\tmov 112(%%rax), %%r15\n\tmov 120(%%rax), %%rsp\n\t"
-			 "mov (%%rax), %%rax\n\tjmp *regs+128(%%rip)"
-			 :
-			 : "m"(regs)
-			 : "memory");
+	__asm__ volatile(
+		"lea regs(%%rip), %%rax\n\t"
+		"mov 8(%%rax), %%rbx\n\tmov 16(%%rax), %%rcx\n\tmov 24(%%rax), %%rdx\n\tmov 32(%%rax), %%rsi\n\t"
+		"mov 40(%%rax), %%rdi\n\tmov 48(%%rax), %%rbp\n\tmov 56(%%rax), %%r8\n\tmov 64(%%rax), %%r9\n\t"
+		"mov 72(%%rax), %%r10\n\tmov 80(%%rax), %%r11\n\tmov 88(%%rax), %%r12\n\tmov 96(%%rax), %%r13\n\t"
+		"mov 104(%%rax), %%r14\n\tmov 112(%%rax), %%r15\n\tmov 120(%%rax), %%rsp\n\t"
+		"mov (%%rax), %%rax\n\tjmp *regs+128(%%rip)"
+		:
+		: "m"(regs)
+		: "memory");
 	__builtin_unreachable();
 }
 
@@ -1268,9 +1426,10 @@ static void regs_random(void)
 /* Calls that would only make the machine busy are not what a random number should make. */
 static void calm(void)
 {
-	static const unsigned not[] = { SYS_sync, SYS_fallocate, SYS_mlockall, SYS_sched_setscheduler, SYS_sched_setattr };
-	for (unsigned i = 0; i < LEN(not); i++)
-		if (regs[0] == not[i])
+	static const unsigned not [] = { SYS_sync, SYS_fallocate, SYS_mlockall, SYS_sched_setscheduler,
+					 SYS_sched_setattr };
+	for (unsigned i = 0; i < LEN(not ); i++)
+		if (regs[0] == not [i])
 			regs[0] = SYS_getpid;
 }
 
@@ -1285,8 +1444,16 @@ static void jump_try(int i)
 		size = KX_LIBOS_SIZE;
 	regs[16] = below(8) ? KX_LIBOS_BASE + below(size) : KX_VDSO_BASE + below(0x2000);
 	if (below(8) == 0) {
-		static const uint64_t at[] = { KX_VVAR_BASE, KX_BOOT_BASE, KX_SITES_BASE, KX_AREA_BASE, KX_SYS_BASE,
-					       KX_SPACE_SIZE, 0, 0x800000000000, 0xffffffff80000000, 0xffff800000000000 };
+		static const uint64_t at[] = { KX_VVAR_BASE,
+					       KX_BOOT_BASE,
+					       KX_SITES_BASE,
+					       KX_AREA_BASE,
+					       KX_SYS_BASE,
+					       KX_SPACE_SIZE,
+					       0,
+					       0x800000000000,
+					       0xffffffff80000000,
+					       0xffff800000000000 };
 		regs[16] = at[below(LEN(at))] + below(0x3000);
 	}
 	go();
@@ -1295,11 +1462,13 @@ static void jump_try(int i)
 static void code_try(int i)
 {
 	/* Leads that get somewhere: system calls, ports, faults, prefixes, segment and state instructions. */
-	static const uint8_t lead[][4] = { { 2, 0x0f, 0x05 }, { 2, 0x0f, 0x34 }, { 1, 0xee }, { 1, 0xef }, { 1, 0xed }, { 1, 0x6f },
-					   { 1, 0xcd }, { 1, 0xcc }, { 1, 0xf4 }, { 1, 0xcf }, { 1, 0xcb }, { 2, 0x0f, 0xae },
-					   { 2, 0x0f, 0xc7 }, { 2, 0x0f, 0x01 }, { 2, 0x0f, 0x00 }, { 2, 0x0f, 0xa2 }, { 1, 0x9d },
-					   { 1, 0x8e }, { 2, 0x0f, 0x22 }, { 2, 0x0f, 0x30 }, { 1, 0xf0 }, { 1, 0xf3 }, { 1, 0x65 },
-					   { 1, 0xc4 }, { 1, 0x62 }, { 2, 0x48, 0xcf }, { 2, 0xff, 0x2c }, { 1, 0xf1 } };
+	static const uint8_t lead[][4] = { { 2, 0x0f, 0x05 }, { 2, 0x0f, 0x34 }, { 1, 0xee },       { 1, 0xef },
+					   { 1, 0xed },       { 1, 0x6f },       { 1, 0xcd },       { 1, 0xcc },
+					   { 1, 0xf4 },       { 1, 0xcf },       { 1, 0xcb },       { 2, 0x0f, 0xae },
+					   { 2, 0x0f, 0xc7 }, { 2, 0x0f, 0x01 }, { 2, 0x0f, 0x00 }, { 2, 0x0f, 0xa2 },
+					   { 1, 0x9d },       { 1, 0x8e },       { 2, 0x0f, 0x22 }, { 2, 0x0f, 0x30 },
+					   { 1, 0xf0 },       { 1, 0xf3 },       { 1, 0x65 },       { 1, 0xc4 },
+					   { 1, 0x62 },       { 2, 0x48, 0xcf }, { 2, 0xff, 0x2c }, { 1, 0xf1 } };
 	uint8_t *page = (uint8_t *)(((uint64_t)pages(4) + PAGE) & ~(PAGE - 1)), *p = page;
 	rng_seed(try_seed, i + 1000);
 	mprotect(page + PAGE, PAGE, PROT_NONE);
@@ -1342,12 +1511,17 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } lies[] = {
-	{ "arg", lie_arg }, { "nr", lie_nr }, { "iovec", lie_iovec }, { "message", lie_message }, { "pollfd", lie_pollfd },
-	{ "string", lie_string }, { "structs", lie_structs }, { "work", lie_work }, { "masks", lie_masks },
-	{ "signal", lie_signal }, { "actions", lie_actions }, { "action-ptr", lie_action_ptr }, { "area", lie_area },
-	{ "area-pages", lie_area_pages }, { "area-any", lie_area_any }, { "nr-sites", lie_nr_sites }, { "sites-seq", lie_seq },
-	{ "sites", lie_sites }, { "shared", lie_shared }, { "shared-head", lie_shared_head }, { "vfork", lie_vfork },
-	{ "tid-ptr", lie_tid_ptr },
+	{ "arg", lie_arg },           { "nr", lie_nr },
+	{ "iovec", lie_iovec },       { "message", lie_message },
+	{ "pollfd", lie_pollfd },     { "string", lie_string },
+	{ "structs", lie_structs },   { "work", lie_work },
+	{ "masks", lie_masks },       { "signal", lie_signal },
+	{ "actions", lie_actions },   { "action-ptr", lie_action_ptr },
+	{ "area", lie_area },         { "area-pages", lie_area_pages },
+	{ "area-any", lie_area_any }, { "nr-sites", lie_nr_sites },
+	{ "sites-seq", lie_seq },     { "sites", lie_sites },
+	{ "shared", lie_shared },     { "shared-head", lie_shared_head },
+	{ "vfork", lie_vfork },       { "tid-ptr", lie_tid_ptr },
 };
 
 static void mode_init(uint64_t seed)

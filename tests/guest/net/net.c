@@ -251,7 +251,8 @@ static void test_tcp(int family)
 	memset(&peer, 0x5a, sizeof peer);
 	peerlen = 4;
 	check(getpeername(c, &peer.sa, &peerlen) == 0 && peerlen == len && !memcmp(&peer, &a, 4) &&
-	      ((uint8_t *)&peer)[4] == 0x5a, "address cut to the buffer");
+		      ((uint8_t *)&peer)[4] == 0x5a,
+	      "address cut to the buffer");
 	peerlen = -1;
 	fails(getpeername(c, &peer.sa, &peerlen), EINVAL, "negative length: EINVAL");
 	fails(connect(c, &a.sa, len), EISCONN, "connect again: EISCONN");
@@ -316,7 +317,8 @@ static void test_tcp_flags(void)
 
 	/* MSG_WAITALL over two sends. */
 	check(send(sv[0], "12", 2, MSG_MORE) == 2 && send(sv[0], "34", 2, 0) == 2 &&
-	      recv(sv[1], buf, 4, MSG_WAITALL) == 4 && !memcmp(buf, "1234", 4), "MSG_MORE, MSG_WAITALL");
+		      recv(sv[1], buf, 4, MSG_WAITALL) == 4 && !memcmp(buf, "1234", 4),
+	      "MSG_MORE, MSG_WAITALL");
 	check(send(sv[0], "drop", 4, 0) == 4 && recv(sv[1], NULL, 4, MSG_TRUNC | MSG_WAITALL) == 4,
 	      "tcp MSG_TRUNC drops");
 	check(sendto(sv[0], "x", 1, 0, NULL, 0) == 1 && recvfrom(sv[1], buf, 1, 0, NULL, NULL) == 1,
@@ -413,7 +415,8 @@ static void test_pktinfo(void)
 	bind(x, &a.sa, alen);
 	getsockname(x, &a.sa, &alen);
 	check(set_int(x, IPPROTO_IP, IP_PKTINFO, 1) == 0 && set_int(x, IPPROTO_IP, IP_RECVTTL, 1) == 0 &&
-	      set_int(x, SOL_SOCKET, SO_TIMESTAMP, 1) == 0, "IP_PKTINFO, IP_RECVTTL, SO_TIMESTAMP");
+		      set_int(x, SOL_SOCKET, SO_TIMESTAMP, 1) == 0,
+	      "IP_PKTINFO, IP_RECVTTL, SO_TIMESTAMP");
 	sendto(x, "i", 1, 0, &a.sa, alen);
 	check(recvmsg(x, &m, 0) == 1 && m.msg_namelen == sizeof a.in && m.msg_flags == 0, "recvmsg with control data");
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
@@ -454,7 +457,8 @@ static void test_unix_pair(int type, const char *name)
 	struct ucred uc;
 	socklen_t len = sizeof uc;
 	check(getsockopt(sv[0], SOL_SOCKET, SO_PEERCRED, &uc, &len) == 0 && len == sizeof uc && uc.pid == getpid() &&
-	      uc.uid == getuid(), "SO_PEERCRED");
+		      uc.uid == getuid(),
+	      "SO_PEERCRED");
 	close(sv[1]);
 	if (type == SOCK_DGRAM)
 		fails(send(sv[0], "x", 1, MSG_NOSIGNAL), ECONNREFUSED, "pair peer gone: ECONNREFUSED");
@@ -485,11 +489,14 @@ static void test_unix_named(int type, bool is_abstract)
 	fails(bind(again, &a.sa, len), EADDRINUSE, "bind again: EADDRINUSE");
 	close(again);
 	check(getsockname(l, &b.sa, &blen) == 0 &&
-	      blen == (is_abstract ? len : offsetof(struct sockaddr_un, sun_path) + strlen(a.un.sun_path) + 1) &&
-	      !memcmp(&a, &b, blen), "getsockname UNIX");
+		      blen == (is_abstract ? len
+					   : offsetof(struct sockaddr_un, sun_path) + strlen(a.un.sun_path) + 1) &&
+		      !memcmp(&a, &b, blen),
+	      "getsockname UNIX");
 	if (type == SOCK_DGRAM) {
 		check(sendto(c, "dg", 2, 0, &a.sa, len) == 2 && recvfrom(l, buf, sizeof buf, 0, &b.sa, &blen) == 2 &&
-		      blen == 0, "datagram from an unnamed socket");
+			      blen == 0,
+		      "datagram from an unnamed socket");
 		sa_family_t f = AF_UNIX; /* autobind: 5 hexadecimal digits */
 		check(bind(c, (struct sockaddr *)&f, sizeof f) == 0, "autobind");
 		blen = sizeof b;
@@ -524,8 +531,9 @@ static ssize_t send_fds(int s, const int *fds, int n)
 {
 	union ctl u;
 	struct iovec iov = { "f", 1 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf,
-				    .msg_controllen = CMSG_SPACE(n * sizeof(int)) };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = CMSG_SPACE(n * sizeof(int))
+	};
 	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 
 	memset(&u, 0, sizeof u);
@@ -599,8 +607,9 @@ static ssize_t send_cred(int s, const struct ucred *uc, size_t len)
 {
 	union ctl u;
 	struct iovec iov = { "c", 1 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf,
-				    .msg_controllen = CMSG_SPACE(sizeof *uc) };
+	struct msghdr m = {
+		.msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = CMSG_SPACE(sizeof *uc)
+	};
 	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
 
 	memset(&u, 0, sizeof u);
@@ -667,7 +676,8 @@ static void test_msg_errors(void)
 	m.msg_iovlen = 1024;
 	static char big[2048];
 	check(sendmsg(sv[0], &m, 0) == 1024 && recv(sv[1], big, sizeof big, MSG_WAITALL | MSG_DONTWAIT) == 1024 &&
-	      big[1023] == 'v', "vector of 1024");
+		      big[1023] == 'v',
+	      "vector of 1024");
 	iov.iov_base = BAD;
 	m.msg_iov = &iov;
 	m.msg_iovlen = 1;
@@ -693,7 +703,8 @@ static void test_msg_errors(void)
 	struct iovec two[2] = { { buf, 2 }, { buf + 4, 2 } };
 	m = (struct msghdr){ .msg_iov = two, .msg_iovlen = 2, .msg_flags = -1 };
 	check(send(sv[0], "abcd", 4, 0) == 4 && recvmsg(sv[1], &m, 0) == 4 && !memcmp(buf, "ab", 2) &&
-	      !memcmp(buf + 4, "cd", 2) && m.msg_flags == 0 && m.msg_controllen == 0, "recvmsg scattered");
+		      !memcmp(buf + 4, "cd", 2) && m.msg_flags == 0 && m.msg_controllen == 0,
+	      "recvmsg scattered");
 	close2(sv);
 	socketpair(AF_UNIX, SOCK_DGRAM, 0, sv);
 	two[0].iov_len = two[1].iov_len = 1;
@@ -756,8 +767,8 @@ static void test_options(void)
 	int t = socket(AF_INET, SOCK_STREAM, 0), u = socket(AF_INET, SOCK_DGRAM, 0), v = -1;
 	socklen_t len;
 	char buf[256];
-	static const int bools[] = { SO_REUSEADDR, SO_KEEPALIVE, SO_BROADCAST, SO_OOBINLINE, SO_DONTROUTE, SO_REUSEPORT,
-				     SO_TIMESTAMP, SO_RCVLOWAT };
+	static const int bools[] = { SO_REUSEADDR, SO_KEEPALIVE, SO_BROADCAST, SO_OOBINLINE,
+				     SO_DONTROUTE, SO_REUSEPORT, SO_TIMESTAMP, SO_RCVLOWAT };
 
 	for (unsigned i = 0; i < sizeof bools / sizeof bools[0]; i++)
 		check(set_int(t, SOL_SOCKET, bools[i], 1) == 0 && get_int(t, SOL_SOCKET, bools[i]) == 1,
@@ -767,7 +778,8 @@ static void test_options(void)
 	check(set_int(t, SOL_SOCKET, SO_RCVBUF, 20000) == 0 && get_int(t, SOL_SOCKET, SO_RCVBUF) == 40000,
 	      "SO_RCVBUF doubles");
 	check(get_int(t, SOL_SOCKET, SO_DOMAIN) == AF_INET && get_int(t, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_TCP &&
-	      get_int(t, SOL_SOCKET, SO_TYPE) == SOCK_STREAM, "SO_DOMAIN, SO_PROTOCOL, SO_TYPE");
+		      get_int(t, SOL_SOCKET, SO_TYPE) == SOCK_STREAM,
+	      "SO_DOMAIN, SO_PROTOCOL, SO_TYPE");
 	check(set_int(t, IPPROTO_TCP, TCP_NODELAY, 1) == 0 && get_int(t, IPPROTO_TCP, TCP_NODELAY) == 1, "TCP_NODELAY");
 	check(set_int(t, IPPROTO_TCP, TCP_KEEPIDLE, 77) == 0 && get_int(t, IPPROTO_TCP, TCP_KEEPIDLE) == 77,
 	      "TCP_KEEPIDLE");
@@ -781,7 +793,8 @@ static void test_options(void)
 	struct linger lg = { 1, 5 }, lg2 = { 0, 0 };
 	len = sizeof lg2;
 	check(setsockopt(t, SOL_SOCKET, SO_LINGER, &lg, sizeof lg) == 0 &&
-	      getsockopt(t, SOL_SOCKET, SO_LINGER, &lg2, &len) == 0 && lg2.l_linger == 5, "SO_LINGER");
+		      getsockopt(t, SOL_SOCKET, SO_LINGER, &lg2, &len) == 0 && lg2.l_linger == 5,
+	      "SO_LINGER");
 	struct timeval tv = { 0, 0 };
 	set_timeout(t, SO_RCVTIMEO, 1500);
 	len = sizeof tv;
@@ -828,7 +841,8 @@ static void test_filter(void)
 	check(setsockopt(sv[1], SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof prog) == 0, "SO_ATTACH_FILTER");
 	check(send(sv[0], "12345", 5, 0) == 5 && recv(sv[1], buf, sizeof buf, 0) == 2, "filter cuts");
 	check(getsockopt(sv[1], SOL_SOCKET, SO_GET_FILTER, back, &len) == 0 && len == 2 &&
-	      !memcmp(back, code, sizeof code), "SO_GET_FILTER");
+		      !memcmp(back, code, sizeof code),
+	      "SO_GET_FILTER");
 	prog.filter = BAD;
 	fails(setsockopt(sv[1], SOL_SOCKET, SO_ATTACH_FILTER, &prog, sizeof prog), EFAULT, "filter: EFAULT");
 	prog = (struct sock_fprog){ 0, code };
@@ -868,7 +882,8 @@ static void test_families(void)
 	ssize_t got = recvmsg(n, &m, 0);
 	struct nlmsghdr *h = (void *)buf;
 	check(got > 0 && NLMSG_OK(h, (unsigned)got) && (h->nlmsg_type == RTM_NEWLINK || h->nlmsg_type == NLMSG_DONE) &&
-	      m.msg_namelen == sizeof from && from.nl_pid == 0, "links");
+		      m.msg_namelen == sizeof from && from.nl_pid == 0,
+	      "links");
 	close(n);
 }
 

@@ -165,10 +165,12 @@ static void test_poll(void)
 	char buf[16];
 
 	check(pipe(pf) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0, "pipe, socketpair");
-	struct pollfd p[4] = { { pf[0], POLLIN, -1 }, { pf[1], POLLOUT, -1 }, { -1, POLLIN, -1 },
-			       { sv[0], POLLIN | POLLOUT, -1 } };
+	struct pollfd p[4] = {
+		{ pf[0], POLLIN, -1 }, { pf[1], POLLOUT, -1 }, { -1, POLLIN, -1 }, { sv[0], POLLIN | POLLOUT, -1 }
+	};
 	check(poll(p, 4, 0) == 2 && p[0].revents == 0 && p[1].revents == POLLOUT && p[2].revents == 0 &&
-	      p[3].revents == POLLOUT, "poll at once");
+		      p[3].revents == POLLOUT,
+	      "poll at once");
 	check(p[0].events == POLLIN && p[2].fd == -1, "events stay");
 	int64_t t = now();
 	check(poll(p, 1, 60) == 0 && took(t, 60), "poll timeout");
@@ -572,7 +574,8 @@ static void test_fds(void)
 	int sf = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
 	check(e >= 0 && tf >= 0 && sf >= 0, "eventfd, timerfd, signalfd");
 	check(add(ep, e, EPOLLIN | EPOLLOUT | EPOLLET, 1) == 0 && add(ep, tf, EPOLLIN, 2) == 0 &&
-	      add(ep, sf, EPOLLIN, 3) == 0, "all in an epoll");
+		      add(ep, sf, EPOLLIN, 3) == 0,
+	      "all in an epoll");
 	check(epoll_wait(ep, ev, 4, 1000) == 1 && ev[0].events == EPOLLOUT, "eventfd writable");
 	check(write(e, &v, 8) == 8 && epoll_wait(ep, ev, 4, 1000) == 1 && (ev[0].events & EPOLLIN), "eventfd readable");
 	check(read(e, &v, 8) == 8 && v == 3, "eventfd value");
@@ -581,13 +584,15 @@ static void test_fds(void)
 	struct itimerspec it = { { 0, 0 }, { 0, 30 * MS } };
 	int64_t t = now();
 	check(timerfd_settime(tf, 0, &it, NULL) == 0 && epoll_wait(ep, ev, 4, 5000) == 1 && ev[0].data.u64 == 2 &&
-	      took(t, 30), "timerfd");
+		      took(t, 30),
+	      "timerfd");
 	check(read(tf, &v, 8) == 8 && v == 1, "timerfd expirations");
 	struct signalfd_siginfo si;
 	pthread_kill(pthread_self(), SIGUSR2);
 	check(epoll_wait(ep, ev, 4, 5000) == 1 && ev[0].data.u64 == 3, "signalfd");
 	check(read(sf, &si, sizeof si) == (ssize_t)sizeof si && si.ssi_signo == SIGUSR2 &&
-	      si.ssi_pid == (uint32_t)getpid(), "signalfd record");
+		      si.ssi_pid == (uint32_t)getpid(),
+	      "signalfd record");
 	fails(read(sf, &si, sizeof si), EAGAIN, "signalfd: EAGAIN");
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 	close(sf);

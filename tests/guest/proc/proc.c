@@ -75,7 +75,8 @@ static void maps(void)
 	void *brk = sbrk(65536);
 	int *anon = mmap(NULL, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	check(slurp("/proc/self/maps") > 0, "maps readable");
-	check(map_of((void *)(unsigned long)maps, line) && strstr(line, " r-xp ") && strchr(line, '/'), "maps: own code");
+	check(map_of((void *)(unsigned long)maps, line) && strstr(line, " r-xp ") && strchr(line, '/'),
+	      "maps: own code");
 	check(map_of(&step, line) && strstr(line, " rw-p "), "maps: own data");
 	check(map_of(&local, line) && strstr(line, "rw-p") && strstr(line, "[stack]"), "maps: stack");
 	check(map_of(brk, line) && strstr(line, "[heap]"), "maps: heap");
@@ -91,7 +92,8 @@ static void maps(void)
 	check(!pvm || last <= 0x8000000000, "maps: nothing of the monitor");
 	check(has("/proc/self/smaps", "[stack]") && strstr(text, "Rss:") && strstr(text, "VmFlags:"), "smaps");
 	char *rss;
-	check(has("/proc/self/smaps_rollup", "[rollup]") && (rss = strstr(text, "Rss:")) && atol(rss + 4) > 0, "smaps_rollup");
+	check(has("/proc/self/smaps_rollup", "[rollup]") && (rss = strstr(text, "Rss:")) && atol(rss + 4) > 0,
+	      "smaps_rollup");
 	check(munmap(anon, 8192) == 0 && slurp("/proc/self/maps") > 0 && !map_of(anon, line), "maps: after munmap");
 }
 
@@ -106,9 +108,11 @@ static void about_self(void)
 	char buf[4096];
 	unsigned long vsize = 0, rss = 0, data = 0;
 	int pid = 0;
-	check(slurp("/proc/self/status") > 0 && number_after("\nPid:") == getpid() && number_after("\nVmSize:") > 0, "status");
+	check(slurp("/proc/self/status") > 0 && number_after("\nPid:") == getpid() && number_after("\nVmSize:") > 0,
+	      "status");
 	check(number_after("\nVmRSS:") > 0 && number_after("\nVmRSS:") <= number_after("\nVmSize:") &&
-	      number_after("\nVmData:") > 0 && number_after("\nThreads:") == 1, "status: sizes");
+		      number_after("\nVmData:") > 0 && number_after("\nThreads:") == 1,
+	      "status: sizes");
 	check(!pvm || number_after("\nVmSize:") < 64 << 20, "status: size is the program's");
 	check(slurp("/proc/self/stat") > 0 && sscanf(text, "%d (", &pid) == 1 && pid == getpid(), "stat");
 	char *s = strrchr(text, ')');
@@ -118,7 +122,8 @@ static void about_self(void)
 			vsize = strtoul(t + 1, NULL, 10);
 	check(fields == 52 && vsize > 0 && (!pvm || vsize < 64ul << 30), "stat: fields");
 	check(slurp("/proc/self/statm") > 0 && sscanf(text, "%lu %lu %*u %*u %*u %lu", &vsize, &rss, &data) == 3 &&
-	      vsize >= rss && rss > 0 && data > 0, "statm");
+		      vsize >= rss && rss > 0 && data > 0,
+	      "statm");
 	ssize_t n = slurp("/proc/self/cmdline");
 	check(n > 0 && !strcmp(text, args[0]) && !text[n - 1], "cmdline");
 	check(has("/proc/self/environ", "=") || !getenv("PATH"), "environ");
@@ -130,7 +135,8 @@ static void about_self(void)
 	check(n >= 32 && phdr == getauxval(AT_PHDR), "auxv");
 	check(prctl(PR_SET_NAME, "kxproc") == 0 && slurp("/proc/self/comm") == 7 && !strcmp(text, "kxproc\n"), "comm");
 	int fd = open("/proc/self/comm", O_WRONLY);
-	check(fd >= 0 && write(fd, "kxnew", 5) == 5 && close(fd) == 0 && prctl(PR_GET_NAME, buf) == 0 && !strcmp(buf, "kxnew"),
+	check(fd >= 0 && write(fd, "kxnew", 5) == 5 && close(fd) == 0 && prctl(PR_GET_NAME, buf) == 0 &&
+		      !strcmp(buf, "kxnew"),
 	      "comm: written");
 	n = readlink("/proc/self/exe", buf, sizeof buf - 1);
 	check(n > 0 && buf[0] == '/', "exe: link");
@@ -145,16 +151,18 @@ static void about_self(void)
 	char link[64];
 	n = readlink("/proc/self", link, sizeof link);
 	check(n == (ssize_t)strlen(buf) && !memcmp(link, buf, n) && readlink("/proc/self/maps", link, 64) < 0 &&
-	      errno == EINVAL, "self: link");
+		      errno == EINVAL,
+	      "self: link");
 	snprintf(buf, sizeof buf, "/proc/%d/status", getpid());
 	check(has(buf, "VmSize:") && lstat(buf, &a) == 0 && S_ISREG(a.st_mode) && a.st_size == 0, "own pid");
 	char *real = realpath("/proc/self/exe", NULL), *cwd = realpath("/proc/self/cwd", NULL);
 	check(real && real[0] == '/' && strncmp(real, "/proc", 5) && cwd && getcwd(buf, sizeof buf) &&
-	      !strcmp(buf, cwd), "realpath");
+		      !strcmp(buf, cwd),
+	      "realpath");
 	free(real);
 	free(cwd);
-	static const char *const plain[] = { "limits", "mountinfo", "mounts", "cgroup", "oom_score_adj", "oom_score",
-					     "schedstat", "uid_map", "coredump_filter" };
+	static const char *const plain[] = { "limits",    "mountinfo", "mounts",  "cgroup",         "oom_score_adj",
+					     "oom_score", "schedstat", "uid_map", "coredump_filter" };
 	for (unsigned i = 0; i < sizeof plain / sizeof *plain; i++) {
 		snprintf(buf, sizeof buf, "/proc/self/%s", plain[i]);
 		check(slurp(buf) >= 0, buf);
@@ -167,17 +175,30 @@ static void system_wide(void)
 	char buf[128];
 	struct statfs fs;
 	struct stat st;
-	static const char *const files[] = { "meminfo", "cpuinfo", "stat", "uptime", "loadavg", "filesystems", "version",
-					     "net/dev", "net/tcp", "self/net/unix", "sys/vm/overcommit_memory",
-					     "sys/kernel/pid_max", "sys/kernel/random/boot_id", "sys/net/core/somaxconn",
-					     "sys/fs/file-max", "sys/fs/inotify/max_user_watches" };
+	static const char *const files[] = { "meminfo",
+					     "cpuinfo",
+					     "stat",
+					     "uptime",
+					     "loadavg",
+					     "filesystems",
+					     "version",
+					     "net/dev",
+					     "net/tcp",
+					     "self/net/unix",
+					     "sys/vm/overcommit_memory",
+					     "sys/kernel/pid_max",
+					     "sys/kernel/random/boot_id",
+					     "sys/net/core/somaxconn",
+					     "sys/fs/file-max",
+					     "sys/fs/inotify/max_user_watches" };
 	for (unsigned i = 0; i < sizeof files / sizeof *files; i++) {
 		snprintf(buf, sizeof buf, "/proc/%s", files[i]);
 		check(slurp(buf) > 0 && access(buf, R_OK) == 0 && stat(buf, &st) == 0 && S_ISREG(st.st_mode), buf);
 	}
 	check(has("/proc/meminfo", "MemTotal:"), "meminfo: total");
 	check(has("/../proc/./meminfo", "MemTotal:") && has("//proc//meminfo", "MemTotal:"), "odd spelling");
-	check(statfs("/proc", &fs) == 0 && fs.f_type == 0x9fa0 && statfs("/proc/self/maps", &fs) == 0 && fs.f_type == 0x9fa0,
+	check(statfs("/proc", &fs) == 0 && fs.f_type == 0x9fa0 && statfs("/proc/self/maps", &fs) == 0 &&
+		      fs.f_type == 0x9fa0,
 	      "statfs");
 	check(access("/proc/self/maps", X_OK) < 0 && access("/proc/nonsense", F_OK) < 0 && errno == ENOENT, "access");
 	struct statx x;
@@ -226,12 +247,14 @@ static void descriptors(void)
 	check(k > 6 && !memcmp(buf, "pipe:[", 6), "fd: link to a pipe");
 	snprintf(name, sizeof name, "/dev/fd/%d", p[1]);
 	int w = open(name, O_WRONLY);
-	check(w >= 0 && write(w, "hello", 5) == 5 && read(p[0], buf, 5) == 5 && !memcmp(buf, "hello", 5), "dev/fd: open");
+	check(w >= 0 && write(w, "hello", 5) == 5 && read(p[0], buf, 5) == 5 && !memcmp(buf, "hello", 5),
+	      "dev/fd: open");
 	struct stat st;
 	check(stat(name, &st) == 0 && S_ISFIFO(st.st_mode) && close(w) == 0, "dev/fd: stat");
 	snprintf(name, sizeof name, "/proc/self/fdinfo/%d", p[0]);
 	check(has(name, "flags:"), "fdinfo");
-	check(stat("/dev/stdin", &st) == 0 && access("/dev/stdout", F_OK) == 0 && stat("/dev/fd/0", &st) == 0, "dev/stdin");
+	check(stat("/dev/stdin", &st) == 0 && access("/dev/stdout", F_OK) == 0 && stat("/dev/fd/0", &st) == 0,
+	      "dev/stdin");
 	check(open("/proc/self/fd/999", O_RDONLY) < 0 && errno == ENOENT, "fd: unused number");
 	/* Through a directory's descriptor, and the name of a file that has none yet. */
 	int dir = open("/tmp", O_RDONLY | O_DIRECTORY);
@@ -283,9 +306,11 @@ static void tasks(void)
 	check(stat("/proc/self/task", &st) == 0 && st.st_nlink == NR_THREADS + 3, "task: links");
 	check(slurp("/proc/self/status") > 0 && number_after("\nThreads:") == NR_THREADS + 1, "task: count");
 	snprintf(name, sizeof name, "/proc/self/task/%d/status", tids[0]);
-	check(slurp(name) > 0 && number_after("\nPid:") == tids[0] && number_after("\nTgid:") == getpid(), "task: status");
+	check(slurp(name) > 0 && number_after("\nPid:") == tids[0] && number_after("\nTgid:") == getpid(),
+	      "task: status");
 	check(pthread_setname_np(t[1], "kxworker") == 0 && pthread_getname_np(t[1], buf, sizeof buf) == 0 &&
-	      !strcmp(buf, "kxworker"), "task: name");
+		      !strcmp(buf, "kxworker"),
+	      "task: name");
 	snprintf(name, sizeof name, "/proc/%d/stat", tids[0]);
 	check(slurp(name) > 0 && atoi(text) == tids[0], "task: at the top");
 	check(slurp("/proc/thread-self/stat") > 0 && atoi(text) == getpid(), "thread-self");
@@ -316,8 +341,10 @@ static void refused(void)
 	check((!pvm && !getuid()) || (open("/proc/self/maps", O_WRONLY) < 0 && errno == EACCES),
 	      "maps: not for writing");
 	check(open("/proc/self/nonsense", O_RDWR | O_CREAT, 0600) < 0, "no new files");
-	check(mkdir("/proc/self/x", 0700) < 0 && unlink("/proc/self/maps") < 0 && rename("/proc/self/maps", "/tmp/x") < 0 &&
-	      symlink("/", "/proc/x") < 0 && rmdir("/proc/self/fd") < 0, "no changes");
+	check(mkdir("/proc/self/x", 0700) < 0 && unlink("/proc/self/maps") < 0 &&
+		      rename("/proc/self/maps", "/tmp/x") < 0 && symlink("/", "/proc/x") < 0 &&
+		      rmdir("/proc/self/fd") < 0,
+	      "no changes");
 	check(open("/proc/self/fd", O_RDWR) < 0 && errno == EISDIR, "fd: a directory");
 	check(open("/proc/self/exe", O_RDONLY | O_NOFOLLOW) < 0 && errno == ELOOP, "exe: a link");
 	check(open("/proc/self/maps/", O_RDONLY) < 0 && errno == ENOTDIR, "maps: no directory");
@@ -326,12 +353,31 @@ static void refused(void)
 	int fd = open("/proc/self/maps", O_RDONLY);
 	check(write(fd, "x", 1) < 0 && ftruncate(fd, 0) < 0 && close(fd) == 0, "maps: sealed");
 	static const char *const bad[] = {
-		"/proc/self/mem", "/proc/self/../self/mem", "/proc/1/mem", "/proc/1/environ", "/proc/self/root/proc/self/mem",
-		"/proc/self/cwd/../../../../../../proc/self/mem", "/proc/thread-self/mem", "/proc/self/map_files",
-		"/proc/self/pagemap", "/proc/self/ns/mnt", "/proc/kcore", "/proc/kallsyms", "/proc/sysrq-trigger",
-		"/proc/sys/kernel/core_pattern", "/proc/sys/fs/inotify/../../kernel/core_pattern", "/proc/self/clear_refs",
-		"/proc/self/syscall", "/proc/self/stack", "/proc/self/fd/70000", "/proc/self/attr/current", "/dev/fd/../mem",
-		"/proc/self/fd/0/../mem", "/proc/self/task/1/status", "/proc/sys/fs/epoll/", "/proc/sys/net/ipv4/conf",
+		"/proc/self/mem",
+		"/proc/self/../self/mem",
+		"/proc/1/mem",
+		"/proc/1/environ",
+		"/proc/self/root/proc/self/mem",
+		"/proc/self/cwd/../../../../../../proc/self/mem",
+		"/proc/thread-self/mem",
+		"/proc/self/map_files",
+		"/proc/self/pagemap",
+		"/proc/self/ns/mnt",
+		"/proc/kcore",
+		"/proc/kallsyms",
+		"/proc/sysrq-trigger",
+		"/proc/sys/kernel/core_pattern",
+		"/proc/sys/fs/inotify/../../kernel/core_pattern",
+		"/proc/self/clear_refs",
+		"/proc/self/syscall",
+		"/proc/self/stack",
+		"/proc/self/fd/70000",
+		"/proc/self/attr/current",
+		"/dev/fd/../mem",
+		"/proc/self/fd/0/../mem",
+		"/proc/self/task/1/status",
+		"/proc/sys/fs/epoll/",
+		"/proc/sys/net/ipv4/conf",
 	};
 	for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++) {
 		if (i + 2 == sizeof bad / sizeof *bad)
@@ -340,7 +386,8 @@ static void refused(void)
 		check(open(bad[i], O_RDONLY) < 0 && (errno == ENOENT || errno == EACCES || errno == ENOTDIR), bad[i]);
 	}
 	fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY);
-	check(fd >= 0 && openat(fd, "../mem", O_RDONLY) < 0 && openat(fd, "../../1/mem", O_RDONLY) < 0, "from a directory");
+	check(fd >= 0 && openat(fd, "../mem", O_RDONLY) < 0 && openat(fd, "../../1/mem", O_RDONLY) < 0,
+	      "from a directory");
 	int m = openat(fd, "../maps", O_RDONLY);
 	check(m >= 0 && read(m, text, 64) > 0 && close(m) == 0, "from a directory: what is allowed");
 	check(open("/proc/sys/kernel/hostname", O_WRONLY) < 0 && errno == EACCES, "sys: not for writing");
@@ -353,7 +400,8 @@ static void refused(void)
 		close(again);
 	close(m);
 	char old[4096];
-	check(getcwd(old, sizeof old) && chdir("/proc/self") == 0 && open("mem", O_RDONLY) < 0 && errno == ENOENT, "from cwd");
+	check(getcwd(old, sizeof old) && chdir("/proc/self") == 0 && open("mem", O_RDONLY) < 0 && errno == ENOENT,
+	      "from cwd");
 	m = open("status", O_RDONLY);
 	check(m >= 0 && read(m, text, 64) > 0 && close(m) == 0 && chdir(old) == 0, "from cwd: what is allowed");
 	check(fchdir(fd) == 0 && open("../mem", O_RDONLY) < 0 && chdir(old) == 0 && close(fd) == 0, "from fchdir");

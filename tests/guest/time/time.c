@@ -33,19 +33,13 @@ static void check(bool ok, const char *name)
 	failures += !ok;
 }
 
-static int64_t ts_ns(const struct timespec *ts)
-{
-	return ts->tv_sec * SEC + ts->tv_nsec;
-}
+static int64_t ts_ns(const struct timespec *ts) { return ts->tv_sec * SEC + ts->tv_nsec; }
 
-static struct timespec ns_ts(int64_t ns)
-{
-	return (struct timespec){ns / SEC, ns % SEC};
-}
+static struct timespec ns_ts(int64_t ns) { return (struct timespec){ ns / SEC, ns % SEC }; }
 
 static int64_t now(clockid_t clk)
 {
-	struct timespec ts = {0};
+	struct timespec ts = { 0 };
 
 	if (clock_gettime(clk, &ts))
 		return -1;
@@ -54,7 +48,7 @@ static int64_t now(clockid_t clk)
 
 static int64_t raw_now(clockid_t clk)
 {
-	struct timespec ts = {0};
+	struct timespec ts = { 0 };
 
 	if (syscall(SYS_clock_gettime, clk, &ts))
 		return -1;
@@ -65,7 +59,7 @@ static int64_t raw_now(clockid_t clk)
 static int64_t newest[4];
 static volatile int stop;
 static unsigned long went_back;
-static const clockid_t mono_clocks[4] = {CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_MONOTONIC_RAW, CLOCK_MONOTONIC};
+static const clockid_t mono_clocks[4] = { CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_MONOTONIC_RAW, CLOCK_MONOTONIC };
 
 /* No read may be older than one that another thread finished before it began. Clock 3 mixes both paths. */
 static void *clock_reader(void *arg)
@@ -104,8 +98,8 @@ static void test_threads(void)
 
 static void test_paths(void)
 {
-	static const clockid_t clk[] = {CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_MONOTONIC_RAW,
-					CLOCK_TAI};
+	static const clockid_t clk[] = { CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_MONOTONIC_RAW,
+					 CLOCK_TAI };
 	struct timeval tv, raw_tv;
 	struct timespec ts;
 	bool ok = true, coarse = true;
@@ -130,14 +124,15 @@ static void test_paths(void)
 	check(coarse, "coarse clocks");
 	ok = !syscall(SYS_gettimeofday, &raw_tv, NULL) && !gettimeofday(&tv, NULL);
 	ok &= timercmp(&raw_tv, &tv, <=) && tv.tv_usec >= 0 && tv.tv_usec < 1000000;
-	ok &= ts_ns(&(struct timespec){tv.tv_sec, tv.tv_usec * 1000}) <= now(CLOCK_REALTIME);
+	ok &= ts_ns(&(struct timespec){ tv.tv_sec, tv.tv_usec * 1000 }) <= now(CLOCK_REALTIME);
 	check(ok, "gettimeofday");
 	t = time(NULL);
 	check(t >= raw_tv.tv_sec - 1 && t <= now(CLOCK_REALTIME) / SEC && syscall(SYS_time, &t) == t, "time");
 	check(!clock_getres(CLOCK_MONOTONIC, &ts) && !ts.tv_sec && ts.tv_nsec > 0, "clock_getres");
 	check(clock_gettime(12345, &ts) == -1 && errno == EINVAL, "no such clock");
 	check(raw_now(CLOCK_MONOTONIC) > 0 && syscall(SYS_clock_gettime, CLOCK_MONOTONIC, (void *)1) == -1 &&
-	      errno == EFAULT, "bad pointer");
+		      errno == EFAULT,
+	      "bad pointer");
 	check(sched_getcpu() >= 0, "getcpu");
 }
 
@@ -180,7 +175,7 @@ static void on_signal(int sig)
 
 static void handle(int sig, int flags)
 {
-	struct sigaction sa = {.sa_handler = on_signal, .sa_flags = flags};
+	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = flags };
 
 	sigaction(sig, &sa, NULL);
 }
@@ -207,7 +202,7 @@ static void test_sleep(void)
 	ts = ns_ts(now(CLOCK_REALTIME) + 30 * MS);
 	check(!clock_nanosleep(CLOCK_REALTIME, TIMER_ABSTIME, &ts, NULL) && slept(a, 29 * MS),
 	      "clock_nanosleep absolute, realtime");
-	ts = (struct timespec){0, SEC};
+	ts = (struct timespec){ 0, SEC };
 	check(nanosleep(&ts, NULL) == -1 && errno == EINVAL, "nanosleep: bad time");
 	a = now(CLOCK_MONOTONIC);
 	check(!poll(NULL, 0, 30) && slept(a, 30 * MS), "poll timeout");
@@ -215,11 +210,12 @@ static void test_sleep(void)
 	/* A handler ends it early also with SA_RESTART, and the rest is told. */
 	handle(SIGALRM, SA_RESTART);
 	signals = 0;
-	setitimer(ITIMER_REAL, &(struct itimerval){{0, 0}, {0, 50000}}, NULL);
+	setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 50000 } }, NULL);
 	a = now(CLOCK_MONOTONIC);
 	ts = ns_ts(5 * SEC);
 	check(nanosleep(&ts, &rem) == -1 && errno == EINTR && signals == 1 && slept(a, 49 * MS) &&
-	      ts_ns(&rem) < 5 * SEC && ts_ns(&rem) > 5 * SEC - LATE, "nanosleep interrupted");
+		      ts_ns(&rem) < 5 * SEC && ts_ns(&rem) > 5 * SEC - LATE,
+	      "nanosleep interrupted");
 }
 
 /* ---- timers ---------------------------------------------------------------------------------------------- */
@@ -244,16 +240,13 @@ static bool wait_signals(int n)
 	return signals >= n;
 }
 
-static void on_thread(union sigval v)
-{
-	__atomic_add_fetch((int *)v.sival_ptr, 1, __ATOMIC_SEQ_CST);
-}
+static void on_thread(union sigval v) { __atomic_add_fetch((int *)v.sival_ptr, 1, __ATOMIC_SEQ_CST); }
 
 static void test_posix_timers(void)
 {
-	struct sigaction sa = {.sa_sigaction = on_timer, .sa_flags = SA_SIGINFO};
-	struct sigevent ev = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 3};
-	struct itimerspec it = {{0, 10 * MS}, {0, 20 * MS}}, cur;
+	struct sigaction sa = { .sa_sigaction = on_timer, .sa_flags = SA_SIGINFO };
+	struct sigevent ev = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 3 };
+	struct itimerspec it = { { 0, 10 * MS }, { 0, 20 * MS } }, cur;
 	static int fired;
 	sigset_t set;
 	siginfo_t si;
@@ -269,27 +262,28 @@ static void test_posix_timers(void)
 	check(rt_value == 4242 && rt_code == SI_TIMER, "siginfo of a timer");
 	check(!timer_gettime(t, &cur) && ts_ns(&cur.it_interval) == 10 * MS && ts_ns(&cur.it_value) <= 10 * MS,
 	      "timer_gettime");
-	it = (struct itimerspec){0};
+	it = (struct itimerspec){ 0 };
 	check(!timer_settime(t, 0, &it, NULL), "timer_settime, disarm");
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 3);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	while (!sigtimedwait(&set, NULL, &(struct timespec){0, 0}))
+	while (!sigtimedwait(&set, NULL, &(struct timespec){ 0, 0 }))
 		;
-	it = (struct itimerspec){{0, 5 * MS}, ns_ts(now(CLOCK_MONOTONIC) + 20 * MS)};
+	it = (struct itimerspec){ { 0, 5 * MS }, ns_ts(now(CLOCK_MONOTONIC) + 20 * MS) };
 	timer_settime(t, TIMER_ABSTIME, &it, NULL);
 	usleep(100000);
-	check(sigtimedwait(&set, &si, &(struct timespec){2, 0}) == SIGRTMIN + 3 && si.si_value.sival_int == 4242 &&
-	      si.si_overrun > 0 && timer_getoverrun(t) > 0, "blocked timer signal, overrun");
+	check(sigtimedwait(&set, &si, &(struct timespec){ 2, 0 }) == SIGRTMIN + 3 && si.si_value.sival_int == 4242 &&
+		      si.si_overrun > 0 && timer_getoverrun(t) > 0,
+	      "blocked timer signal, overrun");
 	check(!timer_delete(t) && timer_settime(t, 0, &it, NULL) == -1 && errno == EINVAL, "timer_delete");
-	while (sigtimedwait(&set, NULL, &(struct timespec){0, 0}) > 0)
+	while (sigtimedwait(&set, NULL, &(struct timespec){ 0, 0 }) > 0)
 		;
 	sigprocmask(SIG_UNBLOCK, &set, NULL);
 
-	ev = (struct sigevent){.sigev_notify = SIGEV_THREAD, .sigev_notify_function = on_thread};
+	ev = (struct sigevent){ .sigev_notify = SIGEV_THREAD, .sigev_notify_function = on_thread };
 	ev.sigev_value.sival_ptr = &fired;
-	it = (struct itimerspec){{0, 0}, {0, 20 * MS}};
+	it = (struct itimerspec){ { 0, 0 }, { 0, 20 * MS } };
 	a = now(CLOCK_MONOTONIC);
 	check(!timer_create(CLOCK_REALTIME, &ev, &t) && !timer_settime(t, 0, &it, NULL), "timer with a thread");
 	while (!__atomic_load_n(&fired, __ATOMIC_SEQ_CST) && now(CLOCK_MONOTONIC) < a + LATE)
@@ -301,8 +295,8 @@ static void test_posix_timers(void)
 static void test_timerfd(void)
 {
 	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-	struct itimerspec it = {{0, 10 * MS}, {0, 30 * MS}}, cur;
-	struct pollfd p = {fd, POLLIN, 0};
+	struct itimerspec it = { { 0, 10 * MS }, { 0, 30 * MS } }, cur;
+	struct pollfd p = { fd, POLLIN, 0 };
 	uint64_t n = 0;
 	int64_t a;
 
@@ -318,7 +312,7 @@ static void test_timerfd(void)
 
 	fd = timerfd_create(CLOCK_REALTIME, 0);
 	a = now(CLOCK_MONOTONIC);
-	it = (struct itimerspec){{0, 0}, ns_ts(now(CLOCK_REALTIME) + 30 * MS)};
+	it = (struct itimerspec){ { 0, 0 }, ns_ts(now(CLOCK_REALTIME) + 30 * MS) };
 	check(!timerfd_settime(fd, TFD_TIMER_ABSTIME, &it, NULL) && read(fd, &n, 8) == 8 && n == 1 && slept(a, 29 * MS),
 	      "timerfd: absolute, blocking");
 	close(fd);
@@ -326,7 +320,7 @@ static void test_timerfd(void)
 
 static void test_itimers(void)
 {
-	struct itimerval it = {{0, 10000}, {0, 20000}}, old;
+	struct itimerval it = { { 0, 10000 }, { 0, 20000 } }, old;
 	int64_t a;
 
 	handle(SIGALRM, SA_RESTART);
@@ -337,7 +331,7 @@ static void test_itimers(void)
 	check(!setitimer(ITIMER_REAL, &it, NULL) && wait_signals(3) && slept(a, 39 * MS), "setitimer");
 	check(!getitimer(ITIMER_REAL, &old) && old.it_interval.tv_usec == 10000 && old.it_value.tv_usec <= 10000,
 	      "getitimer");
-	it = (struct itimerval){0};
+	it = (struct itimerval){ 0 };
 	check(!setitimer(ITIMER_REAL, &it, &old) && old.it_interval.tv_usec == 10000, "setitimer, disarm");
 
 	signals = 0;
