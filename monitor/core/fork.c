@@ -179,6 +179,14 @@ struct vfork_child {
 	uint64_t mask; /* of the parent's host thread */
 };
 
+/* A child that was killed in a call leaves locked what it had locked, in the name of the thread that it was cloned
+ * from: they have one thread-local storage. That thread has locked nothing while it waited. */
+static void unlock_for_the_dead(pthread_mutex_t *m)
+{
+	if (__atomic_load_n(&m->__data.__owner, __ATOMIC_RELAXED) == host_call(SYS_gettid, 0, 0, 0, 0, 0, 0))
+		pthread_mutex_unlock(m);
+}
+
 /* In the child, with the parent's memory, thread-local storage included: the parent's thread waits in the kernel. */
 static int vfork_main(void *arg)
 {
@@ -224,6 +232,8 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	self = me;
 	munmap(stack, VFORK_STACK);
 	fd_limit_forget();
+	unlock_for_the_dead(&pvm.thr_lock);
+	unlock_for_the_dead(&pvm.mm_lock);
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
 		struct kvm_vcpu_events none = { 0 };

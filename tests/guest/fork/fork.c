@@ -799,6 +799,7 @@ static void stop_continue(void)
 	check(kill(p, SIGUSR1) == 0 && exited(status_of(p), 17), "wait: and then the end");
 	on(SIGTSTP, 0);
 	p = FORK({
+		setpgid(0, 0); /* not an orphaned group: there SIGTSTP stops nothing */
 		on(SIGCONT, 0);
 		raise(SIGTSTP);
 		NEED(hits[SIGTSTP] == 1);
@@ -947,8 +948,9 @@ static void sigchld(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	ms(20);
-	check(sigtimedwait(&set, &info, &(struct timespec){ 5, 0 }) == SIGCHLD && info.si_pid == p && info.si_status == 3 &&
-	      exited(status_of(p), 3), "SIGCHLD: default action, blocked, taken by sigtimedwait");
+	check(sigtimedwait(&set, &info, &(struct timespec){ 5, 0 }) == SIGCHLD && info.si_pid == p &&
+		      info.si_status == 3 && exited(status_of(p), 3),
+	      "SIGCHLD: default action, blocked, taken by sigtimedwait");
 	blocking(SIG_UNBLOCK, SIGCHLD);
 	/* A storm of ends, all told of by the count of waits. */
 	on(SIGCHLD, SA_RESTART);
