@@ -115,8 +115,8 @@ int main(int argc, char **argv)
 		status = dispatch(argc, argv, &err);
 	if (!err.code)
 		return status;
-	for (char *c = err.msg; *c; c++) /* what the user typed may have line ends; the message is one line */
-		if (*c == '\n' || *c == '\r')
+	for (char *c = err.msg; *c; c++) /* what the user typed may have anything in it; the message is one line */
+		if ((unsigned char)*c < ' ' || *c == 127)
 			*c = '?';
 	dprintf(STDERR_FILENO, "kylinx: %s\n", err.msg);
 	return err.exit_code ? err.exit_code : CLI_FAILED;

@@ -79,7 +79,7 @@ int elf_parse(const uint8_t *head, size_t head_len, uint64_t file_size, struct e
 	if (eh.e_type == ET_REL)
 		return bad(err, "object file, not linked (link it into a program first)");
 	if (eh.e_type == ET_CORE)
-		return bad(err, "core dump, no program");
+		return bad(err, "core dump, no program (run the program that left it)");
 	if (eh.e_type != ET_EXEC && eh.e_type != ET_DYN)
 		return bad(err, "unknown ELF type %u " DAMAGED, eh.e_type);
 	if (eh.e_version != EV_CURRENT)
@@ -108,7 +108,8 @@ static int read_exact(elf_pread_fn fn, void *ctx, void *buf, size_t len, uint64_
 	int64_t n = fn(ctx, buf, len, off);
 
 	if (n < 0)
-		return kx_err_exit(err, (int)-n, 126, "cannot be read: %s", strerror((int)-n));
+		return kx_err_exit(err, (int)-n, 126, "cannot be read: %s (check the disk that it is on)",
+				   strerror((int)-n));
 	if ((uint64_t)n != len)
 		return bad(err, "truncated: it became shorter while it was read (try again)");
 	return 0;
@@ -257,7 +258,8 @@ int elf_read(elf_pread_fn pread_fn, void *ctx, uint64_t file_size, struct elf_im
 	int r;
 
 	if (n < 0)
-		return kx_err_exit(err, (int)-n, 126, "cannot be read: %s", strerror((int)-n));
+		return kx_err_exit(err, (int)-n, 126, "cannot be read: %s (check the disk that it is on)",
+				   strerror((int)-n));
 	r = elf_parse(head, (size_t)n, file_size, out, err);
 	return r ? r : elf_parse_phdrs(out, pread_fn, ctx, err);
 }

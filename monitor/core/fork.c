@@ -183,8 +183,11 @@ struct vfork_child {
  * from: they have one thread-local storage. That thread has locked nothing while it waited. */
 static void unlock_for_the_dead(pthread_mutex_t *m)
 {
-	if (__atomic_load_n(&m->__data.__owner, __ATOMIC_RELAXED) == host_call(SYS_gettid, 0, 0, 0, 0, 0, 0))
+	pthread_mutex_t mine = PTHREAD_MUTEX_INITIALIZER; /* tells that name */
+	pthread_mutex_lock(&mine);
+	if (__atomic_load_n(&m->__data.__owner, __ATOMIC_RELAXED) == mine.__data.__owner)
 		pthread_mutex_unlock(m);
+	pthread_mutex_unlock(&mine);
 }
 
 /* In the child, with the parent's memory, thread-local storage included: the parent's thread waits in the kernel. */

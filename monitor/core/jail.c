@@ -768,15 +768,16 @@ static int path_error(const char *name, int e, struct kx_err *err)
 {
 	bool slash = strchr(name, '/');
 	if (e == ENOENT && slash)
-		return kx_err_exit(err, e, 127, "%s: %s (if the host has it, show it to the pVM with --volume)", name,
-				   strerror(e));
+		return kx_err_exit(err, e, 127, "%.300s: %s (if the host has it, show it to the pVM with --volume)",
+				   name, strerror(e));
 	if (e == ENOENT)
-		return kx_err_exit(err, e, 127, "%s: not found in PATH (give its path, or set PATH with --env)", name);
+		return kx_err_exit(err, e, 127, "%.300s: not found in PATH (give its path, or set PATH with --env)",
+				   name);
 	if (e == EISDIR)
-		return kx_err_exit(err, EACCES, 126, "%s: is a directory (name a program)", name);
+		return kx_err_exit(err, EACCES, 126, "%.300s: is a directory (name a program)", name);
 	if (e == EACCES)
-		return kx_err_exit(err, e, 126, "%s: %s (is it executable?)", name, strerror(e));
-	return kx_err_exit(err, e, 126, "%s: %s (check the path)", name, strerror(e));
+		return kx_err_exit(err, e, 126, "%.300s: %s (is it executable?)", name, strerror(e));
+	return kx_err_exit(err, e, 126, "%.300s: %s (check the path)", name, strerror(e));
 }
 
 int path_search(const char *name, const char *path_env, char out[4096], struct kx_err *err)

@@ -104,7 +104,10 @@ static int fail(struct kx_err *err, int e, const char *name)
 	return kx_err_exit(err, e, status, "%s: %s", SHOW(name), remedy(e));
 }
 
-static int no_memory(struct kx_err *err) { return kx_err_exit(err, ENOMEM, 125, "no memory left on the host"); }
+static int no_memory(struct kx_err *err)
+{
+	return kx_err_exit(err, ENOMEM, 125, "memory: none left on the host (free some)");
+}
 
 /* ---- files ---------------------------------------------------------------------------------------------- */
 
@@ -495,8 +498,8 @@ static int map_failed(struct kx_err *err, int64_t r, uint64_t addr)
 				   (unsigned long long)addr);
 	if (r == -ENOMEM)
 		return kx_err_exit(err, ENOMEM, 126, "no memory for it (raise the limit of memory)");
-	return kx_err_exit(err, (int)-r, 126, "can't be mapped at 0x%llx: %s", (unsigned long long)addr,
-			   strerror((int)-r));
+	return kx_err_exit(err, (int)-r, 126, "can't be mapped at 0x%llx: %s (link it elsewhere)",
+			   (unsigned long long)addr, strerror((int)-r));
 }
 
 static int zero(uint64_t addr, uint64_t end)

@@ -185,6 +185,10 @@ static void emit_action(struct program *p, enum action a)
 	}
 	case A_EXEC: { /* of the monitor itself, and nothing else */
 		const uint32_t self_fd[] = { (uint32_t)pvm.exe_fd };
+		if (pvm.exe_fd < 0) {
+			emit_ret(p, SECCOMP_RET_KILL_PROCESS);
+			break;
+		}
 		emit_one_of(p, 0, self_fd, 1, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS);
 		break;
 	}

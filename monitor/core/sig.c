@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "sig.h"
 #include <errno.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -249,9 +250,23 @@ int sig_set_disposition(int signo, const struct kx_sigaction *act)
 	return raw_sigaction(signo, &k);
 }
 
+static void *nothing(void *arg) { return arg; }
+
+/* The first pthread_create() of a process gives KICK_SIG glibc's handler, even when it fails, as this one does. */
+static void sig_claim_kick(void)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	pthread_attr_init(&attr);
+	pthread_attr_setguardsize(&attr, 1ul << 50);
+	pthread_create(&thread, &attr, nothing, NULL);
+	pthread_attr_destroy(&attr);
+}
+
 void sig_init(void)
 {
 	struct ksigaction old;
+	sig_claim_kick();
 	for (int s = 1; s <= 64; s++) {
 		struct kx_sigaction *act = &pvm.shared->sigaction[s];
 		memset(act, 0, sizeof *act);

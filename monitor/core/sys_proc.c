@@ -89,7 +89,7 @@ static int64_t capability(struct hcall *c, bool set)
 	struct __user_cap_data_struct data[2];
 	if (guest_read(&hdr, c->arg[0], sizeof hdr))
 		return -EFAULT;
-	if (hdr.pid && !pid_is_ours(hdr.pid))
+	if (hdr.pid && hdr.pid != my_pid() && !thread_is_ours(hdr.pid))
 		return set ? -EPERM : -ESRCH;
 	size_t size = hdr.version == _LINUX_CAPABILITY_VERSION_1 ? sizeof data[0] : sizeof data;
 	memset(data, 0, sizeof data);
@@ -181,8 +181,8 @@ int64_t hc_prlimit64(struct hcall *c)
 	uint64_t in = full ? c->arg[2] : c->nr == SYS_setrlimit ? c->arg[1] : 0;
 	uint64_t out = full ? c->arg[3] : c->nr == SYS_getrlimit ? c->arg[1] : 0;
 	struct rlimit old, new;
-	if (full && !pid_is_ours((int)c->arg[0]))
-		return (int)c->arg[0] < 0 ? -ESRCH : -EPERM;
+	if (full && c->arg[0] && (int)c->arg[0] != my_pid() && !thread_is_ours((int)c->arg[0]))
+		return family_has((int)c->arg[0]) ? -EPERM : -ESRCH; /* its limits are kept in its own monitor */
 	if (resource < 0 || resource >= 16)
 		return -EINVAL;
 	if ((in || c->nr == SYS_setrlimit) && guest_read(&new, in, sizeof new))

@@ -168,13 +168,17 @@ static int vcpu_fixed_state(struct thread *t)
 	s.efer = EFER_SCE_LME_LMA_NXE;
 	if (ioctl(t->vcpu_fd, KVM_SET_SREGS, &s) < 0)
 		return -errno;
-	struct {
+	union {
 		struct kvm_msrs h;
-		struct kvm_msr_entry e[3];
-	} m = { .h.nmsrs = 3,
-		.e = { { .index = MSR_STAR, .data = (uint64_t)(CS_USER - 16) << 48 | (uint64_t)CS_KERNEL << 32 },
-		       { .index = MSR_LSTAR, .data = GMEM_SYS_VA(KX_SYS_BASE + GMEM_LSTAR) },
-		       { .index = MSR_FMASK, .data = 0x47700 } } };
+		uint8_t space[sizeof(struct kvm_msrs) + 3 * sizeof(struct kvm_msr_entry)];
+	} m;
+	memset(&m, 0, sizeof m);
+	m.h.nmsrs = 3;
+	struct kvm_msr_entry *e = m.h.entries;
+	e[0] = (struct kvm_msr_entry){ .index = MSR_STAR,
+				       .data = (uint64_t)(CS_USER - 16) << 48 | (uint64_t)CS_KERNEL << 32 };
+	e[1] = (struct kvm_msr_entry){ .index = MSR_LSTAR, .data = GMEM_SYS_VA(KX_SYS_BASE + GMEM_LSTAR) };
+	e[2] = (struct kvm_msr_entry){ .index = MSR_FMASK, .data = 0x47700 };
 	if (ioctl(t->vcpu_fd, KVM_SET_MSRS, &m) != 3)
 		return -EIO;
 	struct kvm_xcrs x = { .nr_xcrs = 1 };

@@ -91,37 +91,53 @@ def write(d, name, text):
 SCRIPTS = {
     "pipelines": "seq 1 1000 | sort -rn | head -3; echo a b c | tr ' ' '\\n' | while read x; do echo \"<$x>\"; done; "
                  "yes | head -n 100000 | wc -l; cat /etc/passwd | cat | cat | cat | cksum | wc -w",
-    "exit codes": "true; echo $?; false; echo $?; (exit 42); echo $?; sh -c 'kill -9 $$'; echo $?; sh -c 'kill -TERM $$'; "
-                  "echo $?; nosuchprogram 2>/dev/null; echo $?; /etc/passwd 2>/dev/null; echo $?; true | false; echo $?; "
+    "exit codes": "true; echo $?; false; echo $?; (exit 42); echo $?; sh -c 'kill -9 $$'; echo $?; "
+                  "sh -c 'kill -TERM $$'; "
+                  "echo $?; nosuchprogram 2>/dev/null; echo $?; /etc/passwd 2>/dev/null; echo $?; true | false; "
+                  "echo $?; "
                   "false | true; echo $?; ! false; echo $?; exit 9",
     "subshells": "x=1; (x=2; echo $x; (x=3; echo $x)); echo $x; { x=4; }; echo $x; cd /; (cd /etc; pwd); pwd; "
                  "(exit 3) || echo $?; echo $(echo $(echo $(echo deep)))",
     "here-documents": "cat <<E\nline $((1+1))\n$(echo sub)\nE\ncat <<'E'\n$raw\nE\ntr a-z A-Z <<E | rev\nabc\nE\n",
     "traps": "trap 'echo exit $?' EXIT; trap 'echo usr1' USR1; trap '' USR2; kill -USR1 $$; kill -USR2 $$; "
              "(trap - USR2; echo sub); trap 'echo int' INT; kill -INT $$; sh -c 'kill -USR1 $PPID'; echo after; exit 5",
-    "background": "sleep 0.05 & p=$!; wait $p; echo $?; (exit 7) & wait $!; echo $?; sh -c 'kill -9 $$' & wait $!; echo $?; "
-                  "for i in 1 2 3; do (sleep 0.$((i * 2)); echo $i) & done; wait; echo done; sleep 100 & kill $!; wait $!; echo $?",
-    "substitution": "a=$(seq 1 5); echo $a; b=`echo x; exit 3`; echo $? $b; for i in $(seq 20); do n=$(expr $i \\* 2); done; "
+    "background": "sleep 0.05 & p=$!; wait $p; echo $?; (exit 7) & wait $!; echo $?; sh -c 'kill -9 $$' & wait $!; "
+                  "echo $?; "
+                  "for i in 1 2 3; do (sleep 0.$((i * 2)); echo $i) & done; wait; echo done; sleep 100 & kill $!; "
+                  "wait $!; echo $?",
+    "substitution": "a=$(seq 1 5); echo $a; b=`echo x; exit 3`; echo $? $b; for i in $(seq 20); "
+                    "do n=$(expr $i \\* 2); done; "
                     "echo $n; echo \"$(cat <<E\nin $(echo in)\nE\n)\"",
-    "set -e": "set -e; false || echo kept; if false; then :; fi; ! true || :; (echo sub; false; echo no) || echo rescued; "
+    "set -e": "set -e; false || echo kept; if false; then :; fi; ! true || :; (echo sub; false; "
+              "echo no) || echo rescued; "
               "sh -c 'set -e; false; echo no' || echo $?; false; echo not reached",
     "redirections": "d=$(mktemp -d); cd $d; exec 3>f; echo three >&3; exec 3>&-; cat f; exec 4<f; read x <&4; echo $x; "
-                    "{ echo out; echo err >&2; } 2>&1 | sort; ls nosuch 2>/dev/null || echo failed; echo a >g; echo b >>g; "
-                    "cat g; : >g; wc -c <g; echo x | tee h | cat; cat h; exec >last; echo hidden; exec >&2; cd /; rm -r $d",
-    "loops": "i=0; while [ $i -lt 30 ]; do /bin/true; i=$((i+1)); done; echo $i; seq 5 | while read n; do echo $((n*n)); done; "
+                    "{ echo out; echo err >&2; } 2>&1 | sort; ls nosuch 2>/dev/null || echo failed; echo a >g; "
+                    "echo b >>g; "
+                    "cat g; : >g; wc -c <g; echo x | tee h | cat; cat h; exec >last; echo hidden; exec >&2; cd /; "
+                    "rm -r $d",
+    "loops": "i=0; while [ $i -lt 30 ]; do /bin/true; i=$((i+1)); done; echo $i; seq 5 | while read n; "
+             "do echo $((n*n)); done; "
              "for f in /etc/host*; do basename $f; done | sort | head -2",
-    "umask and cwd": "umask 027; sh -c umask; cd /usr; sh -c pwd; (cd lib && sh -c pwd); ulimit -n 100; sh -c 'ulimit -n'",
+    "umask and cwd": "umask 027; sh -c umask; cd /usr; sh -c pwd; (cd lib && sh -c pwd); ulimit -n 100; "
+                     "sh -c 'ulimit -n'",
 }
 BASH = {
-    "arrays and process substitution": "a=(x y z); echo ${#a[@]} ${a[1]}; diff <(seq 3) <(seq 4); cat <(echo one) <(echo two); "
+    "arrays and process substitution": "a=(x y z); echo ${#a[@]} ${a[1]}; diff <(seq 3) <(seq 4); "
+                                       "cat <(echo one) <(echo two); "
                                        "echo hi > >(cat); wait; read -r x < <(echo red); echo $x",
-    "pipefail and PIPESTATUS": "set -o pipefail; false | true; echo $?; true | (exit 3) | (exit 4) | true; echo ${PIPESTATUS[@]}; "
+    "pipefail and PIPESTATUS": "set -o pipefail; false | true; echo $?; true | (exit 3) | (exit 4) | true; "
+                               "echo ${PIPESTATUS[@]}; "
                                "seq 100000 | head -1; echo $?",
-    "coproc, mapfile, wait -n": "coproc C { while read x; do echo got $x; done; }; echo a >&${C[1]}; read y <&${C[0]}; echo $y; "
-                                "eval \"exec ${C[1]}>&-\"; wait; mapfile -t m < <(seq 4); echo ${m[@]}; (exit 5) & wait -n; echo $?",
-    "traps": "trap 'echo CHLD' CHLD; set -m; (exit 1) & wait; trap - CHLD; trap 'echo ERR $?' ERR; false; trap 'echo DEBUG' DEBUG; "
+    "coproc, mapfile, wait -n": "coproc C { while read x; do echo got $x; done; }; echo a >&${C[1]}; "
+                                "read y <&${C[0]}; echo $y; "
+                                "eval \"exec ${C[1]}>&-\"; wait; mapfile -t m < <(seq 4); echo ${m[@]}; "
+                                "(exit 5) & wait -n; echo $?",
+    "traps": "trap 'echo CHLD' CHLD; set -m; (exit 1) & wait; trap - CHLD; trap 'echo ERR $?' ERR; false; "
+             "trap 'echo DEBUG' DEBUG; "
              ":; trap - DEBUG; echo $BASHPID $$ | awk '{print $1==$2}'; f() { trap 'echo ret' RETURN; }; f",
-    "many": "for i in {1..40}; do (exit $i) & p[$i]=$!; done; s=0; for i in {1..40}; do wait ${p[$i]}; s=$((s+$?)); done; echo $s",
+    "many": "for i in {1..40}; do (exit $i) & p[$i]=$!; done; s=0; for i in {1..40}; do wait ${p[$i]}; "
+            "s=$((s+$?)); done; echo $s",
 }
 
 
@@ -152,7 +168,8 @@ def small_tools():
     same(["find", "/etc", "-maxdepth", "1", "-name", "host*", "-exec", "basename", "{}", ";"])
     same(["sh", "-c", "seq 1 40 | xargs -n1 -P4 sh -c 'echo $(($1 * 2))' x | sort -n"])
     same(["sh", "-c", "find /etc -maxdepth 1 -name 'p*' -print0 | xargs -0 -n2 echo | wc -l; xargs false </etc/hostname; echo $?"])
-    same(["sh", "-c", "timeout 0.2 sleep 10; echo $?; timeout 5 sh -c 'exit 3'; echo $?; timeout -s KILL 0.2 sleep 10; echo $?; "
+    same(["sh", "-c", "timeout 0.2 sleep 10; echo $?; timeout 5 sh -c 'exit 3'; echo $?; "
+          "timeout -s KILL 0.2 sleep 10; echo $?; "
           "timeout -k 0.1 0.2 sh -c 'trap \"\" TERM; while :; do sleep 0.05; done'; echo $?"])
     same(["env", "-i", "A=1", "/usr/bin/env"])
     same(["sh", "-c", "nice -n 5 nice; nice -n 3 sh -c 'nice'; nohup echo out 2>/dev/null; setsid -w echo session; "
@@ -192,11 +209,15 @@ def make_project():
 @test
 def git_repository():
     need("git")
-    script = ("set -e; git init -q -b main r; cd r; git config user.name a; git config user.email a@b; git config gc.auto 0; "
-              "for i in 1 2 3; do seq 1 $((i * 1000)) >f; echo $i >g$i; git add .; git commit -q -m \"c$i\" --date=2020-01-01T00:00Z; "
+    script = ("set -e; git init -q -b main r; cd r; git config user.name a; git config user.email a@b; "
+              "git config gc.auto 0; "
+              "for i in 1 2 3; do seq 1 $((i * 1000)) >f; echo $i >g$i; git add .; "
+              "git commit -q -m \"c$i\" --date=2020-01-01T00:00Z; "
               "done; git log --format=%s; git status --short; git branch b; git checkout -q b; echo b >b; git add b; "
-              "git commit -q -m b; git checkout -q main; echo m >m; git add m; git commit -q -m m; git merge -q -m merge b; "
-              "ls; cd ..; git clone -q r c; cd c; git log --format=%s | wc -l; git diff HEAD~1 --stat; git gc -q; git fsck; "
+              "git commit -q -m b; git checkout -q main; echo m >m; git add m; git commit -q -m m; "
+              "git merge -q -m merge b; "
+              "ls; cd ..; git clone -q r c; cd c; git log --format=%s | wc -l; git diff HEAD~1 --stat; git gc -q; "
+              "git fsck; "
               "git grep -c 100 f; git stash list; git archive HEAD | tar t; cd ../r; git pull -q ../c main; git rev-parse HEAD^{tree}")
     got = []
     for run in (outside, inside):
@@ -428,8 +449,10 @@ def nginx():
         with open(os.path.join(d, "www/big"), "wb") as f:
             f.write(body)
         conf = (f"daemon off; master_process on; worker_processes 2; pid {d}/pid; error_log {d}/error.log; user root;\n"
-                "events { worker_connections 64; }\nhttp { access_log off; client_body_temp_path DIR/t1; proxy_temp_path DIR/t2; "
-                "fastcgi_temp_path DIR/t3; uwsgi_temp_path DIR/t4; scgi_temp_path DIR/t5;\nserver { listen 127.0.0.1:PORT; root DIR/www; "
+                "events { worker_connections 64; }\nhttp { access_log off; client_body_temp_path DIR/t1; "
+                "proxy_temp_path DIR/t2; "
+                "fastcgi_temp_path DIR/t3; uwsgi_temp_path DIR/t4; "
+                "scgi_temp_path DIR/t5;\nserver { listen 127.0.0.1:PORT; root DIR/www; "
                 "location /v { return 200 'VERSION'; } } }\n").replace("DIR", d).replace("PORT", str(port))
         path = write(d, "nginx.conf", conf.replace("VERSION", "one"))
         with lib.Server(lib.pvm(["nginx", "-p", d, "-c", path], *options(d)), port, cwd=d, stop=signal.SIGQUIT) as s:

@@ -359,7 +359,7 @@ static void test_noise(void)
 
 	for (int i = 0; i < 60; i++) {
 		struct patch_range fn = { 0x400000, 0x400000 + N, 0 };
-		struct patch_hints h = { &fn, 1 };
+		struct patch_hints h = { .fn = &fn, .n = 1 };
 		struct patch_plan plan;
 
 		for (unsigned k = 0; k < N; k++)
@@ -520,7 +520,7 @@ static bool snippet_test(const struct snippet *sn, bool strict)
 {
 	uint64_t gva = (uint64_t)(page + CODE), in[NREGS];
 	struct patch_range fn = { gva, gva + sn->n + sizeof(exit_code), PATCH_FN_UNWIND };
-	struct patch_hints h = { &fn, 1 };
+	struct patch_hints h = { .fn = &fn, .n = 1 };
 	struct patch_plan plan;
 	static uint64_t pc_before[2][STEPS_MAX], pc_after[STEPS_MAX];
 	struct result before[2], after[2];
@@ -778,7 +778,7 @@ static void test_restorer(void)
 {
 	static const uint8_t code[] = { 0x90, 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05, 0x90, 0x90 };
 	struct patch_range fn = { 0x1000, 0x1000 + sizeof(code), 0 };
-	struct patch_hints h = { &fn, 1 };
+	struct patch_hints h = { .fn = &fn, .n = 1 };
 	struct patch_plan plan;
 
 	patch_scan(code, sizeof(code), 0x1000, &h, &plan);
@@ -794,7 +794,7 @@ static void test_bounds(void)
 {
 	static const uint8_t two[] = { MOV_NR, SYSCALL, MOV_NR, SYSCALL };
 	struct patch_range fn[2] = { { 0x1000, 0x1005, 0 }, { 0x1005, 0x1007, 0 } };
-	struct patch_hints h = { fn, 2 };
+	struct patch_hints h = { .fn = fn, .n = 2 };
 	struct patch_plan plan;
 	struct kx_site wild;
 

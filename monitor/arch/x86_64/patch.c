@@ -526,7 +526,7 @@ static int region_scan(struct scan *s, unsigned p, unsigned q, uint32_t lo, uint
 		if (s->n >= KX_SITES_MAX)
 			continue;
 		/* An executable segment can begin with relocations and strings and end with constants. */
-		if (!fn && s->known && (sys < s->code_lo || sys >= s->code_hi))
+		if (s->known && (sys < s->code_lo || sys >= s->code_hi))
 			continue;
 		/* Where unwind tables tell of most of the code, a gap between functions is as likely a table of data. */
 		if (!fn && s->unwound > (s->code_hi - s->code_lo) / 2)
@@ -933,6 +933,14 @@ int patch_scan(const uint8_t *text, size_t len, uint64_t gva, const struct patch
 		s.code_hi = hi > s.code_hi ? hi : s.code_hi;
 		if (hints->fn[i].flags & PATCH_FN_UNWIND)
 			s.unwound += hi - lo;
+	}
+	if (hints && hints->code_end > hints->code_start && hints->code_end > gva) {
+		/* The section table knows best, and it can only narrow what is looked at. */
+		uint64_t lo = hints->code_start > gva ? hints->code_start - gva : 0, hi = hints->code_end - gva;
+
+		s.code_hi = !s.known || hi < s.code_hi ? (hi < len ? hi : len) : s.code_hi;
+		s.code_lo = !s.known || lo > s.code_lo ? (lo < len ? lo : len) : s.code_lo;
+		s.known = true;
 	}
 	memset(plan, 0, sizeof(*plan));
 	if (len >= 0x7fff0000)
@@ -1534,6 +1542,29 @@ static int hints_collect(struct img *im, const Elf64_Ehdr *eh, uint64_t eh_hdr, 
 	return err < 0 ? err : 0;
 }
 
+/* From the first to the last executable section, when the file has a section table. */
+static void code_sections(const uint8_t *file, size_t len, const Elf64_Ehdr *eh, uint64_t bias, struct patch_hints *out)
+{
+	uint64_t lo = UINT64_MAX, hi = 0;
+
+	if (!eh->e_shnum || eh->e_shentsize != sizeof(Elf64_Shdr) || eh->e_shoff > len ||
+	    eh->e_shnum > (len - eh->e_shoff) / sizeof(Elf64_Shdr))
+		return;
+	for (unsigned i = 0; i < eh->e_shnum; i++) {
+		Elf64_Shdr sh;
+
+		memcpy(&sh, file + eh->e_shoff + i * sizeof(sh), sizeof(sh));
+		if (!(sh.sh_flags & SHF_EXECINSTR) || !sh.sh_size || sh.sh_addr + sh.sh_size < sh.sh_addr)
+			continue;
+		lo = sh.sh_addr < lo ? sh.sh_addr : lo;
+		hi = sh.sh_addr + sh.sh_size > hi ? sh.sh_addr + sh.sh_size : hi;
+	}
+	if (lo < hi) {
+		out->code_start = lo + bias;
+		out->code_end = hi + bias;
+	}
+}
+
 int patch_hints_from_elf(const uint8_t *file, size_t len, uint64_t load_bias, struct patch_hints *out)
 {
 	struct img im = { .p = file, .len = len };
@@ -1567,6 +1598,7 @@ int patch_hints_from_elf(const uint8_t *file, size_t len, uint64_t load_bias, st
 			im.exec_bytes += ph.p_filesz;
 	}
 	err = hints_collect(&im, &eh, eh_hdr, dynamic);
+	code_sections(file, len, &eh, load_bias, out);
 	if (err || !im.n) {
 		free(im.fn);
 		return err;

@@ -37,6 +37,7 @@ struct patch_range {
 struct patch_hints {
 	struct patch_range *fn;
 	unsigned n;
+	uint64_t code_start, code_end; /* guest addresses of the executable sections; 0, 0 = not known */
 };
 
 struct patch_tail; /* private: how to emit a site */

@@ -233,7 +233,7 @@ static void sweep(const struct row *r, long (*call)(unsigned, const uint64_t *),
 				a[k] = r->arg[k].kind == KX_A_FD || r->arg[k].kind == KX_A_ATFD ? (uint64_t)-1
 												: (uint64_t)none;
 			a[i] = values[v];
-			if ((r->flags & KX_F_BLOCK) && r->arg[i].kind == KX_A_FD && values[v] < 3)
+			if ((r->arg[i].kind == KX_A_FD || r->arg[i].kind == KX_A_ATFD) && values[v] < 3)
 				continue;
 			one(r, a, call);
 			/* the monitor's own descriptors */
@@ -281,7 +281,9 @@ int main(int argc, char **argv)
 			continue;
 		/* nothing random may name the memory that we live in */
 		for (int k = 0; k < 6; k++)
-			if (r->arg[k].kind >= KX_A_OUT && r->arg[k].kind <= KX_A_PTR && a[k] > 4096)
+			if (r->arg[k].kind == KX_A_FD || r->arg[k].kind == KX_A_ATFD)
+				a[k] = (uint32_t)a[k] < 3 ? (uint64_t)-1 : a[k];
+			else if (r->arg[k].kind >= KX_A_OUT && r->arg[k].kind <= KX_A_PTR && a[k] > 4096)
 				a[k] = values[rnd() % nr_values];
 		one(r, a, in_pvm && (rnd() & 1) ? by_port : by_syscall);
 	}

@@ -707,6 +707,39 @@ static void vforks(void)
 	check(good == 50, "vfork: 50 in a row");
 }
 
+/* A child of vfork that is killed in the middle of anything leaves its parent whole. */
+static void vfork_kills(void)
+{
+	static volatile int *pid;
+	static volatile int i, good;
+	pid = shared(4096);
+	for (i = good = 0; i < 40; i++) {
+		*pid = 0;
+		pid_t killer = FORK({
+			while (!*pid)
+				usleep(100);
+			usleep(300 + i * 137 % 3000);
+			kill(*pid, SIGKILL);
+		});
+		pid_t p = vfork();
+		if (!p) {
+			*pid = syscall(SYS_getpid);
+			for (;;) {
+				char *m = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+					       0);
+				mprotect(m, 4096, PROT_READ);
+				munmap(m, 1 << 20);
+			}
+		}
+		good += killed(status_of(p), SIGKILL) && fine(killer);
+	}
+	char *m = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	m[0] = 1;
+	munmap(m, 1 << 20);
+	check(good == 40 && fine(FORK(free(malloc(100000)))), "vfork: 40 children killed while they map memory");
+	munmap((void *)pid, 4096);
+}
+
 extern char **environ;
 static int spawn_status(posix_spawn_file_actions_t *fa, posix_spawnattr_t *at, const char *script)
 {
@@ -1735,6 +1768,7 @@ static const struct group {
 	    { "robust", robust },
 	    { "clones", clones },
 	    { "vforks", vforks },
+	    { "vfork_kills", vfork_kills },
 	    { "spawns", spawns },
 	    { "waits", waits },
 	    { "sigchld", sigchld },

@@ -117,7 +117,7 @@ __attribute__((format(printf, 1, 2))) static void fail(const char *fmt, ...)
 	failures++;
 }
 
-/* ---- calls ----------------------------------------------------------------------------------------------------- */
+/* ---- calls ---------------------------------------- */
 
 static struct kx_thread *area(void)
 {
@@ -156,7 +156,7 @@ static int64_t sys(uint64_t nr, const uint64_t a[6])
 #define SYS6(nr, ...) sys(nr, (const uint64_t[6]){ __VA_ARGS__ })
 #define HC(nr, ...) hcall(nr, (const uint64_t[6]){ __VA_ARGS__ })
 
-/* ---- memory that the calls get ------------------------------------------------------------------------------------ */
+/* ---- memory that the calls get ---------------------------------------- */
 
 static uint8_t *good, *guard, *readonly, *hole, *canary[4], *strings, *bad_pages;
 enum { P_ZERO, P_ONES, P_PTRS, P_LENS, P_RANDOM, NR_BAD };
@@ -286,7 +286,7 @@ static void fds_init(void)
 	nr_fd_good = LEN(fd_good);
 }
 
-/* ---- values ------------------------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------- */
 
 #define VALUES_MAX 160
 struct values {
@@ -609,7 +609,7 @@ static void restrain(const struct row *r, uint64_t a[6])
 		a[3] = 1 << 20;
 }
 
-/* ---- the sweep ----------------------------------------------------------------------------------------------------- */
+/* ---- the sweep ---------------------------------------- */
 
 static void on_alarm(int s) { (void)s; }
 
@@ -892,7 +892,7 @@ static void unknown_calls(void)
 	}
 }
 
-/* ---- does the pVM still work? ---------------------------------------------------------------------------------------- */
+/* ---- does the pVM still work? ---------------------------------------- */
 
 static volatile sig_atomic_t got_signal;
 static void on_usr1(int s) { got_signal = s; }
@@ -979,7 +979,7 @@ static int sweep(int random_calls)
 	return failures ? 1 : 0;
 }
 
-/* ---- lies in the memory that LibOS and monitor share ------------------------------------------------------------------ */
+/* ---- lies in the memory that LibOS and monitor share ---------------------------------------- */
 
 static struct kx_thread *victim; /* the main thread's */
 static struct kx_shared *shared = (void *)KX_BOOT_BASE;
@@ -1276,7 +1276,7 @@ static int robust(void)
 	return failures != 0;
 }
 
-/* ---- ports -------------------------------------------------------------------------------------------------------------- */
+/* ---- ports ---------------------------------------- */
 
 static int in_children(int count, unsigned ms, void (*fn)(int))
 {
@@ -1362,7 +1362,7 @@ static void panic_try(int i)
 	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_PANIC));
 }
 
-/* ---- jumps and bytes ------------------------------------------------------------------------------------------------------ */
+/* ---- jumps and bytes ---------------------------------------- */
 
 /* Instructions that leave a nested hypervisor for the one below it, and their kin: none of ours runs them. */
 static bool forbidden(const uint8_t *p, size_t n)
@@ -1505,7 +1505,7 @@ static int tries(void (*fn)(int), uint64_t seed, int count)
 	return in_children(count, 1500, fn);
 }
 
-/* ---- modes ------------------------------------------------------------------------------------------------------------------ */
+/* ---- modes ---------------------------------------- */
 
 static const struct {
 	const char *name;
