@@ -226,8 +226,9 @@ void thread_release_all(void)
 	soon.tv_sec += 1;
 	if (pthread_mutex_timedlock(&pvm.thr_lock, &soon))
 		return;
+	/* Robust locks alone: a thread id that is cleared tells a joiner that its thread is gone, and it would go on. */
 	for (struct thread *t = pvm.threads; t; t = t->next)
-		thread_release_guest(t);
+		robust_exit(t);
 	pthread_mutex_unlock(&pvm.thr_lock);
 }
 

@@ -13,7 +13,7 @@ _Noreturn void thread_exit(struct thread *t, int status);
 struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint64_t tls, int *r);
 /* What exit and exec do to the guest's memory: robust locks, the thread id that a joiner waits for. */
 void thread_release_guest(struct thread *t);
-/* The same for every thread of a process that ends. */
+/* For a process that ends: the robust locks of every thread. */
 void thread_release_all(void);
 /* Back to the pool. Take all of it: only in a process with one thread. */
 void thread_pool_put(struct thread *t);
