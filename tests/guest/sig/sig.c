@@ -1064,7 +1064,7 @@ static void test_threads(void)
 
 /* ---- storm -------------------- */
 
-#define STORM 20000
+#define STORM 2000
 static volatile int rt_count, usr_count;
 static volatile bool rt_order_ok = true, storm_over, storm_bad;
 static volatile int rt_next;
