@@ -139,6 +139,9 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .is_child = pvm.is_child || t->pid != pvm.pid,
 				 .log_level = kx_log_level_find(pvm.cfg->log_level) };
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
+	st.xcr0 = pvm.xcr0;
+	st.kvm_run_size = pvm.kvm_run_size;
+	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
 	int fd = memfd_create("kylinx-exec", MFD_CLOEXEC);
@@ -147,9 +150,9 @@ static int state_write(const char *program, int program_fd, const struct strings
 	if ((fd = fd_hide(fd)) < 0)
 		return fd;
 	int r;
-	if ((r = write_all(fd, &st, sizeof st)) || (r = write_all(fd, name, strlen(name) + 1)) ||
-	    (r = write_all(fd, program, strlen(program) + 1)) || (r = write_all(fd, argv->buf, argv->len)) ||
-	    (r = write_all(fd, envp->buf, envp->len))) {
+	if ((r = write_all(fd, &st, sizeof st)) || (r = write_all(fd, pvm.cpuid, st.cpuid_bytes)) ||
+	    (r = write_all(fd, name, strlen(name) + 1)) || (r = write_all(fd, program, strlen(program) + 1)) ||
+	    (r = write_all(fd, argv->buf, argv->len)) || (r = write_all(fd, envp->buf, envp->len))) {
 		close(fd);
 		return r;
 	}
@@ -286,7 +289,7 @@ out:
 
 /* ---- arriving ---------------------------------------------------------------------------------------------------- */
 
-int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kx_err *err);
+int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kvm_cpuid2 *cpuid, struct kx_err *err);
 
 int exec_resume(int fd, struct kx_err *err)
 {
@@ -301,7 +304,8 @@ int exec_resume(int fd, struct kx_err *err)
 	if (st->magic != EXEC_MAGIC || st->size != sizeof *st)
 		return kx_err_set(err, EINVAL, EXEC_NAME ": state of another version (run `kylinx run`)");
 	close(fd);
-	char *s = p + sizeof *st;
+	struct kvm_cpuid2 *cpuid = (struct kvm_cpuid2 *)(p + sizeof *st);
+	char *s = p + sizeof *st + st->cpuid_bytes;
 	cfg.name = *s ? s : NULL;
 	s += strlen(s) + 1;
 	cfg.program = s;
@@ -321,5 +325,5 @@ int exec_resume(int fd, struct kx_err *err)
 	cfg.cpus = st->cpus;
 	cfg.strace = st->strace;
 	cfg.log_level = levels[st->log_level & 3];
-	return pvm_resume(&cfg, st, err);
+	return pvm_resume(&cfg, st, cpuid, err);
 }

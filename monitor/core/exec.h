@@ -19,7 +19,10 @@ struct exec_state {
 	int32_t cpus;
 	uint8_t strace, is_child, log_level, stats_kept;
 	struct rlimit limits[16];
-	/* then NUL-terminated: name, program, argv..., envp... */
+	uint64_t xcr0;
+	int32_t kvm_run_size;
+	uint32_t cpuid_bytes;
+	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */
 };
 
 /* Read the state and run; returns only on failure. */

@@ -122,9 +122,10 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 		r = gmem_fork_child();
 	if (!r)
 		r = vcpu_create(t);
-	if (!r && (ioctl(t->vcpu_fd, KVM_SET_SREGS, sregs) < 0 || ioctl(t->vcpu_fd, KVM_SET_REGS, regs) < 0 ||
-		   ioctl(t->vcpu_fd, KVM_SET_XSAVE, xsave) < 0))
+	if (!r && ioctl(t->vcpu_fd, KVM_SET_XSAVE, xsave) < 0)
 		r = -errno;
+	if (!r)
+		vcpu_set_regs(t, regs, sregs);
 	if (r) {
 		kx_log(KX_LOG_ERROR, "fork", "no VM for a child: %s", err.code ? err.msg : strerror(-r));
 		pvm_die_by_signal(SIGKILL);

@@ -214,8 +214,8 @@ static int machine_init(struct kx_err *err)
 	return 0;
 }
 
-/* Everything is loaded: let the first thread run. Returns only on failure. */
-static int start_program(const struct load_result *start, uint64_t mask, struct kx_err *err)
+/* Everything is loaded: let the first thread run. */
+static _Noreturn void start_program(const struct load_result *start, uint64_t mask)
 {
 	struct thread *t = self;
 	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
@@ -228,9 +228,7 @@ static int start_program(const struct load_result *start, uint64_t mask, struct 
 	prctl(PR_SET_NAME, pvm.comm);
 	t->area->sigmask = mask; /* inherited, as across exec */
 	sig_init();
-	int r = vcpu_start_state(t, 0);
-	if (r)
-		return kx_err_set(err, -r, "vCPU: cannot be set up: %s (use a current kernel)", strerror(-r));
+	vcpu_start_state(t, 0);
 	sig_thread_start(t);
 	vcpu_loop(t);
 	pvm_panic("the first thread left its loop");
@@ -278,17 +276,17 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
 	if ((r = seccomp_enter(err)))
 		return r;
-	return start_program(&start, mask, err);
+	start_program(&start, mask);
 }
 
-int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kx_err *err)
+int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kvm_cpuid2 *cpuid, struct kx_err *err)
 {
 	struct load_result start;
 	struct load_plan *plan;
 	int r;
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
-	pvm.kvm_fd = st->kvm_fd;
+	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
 	pvm.proc_fd = st->proc_fd;
 	pvm.exe_fd = st->exe_fd;
 	pvm.log_fd = st->log_fd;
@@ -302,7 +300,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
-	if ((r = family_init(st->family_fd, err)) || (r = vm_open(err)) || (r = machine_init(err)))
+	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
 	vfs_init();
 	limits_import(st->limits);
@@ -316,5 +314,5 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	if (st->program_fd >= 0)
 		close(st->program_fd);
 	setrlimit(RLIMIT_NOFILE, &st->limits[RLIMIT_NOFILE]);
-	return start_program(&start, st->sigmask, err);
+	start_program(&start, st->sigmask);
 }

@@ -300,12 +300,11 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 	t->area->resume = p->area->resume;
 	t->area->sigmask = p->area->sigmask;
 	*r = vcpu_copy_fpu(t, p);
-	if (!*r)
-		*r = vcpu_start_state(t, set_tls ? tls : vcpu_fs_base(p));
 	if (*r) {
 		thread_pool_put(t);
 		return NULL;
 	}
+	vcpu_start_state(t, set_tls ? tls : vcpu_fs_base(p));
 	return t;
 }
 

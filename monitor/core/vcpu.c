@@ -38,12 +38,13 @@
 
 static uint64_t block_of[KX_AREA_MAX];
 static struct kvm_segment user_cs, user_ss;
+static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion on */
 
 /* ---- making -------------------------------------------------------------------------------------------------- */
 
 int vm_open(struct kx_err *err)
 {
-	int fd = pvm.kvm_fd >= 0 ? pvm.kvm_fd : open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
 			return kx_err_set(err, errno,
@@ -87,6 +88,14 @@ int vm_open(struct kx_err *err)
 	}
 	pvm.cpuid = c;
 	return 0;
+}
+
+void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cpuid)
+{
+	pvm.kvm_fd = kvm_fd;
+	pvm.kvm_run_size = kvm_run_size;
+	pvm.xcr0 = xcr0;
+	pvm.cpuid = cpuid;
 }
 
 int vm_create(struct kx_err *err)
@@ -135,39 +144,45 @@ static int vcpu_block(int index)
 	return 0;
 }
 
-static int vcpu_fixed_state(struct thread *t)
+/* Segments, tables and control registers of t's vCPU, apart from what the program can change: fs. */
+static void fixed_sregs(struct thread *t, struct kvm_sregs *s)
 {
-	struct kvm_sregs s;
 	uint64_t gpa = block_of[t->index];
-	if (ioctl(t->vcpu_fd, KVM_SET_CPUID2, pvm.cpuid) < 0 || ioctl(t->vcpu_fd, KVM_GET_SREGS, &s) < 0)
-		return -errno;
-	struct kvm_segment cs = {
-		.limit = 0xffffffff, .selector = CS_USER, .present = 1, .type = 11, .dpl = 3, .s = 1, .l = 1, .g = 1
-	};
 	struct kvm_segment ds = {
 		.limit = 0xffffffff, .selector = DS_USER, .present = 1, .type = 3, .dpl = 3, .s = 1, .db = 1, .g = 1
 	};
-	user_cs = s.cs = cs;
-	user_ss = s.ss = ds;
+	*s = initial_sregs;
+	s->cs = user_cs = (struct kvm_segment){
+		.limit = 0xffffffff, .selector = CS_USER, .present = 1, .type = 11, .dpl = 3, .s = 1, .l = 1, .g = 1
+	};
+	s->ss = user_ss = ds;
 	ds.selector = 0;
-	s.ds = s.es = s.fs = s.gs = ds;
-	s.gs.base = t->area_gva;
-	s.tr = (struct kvm_segment){ .base = GMEM_SYS_VA(gpa + BLOCK_TSS),
-				     .limit = TSS_IOMAP + 0x520 / 8,
-				     .selector = SEL_TSS,
-				     .present = 1,
-				     .type = 11 };
-	s.ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
-	s.gdt.base = GMEM_SYS_VA(gpa + BLOCK_GDT);
-	s.gdt.limit = 127;
-	s.idt.base = GMEM_SYS_VA(KX_SYS_BASE + GMEM_IDT);
-	s.idt.limit = 4095;
-	s.cr0 = CR0_PE_ET_NE_WP_AM_PG_MP;
-	s.cr3 = KX_SYS_BASE + GMEM_PML4;
-	s.cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE;
-	s.efer = EFER_SCE_LME_LMA_NXE;
-	if (ioctl(t->vcpu_fd, KVM_SET_SREGS, &s) < 0)
+	s->ds = s->es = s->fs = s->gs = ds;
+	s->gs.base = t->area_gva;
+	s->tr = (struct kvm_segment){ .base = GMEM_SYS_VA(gpa + BLOCK_TSS),
+				      .limit = TSS_IOMAP + 0x520 / 8,
+				      .selector = SEL_TSS,
+				      .present = 1,
+				      .type = 11 };
+	s->ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
+	s->gdt.base = GMEM_SYS_VA(gpa + BLOCK_GDT);
+	s->gdt.limit = 127;
+	s->idt.base = GMEM_SYS_VA(KX_SYS_BASE + GMEM_IDT);
+	s->idt.limit = 4095;
+	s->cr0 = CR0_PE_ET_NE_WP_AM_PG_MP;
+	s->cr3 = KX_SYS_BASE + GMEM_PML4;
+	s->cr4 = CR4_PAE | CR4_OSFXSR_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE;
+	s->efer = EFER_SCE_LME_LMA_NXE;
+}
+
+/* What stays as it is for the life of the vCPU. Each call on a vCPU loads and unloads it, which may be dear. */
+static int vcpu_fixed_state(struct thread *t)
+{
+	static bool known;
+	if (ioctl(t->vcpu_fd, KVM_SET_CPUID2, pvm.cpuid) < 0 ||
+	    (!known && ioctl(t->vcpu_fd, KVM_GET_SREGS, &initial_sregs) < 0))
 		return -errno;
+	known = true;
 	union {
 		struct kvm_msrs h;
 		uint8_t space[sizeof(struct kvm_msrs) + 3 * sizeof(struct kvm_msr_entry)];
@@ -209,21 +224,21 @@ int vcpu_create(struct thread *t)
 	return vcpu_fixed_state(t);
 }
 
-int vcpu_start_state(struct thread *t, uint64_t fs_base)
+void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs)
+{
+	t->run->s.regs.regs = *regs;
+	t->run->s.regs.sregs = *sregs;
+	t->run->kvm_dirty_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+}
+
+void vcpu_start_state(struct thread *t, uint64_t fs_base)
 {
 	struct kvm_sregs s;
 	struct kvm_regs r = { .rip = pvm.libos.exit, .rsp = t->area->frame, .rflags = 2 };
-	t->run->kvm_dirty_regs = 0; /* of a thread that ended in the middle of a fault */
 	t->at_user = false;
-	if (ioctl(t->vcpu_fd, KVM_GET_SREGS, &s) < 0)
-		return -errno;
-	s.cs = user_cs;
-	s.ss = user_ss;
+	fixed_sregs(t, &s);
 	s.fs.base = fs_base;
-	s.gs.base = t->area_gva;
-	if (ioctl(t->vcpu_fd, KVM_SET_SREGS, &s) < 0 || ioctl(t->vcpu_fd, KVM_SET_REGS, &r) < 0)
-		return -errno;
-	return 0;
+	vcpu_set_regs(t, &r, &s);
 }
 
 int vcpu_copy_fpu(struct thread *dst, struct thread *src)

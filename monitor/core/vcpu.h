@@ -6,12 +6,16 @@
 
 /* Open /dev/kvm and read what does not change: CPUID, sizes. Errors name the remedy. */
 int vm_open(struct kx_err *err);
+/* In a new monitor after exec: what vm_open() found out, from the old one. cpuid stays in use. */
+void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cpuid);
 /* Make this process's VM. Retries EINTR (a signal may be pending). */
 int vm_create(struct kx_err *err);
 /* Give t a vCPU: descriptor, run area, fixed registers. t->index and t->area are set. 0 or -errno. */
 int vcpu_create(struct thread *t);
+/* Let t's vCPU continue with these registers. They take effect with its next KVM_RUN, at no call of their own. */
+void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs);
 /* Set up t's vCPU to return to the program by the frame in t's area, with that FS base. */
-int vcpu_start_state(struct thread *t, uint64_t fs_base);
+void vcpu_start_state(struct thread *t, uint64_t fs_base);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */
 int vcpu_copy_fpu(struct thread *dst, struct thread *src);
 uint64_t vcpu_fs_base(struct thread *t);
