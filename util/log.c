@@ -18,6 +18,8 @@ void kx_log_init(enum kx_log_level level, int fd, const char *name)
 	log_name = name;
 }
 
+void kx_log_use(int fd) { log_fd = fd; }
+
 int kx_log_level_find(const char *name)
 {
 	for (int i = 0; name && i < 4; i++)

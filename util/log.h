@@ -14,6 +14,8 @@ struct kx_log_site {
 /* Lines above `level` are dropped; KX_LOG_WARN at start. fd: where to write; the caller keeps it open. name: put
  * after the pid, NULL = none; the caller keeps it. */
 void kx_log_init(enum kx_log_level level, int fd, const char *name);
+/* Write to fd from now on. */
+void kx_log_use(int fd);
 /* By name ("error", "warn", "info", "debug"), NULL = warn; -1 when there is no such level. */
 int kx_log_level_find(const char *name);
 

@@ -130,6 +130,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .trace_fd = pvm.cfg->strace ? strace_fd() : -1,
 				 .program_fd = program_fd,
 				 .fd_limit = pvm.fd_limit,
+				 .fd_max = pvm.fd_max,
 				 .argc = argv->n,
 				 .envc = envp->n,
 				 .memory = pvm.cfg->memory,

@@ -14,7 +14,7 @@
 struct exec_state {
 	uint32_t magic, size;
 	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, program_fd;
-	uint32_t fd_limit, argc, envc;
+	uint32_t fd_limit, fd_max, argc, envc;
 	uint64_t memory, sigmask;
 	int32_t cpus;
 	uint8_t strace, is_child, log_level, stats_kept;

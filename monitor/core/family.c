@@ -17,14 +17,12 @@ int family_init(int fd, struct kx_err *err)
 		if (fd < 0 || ftruncate(fd, size))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
-		if ((fd = fd_hide(fd)) < 0)
-			return kx_err_set(err, -fd, "family: no descriptor left (raise `ulimit -n`)");
 	}
 	table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (table == MAP_FAILED)
 		return kx_err_set(err, errno, "family: cannot map its table: %s (free some memory)", strerror(errno));
-	pvm.family_fd = fd;
-	return 0;
+	int r = fd_keep(&pvm.family_fd, fd);
+	return r ? kx_err_set(err, -r, "family: no descriptor left (raise `ulimit -n`)") : 0;
 }
 
 int family_add(pid_t pid)

@@ -195,7 +195,7 @@ int64_t hc_eperm(struct hcall *c)
 
 int64_t fd_result(int64_t fd)
 {
-	if (fd >= 0 && !fd_is_guest((int)fd)) {
+	if (fd >= 0 && !fd_admit((int)fd)) {
 		close((int)fd);
 		return -EMFILE;
 	}
@@ -248,6 +248,65 @@ int fd_hide(int fd)
 	fd_limit_drop();
 	close(fd);
 	return n < 0 ? -e : n;
+}
+
+/* Descriptors of the monitor's that stay, but those of vCPUs. */
+static int *kept[16];
+static unsigned nr_kept;
+
+int fd_keep(int *where, int fd)
+{
+	if ((fd = fd_hide(fd)) < 0)
+		return fd;
+	*where = fd;
+	for (unsigned i = 0; i < nr_kept; i++)
+		if (kept[i] == where)
+			return 0;
+	if (nr_kept == sizeof kept / sizeof kept[0]) {
+		close(fd);
+		return -EMFILE;
+	}
+	kept[nr_kept++] = where;
+	return 0;
+}
+
+static int fd_move(int *where)
+{
+	if (*where < 0)
+		return 0;
+	/* The filter lets the monitor's own file be executed by two numbers alone, and this is the second. */
+	int n = where == &pvm.exe_fd ? dup3(*where, (int)pvm.fd_max, O_CLOEXEC)
+				     : fcntl(*where, F_DUPFD_CLOEXEC, (int)pvm.fd_max + 1);
+	if (n < 0)
+		return -errno;
+	close(*where);
+	*where = n;
+	return 0;
+}
+
+int fd_grow(void)
+{
+	int r = 0;
+	if (pvm.fd_limit == pvm.fd_max)
+		return 0;
+	fd_limit_lift();
+	for (unsigned i = 0; i < nr_kept && !r; i++)
+		r = fd_move(kept[i]);
+	if (!r)
+		r = fd_move(&self->vcpu_fd);
+	fd_limit_drop();
+	kx_log_use(pvm.log_fd);
+	if (!r)
+		pvm.fd_limit = pvm.fd_max;
+	return r;
+}
+
+bool fd_admit(int fd)
+{
+	/* A message brings up to 253 descriptors at once. In a child of vfork the numbers are its parent's, too. */
+	if (fd >= 0 && (unsigned)fd + 256 >= pvm.fd_limit && (unsigned)fd < pvm.fd_max && my_pid() == pvm.pid)
+		fd_grow();
+	return fd_is_guest(fd);
 }
 
 int get_timespec(uint64_t gva, struct timespec *ts, struct timespec **out)

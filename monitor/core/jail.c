@@ -666,10 +666,8 @@ static int proc_keep(struct jail *j)
 		return fail(j, "/proc");
 	if (fs.f_type != PROC_SUPER_MAGIC)
 		return kx_err_set(j->err, ENODEV, "jail: /proc: not a procfs (mount -t proc proc /proc)");
-	if ((fd = fd_hide(fd)) < 0)
-		return kx_err_set(j->err, -fd, "jail: /proc: %s (raise `ulimit -n`)", strerror(-fd));
-	pvm.proc_fd = fd;
-	return 0;
+	int r = fd_keep(&pvm.proc_fd, fd);
+	return r ? kx_err_set(j->err, -r, "jail: /proc: %s (raise `ulimit -n`)", strerror(-r)) : 0;
 }
 
 static int root_switch(struct jail *j)

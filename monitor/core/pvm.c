@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pvm.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -34,6 +35,10 @@
  * fork copies it, so no more than programs need: those that raise their limit ask for some ten thousand. */
 #define FD_LIMIT_MAX 65536u
 #define FD_RESERVED 1024u
+/* Where they are at first. Each fork copies the table of descriptors up to the greatest in use: with tens of
+ * thousands that takes longer than all else of a fork. fd_grow() moves them when a program comes near, or gets a
+ * second thread. */
+#define FD_LIMIT_FIRST 1024u
 
 struct pvm pvm = { .mm_lock = PTHREAD_MUTEX_INITIALIZER,
 		   .thr_lock = PTHREAD_MUTEX_INITIALIZER,
@@ -116,6 +121,21 @@ _Noreturn void pvm_panic(const char *fmt, ...)
 
 /* ---- the start -------------------------------------------------------------------------------------------------- */
 
+/* The greatest descriptor that is open; without /proc, what cannot be excluded. */
+static unsigned fd_inherited(void)
+{
+	unsigned max = 0;
+	DIR *d = opendir("/proc/self/fd");
+	if (!d)
+		return FD_LIMIT_MAX;
+	for (struct dirent *e; (e = readdir(d));) {
+		unsigned fd = (unsigned)atoi(e->d_name);
+		max = fd > max ? fd : max;
+	}
+	closedir(d);
+	return max;
+}
+
 static int fd_limit_init(struct kx_err *err)
 {
 	struct rlimit r;
@@ -125,9 +145,10 @@ static int fd_limit_init(struct kx_err *err)
 				  "open files: the hard limit of %llu is too low (raise `ulimit -Hn` to 1024)",
 				  (unsigned long long)r.rlim_max);
 	unsigned reserved = r.rlim_max > 4 * FD_RESERVED ? FD_RESERVED : r.rlim_max / 4;
-	pvm.fd_limit = r.rlim_max - reserved > FD_LIMIT_MAX ? FD_LIMIT_MAX : r.rlim_max - reserved;
-	if (r.rlim_cur > pvm.fd_limit) {
-		r.rlim_cur = pvm.fd_limit;
+	pvm.fd_max = r.rlim_max - reserved > FD_LIMIT_MAX ? FD_LIMIT_MAX : r.rlim_max - reserved;
+	pvm.fd_limit = fd_inherited() < FD_LIMIT_FIRST && pvm.fd_max > FD_LIMIT_FIRST ? FD_LIMIT_FIRST : pvm.fd_max;
+	if (r.rlim_cur > pvm.fd_max) {
+		r.rlim_cur = pvm.fd_max;
 		setrlimit(RLIMIT_NOFILE, &r);
 	}
 	return 0;
@@ -248,12 +269,14 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 		return r;
 	/* A descriptor of its own: the program may close 2 and open something else there. */
 	int log_fd = fcntl(2, F_DUPFD_CLOEXEC, 3);
-	pvm.log_fd = log_fd < 0 ? -1 : fd_hide(log_fd);
+	if (log_fd >= 0)
+		fd_keep(&pvm.log_fd, log_fd);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	/* exec runs this program again, by this descriptor; its libraries come from the view, so the view must be the
 	 * host's own. */
-	if (!cfg->root && (pvm.exe_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)) >= 0)
-		pvm.exe_fd = fd_hide(pvm.exe_fd);
+	int exe_fd = cfg->root ? -1 : open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	if (exe_fd >= 0)
+		fd_keep(&pvm.exe_fd, exe_fd);
 	if ((r = family_init(-1, err)) || (r = family_add(pvm.pid)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
@@ -286,11 +309,14 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	int r;
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
-	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
-	pvm.proc_fd = st->proc_fd;
-	pvm.exe_fd = st->exe_fd;
-	pvm.log_fd = st->log_fd;
 	pvm.fd_limit = st->fd_limit;
+	pvm.fd_max = st->fd_max;
+	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
+	fd_keep(&pvm.proc_fd, st->proc_fd);
+	if (st->exe_fd >= 0)
+		fd_keep(&pvm.exe_fd, st->exe_fd);
+	if (st->log_fd >= 0)
+		fd_keep(&pvm.log_fd, st->log_fd);
 	pvm.is_child = st->is_child;
 	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,    pvm.log_fd,
 			     st->family_fd, st->trace_fd, st->program_fd };

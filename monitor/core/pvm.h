@@ -78,6 +78,7 @@ struct pvm {
 	int kvm_fd, vm_fd, proc_fd; /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
 	uint8_t *base;              /* host address of guest address 0 */
 	unsigned fd_limit;          /* descriptors >= this are the monitor's: EBADF to the guest */
+	unsigned fd_max;            /* what fd_limit can grow to: the hard limit that the guest sees */
 	const struct kx_config *cfg;
 	struct kx_shared *shared; /* host address of KX_BOOT_BASE */
 	struct kx_vvar *vvar;
@@ -138,6 +139,13 @@ long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 /* Move a descriptor of the monitor's out of the guest's range (close-on-exec). Takes ownership of fd also on
  * failure. Returns the new number or -errno. */
 int fd_hide(int fd);
+/* The same for a descriptor that stays: *where (static storage) follows when the guest's range grows. */
+int fd_keep(int *where, int fd);
+/* May fd, made just now or asked for, be the guest's? Moves the monitor's own further up when it is near them. */
+bool fd_admit(int fd);
+/* Give the guest its full range. Before the process gets a second thread: descriptors that are in use can't move.
+ * 0 or -errno. */
+int fd_grow(void);
 /* Around a call that makes a descriptor for the monitor: it must not fail because the guest has used up its own.
  * May be nested. forget: after exec or the end of a child of vfork, which had the same thread-local storage. */
 void fd_limit_lift(void);

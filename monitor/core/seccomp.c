@@ -184,12 +184,12 @@ static void emit_action(struct program *p, enum action a)
 		break;
 	}
 	case A_EXEC: { /* of the monitor itself, and nothing else */
-		const uint32_t self_fd[] = { (uint32_t)pvm.exe_fd };
+		const uint32_t self_fd[] = { (uint32_t)pvm.exe_fd, pvm.fd_max };
 		if (pvm.exe_fd < 0) {
 			emit_ret(p, SECCOMP_RET_KILL_PROCESS);
 			break;
 		}
-		emit_one_of(p, 0, self_fd, 1, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS);
+		emit_one_of(p, 0, self_fd, 2, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS);
 		break;
 	}
 	case A_IOCTL:

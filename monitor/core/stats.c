@@ -230,11 +230,7 @@ int stats_init(const char *file)
 
 	if (fd < 0)
 		return -errno;
-	fd = fd_hide(fd);
-	if (fd < 0)
-		return fd;
-	stats_fd = fd;
-	return 0;
+	return fd_keep(&stats_fd, fd);
 }
 
 void stats_write(const char *file)

@@ -1671,7 +1671,7 @@ const char *strace_call_name(uint64_t nr)
 }
 
 int strace_fd(void) { return __atomic_load_n(&trace_fd, __ATOMIC_RELAXED); }
-void strace_adopt(int fd) { trace_fd = fd; }
+void strace_adopt(int fd) { fd_keep(&trace_fd, fd); }
 
 int strace_init(const char *file)
 {
@@ -1680,11 +1680,7 @@ int strace_init(const char *file)
 
 	if (fd < 0)
 		return -errno;
-	fd = fd_hide(fd);
-	if (fd < 0)
-		return fd;
-	trace_fd = fd;
-	return 0;
+	return fd_keep(&trace_fd, fd);
 }
 
 void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const uint64_t arg[6], int64_t ret, int path,

@@ -19,7 +19,7 @@ int64_t hc_dup(struct hcall *c) { return fd_result(HC6(SYS_dup, (int)c->arg[0], 
 
 int64_t hc_dup2(struct hcall *c)
 {
-	if (!fd_is_guest((int)c->arg[1]))
+	if (!fd_admit((int)c->arg[1]))
 		return -EBADF;
 	return HC6(SYS_dup2, (int)c->arg[0], (int)c->arg[1], 0, 0, 0, 0);
 }
@@ -28,7 +28,7 @@ int64_t hc_dup3(struct hcall *c)
 {
 	if ((int)c->arg[2] & ~O_CLOEXEC)
 		return -EINVAL;
-	if (!fd_is_guest((int)c->arg[1]))
+	if (!fd_admit((int)c->arg[1]))
 		return (int)c->arg[0] == (int)c->arg[1] ? -EINVAL : -EBADF;
 	return HC6(SYS_dup3, (int)c->arg[0], (int)c->arg[1], (int)c->arg[2], 0, 0, 0);
 }
@@ -58,7 +58,7 @@ int64_t hc_pipe(struct hcall *c)
 	int64_t r = HC6(SYS_pipe2, fd, flags, 0, 0, 0, 0);
 	if (r < 0)
 		return r;
-	r = fd_is_guest(fd[0]) && fd_is_guest(fd[1]) ? 0 : -EMFILE;
+	r = fd_admit(fd[0]) && fd_admit(fd[1]) ? 0 : -EMFILE;
 	if (!r && guest_write(c->arg[0], fd, sizeof fd))
 		r = -EFAULT;
 	if (r) {
@@ -150,7 +150,7 @@ int64_t hc_fcntl(struct hcall *c)
 	switch (cmd) {
 	case F_DUPFD:
 	case F_DUPFD_CLOEXEC:
-		if (!fd_is_guest((int)arg))
+		if (!fd_admit((int)arg))
 			return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;
 		return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0));
 	case CMD_DUPFD_QUERY:

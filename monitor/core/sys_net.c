@@ -135,7 +135,7 @@ int64_t hc_socketpair(struct hcall *c)
 		r = HC6(SYS_socketpair, domain, type, protocol, sv, 0, 0);
 	if (r)
 		return r;
-	if (!fd_is_guest(sv[0]) || !fd_is_guest(sv[1]))
+	if (!fd_admit(sv[0]) || !fd_admit(sv[1]))
 		r = -EMFILE;
 	else
 		r = guest_write(c->arg[3], sv, sizeof sv);
@@ -351,7 +351,7 @@ static bool cmsg_fds_ok(const struct cmsghdr *cm)
 {
 	if (is_scm(cm, SCM_RIGHTS) || is_scm(cm, SCM_PIDFD_NR))
 		for (unsigned i = 0; i < cmsg_fds(cm); i++)
-			if (cmsg_fd(cm, i) >= 0 && !fd_is_guest(cmsg_fd(cm, i)))
+			if (cmsg_fd(cm, i) >= 0 && !fd_admit(cmsg_fd(cm, i)))
 				return false;
 	return true;
 }

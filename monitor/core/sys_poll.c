@@ -118,7 +118,7 @@ static int64_t poll_common(struct hcall *c, struct timespec *ts, const struct te
 {
 	uint32_t n = (uint32_t)c->arg[1];
 	struct pollfd few[2 * FEW_FDS], *p = few;
-	if (n > pvm.fd_limit) /* the kernel's own bound, RLIMIT_NOFILE, is not above */
+	if (n > pvm.fd_max) /* the kernel's own bound, RLIMIT_NOFILE, is not above */
 		return -EINVAL;
 	if (n > FEW_FDS) {
 		p = malloc(2 * n * sizeof *p);
@@ -178,7 +178,7 @@ static int sets_get(struct hcall *c, struct fd_sets *s)
 	s->many = NULL;
 	if (n < 0)
 		return -EINVAL;
-	s->n = (unsigned)n < pvm.fd_limit ? (unsigned)n : pvm.fd_limit;
+	s->n = (unsigned)n < pvm.fd_max ? (unsigned)n : pvm.fd_max;
 	unsigned words = (s->n + 63) / 64;
 	s->bytes = words * 8;
 	if (s->n > FEW_BITS) {

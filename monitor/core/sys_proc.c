@@ -127,8 +127,8 @@ static void limit_get(int resource, struct rlimit *out)
 	}
 	HC6(SYS_prlimit64, 0, resource, 0, out, 0, 0);
 	if (resource == RLIMIT_NOFILE) {
-		if (out->rlim_max > pvm.fd_limit)
-			out->rlim_max = pvm.fd_limit;
+		if (out->rlim_max > pvm.fd_max)
+			out->rlim_max = pvm.fd_max;
 		if (out->rlim_cur > out->rlim_max)
 			out->rlim_cur = out->rlim_max;
 	}
@@ -164,7 +164,7 @@ static int64_t limit_set(int resource, const struct rlimit *old, const struct rl
 		return 0;
 	}
 	if (resource == RLIMIT_NOFILE) {
-		if (n.rlim_max > pvm.fd_limit)
+		if (n.rlim_max > pvm.fd_max)
 			return -EPERM; /* as when it is above fs.nr_open */
 		struct rlimit host;
 		HC6(SYS_prlimit64, 0, resource, 0, &host, 0, 0);

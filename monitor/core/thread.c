@@ -310,7 +310,9 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 
 static int64_t thread_create(struct start *s)
 {
-	int r = 0;
+	int r = fd_grow();
+	if (r)
+		return -EAGAIN;
 	struct thread *t = thread_clone(s->parent, s->stack, s->flags & CLONE_SETTLS, s->tls, &r);
 	if (!t)
 		return r;

@@ -54,9 +54,10 @@ int vm_open(struct kx_err *err)
 			return kx_err_set(err, errno, "/dev/kvm: permission denied (add the user to the group kvm)");
 		return kx_err_set(err, errno, "/dev/kvm: %s", strerror(errno));
 	}
-	if ((fd = fd_hide(fd)) < 0)
-		return kx_err_set(err, -fd, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
-	pvm.kvm_fd = fd;
+	int r = fd_keep(&pvm.kvm_fd, fd);
+	if (r)
+		return kx_err_set(err, -r, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
+	fd = pvm.kvm_fd;
 	if (ioctl(fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
 		return kx_err_set(err, ENOTSUP, "/dev/kvm: not the KVM API version 12 (use a current kernel)");
 	if (ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_IMMEDIATE_EXIT) <= 0 ||
@@ -92,7 +93,7 @@ int vm_open(struct kx_err *err)
 
 void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cpuid)
 {
-	pvm.kvm_fd = kvm_fd;
+	fd_keep(&pvm.kvm_fd, kvm_fd);
 	pvm.kvm_run_size = kvm_run_size;
 	pvm.xcr0 = xcr0;
 	pvm.cpuid = cpuid;
@@ -108,9 +109,9 @@ int vm_create(struct kx_err *err)
 	fd_limit_drop();
 	if (fd < 0)
 		return kx_err_set(err, errno, "/dev/kvm: cannot make a VM: %s", strerror(errno));
-	if ((fd = fd_hide(fd)) < 0)
-		return kx_err_set(err, -fd, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
-	pvm.vm_fd = fd;
+	int r = fd_keep(&pvm.vm_fd, fd);
+	if (r)
+		return kx_err_set(err, -r, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
 	/* Needed by VMX without unrestricted guest only; harmless where it is not. */
 	ioctl(fd, KVM_SET_TSS_ADDR, 0xfffbd000ul);
 	return 0;

@@ -981,8 +981,8 @@ static int gen_limits(struct text *t, const char *host)
 		return r;
 	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
 		unsigned long long soft, hard;
-		if (sscanf(p, "Max open files %llu %llu", &soft, &hard) == 2 && hard > pvm.fd_limit)
-			text_printf(t, "%-25s %-20llu %-20u %-10s\n", "Max open files", soft, pvm.fd_limit, "files");
+		if (sscanf(p, "Max open files %llu %llu", &soft, &hard) == 2 && hard > pvm.fd_max)
+			text_printf(t, "%-25s %-20llu %-20u %-10s\n", "Max open files", soft, pvm.fd_max, "files");
 		else
 			text_add(t, p, (size_t)(eol + 1 - p));
 	}

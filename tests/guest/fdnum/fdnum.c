@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Numbers of descriptors where the monitor's own may be: the lowest free one is given, up to the limit; a number that
+ * the program chooses itself is its own; the same before and after threads, in children, across exec.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHECK(x) \
+	do { \
+		if (!(x)) { \
+			printf("FAIL %s:%d: %s (errno %d)\n", __func__, __LINE__, #x, errno); \
+			exit(1); \
+		} \
+	} while (0)
+
+static void raise_limit(rlim_t n)
+{
+	struct rlimit r;
+	CHECK(getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_max >= n);
+	r.rlim_cur = n;
+	CHECK(setrlimit(RLIMIT_NOFILE, &r) == 0);
+}
+
+static void check_write(int fd)
+{
+	CHECK(write(fd, "x", 1) == 1);
+	CHECK(fcntl(fd, F_GETFD) >= 0);
+}
+
+static void *thread(void *arg)
+{
+	check_write(*(int *)arg);
+	int fd = open("/dev/null", O_RDWR);
+	CHECK(fd >= 3);
+	close(fd);
+	return NULL;
+}
+
+static void threads(int fd)
+{
+	pthread_t t;
+	CHECK(pthread_create(&t, NULL, thread, &fd) == 0);
+	CHECK(pthread_join(t, NULL) == 0);
+}
+
+static void child(int fd, int spare)
+{
+	pid_t p = fork();
+	CHECK(p >= 0);
+	if (p == 0) {
+		check_write(fd);
+		if (spare >= 0)
+			close(spare); /* at the limit: what thread() opens */
+		threads(fd);
+		_exit(7);
+	}
+	int st;
+	CHECK(waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 7);
+}
+
+/* Numbers of one's own choice, in a child of its own so that each begins with few. */
+static void chosen(int n, int how)
+{
+	pid_t p = fork();
+	CHECK(p >= 0);
+	if (p == 0) {
+		int fd = open("/dev/null", O_RDWR), got = -1;
+		CHECK(fd >= 0);
+		if (how == 0)
+			got = dup2(fd, n);
+		else if (how == 1)
+			got = dup3(fd, n, O_CLOEXEC);
+		else
+			got = fcntl(fd, F_DUPFD, n);
+		CHECK(got == n);
+		CHECK(fcntl(n + 1, F_GETFD) == -1 && errno == EBADF);
+		check_write(n);
+		child(n, -1);
+		threads(n);
+		for (int i = 3; i < n + 2000; i++)
+			close(i);
+		CHECK((fd = open("/dev/null", O_RDWR)) == 3);
+		child(fd, -1);
+		threads(fd);
+		_exit(9);
+	}
+	int st;
+	CHECK(waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 9);
+}
+
+static int send_fds(int sock, const int *fds, int n)
+{
+	char buf[CMSG_SPACE(253 * sizeof(int))] = { 0 }, c = 0;
+	struct iovec v = { &c, 1 };
+	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = buf, .msg_controllen = CMSG_SPACE(n * 4) };
+	struct cmsghdr *cm = CMSG_FIRSTHDR(&h);
+	cm->cmsg_level = SOL_SOCKET;
+	cm->cmsg_type = SCM_RIGHTS;
+	cm->cmsg_len = CMSG_LEN(n * 4);
+	memcpy(CMSG_DATA(cm), fds, n * 4);
+	return sendmsg(sock, &h, 0);
+}
+
+static int receive_fds(int sock, int *fds)
+{
+	char buf[CMSG_SPACE(253 * sizeof(int))] = { 0 }, c;
+	struct iovec v = { &c, 1 };
+	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = buf, .msg_controllen = sizeof buf };
+	CHECK(recvmsg(sock, &h, 0) == 1 && !(h.msg_flags & MSG_CTRUNC));
+	struct cmsghdr *cm = CMSG_FIRSTHDR(&h);
+	int n = (cm->cmsg_len - CMSG_LEN(0)) / 4;
+	memcpy(fds, CMSG_DATA(cm), n * 4);
+	return n;
+}
+
+static void all_numbers(int limit)
+{
+	int sv[2], fds[253];
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0);
+	int next = sv[1] + 1;
+	CHECK(sv[0] == 3 && sv[1] == 4);
+	while (next < 900) {
+		CHECK(open("/dev/null", O_RDWR) == next);
+		next++;
+	}
+	for (int i = 0; i < 253; i++)
+		fds[i] = 10 + i;
+	CHECK(send_fds(sv[0], fds, 253) == 1);
+	CHECK(receive_fds(sv[1], fds) == 253);
+	for (int i = 0; i < 253; i++)
+		CHECK(fds[i] == next++);
+	while (next < limit) {
+		int pair[2];
+		if (next % 3 || next + 1 >= limit) {
+			CHECK(open("/dev/null", O_RDWR) == next);
+			next++;
+		} else {
+			CHECK(pipe(pair) == 0 && pair[0] == next && pair[1] == next + 1);
+			next += 2;
+		}
+	}
+	CHECK(open("/dev/null", O_RDWR) == -1 && errno == EMFILE);
+	check_write(fds[252]);
+	child(fds[252], 20);
+	close(20);       /* what thread() opens */
+	threads(fds[252]);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 2) { /* after exec */
+		int fd = atoi(argv[2]);
+		check_write(fd);
+		threads(fd);
+		child(fd, -1);
+		return 11;
+	}
+	closefrom(3);
+	raise_limit(4096);
+	for (int how = 0; how < 3; how++) {
+		chosen(1000, how);
+		chosen(1024, how);
+		chosen(1040, how);
+		chosen(3000, how);
+	}
+	puts("ok numbers of one's own choice");
+	pid_t p = fork();
+	CHECK(p >= 0);
+	if (p == 0) {
+		all_numbers(4096);
+		_exit(3);
+	}
+	int st;
+	CHECK(waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 3);
+	puts("ok the lowest free number, up to the limit");
+	for (int n = 500; n < 3000; n += 550) {
+		char num[16];
+		snprintf(num, sizeof num, "%d", n);
+		p = fork();
+		CHECK(p >= 0);
+		if (p == 0) {
+			int fd = open("/dev/null", O_RDWR);
+			CHECK(dup2(fd, n) == n);
+			execl("/proc/self/exe", argv[0], "exec", num, NULL);
+			_exit(1);
+		}
+		CHECK(waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 11);
+	}
+	puts("ok across exec");
+	puts("SUCCESS");
+	return 0;
+}
