@@ -15,6 +15,7 @@
 #include "load.h"
 #include "sig.h"
 #include "strace.h"
+#include "text.h"
 #include "thread.h"
 
 #define EXEC_MAGIC 0x6378784bu
@@ -142,6 +143,8 @@ static int state_write(const char *program, int program_fd, const struct strings
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	st.xcr0 = pvm.xcr0;
 	st.kvm_run_size = pvm.kvm_run_size;
+	st.text_fd = text_fd();
+	st.text_fd_ro = text_fd_ro();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -183,14 +186,8 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	snprintf(number, sizeof number, "%d", fd);
 	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
 	give_signals_back(t);
-	const int kept[] = { fd,
-			     pvm.kvm_fd,
-			     pvm.proc_fd,
-			     pvm.exe_fd,
-			     pvm.family_fd,
-			     pvm.log_fd,
-			     program_fd,
-			     pvm.cfg->strace ? strace_fd() : -1 };
+	const int kept[] = { fd,         text_fd(),     text_fd_ro(), pvm.kvm_fd, pvm.proc_fd,
+			     pvm.exe_fd, pvm.family_fd, pvm.log_fd,   program_fd, pvm.cfg->strace ? strace_fd() : -1 };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
 	thread_release_guest(t);

@@ -20,7 +20,7 @@ struct exec_state {
 	uint8_t strace, is_child, log_level, stats_kept;
 	struct rlimit limits[16];
 	uint64_t xcr0;
-	int32_t kvm_run_size;
+	int32_t kvm_run_size, text_fd, text_fd_ro;
 	uint32_t cpuid_bytes;
 	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */
 };

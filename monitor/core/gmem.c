@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
+#include "text.h"
 
 #define PAGE 4096ull
 #define MiB (1ull << 20)
@@ -536,15 +537,48 @@ static int load_bias(const uint8_t *file, uint64_t size, uint64_t off, uint64_t 
 	return -ENOENT;
 }
 
+/* x86 has no write-only and no execute-only pages; the host never executes guest memory. */
+static int host_prot(int prot)
+{
+	if (prot & PROT_WRITE)
+		return PROT_READ | PROT_WRITE;
+	return prot & (PROT_READ | PROT_EXEC) ? PROT_READ : PROT_NONE;
+}
+
+/* ---- patched text ------------------------------------------------------------------------------------------- */
+
+/* What becomes of an executable private file mapping. */
+struct text_use {
+	const struct text *shared; /* the family's patched copy of it */
+	struct patch_plan plan;    /* else: to be applied to the mapping itself, where n is not 0 */
+	uint64_t tramp, tramp_size;
+};
+
 /*
- * Patch the text at [gva, gva+len), which is mapped from fd at off and writable on the host just now. Failure is
- * no error: what is not patched takes the slow path.
+ * A place for trampolines. Directly below the image that the text belongs to, since then their distance depends on
+ * the file alone and other processes can use the same copy; else near, where a page table is already; else anywhere
+ * within reach.
  */
-static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
+static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t size)
+{
+	uint64_t image = gva > off ? gva - off : gva;
+	if (image > size + KX_USER_MIN && range_free(image - size, image))
+		return image - size;
+	uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
+	uint64_t high = gva + 2 * GiB - 64 * MiB - size;
+	if (high > KX_USER_END)
+		high = KX_USER_END;
+	uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
+	uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
+	return t ? t : find_free(low, high, size, PAGE);
+}
+
+/* Find the sites of a text that is going to be mapped at gva. Failure is no error: what is not patched takes the slow
+ * path. */
+static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct patch_plan *plan)
 {
 	struct stat st;
 	struct patch_hints hints = { 0 };
-	struct patch_plan plan = { 0 };
 	if (fstat(fd, &st) || st.st_size <= 0 || (uint64_t)st.st_size <= off)
 		return;
 	if (len > (uint64_t)st.st_size - off)
@@ -553,54 +587,158 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 	uint8_t *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	if (file == MAP_FAILED)
 		return;
-	const uint8_t *text = file + off;
 	/* Cheap first look: most libraries hold no site at all. */
-	bool any = memmem(text, len, "\x0f\x05", 2);
-	if (any) {
+	if (memmem(file + off, len, "\x0f\x05", 2)) {
 		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
 		uint64_t bias = 0;
 		if (load_bias(file, st.st_size, off, gva, &bias) == 0)
 			patch_hints_from_elf(file, st.st_size, bias, &hints);
+		patch_scan(file + off, len, gva, &hints, plan);
+		patch_hints_free(&hints);
 	}
-	if (any && patch_scan(text, len, gva, &hints, &plan) == 0) {
-		pvm.nr_sites_found += plan.found;
-		if (plan.n && nr_sites + plan.n <= KX_SITES_MAX) { /* as many as the LibOS can look up */
-			uint64_t size = ALIGN_UP((uint64_t)plan.tramp_bytes, PAGE);
-			uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
-			uint64_t high = gva + 2 * GiB - 64 * MiB - size;
-			if (high > KX_USER_END)
-				high = KX_USER_END;
-			/* Near first: in the same 2 MiB there is a page table already. */
-			uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
-			uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
-			if (!t)
-				t = find_free(low, high, size, PAGE);
-			if (t && region_reserve(3) == 0 && pt_set(t, t + size, true, true) == 0 &&
-			    mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-				 0) != MAP_FAILED) {
-				memset(gva_ptr(t), 0xcc, size);
-				region_set(t, t + size, PROT_READ | PROT_EXEC,
-					   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
-				if (patch_apply(gva_ptr(gva), len, gva, &plan, gva_ptr(t), t, size) == 0)
-					sites_add(plan.sites, plan.n);
-				mprotect(gva_ptr(t), size, PROT_READ);
-			}
-		}
-	}
-	patch_plan_free(&plan);
-	patch_hints_free(&hints);
 	munmap(file, st.st_size);
 }
 
-/* ---- mapping ------------------------------------------------------------------------------------------------- */
-
-/* x86 has no write-only and no execute-only pages; the host never executes guest memory. */
-static int host_prot(int prot)
+/* prot: with PROT_WRITE the program wants a copy of its own. */
+static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, struct text_use *use)
 {
-	if (prot & PROT_WRITE)
-		return PROT_READ | PROT_WRITE;
-	return prot & (PROT_READ | PROT_EXEC) ? PROT_READ : PROT_NONE;
+	struct text_key key;
+	bool shareable = !(prot & PROT_WRITE) && text_key(fd, off, len, &key);
+	const struct text *t = shareable ? text_find(&key) : NULL;
+	if (t) {
+		use->tramp = gva + t->tramp_from;
+		use->tramp_size = t->tramp_size;
+		if (!t->nr_sites) {
+			pvm.nr_sites_found += t->nr_found;
+			return;
+		}
+		if (nr_sites + t->nr_sites <= KX_SITES_MAX && use->tramp >= KX_USER_MIN &&
+		    gva_ok(use->tramp, use->tramp_size) && range_free(use->tramp, use->tramp + use->tramp_size)) {
+			pvm.nr_sites_found += t->nr_found;
+			use->shared = t;
+			return;
+		}
+		shareable = false; /* something else is where its trampolines have to be */
+	}
+	text_scan(gva, len, fd, off, &use->plan);
+	pvm.nr_sites_found += use->plan.found;
+	if (!use->plan.n) {
+		if (shareable)
+			text_add_none(&key, use->plan.found);
+		return;
+	}
+	use->tramp_size = ALIGN_UP((uint64_t)use->plan.tramp_bytes, PAGE);
+	use->tramp = tramp_place(gva, len, off, use->tramp_size);
+	if (!use->tramp || nr_sites + use->plan.n > KX_SITES_MAX) /* as many as the LibOS can look up */
+		use->plan.n = 0;
+	else if (shareable)
+		use->shared = text_add(&key, fd, gva, &use->plan, use->tramp, use->tramp_size);
 }
+
+/* Map the trampolines, and patch the text where it is not the family's copy. The text is mapped, and writable then. */
+static void text_finish(uint64_t gva, uint64_t len, struct text_use *use)
+{
+	uint64_t t = use->tramp, size = use->tramp_size;
+	if (!use->shared && !use->plan.n)
+		return;
+	struct kx_site *s = use->shared ? text_sites(use->shared, gva) : use->plan.sites;
+	uint64_t at = use->shared ? use->shared->at + ALIGN_UP(use->shared->key.len, PAGE) : 0;
+	if (s && region_reserve(3) == 0 && pt_set(t, t + size, true, true) == 0 &&
+	    (use->shared ? mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, text_fd_ro(), (off_t)at)
+			 : mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+				0)) != MAP_FAILED) {
+		region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+		if (use->shared) {
+			sites_add(s, use->shared->nr_sites);
+		} else {
+			memset(gva_ptr(t), 0xcc, size);
+			if (patch_apply(gva_ptr(gva), len, gva, &use->plan, gva_ptr(t), t, size) == 0)
+				sites_add(use->plan.sites, use->plan.n);
+			mprotect(gva_ptr(t), size, PROT_READ);
+		}
+	} else if (use->shared) {
+		/* Its jumps lead to trampolines that are not there. */
+		pvm_panic("no memory for the trampolines of a text");
+	}
+	if (use->shared)
+		free(s);
+}
+
+/* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
+struct text_map {
+	uint64_t start, end, at; /* at: bytes into the memfd, of start */
+};
+static struct text_map *text_maps;
+static size_t nr_text_maps, cap_text_maps;
+
+/* Note a mapping; what was noted of its addresses is no longer true. */
+static int text_map_note(uint64_t start, uint64_t end, uint64_t at)
+{
+	size_t j = 0;
+	for (size_t i = 0; i < nr_text_maps; i++)
+		if (text_maps[i].end <= start || text_maps[i].start >= end)
+			text_maps[j++] = text_maps[i];
+	nr_text_maps = j;
+	if (j == cap_text_maps) {
+		size_t cap = cap_text_maps ? cap_text_maps * 2 : 16;
+		struct text_map *p = realloc(text_maps, cap * sizeof *p);
+		if (!p)
+			return -ENOMEM;
+		text_maps = p;
+		cap_text_maps = cap;
+	}
+	text_maps[nr_text_maps++] = (struct text_map){ start, end, at };
+	return 0;
+}
+
+static const struct text_map *text_map_find(uint64_t gva)
+{
+	for (size_t i = 0; i < nr_text_maps; i++)
+		if (text_maps[i].start <= gva && gva < text_maps[i].end)
+			return &text_maps[i];
+	return NULL;
+}
+
+/* Give the program copies of its own of what it has of the family's in [start, end): it wants to write or move. */
+static int text_own(uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		size_t i = region_find(start);
+		if (i >= nr_regions || regions[i].start >= end)
+			break;
+		struct gmem_region r = regions[i];
+		uint64_t s = r.start > start ? r.start : start, e = r.end < end ? r.end : end;
+		start = e;
+		if (!(r.flags & GMEM_TEXT))
+			continue;
+		const struct text_map *m = text_map_find(s);
+		if (!m || e > m->end || region_reserve(4))
+			return -ENOMEM;
+		if (mmap(gva_ptr(s), e - s, host_prot(r.prot), MAP_PRIVATE | MAP_FIXED, text_fd_ro(),
+			 (off_t)(m->at + (s - m->start))) == MAP_FAILED)
+			return -errno;
+		region_set(s, e, r.prot, r.flags & ~GMEM_TEXT);
+	}
+	return 0;
+}
+
+bool gmem_text_file(uint64_t gva, struct gmem_text_file *out)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct text_map *m = text_map_find(gva);
+	const struct text *t = m ? text_at(m->at) : NULL;
+	if (t) {
+		out->dev = t->key.dev;
+		out->ino = t->key.ino;
+		out->off = t->key.off + (m->at - t->at) + (gva - m->start);
+		memcpy(out->path, t->path, sizeof out->path);
+		out->path[sizeof out->path - 1] = 0;
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return t;
+}
+
+/* ---- mapping ------------------------------------------------------------------------------------------------- */
 
 /* Give [start, end) back to the reservation. */
 static int host_release(uint64_t start, uint64_t end)
@@ -669,10 +807,21 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	}
 	bool patch = file && exec && type == MAP_PRIVATE;
 	int keep = flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_GROWSDOWN | MAP_LOCKED | MAP_POPULATE);
-	int hp = host_prot(prot) | (patch ? PROT_READ | PROT_WRITE : 0);
 	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
 	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
-	void *p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	struct text_use use = { 0 };
+	if (patch)
+		text_prepare(addr, len, prot, fd, off, &use);
+	const struct text *shared = use.shared;
+	int hp = host_prot(prot) | (use.plan.n && !shared ? PROT_READ | PROT_WRITE : 0);
+	void *p = shared ? mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, text_fd_ro(),
+				(off_t)shared->at)
+			 : mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	if (p != MAP_FAILED && shared && text_map_note(addr, addr + len, shared->at)) {
+		host_release(addr, addr + len);
+		p = MAP_FAILED;
+		errno = ENOMEM;
+	}
 	if (p == MAP_FAILED) {
 		int e = errno;
 		/* The host may have unmapped what was there before it failed. */
@@ -680,15 +829,17 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 			region_carve(addr, addr + len);
 			host_release(addr, addr + len);
 		}
+		patch_plan_free(&use.plan);
 		return -e;
 	}
 	sites_forget(addr, addr + len);
 	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
-	region_set(addr, addr + len, prot, rflags);
+	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
 	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
 		madvise(p, len, MADV_HUGEPAGE);
 	if (patch) {
-		patch_text(addr, len, fd, off);
+		text_finish(addr, len, &use);
+		patch_plan_free(&use.plan);
 		if (hp != host_prot(prot))
 			mprotect(p, len, host_prot(prot));
 	}
@@ -751,6 +902,8 @@ static int protect_part(uint64_t start, uint64_t end, int old, int prot, bool fi
 	int r = 0;
 	if (prot != PROT_NONE && (r = pt_set(start, end, prot & PROT_EXEC, file)))
 		return r;
+	if ((prot & PROT_WRITE) && (r = text_own(start, end)))
+		return r;
 	if (host_prot(old) == host_prot(prot) && (old & PROT_EXEC) && !(prot & PROT_EXEC) &&
 	    mprotect(gva_ptr(start), end - start, PROT_NONE)) /* the host sees no change: make KVM look again */
 		return -errno;
@@ -788,7 +941,7 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 				return x;
 			if (region_reserve(4))
 				return -ENOMEM;
-			region_set(a, e, prot, r.flags);
+			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
 		}
 		a = e;
 	}
@@ -818,6 +971,9 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	if (i >= nr_regions || regions[i].start > old || regions[i].end < old + (old_len ? old_len : 1) ||
 	    range_has_tramp(old, old + (old_len ? old_len : 1)))
 		return -EFAULT;
+	if ((regions[i].flags & GMEM_TEXT) && text_own(regions[i].start, regions[i].end))
+		return -ENOMEM;
+	i = region_find(old);
 	struct gmem_region r = regions[i];
 	if (!old_len && (r.flags & MAP_TYPE) == MAP_PRIVATE)
 		return -EINVAL;

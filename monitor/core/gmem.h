@@ -21,6 +21,7 @@ struct gmem_region {
 	int flags;           /* MAP_SHARED, MAP_ANONYMOUS, MAP_STACK... and GMEM_TRAMP */
 };
 #define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
+#define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
 
 /* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
 int gmem_init(struct kx_err *err);
@@ -51,6 +52,13 @@ int gmem_populate(uint64_t gva);
 /* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */
 uint64_t gmem_pc_to_original(uint64_t rip);
 uint64_t gmem_pc_to_resume(uint64_t rip);
+
+/* Of which file, at which offset the text at gva is that lies in a region with GMEM_TEXT. False when it is not. */
+struct gmem_text_file {
+	uint64_t dev, ino, off;
+	char path[168];
+};
+bool gmem_text_file(uint64_t gva, struct gmem_text_file *out);
 
 /* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */
 uint64_t gmem_sys_alloc(unsigned pages);

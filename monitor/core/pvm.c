@@ -26,6 +26,7 @@
 #include "sig.h"
 #include "stats.h"
 #include "strace.h"
+#include "text.h"
 #include "thread.h"
 #include "timepage.h"
 #include "vcpu.h"
@@ -287,6 +288,8 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 		return kx_err_set(err, -r,
 				  "%s: cannot write statistics: %s (give --stats a file in a directory that exists)",
 				  cfg->stats_file, strerror(-r));
+	if ((r = text_init(-1, -1)))
+		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
@@ -318,14 +321,16 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	if (st->log_fd >= 0)
 		fd_keep(&pvm.log_fd, st->log_fd);
 	pvm.is_child = st->is_child;
-	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,    pvm.log_fd,
-			     st->family_fd, st->trace_fd, st->program_fd };
+	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,    pvm.exe_fd,  pvm.log_fd,    st->family_fd,
+			     st->trace_fd, st->program_fd, st->text_fd, st->text_fd_ro };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
+	if (st->text_fd >= 0 && (r = text_init(st->text_fd, st->text_fd_ro)))
+		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
 	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
 	vfs_init();

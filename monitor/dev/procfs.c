@@ -743,7 +743,13 @@ static void maps_piece(void *arg, const struct piece *p)
 	const char *label = region_label(p->r, o->brk);
 	const struct hvma *v = p->v;
 	bool file = v && !(v->inode_len == 1 && v->inode[0] == '0');
-	if (label || !v)
+	struct gmem_text_file f;
+	if (p->r->flags & GMEM_TEXT && gmem_text_file(p->start, &f)) {
+		char dev[16], ino[24];
+		int dl = snprintf(dev, sizeof dev, "%02x:%02x", major(f.dev), minor(f.dev));
+		int il = snprintf(ino, sizeof ino, "%" PRIu64, f.ino);
+		put_head(o->t, p->start, p->end, perm, f.off, dev, dl, ino, il, f.path, (int)strlen(f.path));
+	} else if (label || !v)
 		put_head(o->t, p->start, p->end, perm, 0, "00:00", 5, "0", 1, label ? label : "",
 			 label ? (int)strlen(label) : 0);
 	else
