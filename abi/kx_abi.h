@@ -15,7 +15,7 @@
 /* ---- Address space (bytes) ---------------------------------------------------------------------------- */
 #define KX_SPACE_SIZE 0x8000000000 /* 512 GiB: what the monitor reserves and PML4 slot 0 maps            */
 #define KX_USER_MIN 0x10000        /* below it nothing is ever mapped (as vm.mmap_min_addr)              */
-#define KX_USER_END 0x7f00000000   /* 508 GiB: first address that a program cannot have                 */
+#define KX_USER_END 0x7effe00000   /* 508 GiB - 2 MiB: first address that a program cannot have         */
 #define KX_LIBOS_BASE 0x7f00000000 /* LibOS image (text and constants)                                   */
 #define KX_LIBOS_SIZE 0x80000      /* 512 KiB                                                            */
 #define KX_VDSO_BASE 0x7f00080000  /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */
@@ -26,8 +26,13 @@
 #define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
 #define KX_AREA_SIZE 0x8000       /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
 #define KX_AREA_MAX 4096
-#define KX_AREA_ACTIONS 0x1000   /* offset of a vfork child's signal actions in its area */
-#define KX_SYS_BASE 0x7f80000000 /* page tables, descriptor tables, ring-0 stacks: no ring-3 mapping   */
+#define KX_AREA_ACTIONS 0x1000 /* offset of a vfork child's signal actions in its area */
+/* Page tables, descriptor tables, ring-0 stacks: no ring-3 mapping. The first 2 MiB lie directly below the LibOS, so
+ * that one memory slot holds all that a small process needs of both; what comes later is further up. */
+#define KX_SYS_BASE 0x7effe00000
+#define KX_SYS_FIRST 0x200000
+#define KX_SYS_MORE 0x7f20000000
+#define KX_SYS_END 0x7f3fe00000
 
 /* ---- Exits -------------------------------------------------------------------------------------------- */
 #define KX_PORT_HCALL 0x510 /* out %eax: the call is in kx_thread.call                                    */

@@ -37,6 +37,7 @@
 #define FILE_LOW (320 * GiB)
 #define FILE_HIGH (440 * GiB)
 #define SLOT_MAX GiB
+#define FILE_FIRST (16 * MiB)
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
 #define REGION_MAX 65530      /* vm.max_map_count's default */
@@ -328,8 +329,8 @@ static int slot_cover(uint64_t start, uint64_t end)
 /* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. */
 static void flush_all(void)
 {
-	slot_ioctl(0, KX_SYS_BASE - PAGE, 0);
-	slot_ioctl(0, KX_SYS_BASE - PAGE, PAGE);
+	slot_ioctl(0, KX_SYS_END, PAGE);
+	slot_ioctl(0, KX_SYS_END, 0);
 }
 
 /* ---- page tables ------------------------------------------------------------------------------------------ */
@@ -338,10 +339,14 @@ uint64_t gmem_sys_alloc(unsigned pages)
 {
 	uint64_t size = pages * PAGE, p = sys_next;
 	if (sys_next + size > sys_end) {
-		uint64_t more = sys_end - KX_SYS_BASE; /* double it */
-		if (sys_end + more > KX_SYS_BASE + GiB || slot_cover(sys_end, sys_end + more))
+		bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
+		uint64_t start = first ? KX_SYS_MORE : sys_end;
+		uint64_t more = first ? 4 * MiB : sys_end - KX_SYS_MORE; /* double it */
+		if (start + more > KX_SYS_END || slot_cover(start, start + more))
 			return 0;
-		sys_end += more;
+		if (first)
+			sys_next = p = start;
+		sys_end = start + more;
 	}
 	sys_next += size;
 	return p;
@@ -763,7 +768,8 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 	if (flags & MAP_32BIT)
 		return find_free(KX_USER_MIN, 0x80000000, len, PAGE);
 	uint64_t align = !file && len >= HUGE ? HUGE : PAGE, a;
-	if (file)
+	/* Small memory lies among the files, as on Linux: a small process needs no slot of its own for it. */
+	if (file || (len < HUGE && !(flags & MAP_STACK)))
 		a = find_free(FILE_LOW, file_high, len, align);
 	else
 		a = find_free(ANON_LOW, anon_high, len, align);
@@ -801,7 +807,7 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		return -ENOMEM;
 	bool exec = prot & PROT_EXEC;
 	if (prot != PROT_NONE) {
-		int r = pt_set(addr, addr + len, exec, file);
+		int r = pt_set(addr, addr + len, exec, file || (addr >= FILE_LOW && addr < FILE_HIGH));
 		if (r)
 			return r;
 	}
@@ -1081,6 +1087,13 @@ static uint64_t random_below(uint64_t n)
 	return n ? x % n : 0;
 }
 
+void gmem_expect(uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	slot_cover(start, end);
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
 uint64_t gmem_place_exec(uint64_t len)
 {
 	pthread_mutex_lock(&pvm.mm_lock);
@@ -1091,6 +1104,9 @@ uint64_t gmem_place_exec(uint64_t len)
 		if (!range_free(a, a + len))
 			a = 0;
 	}
+	/* One slot for the first libraries: each costs a call, in each child again. Failure shows when they are mapped. */
+	if (!a && slot_find(file_high) == slot_find(file_high - FILE_FIRST))
+		slot_cover(file_high - FILE_FIRST, file_high);
 	if (!a)
 		a = find_free(FILE_LOW, file_high, len, HUGE);
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -1179,7 +1195,7 @@ bool gmem_mapped(uint64_t gva, uint64_t len)
 
 int gmem_fork_child(void)
 {
-	int r = slot_ioctl(0, KX_SYS_BASE - PAGE, PAGE);
+	int r = 0;
 	for (size_t i = 0; i < nr_slots && !r; i++)
 		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
 	return r;
@@ -1237,10 +1253,11 @@ int gmem_init(struct kx_err *err)
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
 	file_high = FILE_HIGH - random_below(4096) * HUGE;
 	sys_next = KX_SYS_BASE + 0x10000;
-	sys_end = KX_SYS_BASE + 4 * MiB;
+	sys_end = KX_SYS_BASE + KX_SYS_FIRST;
 	int r;
-	if ((r = map_host(KX_SYS_BASE - PAGE, GiB + PAGE)) || (r = map_host(KX_LIBOS_BASE, 256 * MiB)) ||
-	    (r = slot_ioctl(0, KX_SYS_BASE - PAGE, PAGE)) || (r = slot_cover(KX_SYS_BASE, sys_end)))
+	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
+	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) ||
+	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))
 		return kx_err_set(err, -r, "guest memory: %s (is memory exhausted?)", strerror(-r));
 	sys_tables();
 	region_reserve(8);

@@ -37,6 +37,8 @@ int64_t gmem_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags,
 /* The new (or, when it can't be had, the old) break. */
 uint64_t gmem_brk(uint64_t addr);
 void gmem_set_brk(uint64_t start);
+/* The program will have [start, end) before long: one memory slot for all of it. */
+void gmem_expect(uint64_t start, uint64_t end);
 /* Address for a PIE (first call) or an interpreter (later calls): random, free, 2 MiB-aligned; 0 = none. */
 uint64_t gmem_place_exec(uint64_t len);
 /* Attach a SysV segment: as shmat(2), and detach by its address. */

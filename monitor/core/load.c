@@ -586,6 +586,8 @@ static int map_image(const struct load_file *f, uint64_t *bias, uint64_t tail[2]
 		if (tail[1] && gmem_mmap(tail[0], tail[1], PROT_NONE, reserve, -1, 0) < 0)
 			tail[1] = 0;
 	}
+	if (tail) /* the image, the gap, and the beginning of the heap */
+		gmem_expect(base, base + span + LOAD_BRK_GAP + HUGE_PAGE);
 	done = base;
 	for (unsigned i = 0; i < im->nr_seg; i++) {
 		const struct elf_segment *s = &im->seg[i];

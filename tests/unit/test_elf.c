@@ -82,6 +82,8 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 
 int gmem_munmap(uint64_t addr, uint64_t len) { return munmap((void *)((uintptr_t)pvm.base + addr), len) ? -errno : 0; }
 
+void gmem_expect(uint64_t start, uint64_t end) { (void)start, (void)end; }
+
 uint64_t gmem_place_exec(uint64_t len)
 {
 	uint64_t at = place_next ? place_next : 0x400000000;
