@@ -100,7 +100,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	memset(pvm.shared->futex_waiters, 0, sizeof pvm.shared->futex_waiters);
 	/* Pending signals are not inherited. */
 	t->acc_signo = t->sig_stop = t->kicked = 0;
-	t->k_info.si_signo = 0;
+	t->held = 0;
 	area->sig.signo = 0;
 	area->work = 0;
 	t->robust_head = 0;

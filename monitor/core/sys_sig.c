@@ -19,18 +19,10 @@ int64_t hc_sig_next(struct hcall *c)
 	return 0; /* hcall_dispatch() hands the next one over as it leaves */
 }
 
-int64_t hc_sigmask_sync(struct hcall *c)
-{
-	sig_mask_set(c->t, c->arg[0]);
-	return 0;
-}
+int64_t hc_sigmask_sync(struct hcall *c) { return sig_mask_set(c->t, c->arg[0]) ? 0 : -EAGAIN; }
 
 /* The LibOS keeps the mask; a guest that calls this by itself gets the host's mask brought up to date. */
-int64_t hc_rt_sigprocmask(struct hcall *c)
-{
-	sig_mask_set(c->t, c->t->area->sigmask);
-	return 0;
-}
+int64_t hc_rt_sigprocmask(struct hcall *c) { return sig_mask_set(c->t, c->t->area->sigmask) ? 0 : -EAGAIN; }
 
 int64_t hc_rt_sigaction(struct hcall *c)
 {
@@ -154,9 +146,7 @@ int64_t hc_rt_sigpending(struct hcall *c)
 	long r = host_call(SYS_rt_sigpending, (long)&set, 8, 0, 0, 0, 0);
 	if (r < 0)
 		return r;
-	if (c->t->k_info.si_signo)
-		set |= SIGBIT(KICK_SIG);
-	set &= c->t->area->sigmask;
+	set = (set | c->t->held) & c->t->area->sigmask;
 	return guest_write(c->arg[0], &set, size);
 }
 
@@ -167,7 +157,8 @@ int64_t hc_rt_sigsuspend(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&mask, c->arg[0], 8))
 		return -EFAULT;
-	sig_mask_enter(c->t, mask);
+	if (!sig_mask_enter(c->t, mask))
+		return -KX_ERESTART_ALWAYS;
 	long r;
 	do
 		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
@@ -193,13 +184,14 @@ int64_t hc_rt_sigtimedwait(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&set, c->arg[0], 8) || get_timespec(c->arg[2], &ts, &timeout))
 		return -EFAULT;
-	if ((set & SIGBIT(KICK_SIG)) && c->t->k_info.si_signo) {
-		info = c->t->k_info;
-		c->t->k_info.si_signo = 0;
-	} else {
-		long r = HB6(SYS_rt_sigtimedwait, &set, &info, timeout, 8, 0, 0);
+	uint64_t host_set = set & ~SIGBIT(KICK_SIG);
+	while (!sig_take_held(c->t, set, &info)) {
+		long r = HB6(SYS_rt_sigtimedwait, &host_set, &info, timeout, 8, 0, 0);
+		if (r == -EINTR && !c->t->sig_stop && (c->t->held & set))
+			continue;
 		if (r < 0)
 			return r;
+		break;
 	}
 	if (c->arg[1] && guest_write(c->arg[1], &info, sizeof info))
 		return -EFAULT;
