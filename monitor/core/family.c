@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "family.h"
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include "pvm.h"
+#include "thread.h"
 
 /* Slots change by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 static pid_t *table;
@@ -56,6 +60,29 @@ bool family_has(pid_t pid)
 		if (__atomic_load_n(&table[i], __ATOMIC_RELAXED) == pid)
 			return true;
 	return false;
+}
+
+pid_t family_owner(pid_t tid)
+{
+	char name[32], text[512], *at;
+	if (tid <= 0)
+		return 0;
+	if (tid == my_pid() || thread_is_ours(tid))
+		return my_pid();
+	if (family_has(tid))
+		return tid;
+	snprintf(name, sizeof name, "%d/status", tid);
+	fd_limit_lift(); /* without procfs (-1) openat() fails: nobody's */
+	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
+	fd_limit_drop();
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	if (n <= 0)
+		return 0;
+	text[n] = 0;
+	pid_t owner = (at = strstr(text, "\nTgid:")) ? atoi(at + 6) : 0;
+	return family_has(owner) ? owner : 0;
 }
 
 int family_each(void (*fn)(pid_t pid, void *arg), void *arg)

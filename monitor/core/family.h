@@ -18,6 +18,8 @@ int family_init(int fd, struct kx_err *err);
 int family_add(pid_t pid);
 void family_remove(pid_t pid);
 bool family_has(pid_t pid);
+/* The member that a thread belongs to; 0 when it is no member's. */
+pid_t family_owner(pid_t tid);
 /* Call fn for each member; returns how many there were. */
 int family_each(void (*fn)(pid_t pid, void *arg), void *arg);
 #endif

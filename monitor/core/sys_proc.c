@@ -62,7 +62,7 @@ int64_t hc_setgroups(struct hcall *c)
 
 static bool pid_is_ours(int pid)
 {
-	return pid == 0 || pid == my_pid() || family_has(pid) || (pid > 0 && thread_is_ours(pid));
+	return pid == 0 || family_owner(pid);
 }
 
 int64_t hc_setpgid(struct hcall *c)

@@ -88,7 +88,8 @@ int64_t hc_kill(struct hcall *c)
 	if (pid > 0) {
 		if (pid == my_pid() || family_has(pid))
 			return host_call(SYS_kill, pid, (int)c->arg[1], 0, 0, 0, 0);
-		return thread_is_ours(pid) ? host_call(SYS_kill, my_pid(), (int)c->arg[1], 0, 0, 0, 0) : -ESRCH;
+		pid_t owner = family_owner(pid);
+		return owner ? host_call(SYS_kill, owner, (int)c->arg[1], 0, 0, 0, 0) : -ESRCH;
 	}
 	struct group_kill k = { .group = pid == -1 ? 0 : pid ? -pid : getpgrp(), .signo = (int)c->arg[1] };
 	family_each(kill_member, &k);
@@ -102,11 +103,10 @@ int64_t hc_tgkill(struct hcall *c)
 	    s = (int)c->arg[1 + with_group];
 	if (tgid <= 0 || tid <= 0 || s < 0 || s > 64)
 		return -EINVAL;
-	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(with_group ? tgid : tid))
+	if (!with_group && !thread_is_ours(tid)) /* tkill names a thread of any process */
+		tgid = family_owner(tid);
+	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(tgid))
 		return -ESRCH;
-	/* tkill names a thread of any process; here the family's main threads and the own ones. */
-	if (!with_group && !thread_is_ours(tid))
-		tgid = tid;
 	return host_call(SYS_tgkill, tgid, tid, s, 0, 0, 0);
 }
 
@@ -117,7 +117,7 @@ int64_t hc_rt_sigqueueinfo(struct hcall *c)
 		return -EFAULT;
 	if (!sig_ok(c->arg[1]))
 		return -EINVAL;
-	if ((int)c->arg[0] != my_pid() && !family_has((int)c->arg[0]))
+	if (!family_owner((int)c->arg[0]))
 		return -ESRCH;
 	info.si_signo = (int)c->arg[1];
 	return host_call(SYS_rt_sigqueueinfo, (int)c->arg[0], (int)c->arg[1], (long)&info, 0, 0, 0);
