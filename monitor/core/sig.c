@@ -210,6 +210,7 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	if (SIGBIT(signo) & UNBLOCKED) {
 		hold(t, signo, info);
 	} else if (blocked) {
+		t->kicked = 1;
 		*mask |= SIGBIT(signo);
 		put_back(t, signo, info, true);
 	} else {
@@ -253,12 +254,12 @@ int sig_set_disposition(int signo, const struct kx_sigaction *act)
 				.restorer = (void (*)(void))host_restorer };
 	k.flags |= act->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
 	k.mask &= ALL_BUT_FAULTS;
-	/* The monitor's own faults come by these; the others it must see to report the end. */
+	/* The monitor's own faults come by these. What ends the process by default comes here, too: the guest may
+	 * block it, which the host does not know yet. */
 	bool keep = signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL || signo == KICK_SIG;
-	bool report = (pvm.cfg->stats || pvm.cfg->strace) && default_ends_process(signo);
 	if (act->handler == (uint64_t)SIG_IGN && !keep)
 		k.handler = (void *)SIG_IGN;
-	else if (act->handler == (uint64_t)SIG_DFL && !keep && !report)
+	else if (act->handler == (uint64_t)SIG_DFL && !keep && !default_ends_process(signo))
 		k.handler = (void *)SIG_DFL;
 	if (k.handler != on_signal)
 		__atomic_or_fetch(&plain_signals, SIGBIT(signo), __ATOMIC_RELAXED);
@@ -331,10 +332,15 @@ static uint64_t blocked_soon(struct thread *t)
 	return (act.mask | (act.flags & SA_NODEFER ? 0 : SIGBIT(signo))) & pvm.shared->rt_handlers;
 }
 
-/* The handler is stopped. */
+/* The handler is stopped. Does not return when the default action is the end. */
 static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 {
 	struct kx_signal *s = &t->area->sig;
+	if (actions_of(t)[signo].handler == (uint64_t)SIG_DFL && default_ends_process(signo)) {
+		if (pvm.cfg->strace)
+			strace_signal(t, signo, info);
+		pvm_die_by_signal(signo);
+	}
 	t->given_to_thread = is_for_thread(info);
 	memcpy(s->info, info, sizeof s->info);
 	if (info->si_code == SI_QUEUE)
