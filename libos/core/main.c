@@ -303,11 +303,11 @@ void libos_syscall(struct kx_frame *f)
 		bool is_local = true;
 		if (!local(t, f, &ret))
 			ret = call(t, f, &is_local);
-		if (is_local && SHARED->trace)
+		if (is_local && SHARED->trace && ret != -KX_ERESTART_ALWAYS)
 			trace(t, f, ret);
 		if (is_local)
 			SHARED->local_calls++;
-		if (ret != -KX_ERESTART && ret != -KX_ERESTART_NOHAND)
+		if (ret != -KX_ERESTART && ret != -KX_ERESTART_NOHAND && ret != -KX_ERESTART_ALWAYS)
 			break;
 		if (signals_deliver(t, f, ret))
 			goto out;

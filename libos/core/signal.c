@@ -97,14 +97,15 @@ uint64_t site_resume(uint64_t rip)
 
 /* ---- masks and actions ------------------------------------------------------------------------------------------- */
 
-static void set_mask(struct kx_thread *t, uint64_t mask)
+/* False: a signal that mask blocks came before; it must be delivered, then this be done again. */
+static bool set_mask(struct kx_thread *t, uint64_t mask)
 {
 	mask &= ~(SIGBIT(9) | SIGBIT(19));
 	/* What the host holds back for us and we no longer do; queues that must stay in order. */
 	if ((t->host_mask & ~mask) || (mask & SHARED->rt_handlers & ~t->host_mask))
-		hypercall(t, HC_sigmask_sync, mask, 0, 0, 0, 0, 0);
-	else
-		t->sigmask = mask;
+		return hypercall(t, HC_sigmask_sync, mask, 0, 0, 0, 0, 0) == 0;
+	t->sigmask = mask;
+	return true;
 }
 
 int64_t sys_rt_sigprocmask(struct kx_thread *t, struct kx_frame *f)
@@ -127,7 +128,8 @@ int64_t sys_rt_sigprocmask(struct kx_thread *t, struct kx_frame *f)
 		default:
 			return -KX_EINVAL;
 		}
-		set_mask(t, set);
+		if (!set_mask(t, set))
+			return -KX_ERESTART_ALWAYS;
 	}
 	return f->rdx ? user_write(f->rdx, &old, 8) : 0;
 }
@@ -344,10 +346,10 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	/* If it is blocked by now, it came before the call that blocks it was over: its handler runs before that ends. */
 	t->sig.signo = 0;
 	struct kx_sigaction a = ACTION(t, signo);
-	if (a.handler == SIG_IGN && !s.forced)
-		return false;
 	if (a.handler <= SIG_IGN) {
-		hypercall(t, HC_sig_default, signo, s.forced, 0, 0, 0, 0);
+		if (a.handler != SIG_IGN || s.forced)
+			hypercall(t, HC_sig_default, signo, s.forced, 0, 0, 0, 0);
+		set_mask(t, t->sigmask); /* the host has blocked what a handler's mask would have */
 		return false;
 	}
 	if (*ret == -KX_ERESTART || *ret == -KX_ERESTART_NOHAND || *ret == -KX_ERESTART_ALWAYS) {
@@ -361,15 +363,15 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	}
 	if (make_frame(t, f, &s, &a))
 		hypercall(t, HC_sig_stack_fault, signo, 0, 0, 0, 0, 0);
-	if (a.flags & SA_RESETHAND) {
-		ACTION(t, signo).handler = SIG_DFL;
-		hypercall(t, 13, signo, 0, 0, 8, 0, 0);
-	}
 	uint64_t mask = t->sigmask | a.mask;
 	if (!(a.flags & SA_NODEFER))
 		mask |= SIGBIT(signo);
 	t->has_saved_mask = 0;
 	t->sigmask = mask & ~(SIGBIT(9) | SIGBIT(19));
+	if (a.flags & SA_RESETHAND) {
+		ACTION(t, signo).handler = SIG_DFL;
+		hypercall(t, 13, signo, 0, 0, 8, 0, 0);
+	}
 	return true;
 }
 
@@ -378,17 +380,18 @@ bool signals_deliver(struct kx_thread *t, struct kx_frame *f, int64_t ret)
 	bool delivered = false;
 	for (;;) {
 		uint32_t work = __atomic_exchange_n(&t->work, 0, __ATOMIC_ACQ_REL);
-		if (!work)
-			break;
+		if (!work) {
+			/* No handler ran: the mask of before comes back. */
+			if (!t->has_saved_mask || set_mask(t, t->saved_mask))
+				break;
+			continue;
+		}
 		if (t->sig.signo)
 			delivered |= deliver_one(t, f, &ret);
 		if (work & KX_WORK_MORE)
 			hypercall(t, HC_sig_next, 0, 0, 0, 0, 0, 0);
 	}
-	if (t->has_saved_mask) { /* no handler ran: the mask of before comes back */
-		t->has_saved_mask = 0;
-		set_mask(t, t->saved_mask);
-	}
+	t->has_saved_mask = 0;
 	return delivered;
 }
 
@@ -404,5 +407,8 @@ void sys_rt_sigreturn(struct kx_thread *t, struct kx_frame *f)
 	f->orig_rax = -1ull;
 	t->resume = site_resume(f->rip);
 	altstack_set(t, &fr.uc.stack, f->rsp);
-	set_mask(t, fr.uc.sigmask);
+	if (!set_mask(t, fr.uc.sigmask)) { /* it is set once the signals that came before are delivered */
+		t->saved_mask = fr.uc.sigmask;
+		t->has_saved_mask = 1;
+	}
 }

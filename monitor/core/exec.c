@@ -173,7 +173,7 @@ static void keep(int fd)
 static void give_signals_back(struct thread *t)
 {
 	sig_block_everything();
-	sig_give_back(t);
+	sig_give_back(t, true);
 }
 
 static int64_t leave(struct thread *t, const char *program, int program_fd, const struct strings *argv,

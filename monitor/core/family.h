@@ -2,7 +2,8 @@
 /*
  * The family: the pVMs forked from one root. A table of their pids in memory that all of them map (a memfd, so that
  * it outlives exec). Only who is in it can be signalled, waited for by name, or made part of a process group from
- * inside. A pid leaves it when its process is reaped, which is before the host can give the number to another.
+ * inside. A pid leaves it when a member waits for its process; one that nobody waits for is found to be gone when it
+ * is looked up.
  */
 #ifndef KX_FAMILY_H
 #define KX_FAMILY_H
@@ -18,6 +19,8 @@ int family_init(int fd, struct kx_err *err);
 int family_add(pid_t pid);
 void family_remove(pid_t pid);
 bool family_has(pid_t pid);
+/* The member that a thread belongs to; 0 when it is no member's. */
+pid_t family_owner(pid_t tid);
 /* Call fn for each member; returns how many there were. */
 int family_each(void (*fn)(pid_t pid, void *arg), void *arg);
 #endif

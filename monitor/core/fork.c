@@ -45,7 +45,9 @@ static void hooks_done(void)
 
 static void drop_vcpu(struct thread *t)
 {
-	munmap(t->run, pvm.kvm_run_size);
+	struct kvm_run *run = t->run;
+	t->run = NULL; /* SIGBUS and SIGSEGV come at any time, and the handler looks */
+	munmap(run, pvm.kvm_run_size);
 	close(t->vcpu_fd);
 }
 
@@ -100,7 +102,6 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	memset(pvm.shared->futex_waiters, 0, sizeof pvm.shared->futex_waiters);
 	/* Pending signals are not inherited. */
 	t->acc_signo = t->sig_stop = t->kicked = 0;
-	t->k_info.si_signo = 0;
 	area->sig.signo = 0;
 	area->work = 0;
 	t->robust_head = 0;
@@ -149,9 +150,13 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 		sregs.fs.base = a->tls;
 	old = sig_block_everything();
 	hooks_prepare();
+	uint64_t held = t->held;
+	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
 	pid_t pid = fork();
 	int e = errno;
 	hooks_done();
+	if (pid)
+		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
 	if (pid == 0) {
 		child_threads(t);
 		child_identity(t, a);

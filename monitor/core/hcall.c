@@ -175,7 +175,7 @@ int64_t hc_FWD(struct hcall *c)
 	long (*call)(long, long, long, long, long, long, long) = c->row->flags & KX_F_BLOCK ? host_call_blocking
 											    : host_call;
 	int64_t r = call(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], c->host[4], c->host[5]);
-	if (r == -EINTR && c->t->sig_stop && has_timeout(c))
+	if (r == -EINTR && (c->t->sig_stop || !c->t->kicked) && has_timeout(c))
 		return KX_NORESTART_EINTR;
 	/* What gives descriptors among the forwarded calls. */
 	switch (c->nr) {

@@ -62,7 +62,9 @@ struct thread {
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
-	siginfo_t k_info;          /* the guest's own KICK_SIG, held while the guest blocks it; si_signo 0 = none */
+	uint64_t held;             /* signals accepted and not handed over yet, as a set; see put_back() */
+	siginfo_t held_info[64];   /* of signal i + 1 */
+	bool given_to_thread;      /* what was handed over is for this thread, not for the process */
 	uint64_t trapno, err, cr2; /* of the fault being turned into a signal */
 	uint64_t fault_rip;        /* last fault that looked like nothing, and how often */
 	int fault_repeat;

@@ -26,7 +26,11 @@ struct ksigaction {
 
 static char kick_cookie;
 static uint64_t plain_signals; /* whose action the host performs by itself: default or ignored */
-#define PUT_BACK_MAX 4096
+#define REQUEUE_MAX 4096
+#define FAULTS (SIGBIT(SIGSEGV) | SIGBIT(SIGBUS))
+#define ALL_BUT_FAULTS (~FAULTS)
+/* Never blocked on the host: by these come the monitor's own faults and kicks. What the guest gets of them is held. */
+#define UNBLOCKED (FAULTS | SIGBIT(KICK_SIG))
 
 static int raw_sigaction(int signo, const struct ksigaction *act)
 {
@@ -35,13 +39,13 @@ static int raw_sigaction(int signo, const struct ksigaction *act)
 
 static void set_mask(uint64_t mask)
 {
-	mask &= ~(SIGBIT(KICK_SIG) | SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
+	mask &= ~(UNBLOCKED | SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 }
 
 uint64_t sig_block_everything(void)
 {
-	uint64_t all = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)), old = 0;
+	uint64_t all = ALL_BUT_FAULTS, old = 0;
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
 	return old;
 }
@@ -52,7 +56,7 @@ void sig_restore(uint64_t mask, struct thread *t)
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 }
 
-void sig_block_all(void) { set_mask(~0ull & ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS))); }
+void sig_block_all(void) { set_mask(ALL_BUT_FAULTS); }
 
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 {
@@ -110,40 +114,50 @@ static bool is_for_thread(const siginfo_t *info)
 	return info->si_code == SI_TKILL || !memcmp((const char *)info + MARK_AT, thread_mark, sizeof thread_mark);
 }
 
-/* Queue a signal again as it came. It stays pending: its signal is blocked on this thread by now. */
-static void requeue(int signo, siginfo_t *info, bool to_thread)
+/*
+ * Queue a signal again as it came; its signal is blocked on this thread by now. Named by the thread's number, also
+ * where the process is meant: the kernel lets only who has that very number send what looks like its own or kill()'s.
+ */
+static long requeue(int signo, siginfo_t *info, bool to_thread)
 {
-	if (to_thread)
-		host_call(SYS_rt_tgsigqueueinfo, my_pid(), self->tid, signo, (long)info, 0, 0);
-	else
-		host_call(SYS_rt_sigqueueinfo, my_pid(), signo, (long)info, 0, 0, 0);
+	if (!to_thread)
+		return host_call(SYS_rt_sigqueueinfo, self->tid, signo, (long)info, 0, 0, 0);
+	if (info->si_code == SI_QUEUE)
+		sig_mark_thread(info);
+	return host_call(SYS_rt_tgsigqueueinfo, my_pid(), self->tid, signo, (long)info, 0, 0);
 }
 
-/* The guest blocks signo and the host does not: block it and put back, in order, all that are queued of it. */
-static void put_back(struct thread *t, int signo, siginfo_t *info)
+static bool is_queued_kind(int signo) { return signo > KICK_SIG; }
+
+/* False: there is one already. The bit comes last and goes last: the handler may come in between. */
+static bool hold(struct thread *t, int signo, const siginfo_t *info)
 {
+	if (t->held & SIGBIT(signo))
+		return false;
+	t->held_info[signo - 1] = *info;
+	__atomic_or_fetch(&t->held, SIGBIT(signo), __ATOMIC_RELEASE);
+	return true;
+}
+
+/*
+ * A signal was accepted that the guest blocks by now. A standard signal goes back to the host: it does not queue, and
+ * another thread may take it. A real-time signal would end up behind those that came after it, or find the queue
+ * full; so it is held here, and the host, which blocks its number from now on, queues the others behind it. With
+ * `others`, one that is for the process is left to another thread.
+ * Everything is held back on the host.
+ */
+static void put_back(struct thread *t, int signo, siginfo_t *info, bool others)
+{
+	bool to_thread = is_for_thread(info);
 	t->hmask |= SIGBIT(signo);
 	t->area->host_mask = t->hmask;
-	if (signo < KICK_SIG + 1) {
-		requeue(signo, info, is_for_thread(info));
-		return;
+	if (is_queued_kind(signo)) {
+		if (others && !to_thread && pvm.nr_threads > 1 && !requeue(signo, info, false))
+			return;
+		if (hold(t, signo, info))
+			return;
 	}
-	/* Real-time signals queue: those that came after this one must stay after it. No malloc() in a handler. */
-	const size_t size = PUT_BACK_MAX * sizeof(siginfo_t);
-	siginfo_t *more = (siginfo_t *)host_call(SYS_mmap, 0, size, PROT_READ | PROT_WRITE,
-						 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	int n = 0;
-	uint64_t set = SIGBIT(signo);
-	struct timespec zero = { 0, 0 };
-	if ((long)more > 0)
-		while (n < PUT_BACK_MAX &&
-		       host_call(SYS_rt_sigtimedwait, (long)&set, (long)&more[n], (long)&zero, 8, 0, 0) == signo)
-			n++;
-	requeue(signo, info, is_for_thread(info));
-	for (int i = 0; i < n; i++)
-		requeue(signo, &more[i], is_for_thread(&more[i]));
-	if ((long)more > 0)
-		host_call(SYS_munmap, (long)more, size, 0, 0, 0, 0);
+	requeue(signo, info, to_thread);
 }
 
 static void abort_blocking_call(ucontext_t *uc)
@@ -192,16 +206,20 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 		abort_blocking_call(uc);
 		return;
 	}
-	if (signo == KICK_SIG && (t->acc_signo || (t->area->sigmask & SIGBIT(signo)))) {
-		t->k_info = *info;
-	} else if (t->area->sigmask & SIGBIT(signo)) {
+	bool blocked = t->area->sigmask & SIGBIT(signo);
+	if (SIGBIT(signo) & UNBLOCKED) {
+		hold(t, signo, info);
+	} else if (blocked) {
+		t->kicked = 1;
 		*mask |= SIGBIT(signo);
-		put_back(t, signo, info);
+		put_back(t, signo, info, true);
 	} else {
 		t->acc_info = *info;
 		t->acc_signo = signo;
+		*mask = ~UNBLOCKED;
+	}
+	if (!blocked) {
 		t->sig_stop = 1;
-		*mask = ~(SIGBIT(KICK_SIG) | SIGBIT(SIGSEGV) | SIGBIT(SIGBUS));
 		if (t->run)
 			t->run->immediate_exit = 1;
 		abort_blocking_call(uc);
@@ -235,13 +253,13 @@ int sig_set_disposition(int signo, const struct kx_sigaction *act)
 				.flags = SA_SIGINFO | KSA_RESTORER,
 				.restorer = (void (*)(void))host_restorer };
 	k.flags |= act->flags & (SA_NOCLDSTOP | SA_NOCLDWAIT);
-	k.mask &= ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS));
-	/* The monitor's own faults come by these; the others it must see to report the end. */
+	k.mask &= ALL_BUT_FAULTS;
+	/* The monitor's own faults come by these. What ends the process by default comes here, too: the guest may
+	 * block it, which the host does not know yet. */
 	bool keep = signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL || signo == KICK_SIG;
-	bool report = (pvm.cfg->stats || pvm.cfg->strace) && default_ends_process(signo);
 	if (act->handler == (uint64_t)SIG_IGN && !keep)
 		k.handler = (void *)SIG_IGN;
-	else if (act->handler == (uint64_t)SIG_DFL && !keep && !report)
+	else if (act->handler == (uint64_t)SIG_DFL && !keep && !default_ends_process(signo))
 		k.handler = (void *)SIG_DFL;
 	if (k.handler != on_signal)
 		__atomic_or_fetch(&plain_signals, SIGBIT(signo), __ATOMIC_RELAXED);
@@ -289,18 +307,18 @@ void sig_thread_start(struct thread *t)
 
 /* ---- handing over -------------------------------------------------------------------------------------------- */
 
-static void hand_over(struct thread *t, int signo, const siginfo_t *info)
+/*
+ * Around every look at, and change of, what the handler changes, too: acc_signo, hmask, held. To look first
+ * and set the host's mask then would let the handler accept a second signal over the first in between.
+ */
+static void stop_handler(void) { sig_block_everything(); }
+
+/* With a signal accepted no other one can be. */
+static void go_on(struct thread *t)
 {
-	struct kx_signal *s = &t->area->sig;
-	memcpy(s->info, info, sizeof s->info);
-	if (info->si_code == SI_QUEUE)
-		memset(s->info + MARK_AT, 0, sizeof thread_mark);
-	s->forced = 0;
-	s->trapno = s->err = s->cr2 = 0;
-	__atomic_store_n(&s->signo, signo, __ATOMIC_RELEASE);
-	__atomic_or_fetch(&t->area->work, KX_WORK_SIGNAL, __ATOMIC_RELEASE);
-	if (pvm.cfg->strace)
-		strace_signal(t, signo, info);
+	t->hmask |= t->held & ~UNBLOCKED;
+	t->area->host_mask = t->hmask;
+	set_mask(t->acc_signo ? ~0ull : t->hmask);
 }
 
 /* Queued signals that will be blocked while the handler of the one that is handed over runs: they stay where they
@@ -314,49 +332,80 @@ static uint64_t blocked_soon(struct thread *t)
 	return (act.mask | (act.flags & SA_NODEFER ? 0 : SIGBIT(signo))) & pvm.shared->rt_handlers;
 }
 
-/* Take what the handler accepted; may be called while more arrive. */
-static void take_accepted(struct thread *t)
+/* The handler is stopped. Does not return when the default action is the end. */
+static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 {
-	int signo = t->acc_signo;
-	siginfo_t info = t->acc_info;
-	t->acc_signo = 0;
-	if (t->area->sigmask & SIGBIT(signo)) {
-		put_back(t, signo, &info);
-	} else {
-		hand_over(t, signo, &info);
-		t->hmask |= blocked_soon(t);
-		t->area->host_mask = t->hmask;
+	struct kx_signal *s = &t->area->sig;
+	if (actions_of(t)[signo].handler == (uint64_t)SIG_DFL && default_ends_process(signo)) {
+		if (pvm.cfg->strace)
+			strace_signal(t, signo, info);
+		pvm_die_by_signal(signo);
 	}
-	set_mask(t->hmask); /* from here the handler may accept the next */
+	t->given_to_thread = is_for_thread(info);
+	memcpy(s->info, info, sizeof s->info);
+	if (info->si_code == SI_QUEUE)
+		memset(s->info + MARK_AT, 0, sizeof thread_mark);
+	s->forced = 0;
+	s->trapno = s->err = s->cr2 = 0;
+	__atomic_store_n(&s->signo, signo, __ATOMIC_RELEASE);
+	t->hmask |= blocked_soon(t);
+	__atomic_or_fetch(&t->area->work, KX_WORK_SIGNAL, __ATOMIC_RELEASE);
+	if (pvm.cfg->strace)
+		strace_signal(t, signo, info);
+}
+
+static uint64_t open_held(const struct thread *t) { return t->held & ~t->area->sigmask; }
+static bool waiting(const struct thread *t) { return t->acc_signo || open_held(t); }
+
+static void take_held(struct thread *t, int signo, siginfo_t *info)
+{
+	*info = t->held_info[signo - 1];
+	__atomic_and_fetch(&t->held, ~SIGBIT(signo), __ATOMIC_RELEASE);
+}
+
+/* The next of those that wait; the handler is stopped. */
+static void hand_over_next(struct thread *t)
+{
+	siginfo_t info;
+	if (open_held(t)) {
+		int signo = __builtin_ctzll(open_held(t)) + 1;
+		take_held(t, signo, &info);
+		hand_over(t, signo, &info);
+	} else {
+		int signo = t->acc_signo;
+		info = t->acc_info;
+		t->acc_signo = 0;
+		if (t->area->sigmask & SIGBIT(signo))
+			put_back(t, signo, &info, false);
+		else
+			hand_over(t, signo, &info);
+	}
 }
 
 void sig_prepare(struct thread *t)
 {
-	if (t->k_info.si_signo && !t->acc_signo && !(t->area->sigmask & SIGBIT(KICK_SIG)) && !t->area->sig.signo) {
-		siginfo_t info = t->k_info;
-		t->k_info.si_signo = 0;
-		hand_over(t, KICK_SIG, &info);
+	if (waiting(t) && !t->area->sig.signo) {
+		stop_handler();
+		while (waiting(t) && !t->area->sig.signo)
+			hand_over_next(t);
+		go_on(t);
 	}
-	while (t->acc_signo && !t->area->sig.signo)
-		take_accepted(t);
-	if (t->acc_signo)
+	t->sig_stop = t->area->sig.signo != 0;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (waiting(t)) {
 		__atomic_or_fetch(&t->area->work, KX_WORK_MORE, __ATOMIC_RELEASE);
-	t->sig_stop = t->acc_signo || t->area->sig.signo;
-	if (t->acc_signo) /* accepted between the loop and here: sig_stop stays */
 		t->sig_stop = 1;
+	}
 }
 
 void sig_sync_block(struct thread *t)
 {
 	uint64_t mask = t->area->sigmask;
-	if (!(mask & ~t->hmask) || t->acc_signo)
+	if (!(mask & ~t->hmask))
 		return;
+	stop_handler();
 	t->hmask |= mask;
-	t->area->host_mask = t->hmask;
-	set_mask(t->hmask);
-	if (t->acc_signo) { /* accepted just before: its mask is in force until it is handed over */
-		set_mask(~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)));
-	}
+	go_on(t);
 }
 
 void sig_sync_plain(struct thread *t)
@@ -366,43 +415,54 @@ void sig_sync_plain(struct thread *t)
 		sig_sync_block(t);
 }
 
-void sig_mask_set(struct thread *t, uint64_t mask)
+/* Accepted or handed over, thus there before a mask that blocks it. */
+static bool came_before(struct thread *t, uint64_t mask)
 {
-	mask &= ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
-	/* What is to be blocked, on the host first: whatever was accepted until then came before and is delivered. */
-	t->hmask |= mask & pvm.shared->rt_handlers;
-	if (!t->acc_signo)
-		set_mask(t->hmask);
-	sig_prepare(t);
-	t->area->sigmask = mask;
-	t->hmask = (t->hmask & mask) | (mask & pvm.shared->rt_handlers) | blocked_soon(t);
-	t->area->host_mask = t->hmask;
-	if (!t->acc_signo)
-		set_mask(t->hmask);
+	uint32_t given = t->area->sig.signo;
+	return (t->acc_signo && (mask & SIGBIT(t->acc_signo))) || (given && given <= 64 && (mask & SIGBIT(given)));
 }
 
-void sig_mask_enter(struct thread *t, uint64_t mask)
+bool sig_mask_set(struct thread *t, uint64_t mask)
 {
 	mask &= ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
-	t->area->saved_mask = t->area->sigmask;
-	t->area->has_saved_mask = 1;
-	t->area->sigmask = mask;
-	t->hmask = mask;
-	t->area->host_mask = mask;
-	if (!t->acc_signo)
-		set_mask(mask);
+	stop_handler();
+	/* Only what blocks more than before. */
+	bool good = !came_before(t, mask & ~t->area->sigmask);
+	if (good) {
+		t->area->sigmask = mask;
+		t->hmask = (t->hmask & mask) | (mask & pvm.shared->rt_handlers) | blocked_soon(t);
+	}
+	go_on(t);
+	return good;
+}
+
+bool sig_mask_enter(struct thread *t, uint64_t mask)
+{
+	mask &= ~(SIGBIT(SIGKILL) | SIGBIT(SIGSTOP));
+	stop_handler();
+	bool good = !came_before(t, mask);
+	if (good) {
+		t->area->saved_mask = t->area->sigmask;
+		t->area->has_saved_mask = 1;
+		t->area->sigmask = mask;
+		t->hmask = mask | blocked_soon(t);
+		if (waiting(t))
+			t->sig_stop = 1;
+	}
+	go_on(t);
+	return good;
 }
 
 int64_t sig_mask_leave(struct thread *t, int64_t ret)
 {
 	if (ret == -EINTR && t->sig_stop)
 		return ret; /* the LibOS restores the mask when it has made the frame */
-	t->area->sigmask = t->area->saved_mask;
+	stop_handler();
+	uint64_t mask = t->area->saved_mask;
+	t->area->sigmask = mask;
 	t->area->has_saved_mask = 0;
-	t->hmask &= t->area->sigmask;
-	t->area->host_mask = t->hmask;
-	if (!t->acc_signo)
-		set_mask(t->hmask);
+	t->hmask = (t->hmask & mask) | (mask & pvm.shared->rt_handlers) | blocked_soon(t);
+	go_on(t);
 	return ret;
 }
 
@@ -420,41 +480,80 @@ void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t tr
 			strace_signal(t, signo, &info);
 		pvm_die_by_signal(signo);
 	}
-	if (t->area->sig.signo) {
-		/* An asynchronous one is on its way: it goes back to the host, the fault comes first. */
+	stop_handler();
+	if (t->area->sig.signo) { /* an asynchronous one is on its way: the fault comes first */
 		siginfo_t old;
 		int s = t->area->sig.signo;
 		memcpy(&old, t->area->sig.info, sizeof old);
-		if (s >= 1 && s <= 64)
-			requeue(s, &old, true);
 		t->area->sig.signo = 0;
+		if (s >= 1 && s <= 64 && (!is_queued_kind(s) || !hold(t, s, &old)))
+			requeue(s, &old, t->given_to_thread);
 	}
 	hand_over(t, signo, &info);
 	t->area->sig.forced = 1;
 	t->area->sig.trapno = trapno;
 	t->area->sig.err = err;
 	t->area->sig.cr2 = cr2;
+	go_on(t);
 }
 
-void sig_give_back(struct thread *t)
+int sig_take_held(struct thread *t, uint64_t set, siginfo_t *info)
+{
+	struct timespec zero = { 0, 0 };
+	if (!(t->held & set))
+		return 0;
+	stop_handler();
+	int signo = __builtin_ctzll(t->held & set) + 1;
+	uint64_t lower = set & (SIGBIT(signo) - 1) & ~UNBLOCKED;
+	long first = lower ? HC6(SYS_rt_sigtimedwait, &lower, info, &zero, 8, 0, 0) : 0;
+	if (first > 0)
+		signo = first;
+	else
+		take_held(t, signo, info);
+	go_on(t);
+	return signo;
+}
+
+/* Queue a held signal again, ahead of those that the host has queued behind it. */
+static void requeue_first(int signo, siginfo_t *info)
+{
+	const size_t size = REQUEUE_MAX * sizeof *info;
+	siginfo_t *more = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int n = 0;
+	uint64_t set = SIGBIT(signo);
+	struct timespec zero = { 0, 0 };
+	while (more != MAP_FAILED && n < REQUEUE_MAX &&
+	       HC6(SYS_rt_sigtimedwait, &set, &more[n], &zero, 8, 0, 0) == signo)
+		n++;
+	requeue(signo, info, is_for_thread(info));
+	for (int i = 0; i < n; i++)
+		requeue(signo, &more[i], is_for_thread(&more[i]));
+	if (more != MAP_FAILED)
+		munmap(more, size);
+}
+
+void sig_give_back(struct thread *t, bool own)
 {
 	siginfo_t info;
 	int signo = t->area->sig.signo;
-	if (signo >= 1 && signo <= 64 && !t->area->sig.forced) {
+	if (signo >= 1 && signo <= 64 && !t->area->sig.forced && (own || !t->given_to_thread)) {
 		memcpy(&info, t->area->sig.info, sizeof info);
-		requeue(signo, &info, info.si_code == SI_TKILL);
+		requeue(signo, &info, t->given_to_thread);
 	}
 	t->area->sig.signo = 0;
-	if (t->acc_signo) {
-		info = t->acc_info;
-		requeue(t->acc_signo, &info, is_for_thread(&info));
-		t->acc_signo = 0;
+	while (t->held) {
+		signo = __builtin_ctzll(t->held) + 1;
+		take_held(t, signo, &info);
+		if (own && is_queued_kind(signo))
+			requeue_first(signo, &info);
+		else if (own || !is_for_thread(&info))
+			requeue(signo, &info, is_for_thread(&info));
 	}
-	if (t->k_info.si_signo) {
-		info = t->k_info;
-		requeue(KICK_SIG, &info, true);
-		t->k_info.si_signo = 0;
-	}
+	signo = t->acc_signo;
+	t->acc_signo = 0;
+	info = t->acc_info;
+	if (signo && (own || !is_for_thread(&info)))
+		requeue(signo, &info, is_for_thread(&info));
 	t->sig_stop = 0;
 }
 

@@ -4,9 +4,10 @@
  * at a time for the thread that it runs on and hands it to the LibOS, which builds the frame.
  *
  * The guest's mask (kx_thread.sigmask) changes without an exit, so the host thread's mask (thread.hmask) may lag
- * behind: a signal that the guest blocks but the host does not is blocked and queued again by the handler. What the
- * host blocks but the guest no longer does, the LibOS reports by the sigmask_sync hypercall. Putting one back would
- * cost real-time signals their order, so those with a handler are blocked on the host at once.
+ * behind: a standard signal that the guest blocks but the host does not is blocked and queued again by the handler.
+ * What the host blocks but the guest no longer does, the LibOS reports by the sigmask_sync hypercall. Queueing again
+ * would cost real-time signals their order, so those with a handler are blocked on the host at once, and one that was
+ * accepted and can't be delivered is held by its thread (thread.held), ahead of what the host has queued of it.
  */
 #ifndef KX_SIG_H
 #define KX_SIG_H
@@ -30,10 +31,12 @@ void sig_sync_block(struct thread *t);
 /* The host must know that a signal is blocked whose action it performs by itself, or that action is what comes of the
  * signal. Before every call that something can come of, so that no program can tell the lag. */
 void sig_sync_plain(struct thread *t);
-/* The guest unblocked something that the host still blocks, or blocked a queued signal that has a handler. */
-void sig_mask_set(struct thread *t, uint64_t mask);
-/* Temporary mask of ppoll, pselect6, epoll_pwait, rt_sigsuspend. leave() returns ret. */
-void sig_mask_enter(struct thread *t, uint64_t mask);
+/* The guest unblocked something that the host still blocks, or blocked a queued signal that has a handler. False: a
+ * signal that mask blocks came before; nothing is changed until it is delivered. */
+bool sig_mask_set(struct thread *t, uint64_t mask);
+/* Temporary mask of ppoll, pselect6, epoll_pwait, rt_sigsuspend. False as above: the call must be made again
+ * (-KX_ERESTART_ALWAYS). leave() returns ret. */
+bool sig_mask_enter(struct thread *t, uint64_t mask);
 int64_t sig_mask_leave(struct thread *t, int64_t ret);
 /* A fault of the guest at user state that is already in t's frame. */
 void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t trapno, uint64_t err, uint64_t cr2);
@@ -41,8 +44,11 @@ void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t tr
 void sig_mark_thread(siginfo_t *info);
 /* Make thread t leave the guest or its blocking call. */
 void sig_kick(struct thread *t);
-/* Queue again on the host whatever was accepted or handed over and not delivered. */
-void sig_give_back(struct thread *t);
+/* Queue again on the host whatever was accepted or handed over and not delivered; without `own`, what is for the
+ * process. Signals are blocked. */
+void sig_give_back(struct thread *t, bool own);
+/* A signal of set, when one is held (thread.held): the first of what is held and of what is pending; or 0. */
+int sig_take_held(struct thread *t, uint64_t set, siginfo_t *info);
 /* Around a fork: hold all signals back; returns the mask of before, for sig_restore(). */
 uint64_t sig_block_everything(void);
 void sig_restore(uint64_t mask, struct thread *t);

@@ -51,11 +51,12 @@ static int64_t sock_call(struct hcall *c, int opt, bool dontwait, long nr, long 
 	if (dontwait)
 		return HC6(nr, a, b, d, e, f, g);
 	int64_t r = HB6(nr, a, b, d, e, f, g);
-	if (r != -EINTR || !c->t->sig_stop)
+	if (r != -EINTR)
 		return r;
-	if (is_nonblocking((int)a))
+	if (c->t->sig_stop && is_nonblocking((int)a))
 		return HC6(nr, a, b, d, e, f, g);
-	return has_timeout((int)a, opt) ? KX_NORESTART_EINTR : r;
+	/* Without a signal and a kick: stopped and continued. */
+	return (c->t->sig_stop || !c->t->kicked) && has_timeout((int)a, opt) ? KX_NORESTART_EINTR : r;
 }
 
 static bool nowait(int flags) { return flags & MSG_DONTWAIT; }

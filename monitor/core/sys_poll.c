@@ -71,8 +71,8 @@ static int64_t poll_now(struct pollfd *p, unsigned n)
 static int64_t poll_wait(struct hcall *c, struct pollfd *p, unsigned n, struct timespec *ts, const struct temp_mask *m)
 {
 	int64_t r;
-	if (m->set)
-		sig_mask_enter(c->t, m->bits);
+	if (m->set && !sig_mask_enter(c->t, m->bits))
+		return -KX_ERESTART_ALWAYS;
 	if (ts_zero(ts))
 		r = nowait_result(c, m, HC6(SYS_ppoll, p, n, ts, 0, 0, 0));
 	else
@@ -209,8 +209,10 @@ static int64_t select_common(struct hcall *c, long nr, void *timeout, bool nowai
 	int64_t r = sets_get(c, &s);
 	if (r)
 		goto out;
-	if (m->set)
-		sig_mask_enter(c->t, m->bits);
+	if (m->set && !sig_mask_enter(c->t, m->bits)) {
+		r = -KX_ERESTART_ALWAYS;
+		goto out;
+	}
 	if (nowait)
 		r = nowait_result(c, m, HC6(nr, s.n, s.set[0], s.set[1], s.set[2], timeout, 0));
 	else
@@ -339,7 +341,8 @@ int64_t hc_epoll_pwait(struct hcall *c)
 		return epoll_now(c);
 	if (!mask.set)
 		return epoll_ms(c, ms);
-	sig_mask_enter(c->t, mask.bits);
+	if (!sig_mask_enter(c->t, mask.bits))
+		return -KX_ERESTART_ALWAYS;
 	return sig_mask_leave(c->t, epoll_ms(c, ms));
 }
 
@@ -370,6 +373,7 @@ int64_t hc_epoll_pwait2(struct hcall *c)
 		return epoll_now(c);
 	if (!mask.set)
 		return epoll_ts(c, timeout);
-	sig_mask_enter(c->t, mask.bits);
+	if (!sig_mask_enter(c->t, mask.bits))
+		return -KX_ERESTART_ALWAYS;
 	return sig_mask_leave(c->t, epoll_ts(c, timeout));
 }

@@ -60,10 +60,7 @@ int64_t hc_setgroups(struct hcall *c)
 	return HC6(SYS_setgroups, c->arg[0], list, 0, 0, 0, 0);
 }
 
-static bool pid_is_ours(int pid)
-{
-	return pid == 0 || pid == my_pid() || family_has(pid) || (pid > 0 && thread_is_ours(pid));
-}
+static bool pid_is_ours(int pid) { return pid == 0 || family_owner(pid); }
 
 int64_t hc_setpgid(struct hcall *c)
 {

@@ -19,18 +19,10 @@ int64_t hc_sig_next(struct hcall *c)
 	return 0; /* hcall_dispatch() hands the next one over as it leaves */
 }
 
-int64_t hc_sigmask_sync(struct hcall *c)
-{
-	sig_mask_set(c->t, c->arg[0]);
-	return 0;
-}
+int64_t hc_sigmask_sync(struct hcall *c) { return sig_mask_set(c->t, c->arg[0]) ? 0 : -EAGAIN; }
 
 /* The LibOS keeps the mask; a guest that calls this by itself gets the host's mask brought up to date. */
-int64_t hc_rt_sigprocmask(struct hcall *c)
-{
-	sig_mask_set(c->t, c->t->area->sigmask);
-	return 0;
-}
+int64_t hc_rt_sigprocmask(struct hcall *c) { return sig_mask_set(c->t, c->t->area->sigmask) ? 0 : -EAGAIN; }
 
 int64_t hc_rt_sigaction(struct hcall *c)
 {
@@ -96,7 +88,8 @@ int64_t hc_kill(struct hcall *c)
 	if (pid > 0) {
 		if (pid == my_pid() || family_has(pid))
 			return host_call(SYS_kill, pid, (int)c->arg[1], 0, 0, 0, 0);
-		return thread_is_ours(pid) ? host_call(SYS_kill, my_pid(), (int)c->arg[1], 0, 0, 0, 0) : -ESRCH;
+		pid_t owner = family_owner(pid);
+		return owner ? host_call(SYS_kill, owner, (int)c->arg[1], 0, 0, 0, 0) : -ESRCH;
 	}
 	struct group_kill k = { .group = pid == -1 ? 0 : pid ? -pid : getpgrp(), .signo = (int)c->arg[1] };
 	family_each(kill_member, &k);
@@ -110,11 +103,10 @@ int64_t hc_tgkill(struct hcall *c)
 	    s = (int)c->arg[1 + with_group];
 	if (tgid <= 0 || tid <= 0 || s < 0 || s > 64)
 		return -EINVAL;
-	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(with_group ? tgid : tid))
+	if (!with_group && !thread_is_ours(tid)) /* tkill names a thread of any process */
+		tgid = family_owner(tid);
+	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(tgid))
 		return -ESRCH;
-	/* tkill names a thread of any process; here the family's main threads and the own ones. */
-	if (!with_group && !thread_is_ours(tid))
-		tgid = tid;
 	return host_call(SYS_tgkill, tgid, tid, s, 0, 0, 0);
 }
 
@@ -125,7 +117,7 @@ int64_t hc_rt_sigqueueinfo(struct hcall *c)
 		return -EFAULT;
 	if (!sig_ok(c->arg[1]))
 		return -EINVAL;
-	if ((int)c->arg[0] != my_pid() && !family_has((int)c->arg[0]))
+	if (!family_owner((int)c->arg[0]))
 		return -ESRCH;
 	info.si_signo = (int)c->arg[1];
 	return host_call(SYS_rt_sigqueueinfo, (int)c->arg[0], (int)c->arg[1], (long)&info, 0, 0, 0);
@@ -154,9 +146,7 @@ int64_t hc_rt_sigpending(struct hcall *c)
 	long r = host_call(SYS_rt_sigpending, (long)&set, 8, 0, 0, 0, 0);
 	if (r < 0)
 		return r;
-	if (c->t->k_info.si_signo)
-		set |= SIGBIT(KICK_SIG);
-	set &= c->t->area->sigmask;
+	set = (set | c->t->held) & c->t->area->sigmask;
 	return guest_write(c->arg[0], &set, size);
 }
 
@@ -167,7 +157,8 @@ int64_t hc_rt_sigsuspend(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&mask, c->arg[0], 8))
 		return -EFAULT;
-	sig_mask_enter(c->t, mask);
+	if (!sig_mask_enter(c->t, mask))
+		return -KX_ERESTART_ALWAYS;
 	long r;
 	do
 		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
@@ -193,13 +184,14 @@ int64_t hc_rt_sigtimedwait(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&set, c->arg[0], 8) || get_timespec(c->arg[2], &ts, &timeout))
 		return -EFAULT;
-	if ((set & SIGBIT(KICK_SIG)) && c->t->k_info.si_signo) {
-		info = c->t->k_info;
-		c->t->k_info.si_signo = 0;
-	} else {
-		long r = HB6(SYS_rt_sigtimedwait, &set, &info, timeout, 8, 0, 0);
+	uint64_t host_set = set & ~SIGBIT(KICK_SIG);
+	while (!sig_take_held(c->t, set, &info)) {
+		long r = HB6(SYS_rt_sigtimedwait, &host_set, &info, timeout, 8, 0, 0);
+		if (r == -EINTR && !c->t->sig_stop && (c->t->held & set))
+			continue;
 		if (r < 0)
 			return r;
+		break;
 	}
 	if (c->arg[1] && guest_write(c->arg[1], &info, sizeof info))
 		return -EFAULT;

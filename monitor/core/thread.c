@@ -85,7 +85,7 @@ void thread_pool_put(struct thread *t)
 {
 	t->clear_tid = t->robust_head = 0;
 	t->acc_signo = t->sig_stop = t->kicked = 0;
-	t->k_info.si_signo = 0;
+	t->held = 0;
 	t->exiting = 0;
 	t->hcall = NULL;
 	if (t->vcpu_pid != pvm.pid) { /* a child of vfork made it: the descriptor is not its parent's */
@@ -237,6 +237,7 @@ _Noreturn void thread_exit(struct thread *t, int status)
 	sig_block_all();
 	if (t->area->vfork || t->pid != pvm.pid) /* a child of vfork has no other threads; the parent tidies up */
 		pvm_exit_group(status);
+	sig_give_back(t, false); /* what it took of the process's, another thread must get */
 	/* The vCPU goes to the pool first: whoever joins this thread may start another at once. */
 	int left = thread_unlink(t);
 	stats_thread_done(t);

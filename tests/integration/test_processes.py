@@ -668,6 +668,59 @@ def terminal_hangup():
 
 # ---- running ----------------------------------------------------------------------------------------------------
 
+NUMBER = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+p = os.fork()
+if not p:
+    os._exit(0)
+try:
+    os.wait()
+except ChildProcessError:
+    pass
+print(p, flush=True)
+sys.stdin.readline()
+try:
+    os.kill(p, signal.SIGTERM)
+    print("reached", flush=True)
+except ProcessLookupError:
+    print("nobody", flush=True)
+"""
+
+
+def process_with_number(pid):
+    """A process of ours with this number, or None. Others may take it first."""
+    for _ in range(300):
+        with open("/proc/sys/kernel/ns_last_pid", "w") as f:
+            f.write(str(pid - 1))
+        q = subprocess.Popen(["sleep", "100"])
+        if q.pid == pid:
+            return q
+        q.kill()
+        q.wait()
+    return None
+
+
+@test
+def number_of_the_dead():
+    """The number of a member that nobody waited for goes to a process outside: that one can't be signalled."""
+    if os.geteuid() or not os.path.exists("/proc/sys/kernel/ns_last_pid"):
+        raise Skip("only root can choose a process's number, with ns_last_pid")
+    p = subprocess.Popen(lib.pvm([PY, "-S", "-c", NUMBER], *options()), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         cwd="/")
+    q = None
+    try:
+        q = process_with_number(int(p.stdout.readline()))
+        out = p.communicate(b"\n", 30)[0]
+        if not q:
+            raise Skip("others took the number each time")
+        expect((out, q.poll()), (b"nobody\n", None), "kill")
+    finally:
+        for x in filter(None, (p, q)):
+            x.kill()
+            x.wait()
+
+
 def settled(before):
     """What is left over after a moment; processes among it are ended."""
     for _ in range(30):

@@ -152,7 +152,7 @@ static void all_numbers(int limit)
 	CHECK(open("/dev/null", O_RDWR) == -1 && errno == EMFILE);
 	check_write(fds[252]);
 	child(fds[252], 20);
-	close(20);       /* what thread() opens */
+	close(20); /* what thread() opens */
 	threads(fds[252]);
 }
 

@@ -1064,7 +1064,7 @@ static void test_threads(void)
 
 /* ---- storm -------------------- */
 
-#define STORM 2000
+#define STORM 20000
 static volatile int rt_count, usr_count;
 static volatile bool rt_order_ok = true, storm_over, storm_bad;
 static volatile int rt_next;
@@ -1179,6 +1179,92 @@ static void test_storm(void)
 	check(!storm_bad, "storm: registers, memory and calls");
 }
 
+/* ---- signals that threads take and leave behind -------------------- */
+
+#define LEFT 1500
+static volatile int left_count;
+
+static void count_left(int s, siginfo_t *i, void *u)
+{
+	(void)s;
+	(void)i;
+	(void)u;
+	__atomic_add_fetch(&left_count, 1, __ATOMIC_SEQ_CST);
+}
+
+static void *short_thread(void *arg)
+{
+	unblock(RTN(5));
+	for (volatile long i = 0; i < (long)arg * 3000; i++)
+		;
+	syscall(SYS_exit, 0); /* libc would block all signals first */
+	return NULL;
+}
+
+static void *left_sender(void *arg)
+{
+	bool ok = true;
+	for (int i = 0; i < LEFT; i++) {
+		union sigval v = { .sival_int = i };
+		int e;
+		while ((e = sigqueue(getpid(), RTN(5), v)) && errno == EAGAIN)
+			nap(MS);
+		ok &= !e;
+		if (i % 8 == 0)
+			nap(MS / 10);
+	}
+	*(bool *)arg = ok;
+	storm_over = true;
+	return NULL;
+}
+
+static void test_ending_threads(void)
+{
+	pthread_t sender;
+	bool ok = false;
+	on(RTN(5), count_left, SA_RESTART);
+	block(RTN(5));
+	storm_over = false;
+	pthread_create(&sender, NULL, left_sender, &ok);
+	while (!storm_over) {
+		pthread_t t[3];
+		for (long i = 0; i < 3; i++)
+			pthread_create(&t[i], NULL, short_thread, (void *)i);
+		for (int i = 0; i < 3; i++)
+			pthread_join(t[i], NULL);
+	}
+	pthread_join(sender, NULL);
+	unblock(RTN(5));
+	if (left_count != LEFT)
+		printf("  %d of %d\n", left_count, LEFT);
+	check(ok && left_count == LEFT, "sent to the process: none is lost with a thread that ends");
+}
+
+/* ---- everything blocked -------------------- */
+
+static void test_all_blocked(void)
+{
+	sigset_t all, old, set = one(SIGSEGV);
+	struct pollfd *volatile nowhere = (void *)16;
+	int s = 0;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	nap(MS);
+	check(poll(nowhere, 1, 0) == -1 && errno == EFAULT, "all signals blocked: EFAULT");
+	check(syscall(SYS_ppoll, NULL, 0, nowhere, NULL, 8) == -1 && errno == EFAULT, "and again");
+	kill(getpid(), SIGSEGV);
+	check(pending(SIGSEGV), "SIGSEGV by kill, blocked: pending");
+	check(sigwait(&set, &s) == 0 && s == SIGSEGV && !pending(SIGSEGV), "and waited for");
+	on(SIGSEGV, note, 0);
+	count = 0;
+	kill(getpid(), SIGSEGV);
+	check(count == 0, "blocked");
+	unblock(SIGSEGV);
+	check(count == 1 && last_signo == SIGSEGV && last_code == SI_USER, "and delivered");
+	signal(SIGSEGV, SIG_DFL);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
 /* ---- registers across an asynchronous signal -------------------- */
 
 static volatile int ticks;
@@ -1253,6 +1339,8 @@ int main(void)
 	test_threads();
 	test_async();
 	test_storm();
+	test_ending_threads();
+	test_all_blocked();
 	if (failures) {
 		printf("FAILED %d\n", failures);
 		return 1;
