@@ -13,11 +13,11 @@
 
 struct exec_state {
 	uint32_t magic, size;
-	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, program_fd;
+	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, stats_fd, program_fd;
 	uint32_t fd_limit, argc, envc;
-	uint64_t memory, sigmask;
+	uint64_t memory, sigmask, start_ns;
 	int32_t cpus;
-	uint8_t strace, is_child, log_level, stats_kept;
+	uint8_t strace, stats, is_child, was_vfork, log_level;
 	struct rlimit limits[16];
 	/* then NUL-terminated: name, program, argv..., envp... */
 };

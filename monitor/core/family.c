@@ -5,13 +5,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include "pvm.h"
+#include "stats.h"
 
 /* Slots change by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 static pid_t *table;
 
 int family_init(int fd, struct kx_err *err)
 {
-	size_t size = FAMILY_MAX * sizeof *table;
+	size_t pids = FAMILY_MAX * sizeof *table, size = pids + sizeof(struct stats_family);
 	if (fd < 0) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
 		if (fd < 0 || ftruncate(fd, size))
@@ -23,6 +24,7 @@ int family_init(int fd, struct kx_err *err)
 	table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (table == MAP_FAILED)
 		return kx_err_set(err, errno, "family: cannot map its table: %s (free some memory)", strerror(errno));
+	stats_share((struct stats_family *)((uint8_t *)table + pids));
 	pvm.family_fd = fd;
 	return 0;
 }

@@ -3,6 +3,7 @@
  * The family: the pVMs forked from one root. A table of their pids in memory that all of them map (a memfd, so that
  * it outlives exec). Only who is in it can be signalled, waited for by name, or made part of a process group from
  * inside. A pid leaves it when its process is reaped, which is before the host can give the number to another.
+ * Behind the table are the sums of --stats (stats.h).
  */
 #ifndef KX_FAMILY_H
 #define KX_FAMILY_H

@@ -15,6 +15,7 @@
 #include "family.h"
 #include "gmem.h"
 #include "sig.h"
+#include "stats.h"
 #include "thread.h"
 #include "timepage.h"
 #include "vcpu.h"
@@ -154,6 +155,8 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 	if (pid == 0) {
 		child_threads(t);
 		child_identity(t, a);
+		if (pvm.cfg->stats)
+			stats_fork_child();
 		child_machine(t, &regs, &sregs, xsave);
 		if (a->stack) {
 			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
@@ -242,6 +245,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		struct kvm_vcpu_events none = { 0 };
 		ioctl(c->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
 	}
+	stats_thread_done(c);
 	thread_pool_put(c);
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;

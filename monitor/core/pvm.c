@@ -62,6 +62,8 @@ static void report_end(const char *fmt, int n)
 	snprintf(how, sizeof how, fmt, n);
 	if (pvm.cfg->strace)
 		strace_exit(how);
+	if (pvm.cfg->stats)
+		stats_end();
 	if (pvm.cfg->stats && !pvm.is_child)
 		stats_write(pvm.cfg->stats_file);
 }
@@ -266,6 +268,8 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 		return kx_err_set(err, -r,
 				  "%s: cannot write statistics: %s (give --stats a file in a directory that exists)",
 				  cfg->stats_file, strerror(-r));
+	if (cfg->stats)
+		stats_begin();
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
@@ -294,8 +298,9 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.log_fd = st->log_fd;
 	pvm.fd_limit = st->fd_limit;
 	pvm.is_child = st->is_child;
-	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,    pvm.log_fd,
-			     st->family_fd, st->trace_fd, st->program_fd };
+	pvm.start_ns = st->start_ns;
+	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,   pvm.log_fd,
+			     st->family_fd, st->trace_fd, st->stats_fd, st->program_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
@@ -304,6 +309,12 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		strace_adopt(st->trace_fd);
 	if ((r = family_init(st->family_fd, err)) || (r = vm_open(err)) || (r = machine_init(err)))
 		return r;
+	if (cfg->stats) {
+		stats_adopt(st->stats_fd);
+		stats_exec();
+		if (st->was_vfork)
+			stats_begin();
+	}
 	vfs_init();
 	limits_import(st->limits);
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);

@@ -97,7 +97,7 @@ struct pvm {
 	unsigned auxv_len;
 	bool no_new_privs;
 	int exit_status;
-	bool is_child; /* forked, not started by the user: writes no statistics */
+	bool is_child; /* forked, not started by the user: writes no report of --stats */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
