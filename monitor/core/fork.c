@@ -89,6 +89,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	struct kx_thread *area = t->area;
 	pvm.pid = t->pid = t->tid = getpid();
 	pvm.is_child = true;
+	pvm_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);

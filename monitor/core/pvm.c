@@ -51,13 +51,16 @@ void limits_import(const struct rlimit in[16]);
 
 /* ---- the end -------------------------------------------------------------------------------------------------- */
 
+static int ending, reported; /* whether a thread is about to end the process, or has told of its end */
+
+void pvm_fork_child(void) { ending = reported = 0; }
+
 static void report_end(const char *fmt, int n)
 {
 	char how[64];
-	static int once;
 	if (my_pid() != pvm.pid) /* a child of vfork: the memory is its parent's */
 		return;
-	if (__atomic_exchange_n(&once, 1, __ATOMIC_SEQ_CST))
+	if (__atomic_exchange_n(&reported, 1, __ATOMIC_SEQ_CST))
 		return;
 	snprintf(how, sizeof how, fmt, n);
 	if (pvm.cfg->strace)
@@ -70,7 +73,6 @@ static void report_end(const char *fmt, int n)
 
 _Noreturn void pvm_exit_group(int status)
 {
-	static int ending;
 	if (my_pid() == pvm.pid && __atomic_exchange_n(&ending, 1, __ATOMIC_SEQ_CST))
 		for (;;) /* another thread was first: its status counts, and the end is near */
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);

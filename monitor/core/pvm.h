@@ -156,6 +156,8 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err);
 _Noreturn void pvm_exit_group(int status);
 /* End it as if killed by signal sig (default action), so that the parent's wait status says so. */
 _Noreturn void pvm_die_by_signal(int sig);
+/* In a forked child: it is not ending, though its parent may have been at that moment. */
+void pvm_fork_child(void);
 /* A broken guest (not a host error): log reason, die by SIGKILL-like status 125. */
 __attribute__((format(printf, 1, 2))) _Noreturn void pvm_panic(const char *fmt, ...);
 #endif
