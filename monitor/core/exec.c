@@ -138,6 +138,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .sigmask = t->area->sigmask,
 				 .start_ns = pvm.start_ns,
 				 .cpus = pvm.cfg->cpus,
+				 .cpu_set = pvm.cpus,
 				 .strace = pvm.cfg->strace,
 				 .stats = pvm.cfg->stats,
 				 .is_child = pvm.is_child || t->pid != pvm.pid,

@@ -179,18 +179,19 @@ static unsigned xsave_bytes(uint64_t xcr0)
 	return size;
 }
 
+/* The first n of those that this process may use: fewer when it has fewer. */
 static void cpus_limit(int n)
 {
-	cpu_set_t all, some;
-	CPU_ZERO(&some);
+	cpu_set_t all;
+	CPU_ZERO(&pvm.cpus);
 	if (n <= 0 || sched_getaffinity(0, sizeof all, &all))
 		return;
 	for (int i = 0, left = n; i < CPU_SETSIZE && left; i++)
 		if (CPU_ISSET(i, &all)) {
-			CPU_SET(i, &some);
+			CPU_SET(i, &pvm.cpus);
 			left--;
 		}
-	sched_setaffinity(0, sizeof some, &some);
+	sched_setaffinity(0, sizeof pvm.cpus, &pvm.cpus);
 }
 
 static const char *env_get(char **envp, const char *name)
@@ -301,6 +302,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.fd_limit = st->fd_limit;
 	pvm.is_child = st->is_child;
 	pvm.start_ns = st->start_ns;
+	pvm.cpus = st->cpu_set;
 	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,   pvm.log_fd,
 			     st->family_fd, st->trace_fd, st->stats_fd, st->program_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)

@@ -11,6 +11,7 @@
 #define KX_PVM_H
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -95,6 +96,7 @@ struct pvm {
 	uint64_t arg_start, arg_end, env_start, env_end, stack_top, brk_start;
 	uint8_t auxv[512];
 	unsigned auxv_len;
+	cpu_set_t cpus; /* with --cpus: those that the program may know of, by the host's numbers */
 	bool no_new_privs;
 	int exit_status;
 	bool is_child; /* forked, not started by the user: writes no report of --stats */

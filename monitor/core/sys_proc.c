@@ -264,6 +264,9 @@ int64_t hc_sched_setaffinity(struct hcall *c)
 		return -ESRCH;
 	if (guest_read(mask, c->arg[2], len))
 		return -EFAULT;
+	for (uint64_t i = 0; pvm.cfg->cpus && i < len * 8; i++)
+		if (i >= CPU_SETSIZE || !CPU_ISSET(i, &pvm.cpus))
+			mask[i / 8] &= ~(1u << i % 8);
 	return HC6(c->nr, (int)c->arg[0], len, mask, 0, 0, 0);
 }
 

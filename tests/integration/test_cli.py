@@ -515,7 +515,40 @@ def memory_limit():
 
 @test
 def cpus_shown():
+    """All that a program can ask agrees, and it can't get more."""
+    code = """if 1:
+        import os, re
+        sys = "/sys/devices/system/cpu/"
+        text = lambda p: open(p).read()
+        print(len(os.sched_getaffinity(0)), os.cpu_count(), os.sysconf("SC_NPROCESSORS_CONF"))
+        print([text(sys + n).strip() for n in ("online", "possible", "present", "offline")])
+        print([n for n in sorted(os.listdir(sys)) if re.fullmatch("cpu[0-9]+", n)])
+        print(re.findall("processor.*: (.*)", text("/proc/cpuinfo")), re.findall("cpu([0-9]+)", text("/proc/stat")))
+        total, one = re.findall("(?m)^cpu[0-9]* +(.*)", text("/proc/stat"))
+        print(total == one, len(total.split()) == 10, re.search("Cpus_allowed_list:(.*)", text("/proc/self/status"))[1].strip())
+        os.sched_setaffinity(0, range(1024))
+        print(os.sched_getaffinity(0))
+        try: os.sched_setaffinity(0, {CPU + 1})
+        except OSError as e: print(e.strerror)"""
+    for cpu in sorted(os.sched_getaffinity(0))[:2]:
+        want = (f"1 1 1\n['{cpu}', '{cpu}', '{cpu}', '']\n['cpu{cpu}']\n['{cpu}'] ['{cpu}']\nTrue True {cpu}\n{{{cpu}}}\n"
+                "Invalid argument\n")
+        r = subprocess.run(["taskset", "-c", str(cpu), KYLINX, "run", "--cpus", "1", "--", "/usr/bin/python3", "-S", "-c",
+                            code.replace("CPU", str(cpu))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           timeout=TIMEOUT)
+        ok(r, want)
     ok(run("--cpus", "1", "nproc"), "1\n")
+    ok(run("--cpus", "1", "env", "nproc", "--all"), "1\n")  # behind an exec
+    n = len(os.sched_getaffinity(0))
+    ok(run("--cpus", "1000", "nproc"), f"{n}\n")  # no more than there are
+    if shutil.which("node"):
+        ok(run("--cpus", "1", "node", "-p", "os.cpus().length"), "1\n")
+    if shutil.which("java"):
+        with Dir() as d:
+            with open(d + "/N.java", "w") as f:
+                f.write("class N { public static void main(String[] a) {"
+                        "System.out.println(Runtime.getRuntime().availableProcessors()); } }")
+            ok(run("--cpus", "1", "java", "-Xshare:auto", d + "/N.java", cwd=d), "1\n")
 
 
 @test
