@@ -513,6 +513,26 @@ def memory_limit():
     ok(py("x = bytearray(32 << 20); print('got')", "--memory", "256m"), "got\n")
 
 
+def idle_pss(argv):
+    """KiB of a program that has said that it is ready and waits for input."""
+    p = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    try:
+        expect(p.stdout.readline(), "ready\n", f"{argv[0]} starts")
+        with open(f"/proc/{p.pid}/smaps_rollup") as f:
+            return int(re.search(r"(?m)^Pss: +([0-9]+) kB", f.read())[1])
+    finally:
+        p.communicate("\n", timeout=TIMEOUT)
+
+
+@test
+def idle_overhead():
+    for argv in (["/bin/sh", "-c", "echo ready; read x"],
+                 ["/usr/bin/python3", "-c", "import json, socket, threading; print('ready', flush=True); input()"]):
+        native, pvm = idle_pss(argv), idle_pss([KYLINX, "run", "--", *argv])
+        print(f"# {os.path.basename(argv[0])}: PSS {native} KiB natively, {pvm} KiB in a pVM", flush=True)
+        assert pvm - native < 4096, f"{argv[0]}: {native} KiB natively, {pvm} KiB in a pVM"
+
+
 @test
 def cpus_shown():
     """All that a program can ask agrees, and it can't get more."""
