@@ -585,20 +585,60 @@ def strace_and_stats():
 
 
 @test
+def strace_of_old_actions():
+    """The old action is there when the monitor makes the line, whoever answers."""
+    code = ("import signal as s\n"
+            "for x in (lambda *a: 0, s.SIG_IGN, s.SIG_DFL): s.signal(s.SIGUSR1, x)")
+    found = re.findall(r"rt_sigaction\(SIGUSR1, \{sa_handler=(\w+), .*?\}, \{sa_handler=(\w+), sa_mask=\[\], .* <monitor>",
+                       ok(py(code, "--strace")).stderr)
+    expect(len(found), 3, f"changes in {found}")
+    handler = found[0][0]
+    expect(found, [(handler, "SIG_DFL"), ("SIG_IGN", handler), ("SIG_DFL", "SIG_IGN")], "new and old actions")
+
+
+@test
 def ordinary_user():
+    """With a /dev/kvm that everybody may use, in a mount namespace of the test's own."""
     if os.geteuid() != 0:
         raise Skip("run as root")
-    st = os.stat("/dev/kvm")
+    dev = os.stat("/dev/kvm").st_rdev
+    own = ("mount -t tmpfs -o mode=755 kylinx-test /mnt && mknod -m 666 /mnt/kvm c {} {} && mount --bind /mnt/kvm /dev/kvm && "
+           "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \"$@\"")
     with Dir() as d:
         shutil.copy(KYLINX, d + "/kylinx")
-        r = subprocess.run([d + "/kylinx", "run", "sh", "-c", "test -w /tmp && test ! -w /etc && pwd"], cwd="/",
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT,
-                           user=65534, group=st.st_gid if st.st_mode & 0o060 == 0o060 else 65534, extra_groups=[])
-    if "/dev/kvm" in r.stderr and not st.st_mode & 0o006 == 0o006:
-        expect(r.returncode, 125, "status")
-        assert ONE_LINE.match(r.stderr), r.stderr
-        raise Skip("/dev/kvm is root's")
-    ok(r, "/\n")
+        start = ["unshare", "-m", "--propagation", "private", "sh", "-c", own.format(os.major(dev), os.minor(dev)), "sh",
+                 d + "/kylinx", "run"]
+        for script, options, out in (
+                ("test -w /tmp && test ! -w /etc && pwd", [], "/\n"), ("id -u; id -g", [], "65534\n65534\n"),
+                ("nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online | wc -l", ["--cpus", "1"],
+                 "1\n1\n1\n"),
+                ("ls /sys/class/net 2>/dev/null; tail -n +3 /proc/net/dev | cut -d : -f 1", ["--net", "none"], "    lo\n")):
+            r = subprocess.run([*start, *options, "sh", "-c", script], cwd="/", stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+            ok(r, out)
+
+
+@test
+def no_permission_on_kvm():
+    if os.geteuid() != 0:
+        raise Skip("run as root")
+    dev = os.stat("/dev/kvm").st_rdev
+    with Dir() as d:
+        shutil.copy(KYLINX, d + "/kylinx")
+        for make, text in ((f"mknod -m 600 /mnt/kvm c {os.major(dev)} {os.minor(dev)}", "/dev/kvm: permission denied"),
+                           ("mknod -m 666 /mnt/kvm c 10 254", "/dev/kvm: no such device"),
+                           ("echo x >/mnt/kvm", "/dev/kvm: ")):
+            own = (f"mount -t tmpfs -o mode=755 kylinx-test /mnt && {make} && mount --bind /mnt/kvm /dev/kvm && "
+                   'exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"')
+            r = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", own, "sh", d + "/kylinx", "run", "true"],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               timeout=TIMEOUT)
+            error(r, 125, text)
+        # No such file: an empty /dev.
+        r = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c",
+                            'mount -t tmpfs -o mode=755 kylinx-test /dev && exec "$@"', "sh", d + "/kylinx", "run", "true"],
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+        error(r, 125, "/dev/kvm: no such device")
 
 
 # ---- after all ----------------------------------------------------------------------------------------------
