@@ -217,7 +217,7 @@ BUSYBOX_HELP = {
     "nslookup ntpd route tftp traceroute traceroute6 udhcpc udhcpc6 udhcpd tc dnsdomainname dumpleases zcip whois",
     "shows other processes, users or mounts, which a pVM does not see": "df free fuser iostat killall killall5 last "
     "logname lsof mpstat netstat nmeter pgrep pidof pkill pmap ps pstree pwdx uptime w who",
-    "run by a shell above": "mktemp renice yes",
+    "run by a shell above": "mktemp renice setsid yes",
     "no sample to try it with": "busybox uncompress",
 }
 # Not run at all: on a busybox that ignored --help these would act.

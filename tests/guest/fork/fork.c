@@ -1071,6 +1071,12 @@ static bool family_only(void)
 
 static void groups(void)
 {
+	check(fine(FORK({
+		      NEED(setpgid(0, 0) == 0 && setpriority(PRIO_PGRP, getpgrp(), 5) == 0);
+		      NEED(getpriority(PRIO_PROCESS, 0) == 5 && getpriority(PRIO_PGRP, getpgrp()) == 5);
+		      NEED(syscall(SYS_ioprio_get, 2, getpgrp()) >= 0);
+	      })),
+	      "priority of one's group, by its number");
 	int *s = shared(4096);
 	pid_t leader = FORK({
 		NEED(setpgid(0, 0) == 0 && getpgrp() == getpid());
