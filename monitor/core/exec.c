@@ -143,6 +143,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .stats = pvm.cfg->stats,
 				 .is_child = pvm.is_child || t->pid != pvm.pid,
 				 .was_vfork = t->pid != pvm.pid,
+				 .has_family = pvm.has_family || t->pid != pvm.pid,
 				 .log_level = kx_log_level_find(pvm.cfg->log_level) };
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	limits_export(st.limits);

@@ -18,7 +18,7 @@ struct exec_state {
 	uint64_t memory, sigmask, start_ns;
 	int32_t cpus;
 	cpu_set_t cpu_set;
-	uint8_t strace, stats, is_child, was_vfork, log_level;
+	uint8_t strace, stats, is_child, was_vfork, has_family, log_level;
 	struct rlimit limits[16];
 	/* then NUL-terminated: name, program, argv..., envp... */
 };

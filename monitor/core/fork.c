@@ -88,7 +88,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 {
 	struct kx_thread *area = t->area;
 	pvm.pid = t->pid = t->tid = getpid();
-	pvm.is_child = true;
+	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
@@ -273,6 +273,7 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a);
 	if (pid <= 0)
 		return pid;
+	pvm.has_family = true;
 	__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);
 	uint32_t tid = pid;
 	if (a->flags & CLONE_PARENT_SETTID)

@@ -301,6 +301,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.log_fd = st->log_fd;
 	pvm.fd_limit = st->fd_limit;
 	pvm.is_child = st->is_child;
+	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
 	pvm.cpus = st->cpu_set;
 	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,   pvm.log_fd,

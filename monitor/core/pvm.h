@@ -99,7 +99,8 @@ struct pvm {
 	cpu_set_t cpus; /* with --cpus: those that the program may know of, by the host's numbers */
 	bool no_new_privs;
 	int exit_status;
-	bool is_child; /* forked, not started by the user: writes no report of --stats */
+	bool is_child;   /* forked, not started by the user: writes no report of --stats */
+	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
 	uint64_t hcall_count[1056], enosys_count[1024];

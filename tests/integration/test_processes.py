@@ -667,6 +667,25 @@ def terminal_hangup():
     os.waitpid(t.pid, 0)
 
 
+@test
+def strace_of_a_family():
+    """Each line of a process that has or had children, or a parent, tells whose it is; also behind an exec."""
+    r = inside_traced(["sh", "-c", "/bin/true; /bin/true & wait; exec /bin/echo $$"])
+    pid = r.out.decode().strip()
+    lines = r.err.decode().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("[pid "))
+    expect([line for line in lines[first:] if not line.startswith(("[pid ", "+++ exited"))], [], "lines without a pid")
+    pids = {line.split()[1].rstrip("]") for line in lines[first:] if line.startswith("[pid ")}
+    assert pid in pids and len(pids) == 3, pids
+    assert f'[pid {pid}] write(1, "{pid}\\n"' in r.err.decode(), "the last program's line"
+
+
+def inside_traced(argv):
+    r = lib.run(lib.pvm(argv, *options(), "--strace"), 60, cwd="/")
+    expect(r.status, 0, r.why())
+    return r
+
+
 # ---- statistics ---------------------------------------------------------------------------------------------------
 
 def statistics(script, d):
