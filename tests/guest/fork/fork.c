@@ -1775,7 +1775,7 @@ static void endings(void)
 {
 	int n = 0, st;
 	prctl(PR_SET_CHILD_SUBREAPER, 1);
-	for (int i = 0; i < 60; i++) {
+	for (int i = 0; i < 25; i++) {
 		pid_t p = FORK({
 			pthread_t t;
 			NEED(pthread_create(&t, NULL, forker, NULL) == 0);
