@@ -144,6 +144,7 @@ int64_t sys_rt_sigaction(struct kx_thread *t, struct kx_frame *f)
 {
 	int s = (int)f->rdi;
 	struct kx_sigaction act, old;
+	int64_t r = 0;
 	if (f->r10 != 8 || s < 1 || s > 64)
 		return -KX_EINVAL;
 	old = ACTION(t, s);
@@ -156,15 +157,18 @@ int64_t sys_rt_sigaction(struct kx_thread *t, struct kx_frame *f)
 		ACTION(t, s) = act;
 		if (s > 33 && act.handler > SIG_IGN)
 			__atomic_or_fetch(&SHARED->rt_handlers, SIGBIT(s), __ATOMIC_RELAXED);
-		if (host_view(&act) != host_view(&old)) {
-			int64_t r = hypercall(t, 13, s, f->rsi, f->rdx, 8, 0, 0);
-			if (r) {
-				ACTION(t, s) = old;
-				return r;
-			}
+	}
+	/* Before the monitor is told, since it may trace the call. On Linux, too, the action changes when this fails. */
+	if (f->rdx)
+		r = user_write(f->rdx, &old, sizeof old);
+	if (f->rsi && host_view(&act) != host_view(&old)) {
+		int64_t host = hypercall(t, 13, s, f->rsi, f->rdx, 8, 0, 0);
+		if (host) {
+			ACTION(t, s) = old;
+			return host;
 		}
 	}
-	return f->rdx ? user_write(f->rdx, &old, sizeof old) : 0;
+	return r;
 }
 
 static bool on_altstack(const struct kx_thread *t, uint64_t sp)

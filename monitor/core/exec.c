@@ -14,6 +14,7 @@
 #include "hcall.h"
 #include "load.h"
 #include "sig.h"
+#include "stats.h"
 #include "strace.h"
 #include "text.h"
 #include "thread.h"
@@ -129,6 +130,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .family_fd = pvm.family_fd,
 				 .log_fd = pvm.log_fd,
 				 .trace_fd = pvm.cfg->strace ? strace_fd() : -1,
+				 .stats_fd = pvm.is_child || t->pid != pvm.pid ? -1 : stats_fd(),
 				 .program_fd = program_fd,
 				 .fd_limit = pvm.fd_limit,
 				 .fd_max = pvm.fd_max,
@@ -136,9 +138,14 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .envc = envp->n,
 				 .memory = pvm.cfg->memory,
 				 .sigmask = t->area->sigmask,
+				 .start_ns = pvm.start_ns,
 				 .cpus = pvm.cfg->cpus,
+				 .cpu_set = pvm.cpus,
 				 .strace = pvm.cfg->strace,
+				 .stats = pvm.cfg->stats,
 				 .is_child = pvm.is_child || t->pid != pvm.pid,
+				 .was_vfork = t->pid != pvm.pid,
+				 .has_family = pvm.has_family || t->pid != pvm.pid,
 				 .log_level = kx_log_level_find(pvm.cfg->log_level) };
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	st.xcr0 = pvm.xcr0;
@@ -186,11 +193,22 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	snprintf(number, sizeof number, "%d", fd);
 	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
 	give_signals_back(t);
-	const int kept[] = { fd,         text_fd(),     text_fd_ro(), pvm.kvm_fd, pvm.proc_fd,
-			     pvm.exe_fd, pvm.family_fd, pvm.log_fd,   program_fd, pvm.cfg->strace ? strace_fd() : -1 };
+	const int kept[] = { fd,
+			     text_fd(),
+			     text_fd_ro(),
+			     pvm.kvm_fd,
+			     pvm.proc_fd,
+			     pvm.exe_fd,
+			     pvm.family_fd,
+			     pvm.log_fd,
+			     program_fd,
+			     pvm.cfg->strace ? strace_fd() : -1,
+			     pvm.is_child || t->pid != pvm.pid ? -1 : stats_fd() };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
 	thread_release_guest(t);
+	if (pvm.cfg->stats && t->pid == pvm.pid)
+		stats_flush();
 	/* The limit stays lifted for the dynamic linker of the monitor. */
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
@@ -322,6 +340,7 @@ int exec_resume(int fd, struct kx_err *err)
 	cfg.memory = st->memory;
 	cfg.cpus = st->cpus;
 	cfg.strace = st->strace;
+	cfg.stats = st->stats;
 	cfg.log_level = levels[st->log_level & 3];
 	return pvm_resume(&cfg, st, cpuid, err);
 }

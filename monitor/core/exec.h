@@ -13,11 +13,12 @@
 
 struct exec_state {
 	uint32_t magic, size;
-	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, program_fd;
+	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, stats_fd, program_fd;
 	uint32_t fd_limit, fd_max, argc, envc;
-	uint64_t memory, sigmask;
+	uint64_t memory, sigmask, start_ns;
 	int32_t cpus;
-	uint8_t strace, is_child, log_level, stats_kept;
+	cpu_set_t cpu_set;
+	uint8_t strace, stats, is_child, was_vfork, has_family, log_level;
 	struct rlimit limits[16];
 	uint64_t xcr0;
 	int32_t kvm_run_size, text_fd, text_fd_ro;

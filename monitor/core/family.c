@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "pvm.h"
 #include "thread.h"
+#include "stats.h"
 
 /*
  * Slots change by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. A slot is a
@@ -74,7 +75,7 @@ static bool is_still(slot s)
 
 int family_init(int fd, struct kx_err *err)
 {
-	size_t size = FAMILY_MAX * sizeof *table;
+	size_t pids = FAMILY_MAX * sizeof *table, size = pids + sizeof(struct stats_family);
 	if (fd < 0) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
 		if (fd < 0 || ftruncate(fd, size))
@@ -84,6 +85,7 @@ int family_init(int fd, struct kx_err *err)
 	table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (table == MAP_FAILED)
 		return kx_err_set(err, errno, "family: cannot map its table: %s (free some memory)", strerror(errno));
+	stats_share((struct stats_family *)((uint8_t *)table + pids));
 	int r = fd_keep(&pvm.family_fd, fd);
 	return r ? kx_err_set(err, -r, "family: no descriptor left (raise `ulimit -n`)") : 0;
 }

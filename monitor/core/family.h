@@ -3,7 +3,7 @@
  * The family: the pVMs forked from one root. A table of their pids in memory that all of them map (a memfd, so that
  * it outlives exec). Only who is in it can be signalled, waited for by name, or made part of a process group from
  * inside. A pid leaves it when a member waits for its process; one that nobody waits for is found to be gone when it
- * is looked up.
+ * is looked up. Behind the table are the sums of --stats (stats.h).
  */
 #ifndef KX_FAMILY_H
 #define KX_FAMILY_H

@@ -15,6 +15,7 @@
 #include "family.h"
 #include "gmem.h"
 #include "sig.h"
+#include "stats.h"
 #include "thread.h"
 #include "timepage.h"
 #include "vcpu.h"
@@ -89,7 +90,8 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 {
 	struct kx_thread *area = t->area;
 	pvm.pid = t->pid = t->tid = getpid();
-	pvm.is_child = true;
+	pvm.is_child = pvm.has_family = true;
+	pvm_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
@@ -160,6 +162,8 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 	if (pid == 0) {
 		child_threads(t);
 		child_identity(t, a);
+		if (pvm.cfg->stats)
+			stats_fork_child();
 		child_machine(t, &regs, &sregs, xsave);
 		if (a->stack) {
 			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
@@ -248,6 +252,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		struct kvm_vcpu_events none = { 0 };
 		ioctl(c->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
 	}
+	stats_thread_done(c);
 	thread_pool_put(c);
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;
@@ -274,6 +279,7 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a);
 	if (pid <= 0)
 		return pid;
+	pvm.has_family = true;
 	__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);
 	uint32_t tid = pid;
 	if (a->flags & CLONE_PARENT_SETTID)

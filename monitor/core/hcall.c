@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -165,6 +166,21 @@ static bool has_timeout(struct hcall *c)
 	return getsockopt((int)c->arg[0], SOL_SOCKET, opt, &tv, &len) == 0 && (tv.tv_sec || tv.tv_usec);
 }
 
+/*
+ * The kernel interrupts nothing on files of these kinds: programs don't expect EINTR there. A signal that has come
+ * before the call must not be taken for one that woke it.
+ */
+static bool never_interrupted(struct hcall *c)
+{
+	static const short calls[] = { SYS_read,   SYS_write,   SYS_pread64, SYS_pwrite64, SYS_readv,    SYS_writev,
+				       SYS_preadv, SYS_pwritev, SYS_preadv2, SYS_pwritev2, SYS_fallocate };
+	struct stat st;
+	for (unsigned i = 0; i < sizeof calls / sizeof calls[0]; i++)
+		if (c->nr == (uint64_t)calls[i])
+			return fstat((int)c->arg[0], &st) == 0 && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode));
+	return false;
+}
+
 /* ---- generic handlers ----------------------------------------------------------------------------------------- */
 
 int64_t hc_FWD(struct hcall *c)
@@ -175,6 +191,8 @@ int64_t hc_FWD(struct hcall *c)
 	long (*call)(long, long, long, long, long, long, long) = c->row->flags & KX_F_BLOCK ? host_call_blocking
 											    : host_call;
 	int64_t r = call(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], c->host[4], c->host[5]);
+	if (r == -EINTR && call == host_call_blocking && never_interrupted(c))
+		r = host_call(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], c->host[4], c->host[5]);
 	if (r == -EINTR && (c->t->sig_stop || !c->t->kicked) && has_timeout(c))
 		return KX_NORESTART_EINTR;
 	/* What gives descriptors among the forwarded calls. */

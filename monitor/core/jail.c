@@ -381,19 +381,98 @@ static int dev_make(struct jail *j)
 	return 0;
 }
 
+#define SYS_CPU "/sys/devices/system/cpu"
+
+/* The processors of --cpus as a list: 0-2,5 */
+static void cpus_text(char out[8192])
+{
+	int n = 0;
+	for (int i = 0, last; i < CPU_SETSIZE; i = last + 1) {
+		for (last = i; last < CPU_SETSIZE && CPU_ISSET(last, &pvm.cpus);)
+			last++;
+		if (last == i)
+			continue;
+		n += sprintf(out + n, last - 1 > i ? "%s%d-%d" : "%s%d", n ? "," : "", i, last - 1);
+	}
+	strcpy(out + n, "\n");
+}
+
+/* A file in the new root with this text. */
+static int text_make(struct jail *j, const char *path, const char *text)
+{
+	int fd = openat(j->root, path + 1, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+	if (fd < 0)
+		return fail(j, path);
+	ssize_t n = write(fd, text, strlen(text));
+	close(fd);
+	return n < 0 ? fail(j, path) : 0;
+}
+
+/* A directory of the new root with what is mounted in it becomes read-only. */
+static int freeze(struct jail *j, const char *path)
+{
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
+	int tree = -1, r = -1, at = view_open(j, path);
+	if (at >= 0)
+		tree = (int)syscall(SYS_open_tree, at, "",
+				    OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE | AT_EMPTY_PATH);
+	if (tree >= 0 && !syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof(attr)))
+		r = attach(tree, at);
+	if (r)
+		fail(j, path);
+	if (tree >= 0)
+		close(tree);
+	if (at >= 0)
+		close(at);
+	return r;
+}
+
+/* The host's, but with the processors of --cpus alone: their directories, and the files that count them. */
+static int sys_cpu_make(struct jail *j)
+{
+	static const char *const lists[] = { "online", "possible", "present" };
+	char text[8192], path[64 + NAME_MAX];
+	struct dirent *d;
+	int r = 0, n;
+	DIR *top = opendir(SYS_CPU);
+	if (!top)
+		return errno == ENOENT ? 0 : fail(j, SYS_CPU);
+	if (mkdirat(j->root, SYS_CPU + 1, 0755))
+		r = fail(j, SYS_CPU);
+	cpus_text(text);
+	EACH(i, lists) {
+		snprintf(path, sizeof(path), SYS_CPU "/%s", lists[i]);
+		r = r ? r : text_make(j, path, text);
+	}
+	while (!r && (errno = 0, d = readdir(top))) {
+		struct stat st;
+		snprintf(path, sizeof(path), SYS_CPU "/%s", d->d_name);
+		if (d->d_name[0] == '.' || !fstatat(j->root, path + 1, &st, AT_SYMLINK_NOFOLLOW))
+			continue;
+		if (!strcmp(d->d_name, "offline"))
+			r = text_make(j, path, "\n");
+		else if (sscanf(d->d_name, "cpu%d", &n) != 1 || (n >= 0 && n < CPU_SETSIZE && CPU_ISSET(n, &pvm.cpus)))
+			r = graft_host(j, path, HOST_RO);
+	}
+	closedir(top);
+	return r ? r : freeze(j, SYS_CPU);
+}
+
 /* What language runtimes read to learn about the machine. */
 static int sys_make(struct jail *j)
 {
 	static const char *const show[] = {
-		"/sys/devices/system/cpu",
-		"/sys/devices/system/node",
 		"/sys/devices/system/clocksource",
 		"/sys/kernel/mm/transparent_hugepage",
+		SYS_CPU,
+		"/sys/devices/system/node",
 	};
-	EACH(i, show)
+	/* With --cpus, processors are not told by node. */
+	size_t n = sizeof(show) / sizeof(*show) - (j->cfg->cpus ? 2 : 0);
+	for (size_t i = 0; i < n; i++)
 		if (graft_host(j, show[i], HOST_RO))
 			return -1;
-	return 0;
+	return j->cfg->cpus ? sys_cpu_make(j) : 0;
 }
 
 /* A name in the root directory of the host or of an image: the same symlink, or a read-only graft. */

@@ -57,24 +57,28 @@ void limits_import(const struct rlimit in[16]);
 
 /* ---- the end -------------------------------------------------------------------------------------------------- */
 
+static int ending, reported; /* whether a thread is about to end the process, or has told of its end */
+
+void pvm_fork_child(void) { ending = reported = 0; }
+
 static void report_end(const char *fmt, int n)
 {
 	char how[64];
-	static int once;
 	if (my_pid() != pvm.pid) /* a child of vfork: the memory is its parent's */
 		return;
-	if (__atomic_exchange_n(&once, 1, __ATOMIC_SEQ_CST))
+	if (__atomic_exchange_n(&reported, 1, __ATOMIC_SEQ_CST))
 		return;
 	snprintf(how, sizeof how, fmt, n);
 	if (pvm.cfg->strace)
 		strace_exit(how);
+	if (pvm.cfg->stats)
+		stats_end();
 	if (pvm.cfg->stats && !pvm.is_child)
 		stats_write(pvm.cfg->stats_file);
 }
 
 _Noreturn void pvm_exit_group(int status)
 {
-	static int ending;
 	if (my_pid() == pvm.pid && __atomic_exchange_n(&ending, 1, __ATOMIC_SEQ_CST))
 		for (;;) /* another thread was first: its status counts, and the end is near */
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);
@@ -197,18 +201,19 @@ static unsigned xsave_bytes(uint64_t xcr0)
 	return size;
 }
 
+/* The first n of those that this process may use: fewer when it has fewer. */
 static void cpus_limit(int n)
 {
-	cpu_set_t all, some;
-	CPU_ZERO(&some);
+	cpu_set_t all;
+	CPU_ZERO(&pvm.cpus);
 	if (n <= 0 || sched_getaffinity(0, sizeof all, &all))
 		return;
 	for (int i = 0, left = n; i < CPU_SETSIZE && left; i++)
 		if (CPU_ISSET(i, &all)) {
-			CPU_SET(i, &some);
+			CPU_SET(i, &pvm.cpus);
 			left--;
 		}
-	sched_setaffinity(0, sizeof some, &some);
+	sched_setaffinity(0, sizeof pvm.cpus, &pvm.cpus);
 }
 
 static const char *env_get(char **envp, const char *name)
@@ -290,6 +295,8 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 				  cfg->stats_file, strerror(-r));
 	if ((r = text_init(-1, -1)))
 		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
+	if (cfg->stats)
+		stats_begin();
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
@@ -321,8 +328,11 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	if (st->log_fd >= 0)
 		fd_keep(&pvm.log_fd, st->log_fd);
 	pvm.is_child = st->is_child;
-	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,    pvm.exe_fd,  pvm.log_fd,    st->family_fd,
-			     st->trace_fd, st->program_fd, st->text_fd, st->text_fd_ro };
+	pvm.has_family = st->has_family;
+	pvm.start_ns = st->start_ns;
+	pvm.cpus = st->cpu_set;
+	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,  st->family_fd,
+			     st->trace_fd, st->stats_fd, st->program_fd, st->text_fd, st->text_fd_ro };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
@@ -333,6 +343,12 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
 	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
+	if (cfg->stats) {
+		stats_adopt(st->stats_fd);
+		stats_exec();
+		if (st->was_vfork)
+			stats_begin();
+	}
 	vfs_init();
 	limits_import(st->limits);
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);

@@ -11,6 +11,7 @@
 #define KX_PVM_H
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -98,9 +99,11 @@ struct pvm {
 	uint64_t arg_start, arg_end, env_start, env_end, stack_top, brk_start;
 	uint8_t auxv[512];
 	unsigned auxv_len;
+	cpu_set_t cpus; /* with --cpus: those that the program may know of, by the host's numbers */
 	bool no_new_privs;
 	int exit_status;
-	bool is_child; /* forked, not started by the user: writes no statistics */
+	bool is_child;   /* forked, not started by the user: writes no report of --stats */
+	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
@@ -166,6 +169,8 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err);
 _Noreturn void pvm_exit_group(int status);
 /* End it as if killed by signal sig (default action), so that the parent's wait status says so. */
 _Noreturn void pvm_die_by_signal(int sig);
+/* In a forked child: it is not ending, though its parent may have been at that moment. */
+void pvm_fork_child(void);
 /* A broken guest (not a host error): log reason, die by SIGKILL-like status 125. */
 __attribute__((format(printf, 1, 2))) _Noreturn void pvm_panic(const char *fmt, ...);
 #endif

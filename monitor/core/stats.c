@@ -17,12 +17,14 @@
 #include "strace.h"
 
 /* Counters of threads. */
-struct sums {
+struct counters {
 	uint64_t hcalls, exits, slow, faults;
 };
 
-static struct sums done; /* of those that ended; added to atomically */
-static int stats_fd = -1;
+static struct counters done; /* of those that ended; added to atomically */
+static struct stats_family own, *family = &own;
+static struct stats_sums added; /* of this process's numbers, what the family's sums hold */
+static int report_fd = -1;
 
 /* ---- A buffered writer: async-signal-safe but for snprintf of integers, which doesn't allocate ------------ */
 
@@ -137,10 +139,10 @@ void stats_thread_done(struct thread *t)
 }
 
 /* A stopped thread may hold thr_lock for ever: the list is then walked without it, in bounded steps. */
-static struct sums sum_threads(void)
+static struct counters sum_threads(void)
 {
 	bool locked = !pthread_mutex_trylock(&pvm.thr_lock);
-	struct sums s = done;
+	struct counters s = done;
 	struct thread *t;
 	int n = 0;
 
@@ -155,6 +157,63 @@ static struct sums sum_threads(void)
 	return s;
 }
 
+/* Call fn for each number: what this process has counted, what of it was added before, and the family's sum. */
+static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum))
+{
+	struct stats_sums *a = &added, *f = &family->sums;
+	struct counters c = sum_threads();
+	size_t i;
+
+	fn(c.hcalls, &a->hcalls, &f->hcalls);
+	fn(c.exits, &a->exits, &f->exits);
+	fn(c.slow, &a->slow, &f->slow);
+	fn(c.faults, &a->faults, &f->faults);
+	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->local_calls : 0, &a->local_calls, &f->local_calls);
+	fn(pvm.nr_forks, &a->forks, &f->forks);
+	fn(pvm.nr_enosys, &a->enosys, &f->enosys);
+	for (i = 0; i < STATS_NR_HCALLS; i++)
+		fn(pvm.hcall_count[i], &a->hcall_count[i], &f->hcall_count[i]);
+	for (i = 0; i < STATS_NR_ENOSYS; i++)
+		fn(pvm.enosys_count[i], &a->enosys_count[i], &f->enosys_count[i]);
+}
+
+/* Most are 0: their pages stay untouched. The guest may have set its own back. */
+static void add_number(uint64_t now, uint64_t *before, uint64_t *sum)
+{
+	if (now == *before)
+		return;
+	if (now > *before)
+		__atomic_fetch_add(sum, now - *before, __ATOMIC_RELAXED);
+	*before = now;
+}
+
+static void forget_number(uint64_t now, uint64_t *before, uint64_t *sum)
+{
+	(void)sum;
+	if (now != *before)
+		*before = now;
+}
+
+void stats_share(struct stats_family *f) { family = f; }
+void stats_begin(void) { __atomic_fetch_add(&family->processes, 1, __ATOMIC_RELAXED); }
+void stats_exec(void) { __atomic_fetch_add(&family->execs, 1, __ATOMIC_RELAXED); }
+void stats_flush(void) { each_number(add_number); }
+
+void stats_end(void)
+{
+	stats_flush();
+	__atomic_fetch_add(&family->ended, 1, __ATOMIC_RELAXED);
+}
+
+void stats_fork_child(void)
+{
+	each_number(forget_number);
+	stats_begin();
+	if (report_fd >= 0)
+		close(report_fd); /* who reads the report waits for the first process alone */
+	report_fd = -1;
+}
+
 static void put_calls(const char *key, uint64_t total, const uint64_t *count, size_t n)
 {
 	uint64_t sum = 0;
@@ -165,7 +224,7 @@ static void put_calls(const char *key, uint64_t total, const uint64_t *count, si
 	puts_(",");
 	put_json_str(key);
 	puts_(":{");
-	/* The counts by call are shared by threads: an update may be lost, or the total lag. */
+	/* The total of a process is counted by thread, and added on its own: it may lag. */
 	put_num("total", total > sum ? total : sum);
 	for (i = 0; i < n; i++)
 		if (count[i])
@@ -173,13 +232,20 @@ static void put_calls(const char *key, uint64_t total, const uint64_t *count, si
 	puts_("}");
 }
 
+static void put_member(const char *key, uint64_t v)
+{
+	puts_(",");
+	put_num(key, v);
+}
+
 static void put_report(void)
 {
-	struct sums s = sum_threads();
+	static struct stats_family f;
 	struct timespec now;
 	struct rusage ru;
 	uint64_t ns;
 
+	memcpy(&f, family, sizeof f); /* others may still be adding */
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 	memset(&ru, 0, sizeof(ru));
@@ -192,30 +258,24 @@ static void put_report(void)
 		puts_(",\"name\":");
 		put_json_str(pvm.cfg->name);
 	}
-	puts_(",");
-	put_num("wall_ns", ns - pvm.start_ns);
-	puts_(",");
-	put_num("vcpus", (uint64_t)pvm.next_index);
-	put_calls("hypercalls", s.hcalls, pvm.hcall_count, sizeof(pvm.hcall_count) / sizeof(pvm.hcall_count[0]));
-	puts_(",");
-	put_num("exits", s.exits);
-	puts_(",");
-	put_num("slow_syscalls", s.slow);
-	puts_(",");
-	put_num("local_calls", pvm.shared ? *(volatile uint64_t *)&pvm.shared->local_calls : 0);
-	puts_(",");
-	put_num("faults", s.faults);
-	puts_(",");
-	put_num("forks", pvm.nr_forks);
-	put_calls("enosys", pvm.nr_enosys, pvm.enosys_count, sizeof(pvm.enosys_count) / sizeof(pvm.enosys_count[0]));
-	puts_(",");
-	put_num("memory_slots", pvm.nr_slots);
+	put_member("wall_ns", ns - pvm.start_ns);
+	put_member("vcpus", (uint64_t)pvm.next_index);
+	put_calls("hypercalls", f.sums.hcalls, f.sums.hcall_count, STATS_NR_HCALLS);
+	put_member("exits", f.sums.exits);
+	put_member("slow_syscalls", f.sums.slow);
+	put_member("local_calls", f.sums.local_calls);
+	put_member("faults", f.sums.faults);
+	put_member("forks", f.sums.forks);
+	put_member("execs", f.execs);
+	put_calls("enosys", f.sums.enosys, f.sums.enosys_count, STATS_NR_ENOSYS);
+	put_member("processes", f.processes);
+	put_member("uncounted", f.processes > f.ended ? f.processes - f.ended : 0);
+	put_member("memory_slots", pvm.nr_slots);
 	puts_(",\"syscall_sites\":{");
 	put_num("found", pvm.nr_sites_found);
-	puts_(",");
-	put_num("patched", pvm.nr_sites);
-	puts_("},");
-	put_num("max_rss_kib", (uint64_t)ru.ru_maxrss);
+	put_member("patched", pvm.nr_sites);
+	puts_("}");
+	put_member("max_rss_kib", (uint64_t)ru.ru_maxrss);
 	puts_("}\n");
 }
 
@@ -230,12 +290,19 @@ int stats_init(const char *file)
 
 	if (fd < 0)
 		return -errno;
-	return fd_keep(&stats_fd, fd);
+	return fd_keep(&report_fd, fd);
+}
+
+int stats_fd(void) { return report_fd; }
+void stats_adopt(int fd)
+{
+	if (fd >= 0)
+		fd_keep(&report_fd, fd);
 }
 
 void stats_write(const char *file)
 {
-	int fd = stats_fd >= 0 ? stats_fd : file ? stats_open(file) : STDERR_FILENO;
+	int fd = report_fd >= 0 ? report_fd : file ? stats_open(file) : STDERR_FILENO;
 	sigset_t set;
 
 	if (fd < 0)
@@ -248,6 +315,6 @@ void stats_write(const char *file)
 	out.len = 0;
 	put_report();
 	flush();
-	if (fd != stats_fd && fd != STDERR_FILENO)
+	if (fd != report_fd && fd != STDERR_FILENO)
 		close(fd);
 }

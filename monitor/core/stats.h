@@ -1,29 +1,67 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * --stats: what the pVM did, as one JSON object on one line, written when it ends.
+ * --stats: what the program and its family did, as one JSON object on one line, written when the first process ends,
+ * also behind an exec.
  *
- *   pid, program        of the pVM; the program's absolute path
- *   wall_ns             from pvm.start_ns to now
- *   vcpus               vCPUs made
+ * Of the process that writes, as it is at its end:
+ *   pid, program        the program's absolute path; name: that of --name
+ *   wall_ns             since the start of kylinx
+ *   vcpus               vCPUs made for this process image
+ *   memory_slots        KVM memory slots in use
+ *   syscall_sites       `syscall` instructions found in executable mappings, and how many of them were patched
+ *   max_rss_kib         peak resident memory of the process
+ * Sums over the family:
  *   hypercalls          total, and by name those that were made
  *   exits               returns from KVM_RUN; slow_syscalls: those for a trapped `syscall` instruction
  *   local_calls         answered by the LibOS without an exit (approximate; the guest counts them)
  *   faults              exits that became a signal
- *   forks               children
+ *   forks               children, by fork or vfork
+ *   execs               programs that replaced another
  *   enosys              total, and by name or number the calls that have no row
- *   memory_slots        KVM memory slots in use
- *   syscall_sites       `syscall` instructions found in executable mappings, and how many of them were patched
- *   max_rss_kib         peak resident memory of the process
+ *   processes           that were counted or should have been: the first, and each child with a VM of its own
+ *   uncounted           of them those whose numbers are missing: killed by SIGKILL, or not yet at their end
+ *
+ * A process adds its numbers to the sums, in memory that the family shares, when it execs and when it ends. A child
+ * of vfork counts with its parent until it execs. Each number is added atomically and nothing is locked, so one that
+ * is killed on the way leaves at most a part of its own numbers out.
  */
 #ifndef KX_STATS_H
 #define KX_STATS_H
 #include "pvm.h"
+
+#define STATS_NR_HCALLS (sizeof pvm.hcall_count / sizeof pvm.hcall_count[0])
+#define STATS_NR_ENOSYS (sizeof pvm.enosys_count / sizeof pvm.enosys_count[0])
+
+struct stats_sums {
+	uint64_t hcalls, exits, slow, faults, local_calls, forks, enosys;
+	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
+};
+
+/* In the family's memory, at first zero. */
+struct stats_family {
+	uint64_t processes, ended, execs;
+	struct stats_sums sums;
+};
+
+/* Where the family's sums are, instead of in this process alone. */
+void stats_share(struct stats_family *f);
 
 /*
  * Open the place for the report while the host's view of files and the original stderr are at hand: the file
  * (made or emptied), or with NULL a duplicate of stderr. Returns 0 or -errno. Without it, stats_write() opens.
  */
 int stats_init(const char *file_or_NULL);
+
+/* The descriptor of the report, for the image behind an exec (-1: none), and there. */
+int stats_fd(void);
+void stats_adopt(int fd);
+
+/* This process has begun to count; behind an exec only when it was a child of vfork until then. */
+void stats_begin(void);
+/* It has been replaced by another program. */
+void stats_exec(void);
+/* In a forked child that is alone: what was counted until now is its parent's. It writes no report. */
+void stats_fork_child(void);
 
 /*
  * A thread has ended: keep its counters, which are set to 0 (its struct may be used again). It may still be in
@@ -32,9 +70,17 @@ int stats_init(const char *file_or_NULL);
 void stats_thread_done(struct thread *t);
 
 /*
- * Write the report: to what stats_init() opened, else to the file, else to stderr. For the end of the process,
- * when other threads are stopped or no longer run: takes no lock that one of them could hold, allocates nothing;
- * leaves SIGPIPE blocked in the calling thread. Not twice at a time. Failure to write is silent.
+ * Add what was counted since the last time to the family's sums. Takes no lock that a stopped thread could hold. Not
+ * twice at a time, nor in a child of vfork.
+ */
+void stats_flush(void);
+/* The same, at the end of this process. */
+void stats_end(void);
+
+/*
+ * Write the report, after stats_end(): to what stats_init() opened, else to the file, else to stderr. For the end of
+ * the process, when other threads are stopped or no longer run: takes no lock that one of them could hold, allocates
+ * nothing; leaves SIGPIPE blocked in the calling thread. Not twice at a time. Failure to write is silent.
  */
 void stats_write(const char *file_or_NULL);
 #endif

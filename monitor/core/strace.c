@@ -70,7 +70,7 @@ static void line_start(struct line *l, struct thread *t)
 	l->row = NULL;
 	l->nr = ~0ull;
 	l->ret = 0;
-	if (pvm.next_index > 1 || pvm.nr_threads > 1)
+	if (pvm.next_index > 1 || pvm.nr_threads > 1 || pvm.has_family)
 		put(l, "[pid %d] ", t ? (int)t->tid : (int)my_pid());
 }
 

@@ -25,6 +25,16 @@
 
 /* ---- open --------------------------------------------------------------------------------------------------- */
 
+/*
+ * After EINTR: only what another process opens, too, or a device may sleep for long. Another file there is opened even
+ * if a signal has come, as on Linux. Who puts a FIFO in its place meanwhile only harms itself.
+ */
+static bool may_sleep(int dirfd, long path)
+{
+	struct stat st;
+	return fstatat(dirfd, (const char *)path, &st, 0) == 0 && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode));
+}
+
 /* open, creat. A FIFO or a lease may make it wait. */
 int64_t hc_open(struct hcall *c)
 {
@@ -33,14 +43,20 @@ int64_t hc_open(struct hcall *c)
 	unsigned mode = (unsigned)c->arg[creat ? 1 : 2];
 	if (c->proc[0])
 		return procfs_open(c->proc[0], flags, mode);
-	return fd_result(HB6(SYS_open, c->host[0], flags, mode, 0, 0, 0));
+	long r = HB6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
+	if (r == -EINTR && !may_sleep(AT_FDCWD, c->host[0]))
+		r = HC6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
+	return fd_result(r);
 }
 
 int64_t hc_openat(struct hcall *c)
 {
 	if (c->proc[1])
 		return procfs_open(c->proc[1], (int)c->arg[2], (unsigned)c->arg[3]);
-	return fd_result(HB6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0));
+	long r = HB6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
+	if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
+		r = HC6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
+	return fd_result(r);
 }
 
 int64_t hc_openat2(struct hcall *c)
@@ -56,8 +72,12 @@ int64_t hc_openat2(struct hcall *c)
 		return -E2BIG;
 	if (guest_read(&u, c->arg[2], size))
 		return -EFAULT;
-	if (!c->proc[1])
-		return fd_result(HB6(SYS_openat2, (int)c->host[0], c->host[1], &u, size, 0, 0));
+	if (!c->proc[1]) {
+		long r = HB6(SYS_openat2, (int)c->host[0], c->host[1], &u, size, 0, 0);
+		if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
+			r = HC6(SYS_openat2, (int)c->host[0], c->host[1], &u, size, 0, 0);
+		return fd_result(r);
+	}
 	for (uint64_t i = sizeof u.how; i < size; i++)
 		if (u.bytes[i])
 			return -E2BIG;

@@ -24,7 +24,7 @@ int64_t hc_brk(struct hcall *c) { return gmem_brk(c->arg[0]); }
 int64_t hc_mremap(struct hcall *c) { return gmem_mremap(c->arg[0], c->arg[1], c->arg[2], (int)c->arg[3], c->arg[4]); }
 
 /* Page-aligned range of mapped memory. On a hole the mapped parts are still treated, then -ENOMEM, as Linux does. */
-static int64_t each_region(uint64_t addr, uint64_t len, long nr, long arg, bool blocking)
+static int64_t each_region(uint64_t addr, uint64_t len, long nr, long arg)
 {
 	if (addr & (PAGE - 1))
 		return -EINVAL;
@@ -44,7 +44,7 @@ static int64_t each_region(uint64_t addr, uint64_t len, long nr, long arg, bool 
 		addr = g.end;
 		if (g.flags & GMEM_TRAMP)
 			continue;
-		long r = blocking ? HB6(nr, gva_ptr(a), e - a, arg, 0, 0, 0) : HC6(nr, gva_ptr(a), e - a, arg, 0, 0, 0);
+		long r = HC6(nr, gva_ptr(a), e - a, arg, 0, 0, 0);
 		if (r < 0)
 			return r;
 	}
@@ -76,7 +76,7 @@ int64_t hc_madvise(struct hcall *c)
 	case MADV_POPULATE_WRITE:
 	case 24 /* MADV_DONTNEED_LOCKED */:
 	case 25 /* MADV_COLLAPSE */:
-		return each_region(c->arg[0], c->arg[1], SYS_madvise, advice, false);
+		return each_region(c->arg[0], c->arg[1], SYS_madvise, advice);
 	case MADV_HWPOISON:
 	case 101 /* MADV_SOFT_OFFLINE */:
 		return -EPERM;
@@ -85,14 +85,14 @@ int64_t hc_madvise(struct hcall *c)
 	}
 }
 
-int64_t hc_msync(struct hcall *c) { return each_region(c->arg[0], c->arg[1], SYS_msync, (int)c->arg[2], true); }
+int64_t hc_msync(struct hcall *c) { return each_region(c->arg[0], c->arg[1], SYS_msync, (int)c->arg[2]); }
 
 int64_t hc_mlock(struct hcall *c)
 {
 	uint64_t start = c->arg[0] & ~(PAGE - 1), len = c->arg[1] + (c->arg[0] - start);
 	if (c->nr == SYS_mlock2 && ((unsigned)c->arg[2] & ~1u))
 		return -EINVAL;
-	return each_region(start, len, c->nr, c->nr == SYS_mlock2 ? (long)c->arg[2] : 0, false);
+	return each_region(start, len, c->nr, c->nr == SYS_mlock2 ? (long)c->arg[2] : 0);
 }
 
 /* All of the host process would be locked, 512 GiB of reservation included: lock the program's regions. */

@@ -204,11 +204,13 @@ int64_t hc_prio(struct hcall *c)
 	int which = (int)c->arg[0], who = (int)c->arg[1];
 	if (which < (io ? 1 : 0) || which > (io ? 3 : 2))
 		return -EINVAL;
-	bool self_only = which == (io ? 1 : 0);
-	if (self_only ? !pid_is_ours(who) : who != 0)
+	bool self_only = which == (io ? 1 : 0), group = which == (io ? 2 : 1);
+	if (self_only ? !pid_is_ours(who) : who && who != (group ? (int)getpgrp() : (int)getuid()))
 		return -ESRCH;
-	if (!self_only) /* of the group and of the user, the pVM sees itself */
+	if (!self_only) { /* of its group and of its user, the pVM sees itself */
 		which = io ? 1 : 0;
+		who = 0;
+	}
 	return HC6(c->nr, which, who, (int)c->arg[2], 0, 0, 0);
 }
 
@@ -261,6 +263,9 @@ int64_t hc_sched_setaffinity(struct hcall *c)
 		return -ESRCH;
 	if (guest_read(mask, c->arg[2], len))
 		return -EFAULT;
+	for (uint64_t i = 0; pvm.cfg->cpus && i < len * 8; i++)
+		if (i >= CPU_SETSIZE || !CPU_ISSET(i, &pvm.cpus))
+			mask[i / 8] &= ~(1u << i % 8);
 	return HC6(c->nr, (int)c->arg[0], len, mask, 0, 0, 0);
 }
 

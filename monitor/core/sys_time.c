@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
 #include "family.h"
@@ -76,6 +77,24 @@ int64_t hc_getcpu(struct hcall *c)
 }
 
 /* nanosleep(req, rem) and clock_nanosleep(clock, flags, req, rem). */
+/* adjtimex(buf), clock_adjtime(clock, buf) */
+int64_t hc_adjtimex(struct hcall *c)
+{
+	bool of_clock = c->nr == SYS_clock_adjtime;
+	uint64_t gva = c->arg[of_clock];
+	struct timex tx;
+	_Static_assert(sizeof tx == 208, "as the rows say");
+	if (guest_read(&tx, gva, sizeof tx))
+		return -EFAULT;
+	if (of_clock && (int)c->arg[0] < 0 && (c->arg[0] & 7) == 3) /* of a device, by descriptor */
+		return -EINVAL;
+	if (tx.modes && tx.modes != ADJ_OFFSET_SS_READ)
+		return -EPERM;
+	long r = of_clock ? HC6(SYS_clock_adjtime, (int)c->arg[0], &tx, 0, 0, 0, 0)
+			  : HC6(SYS_adjtimex, &tx, 0, 0, 0, 0, 0);
+	return r >= 0 && guest_write(gva, &tx, sizeof tx) ? -EFAULT : r;
+}
+
 int64_t hc_clock_nanosleep(struct hcall *c)
 {
 	bool plain = c->nr == SYS_nanosleep;

@@ -1048,9 +1048,81 @@ static int gen_meminfo(struct text *t)
 	return 0;
 }
 
-static bool meminfo_is_ours(const struct node *n)
+/* What is told of one processor: from its own line on, or that line alone. */
+static bool cpu_is_shown(const char *number)
 {
-	return n->kind == F_GLOBAL && pvm.cfg && pvm.cfg->memory && !strcmp(n->name, "meminfo");
+	char *end;
+	unsigned long n = strtoul(number, &end, 10);
+	return end != number && n < CPU_SETSIZE && CPU_ISSET(n, &pvm.cpus);
+}
+
+static int gen_cpuinfo(struct text *t)
+{
+	struct text in = { 0 };
+	bool shown = true;
+	int r = host_read("cpuinfo", &in);
+	for (char *p = in.p, *eol; r >= 0 && (eol = strchr(p, '\n')); p = eol + 1) {
+		char *colon = memchr(p, ':', (size_t)(eol - p));
+		if (key_is(p, "processor\t") && colon)
+			shown = cpu_is_shown(colon + 2);
+		if (shown)
+			text_add(t, p, (size_t)(eol + 1 - p));
+	}
+	text_free(&in);
+	return r < 0 ? r : 0;
+}
+
+#define STAT_COLUMNS 10
+
+/* The line of all processors is the sum of those that are shown. */
+static int gen_cpu_stat(struct text *t)
+{
+	struct text in = { 0 }, lines = { 0 }, rest = { 0 };
+	uint64_t sum[STAT_COLUMNS] = { 0 };
+	int r = host_read("stat", &in);
+	for (char *p = in.p, *eol; r >= 0 && (eol = strchr(p, '\n')); p = eol + 1) {
+		if (!key_is(p, "cpu")) {
+			text_add(&rest, p, (size_t)(eol + 1 - p));
+		} else if (p[3] != ' ' && cpu_is_shown(p + 3)) {
+			char *at = strchr(p, ' ');
+			for (int i = 0; i < STAT_COLUMNS && at && at < eol; i++)
+				sum[i] += strtoull(at, &at, 10);
+			text_add(&lines, p, (size_t)(eol + 1 - p));
+		}
+	}
+	if (r >= 0) {
+		text_printf(t, "cpu ");
+		for (int i = 0; i < STAT_COLUMNS; i++)
+			text_printf(t, " %" PRIu64, sum[i]);
+		text_printf(t, "\n");
+		text_add(t, lines.p ? lines.p : "", lines.len);
+		text_add(t, rest.p ? rest.p : "", rest.len);
+	}
+	text_free(&in);
+	text_free(&lines);
+	text_free(&rest);
+	return r < 0 ? r : 0;
+}
+
+/* Files about the machine that the options change. */
+static const struct machine_file {
+	const char *name;
+	int (*gen)(struct text *t);
+	bool cpus; /* by --cpus, else by --memory */
+} machine_files[] = { { "meminfo", gen_meminfo, false },
+		      { "cpuinfo", gen_cpuinfo, true },
+		      { "stat", gen_cpu_stat, true } };
+
+/* NULL: as the host has it. */
+static const struct machine_file *changed_file(const struct node *n)
+{
+	if (n->kind != F_GLOBAL || !pvm.cfg)
+		return NULL;
+	for (unsigned i = 0; i < sizeof machine_files / sizeof *machine_files; i++)
+		if (!strcmp(n->name, machine_files[i].name))
+			return (machine_files[i].cpus ? pvm.cfg->cpus != 0 : pvm.cfg->memory != 0) ? &machine_files[i]
+												   : NULL;
+	return NULL;
 }
 
 static int generate(const struct node *n, struct text *t)
@@ -1058,7 +1130,7 @@ static int generate(const struct node *n, struct text *t)
 	char host[512];
 	host_path(n, host);
 	if (n->kind != F_PID)
-		return meminfo_is_ours(n) ? gen_meminfo(t) : host_read(host, t);
+		return changed_file(n) ? changed_file(n)->gen(t) : host_read(host, t);
 	switch (n->file->gen) {
 	case G_MAPS:
 	case G_SMAPS:
@@ -1574,7 +1646,7 @@ static int64_t open_file(const struct node *n, const char *rel, int flags)
 	bool own = n->kind == F_PID && n->file->gen == G_REAL;
 	if (!(flags & O_PATH) && write && !own)
 		return -EACCES;
-	bool real = own || ((n->kind == F_NET || (n->kind == F_GLOBAL && !meminfo_is_ours(n))) && real_is_safe(host));
+	bool real = own || ((n->kind == F_NET || (n->kind == F_GLOBAL && !changed_file(n))) && real_is_safe(host));
 	if (!real || flags & O_PATH)
 		return open_text(n, rel, flags);
 	return fd_result(HC6(SYS_openat, pvm.proc_fd, host,

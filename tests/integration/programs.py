@@ -168,26 +168,56 @@ xxd data.bin
 xxd -r -p <hex
 xz -d -c text.xz
 xzcat text.xz
+ash -c 'seq 5 | sort -r | head -n 2; (exit 3); echo $?; x=$(echo sub); echo $x; yes | head -n 3; f=$(mktemp ./fXXXXXX) && test -f $f && rm $f && echo made'
+ash -c 'sleep 9 & kill $!; wait $!; echo $?; for i in 1 2 3; do (exit $i) & done; wait; renice -n 3 $$; nice; exec echo last'
+awk 'BEGIN { system("echo x; exit 3"); "echo y" | getline z; print z; print "b\na" | "sort"; close("sort"); print "end" }'
+chroot / /bin/echo in
+env -i A=1 /bin/busybox env
+find d -type f -exec cksum {} ;
+find d -type f -exec echo {} +
+flock lock echo locked
+flock lock -c 'echo by shell; exit 4'
+fdisk -l data.bin
+hostname
+ionice -c 2 -n 3 ionice
+ip addr show lo
+less text
+linux64 uname -m
+more text
+nice -n 5 nice
+nohup echo x
+setpriv --nnp echo x
+ash -c 'setsid echo x; echo $?'
+su -c 'echo $0 x' root
+sysctl -n kernel.ostype
+tar czf out.tgz d
+taskset 1 echo x
+time -f %C echo x
+timeout 5 echo x
+timeout -s KILL 0.1 sleep 9
+ts fixed <sorted1
+xargs -n 20 echo <sorted1
+zcat text.gz
 """
 
 # Applets not run beyond --help, and why.
 BUSYBOX_HELP = {
-    "needs fork or exec": "chroot crond crontab cttyhack dpkg dpkg-deb fakeidentd httpd inetd ionice ifup ifdown linux32 "
-    "linux64 mim nice nohup rpm rpm2cpio setsid ssl_client start-stop-daemon su sulogin svc svok switch_root taskset "
-    "tcpsvd telnetd time timeout watch xargs runsvdir flock logger run-init ts zcat env setpriv",
-    "needs a terminal or a console": "chvt deallocvt dumpkmap fgconsole getty kbd_mode less loadfont loadkmap login "
-    "microcom more openvt passwd reset resize setkeycodes telnet top vi",
+    "a server or a daemon": "crond crontab fakeidentd httpd inetd runsvdir ssl_client start-stop-daemon svc svok tcpsvd telnetd "
+    "logger syslogd klogd logread",
+    "starts a system, or a program that is not there": "run-init switch_root mim dpkg dpkg-deb rpm rpm2cpio",
+    "needs a terminal or a console": "chvt cttyhack deallocvt dumpkmap fgconsole getty kbd_mode loadfont loadkmap login "
+    "microcom openvt passwd reset resize setkeycodes sulogin telnet top vi watch",
     "needs devices, or changes the machine": "acpid adjtimex blkdiscard blockdev brctl depmod devmem eject fatattr fbset "
-    "fdflush fdformat fdisk findfs freeramdisk fsck fsfreeze fstrim hdparm hwclock i2cdetect i2cdump i2cget i2cset "
+    "fdflush fdformat findfs freeramdisk fsck fsfreeze fstrim hdparm hwclock i2cdetect i2cdump i2cget i2cset "
     "i2ctransfer insmod losetup lsmod lsscsi lsusb lspci mdev mkdosfs mke2fs mkfs.vfat mkswap modinfo modprobe mount mt "
-    "nameif nuke partprobe pivot_root rdate resume rmmod setserial swapoff swapon sysctl tunctl ubirename uevent umount "
-    "vconfig watchdog nologin syslogd klogd dmesg logread mkfs.ext2 tune2fs nsenter unshare",
-    "needs a network beyond the loopback interface": "arp arping ftpget ftpput ifconfig ip ipneigh ping ping6 nslookup "
-    "ntpd route tftp traceroute traceroute6 udhcpc udhcpc6 udhcpd tc dnsdomainname dumpleases zcip whois",
+    "nameif nuke partprobe pivot_root rdate resume rmmod setserial swapoff swapon tunctl ubirename uevent umount "
+    "vconfig watchdog nologin dmesg mkfs.ext2 tune2fs nsenter unshare",
+    "another personality than 0, which a pVM does not have": "linux32",
+    "needs a network beyond the loopback interface": "arp arping ftpget ftpput ifconfig ifup ifdown ipneigh ping ping6 "
+    "nslookup ntpd route tftp traceroute traceroute6 udhcpc udhcpc6 udhcpd tc dnsdomainname dumpleases zcip whois",
     "shows other processes, users or mounts, which a pVM does not see": "df free fuser iostat killall killall5 last "
-    "logname lsof mpstat netstat nmeter pgrep pidof pkill pmap ps pstree pwdx renice uptime w who",
-    "output differs from run to run": "mktemp hostname",
-    "never ends by itself": "yes",
+    "logname lsof mpstat netstat nmeter pgrep pidof pkill pmap ps pstree pwdx uptime w who",
+    "run by a shell above": "mktemp renice setsid yes",
     "no sample to try it with": "busybox uncompress",
 }
 # Not run at all: on a busybox that ignored --help these would act.
@@ -285,6 +315,17 @@ unlink text
 vdir --time-style=full-iso d
 wc -lwmc text
 whoami
+chroot / echo in
+env -i A=1 printenv
+hostid
+install -m 700 -D text x/y/copy
+nice -n 4 nice
+nohup echo x
+sort --compress-program=gzip -S 20K text
+split -n 3 --filter='wc -c' data.bin
+stdbuf -oL echo x
+timeout 5 echo x
+timeout -s KILL 0.1 sleep 9
 """
 
 # Programs of other packages; a line is skipped when its program is not installed.
@@ -327,6 +368,16 @@ zstd -q -T2 text -o out.zst
 zip -X -q out.zip text
 unzip -o files.zip
 tclsh script.tcl
+bash -c 'cat text | tee >(wc -l) | sort -u | head -n 2; diff <(seq 4) <(seq 5); trap "echo chld" CHLD; (exit 3); echo $?'
+bash -c 'printf "all: a b\n\techo done\na b:\n\techo \$@ >\$@\n" >Makefile; make -s -j2; cat a b'
+find d -type f -exec md5sum {} ;
+lua5.4 -e 'print(io.popen("echo x; cat text | wc -l"):read("a")); print(os.execute("exit 3"))'
+node -e 'const c = require("child_process"); console.log(c.execSync("echo x; cat text | wc -l").toString()); console.log(c.spawnSync("sh", ["-c", "kill -9 $$"]).signal); c.fork("-").on("exit", () => console.log("end"))'
+perl -e 'print `echo x`; system("exit 3"); print $? >> 8, "\n"; open(P, "|sort") and print P "b\na\n"; close P; $p = fork() // die; exit 7 unless $p; waitpid $p, 0; print $? >> 8, "\n"'
+python3 -c 'import multiprocessing as m, subprocess as s; print(s.run("cat text | wc -l", shell=True, capture_output=True).stdout, s.run(["sh", "-c", "kill -9 $$"]).returncode, m.Pool(3).map(abs, range(-9, 0)))'
+tar czf out.tgz --sort=name d
+xargs -P 3 -n 20 true <sorted1
+xargs -n 20 echo <sorted1
 """
 
 SQLITE = r"""

@@ -513,9 +513,62 @@ def memory_limit():
     ok(py("x = bytearray(32 << 20); print('got')", "--memory", "256m"), "got\n")
 
 
+def idle_pss(argv):
+    """KiB of a program that has said that it is ready and waits for input."""
+    p = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    try:
+        expect(p.stdout.readline(), "ready\n", f"{argv[0]} starts")
+        with open(f"/proc/{p.pid}/smaps_rollup") as f:
+            return int(re.search(r"(?m)^Pss: +([0-9]+) kB", f.read())[1])
+    finally:
+        p.communicate("\n", timeout=TIMEOUT)
+
+
+@test
+def idle_overhead():
+    for argv in (["/bin/sh", "-c", "echo ready; read x"],
+                 ["/usr/bin/python3", "-c", "import json, socket, threading; print('ready', flush=True); input()"]):
+        native, pvm = idle_pss(argv), idle_pss([KYLINX, "run", "--", *argv])
+        print(f"# {os.path.basename(argv[0])}: PSS {native} KiB natively, {pvm} KiB in a pVM", flush=True)
+        assert pvm - native < 4096, f"{argv[0]}: {native} KiB natively, {pvm} KiB in a pVM"
+
+
 @test
 def cpus_shown():
+    """All that a program can ask agrees, and it can't get more."""
+    code = """if 1:
+        import os, re
+        sys = "/sys/devices/system/cpu/"
+        text = lambda p: open(p).read()
+        print(len(os.sched_getaffinity(0)), os.cpu_count(), os.sysconf("SC_NPROCESSORS_CONF"))
+        print([text(sys + n).strip() for n in ("online", "possible", "present", "offline")])
+        print([n for n in sorted(os.listdir(sys)) if re.fullmatch("cpu[0-9]+", n)])
+        print(re.findall("processor.*: (.*)", text("/proc/cpuinfo")), re.findall("cpu([0-9]+)", text("/proc/stat")))
+        total, one = re.findall("(?m)^cpu[0-9]* +(.*)", text("/proc/stat"))
+        print(total == one, len(total.split()) == 10, re.search("Cpus_allowed_list:(.*)", text("/proc/self/status"))[1].strip())
+        os.sched_setaffinity(0, range(1024))
+        print(os.sched_getaffinity(0))
+        try: os.sched_setaffinity(0, {CPU + 1})
+        except OSError as e: print(e.strerror)"""
+    for cpu in sorted(os.sched_getaffinity(0))[:2]:
+        want = (f"1 1 1\n['{cpu}', '{cpu}', '{cpu}', '']\n['cpu{cpu}']\n['{cpu}'] ['{cpu}']\nTrue True {cpu}\n{{{cpu}}}\n"
+                "Invalid argument\n")
+        r = subprocess.run(["taskset", "-c", str(cpu), KYLINX, "run", "--cpus", "1", "--", "/usr/bin/python3", "-S", "-c",
+                            code.replace("CPU", str(cpu))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           timeout=TIMEOUT)
+        ok(r, want)
     ok(run("--cpus", "1", "nproc"), "1\n")
+    ok(run("--cpus", "1", "env", "nproc", "--all"), "1\n")  # behind an exec
+    n = len(os.sched_getaffinity(0))
+    ok(run("--cpus", "1000", "nproc"), f"{n}\n")  # no more than there are
+    if shutil.which("node"):
+        ok(run("--cpus", "1", "node", "-p", "os.cpus().length"), "1\n")
+    if shutil.which("java"):
+        with Dir() as d:
+            with open(d + "/N.java", "w") as f:
+                f.write("class N { public static void main(String[] a) {"
+                        "System.out.println(Runtime.getRuntime().availableProcessors()); } }")
+            ok(run("--cpus", "1", "java", "-Xshare:auto", d + "/N.java", cwd=d), "1\n")
 
 
 @test
@@ -532,20 +585,60 @@ def strace_and_stats():
 
 
 @test
+def strace_of_old_actions():
+    """The old action is there when the monitor makes the line, whoever answers."""
+    code = ("import signal as s\n"
+            "for x in (lambda *a: 0, s.SIG_IGN, s.SIG_DFL): s.signal(s.SIGUSR1, x)")
+    found = re.findall(r"rt_sigaction\(SIGUSR1, \{sa_handler=(\w+), .*?\}, \{sa_handler=(\w+), sa_mask=\[\], .* <monitor>",
+                       ok(py(code, "--strace")).stderr)
+    expect(len(found), 3, f"changes in {found}")
+    handler = found[0][0]
+    expect(found, [(handler, "SIG_DFL"), ("SIG_IGN", handler), ("SIG_DFL", "SIG_IGN")], "new and old actions")
+
+
+@test
 def ordinary_user():
+    """With a /dev/kvm that everybody may use, in a mount namespace of the test's own."""
     if os.geteuid() != 0:
         raise Skip("run as root")
-    st = os.stat("/dev/kvm")
+    dev = os.stat("/dev/kvm").st_rdev
+    own = ("mount -t tmpfs -o mode=755 kylinx-test /mnt && mknod -m 666 /mnt/kvm c {} {} && mount --bind /mnt/kvm /dev/kvm && "
+           "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \"$@\"")
     with Dir() as d:
         shutil.copy(KYLINX, d + "/kylinx")
-        r = subprocess.run([d + "/kylinx", "run", "sh", "-c", "test -w /tmp && test ! -w /etc && pwd"], cwd="/",
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT,
-                           user=65534, group=st.st_gid if st.st_mode & 0o060 == 0o060 else 65534, extra_groups=[])
-    if "/dev/kvm" in r.stderr and not st.st_mode & 0o006 == 0o006:
-        expect(r.returncode, 125, "status")
-        assert ONE_LINE.match(r.stderr), r.stderr
-        raise Skip("/dev/kvm is root's")
-    ok(r, "/\n")
+        start = ["unshare", "-m", "--propagation", "private", "sh", "-c", own.format(os.major(dev), os.minor(dev)), "sh",
+                 d + "/kylinx", "run"]
+        for script, options, out in (
+                ("test -w /tmp && test ! -w /etc && pwd", [], "/\n"), ("id -u; id -g", [], "65534\n65534\n"),
+                ("nproc; grep -c ^processor /proc/cpuinfo; cat /sys/devices/system/cpu/online | wc -l", ["--cpus", "1"],
+                 "1\n1\n1\n"),
+                ("ls /sys/class/net 2>/dev/null; tail -n +3 /proc/net/dev | cut -d : -f 1", ["--net", "none"], "    lo\n")):
+            r = subprocess.run([*start, *options, "sh", "-c", script], cwd="/", stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+            ok(r, out)
+
+
+@test
+def no_permission_on_kvm():
+    if os.geteuid() != 0:
+        raise Skip("run as root")
+    dev = os.stat("/dev/kvm").st_rdev
+    with Dir() as d:
+        shutil.copy(KYLINX, d + "/kylinx")
+        for make, text in ((f"mknod -m 600 /mnt/kvm c {os.major(dev)} {os.minor(dev)}", "/dev/kvm: permission denied"),
+                           ("mknod -m 666 /mnt/kvm c 10 254", "/dev/kvm: no such device"),
+                           ("echo x >/mnt/kvm", "/dev/kvm: ")):
+            own = (f"mount -t tmpfs -o mode=755 kylinx-test /mnt && {make} && mount --bind /mnt/kvm /dev/kvm && "
+                   'exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"')
+            r = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", own, "sh", d + "/kylinx", "run", "true"],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               timeout=TIMEOUT)
+            error(r, 125, text)
+        # No such file: an empty /dev.
+        r = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c",
+                            'mount -t tmpfs -o mode=755 kylinx-test /dev && exec "$@"', "sh", d + "/kylinx", "run", "true"],
+                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+        error(r, 125, "/dev/kvm: no such device")
 
 
 # ---- after all ----------------------------------------------------------------------------------------------

@@ -81,8 +81,10 @@ def bad_elves(d, elf):
     refused("memory limit too small", ["/bin/true"], 126, "/bin/true", ["--memory", "1M"])
     refused("address space limit", ["/bin/true"], 125, "ulimit -v", wrap=["sh", "-c", 'ulimit -v 1000000; exec "$@"', "sh"])
     refused("too few descriptors", ["/bin/true"], 125, "ulimit", wrap=["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"])
-    r = lib.run([lib.KYLINX, "run", "--", "/bin/true", *["x" * 131000] * 60], timeout=20)
-    report("as many arguments as Linux takes, or its refusal", None if r.status in (0, 126, 127) else r.why())
+    for n in (12, 60):
+        argv = ["/usr/bin/printf", "%.1s", *["x" * 131000] * n]
+        want, got = lib.run(argv, timeout=20), lib.run(lib.pvm(argv), timeout=20)
+        report(f"{n} arguments of 128 KiB", None if (got.status, got.out) == (want.status, want.out) else got.why())
     if os.getuid() == 0:
         hide = "mount --bind /dev/null /dev/kvm && exec \"$@\""
         refused("no KVM behind /dev/kvm", ["/bin/true"], 125, "/dev/kvm", wrap=["unshare", "-m", "sh", "-c", hide, "sh"])
@@ -93,6 +95,30 @@ def bad_elves(d, elf):
         if os.stat("/dev/kvm").st_mode & 0o006 == 0:
             refused("no permission on /dev/kvm", ["/bin/true"], 125, "/dev/kvm",
                     wrap=["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"])
+
+
+HUGE = """if 1:
+    import ctypes, errno, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    def execve(argv, envp):
+        libc.execve(b"/bin/true", argv, envp)
+        return errno.errorcode[ctypes.get_errno()]
+    longest = ctypes.create_string_buffer(b"x" * 131071)
+    def many(n, string=longest):
+        return (ctypes.c_void_p * (n + 1))(*[ctypes.addressof(string)] * n, None)
+    none = many(0)
+    print(execve(many(32768), none), execve(none, many(32768)), execve(many(16384), many(16384)))
+    print(execve(many(1, ctypes.create_string_buffer(b"x" * 131072)), none), execve(many(1 << 22, ctypes.create_string_buffer(b"")), none))
+    print(execve((ctypes.c_void_p * 2)(8, None), none), flush=True)
+    execve(many(8), none)"""
+
+
+def arguments():
+    """4 GiB of arguments, one string in many places; one that is too long; many empty ones. Some that are all right."""
+    want, got = (lib.run(argv, timeout=60) for argv in (
+        ["/usr/bin/python3", "-S", "-c", HUGE], lib.pvm(["/usr/bin/python3", "-S", "-c", HUGE])))
+    same = (got.status, got.out, got.err) == (want.status, want.out, want.err) and want.out.count(b"E2BIG") == 5
+    report("4 GiB of arguments", None if same else f"{got.why()}, natively {want.why()}")
 
 
 def truncated(d, elf):
@@ -165,6 +191,7 @@ def main():
             subprocess.run(["gcc", "-static-pie", "-s", "-o", big, f"{d}/hello.c"], check=True)
             elf = open(small, "rb").read()
             bad_elves(d, elf)
+            arguments()
             truncated(d, elf)
             fuzz(d, [small, big])
             killed(d)

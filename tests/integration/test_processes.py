@@ -7,6 +7,7 @@ with what it prints natively. After each test no process is left, and no file.
 """
 import argparse
 import ctypes
+import json
 import os
 import pty
 import random
@@ -664,6 +665,82 @@ def terminal_hangup():
     os.close(t.fd)
     await_(lambda: not any(alive(p) for p in all_), "the end")
     os.waitpid(t.pid, 0)
+
+
+@test
+def strace_of_a_family():
+    """Each line of a process that has or had children, or a parent, tells whose it is; also behind an exec."""
+    r = inside_traced(["sh", "-c", "/bin/true; /bin/true & wait; exec /bin/echo $$"])
+    pid = r.out.decode().strip()
+    lines = r.err.decode().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("[pid "))
+    expect([line for line in lines[first:] if not line.startswith(("[pid ", "+++ exited"))], [], "lines without a pid")
+    pids = {line.split()[1].rstrip("]") for line in lines[first:] if line.startswith("[pid ")}
+    assert pid in pids and len(pids) == 3, pids
+    assert f'[pid {pid}] write(1, "{pid}\\n"' in r.err.decode(), "the last program's line"
+
+
+def inside_traced(argv):
+    r = lib.run(lib.pvm(argv, *options(), "--strace"), 60, cwd="/")
+    expect(r.status, 0, r.why())
+    return r
+
+
+# ---- statistics ---------------------------------------------------------------------------------------------------
+
+def statistics(script, d):
+    r = lib.run(lib.pvm([PY, "-S", "-c", script], *options(), f"--stats={d}/stats"), 60, cwd="/")
+    expect((r.status, r.err), (0, b""), "status and errors")
+    return json.loads(lib.read(f"{d}/stats"))
+
+
+@test
+def statistics_of_a_family():
+    """Of each kind of member, by a call that Python makes only when told to; those of a killed one are missing."""
+    script = """if 1:
+    import os, signal, subprocess, sys
+    call = lambda n: [os.getpriority(0, 0) for _ in range(n)]
+    again = "import os; [os.getpriority(0, 0) for _ in range(int(%d))]"
+    def child(n, end):
+        pid = os.fork()
+        if pid == 0:
+            call(n)
+            end()
+        os.waitpid(pid, 0)
+    call(1)
+    child(10, lambda: os._exit(0))
+    child(100, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    child(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    child(1000, lambda: os.execv(sys.executable, ["python3", "-S", "-c", again % 20000]))
+    subprocess.run([sys.executable, "-S", "-c", again % 300], close_fds=False)
+    os.execv(sys.executable, ["python3", "-S", "-c", again % 4000])"""
+    with lib.Dir() as d:
+        s = statistics(script, d)
+    expect(s["hypercalls"]["getpriority"], 25411, "calls")
+    expect([s[k] for k in ("processes", "uncounted", "forks", "execs")], [6, 1, 5, 3], "members")
+    total = s["hypercalls"].pop("total")
+    assert total >= sum(s["hypercalls"].values()) and s["exits"] >= total, s
+    assert s["program"].startswith("/usr/bin/python3"), s
+    assert s["wall_ns"] > 10**8, "since the start of kylinx"
+
+
+@test
+def statistics_of_killed_members():
+    script = """if 1:
+    import os, random, signal, time
+    random.seed(1)
+    for _ in range(25):
+        pid = os.fork()
+        if pid == 0:
+            os.execv("/bin/true", ["true"])
+        time.sleep(random.random() / 40)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)"""
+    with lib.Dir() as d:
+        s = statistics(script, d)
+    expect((s["forks"], s["hypercalls"]["kill"]), (25, 25), "children and kills")
+    # One that was killed before it began is not among them.
+    assert 1 <= s["processes"] <= 26 and s["uncounted"] < s["processes"], s
 
 
 # ---- running ----------------------------------------------------------------------------------------------------

@@ -460,9 +460,6 @@ Applets of busybox that run above with `--help` only:
 
 {help}
 - at all: {never}. On a busybox that ignored `--help` these would act on the machine.
-
-A pVM does not fork or exec yet: shells run their builtins, but no other programs, and servers that fork for each
-client or to save do not work (redis: SAVE works, BGSAVE does not).
 """
 
 

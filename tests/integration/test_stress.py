@@ -22,7 +22,9 @@ NAMES = ("cpu fpu vm mmap mremap mprotect sigsegv signal timer futex pthread pol
 QUICK = ("cpu", "vm", "mprotect", "sigsegv", "pthread", "futex", "sock", "pipe")
 LONG = ("cpu vm matrix fp vecmath qsort hash stream mmap mremap mprotect mincore memfd sigsegv sigfpe sigq timer timerfd "
         "itimer nanosleep pthread futex mutex pipe poll epoll eventfd sock sockpair sockfd udp hdd seek dir link flock "
-        "fork switch sem shm aio").split()
+        "fork switch sem shm aio signal sigrt sigchld longjmp get clock vfork clone sockmany mmapfork mmapmany brk stack msync "
+        "madvise fallocate file-ioctl sync-file copy-file sendfile splice tee getdent rename symlink utime chmod chdir fcntl "
+        "lockf dup open ioprio sem-sysv shm-sysv msg mq").split()
 STRESS_NG = "/usr/bin/stress-ng"
 
 

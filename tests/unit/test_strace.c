@@ -490,8 +490,8 @@ static void test_stats(void)
 		"{\"pid\":42,\"program\":\"/bin/\\\"x\\\\\\u0001\xc3\xa4\\ufffd\\ufffdz\",\"wall_ns\":",
 		",\"vcpus\":2,",
 		"\"hypercalls\":{\"total\":5,\"read\":3,\"clone3\":1,\"trace\":1},\"exits\":10,\"slow_syscalls\":1,"
-		"\"local_calls\":1000,\"faults\":2,\"forks\":0,",
-		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"memory_slots\":5,"
+		"\"local_calls\":1000,\"faults\":2,\"forks\":0,\"execs\":0,",
+		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},\"max_rss_kib\":",
 	};
 	char name[] = "/tmp/kx-stats-XXXXXX", got[20000] = "", *at = got;
@@ -514,8 +514,11 @@ static void test_stats(void)
 	pvm.threads = &live;
 	stats_thread_done(&gone);
 	stats_thread_done(&gone);
+	stats_begin();
 	/* A stopped thread may hold the lock. */
 	pthread_mutex_lock(&pvm.thr_lock);
+	stats_flush();
+	stats_end();
 	stats_write(name);
 	pthread_mutex_unlock(&pvm.thr_lock);
 	if (read(fd, got, sizeof(got) - 1) <= 0)

@@ -31,6 +31,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
 #include <termios.h>
@@ -1013,6 +1014,41 @@ static void test_errors(void)
 	unlink("file");
 }
 
+static void on_tick(int sig) { (void)sig; }
+
+/* Calls on files are not interrupted, however many signals come and though the handler asks for no restart. */
+static void test_ticks(void)
+{
+	struct sigaction sa = { .sa_handler = on_tick };
+	struct itimerval it = { { 0, 300 }, { 0, 300 } };
+	char buf[4096] = "x", *map;
+	struct iovec iov = { buf, sizeof buf };
+
+	CHECK(!sigaction(SIGALRM, &sa, NULL));
+	int fd = open("ticks", O_RDWR | O_CREAT, 0600);
+	CHECK(fd >= 0 && !ftruncate(fd, 8192));
+	map = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(map != MAP_FAILED && !setitimer(ITIMER_REAL, &it, NULL));
+	for (int i = 0; i < 300; i++) {
+		CHECK(pwrite(fd, buf, sizeof buf, 0) == sizeof buf);
+		CHECK(pread(fd, buf, sizeof buf, 0) == sizeof buf);
+		CHECK(lseek(fd, 0, SEEK_SET) == 0 && read(fd, buf, sizeof buf) == sizeof buf);
+		CHECK(write(fd, buf, sizeof buf) == sizeof buf);
+		CHECK(preadv(fd, &iov, 1, 0) == sizeof buf && pwritev(fd, &iov, 1, 0) == sizeof buf);
+		CHECK(!fsync(fd));
+		CHECK(!fdatasync(fd));
+		CHECK(!sync_file_range(fd, 0, 8192, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER));
+		map[0] = (char)i;
+		CHECK(!msync(map, 8192, MS_SYNC));
+		int again = open("ticks", O_RDONLY);
+		CHECK(again >= 0 && fcntl(again, F_GETFL) >= 0 && !close(again));
+	}
+	CHECK(!setitimer(ITIMER_REAL, &(struct itimerval){ 0 }, NULL));
+	munmap(map, 8192);
+	close(fd);
+	unlink("ticks");
+}
+
 static const struct {
 	const char *name;
 	void (*fn)(void);
@@ -1024,6 +1060,7 @@ static const struct {
 	{ "locks", test_locks },       { "dup", test_dup },     { "limit", test_limit },
 	{ "memfd", test_memfd },       { "pipe", test_pipe },   { "eventfd", test_eventfd },
 	{ "pty", test_pty },           { "ioctl", test_ioctl }, { "errors", test_errors },
+	{ "ticks", test_ticks },
 };
 
 int main(void)

@@ -1071,6 +1071,12 @@ static bool family_only(void)
 
 static void groups(void)
 {
+	check(fine(FORK({
+		      NEED(setpgid(0, 0) == 0 && setpriority(PRIO_PGRP, getpgrp(), 5) == 0);
+		      NEED(getpriority(PRIO_PROCESS, 0) == 5 && getpriority(PRIO_PGRP, getpgrp()) == 5);
+		      NEED(syscall(SYS_ioprio_get, 2, getpgrp()) >= 0);
+	      })),
+	      "priority of one's group, by its number");
 	int *s = shared(4096);
 	pid_t leader = FORK({
 		NEED(setpgid(0, 0) == 0 && getpgrp() == getpid());
@@ -1757,6 +1763,39 @@ static void stacks(void)
 	off(SIGUSR1);
 }
 
+static void *forker(void *arg)
+{
+	for (;;)
+		FORK();
+	return arg;
+}
+
+/* The children of a process that ends in another thread while it forks are not ending for that. */
+static void endings(void)
+{
+	int n = 0, st;
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	for (int i = 0; i < 25; i++) {
+		pid_t p = FORK({
+			pthread_t t;
+			NEED(pthread_create(&t, NULL, forker, NULL) == 0);
+			usleep(3000 + i * 211 % 5000);
+			syscall(SYS_exit_group, 0);
+		});
+		status_of(p);
+	}
+	for (int i = 0; i < 5000; i++) {
+		pid_t r = waitpid(-1, &st, WNOHANG);
+		n += r > 0;
+		if (r < 0)
+			break;
+		if (!r)
+			ms(1);
+	}
+	check(waitpid(-1, &st, WNOHANG) < 0 && errno == ECHILD, "exit_group during a fork: each child ends");
+	prctl(PR_SET_CHILD_SUBREAPER, 0);
+}
+
 static const struct group {
 	const char *name;
 	void (*run)(void);
@@ -1787,7 +1826,8 @@ static const struct group {
 	    { "pingpong", pingpong },
 	    { "sysv", sysv },
 	    { "passing", passing },
-	    { "stacks", stacks } };
+	    { "stacks", stacks },
+	    { "endings", endings } };
 
 int main(int argc, char **argv)
 {

@@ -17,6 +17,8 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
+#include <sys/timex.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -134,6 +136,39 @@ static void test_paths(void)
 		      errno == EFAULT,
 	      "bad pointer");
 	check(sched_getcpu() >= 0, "getcpu");
+}
+
+/* Reading. Setting is not for us: asked for without privileges only, since natively it could be done. */
+static void test_adjtimex(void)
+{
+	struct timex tx = { 0 }, ro = { 0 };
+	int64_t before = now(CLOCK_REALTIME), us;
+	long r = syscall(SYS_adjtimex, &tx);
+
+	us = tx.time.tv_sec * 1000000ll + (tx.status & STA_NANO ? tx.time.tv_usec / 1000 : tx.time.tv_usec);
+	check(r >= TIME_OK && r <= TIME_ERROR && tx.tick >= 9000 && tx.tick <= 11000 && us >= before / 1000 - 1 &&
+		      us <= now(CLOCK_REALTIME) / 1000 + 1,
+	      "adjtimex");
+	ro.modes = ADJ_OFFSET_SS_READ;
+	check(syscall(SYS_adjtimex, &ro) == r && ro.tick == tx.tick, "adjtimex: ADJ_OFFSET_SS_READ");
+	memset(&tx, 0, sizeof tx);
+	check(syscall(SYS_clock_adjtime, CLOCK_REALTIME, &tx) == r && tx.tick == ro.tick, "clock_adjtime");
+	check(syscall(SYS_clock_adjtime, CLOCK_MONOTONIC, &tx) == -1 && errno == EOPNOTSUPP,
+	      "clock_adjtime: monotonic");
+	check(syscall(SYS_clock_adjtime, 12345, &tx) == -1 && errno == EINVAL &&
+		      syscall(SYS_clock_adjtime, -5, &tx) == -1 && errno == EINVAL,
+	      "clock_adjtime: no such clock");
+	check(syscall(SYS_adjtimex, (void *)1) == -1 && errno == EFAULT, "adjtimex: bad pointer");
+	pid_t p = fork();
+	if (!p) {
+		if (geteuid() == 0 && setresuid(65534, 65534, 65534))
+			_exit(2);
+		tx.modes = ADJ_FREQUENCY;
+		_exit(!(syscall(SYS_adjtimex, &tx) == -1 && errno == EPERM &&
+			syscall(SYS_clock_adjtime, CLOCK_REALTIME, &tx) == -1 && errno == EPERM));
+	}
+	int st = -1;
+	check(p > 0 && waitpid(p, &st, 0) == p && st == 0, "adjtimex: nothing can be set");
 }
 
 static void test_cpu_clocks(void)
@@ -363,6 +398,7 @@ int main(void)
 {
 	test_threads();
 	test_paths();
+	test_adjtimex();
 	test_cpu_clocks();
 	test_spin();
 	test_sleep();
