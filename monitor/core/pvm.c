@@ -232,6 +232,7 @@ static int start_program(const struct load_result *start, uint64_t mask, struct 
 	if (r)
 		return kx_err_set(err, -r, "vCPU: cannot be set up: %s (use a current kernel)", strerror(-r));
 	sig_thread_start(t);
+	family_set_exe();
 	vcpu_loop(t);
 	pvm_panic("the first thread left its loop");
 }
@@ -256,7 +257,7 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	 * host's own. */
 	if (!cfg->root && (pvm.exe_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)) >= 0)
 		pvm.exe_fd = fd_hide(pvm.exe_fd);
-	if ((r = family_init(-1, err)) || (r = family_add(pvm.pid)))
+	if ((r = family_init(-1, err)) || (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
