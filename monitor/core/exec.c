@@ -126,6 +126,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .proc_fd = pvm.proc_fd,
 				 .exe_fd = pvm.exe_fd,
 				 .family_fd = pvm.family_fd,
+				 .registry_fd = pvm.registry_fd,
 				 .log_fd = pvm.log_fd,
 				 .trace_fd = pvm.cfg->strace ? strace_fd() : -1,
 				 .program_fd = program_fd,
@@ -184,6 +185,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     pvm.proc_fd,
 			     pvm.exe_fd,
 			     pvm.family_fd,
+			     pvm.registry_fd,
 			     pvm.log_fd,
 			     program_fd,
 			     pvm.cfg->strace ? strace_fd() : -1 };

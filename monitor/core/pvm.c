@@ -21,6 +21,7 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "registry.h"
 #include "seccomp.h"
 #include "sig.h"
 #include "stats.h"
@@ -42,7 +43,8 @@ struct pvm pvm = { .mm_lock = PTHREAD_MUTEX_INITIALIZER,
 		   .vm_fd = -1,
 		   .exe_fd = -1,
 		   .log_fd = -1,
-		   .family_fd = -1 };
+		   .family_fd = -1,
+		   .registry_fd = -1 };
 __thread struct thread *self;
 
 extern const uint8_t libos_image[], libos_image_end[], vdso_image[], vdso_image_end[];
@@ -214,6 +216,40 @@ static int machine_init(struct kx_err *err)
 	return 0;
 }
 
+/*
+ * Let the host's /proc/PID/cmdline and environ show the program's, wherever it changes them: the kernel reads them from
+ * the guest's memory then. Not on kernels without CONFIG_CHECKPOINT_RESTORE: there they stay the monitor's.
+ */
+static void show_arguments(void)
+{
+	char text[1024];
+	uint64_t f[52] = { 0 };
+	fd_limit_lift();
+	int fd = openat(pvm.proc_fd, "self/stat", O_RDONLY | O_CLOEXEC);
+	fd_limit_drop();
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	char *p = strrchr(text, ')'), *save;
+	int i = 3;
+	for (char *s = p ? strtok_r(p + 1, " \n", &save) : NULL; s && i < 52; s = strtok_r(NULL, " \n", &save))
+		f[i++] = strtoull(s, NULL, 10);
+	struct prctl_mm_map map = { .start_code = f[26],
+				    .end_code = f[27],
+				    .start_data = f[45],
+				    .end_data = f[46],
+				    .start_brk = f[47],
+				    .brk = (uint64_t)sbrk(0),
+				    .start_stack = f[28],
+				    .arg_start = (uint64_t)gva_ptr(pvm.arg_start),
+				    .arg_end = (uint64_t)gva_ptr(pvm.arg_end),
+				    .env_start = (uint64_t)gva_ptr(pvm.env_start),
+				    .env_end = (uint64_t)gva_ptr(pvm.env_end),
+				    .exe_fd = (uint32_t)-1 };
+	pvm.args_shown = i == 52 && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
+}
+
 /* Everything is loaded: let the first thread run. Returns only on failure. */
 static int start_program(const struct load_result *start, uint64_t mask, struct kx_err *err)
 {
@@ -226,6 +262,7 @@ static int start_program(const struct load_result *start, uint64_t mask, struct 
 	f->orig_rax = -1ull;
 	t->area->resume = start->entry;
 	prctl(PR_SET_NAME, pvm.comm);
+	show_arguments();
 	t->area->sigmask = mask; /* inherited, as across exec */
 	sig_init();
 	int r = vcpu_start_state(t, 0);
@@ -237,10 +274,9 @@ static int start_program(const struct load_result *start, uint64_t mask, struct 
 	pvm_panic("the first thread left its loop");
 }
 
-int pvm_run(const struct kx_config *cfg, struct kx_err *err)
+/* What a monitor has before the jail. */
+static int monitor_init(const struct kx_config *cfg, bool image, struct kx_err *err)
 {
-	struct load_result start;
-	char program[4096];
 	struct timespec now;
 	int r;
 	clock_gettime(CLOCK_MONOTONIC, &now);
@@ -255,9 +291,34 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	/* exec runs this program again, by this descriptor; its libraries come from the view, so the view must be the
 	 * host's own. */
-	if (!cfg->root && (pvm.exe_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)) >= 0)
+	if (!image && (pvm.exe_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)) >= 0)
 		pvm.exe_fd = fd_hide(pvm.exe_fd);
-	if ((r = family_init(-1, err)) || (r = family_enter(false)))
+	return 0;
+}
+
+/* In the view: find the program, load it, shut the door, run it. */
+static int enter_program(const struct kx_config *cfg, struct kx_err *err)
+{
+	struct load_result start;
+	char program[4096];
+	uint64_t mask = 0;
+	int r;
+	vfs_init();
+	limits_init();
+	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
+		return r;
+	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
+	if ((r = seccomp_enter(err)))
+		return r;
+	return start_program(&start, mask, err);
+}
+
+int pvm_run(const struct kx_config *cfg, struct kx_err *err)
+{
+	int r;
+	if ((r = monitor_init(cfg, cfg->root, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
+	    (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
@@ -270,16 +331,43 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
-	vfs_init();
-	limits_init();
-	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
-	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
+	registry_complete();
+	return enter_program(cfg, err);
+}
+
+/* As for a child of a member: nothing may be above what the family was started with. */
+static void limits_lower(const struct rlimit max[16])
+{
+	for (int i = 0; i < 16; i++) {
+		struct rlimit r;
+		if (getrlimit(i, &r))
+			continue;
+		if (r.rlim_max > max[i].rlim_max)
+			r.rlim_max = max[i].rlim_max;
+		if (r.rlim_cur > r.rlim_max)
+			r.rlim_cur = r.rlim_max;
+		setrlimit(i, &r);
+	}
+}
+
+int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err)
+{
+	int r;
+	limits_lower(join->limits);
+	if ((r = monitor_init(cfg, join->image, err)))
 		return r;
-	uint64_t mask = 0;
-	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
-	if ((r = seccomp_enter(err)))
+	pvm.is_child = true;
+	const int fd = fd_hide(join->family);
+	if (fd < 0 || (pvm.registry_fd = fd_hide(join->registry)) < 0 || (pvm.proc_fd = fd_hide(join->proc)) < 0)
+		return kx_err_set(err, EMFILE, "exec: no descriptor left (raise `ulimit -n`)");
+	if ((r = family_init(fd, err)))
 		return r;
-	return start_program(&start, mask, err);
+	cpus_limit(cfg->cpus);
+	if ((r = machine_init(err)) || (r = jail_join(join, err)))
+		return r;
+	if ((r = family_enter(true)))
+		return kx_err_set(err, -r, "exec: the family has as many processes as it can (end some)");
+	return enter_program(cfg, err);
 }
 
 int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kx_err *err)
@@ -293,10 +381,11 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.proc_fd = st->proc_fd;
 	pvm.exe_fd = st->exe_fd;
 	pvm.log_fd = st->log_fd;
+	pvm.registry_fd = st->registry_fd;
 	pvm.fd_limit = st->fd_limit;
 	pvm.is_child = st->is_child;
-	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,    pvm.log_fd,
-			     st->family_fd, st->trace_fd, st->program_fd };
+	const int kept[] = { pvm.kvm_fd,    pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,
+			     st->family_fd, st->trace_fd, st->program_fd, st->registry_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
