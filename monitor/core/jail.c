@@ -373,7 +373,7 @@ static int dev_make(struct jail *j)
 	char path[32];
 	EACH(i, nodes) {
 		snprintf(path, sizeof(path), "/dev/%s", nodes[i]);
-		if (graft_host(j, path, G_DEV | G_OPT))
+		if (graft_host(j, path, G_DEV | G_OPT | G_RO)) /* nodes can be written all the same, not changed */
 			return -1;
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
