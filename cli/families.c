@@ -373,7 +373,7 @@ struct family *families_find(struct families *f, const char *who, struct member 
 	if (number)
 		kx_err_set(err, ESRCH, "%.64s: no pVM of yours has this process id (see `kylinx ps`)", who);
 	else
-		kx_err_set(err, ESRCH, "%.64s: no family of yours has this name (see `kylinx ps`)", who);
+		kx_err_set(err, ESRCH, "%.64s: no family of yours has this name (see `kylinx ps`)", *who ? who : "''");
 	return NULL;
 }
 

@@ -329,7 +329,7 @@ static const struct {
 	const char *path;
 	mode_t mode;
 } dirs[] = {
-	{ "tmp", 01777 }, { "run", 0755 }, { "run/lock", 01777 }, { "proc", 0755 }, { "dev", 0755 },
+	{ "tmp", 01777 }, { "run", 0755 }, { "run/lock", 01777 }, { "proc", 0777 }, { "dev", 0755 },
 	{ "dev/pts", 0755 }, { "dev/shm", 01777 }, { "sys", 0755 }, { "sys/devices", 0755 },
 	{ "sys/devices/system", 0755 }, { "sys/kernel", 0755 }, { "sys/kernel/mm", 0755 },
 }, own_dirs[] = { /* not with --root: there they are the image's */

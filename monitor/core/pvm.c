@@ -365,6 +365,8 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_join(join, err)))
 		return r;
+	close(join->member);
+	close(join->member_proc);
 	if ((r = family_enter(true)))
 		return kx_err_set(err, -r, "exec: the family has as many processes as it can (end some)");
 	return enter_program(cfg, err);

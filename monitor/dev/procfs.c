@@ -1317,6 +1317,15 @@ static void dir_path(const struct node *n, char out[512])
 	}
 }
 
+/* Members of all users make and remove entries there; what the guest is shown has other rights. */
+static long make_dir(const char *path)
+{
+	long r = HC6(SYS_mkdir, path, 0777, 0, 0, 0, 0);
+	if (r == 0) /* the mask is the program's */
+		HC6(SYS_chmod, path, 0777, 0, 0, 0, 0);
+	return r;
+}
+
 static int make_dirs(const char *path)
 {
 	char buf[512];
@@ -1325,7 +1334,7 @@ static int make_dirs(const char *path)
 		p += strcspn(p, "/");
 		char c = *p;
 		*p = 0;
-		long r = HC6(SYS_mkdir, buf, 0755, 0, 0, 0, 0);
+		long r = make_dir(buf);
 		if (r < 0 && r != -EEXIST)
 			return r == -EROFS ? -EACCES : (int)r;
 		if (!c)
@@ -1359,7 +1368,7 @@ static void put_dir(struct fill *f, const char *name)
 {
 	char path[1024];
 	fill_path(f, name, path);
-	HC6(SYS_mkdir, path, 0755, 0, 0, 0, 0);
+	make_dir(path);
 	put_name(f, name);
 }
 
@@ -1410,7 +1419,7 @@ static void fill_tasks(struct fill *f, const struct text *tasks)
 	for (size_t i = 0, end = f->names.len; i < end; i += strlen(f->names.p + i) + 1) {
 		char path[1024];
 		fill_path(f, f->names.p + i, path);
-		HC6(SYS_mkdir, path, 0755, 0, 0, 0, 0);
+		make_dir(path);
 	}
 }
 
