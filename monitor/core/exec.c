@@ -180,15 +180,9 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	snprintf(number, sizeof number, "%d", fd);
 	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
 	give_signals_back(t);
-	const int kept[] = { fd,
-			     pvm.kvm_fd,
-			     pvm.proc_fd,
-			     pvm.exe_fd,
-			     pvm.family_fd,
-			     pvm.registry_fd,
-			     pvm.log_fd,
-			     program_fd,
-			     pvm.cfg->strace ? strace_fd() : -1 };
+	const int kept[] = { fd,         pvm.kvm_fd,    pvm.proc_fd,
+			     pvm.exe_fd, pvm.family_fd, pvm.registry_fd,
+			     pvm.log_fd, program_fd,    pvm.cfg->strace ? strace_fd() : -1 };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
 	thread_release_guest(t);
