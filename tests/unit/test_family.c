@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -179,6 +180,7 @@ static void killed_at_any_instant(void)
 {
 	unsigned seed = 1;
 	bool ok;
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
 	for (int round = 0; round < 60; round++) {
 		pid_t pid[3];
 		for (int i = 0; i < 3; i++)
@@ -189,7 +191,9 @@ static void killed_at_any_instant(void)
 				end(pid[i]);
 	}
 	int slots[FAMILY_MAX], n = 0;
-	for (int i = 0; i < 200 && n < FAMILY_MAX - 1; i++) { /* until init has waited for orphans */
+	for (int i = 0; i < 200 && n < FAMILY_MAX - 1; i++) {
+		while (waitpid(-1, NULL, WNOHANG) > 0) /* orphans that came to us */
+			;
 		nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
 		while (n < FAMILY_MAX && (slots[n] = family_reserve()) >= 0)
 			n++;
