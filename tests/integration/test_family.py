@@ -112,16 +112,21 @@ def members(name, wrap=(), env=None):
 
 @contextlib.contextmanager
 def family(name, script, *options, ready=None, wrap=(), env=None, program=("sh", "-c"), cwd="/"):
-    """A family that runs script, and is up when a member whose arguments start with `ready` is there."""
-    def up(a):
-        return a.startswith(ready) if ready else a.endswith(script)
+    """A family that runs script, and is up when members whose arguments start with `ready` (one, or
+    each of a tuple) are there.
+    """
+    wanted = ready if isinstance(ready, tuple) else (ready,)
+
+    def up():
+        got = members(name, wrap, env)
+        return all(any(a.startswith(w) if w else a.endswith(script) for a in got) for w in wanted)
 
     argv = [*wrap, lib.KYLINX, "run", "--name", name, *options, "--", *program, script]
     full = {**os.environ, **(env or {})}
     p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd,
                          start_new_session=True, env=full)
     try:
-        until(lambda: p.poll() is not None or any(up(a) for a in members(name, wrap, env)),
+        until(lambda: p.poll() is not None or up(),
               f"{name} is up")
         assert p.poll() is None, f"{name} ended: {lib.status_text(p.returncode)}: {p.stdout.read()!r}"
         yield p
@@ -158,7 +163,7 @@ def ps_without_families():
 def ps_tree():
     script = "sleep 101 & (sleep 102 & ); python3 -c 'import threading as t, time; " \
              "[t.Thread(target=time.sleep, args=(100,)).start() for i in range(3)]' & exec 9>&-; wait; sleep 103"
-    with family("tree", script, ready="sleep 102", program=("bash", "-c")) as p:
+    with family("tree", script, ready=("sleep 101", "sleep 102"), program=("bash", "-c")) as p:
         until(lambda: any(m["vcpus"] == 4 for m in members("tree").values()), "three threads beside the first")
         f = only(ps())
         expect((f["name"], f["root_pid"], f["root_alive"], f["program"]), ("tree", p.pid, True, "bash"), "family")
@@ -242,7 +247,7 @@ def registry_is_swept():
 @test
 def registry_after_sigkill():
     root_only()
-    with family("dead", "sleep 100 & sleep 101", ready="sleep 101") as p:
+    with family("dead", "sleep 100 & sleep 101", ready=("sleep 100", "sleep 101")) as p:
         entry = only(registry())
         assert re.fullmatch(rf"{p.pid}-\d+\.dead", entry), entry
         os.killpg(p.pid, signal.SIGKILL)
@@ -252,7 +257,7 @@ def registry_after_sigkill():
 
 @test
 def root_killed_children_live():
-    with family("alive", "echo mark >/tmp/f; sleep 100 & sleep 101 & wait", ready="sleep 101") as p:
+    with family("alive", "echo mark >/tmp/f; sleep 100 & sleep 101 & wait", ready=("sleep 100", "sleep 101")) as p:
         p.kill()
         p.wait()
         f = until(lambda: [f for f in ps() if not f["root_alive"]], "listed without root")[0]
@@ -529,7 +534,7 @@ def inside_sees_the_family():
     need("ps", "pgrep", "pidof", "top")
     other = subprocess.Popen(["sleep", "54321"])
     try:
-        with family("peers", "sleep 201 & sleep 202 & wait", ready="sleep 202") as p:
+        with family("peers", "sleep 201 & sleep 202 & wait", ready=("sleep 201", "sleep 202")) as p:
             def inside(*argv):
                 r = kx("exec", "peers", *argv)
                 expect(r.status, 0, f"{argv[0]}: {r.why()}")
