@@ -333,9 +333,11 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 		families_free(f);
 		return kx_err_set(err, -r, "families: cannot be listed: %s (see that /proc is mounted)", strerror(-r));
 	}
-	qsort(f->list, f->nr, sizeof *f->list, by_age);
+	if (f->nr)
+		qsort(f->list, f->nr, sizeof *f->list, by_age);
 	for (size_t i = 0; i < f->nr; i++) {
-		qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
+		if (f->list[i].nr)
+			qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
 		if (details)
 			table_read(&f->list[i]);
 	}

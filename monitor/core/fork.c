@@ -18,6 +18,9 @@
 #include "thread.h"
 #include "timepage.h"
 #include "vcpu.h"
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
 
@@ -238,6 +241,9 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		thread_pool_put(c);
 		return -ENOMEM;
 	}
+#ifdef __SANITIZE_ADDRESS__ /* what it remembers of an earlier stack at this place */
+	__asan_unpoison_memory_region(stack, VFORK_STACK);
+#endif
 	struct vfork_child v = { c, a, slot };
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;

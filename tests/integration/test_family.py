@@ -620,6 +620,23 @@ print(q.wait())
     expect((r.status, r.out), (want.status, want.out), f"pVM ({r.err!r})")
 
 
+@test
+def inside_device_nodes():
+    """They are the host's own: to be read and written, not to be changed."""
+    root_only()
+    before = os.stat("/dev/full")
+    try:
+        r = kx("run", "sh", "-c", "chmod 600 /dev/full; chown 3 /dev/full; touch -d @1 /dev/full; echo x >/dev/null && "
+               "head -c 2 /dev/zero | wc -c; echo x >/dev/full")
+        expect((r.status != 0, r.out), (True, b"2\n"), f"use ({r.err!r})")
+        expect(r.err.count(b"Read-only file system"), 3, f"change ({r.err!r})")
+        after = os.stat("/dev/full")
+        expect((after.st_mode, after.st_uid), (before.st_mode, before.st_uid), "on the host")
+    finally:
+        os.chmod("/dev/full", before.st_mode & 0o7777)
+        os.chown("/dev/full", before.st_uid, before.st_gid)
+
+
 # ---- the table --------------------------------------------------------------------------------------------------
 
 @test
