@@ -21,5 +21,13 @@ struct cli_verb {
 int cli_print(const char *text, struct kx_err *err);
 
 int cmd_run(int argc, char **argv, struct kx_err *err);
-extern const char cmd_run_help[];
+int cmd_ps(int argc, char **argv, struct kx_err *err);
+int cmd_kill(int argc, char **argv, struct kx_err *err);
+int cmd_exec(int argc, char **argv, struct kx_err *err);
+extern const char cmd_run_help[], cmd_ps_help[], cmd_kill_help[], cmd_exec_help[];
+
+struct kx_config;
+/* The caller's environment with room for extra variables, and one of them, NAME=VALUE, set in it. */
+char **cli_env_copy(int extra);
+int cli_env_set(struct kx_config *cfg, char *s, struct kx_err *err);
 #endif

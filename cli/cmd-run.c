@@ -29,7 +29,7 @@ const char cmd_run_help[] =
 	"  --volume SRC:DST[:ro]    show it SRC of the host as DST; may be repeated\n"
 	"  --env NAME=VALUE         set an environment variable; may be repeated\n"
 	"  --net host|none          the host's network (default), or only a loopback interface\n"
-	"  --name NAME              name it in logs and statistics\n"
+	"  --name NAME              name its family, for logs and `kylinx ps`\n"
 	"  --strace[=FILE]          write its system calls to standard error, or FILE\n"
 	"  --stats[=FILE]           write statistics to standard error, or FILE, at its end\n"
 	"  --log LEVEL              error, warn (default), info or debug\n"
@@ -163,7 +163,7 @@ static int volume_add(struct kx_config *cfg, char *s, struct kx_err *err)
 }
 
 /* cfg->envp is ours from the first --env on, with room for more entries. */
-static int env_set(struct kx_config *cfg, char *s, struct kx_err *err)
+int cli_env_set(struct kx_config *cfg, char *s, struct kx_err *err)
 {
 	const char *eq = strchr(s, '=');
 	size_t n = 0, name;
@@ -192,9 +192,10 @@ static int name_set(struct kx_config *cfg, const char *s, struct kx_err *err)
 {
 	static const char ok[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
 	size_t n = strlen(s);
-	if (!n || n > 64 || strspn(s, ok) != n || *s == '-' || *s == '.')
-		return kx_err_set(err, EINVAL, "--name %s: not a name (give 1 to 64 letters, digits, '_', '.' or '-')",
-				  s);
+	if (!n || n > 64 || strspn(s, ok) != n || *s == '-' || *s == '.' || strspn(s, "0123456789") == n)
+		return kx_err_set(
+			err, EINVAL,
+			"--name %s: not a name (give 1 to 64 letters, digits, '_', '.' or '-', not digits alone)", s);
 	cfg->name = s;
 	return 0;
 }
@@ -231,7 +232,7 @@ static int option_set(struct kx_config *cfg, enum option o, char *value, struct 
 	case OPT_VOLUME:
 		return volume_add(cfg, value, err);
 	case OPT_ENV:
-		return env_set(cfg, value, err);
+		return cli_env_set(cfg, value, err);
 	case OPT_NET:
 		return net_set(cfg, value, err);
 	case OPT_NAME:
@@ -280,7 +281,7 @@ static int option_next(int argc, char **argv, int *i, char **value, struct kx_er
 	return o;
 }
 
-static char **env_copy(int extra)
+char **cli_env_copy(int extra)
 {
 	size_t n = 0;
 	while (environ[n])
@@ -296,7 +297,7 @@ int cmd_run(int argc, char **argv, struct kx_err *err)
 	static struct kx_config cfg; /* lives as long as the pVM */
 	int i = 1;
 	char *value = NULL;
-	if (!(cfg.envp = env_copy(argc))) {
+	if (!(cfg.envp = cli_env_copy(argc))) {
 		kx_err_set(err, ENOMEM, "run: no memory (free some)");
 		return CLI_FAILED;
 	}

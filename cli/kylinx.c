@@ -16,6 +16,9 @@ static const char help_help[] = "Usage: kylinx help [COMMAND]\n"
 
 static const struct cli_verb verbs[] = {
 	{ "run", "run a program in a pVM", cmd_run_help, cmd_run },
+	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps },
+	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill },
+	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec },
 	{ "help", "describe a command", help_help, cmd_help },
 };
 

@@ -86,7 +86,7 @@ say "A small program, start to exit: kylinx run -- /bin/echo hello"
 say "The distribution's redis-server, unmodified, in a pVM"
 printf '  kylinx run --name demo --stats=FILE --volume DIR:DIR -- redis-server --port %s %s\n' "$pvm_port" "..."
 t0=${EPOCHREALTIME/[.,]/}
-"$KYLINX" run --name demo --stats="$dir/stats.json" --volume "$dir/data:$dir/data" -- \
+"$KYLINX" run --name "demo-$pvm_port" --stats="$dir/stats.json" --volume "$dir/data:$dir/data" -- \
 	redis-server --port "$pvm_port" "${conf[@]}" --dir "$dir/data" >"$dir/pvm.log" 2>&1 </dev/null &
 pvm=$!
 wait_pong "$pvm_port" $pvm "the pVM"

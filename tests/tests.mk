@@ -6,12 +6,13 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf patch random strace time
+UNIT = elf family patch random strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = monitor/arch/x86_64/patch.c
 UNIT_LIBS_patch = -lZydis
 UNIT_SRC_random = libos/core/random.c
 UNIT_SRC_strace = monitor/core/strace.c monitor/core/stats.c
+UNIT_DEP_family = monitor/core/family.c
 UNIT_DEP_time = monitor/core/timepage.c $(BUILD)/vdso.so
 UNIT_SAN_time = undefined
 

@@ -13,7 +13,7 @@
 
 struct exec_state {
 	uint32_t magic, size;
-	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, stats_fd, program_fd;
+	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, stats_fd, program_fd, registry_fd;
 	uint32_t fd_limit, fd_max, argc, envc;
 	uint64_t memory, sigmask, start_ns;
 	int32_t cpus;

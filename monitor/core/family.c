@@ -6,162 +6,310 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 #include "pvm.h"
-#include "thread.h"
 #include "stats.h"
+#include "thread.h"
 
-/*
- * Slots change by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. A slot is a
- * pid and, above it, when it was entered, in clock ticks since the host's start. A member that nobody waits for
- * (SIGCHLD ignored, its parent gone) stays in here after its end; a process that gets its number later is told from
- * it by having started after that time.
- */
-typedef uint64_t slot;
-static slot *table;
+#define SLOTS_END (sizeof(struct family_table) + FAMILY_MAX * sizeof(struct family_slot))
+#define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
+#define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
-static pid_t slot_pid(slot s) { return (pid_t)(uint32_t)s; }
+static struct family_table *table;
+static struct {
+	dev_t dev;
+	ino_t ino;
+} ipc_ns; /* the family's; ino 0: not looked at yet */
 
-static slot slot_now(pid_t pid)
+static pid_t key_pid(family_key k) { return (pid_t)(k & PID_MASK); }
+static uint64_t key_start(family_key k) { return (k & ~FAMILY_RESERVED) >> FAMILY_PID_BITS; }
+static family_key make_key(pid_t pid, uint64_t start)
 {
-	struct timespec ts;
-	clock_gettime(CLOCK_BOOTTIME, &ts);
-	uint32_t ticks = (uint64_t)ts.tv_sec * 100 + ts.tv_nsec / 10000000;
-	return (uint64_t)ticks << 32 | (uint32_t)pid;
+	return ((family_key)pid & PID_MASK) | (start << FAMILY_PID_BITS & ~FAMILY_RESERVED);
 }
 
-static slot load(unsigned i) { return __atomic_load_n(&table[i], __ATOMIC_RELAXED); }
-
-static bool change(unsigned i, slot from, slot to)
+static family_key load(unsigned i) { return __atomic_load_n(&table->slot[i].key, __ATOMIC_ACQUIRE); }
+static bool swap(unsigned i, family_key old, family_key new)
 {
-	return __atomic_compare_exchange_n(&table[i], &from, to, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	return __atomic_compare_exchange_n(&table->slot[i].key, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-/* Read a file of the host's procfs. False when there is none. */
-static bool proc_read(pid_t pid, const char *file, char *text, size_t size)
+static unsigned used(void)
 {
-	char name[32];
-	snprintf(name, sizeof name, "%d/%s", pid, file);
-	fd_limit_lift();
-	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
-	fd_limit_drop();
-	ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
-	if (fd >= 0)
-		close(fd);
-	text[n > 0 ? n : 0] = 0;
-	return n > 0;
-}
-
-/* The process that was entered, not a later one with its number? A child, a zombie too, keeps its number until it is
- * waited for, and a parent is there as long as it is one: those cost little. */
-static bool is_still(slot s)
-{
-	char text[1024], *at;
-	siginfo_t info;
-	pid_t pid = slot_pid(s);
-	unsigned long long start = 0;
-	if (pvm.proc_fd < 0 || pid == my_pid() || pid == getppid() ||
-	    !HC6(SYS_waitid, P_PID, pid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, 0, 0))
-		return true;
-	if (!proc_read(pid, "stat", text, sizeof text) || !(at = strrchr(text, ')')) ||
-	    sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
-		   &start) != 1)
-		return false;
-	return (int32_t)((uint32_t)start - (uint32_t)(s >> 32)) <= 1;
+	unsigned n = __atomic_load_n(&table->used, __ATOMIC_ACQUIRE);
+	return n < FAMILY_MAX ? n : FAMILY_MAX;
 }
 
 int family_init(int fd, struct kx_err *err)
 {
-	size_t pids = FAMILY_MAX * sizeof *table, size = pids + sizeof(struct stats_family);
-	if (fd < 0) {
+	bool new = fd < 0;
+	if (new) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, size))
+		if (fd < 0 || ftruncate(fd, TABLE_SIZE))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}
-	table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	table = mmap(NULL, TABLE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (table == MAP_FAILED)
 		return kx_err_set(err, errno, "family: cannot map its table: %s (free some memory)", strerror(errno));
-	stats_share((struct stats_family *)((uint8_t *)table + pids));
+	if (new) {
+		table->magic = FAMILY_MAGIC;
+		table->slot_size = sizeof(struct family_slot);
+	} else if (table->magic != FAMILY_MAGIC || table->slot_size != sizeof(struct family_slot)) {
+		return kx_err_set(err, EINVAL, "family: its table is of another version (use the kylinx that it runs)");
+	}
+	stats_share((struct stats_family *)((uint8_t *)table + SLOTS_END));
 	int r = fd_keep(&pvm.family_fd, fd);
 	return r ? kx_err_set(err, -r, "family: no descriptor left (raise `ulimit -n`)") : 0;
 }
 
-int family_add(pid_t pid)
+/* ---- who a pid is ------------------------------------------------------------------------------------------------ */
+
+/* Start time of a process, and whether it is a zombie. 0, or -errno. Its addresses are in the text, and a guest's thread
+ * could read the descriptor meanwhile: only for the own process when it is alone, or where the kernel hides them. */
+static int stat_read(const char *name, uint64_t *start, bool *zombie)
 {
-	/* Its parent and it itself enter it. What is there may be of an earlier process with this number. */
-	for (unsigned i = 0; i < FAMILY_MAX; i++) {
-		slot s = load(i);
-		if (slot_pid(s) == pid && change(i, s, slot_now(pid)))
-			return 0;
+	char text[1024];
+	fd_limit_lift();
+	long fd = HC6(SYS_openat, pvm.proc_fd >= 0 ? pvm.proc_fd : AT_FDCWD, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	fd_limit_drop();
+	if (fd < 0)
+		return (int)fd;
+	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
+	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	if (n <= 0)
+		return n ? (int)n : -ESRCH;
+	text[n] = 0;
+	char *p = strrchr(text, ')');
+	if (!p || p[1] != ' ')
+		return -EIO;
+	*zombie = p[2] == 'Z' || p[2] == 'X';
+	for (int field = 2; field < 22 && p; field++)
+		p = strchr(p + 1, ' ');
+	if (!p)
+		return -EIO;
+	*start = strtoull(p + 1, NULL, 10);
+	return 0;
+}
+
+enum state { GONE, HERE, UNKNOWN };
+
+static enum state look(family_key key)
+{
+	char name[48];
+	struct stat st;
+	pid_t pid = key_pid(key);
+	uint64_t start;
+	bool zombie;
+	if (pid == my_pid())
+		return HERE;
+	if (pvm.proc_fd < 0) /* still starting, alone */
+		return UNKNOWN;
+	if (!ipc_ns.ino && HC6(SYS_newfstatat, pvm.proc_fd, "self/ns/ipc", &st, 0, 0, 0) == 0) {
+		ipc_ns.dev = st.st_dev;
+		ipc_ns.ino = st.st_ino;
 	}
-	for (int turn = 0; turn < 2; turn++) {
-		for (unsigned i = 0; i < FAMILY_MAX; i++)
-			if (change((i + (unsigned)pid) % FAMILY_MAX, 0, slot_now(pid)))
-				return 0;
-		for (unsigned i = 0; i < FAMILY_MAX; i++) { /* full: perhaps of those that are gone */
-			slot s = load(i);
-			if (s && !is_still(s))
-				change(i, s, 0);
+	snprintf(name, sizeof name, "%d/ns/ipc", pid);
+	long r = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0);
+	if (r == 0)
+		return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
+	snprintf(name, sizeof name, "%d/stat", pid);
+	r = stat_read(name, &start, &zombie);
+	if (r == -ENOENT || r == -ESRCH)
+		return GONE;
+	if (r < 0 || !key_start(key))
+		return r == 0 && zombie ? HERE : UNKNOWN; /* to be taken for a zombie's harms nobody */
+	return start == key_start(key) ? HERE : GONE;
+}
+
+/* Is slot i a member's? What is dead is swept, a reservation of a dead parent's too. */
+static bool member(unsigned i, family_key key)
+{
+	enum state s = look(key);
+	if (s == GONE)
+		swap(i, key, 0);
+	return s == HERE && !(key & FAMILY_RESERVED);
+}
+
+/* ---- entries ----------------------------------------------------------------------------------------------------- */
+
+static family_key own_key(bool known)
+{
+	uint64_t start = 0;
+	bool zombie;
+	if (known && stat_read(pvm.proc_fd >= 0 ? "self/stat" : "/proc/self/stat", &start, &zombie))
+		start = 0;
+	return make_key((pid_t)host_call(SYS_getpid, 0, 0, 0, 0, 0, 0), start);
+}
+
+static int take(family_key key)
+{
+	for (int sweep = 0; sweep < 2; sweep++) {
+		for (unsigned i = 0; i < FAMILY_MAX; i++) {
+			family_key old = load(i);
+			if (old && sweep && !member(i, old))
+				old = load(i);
+			if (old || !swap(i, 0, key))
+				continue;
+			uint32_t n = __atomic_load_n(&table->used, __ATOMIC_ACQUIRE);
+			while (n <= i && !__atomic_compare_exchange_n(&table->used, &n, i + 1, false, __ATOMIC_SEQ_CST,
+								      __ATOMIC_SEQ_CST))
+				;
+			return (int)i;
 		}
 	}
 	return -EAGAIN;
 }
 
+static void set_exe(struct family_slot *s)
+{
+	size_t n = strnlen(pvm.exe, sizeof pvm.exe);
+	memset(s->exe, 0, sizeof s->exe);
+	if (n < sizeof s->exe)
+		memcpy(s->exe, pvm.exe, n);
+}
+
+static int find(pid_t pid)
+{
+	unsigned n = used();
+	for (unsigned i = 0; i < n; i++) {
+		family_key k = load(i);
+		if (key_pid(k) == pid && !(k & FAMILY_RESERVED))
+			return (int)i;
+	}
+	return -1;
+}
+
+int family_enter(bool from_host)
+{
+	int i = take(own_key(true));
+	if (i < 0)
+		return i;
+	table->slot[i].from_host = from_host;
+	memset(table->slot[i].exe, 0, sizeof table->slot[i].exe);
+	return 0;
+}
+
+int family_reserve(void)
+{
+	int i = take(make_key(my_pid(), 0) | FAMILY_RESERVED);
+	if (i >= 0) {
+		table->slot[i].from_host = 0;
+		memset(table->slot[i].exe, 0, sizeof table->slot[i].exe);
+	}
+	return i;
+}
+
+void family_cancel(int slot)
+{
+	family_key k = load((unsigned)slot);
+	if (k & FAMILY_RESERVED)
+		swap((unsigned)slot, k, 0);
+}
+
+void family_born(int slot, pid_t pid)
+{
+	family_key k = load((unsigned)slot);
+	__atomic_add_fetch(&table->forks, 1, __ATOMIC_RELAXED);
+	if (k & FAMILY_RESERVED) /* else the child was quicker */
+		swap((unsigned)slot, k, make_key(pid, 0));
+}
+
+void family_child(int slot, bool known)
+{
+	family_key mine = own_key(known), k = load((unsigned)slot);
+	set_exe(&table->slot[slot]);
+	while ((k & FAMILY_RESERVED || k == make_key(key_pid(mine), 0)) && !swap((unsigned)slot, k, mine))
+		k = load((unsigned)slot);
+}
+
+void family_set_exe(void)
+{
+	family_key mine = own_key(true);
+	int i = find(key_pid(mine));
+	if (i < 0)
+		return;
+	set_exe(&table->slot[i]);
+	swap((unsigned)i, make_key(key_pid(mine), 0), mine);
+}
+
+bool family_exe(pid_t pid, char *out, size_t len)
+{
+	int i = find(pid);
+	if (i < 0 || !len)
+		return false;
+	size_t n = strnlen(table->slot[i].exe, sizeof table->slot[i].exe - 1);
+	if (!n || n >= len)
+		return false;
+	memcpy(out, table->slot[i].exe, n);
+	out[n] = 0;
+	return *out == '/';
+}
+
 void family_remove(pid_t pid)
 {
-	for (unsigned i = 0; i < FAMILY_MAX; i++) {
-		slot s = load(i);
-		if (slot_pid(s) == pid)
-			change(i, s, 0);
+	unsigned n = used();
+	for (unsigned i = 0; i < n; i++) {
+		family_key k = load(i);
+		if (key_pid(k) == pid && !(k & FAMILY_RESERVED))
+			member(i, k);
 	}
 }
 
 bool family_has(pid_t pid)
 {
-	for (unsigned i = 0; pid > 0 && i < FAMILY_MAX; i++) {
-		unsigned k = (i + (unsigned)pid) % FAMILY_MAX;
-		slot s = load(k);
-		if (slot_pid(s) != pid)
-			continue;
-		if (is_still(s))
+	unsigned n = used();
+	if (pid <= 0)
+		return false;
+	for (unsigned i = 0; i < n; i++) {
+		family_key k = load(i);
+		if (key_pid(k) == pid && !(k & FAMILY_RESERVED) && member(i, k))
 			return true;
-		change(k, s, 0);
 	}
 	return false;
 }
 
+/* The process of a thread, by the host's procfs. */
+static pid_t owner_look(pid_t tid)
+{
+	char name[32], text[512];
+	snprintf(name, sizeof name, "%d/status", tid);
+	fd_limit_lift();
+	long fd = HC6(SYS_openat, pvm.proc_fd, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	fd_limit_drop();
+	if (fd < 0)
+		return 0;
+	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
+	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	text[n > 0 ? n : 0] = 0;
+	char *at = strstr(text, "\nTgid:");
+	return at ? atoi(at + 6) : 0;
+}
+
 pid_t family_owner(pid_t tid)
 {
-	char text[512], *at;
 	if (tid <= 0)
 		return 0;
 	if (tid == my_pid() || thread_is_ours(tid))
 		return my_pid();
 	if (family_has(tid))
 		return tid;
-	if (!proc_read(tid, "status", text, sizeof text))
-		return 0;
-	pid_t owner = (at = strstr(text, "\nTgid:")) ? atoi(at + 6) : 0;
+	pid_t owner = owner_look(tid);
 	return family_has(owner) ? owner : 0;
 }
 
 int family_each(void (*fn)(pid_t pid, void *arg), void *arg)
 {
-	int n = 0;
-	for (unsigned i = 0; i < FAMILY_MAX; i++) {
-		slot s = load(i);
-		if (!s)
-			continue;
-		if (is_still(s)) {
-			fn(slot_pid(s), arg);
-			n++;
-		} else {
-			change(i, s, 0);
+	int count = 0;
+	unsigned n = used();
+	for (unsigned i = 0; i < n; i++) {
+		family_key k = load(i);
+		if (k && !(k & FAMILY_RESERVED) && member(i, k)) {
+			fn(key_pid(k), arg);
+			count++;
 		}
 	}
-	return n;
+	return count;
 }

@@ -1,22 +1,70 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The family: the pVMs forked from one root. A table of their pids in memory that all of them map (a memfd, so that
- * it outlives exec). Only who is in it can be signalled, waited for by name, or made part of a process group from
- * inside. A pid leaves it when a member waits for its process; one that nobody waits for is found to be gone when it
- * is looked up. Behind the table are the sums of --stats (stats.h).
+ * The family: the pVMs forked from one root, and those that `kylinx exec` added. A table of their pids in memory that
+ * all of them map (a memfd, so that it outlives exec). Only who is in it can be signalled, waited for by name, looked
+ * at in /proc, or made part of a process group from inside.
+ *
+ * Members end without telling (SIGKILL, nobody who waits), and the host gives their pids to others. So an entry counts
+ * only after a look at the host's /proc: a process in the family's IPC namespace is a member, whoever it is, since
+ * nobody leaves or enters one. Where that can't be seen (other credentials, a zombie) the start time decides. Entries
+ * of the dead are swept by whoever meets them.
  */
 #ifndef KX_FAMILY_H
 #define KX_FAMILY_H
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 #include "../../util/err.h"
 
-#define FAMILY_MAX 8192
+#ifndef FAMILY_MAX /* a unit test has fewer */
+#define FAMILY_MAX 32768
+#endif
+#define FAMILY_EXE_MAX 244
+#define FAMILY_MAGIC 0x6d66786bu
+
+/* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
+typedef uint64_t family_key;
+#define FAMILY_PID_BITS 22                    /* the kernel's pids are below 4194304 */
+#define FAMILY_RESERVED ((family_key)1 << 63) /* for a child that the process with this pid and start time makes */
+
+struct family_slot {
+	family_key key;           /* pid | start time in clock ticks since boot << 22 (0: not known yet); 0 = free */
+	uint32_t from_host;       /* 1: by `kylinx exec` */
+	char exe[FAMILY_EXE_MAX]; /* path of its program in the view; empty: not known, or too long */
+};
+
+struct family_table {
+	uint32_t magic, slot_size;
+	uint32_t used; /* slots at and above it were never taken */
+	uint32_t pad;
+	uint64_t forks; /* children made, of all members */
+	uint64_t pad2[29];
+	struct family_slot slot[];
+};
 
 /* Make the table (fd < 0) or map an inherited one. Sets pvm.family_fd. */
 int family_init(int fd, struct kx_err *err);
-/* 0, or -EAGAIN when the table is full. */
-int family_add(pid_t pid);
+/* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */
+int family_enter(bool from_host);
+
+/*
+ * A child: reserve a place for it before it is made, so that a full table is the parent's error; then family_child()
+ * in the child and family_born() in the parent, in any order, or family_cancel(). family_reserve() returns the slot
+ * or -EAGAIN.
+ */
+int family_reserve(void);
+void family_cancel(int slot);
+void family_born(int slot, pid_t pid);
+/* known: read the start time now; not where another process has the same descriptors. */
+void family_child(int slot, bool known);
+
+/* The calling process runs pvm.exe from now on. */
+void family_set_exe(void);
+/* Path of a member's program. False when it is not known. */
+bool family_exe(pid_t pid, char *out, size_t len);
+
+/* Drop pid, which was reaped. */
 void family_remove(pid_t pid);
 bool family_has(pid_t pid);
 /* The member that a thread belongs to; 0 when it is no member's. */

@@ -19,6 +19,9 @@
 #include "thread.h"
 #include "timepage.h"
 #include "vcpu.h"
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
 
@@ -150,6 +153,11 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 	regs.rip += 1; /* behind the `out` that made this call: the new vCPU knows nothing of it */
 	if (a->flags & CLONE_SETTLS)
 		sregs.fs.base = a->tls;
+	int slot = family_reserve();
+	if (slot < 0) {
+		free(xsave);
+		return slot;
+	}
 	old = sig_block_everything();
 	hooks_prepare();
 	uint64_t held = t->held;
@@ -170,13 +178,15 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 			f->rsp = a->stack;
 		}
 		free(xsave);
-		family_add(pvm.pid);
+		family_child(slot, true);
 		sig_thread_start(t);
 		return 0;
 	}
 	free(xsave);
 	if (pid > 0)
-		family_add(pid);
+		family_born(slot, pid);
+	else
+		family_cancel(slot);
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;
 }
@@ -186,7 +196,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 struct vfork_child {
 	struct thread *t;
 	const struct fork_args *a;
-	uint64_t mask; /* of the parent's host thread */
+	int slot; /* in the family's table */
 };
 
 /* A child that was killed in a call leaves locked what it had locked, in the name of the thread that it was cloned
@@ -209,7 +219,7 @@ static int vfork_main(void *arg)
 	t->pid = t->tid = host_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
 	t->area->pid = t->area->tid = t->tid;
 	uint32_t tid = t->tid;
-	family_add(t->pid);
+	family_child(v->slot, !(v->a->flags & CLONE_FILES));
 	if (v->a->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers(t);
 	if (v->a->flags & CLONE_CHILD_SETTID)
@@ -222,10 +232,14 @@ static int vfork_main(void *arg)
 
 static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 {
-	int r = 0;
+	int r = 0, slot = family_reserve();
+	if (slot < 0)
+		return slot;
 	struct thread *c = thread_clone(t, a->stack, a->flags & CLONE_SETTLS, a->tls, &r);
-	if (!c)
+	if (!c) {
+		family_cancel(slot);
 		return r;
+	}
 	c->area->vfork = 1;
 	memcpy((uint8_t *)c->area + KX_AREA_ACTIONS, actions_of(t), 65 * sizeof(struct kx_sigaction));
 	c->area->actions = c->area_gva + KX_AREA_ACTIONS;
@@ -233,10 +247,14 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	uint8_t *stack = mmap(NULL, VFORK_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1,
 			      0);
 	if (stack == MAP_FAILED) {
+		family_cancel(slot);
 		thread_pool_put(c);
 		return -ENOMEM;
 	}
-	struct vfork_child v = { c, a, 0 };
+#ifdef __SANITIZE_ADDRESS__ /* what it remembers of an earlier stack at this place */
+	__asan_unpoison_memory_region(stack, VFORK_STACK);
+#endif
+	struct vfork_child v = { c, a, slot };
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
 	int flags = CLONE_VM | CLONE_VFORK | (a->flags & (CLONE_FILES | CLONE_FS)) | a->exit_signal;
@@ -253,6 +271,10 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		ioctl(c->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
 	}
 	stats_thread_done(c);
+	if (pid > 0)
+		family_born(slot, pid);
+	else
+		family_cancel(slot);
 	thread_pool_put(c);
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;

@@ -329,7 +329,7 @@ static const struct {
 	const char *path;
 	mode_t mode;
 } dirs[] = {
-	{ "tmp", 01777 }, { "run", 0755 }, { "run/lock", 01777 }, { "proc", 0755 }, { "dev", 0755 },
+	{ "tmp", 01777 }, { "run", 0755 }, { "run/lock", 01777 }, { "proc", 0777 }, { "dev", 0755 },
 	{ "dev/pts", 0755 }, { "dev/shm", 01777 }, { "sys", 0755 }, { "sys/devices", 0755 },
 	{ "sys/devices/system", 0755 }, { "sys/kernel", 0755 }, { "sys/kernel/mm", 0755 },
 }, own_dirs[] = { /* not with --root: there they are the image's */
@@ -373,7 +373,7 @@ static int dev_make(struct jail *j)
 	char path[32];
 	EACH(i, nodes) {
 		snprintf(path, sizeof(path), "/dev/%s", nodes[i]);
-		if (graft_host(j, path, G_DEV | G_OPT))
+		if (graft_host(j, path, G_DEV | G_OPT | G_RO)) /* nodes can be written all the same, not changed */
 			return -1;
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
@@ -826,6 +826,41 @@ int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 	if (j.root >= 0)
 		close(j.root);
 	return r ? -(j.err->code ? j.err->code : EINVAL) : 0;
+}
+
+/* ---- the view of others ---------------------------------------------------------------------------------- */
+
+int jail_join(const struct kx_join *join, struct kx_err *err)
+{
+	static const struct {
+		const char *name;
+		int flag;
+	} kinds[] = {
+		{ "user", CLONE_NEWUSER }, { "mnt", CLONE_NEWNS },  { "ipc", CLONE_NEWIPC },
+		{ "net", CLONE_NEWNET },   { "uts", CLONE_NEWUTS },
+	};
+	struct kx_err own = { .code = 0 };
+	struct jail j = { .err = err ? err : &own, .root = -1 };
+	struct stat a, b;
+	char path[32];
+	int flags = 0;
+	if (!getcwd(j.cwd, sizeof(j.cwd)) || j.cwd[0] != '/')
+		strcpy(j.cwd, "/");
+	EACH(i, kinds) {
+		snprintf(path, sizeof(path), "/proc/self/ns/%s", kinds[i].name);
+		if (stat(path, &a) || fstatat(join->member_proc, path + 11, &b, 0))
+			return fail(&j, path);
+		if (a.st_ino != b.st_ino || a.st_dev != b.st_dev)
+			flags |= kinds[i].flag; /* one's own user namespace can't be entered once more */
+	}
+	if (syscall(SYS_setns, join->member, flags))
+		return fail(&j, "cannot enter the namespaces of the family");
+	j.userns = flags & CLONE_NEWUSER;
+	if (fstatat(pvm.proc_fd, "self/ns/ipc", &a, 0) || a.st_ino != join->ipc_ino || a.st_dev != join->ipc_dev)
+		return kx_err_set(j.err, ESRCH, "jail: the family has ended (see `kylinx ps`)");
+	if (chdir(j.cwd) && chdir("/"))
+		return fail(&j, "/");
+	return caps_drop(&j) ? -j.err->code : 0;
 }
 
 /* ---- PATH ------------------------------------------------------------------------------------------------ */

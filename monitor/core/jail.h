@@ -19,6 +19,12 @@
 int jail_enter(const struct kx_config *cfg, struct kx_err *err);
 
 /*
+ * Enter the view of a running family instead: the namespaces of a member, by its pidfd, and the same rights as there.
+ * Fails when that did not lead into join's IPC namespace.
+ */
+int jail_join(const struct kx_join *join, struct kx_err *err);
+
+/*
  * Find the program as execvp(3) does, in the view. path_env: value of PATH, NULL when there is none. out: what to
  * load, `name` itself when it has a slash. Returns 0, or -errno with err->exit_code 127 (not there) or 126 (there,
  * but not to be executed).

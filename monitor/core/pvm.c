@@ -22,6 +22,7 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "registry.h"
 #include "seccomp.h"
 #include "sig.h"
 #include "stats.h"
@@ -48,7 +49,8 @@ struct pvm pvm = { .mm_lock = PTHREAD_MUTEX_INITIALIZER,
 		   .vm_fd = -1,
 		   .exe_fd = -1,
 		   .log_fd = -1,
-		   .family_fd = -1 };
+		   .family_fd = -1,
+		   .registry_fd = -1 };
 __thread struct thread *self;
 
 extern const uint8_t libos_image[], libos_image_end[], vdso_image[], vdso_image_end[];
@@ -241,6 +243,40 @@ static int machine_init(struct kx_err *err)
 	return 0;
 }
 
+/*
+ * Let the host's /proc/PID/cmdline and environ show the program's, wherever it changes them: the kernel reads them from
+ * the guest's memory then. Not on kernels without CONFIG_CHECKPOINT_RESTORE: there they stay the monitor's.
+ */
+static void show_arguments(void)
+{
+	char text[1024];
+	uint64_t f[52] = { 0 };
+	fd_limit_lift();
+	int fd = openat(pvm.proc_fd, "self/stat", O_RDONLY | O_CLOEXEC);
+	fd_limit_drop();
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	char *p = strrchr(text, ')'), *save;
+	int i = 3;
+	for (char *s = p ? strtok_r(p + 1, " \n", &save) : NULL; s && i < 52; s = strtok_r(NULL, " \n", &save))
+		f[i++] = strtoull(s, NULL, 10);
+	struct prctl_mm_map map = { .start_code = f[26],
+				    .end_code = f[27],
+				    .start_data = f[45],
+				    .end_data = f[46],
+				    .start_brk = f[47],
+				    .brk = (uint64_t)sbrk(0),
+				    .start_stack = f[28],
+				    .arg_start = (uint64_t)gva_ptr(pvm.arg_start),
+				    .arg_end = (uint64_t)gva_ptr(pvm.arg_end),
+				    .env_start = (uint64_t)gva_ptr(pvm.env_start),
+				    .env_end = (uint64_t)gva_ptr(pvm.env_end),
+				    .exe_fd = (uint32_t)-1 };
+	pvm.args_shown = i == 52 && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
+}
+
 /* Everything is loaded: let the first thread run. */
 static _Noreturn void start_program(const struct load_result *start, uint64_t mask)
 {
@@ -253,18 +289,19 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	f->orig_rax = -1ull;
 	t->area->resume = start->entry;
 	prctl(PR_SET_NAME, pvm.comm);
+	show_arguments();
 	t->area->sigmask = mask; /* inherited, as across exec */
 	sig_init();
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);
+	family_set_exe();
 	vcpu_loop(t);
 	pvm_panic("the first thread left its loop");
 }
 
-int pvm_run(const struct kx_config *cfg, struct kx_err *err)
+/* What a monitor has before the jail. */
+static int monitor_init(const struct kx_config *cfg, bool image, struct kx_err *err)
 {
-	struct load_result start;
-	char program[4096];
 	struct timespec now;
 	int r;
 	clock_gettime(CLOCK_MONOTONIC, &now);
@@ -280,10 +317,43 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	/* exec runs this program again, by this descriptor; its libraries come from the view, so the view must be the
 	 * host's own. */
-	int exe_fd = cfg->root ? -1 : open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	int exe_fd = image ? -1 : open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
 	if (exe_fd >= 0)
 		fd_keep(&pvm.exe_fd, exe_fd);
-	if ((r = family_init(-1, err)) || (r = family_add(pvm.pid)))
+	return 0;
+}
+
+/* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
+static int enter_program(const struct kx_config *cfg, struct kx_err *err)
+{
+	struct load_result start;
+	char program[4096];
+	uint64_t mask = 0;
+	int r;
+	vfs_init();
+	limits_init();
+	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
+		return r;
+	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
+	if ((r = seccomp_enter(err)))
+		return r;
+	start_program(&start, mask);
+}
+
+/* Patched texts are shared where that can be had. */
+static void share_texts(int fd, int fd_ro)
+{
+	int r = text_init(fd, fd_ro);
+	if (r)
+		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
+}
+
+int pvm_run(const struct kx_config *cfg, struct kx_err *err)
+{
+	int r;
+	if ((r = monitor_init(cfg, cfg->root, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
+	    (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
@@ -293,23 +363,52 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 		return kx_err_set(err, -r,
 				  "%s: cannot write statistics: %s (give --stats a file in a directory that exists)",
 				  cfg->stats_file, strerror(-r));
-	if ((r = text_init(-1, -1)))
-		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
+	share_texts(-1, -1);
 	if (cfg->stats)
 		stats_begin();
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
-	vfs_init();
-	limits_init();
-	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
-	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
+	registry_complete();
+	return enter_program(cfg, err);
+}
+
+/* As for a child of a member: nothing may be above what the family was started with. */
+static void limits_lower(const struct rlimit max[16])
+{
+	for (int i = 0; i < 16; i++) {
+		struct rlimit r;
+		if (getrlimit(i, &r))
+			continue;
+		if (r.rlim_max > max[i].rlim_max)
+			r.rlim_max = max[i].rlim_max;
+		if (r.rlim_cur > r.rlim_max)
+			r.rlim_cur = r.rlim_max;
+		setrlimit(i, &r);
+	}
+}
+
+int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err)
+{
+	int r;
+	limits_lower(join->limits);
+	if ((r = monitor_init(cfg, join->image, err)))
 		return r;
-	uint64_t mask = 0;
-	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
-	if ((r = seccomp_enter(err)))
+	pvm.is_child = true;
+	const int fd = fd_hide(join->family);
+	if (fd < 0 || fd_keep(&pvm.registry_fd, join->registry) || fd_keep(&pvm.proc_fd, join->proc))
+		return kx_err_set(err, EMFILE, "exec: no descriptor left (raise `ulimit -n`)");
+	if ((r = family_init(fd, err)))
 		return r;
-	start_program(&start, mask);
+	share_texts(-1, -1);
+	cpus_limit(cfg->cpus);
+	if ((r = machine_init(err)) || (r = jail_join(join, err)))
+		return r;
+	close(join->member);
+	close(join->member_proc);
+	if ((r = family_enter(true)))
+		return kx_err_set(err, -r, "exec: the family has as many processes as it can (end some)");
+	return enter_program(cfg, err);
 }
 
 int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct kvm_cpuid2 *cpuid, struct kx_err *err)
@@ -327,11 +426,13 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		fd_keep(&pvm.exe_fd, st->exe_fd);
 	if (st->log_fd >= 0)
 		fd_keep(&pvm.log_fd, st->log_fd);
+	if (st->registry_fd >= 0)
+		fd_keep(&pvm.registry_fd, st->registry_fd);
 	pvm.is_child = st->is_child;
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
 	pvm.cpus = st->cpu_set;
-	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,  st->family_fd,
+	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,  st->family_fd, st->registry_fd,
 			     st->trace_fd, st->stats_fd, st->program_fd, st->text_fd, st->text_fd_ro };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
@@ -339,8 +440,8 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
-	if (st->text_fd >= 0 && (r = text_init(st->text_fd, st->text_fd_ro)))
-		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
+	if (st->text_fd >= 0)
+		share_texts(st->text_fd, st->text_fd_ro);
 	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
 	if (cfg->stats) {

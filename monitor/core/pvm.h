@@ -78,6 +78,7 @@ struct pvm {
 	pid_t pid;
 	int exe_fd; /* this program, for exec; -1 where that cannot be */
 	int log_fd, trace_fd, family_fd;
+	int registry_fd;            /* holds the family's entry in the registry; -1: it has none */
 	int kvm_fd, vm_fd, proc_fd; /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
 	uint8_t *base;              /* host address of guest address 0 */
 	unsigned fd_limit;          /* descriptors >= this are the monitor's: EBADF to the guest */
@@ -102,6 +103,7 @@ struct pvm {
 	cpu_set_t cpus; /* with --cpus: those that the program may know of, by the host's numbers */
 	bool no_new_privs;
 	int exit_status;
+	bool args_shown; /* the host's cmdline and environ of this process are the program's */
 	bool is_child;   /* forked, not started by the user: writes no report of --stats */
 	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
@@ -165,6 +167,16 @@ void fd_limit_fork_unlock(void);
 /* Make the pVM in this process and run the program to its end. Returns only on failure (err says why); on
  * success the process exits as the program did. */
 int pvm_run(const struct kx_config *cfg, struct kx_err *err);
+/* The same as a new member of a running family: what the host's side opened for it. The descriptors become the pVM's. */
+struct kx_join {
+	int member;      /* pidfd of a member, whose namespaces are entered */
+	int member_proc; /* its directory in /proc */
+	int family, registry, proc;
+	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
+	const struct rlimit *limits; /* 16: no hard limit may be above */
+	bool image;                  /* the family has --root */
+};
+int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err);
 /* End the whole process now with the program's status (as exit_group). */
 _Noreturn void pvm_exit_group(int status);
 /* End it as if killed by signal sig (default action), so that the parent's wait status says so. */

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
 #include "sig.h"
@@ -223,5 +224,21 @@ int64_t hc_pidfd_send_signal(struct hcall *c)
 	siginfo_t info;
 	if (c->arg[2] && guest_read(&info, c->arg[2], sizeof info))
 		return -EFAULT;
-	return HC6(SYS_pidfd_send_signal, c->arg[0], c->arg[1], c->arg[2] ? &info : NULL, c->arg[3], 0, 0);
+	long r = HC6(SYS_pidfd_send_signal, c->arg[0], c->arg[1], c->arg[2] ? &info : NULL, c->arg[3], 0, 0);
+	pid_t pid = r == -EBADF ? procfs_pid((int)c->arg[0]) : 0;
+	if (!pid)
+		return r;
+	/* The kernel takes a process's directory in /proc as well; ours is none of the kernel's. */
+	if (pid != my_pid() && !family_has(pid))
+		return -ESRCH;
+	fd_limit_lift();
+	long fd = HC6(SYS_pidfd_open, pid, 0, 0, 0, 0, 0);
+	if (fd >= 0)
+		fd = fd_hide((int)fd);
+	fd_limit_drop();
+	if (fd < 0)
+		return fd;
+	r = HC6(SYS_pidfd_send_signal, fd, c->arg[1], c->arg[2] ? &info : NULL, c->arg[3], 0, 0);
+	close((int)fd);
+	return r;
 }

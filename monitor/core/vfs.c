@@ -137,8 +137,12 @@ static int expand_link(const char *s, size_t n, char *out, size_t len)
 	memcpy(rel, s + 6, n - 6);
 	rel[n - 6] = 0;
 	const char *p = rel;
-	if (strncmp(p, "self/", 5))
-		return 0;
+	if (strncmp(p, "self/", 5)) { /* another member's */
+		const char *slash = strchr(p, '/');
+		int fd;
+		return slash && (!strcmp(slash, "/cwd") || !strcmp(slash, "/root")) &&
+		       procfs_target(rel, out, len, &fd) == PROCFS_PATH;
+	}
 	p += 5;
 	if (!strncmp(p, "task/", 5)) {
 		p += 5 + strspn(p + 5, "0123456789");

@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+#include "../core/family.h"
 #include "../core/gmem.h"
 #include "../core/thread.h"
 
@@ -235,16 +236,17 @@ enum gen {
 static const struct pid_file {
 	const char *name;
 	enum gen gen;
+	bool members; /* also of other members of the family */
 } pid_files[] = {
-	{ "maps", G_MAPS },       { "smaps", G_SMAPS },        { "smaps_rollup", G_ROLLUP },
-	{ "status", G_STATUS },   { "stat", G_STAT },          { "statm", G_STATM },
-	{ "cmdline", G_CMDLINE }, { "environ", G_ENVIRON },    { "auxv", G_AUXV },
-	{ "limits", G_LIMITS },   { "mounts", G_MOUNTS },      { "mountinfo", G_THREAD },
-	{ "comm", G_REAL },       { "oom_score_adj", G_REAL }, { "oom_score", G_COPY },
-	{ "oom_adj", G_COPY },    { "cgroup", G_THREAD },      { "io", G_COPY },
-	{ "wchan", G_COPY },      { "schedstat", G_COPY },     { "loginuid", G_COPY },
-	{ "sessionid", G_COPY },  { "personality", G_COPY },   { "coredump_filter", G_COPY },
-	{ "uid_map", G_THREAD },  { "gid_map", G_THREAD },     { "setgroups", G_THREAD },
+	{ "maps", G_MAPS, false },      { "smaps", G_SMAPS, false },       { "smaps_rollup", G_ROLLUP, false },
+	{ "status", G_STATUS, true },   { "stat", G_STAT, true },          { "statm", G_STATM, true },
+	{ "cmdline", G_CMDLINE, true }, { "environ", G_ENVIRON, true },    { "auxv", G_AUXV, false },
+	{ "limits", G_LIMITS, true },   { "mounts", G_MOUNTS, true },      { "mountinfo", G_THREAD, true },
+	{ "comm", G_REAL, true },       { "oom_score_adj", G_REAL, true }, { "oom_score", G_COPY, true },
+	{ "oom_adj", G_COPY, true },    { "cgroup", G_THREAD, true },      { "io", G_COPY, true },
+	{ "wchan", G_COPY, true },      { "schedstat", G_COPY, true },     { "loginuid", G_COPY, true },
+	{ "sessionid", G_COPY, true },  { "personality", G_COPY, false },  { "coredump_filter", G_COPY, false },
+	{ "uid_map", G_THREAD, true },  { "gid_map", G_THREAD, true },     { "setgroups", G_THREAD, true },
 };
 
 static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "uptime", "loadavg",
@@ -305,6 +307,7 @@ static const char *const sys_files[] = { "vm/overcommit_memory",
 
 struct node {
 	enum kind kind;
+	pid_t pid; /* another member of the family; 0 = the caller */
 	pid_t tid; /* of a path below task/; 0 = of the process */
 	int fd;
 	const struct pid_file *file;
@@ -357,7 +360,9 @@ static bool set_name(struct node *n, const char *s)
 	return snprintf(n->name, sizeof n->name, "%s", s) < (int)sizeof n->name;
 }
 
-/* What is below self/ or self/task/<tid>/ (then n->tid is set). */
+static bool task_is_shown(pid_t pid, pid_t tid);
+
+/* What is below self/ or <pid>/ (n->pid), or task/<tid>/ of one (n->tid). */
 static int parse_pid(const char *s, struct node *n)
 {
 	static const struct {
@@ -368,15 +373,17 @@ static int parse_pid(const char *s, struct node *n)
 	for (unsigned i = 0; i < sizeof special / sizeof *special; i++)
 		if (!strcmp(s, special[i].name)) {
 			n->kind = special[i].kind;
-			return 0;
+			return n->pid && (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_NET) ? -ENOENT : 0;
 		}
 	for (unsigned i = 0; i < sizeof pid_files / sizeof *pid_files; i++)
-		if (!strcmp(s, pid_files[i].name)) {
+		if (!strcmp(s, pid_files[i].name) && (!n->pid || pid_files[i].members)) {
 			n->kind = F_PID;
 			n->file = &pid_files[i];
 			return 0;
 		}
 	bool info = !strncmp(s, "fdinfo/", 7);
+	if (n->pid && strncmp(s, "task", 4))
+		return -ENOENT;
 	if (info || !strncmp(s, "fd/", 3)) {
 		s += info ? 7 : 3;
 		if (!number(&s, &n->fd) || *s || !fd_is_guest(n->fd))
@@ -396,7 +403,8 @@ static int parse_pid(const char *s, struct node *n)
 	}
 	s += 5;
 	int tid;
-	if (s[-1] != '/' || !number(&s, &tid) || !tid || (*s && *s != '/') || !thread_is_ours(tid))
+	if (s[-1] != '/' || !number(&s, &tid) || !tid || (*s && *s != '/') ||
+	    !(n->pid ? task_is_shown(n->pid, tid) : thread_is_ours(tid)))
 		return -ENOENT;
 	n->tid = tid;
 	return parse_pid(*s ? s + 1 : s, n);
@@ -418,6 +426,13 @@ static int parse_plain(const char *s, struct node *n)
 		return parse_pid(s + 5, n);
 	if (!strncmp(s, "net/", 4))
 		return parse_pid(s, n);
+	int pid;
+	if (number(&s, &pid)) {
+		if ((*s && *s != '/') || !family_has(pid))
+			return -ENOENT;
+		n->pid = pid;
+		return parse_pid(*s ? s + 1 : s, n);
+	}
 	if (in_list(global_files, s)) {
 		n->kind = F_GLOBAL;
 		return set_name(n, s) ? 0 : -ENOENT;
@@ -477,11 +492,20 @@ static int parse(const char *rel, struct node *n)
 /* Where the host's procfs has it. */
 static void host_path(const struct node *n, char out[512])
 {
+	static const char *const link[] = { [L_EXE] = "exe", [L_CWD] = "cwd", [L_ROOT] = "root" };
 	char who[64];
-	if (n->tid)
+	if (n->pid && n->tid)
+		snprintf(who, sizeof who, "%d/task/%d", n->pid, n->tid);
+	else if (n->pid)
+		snprintf(who, sizeof who, "%d", n->pid);
+	else if (n->tid)
 		snprintf(who, sizeof who, "self/task/%d", n->tid);
 	else
 		snprintf(who, sizeof who, "self");
+	if (n->pid && n->kind >= L_EXE && n->kind <= L_ROOT) {
+		snprintf(out, 512, "%s/%s", who, link[n->kind]);
+		return;
+	}
 	switch (n->kind) {
 	case L_SELF:
 		strcpy(out, "self");
@@ -512,7 +536,8 @@ static void host_path(const struct node *n, char out[512])
 		break;
 	case F_PID:
 		if (n->file->gen == G_COPY || n->file->gen == G_STAT || n->file->gen == G_STATUS ||
-		    n->file->gen == G_REAL || n->file->gen == G_LIMITS)
+		    n->file->gen == G_REAL || n->file->gen == G_LIMITS ||
+		    (n->pid && n->file->gen != G_THREAD && n->file->gen != G_MOUNTS))
 			snprintf(out, 512, "%s/%s", who, n->file->name);
 		else
 			snprintf(out, 512, "self/task/%d/%s", own_tid(), n->file->name);
@@ -951,6 +976,180 @@ static int gen_statm(struct text *t, const char *host)
 	return 0;
 }
 
+/* ---- other members ---------------------------------------------------------------------------------------------
+ *
+ * What the host's procfs says of their monitors, without what is the monitors': addresses, the reservation of guest
+ * memory in sizes, threads of the kernel's. The size of a member's memory is not known here; told is what it can be at
+ * least.
+ */
+
+#define USER_WORKER 0x4000 /* PF_USER_WORKER in the flags of stat: KVM's */
+
+static bool task_is_shown(pid_t pid, pid_t tid)
+{
+	struct text in = { 0 };
+	char rel[64];
+	unsigned long flags;
+	snprintf(rel, sizeof rel, "%d/task/%d/stat", pid, tid);
+	bool shown = false;
+	if (host_read(rel, &in) >= 0) {
+		char *p = strrchr(in.p, ')');
+		shown = p && sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 && !(flags & USER_WORKER);
+	}
+	text_free(&in);
+	return shown;
+}
+
+/* Append its threads, each with its NUL; returns their number. */
+static int member_tasks(pid_t pid, struct text *t)
+{
+	struct text all = { 0 };
+	char rel[64];
+	int n = 0;
+	snprintf(rel, sizeof rel, "%d/task", pid);
+	pthread_mutex_lock(&proc_lock);
+	int r = list_locked(pvm.proc_fd, rel, &all);
+	pthread_mutex_unlock(&proc_lock);
+	for (size_t i = 0; !r && i < all.len; i += strlen(all.p + i) + 1)
+		if (task_is_shown(pid, atoi(all.p + i))) {
+			n++;
+			if (t)
+				text_add(t, all.p + i, strlen(all.p + i) + 1);
+		}
+	text_free(&all);
+	return n;
+}
+
+static uint64_t line_kb(const char *text, const char *key)
+{
+	const char *p = strstr(text, key);
+	return p ? strtoull(p + strlen(key), NULL, 10) : 0;
+}
+
+/* Kilobytes of private writable memory that a monitor has beside the program's: those of this one. */
+static uint64_t own_overhead(void)
+{
+	static uint64_t known;
+	uint64_t kb = __atomic_load_n(&known, __ATOMIC_RELAXED);
+	struct text in = { 0 };
+	if (!kb && host_read("self/status", &in) >= 0) {
+		struct vm_sizes s = vm_sizes();
+		uint64_t all = line_kb(in.p, "\nVmData:") + line_kb(in.p, "\nVmStk:"), guest = (s.data + s.stack) >> 10;
+		kb = all > guest ? all - guest : 1;
+		__atomic_store_n(&known, kb, __ATOMIC_RELAXED);
+	}
+	text_free(&in);
+	return kb;
+}
+
+static uint64_t less(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
+
+static int member_status(struct text *t, const struct node *n, const char *host)
+{
+	struct text in = { 0 };
+	int r = host_read(host, &in);
+	if (r < 0)
+		return r;
+	uint64_t rss = line_kb(in.p, "\nVmRSS:"), file = line_kb(in.p, "\nRssFile:") + line_kb(in.p, "\nRssShmem:");
+	uint64_t data = line_kb(in.p, "\nVmData:") + line_kb(in.p, "\nVmStk:"), hwm = line_kb(in.p, "\nVmHWM:");
+	data = less(data, own_overhead());
+	uint64_t size = data + file > rss ? data + file : rss;
+	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
+		if (key_is(p, "VmPeak:"))
+			text_printf(t, "VmPeak:\t%8" PRIu64 " kB\n", size > hwm ? size : hwm);
+		else if (key_is(p, "VmSize:"))
+			text_printf(t, "VmSize:\t%8" PRIu64 " kB\n", size);
+		else if (key_is(p, "VmData:"))
+			text_printf(t, "VmData:\t%8" PRIu64 " kB\n", less(data, line_kb(in.p, "\nVmStk:")));
+		else if (key_is(p, "VmExe:"))
+			text_printf(t, "VmExe:\t%8d kB\n", 0);
+		else if (key_is(p, "VmLib:"))
+			text_printf(t, "VmLib:\t%8" PRIu64 " kB\n", file);
+		else if (key_is(p, "FDSize:"))
+			text_printf(t, "FDSize:\t256\n");
+		else if (key_is(p, "Threads:"))
+			text_printf(t, "Threads:\t%d\n", member_tasks(n->pid, NULL));
+		else if (key_is(p, "NoNewPrivs:")) /* the monitor has it always */
+			text_printf(t, "NoNewPrivs:\t%d\n", pvm.no_new_privs);
+		else
+			text_add(t, p, (size_t)(eol + 1 - p));
+	}
+	text_free(&in);
+	return 0;
+}
+
+/* Pages: what statm says of the monitor, and the size. */
+static int member_pages(const struct node *n, uint64_t *size, uint64_t *rss, uint64_t *shared, uint64_t *data)
+{
+	struct text in = { 0 };
+	char rel[64];
+	snprintf(rel, sizeof rel, "%d/statm", n->pid);
+	int r = host_read(rel, &in);
+	*rss = *shared = *data = 0;
+	if (r >= 0 && sscanf(in.p, "%*u %" SCNu64 " %" SCNu64 " %*u %*u %" SCNu64, rss, shared, data) != 3)
+		r = -EIO;
+	text_free(&in);
+	*data = less(*data, own_overhead() / (PAGE >> 10));
+	*size = *data + *shared > *rss ? *data + *shared : *rss;
+	return r;
+}
+
+static int member_stat(struct text *t, const struct node *n, const char *host)
+{
+	struct text in = { 0 };
+	uint64_t size, rss, shared, data;
+	int r = member_pages(n, &size, &rss, &shared, &data), field = 3;
+	if (r < 0 || (r = host_read(host, &in)) < 0)
+		return r;
+	char *p = strrchr(in.p, ')'), *save;
+	if (!p) {
+		text_free(&in);
+		return -EIO;
+	}
+	text_add(t, in.p, (size_t)(p + 1 - in.p));
+	for (char *tok = strtok_r(p + 1, " \n", &save); tok; tok = strtok_r(NULL, " \n", &save), field++) {
+		if (field == 20)
+			text_printf(t, " %d", member_tasks(n->pid, NULL));
+		else if (field == 23)
+			text_printf(t, " %" PRIu64, size * PAGE);
+		else if ((field >= 26 && field <= 30) || field == 35 || (field >= 45 && field <= 51))
+			text_add(t, " 0", 2);
+		else
+			text_printf(t, " %s", tok);
+	}
+	text_add(t, "\n", 1);
+	text_free(&in);
+	return 0;
+}
+
+static int gen_limits(struct text *t, const char *host);
+static int gen_mounts(struct text *t, const char *host);
+
+static int member_file(const struct node *n, const char *host, struct text *t)
+{
+	uint64_t size, rss, shared, data;
+	int r;
+	switch (n->file->gen) {
+	case G_STATUS:
+		return member_status(t, n, host);
+	case G_STAT:
+		return member_stat(t, n, host);
+	case G_STATM:
+		r = member_pages(n, &size, &rss, &shared, &data);
+		text_printf(t, "%" PRIu64 " %" PRIu64 " %" PRIu64 " 0 0 %" PRIu64 " 0\n", size, rss, shared, data);
+		return r < 0 ? r : 0;
+	case G_CMDLINE:
+	case G_ENVIRON: /* whether it may be read is the kernel's to say */
+		return pvm.args_shown ? host_read(host, t) : 0;
+	case G_LIMITS:
+		return gen_limits(t, host);
+	case G_MOUNTS: /* all have the same */
+		return gen_mounts(t, host);
+	default:
+		return host_read(host, t);
+	}
+}
+
 /* ---- other files ------------------------------------------------------------------------------------------------ */
 
 /* A range of guest memory; what can't be read is left out, as by the kernel. */
@@ -1131,6 +1330,8 @@ static int generate(const struct node *n, struct text *t)
 	host_path(n, host);
 	if (n->kind != F_PID)
 		return changed_file(n) ? changed_file(n)->gen(t) : host_read(host, t);
+	if (n->pid)
+		return member_file(n, host, t);
 	switch (n->file->gen) {
 	case G_MAPS:
 	case G_SMAPS:
@@ -1165,10 +1366,11 @@ static int generate(const struct node *n, struct text *t)
 static void dir_path(const struct node *n, char out[512])
 {
 	char who[64];
+	pid_t pid = n->pid ? n->pid : pvm.pid;
 	if (n->tid)
-		snprintf(who, sizeof who, "/proc/%d/task/%d", pvm.pid, n->tid);
+		snprintf(who, sizeof who, "/proc/%d/task/%d", pid, n->tid);
 	else
-		snprintf(who, sizeof who, "/proc/%d", pvm.pid);
+		snprintf(who, sizeof who, "/proc/%d", pid);
 	switch (n->kind) {
 	case D_PID:
 		snprintf(out, 512, "%s", who);
@@ -1193,6 +1395,15 @@ static void dir_path(const struct node *n, char out[512])
 	}
 }
 
+/* Members of all users make and remove entries there; what the guest is shown has other rights. */
+static long make_dir(const char *path)
+{
+	long r = HC6(SYS_mkdir, path, 0777, 0, 0, 0, 0);
+	if (r == 0) /* the mask is the program's */
+		HC6(SYS_chmod, path, 0777, 0, 0, 0, 0);
+	return r;
+}
+
 static int make_dirs(const char *path)
 {
 	char buf[512];
@@ -1201,7 +1412,7 @@ static int make_dirs(const char *path)
 		p += strcspn(p, "/");
 		char c = *p;
 		*p = 0;
-		long r = HC6(SYS_mkdir, buf, 0755, 0, 0, 0, 0);
+		long r = make_dir(buf);
 		if (r < 0 && r != -EEXIST)
 			return r == -EROFS ? -EACCES : (int)r;
 		if (!c)
@@ -1235,7 +1446,7 @@ static void put_dir(struct fill *f, const char *name)
 {
 	char path[1024];
 	fill_path(f, name, path);
-	HC6(SYS_mkdir, path, 0755, 0, 0, 0, 0);
+	make_dir(path);
 	put_name(f, name);
 }
 
@@ -1271,11 +1482,14 @@ static void fill_fds(struct fill *f, enum kind kind)
 	text_free(&t);
 }
 
-static void fill_tasks(struct fill *f)
+/* tasks: of another member. */
+static void fill_tasks(struct fill *f, const struct text *tasks)
 {
 	char name[16];
+	if (tasks->p)
+		text_add(&f->names, tasks->p, tasks->len);
 	pthread_mutex_lock(&pvm.thr_lock);
-	for (struct thread *t = pvm.threads; t; t = t->next) {
+	for (struct thread *t = tasks->p ? NULL : pvm.threads; t; t = t->next) {
 		snprintf(name, sizeof name, "%d", t->tid);
 		text_add(&f->names, name, strlen(name) + 1);
 	}
@@ -1283,25 +1497,28 @@ static void fill_tasks(struct fill *f)
 	for (size_t i = 0, end = f->names.len; i < end; i += strlen(f->names.p + i) + 1) {
 		char path[1024];
 		fill_path(f, f->names.p + i, path);
-		HC6(SYS_mkdir, path, 0755, 0, 0, 0, 0);
+		make_dir(path);
 	}
 }
 
 static void fill_pid(struct fill *f, const struct node *n)
 {
-	struct node l = { .kind = L_EXE };
+	struct node l = { .kind = L_EXE, .pid = n->pid };
 	char target[PATH_MAX];
 	for (unsigned i = 0; i < sizeof pid_files / sizeof *pid_files; i++)
-		put_file(f, pid_files[i].name);
+		if (!n->pid || pid_files[i].members)
+			put_file(f, pid_files[i].name);
 	if (link_text(&l, target) > 0)
 		put_link(f, "exe", target);
 	l.kind = L_CWD;
 	if (link_text(&l, target) > 0)
 		put_link(f, "cwd", target);
 	put_link(f, "root", "/");
-	put_dir(f, "fd");
-	put_dir(f, "fdinfo");
-	put_dir(f, "net");
+	if (!n->pid) {
+		put_dir(f, "fd");
+		put_dir(f, "fdinfo");
+		put_dir(f, "net");
+	}
 	if (!n->tid)
 		put_dir(f, "task");
 }
@@ -1338,12 +1555,21 @@ static void fill_sys(struct fill *f, const struct node *n)
 	}
 }
 
+static void put_member(pid_t pid, void *arg)
+{
+	char name[16];
+	snprintf(name, sizeof name, "%d", pid);
+	if (pid != pvm.pid)
+		put_dir(arg, name);
+}
+
 static void fill_root(struct fill *f)
 {
 	char pid[16], task[64];
 	snprintf(pid, sizeof pid, "%d", pvm.pid);
 	snprintf(task, sizeof task, "%d/task/%d", pvm.pid, own_tid());
 	put_dir(f, pid);
+	family_each(put_member, f);
 	put_link(f, "self", pid);
 	put_link(f, "thread-self", task);
 	put_link(f, "mounts", "self/mounts");
@@ -1367,6 +1593,24 @@ static int cmp_num(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
+#define PRUNE_DEPTH 3 /* <pid>/task/<tid>/fd */
+
+/* A thread or process that ended: its directory may hold what was made to list it. */
+static void prune_tree(const char *path, int depth)
+{
+	struct text in = { 0 };
+	char sub[1024];
+	if (HC6(SYS_rmdir, path, 0, 0, 0, 0, 0) != -ENOTEMPTY)
+		return;
+	if (list_locked(AT_FDCWD, path, &in) == 0)
+		for (size_t i = 0; i < in.len; i += strlen(in.p + i) + 1)
+			if (snprintf(sub, sizeof sub, "%s/%s", path, in.p + i) < (int)sizeof sub &&
+			    HC6(SYS_unlink, sub, 0, 0, 0, 0, 0) && depth)
+				prune_tree(sub, depth - 1);
+	HC6(SYS_rmdir, path, 0, 0, 0, 0, 0);
+	text_free(&in);
+}
+
 /* Remove what is no longer true; the numbered directories only, where names come and go. */
 static void fill_prune(struct fill *f)
 {
@@ -1386,22 +1630,7 @@ static void fill_prune(struct fill *f)
 			fill_path(f, old.p + i, path);
 			if (HC6(SYS_unlink, path, 0, 0, 0, 0, 0) == 0)
 				continue;
-			/* A thread that ended: its directory may hold what was made to list it. */
-			struct text in = { 0 };
-			char sub[2048];
-			static const char *const inner[] = { "fd", "fdinfo", "net", "" };
-			for (unsigned k = 0; k < 4; k++) {
-				char dir[1100];
-				snprintf(dir, sizeof dir, "%s%s%s", path, inner[k][0] ? "/" : "", inner[k]);
-				in.len = 0;
-				if (list_locked(AT_FDCWD, dir, &in) == 0)
-					for (size_t j = 0; j < in.len; j += strlen(in.p + j) + 1) {
-						snprintf(sub, sizeof sub, "%s/%s", dir, in.p + j);
-						HC6(SYS_unlink, sub, 0, 0, 0, 0, 0);
-					}
-				HC6(SYS_rmdir, dir, 0, 0, 0, 0, 0);
-			}
-			text_free(&in);
+			prune_tree(path, PRUNE_DEPTH);
 		}
 	text_free(&old);
 	free(ids);
@@ -1410,6 +1639,9 @@ static void fill_prune(struct fill *f)
 static void fill_dir(const struct node *n, const char *dir)
 {
 	struct fill f = { .dir = dir };
+	struct text tasks = { 0 };
+	if (n->kind == D_TASKS && n->pid)
+		member_tasks(n->pid, &tasks);
 	pthread_mutex_lock(&proc_lock);
 	switch (n->kind) {
 	case D_ROOT:
@@ -1423,7 +1655,7 @@ static void fill_dir(const struct node *n, const char *dir)
 		fill_fds(&f, n->kind);
 		break;
 	case D_TASKS:
-		fill_tasks(&f);
+		fill_tasks(&f, &tasks);
 		break;
 	case D_SYS:
 		fill_sys(&f, n);
@@ -1435,10 +1667,11 @@ static void fill_dir(const struct node *n, const char *dir)
 	default:
 		break;
 	}
-	if (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_TASKS)
+	if (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_TASKS || n->kind == D_ROOT)
 		fill_prune(&f);
 	pthread_mutex_unlock(&proc_lock);
 	text_free(&f.names);
+	text_free(&tasks);
 }
 
 /* First the descriptor, then what is in the directory: a listing of self/fd holds itself, as on Linux. */
@@ -1502,12 +1735,22 @@ static int link_text(const struct node *n, char out[PATH_MAX])
 	case L_NET:
 		return snprintf(out, PATH_MAX, "self/net");
 	case L_EXE:
+		if (n->pid)
+			return family_exe(n->pid, out, PATH_MAX) ? (int)strlen(out) : -ENOENT;
 		return snprintf(out, PATH_MAX, "%.*s", PATH_MAX - 1, pvm.exe);
 	case L_ROOT:
 		return snprintf(out, PATH_MAX, "/");
 	case L_FD:
 		return (int)fd_link_text(n, out);
 	case L_CWD:
+		if (n->pid) {
+			char rel[512];
+			host_path(n, rel);
+			r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
+			if (r >= 0)
+				out[r] = 0;
+			return (int)r;
+		}
 		r = HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
 		return r > 0 ? (int)r - 1 : (int)r;
 	default:
@@ -1556,7 +1799,11 @@ static int64_t open_link(const struct node *n, int flags)
 		[L_SELF] = "self", [L_THREAD] = "thread-self", [L_MOUNTS] = "mounts", [L_NET] = "net", [L_EXE] = "exe",
 		[L_CWD] = "cwd",   [L_ROOT] = "root"
 	};
-	struct node d = { .kind = n->kind == L_FD ? D_FD : n->kind >= L_EXE ? D_PID : D_ROOT, .tid = n->tid };
+	struct node d = { .kind = n->kind == L_FD    ? D_FD
+				  : n->kind >= L_EXE ? D_PID
+						     : D_ROOT,
+			  .pid = n->pid,
+			  .tid = n->tid };
 	char path[512], full[600];
 	dir_path(&d, path);
 	int r = make_dirs(path);
@@ -1631,7 +1878,7 @@ static int64_t open_target(const struct node *n, int flags, unsigned mode)
 	int r = link_text(n, path);
 	if (r < 0)
 		return r;
-	return fd_result(HB6(SYS_openat, AT_FDCWD, n->kind == L_CWD ? "." : path, flags, mode, 0, 0));
+	return fd_result(HB6(SYS_openat, AT_FDCWD, n->kind == L_CWD && !n->pid ? "." : path, flags, mode, 0, 0));
 }
 
 static int64_t open_file(const struct node *n, const char *rel, int flags)
@@ -1643,7 +1890,7 @@ static int64_t open_file(const struct node *n, const char *rel, int flags)
 	if (flags & O_DIRECTORY)
 		return -ENOTDIR;
 	host_path(n, host);
-	bool own = n->kind == F_PID && n->file->gen == G_REAL;
+	bool own = n->kind == F_PID && n->file->gen == G_REAL && !n->pid;
 	if (!(flags & O_PATH) && write && !own)
 		return -EACCES;
 	bool real = own || ((n->kind == F_NET || (n->kind == F_GLOBAL && !changed_file(n))) && real_is_safe(host));
@@ -1683,10 +1930,19 @@ static int dir_stat(const struct node *n, struct stat *st)
 		r = (int)HC6(SYS_lstat, path, st, 0, 0, 0, 0);
 	if (r)
 		return r;
+	if (n->kind == D_PID || n->kind == D_TASKS) { /* who made the directory says nothing */
+		struct stat host;
+		char rel[64];
+		snprintf(rel, sizeof rel, "%d", n->pid ? n->pid : pvm.pid);
+		if (HC6(SYS_newfstatat, pvm.proc_fd, rel, &host, 0, 0, 0) == 0) {
+			st->st_uid = host.st_uid;
+			st->st_gid = host.st_gid;
+		}
+	}
 	st->st_mode = S_IFDIR | (n->kind == D_FD ? 0500 : 0555);
 	st->st_size = 0;
 	if (n->kind == D_TASKS)
-		st->st_nlink = 2 + (nlink_t)nr_threads();
+		st->st_nlink = 2 + (nlink_t)(n->pid ? member_tasks(n->pid, NULL) : nr_threads());
 	return 0;
 }
 
@@ -1699,6 +1955,11 @@ int procfs_stat(const char *rel, struct stat *st, bool nofollow)
 		return r;
 	if (!nofollow || rel[0] == 0 || rel[strlen(rel) - 1] == '/') {
 		follow(&n);
+		if (n.pid && n.kind >= L_EXE && n.kind <= L_ROOT) {
+			char path[PATH_MAX];
+			r = link_text(&n, path);
+			return r < 0 ? r : (int)HC6(SYS_stat, path, st, 0, 0, 0, 0);
+		}
 		switch (n.kind) {
 		case L_EXE:
 			return (int)HC6(SYS_stat, pvm.exe, st, 0, 0, 0, 0);
@@ -1767,6 +2028,11 @@ int procfs_access(const char *rel, int mode)
 	if (r || !mode)
 		return r;
 	follow(&n);
+	if (n.pid && n.kind >= L_EXE && n.kind <= L_ROOT) {
+		char path[PATH_MAX];
+		r = link_text(&n, path);
+		return r < 0 ? r : (int)HC6(SYS_access, path, mode, 0, 0, 0, 0);
+	}
 	host_path(&n, host);
 	switch (n.kind) {
 	case L_FD:
@@ -1782,7 +2048,7 @@ int procfs_access(const char *rel, int mode)
 	}
 	if (is_dir(&n))
 		return mode & W_OK ? -EACCES : 0;
-	if (mode & X_OK || (mode & W_OK && !(n.kind == F_PID && n.file->gen == G_REAL)))
+	if (mode & X_OK || (mode & W_OK && !(n.kind == F_PID && n.file->gen == G_REAL && !n.pid)))
 		return -EACCES;
 	return 0;
 }
@@ -1799,7 +2065,9 @@ int64_t procfs_chdir(const char *rel)
 	case L_FD:
 		return HC6(SYS_fchdir, n.fd, 0, 0, 0, 0, 0);
 	case L_CWD:
-		return HC6(SYS_chdir, ".", 0, 0, 0, 0, 0);
+		if (n.pid && (r = link_text(&n, path)) < 0)
+			return r;
+		return HC6(SYS_chdir, n.pid ? path : ".", 0, 0, 0, 0, 0);
 	case L_ROOT:
 		return HC6(SYS_chdir, "/", 0, 0, 0, 0, 0);
 	default:
@@ -1812,6 +2080,19 @@ int64_t procfs_chdir(const char *rel)
 		return r;
 	fill_dir(&n, path);
 	return HC6(SYS_chdir, path, 0, 0, 0, 0, 0);
+}
+
+pid_t procfs_pid(int fd)
+{
+	char rel[64], path[64];
+	snprintf(rel, sizeof rel, "self/task/%d/fd/%d", own_tid(), fd);
+	long n = fd_is_guest(fd) ? HC6(SYS_readlinkat, pvm.proc_fd, rel, path, sizeof path - 1, 0, 0) : -EBADF;
+	int pid;
+	if (n < 7)
+		return 0;
+	path[n] = 0;
+	const char *s = path + 6;
+	return !strncmp(path, "/proc/", 6) && number(&s, &pid) && !*s ? pid : 0;
 }
 
 void procfs_fork_lock(void) { pthread_mutex_lock(&proc_lock); }

@@ -651,7 +651,8 @@ def children():
 def leftovers():
     with open("/proc/self/mountinfo") as f:
         mounts = f.read()
-    ours = sorted(n for d in ("/tmp", "/var/tmp", "/dev/shm", "/run") for n in os.listdir(d) if "kylinx" in n)
+    ours = sorted(n for d in ("/tmp", "/var/tmp", "/dev/shm", "/run") for n in os.listdir(d)
+                  if "kylinx" in n and not re.fullmatch(r"kylinx(-\d+)?", n))
     return {"mounts": mounts, "files": ours, "children": children()}
 
 

@@ -266,8 +266,9 @@ int main(int argc, char **argv)
 		return perror("FAIL IPC namespace"), 7;
 	prepare();
 	signal(SIGPIPE, SIG_IGN);
-	int null = open("/dev/null", O_RDWR);
-	dup2(null, 0);
+	/* Not the null device: chmod and chown of it would stay on the host. */
+	int empty = memfd_create("calls", 0);
+	dup2(empty, 0);
 	for (unsigned i = 0; i < ROWS; i++) {
 		if (spared(rows[i].name) || rows[i].nr >= 1024)
 			continue;

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "families.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../monitor/core/family.h"
+
+#define ARGS_MAX 65536
+
+static void *grow(void *p, size_t n, size_t size)
+{
+	/* In steps of powers of two. */
+	return n & (n - 1) ? p : realloc(p, (n ? 2 * n : 1) * size);
+}
+
+/* A small file of /proc. Returns its length, NUL-terminated, or -errno. */
+static ssize_t proc_read(int dir, const char *name, char *buf, size_t size)
+{
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	size_t n = 0;
+	ssize_t r;
+	while (n < size - 1 && (r = read(fd, buf + n, size - 1 - n)) != 0) {
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r < 0) {
+			r = -errno;
+			close(fd);
+			return r;
+		}
+		n += (size_t)r;
+	}
+	close(fd);
+	buf[n] = 0;
+	return (ssize_t)n;
+}
+
+static bool stat_parse(char *text, struct member *m)
+{
+	char *open = strchr(text, '('), *close = strrchr(text, ')'), *save;
+	int field = 3;
+	if (!open || !close || close < open)
+		return false;
+	snprintf(m->comm, sizeof m->comm, "%.*s", (int)(close - open - 1), open + 1);
+	for (char *s = strtok_r(close + 1, " \n", &save); s; s = strtok_r(NULL, " \n", &save), field++)
+		switch (field) {
+		case 3:
+			m->state = *s;
+			break;
+		case 4:
+			m->ppid = atoi(s);
+			break;
+		case 5:
+			m->pgrp = atoi(s);
+			break;
+		case 6:
+			m->session = atoi(s);
+			break;
+		case 20:
+			m->threads = atoi(s);
+			break;
+		case 22:
+			m->start = strtoull(s, NULL, 10);
+			break;
+		}
+	return field > 22;
+}
+
+static bool in_namespace(int proc, const char *link, const struct registry_entry *e)
+{
+	struct stat st;
+	return !fstatat(proc, link, &st, 0) && st.st_ino == e->ipc_ino && st.st_dev == e->ipc_dev;
+}
+
+/* When the first thread of a process has ended, the namespace is to be seen at another. */
+static bool in_namespace_by_thread(int proc, const struct registry_entry *e)
+{
+	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	bool found = false;
+	char link[300];
+	if (!d)
+		return false;
+	for (struct dirent *t; !found && (t = readdir(d));) {
+		snprintf(link, sizeof link, "task/%s/ns/ipc", t->d_name);
+		found = *t->d_name != '.' && in_namespace(proc, link, e);
+	}
+	closedir(d);
+	return found;
+}
+
+/* Without those that the kernel runs in the process's name, as KVM does (PF_USER_WORKER in the flags). */
+static int count_threads(int proc)
+{
+	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC), n = 0;
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	char name[300], text[1024];
+	unsigned long flags;
+	if (!d)
+		return 0;
+	for (struct dirent *t; (t = readdir(d));) {
+		snprintf(name, sizeof name, "task/%s/stat", t->d_name);
+		if (*t->d_name == '.' || proc_read(proc, name, text, sizeof text) <= 0)
+			continue;
+		char *p = strrchr(text, ')'), state;
+		n += p && sscanf(p + 1, " %c %*d %*d %*d %*d %*d %lu", &state, &flags) == 2 && !(flags & 0x4000) &&
+		     state != 'Z' && state != 'X';
+	}
+	closedir(d);
+	return n;
+}
+
+static struct family *family_of(struct families *f, int proc, const struct member *m)
+{
+	struct stat st;
+	bool zombie = m->state == 'Z';
+	if (!zombie && fstatat(proc, "ns/ipc", &st, 0))
+		return NULL;
+	for (size_t i = 0; i < f->nr; i++) {
+		struct registry_entry *e = &f->list[i].e;
+		if (zombie ? m->threads > 1 && in_namespace_by_thread(proc, e)
+			   : st.st_ino == e->ipc_ino && st.st_dev == e->ipc_dev)
+			return &f->list[i];
+	}
+	return NULL;
+}
+
+static bool member_add(struct family *f, const struct member *m)
+{
+	struct member *p = grow(f->members, f->nr, sizeof *p);
+	if (!p)
+		return false;
+	f->members = p;
+	p[f->nr++] = *m;
+	return true;
+}
+
+static struct member *member_by_pid(struct family *f, pid_t pid)
+{
+	for (size_t i = 0; i < f->nr; i++)
+		if (f->members[i].pid == pid)
+			return &f->members[i];
+	return NULL;
+}
+
+static int add_entry(const struct registry_entry *e, void *arg)
+{
+	struct families *f = arg;
+	struct family *p = grow(f->list, f->nr, sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	f->list = p;
+	p[f->nr++] = (struct family){ .e = *e, .forks = -1 };
+	return 0;
+}
+
+/* ---- details ----------------------------------------------------------------------------------------------------- */
+
+static void sizes_read(int proc, struct member *m)
+{
+	char text[4096];
+	unsigned long rss, pss, v, private = 0;
+	m->private_kib = m->pss_kib = m->shared_kib = m->rss_kib = -1;
+	if (proc_read(proc, "smaps_rollup", text, sizeof text) <= 0)
+		return;
+	char *p = strstr(text, "\nRss:"), *q = strstr(text, "\nPss:");
+	if (!p || !q || sscanf(p, "\nRss: %lu", &rss) != 1 || sscanf(q, "\nPss: %lu", &pss) != 1)
+		return;
+	if ((p = strstr(text, "\nPrivate_Clean:")) && sscanf(p, "\nPrivate_Clean: %lu", &v) == 1)
+	private += v;
+	if ((p = strstr(text, "\nPrivate_Dirty:")) && sscanf(p, "\nPrivate_Dirty: %lu", &v) == 1)
+	private += v;
+	m->rss_kib = (long)rss;
+	m->pss_kib = (long)pss;
+	m->private_kib = (long)private;
+	m->shared_kib = (long)(rss > private ? rss - private : 0);
+}
+
+static void args_read(int proc, struct member *m)
+{
+	char *text = malloc(ARGS_MAX);
+	ssize_t n = text ? proc_read(proc, "cmdline", text, ARGS_MAX) : 0;
+	if (n > 0) {
+		m->args = text;
+		m->args_len = (size_t)n;
+	} else {
+		free(text);
+	}
+}
+
+static bool is_table(const struct family *f, int proc, const char *link)
+{
+	struct stat st;
+	return !fstatat(proc, link, &st, 0) && st.st_ino == f->e.family_ino && st.st_dev == f->e.family_dev;
+}
+
+int member_table(const struct family *f, int proc, int flags)
+{
+	char link[300];
+	int fd = -ENOENT;
+	snprintf(link, sizeof link, "fd/%d", f->e.family_fd);
+	if (is_table(f, proc, link)) {
+		fd = openat(proc, link, flags | O_CLOEXEC);
+		return fd < 0 ? -errno : fd;
+	}
+	/* A member that came by `kylinx exec` has other numbers. */
+	int dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	if (!d)
+		return -errno;
+	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
+		snprintf(link, sizeof link, "fd/%s", e->d_name);
+		if (*e->d_name != '.' && is_table(f, proc, link) && (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
+			fd = -errno;
+	}
+	closedir(d);
+	return fd;
+}
+
+/* What members say of themselves: for show alone. */
+static void table_read(struct family *f)
+{
+	struct family_table t;
+	char name[32];
+	int fd = -1;
+	for (size_t i = 0; i < f->nr && fd < 0; i++) {
+		snprintf(name, sizeof name, "/proc/%d", f->members[i].pid);
+		int proc = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (proc < 0)
+			continue;
+		fd = member_table(f, proc, O_RDONLY);
+		close(proc);
+	}
+	if (fd < 0)
+		return;
+	if (pread(fd, &t, sizeof t, 0) == sizeof t && t.magic == FAMILY_MAGIC &&
+	    t.slot_size == sizeof(struct family_slot)) {
+		f->forks = (long long)t.forks;
+		for (unsigned i = 0; i < t.used && i < FAMILY_MAX; i++) {
+			struct family_slot s;
+			if (pread(fd, &s, sizeof s, (off_t)(sizeof t + i * sizeof s)) != sizeof s)
+				break;
+			struct member *m = member_by_pid(f, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));
+			if (!m || s.key & FAMILY_RESERVED)
+				continue;
+			s.exe[sizeof s.exe - 1] = 0;
+			m->from_host = s.from_host;
+			snprintf(m->exe, sizeof m->exe, "%s", s.exe);
+		}
+	}
+	close(fd);
+}
+
+/* ---- all ----------------------------------------------------------------------------------------------------------- */
+
+static int scan(struct families *f, bool details)
+{
+	struct member *zombies = NULL;
+	size_t nr_zombies = 0;
+	char text[1024];
+	int r = 0;
+	DIR *d = opendir("/proc");
+	if (!d)
+		return -errno;
+	for (struct dirent *e; !r && (e = readdir(d));) {
+		struct member m = {
+			.pid = atoi(e->d_name), .private_kib = -1, .pss_kib = -1, .shared_kib = -1, .rss_kib = -1
+		};
+		struct stat st;
+		if (m.pid <= 0)
+			continue;
+		int proc = openat(dirfd(d), e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (proc < 0)
+			continue;
+		if (!fstat(proc, &st) && proc_read(proc, "stat", text, sizeof text) > 0 && stat_parse(text, &m)) {
+			m.uid = st.st_uid;
+			struct family *in = family_of(f, proc, &m);
+			if (in && details) {
+				m.threads = count_threads(proc);
+				sizes_read(proc, &m);
+				args_read(proc, &m);
+			}
+			if (in) {
+				r = member_add(in, &m) ? 0 : -ENOMEM;
+			} else if (m.state == 'Z') {
+				struct member *p = grow(zombies, nr_zombies, sizeof *p);
+				if (p)
+					(zombies = p)[nr_zombies++] = m;
+				else
+					r = -ENOMEM;
+			}
+		}
+		close(proc);
+	}
+	closedir(d);
+	for (size_t i = 0; i < nr_zombies && !r; i++)
+		for (size_t k = 0; k < f->nr; k++)
+			if (member_by_pid(&f->list[k], zombies[i].ppid) ||
+			    (f->list[k].e.pid == zombies[i].pid && f->list[k].e.start == zombies[i].start)) {
+				r = member_add(&f->list[k], &zombies[i]) ? 0 : -ENOMEM;
+				break;
+			}
+	free(zombies);
+	return r;
+}
+
+static int by_pid(const void *a, const void *b)
+{
+	const struct member *x = a, *y = b;
+	return x->start != y->start ? (x->start < y->start ? -1 : 1) : x->pid - y->pid;
+}
+
+static int by_age(const void *a, const void *b)
+{
+	const struct family *x = a, *y = b;
+	return x->e.start != y->e.start ? (x->e.start < y->e.start ? -1 : 1) : x->e.pid - y->e.pid;
+}
+
+int families_read(struct families *f, bool details, struct kx_err *err)
+{
+	*f = (struct families){ 0 };
+	int r = registry_each(add_entry, f, err);
+	if (!r && f->nr)
+		r = scan(f, details);
+	if (r) {
+		families_free(f);
+		return kx_err_set(err, -r, "families: cannot be listed: %s (see that /proc is mounted)", strerror(-r));
+	}
+	if (f->nr)
+		qsort(f->list, f->nr, sizeof *f->list, by_age);
+	for (size_t i = 0; i < f->nr; i++) {
+		if (f->list[i].nr)
+			qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
+		if (details)
+			table_read(&f->list[i]);
+	}
+	return 0;
+}
+
+void families_free(struct families *f)
+{
+	for (size_t i = 0; i < f->nr; i++) {
+		for (size_t k = 0; k < f->list[i].nr; k++)
+			free(f->list[i].members[k].args);
+		free(f->list[i].members);
+	}
+	free(f->list);
+	*f = (struct families){ 0 };
+}
+
+struct family *families_find(struct families *f, const char *who, struct member **m, struct kx_err *err)
+{
+	bool number = *who && !who[strspn(who, "0123456789")];
+	long pid = number ? strtol(who, NULL, 10) : 0;
+	for (size_t i = 0; i < f->nr; i++) {
+		struct family *in = &f->list[i];
+		if (!in->nr)
+			continue;
+		if (number && pid <= INT32_MAX && (*m = member_by_pid(in, (pid_t)pid)))
+			return in;
+		if (!number && *who && !strcmp(in->e.name, who)) {
+			*m = member_by_pid(in, in->e.pid);
+			if (*m && (*m)->start != in->e.start)
+				*m = NULL;
+			return in;
+		}
+	}
+	if (number)
+		kx_err_set(err, ESRCH, "%.64s: no pVM of yours has this process id (see `kylinx ps`)", who);
+	else
+		kx_err_set(err, ESRCH, "%.64s: no family of yours has this name (see `kylinx ps`)", *who ? who : "''");
+	return NULL;
+}
+
+int member_open(const struct family *f, const struct member *m, int *proc)
+{
+	char name[32], text[1024];
+	struct member now = { 0 };
+	int fd = (int)syscall(SYS_pidfd_open, m->pid, 0), r = -ESRCH;
+	if (fd < 0)
+		return -errno;
+	snprintf(name, sizeof name, "/proc/%d", m->pid);
+	int dir = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	/* The directory is of whoever has the pid now; when the process of the pidfd lives after that, it is that one. */
+	if (dir >= 0 && proc_read(dir, "stat", text, sizeof text) > 0 && stat_parse(text, &now) &&
+	    now.start == m->start &&
+	    (in_namespace(dir, "ns/ipc", &f->e) || (now.threads > 1 && in_namespace_by_thread(dir, &f->e))) &&
+	    (!syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) || errno == EPERM))
+		r = 0;
+	if (dir >= 0 && (r || !proc))
+		close(dir);
+	else if (proc)
+		*proc = dir;
+	if (r)
+		close(fd);
+	return r ? r : fd;
+}

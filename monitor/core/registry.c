@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "registry.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include "../../util/log.h"
+
+#define SWEEP_MAX 16 /* files that a start looks at for ended families */
+#define LOCK_TRIES 200
+#define TEXT_MAX 16384
+#define FORMAT 1
+
+/* ---- the directory ----------------------------------------------------------------------------------------------- */
+
+static int dir_path(char out[PATH_MAX])
+{
+	const char *run = getenv("XDG_RUNTIME_DIR");
+	struct stat st;
+	uid_t uid = geteuid();
+	if (!uid)
+		return snprintf(out, PATH_MAX, "/run/kylinx");
+	if (run && *run == '/' && strlen(run) < PATH_MAX - 16 && !stat(run, &st) && S_ISDIR(st.st_mode) &&
+	    st.st_uid == uid)
+		return snprintf(out, PATH_MAX, "%s/kylinx", run);
+	return snprintf(out, PATH_MAX, "/tmp/kylinx-%u", uid);
+}
+
+/* A descriptor of the directory or -errno; -EEXIST: it is there, but not this user's alone. */
+static int dir_open(bool make, char path[PATH_MAX])
+{
+	struct stat st;
+	dir_path(path);
+	if (make && mkdir(path, 0700) && errno != EEXIST)
+		return -errno;
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ELOOP || errno == ENOTDIR ? -EEXIST : -errno;
+	if (fstat(fd, &st) || st.st_uid != geteuid() || st.st_mode & 022) {
+		close(fd);
+		return -EEXIST;
+	}
+	return fd;
+}
+
+/* Nobody holds it for long; one that is stopped meanwhile must not stop all others. */
+static bool dir_lock(int dir)
+{
+	for (int i = 0; i < LOCK_TRIES; i++) {
+		if (!flock(dir, LOCK_EX | LOCK_NB))
+			return true;
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			return false;
+		nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+	}
+	return false;
+}
+
+/* PID-START or PID-START.NAME. *name is in s, or empty. */
+static bool file_parse(const char *s, pid_t *pid, uint64_t *start, const char **name)
+{
+	char *p;
+	if (*s < '1' || *s > '9')
+		return false;
+	unsigned long n = strtoul(s, &p, 10);
+	if (*p != '-' || n > INT32_MAX)
+		return false;
+	*pid = (pid_t)n;
+	*start = strtoull(p + 1, &p, 10);
+	*name = *p == '.' ? p + 1 : "";
+	return (!*p || *p == '.') && strlen(*name) <= REGISTRY_NAME_MAX;
+}
+
+/* Under the lock: does nobody hold the file? Then it is removed. *fd: of the file when it is held. */
+static bool ended(int dir, const char *file, int *fd)
+{
+	*fd = openat(dir, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+	if (*fd < 0)
+		return true;
+	if (flock(*fd, LOCK_EX | LOCK_NB))
+		return false;
+	unlinkat(dir, file, 0);
+	close(*fd);
+	*fd = -1;
+	return true;
+}
+
+/* ---- a family of one's own ----------------------------------------------------------------------------------------- */
+
+static int write_fd = -1;
+
+/* Under the lock. 0, or the pid of the family that has this name. Sweeps some files. */
+static pid_t name_taken(int dir, const char *name)
+{
+	DIR *d = fdopendir(fcntl(dir, F_DUPFD_CLOEXEC, 3));
+	struct dirent *e;
+	int left = SWEEP_MAX, fd;
+	pid_t pid, found = 0;
+	uint64_t start;
+	const char *other;
+	if (!d)
+		return 0;
+	rewinddir(d);
+	while ((e = readdir(d))) {
+		if (!file_parse(e->d_name, &pid, &start, &other))
+			continue;
+		bool same = name && !strcmp(name, other);
+		if (!same && left-- <= 0) {
+			if (!name)
+				break;
+			continue;
+		}
+		if (ended(dir, e->d_name, &fd))
+			continue;
+		close(fd);
+		if (same)
+			found = pid;
+	}
+	closedir(d);
+	return found;
+}
+
+static uint64_t own_start(void)
+{
+	char text[1024];
+	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	char *p = strrchr(text, ')');
+	for (int field = 2; field < 22 && p; field++)
+		p = strchr(p + 1, ' ');
+	return p ? strtoull(p + 1, NULL, 10) : 0;
+}
+
+__attribute__((format(printf, 1, 2))) static void put(const char *fmt, ...)
+{
+	char text[PATH_MAX + 64];
+	va_list ap;
+	va_start(ap, fmt);
+	int n = vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	/* A short write leaves a file without its last line, which nobody reads. */
+	if (n > 0 && n < (int)sizeof text && write(write_fd, text, (size_t)n) != n)
+		kx_log(KX_LOG_INFO, "registry", "cannot write: %s", strerror(errno));
+}
+
+int registry_add(const struct kx_config *cfg, struct kx_err *err)
+{
+	char path[PATH_MAX], file[128], program[PATH_MAX];
+	pid_t other;
+	int dir = dir_open(true, path), r = 0;
+	if (dir == -EEXIST)
+		kx_log(KX_LOG_WARN, "registry", "%s is not a directory of this user's alone: not used (remove it)",
+		       path);
+	else if (dir < 0)
+		kx_log(KX_LOG_INFO, "registry", "%s: %s: the family is not listed", path, strerror(-dir));
+	if (dir < 0)
+		return 0;
+	if (!dir_lock(dir)) {
+		kx_log(KX_LOG_WARN, "registry", "%s is locked by another process: the family is not listed", path);
+		close(dir);
+		return 0;
+	}
+	if ((other = name_taken(dir, cfg->name))) {
+		r = kx_err_set(err, EEXIST,
+			       "--name %s: the family of process %d has it (choose another name, or end that "
+			       "family)",
+			       cfg->name, other);
+		goto out;
+	}
+	snprintf(file, sizeof file, "%d-%" PRIu64 "%s%s", pvm.pid, own_start(), cfg->name ? "." : "",
+		 cfg->name ? cfg->name : "");
+	write_fd = openat(dir, file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = write_fd < 0 ? -1 : openat(dir, file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0 || flock(fd, LOCK_SH | LOCK_NB) || fd_keep(&pvm.registry_fd, fd)) {
+		kx_log(KX_LOG_INFO, "registry", "%s/%s: %s: the family is not listed", path, file, strerror(errno));
+		unlinkat(dir, file, 0);
+		if (write_fd >= 0)
+			close(write_fd);
+		write_fd = pvm.registry_fd = -1;
+		goto out;
+	}
+	snprintf(program, sizeof program, "%s", cfg->program);
+	for (char *c = program; *c; c++)
+		if (*c == '\n')
+			*c = '?';
+	put("kylinx %d\nprogram %s\nmemory %" PRIu64 "\ncpus %d\nlog %d\nnet %s\nimage %d\n", FORMAT, program,
+	    cfg->memory, cfg->cpus, kx_log_level_find(cfg->log_level), cfg->net_none ? "none" : "host",
+	    cfg->root != NULL);
+	for (int i = 0; i < 16; i++) {
+		struct rlimit l;
+		if (!getrlimit(i, &l))
+			put("limit %d %llu %llu\n", i, (unsigned long long)l.rlim_cur, (unsigned long long)l.rlim_max);
+	}
+out:
+	close(dir);
+	return r;
+}
+
+void registry_complete(void)
+{
+	struct stat ipc, family;
+	if (write_fd < 0)
+		return;
+	if (!fstatat(pvm.proc_fd, "self/ns/ipc", &ipc, 0) && !fstat(pvm.family_fd, &family))
+		put("proc %d\nfamily %d %" PRIu64 " %" PRIu64 "\nipc %" PRIu64 " %" PRIu64 "\nend\n", pvm.proc_fd,
+		    pvm.family_fd, (uint64_t)family.st_dev, (uint64_t)family.st_ino, (uint64_t)ipc.st_dev,
+		    (uint64_t)ipc.st_ino);
+	close(write_fd);
+	write_fd = -1;
+}
+
+/* ---- those of others ------------------------------------------------------------------------------------------------ */
+
+static bool entry_line(struct registry_entry *e, const char *line)
+{
+	unsigned long long a, b;
+	int i;
+	if (sscanf(line, "kylinx %d", &i) == 1)
+		return i == FORMAT;
+	if (!strncmp(line, "program ", 8))
+		return snprintf(e->program, sizeof e->program, "%s", line + 8) >= 0;
+	if (sscanf(line, "memory %llu", &a) == 1)
+		e->memory = a;
+	else if (sscanf(line, "limit %d %llu %llu", &i, &a, &b) == 3 && i >= 0 && i < 16)
+		e->limits[i] = (struct rlimit){ a, b };
+	else if (sscanf(line, "family %d %llu %llu", &e->family_fd, &a, &b) == 3)
+		e->family_dev = a, e->family_ino = b;
+	else if (sscanf(line, "ipc %llu %llu", &a, &b) == 2)
+		e->ipc_dev = a, e->ipc_ino = b;
+	else if (!strcmp(line, "net none"))
+		e->net_none = true;
+	else if (sscanf(line, "image %d", &i) == 1)
+		e->image = i;
+	else if (sscanf(line, "cpus %d", &e->cpus) != 1 && sscanf(line, "log %d", &e->log_level) != 1)
+		sscanf(line, "proc %d", &e->proc_fd);
+	return true;
+}
+
+/* False when it is not complete: just starting, or of another version. */
+static bool entry_read(int fd, struct registry_entry *e)
+{
+	static char text[TEXT_MAX];
+	ssize_t n = pread(fd, text, sizeof text - 1, 0);
+	bool end = false;
+	text[n > 0 ? n : 0] = 0;
+	e->family_fd = e->proc_fd = -1;
+	for (int i = 0; i < 16; i++)
+		e->limits[i] = (struct rlimit){ RLIM_INFINITY, RLIM_INFINITY };
+	for (char *save, *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		if (!entry_line(e, line))
+			return false;
+		end = !strcmp(line, "end");
+	}
+	return end && e->ipc_ino && e->family_ino;
+}
+
+int registry_each(int (*fn)(const struct registry_entry *e, void *arg), void *arg, struct kx_err *err)
+{
+	static struct registry_entry e;
+	char path[PATH_MAX];
+	const char *name;
+	int dir = dir_open(false, path), r = 0, fd;
+	if (dir == -ENOENT)
+		return 0;
+	if (dir == -EEXIST)
+		return kx_err_set(err, EPERM, "%s: not a directory of this user's alone (remove it)", path);
+	if (dir < 0)
+		return kx_err_set(err, -dir, "%s: %s (check its rights)", path, strerror(-dir));
+	bool locked = dir_lock(dir);
+	DIR *d = fdopendir(dir);
+	if (!d) {
+		close(dir);
+		return kx_err_set(err, ENOMEM, "registry: no memory (free some)");
+	}
+	for (struct dirent *f; !r && (f = readdir(d));) {
+		memset(&e, 0, sizeof e);
+		if (!file_parse(f->d_name, &e.pid, &e.start, &name))
+			continue;
+		snprintf(e.file, sizeof e.file, "%s", f->d_name);
+		snprintf(e.name, sizeof e.name, "%s", name);
+		if (!locked) /* what has ended has no members: that shows as well */
+			fd = openat(dir, e.file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+		else if (ended(dir, e.file, &fd))
+			continue;
+		if (fd < 0)
+			continue;
+		if (entry_read(fd, &e))
+			r = fn(&e, arg);
+		close(fd);
+	}
+	closedir(d);
+	return r;
+}
+
+int registry_hold(const struct registry_entry *e, struct kx_err *err)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	int dir = dir_open(false, path), fd = -1;
+	if (dir >= 0) {
+		dir_lock(dir);
+		fd = openat(dir, e->file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+		if (fd >= 0 && (flock(fd, LOCK_SH | LOCK_NB) || fstat(fd, &st) || !st.st_nlink)) {
+			close(fd);
+			fd = -1;
+		}
+		close(dir);
+	}
+	return fd >= 0 ? fd : kx_err_set(err, ESRCH, "family of process %d: has ended (see `kylinx ps`)", e->pid);
+}
