@@ -373,7 +373,8 @@ static int dev_make(struct jail *j)
 	char path[32];
 	EACH(i, nodes) {
 		snprintf(path, sizeof(path), "/dev/%s", nodes[i]);
-		if (graft_host(j, path, G_DEV | G_OPT))
+		/* Read-only is no matter of what is written to a device, but of the node: its owner and mode are the host's. */
+		if (graft_host(j, path, G_RO | G_DEV | G_OPT))
 			return -1;
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))

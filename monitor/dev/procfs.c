@@ -232,19 +232,39 @@ enum gen {
 	G_REAL,   /* the host's file, which may be written */
 };
 
+/*
+ * Not loginuid and sessionid: as on a kernel without auditing. One that can be read and not be written (nobody in the
+ * jail may set it) makes PAM refuse a login.
+ */
 static const struct pid_file {
 	const char *name;
 	enum gen gen;
 } pid_files[] = {
-	{ "maps", G_MAPS },       { "smaps", G_SMAPS },        { "smaps_rollup", G_ROLLUP },
-	{ "status", G_STATUS },   { "stat", G_STAT },          { "statm", G_STATM },
-	{ "cmdline", G_CMDLINE }, { "environ", G_ENVIRON },    { "auxv", G_AUXV },
-	{ "limits", G_LIMITS },   { "mounts", G_MOUNTS },      { "mountinfo", G_THREAD },
-	{ "comm", G_REAL },       { "oom_score_adj", G_REAL }, { "oom_score", G_COPY },
-	{ "oom_adj", G_COPY },    { "cgroup", G_THREAD },      { "io", G_COPY },
-	{ "wchan", G_COPY },      { "schedstat", G_COPY },     { "loginuid", G_COPY },
-	{ "sessionid", G_COPY },  { "personality", G_COPY },   { "coredump_filter", G_COPY },
-	{ "uid_map", G_THREAD },  { "gid_map", G_THREAD },     { "setgroups", G_THREAD },
+	{ "maps", G_MAPS },
+	{ "smaps", G_SMAPS },
+	{ "smaps_rollup", G_ROLLUP },
+	{ "status", G_STATUS },
+	{ "stat", G_STAT },
+	{ "statm", G_STATM },
+	{ "cmdline", G_CMDLINE },
+	{ "environ", G_ENVIRON },
+	{ "auxv", G_AUXV },
+	{ "limits", G_LIMITS },
+	{ "mounts", G_MOUNTS },
+	{ "mountinfo", G_THREAD },
+	{ "comm", G_REAL },
+	{ "oom_score_adj", G_REAL },
+	{ "oom_score", G_COPY },
+	{ "oom_adj", G_COPY },
+	{ "cgroup", G_THREAD },
+	{ "io", G_COPY },
+	{ "wchan", G_COPY },
+	{ "schedstat", G_COPY },
+	{ "personality", G_COPY },
+	{ "uid_map", G_THREAD },
+	{ "gid_map", G_THREAD },
+	{ "setgroups", G_THREAD },
+	{ "coredump_filter", G_COPY },
 };
 
 static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "uptime", "loadavg",
