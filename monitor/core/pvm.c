@@ -270,6 +270,7 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
 		return r;
 	vfs_init();
+	exec_init();
 	limits_init();
 	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
@@ -305,6 +306,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	if ((r = family_init(st->family_fd, err)) || (r = vm_open(err)) || (r = machine_init(err)))
 		return r;
 	vfs_init();
+	exec_init();
 	limits_import(st->limits);
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
