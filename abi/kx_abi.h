@@ -51,7 +51,7 @@
 /* Results a hypercall can have beside -errno (never seen by the program). */
 #define KX_ERESTART 512 /* interrupted before any effect; restart if the handler has SA_RESTART             */
 #define KX_ERESTART_ALWAYS \
-	513 /* LibOS only: a signal was there before the call began; make the call after its handler */
+	513 /* a signal was there before the call began; make the call after its handler */
 #define KX_ERESTART_NOHAND 514 /* as above but EINTR if any handler runs                                     */
 
 /* How a system call was answered (for traces). */

@@ -307,7 +307,7 @@ void libos_syscall(struct kx_frame *f)
 			trace(t, f, ret);
 		if (is_local)
 			SHARED->local_calls++;
-		if (ret != -KX_ERESTART && ret != -KX_ERESTART_NOHAND)
+		if (ret > -KX_ERESTART || ret < -KX_ERESTART_NOHAND)
 			break;
 		if (signals_deliver(t, f, ret))
 			goto out;

@@ -1626,6 +1626,8 @@ static void put_ret(struct line *l)
 
 	if (l->ret == -KX_ERESTART) {
 		puts_(l, "? ERESTARTSYS (To be restarted if SA_RESTART is set)");
+	} else if (l->ret == -KX_ERESTART_ALWAYS) {
+		puts_(l, "? ERESTARTNOINTR (To be restarted)");
 	} else if (l->ret == -KX_ERESTART_NOHAND) {
 		puts_(l, "? ERESTARTNOHAND (To be restarted if no handler)");
 	} else if (l->ret < 0 && l->ret >= -4095) {
