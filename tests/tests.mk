@@ -17,7 +17,7 @@ UNIT_DEP_time = monitor/core/timepage.c $(BUILD)/vdso.so
 UNIT_SAN_time = undefined
 
 # Also built as these. musl lacks some headers and functions that others use.
-GUEST_STATIC = file time
+GUEST_STATIC = file root time
 GUEST_MUSL = time
 
 HEADERS = $(wildcard abi/*.h abi/*.def monitor/*/*.h monitor/arch/*/*.h libos/*/*.h util/*.h)

@@ -241,6 +241,24 @@ static int program_descriptor(struct hcall *c, const char *path, int flags)
 	return fd < 0 ? -errno : fd_hide(fd);
 }
 
+static struct stat view_root;
+
+void exec_init(void)
+{
+	if (stat("/", &view_root))
+		view_root.st_ino = 0;
+}
+
+/*
+ * After chroot the dynamic linker of the monitor and its libraries would be taken from below the new root: the
+ * program's own files, and they would run on the host. chroot takes care that no other thread moves the root.
+ */
+static bool root_is_view(void)
+{
+	struct stat st;
+	return !stat("/", &st) && st.st_ino && st.st_dev == view_root.st_dev && st.st_ino == view_root.st_ino;
+}
+
 int64_t hc_execve(struct hcall *c)
 {
 	bool at = c->nr == SYS_execveat;
@@ -254,6 +272,10 @@ int64_t hc_execve(struct hcall *c)
 		return -EINVAL;
 	if (pvm.exe_fd < 0) {
 		kx_log(KX_LOG_WARN, "exec", "not available with --root: ENOSYS");
+		return -ENOSYS;
+	}
+	if (!root_is_view()) {
+		kx_log(KX_LOG_WARN, "exec", "not available after chroot: ENOSYS");
 		return -ENOSYS;
 	}
 	if (c->proc[pi]) {

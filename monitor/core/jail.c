@@ -30,6 +30,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -348,6 +349,25 @@ static const struct {
 
 #define EACH(i, a) for (size_t i = 0; i < sizeof(a) / sizeof(*(a)); i++)
 
+/*
+ * A mount of its own for a directory of ours: "/" becomes read-only, since its symlinks (/lib64, /bin) lead to the
+ * monitor's dynamic linker, and what the program puts there in their place would run on the host at its next exec.
+ */
+static int own_mount(struct jail *j, const char *path)
+{
+	int tree = (int)syscall(SYS_open_tree, j->root, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	int at = openat(j->root, path, O_PATH | O_CLOEXEC), r = -1;
+	if (tree >= 0 && at >= 0)
+		r = attach(tree, at);
+	int e = errno;
+	if (tree >= 0)
+		close(tree);
+	if (at >= 0)
+		close(at);
+	errno = e;
+	return r ? fail(j, path) : 0;
+}
+
 static int root_make(struct jail *j)
 {
 	static const char *const opts[] = { "mode", "0755", "source", "kylinx", NULL };
@@ -363,7 +383,8 @@ static int root_make(struct jail *j)
 	EACH(i, links)
 		if (symlinkat(links[i].target, j->root, links[i].path))
 			return fail(j, links[i].path);
-	return 0;
+	/* procfs.c makes directories below /proc. */
+	return own_mount(j, "tmp") || own_mount(j, "run") || own_mount(j, "dev") || own_mount(j, "proc") ? -1 : 0;
 }
 
 static int dev_make(struct jail *j)
@@ -373,7 +394,8 @@ static int dev_make(struct jail *j)
 	char path[32];
 	EACH(i, nodes) {
 		snprintf(path, sizeof(path), "/dev/%s", nodes[i]);
-		if (graft_host(j, path, G_DEV | G_OPT | G_RO)) /* nodes can be written all the same, not changed */
+		/* Read-only is no matter of what is written to a device, but of the node: its owner and mode are the host's. */
+		if (graft_host(j, path, G_RO | G_DEV | G_OPT))
 			return -1;
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
@@ -539,6 +561,8 @@ static int view_of_host(struct jail *j)
 	EACH(i, own_links)
 		if (symlinkat(own_links[i].target, j->root, own_links[i].path))
 			return fail(j, own_links[i].path);
+	if (own_mount(j, "home") || own_mount(j, "root") || own_mount(j, "var"))
+		return -1;
 	EACH(i, top)
 		if (top_make(j, "", top[i]))
 			return -1;
@@ -663,6 +687,59 @@ static int volume_make(struct jail *j, const struct kx_volume *v)
 	if (errno == ENOENT)
 		remedy = "make the mount point on the host first, or choose a DST that is not inside a host directory";
 	return kx_err_set(j->err, errno, "--volume %s:%s: %s (%s)", v->src, v->dst, strerror(errno), remedy);
+}
+
+/* ---- what exec depends on ------------------------------------------------------------------------------------ */
+
+/* Is each directory on the way to path, and path, where it is there, on a read-only mount of the view? */
+static int fixed(struct jail *j, const char *path)
+{
+	char p[PATH_MAX];
+	for (size_t n = 1;; n++) {
+		struct statvfs fs;
+		n += strcspn(path + n, "/");
+		snprintf(p, sizeof(p), "%.*s", (int)n, path);
+		int fd = view_open(j, p);
+		if (fd < 0)
+			return errno == ENOENT ? 0 : fail(j, p);
+		bool ro = !fstatvfs(fd, &fs) && fs.f_flag & ST_RDONLY;
+		close(fd);
+		if (!ro)
+			return kx_err_set(j->err, EINVAL,
+					  "--volume: %s would be writable, and the monitor's libraries are found there "
+					  "(give it :ro, or choose another DST)",
+					  p);
+		if (!path[n])
+			return 0;
+	}
+}
+
+/*
+ * exec runs the monitor again, and that its dynamic linker and its libraries as the view shows them: on the host, in
+ * ring 3 of the host. So the guest must not be able to put its own in their place.
+ */
+static int loader_fix(struct jail *j)
+{
+	static const char *const files[] = { "/lib64/ld-linux-x86-64.so.2", "/etc/ld.so.preload", "/etc/ld.so.cache" };
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
+	char self[PATH_MAX], *maps, *save, *line;
+	int r = 0;
+	if (syscall(SYS_mount_setattr, j->root, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
+		return fail(j, "cannot make / read-only");
+	EACH(i, files)
+		if (fixed(j, files[i]))
+			return -1;
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	if (n < 0 || !(maps = slurp("/proc/self/maps")))
+		return fail(j, "/proc/self/maps");
+	self[n] = 0;
+	for (line = strtok_r(maps, "\n", &save); line && !r; line = strtok_r(NULL, "\n", &save)) {
+		char *path = strchr(line, '/');
+		if (path && strcmp(path, self)) /* which is known by descriptor */
+			r = fixed(j, path);
+	}
+	free(maps);
+	return r;
 }
 
 /* ---- namespaces and capabilities ------------------------------------------------------------------------- */
@@ -808,6 +885,8 @@ static int view_build(struct jail *j)
 	for (int i = 0; i < cfg->nr_volumes; i++)
 		if (volume_make(j, &cfg->volumes[i]))
 			return -1;
+	if (!cfg->root && loader_fix(j))
+		return -1;
 	return root_switch(j);
 }
 

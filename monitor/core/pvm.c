@@ -331,6 +331,7 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	uint64_t mask = 0;
 	int r;
 	vfs_init();
+	exec_init();
 	limits_init();
 	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
@@ -451,6 +452,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 			stats_begin();
 	}
 	vfs_init();
+	exec_init();
 	limits_import(st->limits);
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {

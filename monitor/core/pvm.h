@@ -60,6 +60,7 @@ struct thread {
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
 	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
+	bool not_begun;        /* the last blocking call was interrupted before it entered the kernel */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
@@ -138,6 +139,7 @@ ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
 /* Raw host call: -errno on failure, never restarted. The blocking form also returns -EINTR at once when a
  * signal waits for this thread (no window between the check and the sleep). */
 long host_call(long nr, long a, long b, long c, long d, long e, long f);
+#define HOST_NOT_BEGUN (-4001) /* in host.S, too */
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f);
 #define HC6(nr, a, b, c, d, e, f) host_call(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define HB6(nr, a, b, c, d, e, f) \

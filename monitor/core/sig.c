@@ -61,7 +61,9 @@ void sig_block_all(void) { set_mask(ALL_BUT_FAULTS); }
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 {
 	const long args[7] = { nr, a, b, c, d, e, f };
-	return host_call_flag(&self->sig_stop, args);
+	long r = host_call_flag(&self->sig_stop, args);
+	self->not_begun = r == HOST_NOT_BEGUN;
+	return self->not_begun ? -EINTR : r;
 }
 
 /* ---- copying from and to guest memory ------------------------------------------------------------------- */

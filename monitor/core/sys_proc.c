@@ -88,14 +88,16 @@ static int64_t capability(struct hcall *c, bool set)
 		return -EFAULT;
 	if (hdr.pid && hdr.pid != my_pid() && !thread_is_ours(hdr.pid))
 		return set ? -EPERM : -ESRCH;
-	size_t size = hdr.version == _LINUX_CAPABILITY_VERSION_1 ? sizeof data[0] : sizeof data;
+	uint32_t version = hdr.version;
+	size_t size = version == _LINUX_CAPABILITY_VERSION_1 ? sizeof data[0] : sizeof data;
 	memset(data, 0, sizeof data);
 	if (set && guest_read(data, c->arg[1], size))
 		return -EFAULT;
 	hdr.pid = 0;
 	long r = HC6(c->nr, &hdr, c->arg[1] ? data : NULL, 0, 0, 0, 0);
-	if (r == -EINVAL)
-		guest_write(c->arg[0], &hdr, sizeof hdr.version); /* the version that the kernel prefers */
+	/* The version that the kernel prefers, with EINVAL, or 0 when no data were asked for */
+	if (hdr.version != version && guest_write(c->arg[0], &hdr.version, sizeof hdr.version))
+		return -EFAULT;
 	if (r == 0 && !set && c->arg[1] && guest_write(c->arg[1], data, size))
 		return -EFAULT;
 	return r;

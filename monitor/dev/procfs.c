@@ -233,20 +233,40 @@ enum gen {
 	G_REAL,   /* the host's file, which may be written */
 };
 
+/*
+ * Not loginuid and sessionid: as on a kernel without auditing. One that can be read and not be written (nobody in the
+ * jail may set it) makes PAM refuse a login.
+ */
 static const struct pid_file {
 	const char *name;
 	enum gen gen;
 	bool members; /* also of other members of the family */
 } pid_files[] = {
-	{ "maps", G_MAPS, false },      { "smaps", G_SMAPS, false },       { "smaps_rollup", G_ROLLUP, false },
-	{ "status", G_STATUS, true },   { "stat", G_STAT, true },          { "statm", G_STATM, true },
-	{ "cmdline", G_CMDLINE, true }, { "environ", G_ENVIRON, true },    { "auxv", G_AUXV, false },
-	{ "limits", G_LIMITS, true },   { "mounts", G_MOUNTS, true },      { "mountinfo", G_THREAD, true },
-	{ "comm", G_REAL, true },       { "oom_score_adj", G_REAL, true }, { "oom_score", G_COPY, true },
-	{ "oom_adj", G_COPY, true },    { "cgroup", G_THREAD, true },      { "io", G_COPY, true },
-	{ "wchan", G_COPY, true },      { "schedstat", G_COPY, true },     { "loginuid", G_COPY, true },
-	{ "sessionid", G_COPY, true },  { "personality", G_COPY, false },  { "coredump_filter", G_COPY, false },
-	{ "uid_map", G_THREAD, true },  { "gid_map", G_THREAD, true },     { "setgroups", G_THREAD, true },
+	{ "maps", G_MAPS, false },
+	{ "smaps", G_SMAPS, false },
+	{ "smaps_rollup", G_ROLLUP, false },
+	{ "status", G_STATUS, true },
+	{ "stat", G_STAT, true },
+	{ "statm", G_STATM, true },
+	{ "cmdline", G_CMDLINE, true },
+	{ "environ", G_ENVIRON, true },
+	{ "auxv", G_AUXV, false },
+	{ "limits", G_LIMITS, true },
+	{ "mounts", G_MOUNTS, true },
+	{ "mountinfo", G_THREAD, true },
+	{ "comm", G_REAL, true },
+	{ "oom_score_adj", G_REAL, true },
+	{ "oom_score", G_COPY, true },
+	{ "oom_adj", G_COPY, true },
+	{ "cgroup", G_THREAD, true },
+	{ "io", G_COPY, true },
+	{ "wchan", G_COPY, true },
+	{ "schedstat", G_COPY, true },
+	{ "personality", G_COPY, false },
+	{ "coredump_filter", G_COPY, false },
+	{ "uid_map", G_THREAD, true },
+	{ "gid_map", G_THREAD, true },
+	{ "setgroups", G_THREAD, true },
 };
 
 static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "uptime", "loadavg",

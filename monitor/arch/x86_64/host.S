@@ -18,7 +18,7 @@ host_call:
 	.size host_call, . - host_call
 
 /*
- * long host_call_flag(flag, args[7]): args[0] = nr. Returns -EINTR when *flag is set. A handler that sets *flag
+ * long host_call_flag(flag, args[7]): args[0] = nr. Returns HOST_NOT_BEGUN when *flag is set. A handler that sets *flag
  * while the program counter is in [host_blocking_begin, host_blocking_end] moves it to host_blocking_abort, so a
  * signal between the check and the kernel's entry is not slept over.
  */
@@ -40,7 +40,7 @@ host_blocking_end:
 	syscall
 	ret
 host_blocking_abort:
-	mov $-4, %rax
+	mov $-4001, %rax
 	ret
 	.size host_call_flag, . - host_call_flag
 

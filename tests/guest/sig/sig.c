@@ -1324,6 +1324,38 @@ static void test_async(void)
 	check(!bad && ticks >= 300, "registers, flags, red zone and x87 across 300 ticks");
 }
 
+/* Calls on files don't end in EINTR, whatever the handler's flags: they do not wait for events. */
+static volatile long file_ticks;
+static void on_tick(int s) { (void)s, file_ticks++; }
+
+static void test_files(void)
+{
+	struct sigaction sa = { .sa_handler = on_tick }, old;
+	struct itimerval tv = { { 0, 300 }, { 0, 300 } }, off = { 0 };
+	char name[] = "/tmp/kx-sig-XXXXXX", buf[64] = { 0 };
+	int fd = mkstemp(name);
+	bool good = true;
+	sigaction(SIGALRM, &sa, &old);
+	unblock(SIGALRM);
+	setitimer(ITIMER_REAL, &tv, NULL);
+	for (int i = 0; i < 1000 || (file_ticks < 300 && i < 20000); i++) {
+		struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+		int f = open(name, O_RDWR);
+		if (f < 0 || pwrite(f, buf, sizeof buf, 0) != sizeof buf ||
+		    pread(f, buf, sizeof buf, 0) != sizeof buf || fdatasync(f) || fcntl(f, F_SETLK, &fl)) {
+			printf("call %d: %s\n", i, strerror(errno));
+			good = false;
+			break;
+		}
+		close(f);
+	}
+	setitimer(ITIMER_REAL, &off, NULL);
+	sigaction(SIGALRM, &old, NULL);
+	check(good && file_ticks > 50, "no EINTR from files");
+	close(fd);
+	unlink(name);
+}
+
 int main(void)
 {
 	test_directed();
@@ -1333,6 +1365,7 @@ int main(void)
 	test_queue();
 	test_wait();
 	test_eintr();
+	test_files();
 	test_timers();
 	test_jumps();
 	test_ucontext();

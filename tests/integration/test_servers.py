@@ -1,0 +1,592 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The distribution's servers of many processes, unmodified, under load, and what their administrators do to them.
+
+test_servers.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. Their files are then opened by the
+same program natively. After each test no process is left, and no file. Most need root.
+"""
+import argparse
+import ctypes
+import glob
+import hashlib
+import http.client
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+parser = argparse.ArgumentParser()
+parser.add_argument("kylinx", nargs="?")
+parser.add_argument("--only", default="", metavar="PATTERN")
+args = parser.parse_args()
+if args.kylinx:
+    os.environ["KYLINX"] = args.kylinx
+import lib  # noqa: E402
+
+ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
+       "TERM": "dumb", "HOME": "/tmp"}
+tests = []
+
+
+class Skip(Exception):
+    pass
+
+
+def test(fn):
+    tests.append((fn.__name__, fn))
+    return fn
+
+
+def need(*programs, root=True):
+    if root and os.geteuid():
+        raise Skip("only root can")
+    for p in programs:
+        if not shutil.which(p, path=ENV["PATH"]):
+            raise Skip(f"{p} is not installed")
+
+
+def expect(got, want, what):
+    if got != want:
+        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
+
+
+def options(*volumes):
+    pairs = [v if ":" in v else f"{v}:{v}" for v in volumes]
+    return [*[a for k, v in ENV.items() for a in ("--env", f"{k}={v}")], *[a for v in pairs for a in ("--volume", v)]]
+
+
+def write(d, name, text, mode=0o644):
+    path = os.path.join(d, name)
+    with open(path, "w") as f:
+        f.write(text)
+    os.chmod(path, mode)
+    return path
+
+
+def until(what, fn, timeout=20.0):
+    """Wait for fn() to be true; what it gave."""
+    end = time.monotonic() + timeout
+    while True:
+        r = fn()
+        if r:
+            return r
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {timeout:.0f} s")
+        time.sleep(0.05)
+
+
+def null(d):
+    """A volume for users where the machine's /dev/null is root's alone."""
+    if os.stat("/dev/null").st_mode & 0o666 == 0o666:
+        return []
+    os.mknod(f"{d}/null", stat.S_IFCHR, os.makedev(1, 3))
+    os.chmod(f"{d}/null", 0o666)
+    return [f"{d}/null:/dev/null"]
+
+
+def kids(pid):
+    return [int(p) for p in lib.read(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def gone(pid):
+    return not os.path.exists(f"/proc/{pid}") or lib.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["Z"]
+
+
+def silent(log):
+    """No call was missing."""
+    found = [line for line in log.splitlines() if re.search(r"kylinx: (warn|error)", line)]
+    expect([line for line in found if "keyctl" not in line], [], "log")  # which PAM can do without
+
+
+# ---- PostgreSQL -----------------------------------------------------------------------------------------------------
+
+class Postgres:
+    """Runs commands as the user postgres, in a pVM or natively."""
+
+    def __init__(self, d):
+        found = sorted(glob.glob("/usr/lib/postgresql/*/bin/postgres"))
+        if not found:
+            raise Skip("postgresql is not installed")
+        self.bin, self.d, self.port = os.path.dirname(found[-1]), d, lib.free_port()
+        user = pwd.getpwnam("postgres")
+        os.chown(d, user.pw_uid, user.pw_gid)
+        self.kylinx = shutil.copy(lib.KYLINX, os.path.join(d, "kylinx"))  # the user may not reach the one that is built
+        kvm = os.stat("/dev/kvm").st_rdev
+        # Device nodes that this user may open, in a mount namespace of the command's own.
+        nodes = (f"mkdir -p {d}/dev && mount -t tmpfs -o mode=755 kx {d}/dev && "
+                 f"mknod -m 666 {d}/dev/kvm c {os.major(kvm)} {os.minor(kvm)} && mknod -m 666 {d}/dev/null c 1 3 && "
+                 f"mount --bind {d}/dev/kvm /dev/kvm && mount --bind {d}/dev/null /dev/null && exec \"$@\"")
+        self.user = ["unshare", "-m", "--propagation", "private", "sh", "-c", nodes, "sh", "setpriv", "--reuid=postgres",
+                     "--regid=postgres", "--init-groups", "env", "-i", *[f"{k}={v}" for k, v in ENV.items()],
+                     f"PATH={self.bin}:{ENV['PATH']}", f"PGHOST={d}", f"PGPORT={self.port}", "PGUSER=postgres"]
+        self.pvm = [*self.user, self.kylinx, "run", "--volume", f"{d}:{d}", "--"]
+
+    def run(self, prefix, *argv, timeout=60):
+        r = lib.run([*prefix, *argv], timeout, cwd="/")
+        expect(r.status, 0, f"{argv[0]} ({r.why()})")
+        return r
+
+    def query(self, *sql):
+        return self.run(self.user, "psql", "-qAt", "-v", "ON_ERROR_STOP=1", *[a for q in sql for a in ("-c", q)],
+                        "bench").out.decode().strip()
+
+    def server(self, prefix, dsm="posix"):
+        return lib.Server([*prefix, "postgres", "-D", f"{self.d}/data", "-k", self.d, "-p", str(self.port),
+                           "-c", "listen_addresses=127.0.0.1", "-c", f"dynamic_shared_memory_type={dsm}"],
+                          self.port, cwd="/", stop=signal.SIGINT)
+
+    def ready(self):
+        until("ready", lambda: lib.run([*self.user, "pg_isready", "-q"], 10, cwd="/").status == 0, 40)
+
+    def sums(self):
+        s = self.query("select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers), "
+                       "(select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)").split("|")
+        assert len(set(s)) == 1 and s[0], f"balances: {s}"
+        return s[0]
+
+
+PARALLEL = ("set parallel_setup_cost = 0", "set parallel_tuple_cost = 0", "set min_parallel_table_scan_size = 0",
+            "set max_parallel_workers_per_gather = 3", "select count(*), sum(aid) from pgbench_accounts")
+
+
+@test
+def postgresql():
+    """initdb, 20 clients, a killed backend, recovery, fast shutdown; all kinds of shared memory; opened natively"""
+    need("setpriv", "unshare")
+    with lib.Dir() as d:
+        pg = Postgres(d)
+        pg.run(pg.pvm, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N", "-k")
+        with pg.server(pg.pvm) as s:
+            pg.ready()
+            pg.run(pg.user, "createdb", "bench")
+            pg.run(pg.user, "pgbench", "-q", "-i", "-s", "2", "bench")
+            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "10", "bench", timeout=90)
+            assert b"failed transactions: 0 " in r.out and b"tps = " in r.out, r.out
+            pg.sums()
+            load = subprocess.Popen([*pg.user, "pgbench", "-n", "-c", "8", "-T", "20", "bench"], cwd="/",
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+            victim = until("a busy backend", lambda: pg.query(
+                "select pid from pg_stat_activity where query like 'UPDATE%' and state <> 'idle' limit 1"))
+            os.kill(int(victim), signal.SIGKILL)
+            _, err = load.communicate(timeout=60)
+            assert load.returncode and b"aborted" in err, f"pgbench did not notice: {err!r}"
+            pg.ready()
+            pg.sums()
+            with open(f"{d}/data/log", "wb") as f:
+                s.log.seek(0)
+                f.write(s.log.read())
+            text = lib.read(f"{d}/data/log")
+            for line in (f"(PID {victim}) was terminated by signal 9", "reinitializing", "redo done"):
+                assert line in text, f"no {line!r} in the log: {text[-300:]}"
+            want = pg.query(*PARALLEL)
+        silent(text)
+        expect(s.status, 0, "fast shutdown")
+        for dsm in ("sysv", "mmap"):
+            with pg.server(pg.pvm, dsm) as s:
+                pg.ready()
+                expect(pg.query("show dynamic_shared_memory_type"), dsm, "setting")
+                expect(pg.query(*PARALLEL), want, f"parallel query, {dsm}")
+                plan = pg.query(*PARALLEL[:-1], "explain (analyze, costs off, timing off) " + PARALLEL[-1])
+                assert "Workers Launched: 3" in plan, plan
+                sums = pg.sums()
+            expect(s.status, 0, f"fast shutdown, {dsm}")
+        r = pg.run(pg.user, "pg_checksums", "--check", "-D", f"{d}/data")
+        assert b"Bad checksums:  0" in r.out, r.out
+        with pg.server(pg.user) as s:
+            pg.ready()
+            expect((pg.sums(), pg.query(*PARALLEL)), (sums, want), "natively")
+
+
+# ---- web servers ----------------------------------------------------------------------------------------------------
+
+class Load:
+    """Clients of a web server, half of them on connections that are kept, until stop() or so many requests."""
+
+    def __init__(self, ports, path, body, clients=8, requests=None):
+        self.ports, self.path, self.body, self.requests = ports, path, body, requests
+        self.n, self.bad, self.over = 0, [], False
+        self.threads = [threading.Thread(target=self.client, args=(i,)) for i in range(clients)]
+        for t in self.threads:
+            t.start()
+
+    def client(self, i):
+        c, used, n = None, False, 0
+        while not self.over and n != self.requests:
+            try:
+                if c is None:
+                    c, used = http.client.HTTPConnection("127.0.0.1", self.ports[i % len(self.ports)], timeout=20), False
+                c.request("GET", self.path, headers={"Connection": "close"} if i % 2 else {})
+                r = c.getresponse()
+                data = r.read()
+                if r.status != 200 or data != self.body:
+                    self.bad.append((r.status, len(data)))
+                n, used = n + 1, True
+                self.n += 1
+                if r.getheader("Connection") == "close":
+                    c.close()
+                    c = None
+            except (OSError, http.client.HTTPException) as e:
+                # The server may close a connection that is kept and idle, and the request crosses that.
+                if not (used and isinstance(e, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError))):
+                    self.bad.append(repr(e))
+                c.close()
+                c = None
+        if c:
+            c.close()
+
+    def stop(self, least):
+        self.over = self.requests is None
+        for t in self.threads:
+            t.join()
+        expect(self.bad[:5], [], f"bad ones of {self.n} requests")
+        assert self.n >= least, f"only {self.n} requests"
+
+
+def get(port, path):
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    c.request("GET", path)
+    data = c.getresponse().read().decode()
+    c.close()
+    return data
+
+
+def listening(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+NGINX = """worker_processes 4;
+pid {d}/pid;
+error_log {d}/error.log notice;
+events {{ worker_connections 256; accept_mutex {mutex}; }}
+http {{ access_log off; keepalive_requests 50;
+{temp}
+server {{ listen 127.0.0.1:{port}; root {d}; location = /version {{ return 200 "{version}"; }} }} }}
+"""
+
+
+@test
+def nginx():
+    """master and 4 workers under load: reload, a killed worker, upgrade of the binary, graceful end"""
+    need("nginx")
+    with lib.Dir() as d:
+        port = lib.free_port()
+        body = os.urandom(50000)
+        with open(f"{d}/file", "wb") as f:
+            f.write(body)
+
+        def config(version):
+            temp = "\n".join(f"{k}_temp_path {d}/{k};" for k in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+            return write(d, "conf", NGINX.format(d=d, port=port, version=version, temp=temp,
+                                                 mutex="on" if version == "1" else "off"))
+
+        def pid(name="pid"):
+            return int(lib.read(f"{d}/{name}") or 0)
+
+        conf = config("1")
+        r = lib.run(lib.pvm(["/usr/sbin/nginx", "-c", conf], *options(d, f"{d}:/var/log/nginx")), 30, cwd="/")
+        expect(r.status, 0, f"nginx ({r.why()})")
+        try:
+            until("listening", lambda: pid() and listening(port))
+            old = pid()
+            workers = until("4 workers", lambda: len(kids(old)) == 4 and kids(old))
+            load = Load([port], "/file", body)
+            for version in "234":
+                config(version)
+                os.kill(old, signal.SIGHUP)
+                until("new configuration", lambda: get(port, "/version") == version)
+                until("old workers gone", lambda: not set(workers) & set(kids(old)))
+                workers = until("4 workers", lambda: len(kids(old)) == 4 and kids(old))
+            os.kill(old, signal.SIGUSR2)
+            new = until("new master", lambda: os.path.exists(f"{d}/pid.oldbin") and pid() not in (0, old) and pid())
+            until("4 new workers", lambda: len(kids(new)) == 4)
+            os.kill(old, signal.SIGWINCH)
+            until("old workers gone", lambda: kids(old) in ([], [new]))
+            os.kill(old, signal.SIGQUIT)
+            until("old master gone", lambda: gone(old))
+            load.stop(100)
+            os.kill(kids(new)[0], signal.SIGKILL)
+            until("replaced", lambda: "exited on signal 9" in lib.read(f"{d}/error.log") and len(kids(new)) == 4)
+            load = Load([port], "/file", body)
+            time.sleep(0.5)
+            load.stop(10)
+            os.kill(new, signal.SIGQUIT)
+            until("gone", lambda: gone(new))
+        finally:
+            for p in {pid(), pid("pid.oldbin")} - {0}:
+                for k in [*kids(p), p]:
+                    os.kill(k, signal.SIGKILL)
+        text = lib.read(f"{d}/error.log")
+        expect([x for x in text.splitlines() if re.search(r"\[(emerg|crit|error)\]", x)], [], "error.log")
+
+
+APACHE = """ServerRoot {d}
+ServerName localhost
+Listen 127.0.0.1:{ports[0]}
+Listen 127.0.0.1:{ports[1]}
+PidFile {d}/pid
+ErrorLog {d}/error.log
+DefaultRuntimeDir {d}
+{mutex}
+LoadModule mpm_{mpm}_module /usr/lib/apache2/modules/mod_mpm_{mpm}.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+User www-data
+Group www-data
+KeepAlive On
+StartServers 3
+DocumentRoot {d}
+"""
+
+
+def apache(mpm, mutex):
+    need("apache2")
+    with lib.Dir() as d:
+        ports = [lib.free_port(), lib.free_port()]
+        body = os.urandom(30000)
+        with open(f"{d}/file", "wb") as f:
+            f.write(body)
+        conf = write(d, "conf", APACHE.format(d=d, ports=ports, mpm=mpm, mutex=mutex))
+        argv = lib.pvm(["apache2", "-f", conf, "-D", "FOREGROUND"], *options(d))
+        with lib.Server(argv, ports[0], cwd="/", stop=signal.SIGWINCH) as s:
+            Load(ports, "/file", body, 10, 50).stop(490)
+            workers = kids(s.p.pid)
+            expect({os.stat(f"/proc/{p}").st_uid for p in workers}, {pwd.getpwnam("www-data").pw_uid}, "their user")
+            load = Load(ports, "/file", body)
+            time.sleep(0.3)
+            s.p.send_signal(signal.SIGUSR1)
+            until("new children", lambda: kids(s.p.pid) and not set(workers) & set(kids(s.p.pid)))
+            load.stop(20)
+            s.p.send_signal(signal.SIGHUP)
+            until("restarted", lambda: lib.read(f"{d}/error.log").count("resuming normal operations") == 3)
+            Load(ports, "/file", body, 4, 10).stop(35)
+            s.log.seek(0)
+            silent(s.log.read().decode())
+        expect(s.status, 0, "graceful end")
+        text = lib.read(f"{d}/error.log")
+        expect([x for x in text.splitlines() if re.search(r":(emerg|alert|crit|error)\]", x)], [], "error.log")
+
+
+@test
+def apache_prefork():
+    """500 requests, graceful restart under load, restart, graceful end; SysV semaphore as accept mutex"""
+    apache("prefork", "Mutex sysvsem")
+
+
+@test
+def apache_event():
+    apache("event", "")
+
+
+# ---- sshd -----------------------------------------------------------------------------------------------------------
+
+@test
+def sshd():
+    """key login of root and of another user by PAM, a command, sftp, a terminal"""
+    need("/usr/sbin/sshd", "ssh", "sftp", "ssh-keygen")
+    with lib.Dir() as d:
+        port, uid = lib.free_port(), 12345
+        for name, owner in (("run", 0), ("home", uid), ("root", 0)):
+            os.mkdir(f"{d}/{name}", 0o755)
+            os.chown(f"{d}/{name}", owner, owner)
+        for key in ("host", "key"):
+            expect(lib.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{d}/{key}"]).status, 0, "ssh-keygen")
+        write(d, "passwd", lib.read("/etc/passwd") + f"kxuser:x:{uid}:{uid}::{d}/home:/bin/sh\n")
+        write(d, "shadow", lib.read("/etc/shadow") + "kxuser:*:19000:0:99999:7:::\n", 0o600)
+        write(d, "group", lib.read("/etc/group") + f"kxuser:x:{uid}:\nkxmore:x:{uid + 1}:kxuser\n")
+        write(d, "authorized", lib.read(f"{d}/key.pub"))
+        conf = write(d, "conf", f"Port {port}\nListenAddress 127.0.0.1\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized\n"
+                     f"StrictModes no\nUsePAM yes\nPidFile none\nPermitRootLogin yes\nSubsystem sftp /usr/lib/openssh/sftp-server\n")
+        view = [d, *null(d), f"{d}/run:/run/sshd", f"{d}/root:/root", *[f"{d}/{f}:/etc/{f}:ro" for f in ("passwd", "shadow", "group")]]
+        argv = lib.pvm(["/usr/sbin/sshd", "-D", "-e", "-f", conf], *options(*view))
+        opts = ["-F", "none", "-i", f"{d}/key", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o",
+                f"UserKnownHostsFile={d}/known", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"]
+
+        def ssh(user, command, *more, stdin=None):
+            return lib.run(["ssh", *opts, *more, "-p", str(port), f"{user}@127.0.0.1", command], 40, stdin=stdin)
+
+        with lib.Server(argv, port, cwd="/") as s:
+            r = ssh("root", "id -u; pwd; tty; exit 3")
+            expect((r.status, r.out), (3, b"0\n/root\nnot a tty\n"), f"command ({r.why()})")
+            r = ssh("kxuser", "id; cat; test -w /etc && echo writable; exit 4", stdin=b"input\n")
+            expect((r.status, r.out.decode()), (4, f"uid={uid}(kxuser) gid={uid}(kxuser) groups={uid}(kxuser),"
+                                                f"{uid + 1}(kxmore)\ninput\n"), f"another user ({r.why()})")
+            data = os.urandom(2000000)
+            with open(f"{d}/data", "wb") as f:
+                f.write(data)
+            r = lib.run(["sftp", *opts, "-P", str(port), "-b", "-", "kxuser@127.0.0.1"], 40,
+                        stdin=f"put {d}/data up\nget up {d}/down\n".encode())
+            expect(r.status, 0, f"sftp ({r.why()}); {s.output()}")
+            for name in ("home/up", "down"):
+                with open(f"{d}/{name}", "rb") as f:
+                    expect(hashlib.sha256(f.read()).digest(), hashlib.sha256(data).digest(), name)
+            expect(os.stat(f"{d}/home/up").st_uid, uid, "owner of the file")
+            r = ssh("kxuser", 'test -t 0 && test "$(tty)" = "$SSH_TTY" && stat -c %U "$SSH_TTY"; read x; echo "<$x>"; exit 5',
+                    "-tt", stdin=b"typed\n")
+            assert r.status == 5 and b"kxuser\r\n" in r.out and b"<typed>\r\n" in r.out, f"terminal: {r.why()} {r.out!r}"
+            s.log.seek(0)
+            silent(s.log.read().decode())
+        expect(s.status, 0, "the end of sshd")
+
+
+# ---- redis ----------------------------------------------------------------------------------------------------------
+
+class Redis:
+    """A client's connection."""
+
+    def __init__(self, port):
+        self.s = socket.create_connection(("127.0.0.1", port), 60)
+        self.f = self.s.makefile("rb")
+        self.wait("loading", 0)
+
+    def answer(self):
+        line = self.f.readline()
+        kind, rest = line[:1], line[1:-2].decode()
+        if kind == b"$":
+            return None if rest == "-1" else self.f.read(int(rest) + 2)[:-2].decode()
+        if kind == b"*":
+            return [self.answer() for _ in range(int(rest))]
+        if kind == b"-" or not kind:
+            raise AssertionError(f"redis: {rest or 'closed'}")
+        return rest
+
+    def __call__(self, *words):
+        words = [str(w).encode() for w in words]
+        self.s.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))
+        return self.answer()
+
+    def wait(self, field, value):
+        until(f"{field}:{value}", lambda: f"{field}:{value}" in self("INFO", "persistence").split(), 60)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.f.close()
+        self.s.close()
+
+
+@test
+def redis_under_load():
+    """BGSAVE and BGREWRITEAOF while clients write all types; loaded natively: the same digest of all keys, and no gap"""
+    need("redis-server", root=False)
+    with lib.Dir() as d:
+        port = lib.free_port()
+        over, errors, last = threading.Event(), [], [0, 0]
+
+        def server(where, *more):
+            return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", where, "--save", "",
+                    "--enable-debug-command", "local", *more]
+
+        def writer(w):
+            try:
+                with Redis(port) as r:
+                    while not over.is_set():
+                        n = last[w] + 1
+                        r("MULTI")  # so a file has all of them or none
+                        r("SET", f"s:{w}:{n}", "v" * (n % 300))
+                        r("HSET", f"h:{w}:{n % 50}", n, n)
+                        r("RPUSH", f"l:{w}:{n % 20}", n)
+                        r("ZADD", f"z:{w}", n, n)
+                        r("INCR", f"n:{w}")
+                        r("EXEC")
+                        last[w] = n
+            except (AssertionError, OSError) as e:
+                errors.append(f"{type(e).__name__}: {e}")
+
+        with lib.Server(lib.pvm(server(d, "--appendonly", "yes"), *options(d)), port, cwd="/") as s, Redis(port) as r:
+            r("EVAL", "for i = 1, 20000 do redis.call('SET', 'key:' .. i, string.rep(i .. ':', 20)) end", 0)
+            writers = [threading.Thread(target=writer, args=(w,)) for w in (0, 1)]
+            for w in writers:
+                w.start()
+            try:
+                for _ in range(2):
+                    before = list(last)
+                    assert "started" in r("BGREWRITEAOF")
+                    r.wait("aof_rewrite_in_progress", 0)
+                    r.wait("aof_last_bgrewrite_status", "ok")
+                    assert "started" in r("BGSAVE")
+                    r.wait("rdb_bgsave_in_progress", 0)
+                    r.wait("rdb_last_bgsave_status", "ok")
+                    assert min(last[w] - before[w] for w in (0, 1)) > 3, f"no load: {before} {last}"
+            finally:
+                over.set()
+                for w in writers:
+                    w.join()
+            expect(errors, [], "clients")
+            digest, size = r("DEBUG", "DIGEST"), r("DBSIZE")
+            s.log.seek(0)
+            silent(s.log.read().decode())
+        expect(s.status, 0, "redis-server")
+        with lib.Server(server(d, "--appendonly", "yes"), port, cwd="/"), Redis(port) as r:
+            expect((r("DBSIZE"), r("DEBUG", "DIGEST")), (size, digest), "AOF, natively")
+        os.mkdir(f"{d}/rdb")
+        os.rename(f"{d}/dump.rdb", f"{d}/rdb/dump.rdb")
+        with lib.Server(server(f"{d}/rdb"), port, cwd="/"), Redis(port) as r:
+            for w in (0, 1):
+                n = int(r("GET", f"n:{w}"))
+                assert before[w] <= n <= last[w], f"{n} is not from {before[w]} to {last[w]}"
+                expect((len(r("KEYS", f"s:{w}:*")), int(r("ZCARD", f"z:{w}")), r("GET", f"s:{w}:{n}")),
+                       (n, n, "v" * (n % 300)), "RDB, natively")
+                expect(sum(int(r("LLEN", f"l:{w}:{i}")) for i in range(20)), n, "lists")
+                expect(sum(int(r("HLEN", f"h:{w}:{i}")) for i in range(50)), n, "hashes")
+
+
+def settled(before):
+    """What is left; what is just ending gets a moment."""
+    for _ in range(40):
+        while True:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    break
+            except ChildProcessError:
+                break
+        found = lib.leaks(before, lib.state())
+        if not found:
+            return found
+        time.sleep(0.1)
+    return found
+
+
+def main():
+    tap = lib.Tap()
+    why = lib.kvm_missing()
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    for name, fn in tests:
+        if not re.search(args.only, name):
+            continue
+        if why:
+            tap.skip(name, why)
+            continue
+        before, failure, began = lib.state(), None, time.monotonic()
+        try:
+            fn()
+        except Skip as e:
+            tap.skip(name, e)
+            continue
+        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
+            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
+        found = settled(before)
+        if found:
+            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
+        if failure:
+            tap.fail(name, failure)
+        else:
+            tap.ok(name)
+        print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
+    return tap.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
