@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
 #include <linux/stat.h>
@@ -83,7 +84,8 @@ static void text_free(struct text *t)
  *
  * A descriptor of the host's /proc/self/maps or of a directory of procfs, open for an instant at a low number, could
  * be used by another thread of the guest in that instant. So such files are opened by a thread that lives for one
- * function, does not share the table, and for whose end the caller waits (as vfork(2): it borrows our TLS).
+ * function, does not share the table, and for whose end the caller waits (it borrows our TLS). Not by CLONE_VFORK: who
+ * waits so takes no part in a stop of the process, which would then wait for it for ever.
  * "self" is the same process for it; "thread-self" is not us.
  */
 struct private_call {
@@ -107,10 +109,15 @@ static int private_run(int (*fn)(void *arg), void *arg)
 {
 	struct private_call c = { fn, arg, -EIO };
 	uint64_t all = ~0ull, old = 0;
+	int running = 1; /* cleared by the kernel at its end */
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
 	int tid = clone(private_entry, private_stack + sizeof private_stack,
-			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_VFORK, &c);
+			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_CHILD_CLEARTID, &c,
+			NULL, NULL, &running);
 	int e = errno;
+	/* Nothing here may use the TLS, errno included. */
+	while (tid > 0 && __atomic_load_n(&running, __ATOMIC_ACQUIRE))
+		host_call(SYS_futex, (long)&running, FUTEX_WAIT, 1, 0, 0, 0);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
 	return tid < 0 ? -e : c.r;
 }
