@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "family.h"
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,17 +28,49 @@ int family_init(int fd, struct kx_err *err)
 	return 0;
 }
 
-int family_add(pid_t pid)
+static bool add(pid_t pid)
 {
-	if (family_has(pid))
-		return 0;
 	for (unsigned i = 0; i < FAMILY_MAX; i++) {
 		pid_t none = 0;
 		unsigned k = (i + (unsigned)pid) % FAMILY_MAX;
 		if (__atomic_compare_exchange_n(&table[k], &none, pid, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-			return 0;
+			return true;
 	}
-	return -EAGAIN;
+	return false;
+}
+
+/* Out with those that are gone: children that nobody waited for. */
+static void sweep(void)
+{
+	for (unsigned i = 0; i < FAMILY_MAX; i++) {
+		pid_t old = __atomic_load_n(&table[i], __ATOMIC_RELAXED);
+		if (old > 0 && kill(old, 0) && errno == ESRCH)
+			__atomic_compare_exchange_n(&table[i], &old, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	}
+}
+
+int family_add(pid_t pid)
+{
+	if (family_has(pid) || add(pid))
+		return 0;
+	sweep();
+	return add(pid) ? 0 : -EAGAIN;
+}
+
+static bool has_room(void)
+{
+	for (unsigned i = 0; i < FAMILY_MAX; i++)
+		if (!__atomic_load_n(&table[i], __ATOMIC_RELAXED))
+			return true;
+	return false;
+}
+
+bool family_room(void)
+{
+	if (has_room())
+		return true;
+	sweep();
+	return has_room();
 }
 
 void family_remove(pid_t pid)

@@ -16,6 +16,8 @@
 int family_init(int fd, struct kx_err *err);
 /* 0, or -EAGAIN when the table is full. */
 int family_add(pid_t pid);
+/* False when the table is full of living members. Who has ended and was never waited for is removed then. */
+bool family_room(void);
 void family_remove(pid_t pid);
 bool family_has(pid_t pid);
 /* Call fn for each member; returns how many there were. */

@@ -264,6 +264,8 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 		       (unsigned long long)a->flags, a->exit_signal);
 		return -ENOSYS;
 	}
+	if (!family_room())
+		return -EAGAIN;
 	sig_sync_plain(t);
 	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a);
 	if (pid <= 0)
