@@ -183,11 +183,7 @@ static void robust_death(struct thread *t, uint64_t entry, int64_t offset)
 
 static void robust_exit(struct thread *t)
 {
-	struct {
-		uint64_t next;
-		int64_t offset;
-		uint64_t pending;
-	} head;
+	struct robust_head head;
 	if (!t->robust_head || guest_read(&head, t->robust_head, sizeof head))
 		return;
 	uint64_t e = head.next & ~1ull;
