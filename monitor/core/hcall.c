@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "keeper.h"
 #include "sig.h"
 #include "strace.h"
 #include "vfs.h"
@@ -343,6 +344,8 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	if (t->scratch && is_vfork_child())
+		scratch_reset(t->scratch);
 	int64_t r;
 	if (!c.row) {
 		r = unknown_call(&c);

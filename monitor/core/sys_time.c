@@ -11,15 +11,23 @@
 #include <unistd.h>
 #include "family.h"
 #include "hcall.h"
+#include "keeper.h"
 #include "sig.h"
 #include "thread.h"
 #include "timepage.h"
 
 /* By the time page when it can, so that a call is never behind what the program has just read from the page. */
+static bool read_page(int clk, struct timespec *ts)
+{
+	if (keeper_needed())
+		return (uint8_t)KEEPER6(read_page, clk, ts, 0, 0, 0, 0);
+	timepage_update(pvm.vvar);
+	return timepage_gettime(pvm.vvar, clk, ts);
+}
+
 static long read_clock(int clk, struct timespec *ts)
 {
-	timepage_update(pvm.vvar);
-	if (timepage_gettime(pvm.vvar, clk, ts))
+	if (read_page(clk, ts))
 		return 0;
 	return HC6(SYS_clock_gettime, clk, ts, 0, 0, 0, 0);
 }
@@ -318,6 +326,8 @@ int64_t hc_get_robust_list(struct hcall *c)
 	uint64_t head = 0, len = 24;
 	if (pid == 0 || pid == c->t->tid) {
 		head = c->t->robust_head;
+	} else if (c->t->pid != pvm.pid) { /* a child of vfork has no other threads */
+		return -ESRCH;
 	} else {
 		bool found = false;
 		pthread_mutex_lock(&pvm.thr_lock);

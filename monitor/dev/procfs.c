@@ -21,6 +21,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include "../core/gmem.h"
+#include "../core/keeper.h"
 #include "../core/thread.h"
 
 #define PAGE 4096ul
@@ -97,6 +98,19 @@ struct private_call {
 static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
+/* A child of vfork takes no lock and has a stack of its own; what it finds in /proc is its own, too. */
+static void proc_enter(void)
+{
+	if (!is_vfork_child())
+		pthread_mutex_lock(&proc_lock);
+}
+
+static void proc_leave(void)
+{
+	if (!is_vfork_child())
+		pthread_mutex_unlock(&proc_lock);
+}
+
 static int private_entry(void *p)
 {
 	struct private_call *c = p;
@@ -104,21 +118,27 @@ static int private_entry(void *p)
 	return 0;
 }
 
-/* Under proc_lock. */
+/* Between proc_enter() and proc_leave(). */
 static int private_run(int (*fn)(void *arg), void *arg)
 {
 	struct private_call c = { fn, arg, -EIO };
+	char *stack = is_vfork_child() ? malloc(PRIVATE_STACK) : private_stack;
 	uint64_t all = ~0ull, old = 0;
-	int running = 1; /* cleared by the kernel at its end */
+	if (!stack)
+		return -ENOMEM;
+	int *running = &self->private_tid; /* cleared by the kernel at its end */
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
-	int tid = clone(private_entry, private_stack + sizeof private_stack,
-			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_CHILD_CLEARTID, &c,
-			NULL, NULL, &running);
+	int tid = clone(private_entry, stack + PRIVATE_STACK,
+			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PARENT_SETTID |
+				CLONE_CHILD_CLEARTID,
+			&c, running, NULL, running);
 	int e = errno;
 	/* Nothing here may use the TLS, errno included. */
-	while (tid > 0 && __atomic_load_n(&running, __ATOMIC_ACQUIRE))
-		host_call(SYS_futex, (long)&running, FUTEX_WAIT, 1, 0, 0, 0);
+	for (int v; tid > 0 && (v = __atomic_load_n(running, __ATOMIC_ACQUIRE));)
+		host_call(SYS_futex, (long)running, FUTEX_WAIT, v, 0, 0, 0);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
+	if (stack != private_stack)
+		free(stack);
 	return tid < 0 ? -e : c.r;
 }
 
@@ -155,9 +175,9 @@ static int read_fn(void *p)
 static int host_read(const char *rel, struct text *t)
 {
 	struct read_args a = { rel, t };
-	pthread_mutex_lock(&proc_lock);
+	proc_enter();
 	int r = private_run(read_fn, &a);
-	pthread_mutex_unlock(&proc_lock);
+	proc_leave();
 	if (r < 0)
 		t->err = r;
 	else
@@ -189,7 +209,7 @@ static int list_fn(void *p)
 	return n < 0 ? (int)n : a->t->err;
 }
 
-/* Append the names in a directory to t, each with its NUL. Under proc_lock. */
+/* Append the names in a directory to t, each with its NUL. As private_run(). */
 static int list_locked(int dirfd, const char *path, struct text *t)
 {
 	struct list_args a = { dirfd, path, t };
@@ -1203,12 +1223,17 @@ static void fill_fds(struct fill *f, enum kind kind)
 static void fill_tasks(struct fill *f)
 {
 	char name[16];
-	pthread_mutex_lock(&pvm.thr_lock);
-	for (struct thread *t = pvm.threads; t; t = t->next) {
-		snprintf(name, sizeof name, "%d", t->tid);
+	if (is_vfork_child()) {
+		snprintf(name, sizeof name, "%d", my_pid());
 		text_add(&f->names, name, strlen(name) + 1);
+	} else {
+		pthread_mutex_lock(&pvm.thr_lock);
+		for (struct thread *t = pvm.threads; t; t = t->next) {
+			snprintf(name, sizeof name, "%d", t->tid);
+			text_add(&f->names, name, strlen(name) + 1);
+		}
+		pthread_mutex_unlock(&pvm.thr_lock);
 	}
-	pthread_mutex_unlock(&pvm.thr_lock);
 	for (size_t i = 0, end = f->names.len; i < end; i += strlen(f->names.p + i) + 1) {
 		char path[1024];
 		fill_path(f, f->names.p + i, path);
@@ -1339,7 +1364,7 @@ static void fill_prune(struct fill *f)
 static void fill_dir(const struct node *n, const char *dir)
 {
 	struct fill f = { .dir = dir };
-	pthread_mutex_lock(&proc_lock);
+	proc_enter();
 	switch (n->kind) {
 	case D_ROOT:
 		fill_root(&f);
@@ -1366,7 +1391,7 @@ static void fill_dir(const struct node *n, const char *dir)
 	}
 	if (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_TASKS)
 		fill_prune(&f);
-	pthread_mutex_unlock(&proc_lock);
+	proc_leave();
 	text_free(&f.names);
 }
 
