@@ -48,6 +48,11 @@ void scratch_reset(struct scratch *s)
 	s->last = NULL;
 }
 
+#ifdef __SANITIZE_ADDRESS__ /* has an allocator of its own */
+void alloc_fork_lock(void) {}
+void alloc_fork_unlock(void) {}
+#else
+
 static bool scratch_room(struct scratch *s, char *to)
 {
 	if (to <= s->open)
@@ -90,11 +95,6 @@ static void *scratch_realloc(struct scratch *s, void *p, size_t n, size_t old)
 		memcpy(q, p, old < n ? old : n);
 	return q;
 }
-
-#ifdef __SANITIZE_ADDRESS__ /* has an allocator of its own */
-void alloc_fork_lock(void) {}
-void alloc_fork_unlock(void) {}
-#else
 
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t k, size_t n);
