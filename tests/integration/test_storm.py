@@ -120,22 +120,22 @@ def many(what, n, warm, timeout, grows=1024):
 
 @test
 def many_forks():
-    many("fork", 10000 if LONG else 1000, 50, 300)
+    many("fork", 10000 if LONG else 1000, 50, 900)
 
 
 @test
 def many_vforks():
-    many("vfork", 10000 if LONG else 1000, 50, 120)
+    many("vfork", 10000 if LONG else 1000, 50, 400)
 
 
 @test
 def many_execs():
-    many("exec", 1000 if LONG else 40, 10, 300)
+    many("exec", 1000 if LONG else 40, 10, 900)
 
 
 @test
 def many_alive():
-    many("alive", 300 if LONG else 40, 10, 120, 4096)
+    many("alive", 300 if LONG else 40, 10, 300, 4096)
 
 
 @test
