@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fork.h"
 #include <errno.h>
+#include <linux/futex.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
+#include "keeper.h"
 #include "sig.h"
 #include "stats.h"
 #include "thread.h"
@@ -34,10 +36,12 @@ static void hooks_prepare(void)
 	procfs_fork_lock();
 	timepage_fork_lock();
 	fd_limit_fork_lock();
+	alloc_fork_lock();
 }
 
 static void hooks_done(void)
 {
+	alloc_fork_unlock();
 	fd_limit_fork_unlock();
 	timepage_fork_unlock();
 	procfs_fork_unlock();
@@ -138,6 +142,30 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 	}
 }
 
+static pid_t fork_locked(int *e)
+{
+	hooks_prepare();
+	pid_t pid = fork();
+	*e = errno;
+	hooks_done();
+	return pid;
+}
+
+/* It may be killed at any instant, so the keeper holds the locks, and libc, whose fork() has some of its own, knows
+ * nothing of it. */
+static pid_t fork_by_vfork_child(int *e)
+{
+	struct keeper_hold h;
+	bool held = keeper_hold(&h, hooks_prepare, hooks_done);
+	pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	*e = errno;
+	if (pid == 0) /* those of somebody who is not here */
+		hooks_done();
+	else if (held)
+		keeper_release(&h);
+	return pid;
+}
+
 static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 {
 	struct kvm_regs regs = t->run->s.regs.regs;
@@ -159,12 +187,10 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 		return slot;
 	}
 	old = sig_block_everything();
-	hooks_prepare();
 	uint64_t held = t->held;
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
-	pid_t pid = fork();
-	int e = errno;
-	hooks_done();
+	int e = 0;
+	pid_t pid = is_vfork_child() ? fork_by_vfork_child(&e) : fork_locked(&e);
 	if (pid)
 		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
 	if (pid == 0) {
@@ -199,18 +225,8 @@ struct vfork_child {
 	int slot; /* in the family's table */
 };
 
-/* A child that was killed in a call leaves locked what it had locked, in the name of the thread that it was cloned
- * from: they have one thread-local storage. That thread has locked nothing while it waited. */
-static void unlock_for_the_dead(pthread_mutex_t *m)
-{
-	pthread_mutex_t mine = PTHREAD_MUTEX_INITIALIZER; /* tells that name */
-	pthread_mutex_lock(&mine);
-	if (__atomic_load_n(&m->__data.__owner, __ATOMIC_RELAXED) == mine.__data.__owner)
-		pthread_mutex_unlock(m);
-	pthread_mutex_unlock(&mine);
-}
-
-/* In the child, with the parent's memory, thread-local storage included: the parent's thread waits in the kernel. */
+/* In the child, with the parent's memory, thread-local storage included: the parent's thread waits in the kernel.
+ * What the child may do with that memory: keeper.h. */
 static int vfork_main(void *arg)
 {
 	struct vfork_child *v = arg;
@@ -230,9 +246,25 @@ static int vfork_main(void *arg)
 	return 127;
 }
 
+/*
+ * A child that has a child of vfork in its turn, or reads from procfs, shares its parent's storage with those, too. When
+ * it is killed they go on for a while, and the parent's thread must not, as long as they have not let go of it.
+ */
+static bool wait_for_all(struct thread *c)
+{
+	bool others = false;
+	for (; c; c = c->vfork_child) {
+		for (int v; (v = __atomic_load_n(&c->private_tid, __ATOMIC_SEQ_CST));)
+			host_call(SYS_futex, (long)&c->private_tid, FUTEX_WAIT, v, 0, 0, 0);
+		for (int v; (v = __atomic_load_n(&c->vfork_tid, __ATOMIC_SEQ_CST)); others = true)
+			host_call(SYS_futex, (long)&c->vfork_tid, FUTEX_WAIT, v, 0, 0, 0);
+	}
+	return others;
+}
+
 static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 {
-	int r = 0, slot = family_reserve();
+	int r = keeper_start(), slot = r ? r : family_reserve();
 	if (slot < 0)
 		return slot;
 	struct thread *c = thread_clone(t, a->stack, a->flags & CLONE_SETTLS, a->tls, &r);
@@ -244,27 +276,33 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	memcpy((uint8_t *)c->area + KX_AREA_ACTIONS, actions_of(t), 65 * sizeof(struct kx_sigaction));
 	c->area->actions = c->area_gva + KX_AREA_ACTIONS;
 	c->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
-	uint8_t *stack = mmap(NULL, VFORK_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1,
-			      0);
-	if (stack == MAP_FAILED) {
+	void *stack_top;
+	struct scratch *scratch = scratch_make(VFORK_STACK, &stack_top);
+	if (!scratch) {
 		family_cancel(slot);
 		thread_pool_put(c);
 		return -ENOMEM;
 	}
 #ifdef __SANITIZE_ADDRESS__ /* what it remembers of an earlier stack at this place */
-	__asan_unpoison_memory_region(stack, VFORK_STACK);
+	__asan_unpoison_memory_region((uint8_t *)stack_top - VFORK_STACK, VFORK_STACK);
 #endif
+	c->scratch = scratch;
 	struct vfork_child v = { c, a, slot };
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
-	int flags = CLONE_VM | CLONE_VFORK | (a->flags & (CLONE_FILES | CLONE_FS)) | a->exit_signal;
-	pid_t pid = clone(vfork_main, stack + VFORK_STACK, flags, &v);
+	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
+		    (a->flags & (CLONE_FILES | CLONE_FS)) | a->exit_signal;
+	t->vfork_child = c;
+	pid_t pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
 	int e = errno;
+	bool others = wait_for_all(c);
 	self = me;
-	munmap(stack, VFORK_STACK);
+	t->vfork_tid = 0; /* not cleared for the last process that has the memory */
+	t->vfork_child = NULL;
 	fd_limit_forget();
-	unlock_for_the_dead(&pvm.thr_lock);
-	unlock_for_the_dead(&pvm.mm_lock);
+	if (c->asked_keeper || others)
+		keeper_settle();
+	scratch_unmake(scratch);
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
 		struct kvm_vcpu_events none = { 0 };

@@ -13,6 +13,7 @@
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
 #include "text.h"
+#include "keeper.h"
 
 #define PAGE 4096ull
 #define MiB (1ull << 20)
@@ -414,6 +415,8 @@ static int pt_set(uint64_t start, uint64_t end, bool exec, bool table_wanted)
 
 int gmem_populate(uint64_t gva)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_populate, gva, 0, 0, 0, 0, 0);
 	int r = 0;
 	if (gva >= KX_SPACE_SIZE)
 		return 0;
@@ -495,6 +498,8 @@ static const struct kx_site *site_at(uint64_t rip)
 
 uint64_t gmem_pc_to_resume(uint64_t rip)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_pc_to_resume, rip, 0, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	const struct kx_site *s = site_at(rip);
 	if (s)
@@ -505,6 +510,8 @@ uint64_t gmem_pc_to_resume(uint64_t rip)
 
 uint64_t gmem_pc_to_original(uint64_t rip)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_pc_to_original, rip, 0, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(rip);
 	if (i < nr_regions && regions[i].start <= rip && (regions[i].flags & GMEM_TRAMP)) {
@@ -854,6 +861,9 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
+	if (keeper_needed())
+		return keeper_run_fd((keeper_fn)gmem_mmap, addr, len, prot, flags, flags & MAP_ANONYMOUS ? -1 : fd,
+				     off);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = do_mmap(addr, len, prot, flags, fd, off);
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -896,6 +906,8 @@ static int do_munmap(uint64_t addr, uint64_t len)
 
 int gmem_munmap(uint64_t addr, uint64_t len)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_munmap, addr, len, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int r = do_munmap(addr, len);
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -956,6 +968,8 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 
 int gmem_mprotect(uint64_t addr, uint64_t len, int prot)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_mprotect, addr, len, prot, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int r = do_mprotect(addr, len, prot);
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -1042,6 +1056,8 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 
 int64_t gmem_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_mremap, old, old_len, new_len, flags, new_addr, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = do_mremap(old, old_len, new_len, flags, new_addr);
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -1056,6 +1072,8 @@ void gmem_set_brk(uint64_t start)
 
 uint64_t gmem_brk(uint64_t addr)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_brk, addr, 0, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	uint64_t cur = ALIGN_UP(brk_cur, PAGE), want = ALIGN_UP(addr, PAGE);
 	if (addr >= brk_start && addr < KX_USER_END) {
@@ -1115,6 +1133,8 @@ uint64_t gmem_place_exec(uint64_t len)
 
 int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
 	struct shmid64 {
 		char pad[48];
 		uint64_t segsz;
@@ -1157,6 +1177,8 @@ out:
 
 int gmem_shmdt(uint64_t addr)
 {
+	if (keeper_needed())
+		return KEEPER6(gmem_shmdt, addr, 0, 0, 0, 0, 0);
 	if (!gva_ok(addr, PAGE) || (addr & (PAGE - 1)))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
@@ -1176,6 +1198,8 @@ int gmem_shmdt(uint64_t addr)
 
 bool gmem_query(uint64_t gva, struct gmem_region *out)
 {
+	if (keeper_needed())
+		return (uint8_t)KEEPER6(gmem_query, gva, out, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(gva);
 	bool found = i < nr_regions;
@@ -1187,6 +1211,8 @@ bool gmem_query(uint64_t gva, struct gmem_region *out)
 
 bool gmem_mapped(uint64_t gva, uint64_t len)
 {
+	if (keeper_needed())
+		return (uint8_t)KEEPER6(gmem_mapped, gva, len, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	bool r = gva_ok(gva, len) && range_mapped(ALIGN_DOWN(gva, PAGE), ALIGN_UP(gva + len, PAGE));
 	pthread_mutex_unlock(&pvm.mm_lock);

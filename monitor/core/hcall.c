@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "hcall.h"
+#include "keeper.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "keeper.h"
 #include "sig.h"
 #include "strace.h"
 #include "vfs.h"
@@ -298,6 +300,7 @@ static int fd_move(int *where)
 	if (n < 0)
 		return -errno;
 	close(*where);
+	keeper_fd_moved(*where, n);
 	*where = n;
 	return 0;
 }
@@ -463,6 +466,8 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	if (t->scratch && is_vfork_child())
+		scratch_reset(t->scratch);
 	int64_t r;
 	if (!c.row) {
 		r = unknown_call(&c);

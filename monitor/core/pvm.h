@@ -73,6 +73,12 @@ struct thread {
 	struct hcall *hcall; /* call in progress, NULL outside; for strace and faults */
 	uint64_t nr_hcalls, nr_exits, nr_slow, nr_faults;
 	struct kvm_xsave *xsave;
+	struct scratch *scratch; /* of a child of vfork (keeper.h) */
+	bool asked_keeper;       /* such a child has asked it for something */
+	/* Who else runs on this thread's host stack or storage: a child of vfork and its struct thread, a thread that reads
+	 * from procfs. The kernel clears the numbers. */
+	int vfork_tid, private_tid;
+	struct thread *vfork_child;
 };
 
 struct pvm {

@@ -12,15 +12,23 @@
 #include <unistd.h>
 #include "family.h"
 #include "hcall.h"
+#include "keeper.h"
 #include "sig.h"
 #include "thread.h"
 #include "timepage.h"
 
 /* By the time page when it can, so that a call is never behind what the program has just read from the page. */
+static bool read_page(int clk, struct timespec *ts)
+{
+	if (keeper_needed())
+		return (uint8_t)KEEPER6(read_page, clk, ts, 0, 0, 0, 0);
+	timepage_update(pvm.vvar);
+	return timepage_gettime(pvm.vvar, clk, ts);
+}
+
 static long read_clock(int clk, struct timespec *ts)
 {
-	timepage_update(pvm.vvar);
-	if (timepage_gettime(pvm.vvar, clk, ts))
+	if (read_page(clk, ts))
 		return 0;
 	return HC6(SYS_clock_gettime, clk, ts, 0, 0, 0, 0);
 }
@@ -210,6 +218,23 @@ static bool robust_owner_died(uint64_t gva, uint32_t expected)
 					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
+/*
+ * The kernel finds no owner for a lock with priority inheritance. If the caller has announced it as the robust lock
+ * that it is about to take, the word is marked as the kernel would have done at the owner's end.
+ */
+static bool robust_pi_owner_died(struct hcall *c)
+{
+	struct robust_head head;
+	uint32_t v;
+	if (!c->t->robust_head || guest_read(&head, c->t->robust_head, sizeof head) || !head.pending ||
+	    (head.pending & ~1ull) + head.offset != c->arg[0] || guest_read(&v, c->arg[0], sizeof v) ||
+	    !(v & FUTEX_TID_MASK) || task_is_alive((pid_t)(v & FUTEX_TID_MASK)))
+		return false;
+	__atomic_compare_exchange_n((uint32_t *)gva_ptr(c->arg[0]), &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED, false,
+				    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	return true;
+}
+
 static long robust_wait(struct hcall *c, int op, const struct timespec *timeout, uint32_t val3)
 {
 	const clockid_t clock = op & FUTEX_CLOCK_REALTIME ? CLOCK_REALTIME : CLOCK_MONOTONIC;
@@ -231,11 +256,16 @@ static long robust_wait(struct hcall *c, int op, const struct timespec *timeout,
 	}
 }
 
+static bool is_lock_pi(int cmd)
+{
+	return cmd == FUTEX_LOCK_PI || cmd == 13 /* FUTEX_LOCK_PI2 */ || cmd == FUTEX_TRYLOCK_PI;
+}
+
 static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
 {
-	struct timespec ts, *timeout;
+	struct timespec ts, *timeout = NULL;
 	int cmd = op & FUTEX_CMD_MASK;
-	if (get_timespec(c->arg[3], &ts, &timeout))
+	if (cmd != FUTEX_TRYLOCK_PI && get_timespec(c->arg[3], &ts, &timeout))
 		return -EFAULT;
 	if (timeout && (ts.tv_sec < 0 || ts.tv_nsec < 0 || ts.tv_nsec >= 1000000000))
 		return -EINVAL;
@@ -254,6 +284,8 @@ static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
 	for (;;) {
 		long r = robust ? robust_wait(c, op, timeout, val3)
 				: HB6(SYS_futex, gva_ptr(c->arg[0]), op, want, timeout, u2, val3);
+		if (r == -ESRCH && is_lock_pi(cmd) && robust_pi_owner_died(c))
+			continue;
 		if (r != -EINTR || !timeout)
 			return r;
 		if (c->t->sig_stop || c->t->exiting)
@@ -276,11 +308,11 @@ int64_t hc_futex(struct hcall *c)
 	case FUTEX_WAIT_BITSET:
 	case FUTEX_LOCK_PI:
 	case 13 /* FUTEX_LOCK_PI2 */:
+	case FUTEX_TRYLOCK_PI:
 		return futex_sleep(c, op, val3);
 	case FUTEX_WAKE:
 	case FUTEX_WAKE_BITSET:
 	case FUTEX_UNLOCK_PI:
-	case FUTEX_TRYLOCK_PI:
 		return HC6(SYS_futex, gva_ptr(c->arg[0]), op, (uint32_t)c->arg[2], 0, 0, val3);
 	case FUTEX_REQUEUE:
 	case FUTEX_CMP_REQUEUE:
@@ -313,6 +345,8 @@ int64_t hc_get_robust_list(struct hcall *c)
 	uint64_t head = 0, len = 24;
 	if (pid == 0 || pid == c->t->tid) {
 		head = c->t->robust_head;
+	} else if (c->t->pid != pvm.pid) { /* a child of vfork has no other threads */
+		return -ESRCH;
 	} else {
 		bool found = false;
 		pthread_mutex_lock(&pvm.thr_lock);

@@ -163,7 +163,7 @@ static bool read_all(int fd, uint8_t *p, uint64_t len, uint64_t off)
 static void path_note(struct text *t, int fd)
 {
 	char name[32];
-	snprintf(name, sizeof name, "self/fd/%d", fd);
+	snprintf(name, sizeof name, "thread-self/fd/%d", fd); /* the keeper has other descriptors */
 	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, t->path, sizeof t->path - 1) : -1;
 	t->path[n > 0 ? n : 0] = 0;
 }

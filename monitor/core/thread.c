@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "fork.h"
 #include "gmem.h"
+#include "keeper.h"
 #include "sig.h"
 #include "stats.h"
 #include "vcpu.h"
@@ -41,33 +42,61 @@ static void area_init(struct thread *t)
 	a->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
 }
 
-/* A thread with vCPU, from the pool or new. NULL and *r set on failure. */
-static struct thread *thread_get(int *r)
+static struct thread *pool_get(void)
 {
 	pthread_mutex_lock(&pvm.thr_lock);
 	struct thread *t = pool;
 	if (t)
 		pool = t->next;
-	int index = t ? t->index : pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
 	pthread_mutex_unlock(&pvm.thr_lock);
-	if (t) {
-		area_init(t);
-		return t;
-	}
-	*r = -EAGAIN;
-	if (index < 0 || !(t = calloc(1, sizeof *t)))
+	return t;
+}
+
+/* A new thread, with all but its vCPU. NULL = none left, or no memory. */
+static struct thread *thread_new(void)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	int index = pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	struct thread *t = index < 0 || vcpu_block_prepare(index) ? NULL : calloc(1, sizeof *t);
+	if (!t)
 		return NULL;
 	t->index = index;
 	t->area_gva = KX_AREA_BASE + (uint64_t)index * KX_AREA_SIZE;
 	t->area = gva_ptr(t->area_gva);
 	gmem_populate(t->area_gva);
+	return t;
+}
+
+static void thread_free(struct thread *t)
+{
+	if (keeper_needed())
+		KEEPER6(free, t, 0, 0, 0, 0, 0);
+	else
+		free(t);
+}
+
+/* A thread with vCPU, from the pool or new. NULL and *r set on failure. The pool's are its process's: their descriptors
+ * may not be there in a child of vfork. */
+static struct thread *thread_get(int *r)
+{
+	bool child = is_vfork_child();
+	struct thread *t = child ? NULL : pool_get();
+	if (t) {
+		area_init(t);
+		return t;
+	}
+	*r = -EAGAIN;
+	t = keeper_needed() ? (struct thread *)KEEPER6(thread_new, 0, 0, 0, 0, 0, 0) : thread_new();
+	if (!t)
+		return NULL;
 	area_init(t);
 	*r = vcpu_create(t);
 	if (*r) {
 		kx_log(KX_LOG_WARN, "thread", "no vCPU for a thread: %s", strerror(-*r));
 		if (t->vcpu_fd > 0)
 			close(t->vcpu_fd);
-		free(t);
+		thread_free(t);
 		*r = -EAGAIN;
 		return NULL;
 	}
@@ -88,10 +117,14 @@ void thread_pool_put(struct thread *t)
 	t->held = 0;
 	t->exiting = 0;
 	t->hcall = NULL;
+	t->scratch = NULL;
+	t->asked_keeper = false;
+	t->vfork_child = NULL;
+	t->vfork_tid = t->private_tid = 0;
 	if (t->vcpu_pid != pvm.pid) { /* a child of vfork made it: the descriptor is not its parent's */
 		munmap(t->run, pvm.kvm_run_size);
 		close(t->vcpu_fd);
-		free(t);
+		thread_free(t);
 		return;
 	}
 	pthread_mutex_lock(&pvm.thr_lock);
@@ -130,6 +163,8 @@ static int thread_unlink(struct thread *t)
 bool thread_is_ours(pid_t tid)
 {
 	bool found = false;
+	if (is_vfork_child())
+		return tid == my_pid();
 	pthread_mutex_lock(&pvm.thr_lock);
 	for (struct thread *t = pvm.threads; t && !found; t = t->next)
 		found = t->tid == tid;
@@ -183,11 +218,7 @@ static void robust_death(struct thread *t, uint64_t entry, int64_t offset)
 
 static void robust_exit(struct thread *t)
 {
-	struct {
-		uint64_t next;
-		int64_t offset;
-		uint64_t pending;
-	} head;
+	struct robust_head head;
 	if (!t->robust_head || guest_read(&head, t->robust_head, sizeof head))
 		return;
 	uint64_t e = head.next & ~1ull;

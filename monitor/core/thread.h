@@ -4,6 +4,13 @@
 #define KX_THREAD_H
 #include "hcall.h"
 
+/* The guest's struct robust_list_head. */
+struct robust_head {
+	uint64_t next;
+	int64_t offset;
+	uint64_t pending;
+};
+
 /* The first thread, on the calling host thread: area, vCPU. */
 struct thread *thread_first(struct kx_err *err);
 /* The calling guest thread ends (status is that of exit(2)); does not return. */

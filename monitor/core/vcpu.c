@@ -121,9 +121,13 @@ int vm_create(struct kx_err *err)
 static int vcpu_block(int index)
 {
 	uint64_t gpa = block_of[index];
-	if (!gpa && !(gpa = gmem_sys_alloc(BLOCK_PAGES)))
+	if (!gpa) {
+		pthread_mutex_lock(&pvm.mm_lock);
+		gpa = block_of[index] = gmem_sys_alloc(BLOCK_PAGES);
+		pthread_mutex_unlock(&pvm.mm_lock);
+	}
+	if (!gpa)
 		return -ENOMEM;
-	block_of[index] = gpa;
 	uint64_t *gdt = gva_ptr(gpa + BLOCK_GDT);
 	uint8_t *tss = gva_ptr(gpa + BLOCK_TSS);
 	uint64_t tss_va = GMEM_SYS_VA(gpa + BLOCK_TSS), stack = GMEM_SYS_VA(gpa + BLOCK_STACK_TOP);
@@ -201,6 +205,8 @@ static int vcpu_fixed_state(struct thread *t)
 	x.xcrs[0].value = pvm.xcr0;
 	return ioctl(t->vcpu_fd, KVM_SET_XCRS, &x) < 0 ? -errno : 0;
 }
+
+int vcpu_block_prepare(int index) { return vcpu_block(index); }
 
 int vcpu_create(struct thread *t)
 {
@@ -480,7 +486,8 @@ void vcpu_loop(struct thread *t)
 		if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */
 			t->run->immediate_exit = 1;
 		t->at_user = false;
-		timepage_update(pvm.vvar);
+		if (t->pid == pvm.pid) /* not with a lock that a child of vfork could die with */
+			timepage_update(pvm.vvar);
 		enter_guest(t);
 	}
 }

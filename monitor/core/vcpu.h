@@ -14,6 +14,8 @@ int vm_create(struct kx_err *err);
 int vcpu_create(struct thread *t);
 /* Let t's vCPU continue with these registers. They take effect with its next KVM_RUN, at no call of their own. */
 void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs);
+/* The part of it that takes memory of the system region: for a thread whose vCPU a child of vfork will make. */
+int vcpu_block_prepare(int index);
 /* Set up t's vCPU to return to the program by the frame in t's area, with that FS base. */
 void vcpu_start_state(struct thread *t, uint64_t fs_base);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
 #include <linux/stat.h>
@@ -21,6 +22,7 @@
 #include <unistd.h>
 #include "../core/family.h"
 #include "../core/gmem.h"
+#include "../core/keeper.h"
 #include "../core/thread.h"
 
 #define PAGE 4096ul
@@ -84,7 +86,8 @@ static void text_free(struct text *t)
  *
  * A descriptor of the host's /proc/self/maps or of a directory of procfs, open for an instant at a low number, could
  * be used by another thread of the guest in that instant. So such files are opened by a thread that lives for one
- * function, does not share the table, and for whose end the caller waits (as vfork(2): it borrows our TLS).
+ * function, does not share the table, and for whose end the caller waits (it borrows our TLS). Not by CLONE_VFORK: who
+ * waits so takes no part in a stop of the process, which would then wait for it for ever.
  * "self" is the same process for it; "thread-self" is not us.
  */
 struct private_call {
@@ -96,6 +99,19 @@ struct private_call {
 static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
+/* A child of vfork takes no lock and has a stack of its own; what it finds in /proc is its own, too. */
+static void proc_enter(void)
+{
+	if (!is_vfork_child())
+		pthread_mutex_lock(&proc_lock);
+}
+
+static void proc_leave(void)
+{
+	if (!is_vfork_child())
+		pthread_mutex_unlock(&proc_lock);
+}
+
 static int private_entry(void *p)
 {
 	struct private_call *c = p;
@@ -103,16 +119,27 @@ static int private_entry(void *p)
 	return 0;
 }
 
-/* Under proc_lock. */
+/* Between proc_enter() and proc_leave(). */
 static int private_run(int (*fn)(void *arg), void *arg)
 {
 	struct private_call c = { fn, arg, -EIO };
+	char *stack = is_vfork_child() ? malloc(PRIVATE_STACK) : private_stack;
 	uint64_t all = ~0ull, old = 0;
+	if (!stack)
+		return -ENOMEM;
+	int *running = &self->private_tid; /* cleared by the kernel at its end */
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
-	int tid = clone(private_entry, private_stack + sizeof private_stack,
-			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_VFORK, &c);
+	int tid = clone(private_entry, stack + PRIVATE_STACK,
+			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PARENT_SETTID |
+				CLONE_CHILD_CLEARTID,
+			&c, running, NULL, running);
 	int e = errno;
+	/* Nothing here may use the TLS, errno included. */
+	for (int v; tid > 0 && (v = __atomic_load_n(running, __ATOMIC_ACQUIRE));)
+		host_call(SYS_futex, (long)running, FUTEX_WAIT, v, 0, 0, 0);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
+	if (stack != private_stack)
+		free(stack);
 	return tid < 0 ? -e : c.r;
 }
 
@@ -149,9 +176,9 @@ static int read_fn(void *p)
 static int host_read(const char *rel, struct text *t)
 {
 	struct read_args a = { rel, t };
-	pthread_mutex_lock(&proc_lock);
+	proc_enter();
 	int r = private_run(read_fn, &a);
-	pthread_mutex_unlock(&proc_lock);
+	proc_leave();
 	if (r < 0)
 		t->err = r;
 	else
@@ -183,7 +210,7 @@ static int list_fn(void *p)
 	return n < 0 ? (int)n : a->t->err;
 }
 
-/* Append the names in a directory to t, each with its NUL. Under proc_lock. */
+/* Append the names in a directory to t, each with its NUL. As private_run(). */
 static int list_locked(int dirfd, const char *path, struct text *t)
 {
 	struct list_args a = { dirfd, path, t };
@@ -1027,9 +1054,9 @@ static int member_tasks(pid_t pid, struct text *t)
 	char rel[64];
 	int n = 0;
 	snprintf(rel, sizeof rel, "%d/task", pid);
-	pthread_mutex_lock(&proc_lock);
+	proc_enter();
 	int r = list_locked(pvm.proc_fd, rel, &all);
-	pthread_mutex_unlock(&proc_lock);
+	proc_leave();
 	for (size_t i = 0; !r && i < all.len; i += strlen(all.p + i) + 1)
 		if (task_is_shown(pid, atoi(all.p + i))) {
 			n++;
@@ -1506,14 +1533,19 @@ static void fill_fds(struct fill *f, enum kind kind)
 static void fill_tasks(struct fill *f, const struct text *tasks)
 {
 	char name[16];
-	if (tasks->p)
+	if (tasks->p) {
 		text_add(&f->names, tasks->p, tasks->len);
-	pthread_mutex_lock(&pvm.thr_lock);
-	for (struct thread *t = tasks->p ? NULL : pvm.threads; t; t = t->next) {
-		snprintf(name, sizeof name, "%d", t->tid);
+	} else if (is_vfork_child()) {
+		snprintf(name, sizeof name, "%d", my_pid());
 		text_add(&f->names, name, strlen(name) + 1);
+	} else {
+		pthread_mutex_lock(&pvm.thr_lock);
+		for (struct thread *t = pvm.threads; t; t = t->next) {
+			snprintf(name, sizeof name, "%d", t->tid);
+			text_add(&f->names, name, strlen(name) + 1);
+		}
+		pthread_mutex_unlock(&pvm.thr_lock);
 	}
-	pthread_mutex_unlock(&pvm.thr_lock);
 	for (size_t i = 0, end = f->names.len; i < end; i += strlen(f->names.p + i) + 1) {
 		char path[1024];
 		fill_path(f, f->names.p + i, path);
@@ -1662,7 +1694,7 @@ static void fill_dir(const struct node *n, const char *dir)
 	struct text tasks = { 0 };
 	if (n->kind == D_TASKS && n->pid)
 		member_tasks(n->pid, &tasks);
-	pthread_mutex_lock(&proc_lock);
+	proc_enter();
 	switch (n->kind) {
 	case D_ROOT:
 		fill_root(&f);
@@ -1689,7 +1721,7 @@ static void fill_dir(const struct node *n, const char *dir)
 	}
 	if (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_TASKS || n->kind == D_ROOT)
 		fill_prune(&f);
-	pthread_mutex_unlock(&proc_lock);
+	proc_leave();
 	text_free(&f.names);
 	text_free(&tasks);
 }

@@ -1,0 +1,456 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Families under load and at limits: storms of processes by seed, many in a row and at once, limits, kills.
+
+test_storm.py [KYLINX] [--only PATTERN]; prints TAP. About 30 s. KX_STORM=SECONDS: so long a storm of random seeds
+(KX_STORM_SEED: the first one). KX_LONG=1: 10,000 forks, 1,000 execs, 300 pVMs at once, 1,000 children of vfork killed.
+"""
+import argparse
+import ctypes
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+parser = argparse.ArgumentParser()
+parser.add_argument("kylinx", nargs="?")
+parser.add_argument("--only", default="", metavar="PATTERN")
+args = parser.parse_args()
+if args.kylinx:
+    os.environ["KYLINX"] = args.kylinx
+import lib  # noqa: E402
+
+GUEST = os.path.abspath(os.path.join(lib.TOP, os.environ.get("BUILD", "build"), "tests/guest"))
+STORM, MANY, TRAPS = (f"{GUEST}/{n}.dyn" for n in ("storm", "many", "traps"))
+LONG = bool(os.environ.get("KX_LONG"))
+tests = []
+
+
+class Skip(Exception):
+    pass
+
+
+def test(fn):
+    tests.append(fn)
+    return fn
+
+
+def expect(got, want, what):
+    if got != want:
+        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
+
+
+def await_(what, name, timeout=30):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if what():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{name}: not within {timeout} s")
+
+
+# ---- storms ------------------------------------------------------------------------------------------------------
+
+def storm(seed, nodes):
+    want = lib.run([STORM, str(seed), str(nodes)], 60)
+    expect(want.status, 0, f"seed {seed} natively ({want.why()})")
+    got = lib.run(lib.pvm([STORM, str(seed), str(nodes)]), 90, cwd="/")
+    if (got.status, got.out, got.err) != (0, want.out, b""):
+        a, b = want.out.decode().splitlines(), got.out.decode(errors="replace").splitlines()
+        diff = [f"-{x}" for x in a if x not in b][:3] + [f"+{x}" for x in b if x not in a][:5]
+        raise AssertionError(f"seed {seed}, {nodes} processes: {lib.status_text(got.status)} {diff} {got.err[-300:]}")
+
+
+@test
+def storms():
+    seconds = float(os.environ.get("KX_STORM", "0"))
+    seed = int(os.environ.get("KX_STORM_SEED", random.randrange(1 << 30) if seconds else 1000))
+    end, n = time.monotonic() + (seconds or 600), 0
+    while time.monotonic() < end and (seconds or n < 3):
+        storm(seed + n, 40 + 40 * (n % 3))
+        n += 1
+    print(f"# {n} storms from seed {seed}", flush=True)
+
+
+# ---- many ---------------------------------------------------------------------------------------------------------
+
+def held(pid):
+    """What a monitor holds: descriptors by kind, mappings, threads, resident KiB."""
+    kinds = {}
+    for fd in lib.names(f"/proc/{pid}/fd"):
+        kind = re.sub(r"[\d\[\]()]+.*", "", lib.link(f"/proc/{pid}/fd/{fd}"))
+        kinds[kind] = kinds.get(kind, 0) + 1
+    rss = int(re.search(r"VmRSS:\s+(\d+)", lib.read(f"/proc/{pid}/status"))[1])
+    return kinds, len(lib.read(f"/proc/{pid}/maps").splitlines()), len(lib.names(f"/proc/{pid}/task")), rss
+
+
+def many(what, n, warm, timeout, grows=1024):
+    """Nothing is lost in n of them: the monitor holds what it held when some had been."""
+    p = subprocess.Popen(lib.pvm([MANY, what, str(n), str(warm)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         start_new_session=True, cwd="/")
+    timer = threading.Timer(timeout, p.kill)
+    timer.start()
+    try:
+        got = []
+        for word in (b"warm\n", b"done\n"):
+            line = p.stdout.readline()
+            expect(line, word, what)
+            got.append(held(p.pid))
+            p.stdin.write(b"\n")
+            p.stdin.flush()
+        expect(p.wait(20), 0, "status")
+        (fds, maps, tasks, rss), (fds2, maps2, tasks2, rss2) = got
+        expect((fds2, tasks2), (fds, tasks), f"{n} {what}s: descriptors and threads of the monitor")
+        if maps2 > maps + 4 or rss2 > rss + grows:
+            raise AssertionError(f"{n} {what}s: mappings {maps}, then {maps2}; resident KiB {rss}, then {rss2}")
+        print(f"# {n} {what}s: mappings {maps}, {maps2}; resident KiB {rss}, {rss2}", flush=True)
+    finally:
+        timer.cancel()
+        lib.group_kill(p)
+        p.stdin.close()
+        p.stdout.close()
+
+
+@test
+def many_forks():
+    many("fork", 10000 if LONG else 1000, 50, 900)
+
+
+@test
+def many_vforks():
+    many("vfork", 10000 if LONG else 1000, 50, 400)
+
+
+@test
+def many_execs():
+    many("exec", 1000 if LONG else 40, 10, 900)
+
+
+@test
+def many_alive():
+    many("alive", 300 if LONG else 40, 10, 300, 4096)
+
+
+@test
+def vfork_kills():
+    if not LONG:
+        raise Skip("tests/guest/traps does some; a thousand with KX_LONG=1")
+    r = lib.run(lib.pvm([TRAPS, "1050", "vfork_kills"]), 200, cwd="/")
+    expect(r.status, 0, r.why())
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+class Cgroup:
+    """A group of a version 1 controller of its own, or Skip."""
+
+    def __init__(self, controller, **values):
+        self.path = f"/sys/fs/cgroup/{controller}/kylinx-test-{os.getpid()}"
+        try:
+            os.mkdir(self.path)
+            for name, value in values.items():
+                with open(f"{self.path}/{controller}.{name}", "w") as f:
+                    f.write(str(value))
+        except OSError as e:
+            self.__exit__()
+            raise Skip(f"no cgroup for {controller}: {e.strerror}") from None
+
+    def __enter__(self):
+        return self
+
+    def run(self, argv, timeout=60):
+        script = f'echo $$ >{self.path}/cgroup.procs && exec "$@"'
+        return lib.run(["sh", "-c", script, "sh", *argv], timeout, cwd="/")
+
+    def __exit__(self, *_):
+        for _ in range(100):
+            try:
+                os.rmdir(self.path)
+                return
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.05)
+
+
+@test
+def cgroup_pids():
+    """fork says EAGAIN at the group's limit, and the parent goes on."""
+    with Cgroup("pids", max=40) as g:
+        r = g.run(lib.pvm([MANY, "nproc", "3"]))
+        expect((r.status, r.out), (0, b"nproc: fine\n" * 3), r.why())
+
+
+@test
+def rlimit_nproc():
+    """The same for a user's limit."""
+    r = lib.run([MANY, "user-nproc", "3"], 60)
+    if r.status == 77:
+        raise Skip(r.why())
+    expect((r.status, r.out), (0, b"nproc: fine\n" * 3), f"natively: {r.why()}")
+    r = lib.run(lib.pvm([MANY, "user-nproc", "3"]), 60, cwd="/")
+    expect((r.status, r.out), (0, b"nproc: fine\n" * 3), r.why())
+
+
+PYTHON = "/usr/bin/python3"
+
+
+def python(script, *options, timeout=60, wrap=None):
+    argv = lib.pvm([PYTHON, "-I", "-c", script], *options)
+    return wrap(argv) if wrap else lib.run(argv, timeout, cwd="/")
+
+
+EAT = """
+import os, mmap, sys
+def eat(mib):
+    m = mmap.mmap(-1, mib << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for i in range(0, mib << 20, 4096): m[i] = 1
+    return m
+p = os.fork()
+if not p:
+    try:
+        eat(400)
+    except OSError as e:
+        os._exit(e.errno)
+    os._exit(0)
+st = os.waitstatus_to_exitcode(os.waitpid(p, 0)[1])
+keep = eat(20)
+p = os.fork()
+if not p: os._exit(7)
+print(st, os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]))
+"""
+
+
+@test
+def memory_option():
+    """A child that reaches --memory gets ENOMEM, and its parent goes on."""
+    r = python(EAT, "--memory", "200M")
+    expect((r.status, r.out), (0, b"12 7\n"), r.why())
+
+
+@test
+def cgroup_memory():
+    """A child that eats the group's memory is killed, as natively, and its parent goes on."""
+    with Cgroup("memory", limit_in_bytes=250 << 20) as g:
+        want = g.run([PYTHON, "-I", "-c", EAT])
+        got = python(EAT, wrap=g.run)
+        expect((got.status, got.out), (want.status, want.out), got.why())
+        expect(want.out, b"-9 7\n", "natively")
+
+
+@test
+def full_disk():
+    script = """
+import os, errno
+try:
+    with open("/full/a", "wb", 0) as f:
+        while True: f.write(b"x" * 5000)
+except OSError as e:
+    print(errno.errorcode[e.errno], os.path.getsize("/full/a"))
+p = os.fork()
+if not p:
+    try:
+        fd = os.open("/full/b", os.O_CREAT | os.O_WRONLY)
+        os.write(fd, b"x" * 5000)
+    except OSError as e: os._exit(e.errno)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]))
+os.unlink("/full/a"); print(os.path.exists("/full/a"))
+"""
+    if os.getuid():
+        raise Skip("needs root, to mount")
+    with lib.Dir() as d:
+        if (r := lib.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", d])).status:
+            raise Skip(r.why())
+        try:
+            got = python(script, "--volume", f"{d}:/full")
+        finally:
+            lib.run(["umount", d])
+        expect((got.status, got.out), (0, b"ENOSPC 65536\n28\nFalse\n"), got.why())
+
+
+# ---- files that are swapped ------------------------------------------------------------------------------------------
+
+TABLE = ("#include <stdio.h>\n#include <unistd.h>\n#define M MARK\nstatic const int t[] = { [0 ... SIZE] = M };\n"
+         "static int d[SIZE] = { [0 ... SIZE - 1] = M };\n"
+         "int check(void) { for (int i = 0; i < SIZE; i++) if (t[i] != M || d[i] != M) return 99; "
+         "return getppid() > 0 || getpid() > 0 ? M : 99; }\n")
+LOADER = """
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+	int seen[3] = { 0 };
+	for (int i = 0; i < 150; i++) {
+		void *h = dlopen(argv[1], RTLD_NOW);
+		if (!h) { puts(dlerror()); return 1; }
+		int r = ((int (*)(void))dlsym(h, "check"))();
+		dlclose(h);
+		if (r != 10 && r != 20) { printf("mixed: %d\\n", r); return 2; }
+		seen[r / 10]++;
+	}
+	printf("%d\\n", seen[1] + seen[2]);
+	return argc != 2;
+}
+"""
+
+
+class Swapper:
+    """Renames one of two files over a third, again and again."""
+
+    def __init__(self, d, name):
+        script = (f"cd {d}; while :; do cp -p {name}.1 {name}.t; mv -f {name}.t {name}; "
+                  f"cp -p {name}.2 {name}.t; mv -f {name}.t {name}; done")
+        self.p = subprocess.Popen(["sh", "-c", script], start_new_session=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        lib.group_kill(self.p)
+
+
+def compile_two(d, name, main, *flags):
+    for k, size in ((1, 3000), (2, 60000)):
+        lib_c = f"{d}/{name}{k}.c"
+        with open(lib_c, "w") as f:
+            f.write(TABLE + main)
+        subprocess.run(["gcc", "-O1", f"-DMARK={k}0", f"-DSIZE={size}", "-o", f"{d}/{name}.{k}", lib_c, *flags], check=True)
+    shutil.copy(f"{d}/{name}.1", f"{d}/{name}")
+
+
+@test
+def library_swapped():
+    """A library that is renamed over while it is opened: each time it is the one or the other."""
+    with lib.Dir() as d:
+        compile_two(d, "l.so", "", "-shared", "-fPIC")
+        with open(f"{d}/loader.c", "w") as f:
+            f.write(LOADER)
+        subprocess.run(["gcc", "-O1", "-o", f"{d}/loader", f"{d}/loader.c"], check=True)
+        with Swapper(d, "l.so"):
+            r = lib.run(lib.pvm([f"{d}/loader", f"{d}/l.so"], "--volume", f"{d}:{d}"), 60)
+        expect((r.status, r.out), (0, b"150\n"), r.why())
+
+
+@test
+def program_swapped():
+    """A program that is renamed over while it is executed, from outside and from inside."""
+    with lib.Dir() as d:
+        compile_two(d, "prog", "int main(void) { return check(); }\n")
+        with Swapper(d, "prog"):
+            for _ in range(15):
+                r = lib.run(lib.pvm([f"{d}/prog"], "--volume", f"{d}:{d}"), 20)
+                expect(r.status in (10, 20), True, f"run: {r.why()}")
+            script = f"for i in $(seq 30); do {d}/prog; echo $?; done"
+            r = lib.run(lib.pvm(["sh", "-c", script], "--volume", f"{d}:{d}"), 60)
+            seen = r.out.decode().split()
+            expect((len(seen), set(seen) <= {"10", "20"}), (30, True), f"exec: {seen} {r.why()}")
+
+
+# ---- kills -------------------------------------------------------------------------------------------------------------
+
+@test
+def root_killed():
+    """Fifty descendants go on as orphans when the root is killed; they vanish when they end."""
+    script = "exec 3<&0; for i in $(seq 50); do (read x <&3; echo $i) & done; echo up; wait"
+    p = subprocess.Popen(lib.pvm(["sh", "-c", script]), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         start_new_session=True, cwd="/")
+    try:
+        expect(p.stdout.readline(), b"up\n", "output")
+        p.kill()
+        expect(p.wait(), -signal.SIGKILL, "status")
+        p.stdin.close()
+        out = sorted(int(x) for x in p.stdout.read().split())  # ends when the last of them has ended
+        expect(out, list(range(1, 51)), "what they print")
+    finally:
+        lib.group_kill(p)
+        p.stdout.close()
+
+
+@test
+def storm_killed():
+    """SIGKILL of the root, then of all of its group, at random instants of a storm."""
+    rng = random.Random(11)
+    for i in range(25):
+        p = subprocess.Popen(lib.pvm([STORM, str(i), "150"]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             start_new_session=True, cwd="/")
+        time.sleep(rng.random() * 0.6)
+        p.kill()
+        p.wait()
+        time.sleep(rng.random() * 0.05)
+        for _ in range(20):  # a fork may have been on its way
+            try:
+                os.killpg(p.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                break
+            reap()
+            time.sleep(0.01)
+
+
+# ---- running -----------------------------------------------------------------------------------------------------------
+
+def reap():
+    for c in lib.children():
+        try:
+            os.waitpid(int(c.split()[0]), os.WNOHANG)
+        except OSError:
+            pass
+
+
+def settled(before):
+    for _ in range(50):
+        reap()
+        found = lib.leaks(before, lib.state())
+        if not found:
+            return []
+        time.sleep(0.1)
+    for f in found:
+        if f.startswith("process "):
+            try:
+                os.kill(int(f.split()[1]), signal.SIGKILL)
+            except OSError:
+                pass
+    time.sleep(0.1)
+    reap()
+    return found
+
+
+def main():
+    tap = lib.Tap()
+    why = lib.kvm_missing()
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    for fn in tests:
+        name = fn.__name__
+        if not re.search(args.only, name):
+            continue
+        if why:
+            tap.skip(name, why)
+            continue
+        before, failure, began = lib.state(), None, time.monotonic()
+        try:
+            fn()
+        except Skip as e:
+            tap.skip(name, e)
+            continue
+        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
+            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
+        found = settled(before)
+        if found:
+            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
+        if failure:
+            tap.fail(name, failure)
+        else:
+            tap.ok(name)
+        if time.monotonic() - began > 10:
+            print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
+    return tap.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
