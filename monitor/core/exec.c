@@ -189,7 +189,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     pvm.cfg->strace ? strace_fd() : -1 };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
-	thread_release_guest(t);
+	thread_release_guest(t, t->pid == pvm.pid);
 	/* The limit stays lifted for the dynamic linker of the monitor. */
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)

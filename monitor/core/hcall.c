@@ -367,7 +367,8 @@ void hcall_dispatch(struct thread *t)
 	}
 	t->area->call.ret = r;
 	unsigned cpu;
-	pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+	if (!t->area->vfork) /* the page speaks of the parent */
+		pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
 	if (getcpu(&cpu, NULL) == 0)
 		t->area->cpu = cpu;
 	sig_prepare(t);
