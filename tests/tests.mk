@@ -76,4 +76,8 @@ check-san:
 compatibility: all
 	KYLINX=$(BUILD)/kylinx python3 tests/integration/test_programs.py --write-doc
 
-.PHONY: check check-san unit-tests guest-tests compatibility
+# All that tests/integration/test_python.py knows of Python's own tests; some forty minutes.
+python-tests: all
+	python3 tests/integration/test_python.py $(BUILD)/kylinx --all
+
+.PHONY: check check-san unit-tests guest-tests compatibility python-tests
