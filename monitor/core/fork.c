@@ -364,9 +364,6 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	return pid < 0 ? -e : pid;
 }
 
-/* An exit signal that the host's handler would take for a fault of the monitor's own. */
-static bool signal_is_fault(int s) { return s == SIGSEGV || s == SIGBUS || s == SIGFPE || s == SIGILL; }
-
 static int64_t not_here(const struct fork_args *a, const char *why)
 {
 	kx_log(KX_LOG_WARN, "fork", "clone with flags %#llx and signal %d: %s: ENOSYS", (unsigned long long)a->flags,
@@ -387,8 +384,6 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 		return not_here(a, "a process that shares memory with a parent that runs on");
 	if (!vm && a->flags & CLONE_FILES)
 		return not_here(a, "a process that shares descriptors but not memory");
-	if (!(a->flags & CLONE_PARENT) && signal_is_fault(a->exit_signal))
-		return not_here(a, "this exit signal");
 	if (!vm && needs_raw(a)) {
 		raw = is_alone();
 		struct fork_args rest = *a;

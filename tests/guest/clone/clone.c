@@ -252,7 +252,6 @@ static void errors(void)
 		      "pVM: CLONE_VM alone is ENOSYS");
 		check(quiet(raw_clone(CLONE_VM | CLONE_VFORK | CLONE_SIGHAND | SIGCHLD, 0, 0, 0, 0)) == -ENOSYS,
 		      "pVM: CLONE_SIGHAND without CLONE_THREAD is ENOSYS");
-		check(quiet(raw_clone(SIGSEGV, 0, 0, 0, 0)) == -ENOSYS, "pVM: SIGSEGV as exit signal is ENOSYS");
 		check(quiet(raw_clone(CLONE_PARENT, 0, 0, 0, 0)) == -EINVAL, "pVM: the first process has no sisters");
 	}
 }
@@ -270,7 +269,7 @@ static void count(int s, siginfo_t *i, void *uc)
 
 static void exit_signals(void)
 {
-	static const int signals[] = { SIGUSR1, SIGTERM, SIGCHLD, SIGURG, 0, 40, 64 };
+	static const int signals[] = { SIGUSR1, SIGTERM, SIGCHLD, SIGURG, 0, 40, 64, SIGSEGV, SIGBUS, SIGFPE, SIGILL };
 	char text[80];
 	for (unsigned i = 0; i < sizeof signals / sizeof signals[0]; i++) {
 		int s = signals[i], st = -1;
@@ -322,6 +321,42 @@ static void exit_signals(void)
 	}
 	check(fine(p) && !hits[SIGUSR1], "exec resets the exit signal");
 	sigaction(SIGUSR1, &old, NULL);
+}
+
+/* Signals with the numbers of faults, but sent. */
+static void like_faults(void)
+{
+	static const int signals[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL };
+	char text[80];
+	for (unsigned i = 0; i < sizeof signals / sizeof signals[0]; i++) {
+		int s = signals[i], fds[2];
+		struct sigaction sa = { .sa_sigaction = count, .sa_flags = SA_SIGINFO }, old;
+		sigaction(s, &sa, &old);
+		memset((void *)hits, 0, sizeof hits);
+		siginfo_t info = { 0 };
+		info.si_signo = s;
+		info.si_code = 1; /* SEGV_MAPERR and so on */
+		info.si_addr = (void *)0x1234;
+		long r = raw(SYS_rt_sigqueueinfo, getpid(), s, (long)&info, 0, 0);
+		snprintf(text, sizeof text, "signal %d queued to oneself as if a fault", s);
+		check(r == 0 && hits[s] == 1 && last[s].si_code == 1 && last[s].si_addr == (void *)0x1234, text);
+		if (pipe(fds) || fcntl(fds[0], F_SETOWN, getpid()) || fcntl(fds[0], F_SETSIG, s) ||
+		    fcntl(fds[0], F_SETFL, O_ASYNC))
+			abort();
+		r = write(fds[1], "x", 1);
+		for (int k = 0; k < 2000 && hits[s] < 2; k++)
+			ms(1);
+		snprintf(text, sizeof text, "signal %d by F_SETSIG", s);
+		check(r == 1 && hits[s] == 2 && last[s].si_code == SI_SIGIO && last[s].si_fd == fds[0], text);
+		close(fds[0]);
+		close(fds[1]);
+		char buf[8];
+		check(raw(SYS_read, 0x7fff, (long)buf, 1, 0, 0) == -EBADF && raw(SYS_uname, 16, 0, 0, 0, 0) == -EFAULT,
+		      "and a real one is still told apart");
+		sigaction(s, &old, NULL);
+		check(WTERMSIG(wait_for(FORK(raw(SYS_rt_sigqueueinfo, getpid(), s, (long)&info, 0, 0)), 0)) == s,
+		      "without a handler it kills");
+	}
 }
 
 static void parents(void)
@@ -836,6 +871,7 @@ int main(int argc, char **argv)
 		return 255;
 	errors();
 	exit_signals();
+	like_faults();
 	parents();
 	sharing();
 	numbers();
