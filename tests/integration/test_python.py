@@ -43,8 +43,9 @@ MODULES = {
     "test_asyncio": 1800,
 }
 TERMINAL = {"test_ioctl"}  # want a controlling terminal
-# Hang natively in a virtual machine without a vsock loopback; change the host's name.
-IGNORE = {"test_socket": ["*VSOCK*", "test_sethostname"]}
+# Hang natively in a virtual machine without a vsock loopback; change the host's name and clock.
+IGNORE = {"test_socket": ["*VSOCK*", "test_sethostname"], "test_time": ["test_monotonic_settime"]}
+RESOURCES = {"test_socketserver": "network"}  # its own, on 127.0.0.1
 
 # Of the quick run: modules, each with patterns of cases.
 QUICK = [
@@ -96,6 +97,8 @@ def run(where, module, patterns, timeout):
             argv += ["-m", p]
         for p in IGNORE.get(module, []):
             argv += ["-i", p]
+        if module in RESOURCES:
+            argv += ["-u", RESOURCES[module]]
         if module in TERMINAL:
             argv = ["/usr/bin/script", "-qec", shlex.join(argv), "/dev/null"]
         env = dict(ENV, TMPDIR=d, HOME=d)
