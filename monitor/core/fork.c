@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fork.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -91,6 +94,77 @@ static void child_threads(struct thread *t)
 	pvm.threads = t;
 	pvm.nr_threads = pvm.shared->nr_threads = 1;
 	close(pvm.vm_fd);
+	thread_forget_ended();
+}
+
+/*
+ * CLONE_VFORK with memory of its own: the parent reads from a pipe until the child's end of it is closed, by its exec
+ * or its end. The child's children must not keep it open.
+ */
+static int held_gate = -1;
+
+static void close_if(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+/* With the lock of the limit held, so that no other thread's child gets the write end: as fd_limit_lift(), fd_hide(). */
+static int gate_open(int gate[2])
+{
+	struct rlimit old, all;
+	int fd[2];
+	getrlimit(RLIMIT_NOFILE, &old);
+	all = (struct rlimit){ old.rlim_max, old.rlim_max };
+	setrlimit(RLIMIT_NOFILE, &all);
+	int r = pipe2(fd, O_CLOEXEC) ? -errno : 0;
+	for (int i = 0; i < 2 && !r; i++) {
+		gate[i] = fcntl(fd[i], F_DUPFD_CLOEXEC, pvm.fd_limit);
+		close(fd[i]);
+	}
+	setrlimit(RLIMIT_NOFILE, &old);
+	if (!r && (gate[0] < 0 || gate[1] < 0))
+		r = -EMFILE;
+	return r;
+}
+
+/* As vfork(2) waits: no signal ends it that is not deadly. */
+static void gate_wait(int fd)
+{
+	char none;
+	while (HC6(SYS_read, fd, &none, 1, 0, 0, 0) == -EINTR)
+		;
+	close(fd);
+}
+
+/* ---- forks that libc's fork() cannot make ----------------------------------------------------------------------- */
+
+#define RAW_FLAGS (CLONE_FS | CLONE_PARENT | CLONE_PIDFD | CLONE_SYSVSEM | CLONE_IO)
+
+static bool needs_raw(const struct fork_args *a) { return a->flags & RAW_FLAGS || a->exit_signal != SIGCHLD; }
+
+/* No other thread uses this memory, so none can be in libc with a lock. */
+static bool is_alone(void)
+{
+	if (is_vfork_child())
+		return false;
+	pthread_mutex_lock(&pvm.thr_lock);
+	bool one = pvm.nr_threads == 1;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	if (one)
+		thread_join_ended();
+	return one;
+}
+
+/* libc's fork() but for what it does about other threads: there are none. The thread's number is where libc keeps
+ * it, if the kernel tells. */
+static pid_t raw_fork(const struct fork_args *a, int *pidfd)
+{
+	int *tid = NULL;
+	if (prctl(PR_GET_TID_ADDRESS, &tid) || (tid && *tid != (int)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0)))
+		tid = NULL;
+	unsigned long flags = (a->flags & RAW_FLAGS) | (tid ? CLONE_CHILD_SETTID : 0) | (unsigned)a->exit_signal;
+	return syscall(SYS_clone, flags, NULL, pidfd, tid, 0);
 }
 
 static void child_identity(struct thread *t, const struct fork_args *a)
@@ -142,23 +216,28 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 	}
 }
 
-static pid_t fork_locked(int *e)
+/* gate: to be opened, NULL = none. *e: errno. */
+static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
 	hooks_prepare();
-	pid_t pid = fork();
-	*e = errno;
+	*e = gate ? -gate_open(gate) : 0;
+	pid_t pid = *e ? -1 : raw ? raw_fork(a, pidfd) : fork();
+	if (pid < 0 && !*e)
+		*e = errno;
 	hooks_done();
 	return pid;
 }
 
 /* It may be killed at any instant, so the keeper holds the locks, and libc, whose fork() has some of its own, knows
  * nothing of it. */
-static pid_t fork_by_vfork_child(int *e)
+static pid_t fork_by_vfork_child(int *gate, int *e)
 {
 	struct keeper_hold h;
 	bool held = keeper_hold(&h, hooks_prepare, hooks_done);
-	pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
-	*e = errno;
+	*e = gate ? -gate_open(gate) : 0;
+	pid_t pid = *e ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (pid < 0 && !*e)
+		*e = errno;
 	if (pid == 0) /* those of somebody who is not here */
 		hooks_done();
 	else if (held)
@@ -166,34 +245,69 @@ static pid_t fork_by_vfork_child(int *e)
 	return pid;
 }
 
-static int64_t fork_vm(struct thread *t, const struct fork_args *a)
+static void tell_parent(const struct fork_args *a, pid_t pid, int pidfd)
+{
+	uint32_t tid = pid;
+	if (a->flags & CLONE_PARENT_SETTID)
+		guest_write(a->parent_tid, &tid, sizeof tid);
+	if (a->flags & CLONE_PIDFD)
+		guest_write(a->pidfd, &pidfd, sizeof pidfd);
+}
+
+/* The number that the pidfd will have, so that there is one; where the kernel does not make it at once. Should the
+ * child be gone with nobody having waited for it, what is there can be polled as one of a process that has ended. */
+static int pidfd_reserve(void) { return fd_result(HC6(SYS_eventfd2, 1, EFD_CLOEXEC, 0, 0, 0, 0)); }
+
+static void pidfd_make(int slot, pid_t pid)
+{
+	fd_limit_lift();
+	int fd = (int)HC6(SYS_pidfd_open, pid, 0, 0, 0, 0, 0);
+	if (fd >= 0)
+		dup3(fd, slot, O_CLOEXEC);
+	close_if(fd);
+	fd_limit_drop();
+}
+
+static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 {
 	struct kvm_regs regs = t->run->s.regs.regs;
 	struct kvm_sregs sregs = t->run->s.regs.sregs;
+	bool waits = a->flags & CLONE_VFORK, reserves = a->flags & CLONE_PIDFD && !raw;
 	struct kvm_xsave *xsave = calloc(1, sizeof *xsave);
 	uint64_t old;
+	int gate[2] = { -1, -1 }, e = 0;
 	if (!xsave)
 		return -ENOMEM;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, xsave) < 0) {
-		free(xsave);
-		return -errno;
-	}
+	int pidfd = reserves ? pidfd_reserve() : -1;
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, xsave) < 0)
+		e = errno;
+	else if (reserves && pidfd < 0)
+		e = -pidfd;
 	regs.rip += 1; /* behind the `out` that made this call: the new vCPU knows nothing of it */
 	if (a->flags & CLONE_SETTLS)
 		sregs.fs.base = a->tls;
 	int slot = family_reserve();
 	if (slot < 0) {
+		close_if(pidfd);
 		free(xsave);
 		return slot;
 	}
 	old = sig_block_everything();
 	uint64_t held = t->held;
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
-	int e = 0;
-	pid_t pid = is_vfork_child() ? fork_by_vfork_child(&e) : fork_locked(&e);
-	if (pid)
+	int *opens = waits ? gate : NULL;
+	pid_t pid = e ? -1 : is_vfork_child() ? fork_by_vfork_child(opens, &e) : fork_locked(a, raw, &pidfd, opens, &e);
+	if (pid) {
 		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
+		close_if(gate[1]);
+	}
 	if (pid == 0) {
+		close_if(held_gate);
+		close_if(gate[0]);
+		close_if(reserves ? pidfd : -1);
+		held_gate = -1;
+		if (gate[1] >= 0)
+			fd_keep(&held_gate, gate[1]);
 		child_threads(t);
 		child_identity(t, a);
 		if (pvm.cfg->stats)
@@ -209,10 +323,18 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 		return 0;
 	}
 	free(xsave);
-	if (pid > 0)
+	if (pid > 0) {
 		family_born(slot, pid);
-	else
+		if (reserves)
+			pidfd_make(pidfd, pid);
+		tell_parent(a, pid, pidfd);
+		if (waits)
+			gate_wait(gate[0]);
+	} else {
 		family_cancel(slot);
+		close_if(reserves ? pidfd : -1);
+		close_if(gate[0]);
+	}
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;
 }
@@ -222,7 +344,8 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a)
 struct vfork_child {
 	struct thread *t;
 	const struct fork_args *a;
-	int slot; /* in the family's table */
+	int slot;  /* in the family's table */
+	int pidfd; /* its number in the parent, -1 = none */
 };
 
 /* In the child, with the parent's memory, thread-local storage included: the parent's thread waits in the kernel.
@@ -236,6 +359,11 @@ static int vfork_main(void *arg)
 	t->area->pid = t->area->tid = t->tid;
 	uint32_t tid = t->tid;
 	family_child(v->slot, !(v->a->flags & CLONE_FILES));
+	tell_parent(v->a, t->pid, v->pidfd); /* the memory is the parent's, which sees it when it goes on */
+	if (!(v->a->flags & CLONE_FILES)) {
+		close_if(held_gate);
+		close_if(v->pidfd);
+	}
 	if (v->a->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers(t);
 	if (v->a->flags & CLONE_CHILD_SETTID)
@@ -264,11 +392,17 @@ static bool wait_for_all(struct thread *c)
 
 static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 {
+	int pidfd = a->flags & CLONE_PIDFD ? pidfd_reserve() : -1;
+	if (a->flags & CLONE_PIDFD && pidfd < 0)
+		return pidfd;
 	int r = keeper_start(), slot = r ? r : family_reserve();
-	if (slot < 0)
+	if (slot < 0) {
+		close_if(pidfd);
 		return slot;
+	}
 	struct thread *c = thread_clone(t, a->stack, a->flags & CLONE_SETTLS, a->tls, &r);
 	if (!c) {
+		close_if(pidfd);
 		family_cancel(slot);
 		return r;
 	}
@@ -279,6 +413,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	void *stack_top;
 	struct scratch *scratch = scratch_make(VFORK_STACK, &stack_top);
 	if (!scratch) {
+		close_if(pidfd);
 		family_cancel(slot);
 		thread_pool_put(c);
 		return -ENOMEM;
@@ -287,11 +422,11 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	__asan_unpoison_memory_region((uint8_t *)stack_top - VFORK_STACK, VFORK_STACK);
 #endif
 	c->scratch = scratch;
-	struct vfork_child v = { c, a, slot };
+	struct vfork_child v = { c, a, slot, pidfd };
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
 	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
-		    (a->flags & (CLONE_FILES | CLONE_FS)) | a->exit_signal;
+		    (a->flags & (CLONE_FILES | (RAW_FLAGS & ~CLONE_PIDFD))) | a->exit_signal;
 	t->vfork_child = c;
 	pid_t pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
 	int e = errno;
@@ -309,49 +444,51 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		ioctl(c->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
 	}
 	stats_thread_done(c);
-	if (pid > 0)
+	if (pid > 0) {
 		family_born(slot, pid);
-	else
+		if (pidfd >= 0)
+			pidfd_make(pidfd, pid);
+	} else {
 		family_cancel(slot);
+		close_if(pidfd);
+	}
 	thread_pool_put(c);
 	sig_restore(old, t);
 	return pid < 0 ? -e : pid;
 }
 
+static int64_t not_here(const struct fork_args *a, const char *why)
+{
+	kx_log(KX_LOG_WARN, "fork", "clone with flags %#llx and signal %d: %s: ENOSYS", (unsigned long long)a->flags,
+	       a->exit_signal, why);
+	return -ENOSYS;
+}
+
 int64_t process_create(struct thread *t, const struct fork_args *a)
 {
-	const uint64_t known = CLONE_VM | CLONE_VFORK | CLONE_FS | CLONE_FILES | CLONE_SETTLS | CLONE_PARENT_SETTID |
-			       CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_PIDFD | CLONE_SYSVSEM |
-			       CLONE_DETACHED | CLONE_CLEAR_SIGHAND | CLONE_IO | CLONE_UNTRACED;
-	bool vm = a->flags & CLONE_VM, vf = a->flags & CLONE_VFORK;
-	if (a->flags >> 34) /* behind CLONE_INTO_CGROUP */
-		return -EINVAL;
-	if (a->flags & CLONE_THREAD || a->flags & (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWNET |
-						   CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP))
-		return a->flags & CLONE_THREAD ? -EINVAL : -EPERM;
-	if (a->flags & ~known || (vm && !vf) || (!vm && (a->flags & (CLONE_FILES | CLONE_FS | CLONE_SIGHAND))) ||
-	    (!vm && a->exit_signal != SIGCHLD) || (a->flags & CLONE_SIGHAND)) {
-		kx_log(KX_LOG_WARN, "fork", "clone with flags %#llx and signal %d is not implemented: ENOSYS",
-		       (unsigned long long)a->flags, a->exit_signal);
-		return -ENOSYS;
+	bool vm = a->flags & CLONE_VM, vf = a->flags & CLONE_VFORK, raw = false;
+	uint32_t word;
+	if (a->flags & CLONE_PIDFD &&
+	    (guest_read(&word, a->pidfd, sizeof word) || guest_write(a->pidfd, &word, sizeof word)))
+		return -EFAULT;
+	if (a->flags & CLONE_SIGHAND)
+		return not_here(a, "a process that shares signal handlers");
+	if (vm && !vf)
+		return not_here(a, "a process that shares memory with a parent that runs on");
+	if (!vm && a->flags & CLONE_FILES)
+		return not_here(a, "a process that shares descriptors but not memory");
+	if (!vm && needs_raw(a)) {
+		raw = is_alone();
+		struct fork_args rest = *a;
+		rest.flags &= ~CLONE_PIDFD;
+		if (!raw && needs_raw(&rest))
+			return not_here(a, "of a process with threads");
 	}
 	sig_sync_plain(t);
-	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a);
-	if (pid <= 0)
-		return pid;
-	pvm.has_family = true;
-	__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);
-	uint32_t tid = pid;
-	if (a->flags & CLONE_PARENT_SETTID)
-		guest_write(a->parent_tid, &tid, sizeof tid);
-	if (a->flags & CLONE_PIDFD) {
-		int32_t fd = fd_result(HC6(SYS_pidfd_open, pid, 0, 0, 0, 0, 0));
-		guest_write(a->pidfd, &fd, sizeof fd);
-	}
-	/* A parent that vforks waits for the child; a plain fork with CLONE_VFORK does too. */
-	if (vf && !vm) {
-		siginfo_t info;
-		HC6(SYS_waitid, P_PID, pid, &info, WEXITED | WNOWAIT, 0, 0);
+	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
+	if (pid > 0) {
+		pvm.has_family = true;
+		__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);
 	}
 	return pid;
 }

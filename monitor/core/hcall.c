@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "hcall.h"
-#include "keeper.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -12,6 +11,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "keeper.h"
+#include "thread.h"
 #include "sig.h"
 #include "strace.h"
 #include "vfs.h"
@@ -315,6 +315,8 @@ int fd_grow(void)
 		r = fd_move(kept[i]);
 	if (!r)
 		r = fd_move(&self->vcpu_fd);
+	if (!r)
+		r = thread_pool_fds(fd_move);
 	fd_limit_drop();
 	kx_log_use(pvm.log_fd);
 	if (!r)
@@ -492,7 +494,8 @@ void hcall_dispatch(struct thread *t)
 	}
 	t->area->call.ret = r;
 	unsigned cpu;
-	pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+	if (!t->area->vfork) /* the page speaks of the parent */
+		pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
 	if (getcpu(&cpu, NULL) == 0)
 		t->area->cpu = cpu;
 	sig_prepare(t);

@@ -27,6 +27,7 @@ struct ksigaction {
 static char kick_cookie;
 static uint64_t plain_signals; /* whose action the host performs by itself: default or ignored */
 #define REQUEUE_MAX 4096
+#define TRAP_PAGE_FAULT 14
 #define FAULTS (SIGBIT(SIGSEGV) | SIGBIT(SIGBUS))
 #define ALL_BUT_FAULTS (~FAULTS)
 /* Never blocked on the host: by these come the monitor's own faults and kicks. What the guest gets of them is held. */
@@ -169,9 +170,26 @@ static void abort_blocking_call(ucontext_t *uc)
 		*rip = (greg_t)host_blocking_abort;
 }
 
-static bool is_fault(int signo, const siginfo_t *info)
+/*
+ * A fault of the monitor's own, not a signal that a program sent itself, or had sent, with the numbers of one: the end
+ * of a child with this exit signal, rt_sigqueueinfo. A fault's address is what the exception left.
+ */
+static bool is_fault(int signo, const siginfo_t *info, const ucontext_t *uc)
 {
-	return info->si_code > 0 && (signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL);
+	const greg_t *r = uc->uc_mcontext.gregs;
+	greg_t addr = (greg_t)info->si_addr;
+	if (info->si_code <= 0)
+		return false;
+	switch (signo) {
+	case SIGSEGV:
+	case SIGBUS:
+		return r[REG_TRAPNO] == TRAP_PAGE_FAULT ? addr == r[REG_CR2]
+							: r[REG_TRAPNO] && info->si_code == SI_KERNEL;
+	case SIGFPE:
+	case SIGILL:
+		return addr == r[REG_RIP];
+	}
+	return false;
 }
 
 /* A fault of the monitor itself: expected inside host_copy(), else the end. */
@@ -194,7 +212,7 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	struct thread *t = self;
 	int saved_errno = errno;
 	uint64_t *mask = (uint64_t *)&uc->uc_sigmask;
-	if (is_fault(signo, info)) {
+	if (is_fault(signo, info, uc)) {
 		monitor_fault(signo, info, uc);
 		return;
 	}

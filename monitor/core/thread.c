@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "family.h"
 #include "fork.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -22,11 +23,17 @@
 
 #define HOST_STACK (256 << 10) /* bytes of a vCPU thread's host stack */
 #define ROBUST_LIMIT 2048
+#define SET_TID_MAX 32      /* levels of PID namespaces */
+#define PID_LIMIT (4 << 20) /* of Linux on 64 bits */
 
 /* Where a host thread continues when its guest thread has ended: thread_main() returns. pthread_exit() will not do:
  * it loads libgcc_s, and the jail maps nothing executable. */
 static __thread jmp_buf thread_end;
 static struct thread *pool; /* ended threads with their vCPUs; thr_lock */
+/* The host thread that ended last, not joined yet. Each one joins the one before it, so whoever joins this one knows
+ * that all are out of libc. thr_lock */
+static pthread_t last_ended;
+static bool has_ended;
 
 static void area_init(struct thread *t)
 {
@@ -101,6 +108,16 @@ static struct thread *thread_get(int *r)
 		return NULL;
 	}
 	return t;
+}
+
+int thread_pool_fds(int (*fn)(int *fd))
+{
+	int r = 0;
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread *t = pool; t && !r; t = t->next)
+		r = fn(&t->vcpu_fd);
+	pthread_mutex_unlock(&pvm.thr_lock);
+	return r;
 }
 
 struct thread *thread_pool_take(void)
@@ -235,10 +252,11 @@ static void robust_exit(struct thread *t)
 		robust_death(t, head.pending & ~1ull, head.offset);
 }
 
-void thread_release_guest(struct thread *t)
+void thread_release_guest(struct thread *t, bool is_last)
 {
 	robust_exit(t);
-	if (t->clear_tid) {
+	/* As the kernel: only where somebody else uses the memory. */
+	if (t->clear_tid && !is_last) {
 		uint32_t zero = 0;
 		if (guest_write(t->clear_tid, &zero, 4) == 0)
 			futex_wake_shared(t->clear_tid, 1);
@@ -248,7 +266,7 @@ void thread_release_guest(struct thread *t)
 void thread_release_all(void)
 {
 	if (my_pid() != pvm.pid) { /* a child of vfork: itself alone */
-		thread_release_guest(self);
+		thread_release_guest(self, false);
 		return;
 	}
 	/* Whoever holds the lock may have been killed with it: then the others' locks are lost, but not the end. */
@@ -272,7 +290,7 @@ _Noreturn void thread_exit(struct thread *t, int status)
 	/* The vCPU goes to the pool first: whoever joins this thread may start another at once. */
 	int left = thread_unlink(t);
 	stats_thread_done(t);
-	thread_release_guest(t);
+	thread_release_guest(t, left == 0);
 	if (left == 0)
 		pvm_exit_group(status);
 	bool first = t->tid == t->pid;
@@ -288,6 +306,23 @@ int64_t hc_exit(struct hcall *c) { thread_exit(c->t, (int)c->arg[0]); }
 
 int64_t hc_exit_group(struct hcall *c) { pvm_exit_group((int)c->arg[0] & 0xff); }
 
+static void join_and_leave(const pthread_t *me)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	pthread_t before = last_ended;
+	bool any = has_ended;
+	if (me)
+		last_ended = *me;
+	has_ended = me;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	if (any)
+		pthread_join(before, NULL);
+}
+
+void thread_join_ended(void) { join_and_leave(NULL); }
+
+void thread_forget_ended(void) { has_ended = false; }
+
 /* ---- start ------------------------------------------------------------------------------------------------ */
 
 struct start {
@@ -301,8 +336,11 @@ static void *thread_main(void *arg)
 {
 	struct start *s = arg;
 	struct thread *t = s->t;
-	if (setjmp(thread_end))
+	if (setjmp(thread_end)) {
+		pthread_t me = pthread_self();
+		join_and_leave(&me);
 		return NULL;
+	}
 	t->tid = host_call(SYS_gettid, 0, 0, 0, 0, 0, 0);
 	t->pid = pvm.pid;
 	t->area->tid = t->tid;
@@ -353,7 +391,6 @@ static int64_t thread_create(struct start *s)
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, HOST_STACK);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
 	sem_init(&s->ready, 0, 0);
 	{
 		/* The new host thread starts with everything blocked and takes its own mask when it is complete. */
@@ -374,32 +411,59 @@ static int64_t thread_create(struct start *s)
 	return t->tid;
 }
 
-#define THREAD_FLAGS (CLONE_VM | CLONE_SIGHAND | CLONE_THREAD)
-#define KNOWN_FLAGS \
-	(THREAD_FLAGS | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID | \
-	 CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_DETACHED | CLONE_IO)
+#define THREAD_FLAGS \
+	(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | CLONE_SETTLS | \
+	 CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_DETACHED | CLONE_IO)
+/* What means nothing for a thread, or where nobody traces. */
+#define IDLE_FLAGS (CLONE_PARENT | CLONE_PTRACE | CLONE_UNTRACED)
+#define NAMESPACES \
+	(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | \
+	 CLONE_NEWTIME)
+#define TLS_END 0x7ffffffff000ull /* of what Linux takes as a base of fs */
+
+/* What Linux refuses, in its order; 0 if it would not. */
+static int clone_refused(const struct start *s)
+{
+	uint64_t f = s->flags;
+	if ((f & CLONE_PIDFD && f & CLONE_PARENT_SETTID && s->pidfd == s->parent_tid) ||
+	    (f & CLONE_FS && f & (CLONE_NEWNS | CLONE_NEWUSER)) || (f & CLONE_THREAD && !(f & CLONE_SIGHAND)) ||
+	    (f & CLONE_SIGHAND && !(f & CLONE_VM)))
+		return -EINVAL;
+	/* As the first process of a PID namespace: its parent is no process of the program's. */
+	if (f & CLONE_PARENT && !(f & CLONE_THREAD) && !family_has(getppid()))
+		return -EINVAL;
+	/* A pidfd of a thread is new in Linux 6.9. */
+	if (f & CLONE_THREAD && f & (CLONE_NEWUSER | CLONE_NEWPID | CLONE_PIDFD))
+		return -EINVAL;
+	if (f & CLONE_PIDFD && f & CLONE_DETACHED)
+		return -EINVAL;
+	if (f & NAMESPACES || (f & CLONE_SETTLS && s->tls >= TLS_END))
+		return -EPERM;
+	return 0;
+}
 
 static int64_t clone_common(struct start *s)
 {
-	if ((s->flags & CLONE_THREAD) && !(s->flags & CLONE_SIGHAND))
-		return -EINVAL;
-	if ((s->flags & CLONE_SIGHAND) && !(s->flags & CLONE_VM))
-		return -EINVAL;
+	int r = clone_refused(s);
+	if (r)
+		return r;
+	s->flags &= ~(uint64_t)(CLONE_PTRACE | CLONE_UNTRACED);
 	if (!(s->flags & CLONE_THREAD)) {
 		struct fork_args a = {
 			s->flags, s->exit_signal, s->stack, s->parent_tid, s->child_tid, s->tls, s->pidfd
 		};
 		return process_create(s->parent, &a);
 	}
-	if (!(s->flags & CLONE_FS) || !(s->flags & CLONE_FILES)) {
+	if (!(s->flags & CLONE_FS) || !(s->flags & CLONE_FILES) || s->flags & CLONE_VFORK) {
 		kx_log(KX_LOG_WARN, "thread",
-		       "clone with flags %#llx: threads that do not share files or directory: ENOSYS",
+		       "clone with flags %#llx: threads that do not share files or directory, or are waited for: "
+		       "ENOSYS",
 		       (unsigned long long)s->flags);
 		return -ENOSYS;
 	}
 	if (s->parent->area->vfork) /* the thread would outlive the memory that it was lent */
 		return -EAGAIN;
-	if (s->flags & ~(uint64_t)KNOWN_FLAGS)
+	if (s->flags & ~(uint64_t)(THREAD_FLAGS | IDLE_FLAGS))
 		return -EINVAL;
 	return thread_create(s);
 }
@@ -407,7 +471,7 @@ static int64_t clone_common(struct start *s)
 int64_t hc_clone(struct hcall *c)
 {
 	struct start s = { .parent = c->t,
-			   .flags = c->arg[0] & ~0xffull,
+			   .flags = (uint32_t)c->arg[0] & ~0xffu,
 			   .stack = c->arg[1],
 			   .parent_tid = c->arg[2],
 			   .child_tid = c->arg[3],
@@ -417,10 +481,24 @@ int64_t hc_clone(struct hcall *c)
 	return clone_common(&s);
 }
 
+/* set_tid, as without the privilege for it: each number must be one, and then it is refused. */
+static int set_tid_refused(const struct clone_args *a)
+{
+	int32_t tid[SET_TID_MAX];
+	if (a->set_tid_size > SET_TID_MAX || !a->set_tid != !a->set_tid_size)
+		return -EINVAL;
+	if (!a->set_tid)
+		return 0;
+	if (guest_read(tid, a->set_tid, a->set_tid_size * sizeof tid[0]))
+		return -EFAULT;
+	return tid[0] < 1 || tid[0] >= PID_LIMIT ? -EINVAL : -EPERM;
+}
+
 int64_t hc_clone3(struct hcall *c)
 {
 	struct clone_args a = { 0 };
 	uint64_t size = c->arg[1];
+	const uint64_t flags = 0xffffffffu | CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP;
 	if (size > 4096)
 		return -E2BIG;
 	if (size < CLONE_ARGS_SIZE_VER0)
@@ -434,19 +512,27 @@ int64_t hc_clone3(struct hcall *c)
 		if (b)
 			return -E2BIG;
 	}
-	if (a.exit_signal & ~0xffull || (a.stack == 0) != (a.stack_size == 0) || !gva_ok(a.stack, a.stack_size))
+	int tid = set_tid_refused(&a);
+	if (tid == -EFAULT || a.exit_signal > 64 ||
+	    (a.flags & CLONE_INTO_CGROUP && (a.cgroup > INT32_MAX || size < CLONE_ARGS_SIZE_VER2)))
+		return tid == -EFAULT ? tid : -EINVAL;
+	if (a.flags & ~flags || a.flags & (CLONE_DETACHED | (0xff & ~CLONE_NEWTIME)) ||
+	    (a.flags & CLONE_SIGHAND && a.flags & CLONE_CLEAR_SIGHAND) ||
+	    (a.flags & (CLONE_THREAD | CLONE_PARENT) && a.exit_signal) || !a.stack != !a.stack_size ||
+	    !gva_ok(a.stack, a.stack_size))
 		return -EINVAL;
-	if (a.set_tid || a.set_tid_size || a.cgroup)
-		return -EPERM;
 	struct start s = { .parent = c->t,
-			   .flags = a.flags,
+			   .flags = a.flags & ~CLONE_INTO_CGROUP,
 			   .stack = a.stack ? a.stack + a.stack_size : 0,
 			   .parent_tid = a.parent_tid,
 			   .child_tid = a.child_tid,
 			   .tls = a.tls,
 			   .pidfd = a.pidfd,
 			   .exit_signal = a.exit_signal };
-	if ((a.flags & CLONE_THREAD) && a.exit_signal)
-		return -EINVAL;
+	int r = clone_refused(&s);
+	if (r || tid)
+		return r ? r : tid;
+	if (a.flags & CLONE_INTO_CGROUP) /* no cgroup file system is in the view, so that is none of its directories */
+		return -EBADF;
 	return clone_common(&s);
 }

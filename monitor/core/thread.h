@@ -18,13 +18,19 @@ _Noreturn void thread_exit(struct thread *t, int status);
 /* A thread with vCPU that will continue as a copy of p (which is in a hypercall), with 0 as the result. Not yet in the
  * list of threads, no host thread behind it. NULL and *r = -errno. */
 struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint64_t tls, int *r);
-/* What exit and exec do to the guest's memory: robust locks, the thread id that a joiner waits for. */
-void thread_release_guest(struct thread *t);
+/* What exit and exec do to the guest's memory: robust locks, the thread id that a joiner waits for, unless
+ * t is the last user of its memory. */
+void thread_release_guest(struct thread *t, bool is_last);
 /* For a process that ends: the robust locks of every thread. */
 void thread_release_all(void);
 /* Back to the pool. Take all of it: only in a process with one thread. */
 void thread_pool_put(struct thread *t);
+/* fn for the descriptor of each vCPU in the pool, until one returns other than 0; that is returned. */
+int thread_pool_fds(int (*fn)(int *fd));
 struct thread *thread_pool_take(void);
+/* Wait until the host threads of ended threads are out of libc. In a child of fork there are none. */
+void thread_join_ended(void);
+void thread_forget_ended(void);
 /* True when tid is a live thread of this pVM. */
 bool thread_is_ours(pid_t tid);
 #endif

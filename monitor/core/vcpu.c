@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "fault.h"
@@ -432,7 +434,6 @@ static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0);
-	run->kvm_dirty_regs = 0;
 	t->nr_exits++;
 	if (r == 0) {
 		switch (run->exit_reason) {
@@ -459,7 +460,12 @@ static void enter_guest(struct thread *t)
 		}
 	}
 	if (errno == EINTR || errno == EAGAIN) {
-		fetch_regs(t);
+		/* KVM makes a thread of its own at a VM's first run: at the limit of processes that fails, before it has
+		 * taken over the registers that it was given. It takes back the mark when it has. */
+		if (errno == EAGAIN)
+			host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
+		if (!run->kvm_dirty_regs)
+			fetch_regs(t);
 		sig_prepare(t);
 		if (t->area->work && (t->run->s.regs.sregs.cs.selector & 3) == 3)
 			redirect_to_work(t);

@@ -7,15 +7,21 @@
 #include <errno.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -173,6 +179,246 @@ static int tls_probe(void)
 	return x;
 }
 
+/* ---- one value each: set before exec, read after it ---------------------------------------------------------------- */
+
+static const char *lock_path, *record_path;
+static pid_t set_child;
+static int set_sem = -1, set_shm = -1;
+
+static long get_affinity(void)
+{
+	unsigned long set[16] = { 0 };
+	return syscall(SYS_sched_getaffinity, 0, sizeof set, set) > 0 ? (long)set[0] : -1;
+}
+static void set_affinity(void)
+{
+	unsigned long one = (unsigned long)get_affinity();
+	one &= -one;
+	syscall(SYS_sched_setaffinity, 0, sizeof one, &one);
+}
+static void set_slack(void) { prctl(PR_SET_TIMERSLACK, 77000); }
+static long get_slack(void) { return prctl(PR_GET_TIMERSLACK); }
+static void set_deathsig(void) { prctl(PR_SET_PDEATHSIG, SIGUSR2); }
+static long get_deathsig(void)
+{
+	int s = -1;
+	prctl(PR_GET_PDEATHSIG, &s);
+	return s;
+}
+static void set_reaper(void) { prctl(PR_SET_CHILD_SUBREAPER, 1); }
+static long get_reaper(void)
+{
+	int s = -1;
+	prctl(PR_GET_CHILD_SUBREAPER, &s);
+	return s;
+}
+static void set_session(void) { setsid(); }
+static long get_session(void) { return getsid(0) == getpid() && getpgrp() == getpid(); }
+static void set_nnp(void) { prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }
+static long get_nnp(void) { return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0); }
+static void set_nothing(void) {}
+static long get_personality(void) { return syscall(SYS_personality, 0xffffffff); }
+static void set_thp(void) { prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); }
+static long get_thp(void) { return prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0); }
+static void set_policy(void) { sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){ 0 }); }
+static long get_policy(void) { return sched_getscheduler(0); }
+static void set_ioprio(void) { syscall(SYS_ioprio_set, 1, 0, 2 << 13 | 6); }
+static long get_ioprio(void) { return syscall(SYS_ioprio_get, 1, 0); }
+static void set_keepcaps(void) { prctl(PR_SET_KEEPCAPS, 1); }
+static long get_keepcaps(void) { return prctl(PR_GET_KEEPCAPS); }
+static void set_dumpable(void) { prctl(PR_SET_DUMPABLE, 0); }
+static long get_dumpable(void) { return prctl(PR_GET_DUMPABLE); }
+static void set_fsize(void) { setrlimit(RLIMIT_FSIZE, &(struct rlimit){ 1 << 20, 2 << 20 }); }
+static long get_fsize(void)
+{
+	struct rlimit r = { 0, 0 };
+	getrlimit(RLIMIT_FSIZE, &r);
+	return r.rlim_cur << 4 | r.rlim_max;
+}
+static void set_data(void) { setrlimit(RLIMIT_DATA, &(struct rlimit){ 1 << 30, 1ul << 32 }); }
+static long get_data(void)
+{
+	struct rlimit r = { 0, 0 };
+	getrlimit(RLIMIT_DATA, &r);
+	return r.rlim_cur << 4 | r.rlim_max;
+}
+static void set_prof(void) { setitimer(ITIMER_PROF, &(struct itimerval){ { 0, 0 }, { 1000, 0 } }, NULL); }
+static long get_prof(void)
+{
+	struct itimerval it;
+	getitimer(ITIMER_PROF, &it);
+	return it.it_value.tv_sec > 900;
+}
+static void set_timer(void)
+{
+	timer_t t;
+	timer_create(CLOCK_MONOTONIC, NULL, &t);
+}
+static long get_timer(void)
+{
+	struct itimerspec ts;
+	return syscall(SYS_timer_gettime, 0, &ts) == 0;
+}
+static void set_queue(void)
+{
+	char name[64];
+	snprintf(name, sizeof name, "kx-exec-%d", getpid());
+	int fd = syscall(SYS_mq_open, name, O_CREAT | O_RDWR, 0600, NULL);
+	syscall(SYS_mq_unlink, name);
+	dup3(fd, 120, O_CLOEXEC); /* as libc's mq_open gives it */
+}
+static long get_queue(void) { return fcntl(120, F_GETFD) >= 0; }
+static void set_ofd(void)
+{
+	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	fcntl(dup2(open(lock_path, O_RDWR | O_CREAT, 0600), 121), F_OFD_SETLK, &l);
+}
+static long get_ofd(void)
+{
+	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	int fd = open(lock_path, O_RDWR | O_CLOEXEC);
+	long r = fcntl(fd, F_OFD_GETLK, &l) ? -1 : l.l_type;
+	close(fd);
+	return r;
+}
+static void set_record(void)
+{
+	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	fcntl(dup2(open(record_path, O_RDWR | O_CREAT, 0600), 122), F_SETLK, &l);
+}
+static long get_record(void) /* as another process sees it */
+{
+	pid_t p = fork();
+	if (!p) {
+		struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+		_exit(fcntl(122, F_GETLK, &l) ? 9 : l.l_type == F_WRLCK && l.l_pid == getppid() ? 1 : 2);
+	}
+	int st = status_of(p);
+	return WIFEXITED(st) ? WEXITSTATUS(st) : -1;
+}
+static void set_waited(void)
+{
+	set_child = fork();
+	if (!set_child)
+		_exit(61);
+}
+static long get_waited(void)
+{
+	siginfo_t i = { 0 };
+	return waitid(P_PID, set_child, &i, WEXITED | WNOWAIT) ? -1 : i.si_status;
+}
+static void set_undo(void)
+{
+	set_sem = semget(IPC_PRIVATE, 1, IPC_CREAT | 0600);
+	semctl(set_sem, 0, SETVAL, 0);
+	semop(set_sem, &(struct sembuf){ 0, 2, SEM_UNDO }, 1);
+}
+static long get_undo(void) { return semctl(set_sem, 0, GETVAL); }
+static void set_attach(void)
+{
+	set_shm = shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600);
+	shmat(set_shm, NULL, 0);
+}
+static long get_attach(void)
+{
+	struct shmid_ds ds = { 0 };
+	return shmctl(set_shm, IPC_STAT, &ds) ? -1 : (long)ds.shm_nattch;
+}
+static void set_lockall(void) { mlockall(MCL_CURRENT | MCL_FUTURE); }
+static long get_lockall(void)
+{
+	char line[200];
+	long kb = -1;
+	FILE *f = fopen("/proc/self/status", "r");
+	while (f && fgets(line, sizeof line, f))
+		sscanf(line, "VmLck: %ld", &kb);
+	if (f)
+		fclose(f);
+	return kb > 0;
+}
+static void set_name(void) { prctl(PR_SET_NAME, "another"); }
+static long get_name(void)
+{
+	char n[17] = "";
+	prctl(PR_GET_NAME, n);
+	return !strcmp(n, "another");
+}
+
+#define SAME LONG_MIN
+static const struct {
+	const char *name;
+	void (*set)(void);
+	long (*get)(void);
+	long want; /* after exec; SAME: as before it */
+} values[] = {
+	{ "CPU affinity", set_affinity, get_affinity, SAME },
+	{ "timer slack", set_slack, get_slack, SAME },
+	{ "PDEATHSIG", set_deathsig, get_deathsig, SIGUSR2 },
+	{ "subreaper", set_reaper, get_reaper, 1 },
+	{ "session and group", set_session, get_session, 1 },
+	{ "no_new_privs", set_nnp, get_nnp, 1 },
+	{ "personality", set_nothing, get_personality, SAME },
+	{ "THP disabled", set_thp, get_thp, 1 },
+	{ "scheduling policy", set_policy, get_policy, SCHED_BATCH },
+	{ "I/O priority", set_ioprio, get_ioprio, 2 << 13 | 6 },
+	{ "keepcaps", set_keepcaps, get_keepcaps, 0 },
+	{ "dumpable", set_dumpable, get_dumpable, 1 },
+	{ "limit of file sizes", set_fsize, get_fsize, SAME },
+	{ "limit of data", set_data, get_data, SAME },
+	{ "profiling timer", set_prof, get_prof, 1 },
+	{ "POSIX timers", set_timer, get_timer, 0 },
+	{ "message queue", set_queue, get_queue, 0 },
+	{ "OFD lock", set_ofd, get_ofd, F_WRLCK },
+	{ "record lock", set_record, get_record, 1 },
+	{ "a child to wait for", set_waited, get_waited, 61 },
+	{ "SEM_UNDO", set_undo, get_undo, 2 },
+	{ "attached shared memory", set_attach, get_attach, 0 },
+	{ "mlockall", set_lockall, get_lockall, 0 },
+	{ "name", set_name, get_name, 0 },
+};
+enum { NR_VALUES = sizeof values / sizeof values[0] };
+
+/* a: paths and numbers of what was made, then the values as they were. Returns the number of the first wrong one. */
+static int values_role(char **a)
+{
+	lock_path = a[0];
+	record_path = a[1];
+	set_child = atoi(a[2]);
+	set_sem = atoi(a[3]);
+	set_shm = atoi(a[4]);
+	int bad = 0;
+	for (int i = 0; i < NR_VALUES; i++) {
+		long got = values[i].get(), want = values[i].want == SAME ? atol(a[5 + i]) : values[i].want;
+		if (got != want) {
+			dprintf(2, "after exec: %s: %ld, not %ld\n", values[i].name, got, want);
+			bad = bad ? bad : i + 1;
+		}
+	}
+	semctl(set_sem, 0, IPC_RMID);
+	shmctl(set_shm, IPC_RMID, NULL);
+	while (wait(NULL) > 0)
+		;
+	return bad;
+}
+
+static void values_set(void)
+{
+	static char text[5 + NR_VALUES][300];
+	char *argv[9 + NR_VALUES] = { self, "role", "values" };
+	for (int i = 0; i < NR_VALUES; i++) {
+		values[i].set();
+		snprintf(text[5 + i], sizeof text[0], "%ld", values[i].get());
+	}
+	snprintf(text[0], sizeof text[0], "%s", lock_path);
+	snprintf(text[1], sizeof text[0], "%s", record_path);
+	snprintf(text[2], sizeof text[0], "%d", set_child);
+	snprintf(text[3], sizeof text[0], "%d", set_sem);
+	snprintf(text[4], sizeof text[0], "%d", set_shm);
+	for (int i = 0; i < 5 + NR_VALUES; i++)
+		argv[3 + i] = text[i];
+	execv(self, argv);
+}
+
 static void inherited(char **a)
 {
 	struct sigaction sa;
@@ -235,6 +481,8 @@ static int role(int argc, char **argv)
 		inherited(argv + 3);
 	if (!strcmp(r, "exe"))
 		exe(argv + 3);
+	if (!strcmp(r, "values"))
+		return values_role(argv + 3);
 	if (!strcmp(r, "exit"))
 		return atoi(argv[3]);
 	if (!strcmp(r, "pid")) /* alone, and who it was */
@@ -511,6 +759,27 @@ static void inheritance(void)
 	      })),
 	      "pid, directory, umask, signals, timer, limits, descriptors, nice");
 	unlink(p);
+	lock_path = file("ofd");
+	record_path = file("record");
+	check(fine(FORK(values_set())), "24 other properties, kept or reset");
+	/* A robust lock that the old program held is its heir's to see. */
+	pthread_mutex_t *m = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_mutexattr_t ma;
+	pthread_mutexattr_init(&ma);
+	pthread_mutexattr_setpshared(&ma, PTHREAD_PROCESS_SHARED);
+	pthread_mutexattr_setrobust(&ma, PTHREAD_MUTEX_ROBUST);
+	pthread_mutex_init(m, &ma);
+	pid_t child = FORK({
+		pthread_mutex_lock(m);
+		ROLE("alarm");
+	});
+	for (int i = 0; i < 3000 && !m->__data.__lock; i++)
+		ms(1);
+	check(pthread_mutex_lock(m) == EOWNERDEAD && kill(child, SIGKILL) == 0 && killed(status_of(child), SIGKILL),
+	      "exec frees robust locks");
+	munmap(m, 4096);
+	unlink(lock_path);
+	unlink(record_path);
 	check(fine(FORK(ROLE("exe", self))), "/proc/self/exe, cmdline, comm, AT_EXECFN");
 	int n = nr_entries("/proc/self/fd");
 	check(exited(status_of(FORK({

@@ -156,6 +156,24 @@ static void all_numbers(int limit)
 	threads(fds[252]);
 }
 
+/* What a child of vfork used is still used after the numbers have changed, whatever is closed meanwhile. */
+static void after_vfork(void)
+{
+	int st;
+	pid_t p;
+	for (volatile int round = 0; round < 3; round++) {
+		if ((p = vfork()) == 0)
+			_exit(5);
+		CHECK(p > 0 && waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 5);
+		if (round == 0)
+			CHECK(dup2(0, 2500) == 2500);
+		for (int i = 3; i < 4000; i++)
+			close(i);
+	}
+	threads(1);
+	child(1, -1);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc > 2) { /* after exec */
@@ -174,6 +192,15 @@ int main(int argc, char **argv)
 		chosen(3000, how);
 	}
 	puts("ok numbers of one's own choice");
+	pid_t v = fork();
+	CHECK(v >= 0);
+	if (v == 0) {
+		after_vfork();
+		_exit(6);
+	}
+	int vst;
+	CHECK(waitpid(v, &vst, 0) == v && WIFEXITED(vst) && WEXITSTATUS(vst) == 6);
+	puts("ok after vfork");
 	pid_t p = fork();
 	CHECK(p >= 0);
 	if (p == 0) {
