@@ -51,6 +51,10 @@ int gmem_populate(uint64_t gva);
 /* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */
 uint64_t gmem_pc_to_original(uint64_t rip);
 uint64_t gmem_pc_to_resume(uint64_t rip);
+/* In a trampoline of a `cpuid`, with registers changed already: it has to run on into the LibOS. */
+bool gmem_pc_entering(uint64_t rip);
+/* A single step of the program's that ended in a trampoline at rip is none that it would have made unpatched. */
+bool gmem_pc_step_hidden(uint64_t rip);
 
 /* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */
 uint64_t gmem_sys_alloc(unsigned pages);

@@ -99,7 +99,7 @@ struct pvm {
 	int exit_status;
 	bool is_child; /* forked, not started by the user: writes no statistics */
 	uint64_t nr_forks;
-	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found;
+	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
 	uint64_t start_ns;
 };

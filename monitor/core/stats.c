@@ -214,6 +214,14 @@ static void put_report(void)
 	put_num("found", pvm.nr_sites_found);
 	puts_(",");
 	put_num("patched", pvm.nr_sites);
+	puts_("},\"cpuid\":{");
+	put_num("found", pvm.nr_cpuid_found);
+	puts_(",");
+	put_num("patched", pvm.nr_cpuid_sites);
+	puts_(",");
+	put_num("answered", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids : 0);
+	puts_(",");
+	put_num("trapped", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids_real : 0);
 	puts_("},");
 	put_num("max_rss_kib", (uint64_t)ru.ru_maxrss);
 	puts_("}\n");

@@ -13,6 +13,7 @@
  *   enosys              total, and by name or number the calls that have no row
  *   memory_slots        KVM memory slots in use
  *   syscall_sites       `syscall` instructions found in executable mappings, and how many of them were patched
+ *   cpuid               the same of `cpuid`; answered by the LibOS (approximate), and of these not from its table
  *   max_rss_kib         peak resident memory of the process
  */
 #ifndef KX_STATS_H

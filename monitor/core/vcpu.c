@@ -29,6 +29,7 @@
 #define DS_USER 0x2b
 #define SEL_TSS 0x40
 #define DF 0x400ull
+#define CPUID_MAX 256 /* as the kernel's KVM_MAX_CPUID_ENTRIES */
 /* Offsets in a vCPU's 16 KiB block of the system region. */
 #define BLOCK_PAGES 4
 #define BLOCK_GDT 0x000
@@ -66,10 +67,10 @@ int vm_open(struct kx_err *err)
 				  "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
 				  "(use Linux 5.10 or later)");
 	pvm.kvm_run_size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_cpuid2 *c = calloc(1, sizeof *c + 256 * sizeof c->entries[0]);
+	struct kvm_cpuid2 *c = calloc(1, sizeof *c + CPUID_MAX * sizeof c->entries[0]);
 	if (!c)
 		return kx_err_set(err, ENOMEM, "memory: exhausted");
-	c->nent = 256;
+	c->nent = CPUID_MAX;
 	if (ioctl(fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
 		return kx_err_set(err, errno, "/dev/kvm: cannot read the CPU's features: %s", strerror(errno));
 	pvm.xcr0 = 1;
@@ -209,6 +210,31 @@ int vcpu_create(struct thread *t)
 	return vcpu_fixed_state(t);
 }
 
+int vcpu_cpuid_publish(struct thread *t)
+{
+	struct kx_cpuid *out = gva_ptr(KX_CPUID_BASE);
+	struct kvm_cpuid2 *c = calloc(1, sizeof *c + CPUID_MAX * sizeof c->entries[0]);
+	if (!c)
+		return -ENOMEM;
+	c->nent = CPUID_MAX;
+	if (ioctl(t->vcpu_fd, KVM_GET_CPUID2, c) < 0) {
+		int r = -errno;
+		free(c);
+		return r;
+	}
+	/* Of a longer table the rest is left to the instruction. */
+	out->n = c->nent < KX_CPUID_MAX ? c->nent : KX_CPUID_MAX;
+	for (unsigned i = 0; i < out->n; i++) {
+		const struct kvm_cpuid_entry2 *e = &c->entries[i];
+		bool indexed = e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+		out->entry[i] = (struct kx_cpuid_entry){ e->function, e->index, indexed ? KX_CPUID_INDEXED : 0,
+							 e->eax,      e->ebx,   e->ecx,
+							 e->edx,      0 };
+	}
+	free(c);
+	return 0;
+}
+
 int vcpu_start_state(struct thread *t, uint64_t fs_base)
 {
 	struct kvm_sregs s;
@@ -293,6 +319,8 @@ static void redirect_to_work(struct thread *t)
 		}
 		return; /* elsewhere in the LibOS: it looks before it leaves */
 	}
+	if (gmem_pc_entering(rip)) /* on its way into the LibOS, with registers that the program may not see */
+		return;
 	struct kvm_regs user = *r;
 	enter_work(t, &user);
 }

@@ -10,6 +10,8 @@ int vm_open(struct kx_err *err);
 int vm_create(struct kx_err *err);
 /* Give t a vCPU: descriptor, run area, fixed registers. t->index and t->area are set. 0 or -errno. */
 int vcpu_create(struct thread *t);
+/* Tell the LibOS what `cpuid` says on t's vCPU, whose registers are set. Returns 0 or -errno. */
+int vcpu_cpuid_publish(struct thread *t);
 /* Set up t's vCPU to return to the program by the frame in t's area, with that FS base. */
 int vcpu_start_state(struct thread *t, uint64_t fs_base);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */
