@@ -20,8 +20,9 @@
 #define KX_LIBOS_SIZE 0x80000      /* 512 KiB                                                            */
 #define KX_VDSO_BASE 0x7f00080000  /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */
 #define KX_VVAR_BASE 0x7f00090000  /* struct kx_vvar: one page, read-only in the guest                   */
+#define KX_CPUID_BASE 0x7f00091000 /* struct kx_cpuid: one page, read-only in the guest                  */
 #define KX_BOOT_BASE 0x7f000a0000  /* struct kx_shared: process-wide state, 64 KiB                       */
-#define KX_SITES_BASE 0x7f00100000 /* struct kx_site[]: patched `syscall` sites, sorted; 1 MiB           */
+#define KX_SITES_BASE 0x7f00100000 /* struct kx_site[]: patched sites, sorted; 1 MiB                     */
 #define KX_SITES_MAX 32768
 #define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
 #define KX_AREA_SIZE 0x8000       /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
@@ -48,6 +49,7 @@
 #define KX_T_RESUME 0x28
 #define KX_T_WORK 0x30
 #define KX_T_CALL 0x80
+#define KX_T_CPUID 0xc0
 
 /* kx_thread.work: reasons not to return to the program yet. Set by the monitor, cleared by the LibOS. */
 #define KX_WORK_SIGNAL 1u /* kx_thread.sig holds a signal to deliver                                        */
@@ -63,14 +65,17 @@
 #define KX_PATH_MONITOR 1
 #define KX_PATH_SLOW 2
 
+/* kx_frame.orig_rax after a `cpuid`: a system call's number is a sign-extended int. */
+#define KX_ORIG_CPUID 0x80000000
+
 #ifndef __ASSEMBLER__
 #include <stdint.h>
 
 /* User registers at entry to the LibOS, restored at exit. The order is that of the pushes in entry.S. */
 struct kx_frame {
 	uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax;
-	uint64_t orig_rax; /* system call number, or -1 when the entry was no system call */
-	uint64_t rip;      /* as the program sees it: the address after `syscall` */
+	uint64_t orig_rax; /* system call number; KX_ORIG_CPUID; or -1 when the entry was neither */
+	uint64_t rip;      /* as the program sees it: the address after `syscall` or `cpuid` */
 	uint64_t rflags;
 	uint64_t rsp;
 };
@@ -120,7 +125,8 @@ struct kx_thread {
 	uint64_t panic_msg;      /* 0x70 */
 	uint64_t in_call;        /* 0x78 1 while a hypercall's `out` may be executing */
 	struct kx_call call;     /* 0x80 */
-	struct kx_signal sig;    /* 0xc0 */
+	uint64_t cpuid_entry;    /* 0xc0 as entry, for the trampoline of a `cpuid` */
+	struct kx_signal sig;    /* 0xc8 */
 	uint64_t saved_mask;     /* mask to restore after sigsuspend and kin */
 	uint32_t has_saved_mask;
 	uint32_t yield_count;
@@ -142,6 +148,7 @@ struct kx_shared {
 	uint32_t xsave_size;                   /* bytes of the XSAVE area for the enabled features */
 	uint64_t xfeatures;                    /* XCR0 */
 	uint32_t nr_threads, no_local_time;    /* no_local_time: 1 = TSC unusable, ask the monitor */
+	uint64_t cpuids, cpuids_real;          /* `cpuid` answered; of them by the instruction itself (approximate) */
 	uint64_t local_calls;                  /* calls answered in the LibOS (statistics; approximate) */
 	uint64_t nr_sites;                     /* entries in use at KX_SITES_BASE */
 	uint64_t sites_seq;                    /* odd while the monitor changes the table */
@@ -161,6 +168,8 @@ struct kx_libos_header {
 	uint64_t uaccess_begin, uaccess_end, uaccess_fixup; /* a fault in between continues at fixup */
 	uint64_t flags_saved;                               /* from here on the frame holds the program's flags */
 	uint64_t image_end;
+	uint64_t cpuid;             /* entry of a `cpuid`: rbx address after it, rdx where to resume */
+	uint64_t cpuid_flags_saved; /* as flags_saved, of this entry */
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
 
@@ -181,14 +190,32 @@ struct kx_vvar {
 	} fast[2]; /* real_ns and mono_ns (index = clock number) once more, so that readers need not divide */
 };
 
+/*
+ * What `cpuid` says on this pVM's vCPUs, as KVM has it: an entry with KX_CPUID_INDEXED is for its index (ecx) alone,
+ * any other for all of them. The first that fits holds; where none does, ask the instruction.
+ */
+struct kx_cpuid_entry {
+	uint32_t function, index, flags;
+	uint32_t eax, ebx, ecx, edx;
+	uint32_t pad;
+};
+#define KX_CPUID_INDEXED 1u
+#define KX_CPUID_MAX 127
+struct kx_cpuid {
+	uint64_t n; /* entries in use */
+	uint64_t pad[3];
+	struct kx_cpuid_entry entry[KX_CPUID_MAX];
+};
+
 /* One patched site: the window of original code that became a jump, and its trampoline. */
 struct kx_site {
 	uint64_t start;    /* first byte of the window (where the 5-byte jmp is) */
 	uint64_t tramp;    /* first byte of the trampoline */
 	uint8_t len;       /* bytes of the window that were overwritten: 5..15 */
 	uint8_t tramp_len; /* bytes of the trampoline */
-	uint8_t sys_off;   /* offset from start of the original `syscall` (may be >= len) */
-	uint8_t n;         /* pairs in use below */
+	uint8_t sys_off;   /* offset from start of the original `syscall` or `cpuid` (may be >= len) */
+	uint8_t n : 7;     /* pairs in use below */
+	uint8_t cpuid : 1; /* the instruction at sys_off is a `cpuid`, not a `syscall` */
 	struct {
 		uint8_t win, tramp; /* instruction boundary: offset in the window -> offset in the trampoline */
 	} map[6];
@@ -202,6 +229,8 @@ _Static_assert(__builtin_offsetof(struct kx_thread, user_rsp) == KX_T_USER_RSP, 
 _Static_assert(__builtin_offsetof(struct kx_thread, resume) == KX_T_RESUME, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, work) == KX_T_WORK, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, call) == KX_T_CALL, "asm");
+_Static_assert(__builtin_offsetof(struct kx_thread, cpuid_entry) == KX_T_CPUID, "asm");
+_Static_assert(sizeof(struct kx_cpuid) == 4096, "one page");
 _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");

@@ -318,5 +318,29 @@ out:
 	t->slow = 0;
 }
 
+/* From entry.S: the program's `cpuid`. */
+void libos_cpuid(struct kx_frame *f)
+{
+	const struct kx_cpuid *c = (const struct kx_cpuid *)KX_CPUID_BASE;
+	const struct kx_cpuid_entry *e = c->entry, *end = e + (c->n < KX_CPUID_MAX ? c->n : KX_CPUID_MAX);
+	uint32_t function = f->rax, index = f->rcx, a = function, b, ci = index, d;
+	SHARED->cpuids++;
+	while (e < end && (e->function != function || ((e->flags & KX_CPUID_INDEXED) && e->index != index)))
+		e++;
+	if (e < end) {
+		f->rax = e->eax;
+		f->rbx = e->ebx;
+		f->rcx = e->ecx;
+		f->rdx = e->edx;
+		return;
+	}
+	SHARED->cpuids_real++;
+	__asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(ci), "=d"(d));
+	f->rax = a;
+	f->rbx = b;
+	f->rcx = ci;
+	f->rdx = d;
+}
+
 /* From entry.S: kx_thread.work is set, the program is about to go on by *f. */
 void libos_work(struct kx_frame *f) { signals_deliver(current(), f, 0); }

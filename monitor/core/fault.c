@@ -109,10 +109,16 @@ static int fpe_code(struct thread *t, unsigned vec)
 static int step_in_libos(struct thread *t, struct kvm_regs *r)
 {
 	const uint64_t last_jump = pvm.libos.exit_end - 8; /* jmp *%gs:disp32 */
-	if (r->rip == last_jump)
+	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	if (r->rip == last_jump) {
 		r->rip = t->area->resume;
-	else if (r->rip >= pvm.libos.flags_saved)
+		/* A step over a system call is not seen, one over a `cpuid` is. */
+		if (f->orig_rax == KX_ORIG_CPUID)
+			return raise_signal(t, SIGTRAP, TRAP_TRACE, gmem_pc_to_original(r->rip), 1, 0, 0);
+	} else if (r->rip >= pvm.libos.flags_saved &&
+		   (r->rip < pvm.libos.cpuid || r->rip >= pvm.libos.cpuid_flags_saved)) {
 		r->rflags &= ~0x100ull;
+	}
 	return 0;
 }
 
@@ -130,7 +136,9 @@ int fault_exception(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t
 	case 0:
 		return raise_signal(t, SIGFPE, FPE_INTDIV, r->rip, vec, 0, cr2);
 	case 1:
-		return raise_signal(t, SIGTRAP, TRAP_TRACE, r->rip, vec, 0, cr2);
+		if (gmem_pc_step_hidden(r->rip))
+			return 0;
+		return raise_signal(t, SIGTRAP, TRAP_TRACE, gmem_pc_to_original(r->rip), vec, 0, cr2);
 	case 3:
 		return raise_signal(t, SIGTRAP, CODE_KERNEL, 0, vec, 0, cr2);
 	case 6:

@@ -450,7 +450,9 @@ static void sites_publish(void)
 		memcpy(out, sites, n * sizeof *out);
 	pvm.shared->nr_sites = n;
 	__atomic_add_fetch(&pvm.shared->sites_seq, 1, __ATOMIC_SEQ_CST);
-	pvm.nr_sites = nr_sites;
+	pvm.nr_sites = pvm.nr_cpuid_sites = 0;
+	for (size_t i = 0; i < nr_sites; i++)
+		sites[i].cpuid ? pvm.nr_cpuid_sites++ : pvm.nr_sites++;
 }
 
 static void sites_forget(uint64_t start, uint64_t end)
@@ -508,21 +510,45 @@ uint64_t gmem_pc_to_resume(uint64_t rip)
 	return rip;
 }
 
+/* The site whose trampoline holds rip, or NULL. */
+static const struct kx_site *site_of_tramp(uint64_t rip)
+{
+	size_t i = region_find(rip);
+	if (i < nr_regions && regions[i].start <= rip && (regions[i].flags & GMEM_TRAMP))
+		for (size_t k = 0; k < nr_sites; k++)
+			if (rip - sites[k].tramp < sites[k].tramp_len)
+				return &sites[k];
+	return NULL;
+}
+
 uint64_t gmem_pc_to_original(uint64_t rip)
 {
 	if (keeper_needed())
 		return KEEPER6(gmem_pc_to_original, rip, 0, 0, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(rip);
-	if (i < nr_regions && regions[i].start <= rip && (regions[i].flags & GMEM_TRAMP)) {
-		for (size_t k = 0; k < nr_sites; k++)
-			if (rip - sites[k].tramp < sites[k].tramp_len) {
-				rip = patch_tramp_to_site(&sites[k], rip);
-				break;
-			}
-	}
+	const struct kx_site *s = site_of_tramp(rip);
+	if (s)
+		rip = patch_tramp_to_site(s, rip);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return rip;
+}
+
+bool gmem_pc_entering(uint64_t rip)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_of_tramp(rip);
+	bool r = s && s->cpuid && patch_entering(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+bool gmem_pc_step_hidden(uint64_t rip)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_of_tramp(rip);
+	bool r = s && !patch_step_ends(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
 }
 
 /* Bias of the ELF file whose text from file offset off is mapped at gva: address = p_vaddr + bias. */
@@ -600,7 +626,7 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct p
 	if (file == MAP_FAILED)
 		return;
 	/* Cheap first look: most libraries hold no site at all. */
-	if (memmem(file + off, len, "\x0f\x05", 2)) {
+	if (memmem(file + off, len, "\x0f\x05", 2) || memmem(file + off, len, "\x0f\xa2", 2)) {
 		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
 		uint64_t bias = 0;
 		if (load_bias(file, st.st_size, off, gva, &bias) == 0)
@@ -622,11 +648,13 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 		use->tramp_size = t->tramp_size;
 		if (!t->nr_sites) {
 			pvm.nr_sites_found += t->nr_found;
+			pvm.nr_cpuid_found += t->nr_cpuid;
 			return;
 		}
 		if (nr_sites + t->nr_sites <= KX_SITES_MAX && use->tramp >= KX_USER_MIN &&
 		    gva_ok(use->tramp, use->tramp_size) && range_free(use->tramp, use->tramp + use->tramp_size)) {
 			pvm.nr_sites_found += t->nr_found;
+			pvm.nr_cpuid_found += t->nr_cpuid;
 			use->shared = t;
 			return;
 		}
@@ -634,9 +662,10 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 	}
 	text_scan(gva, len, fd, off, &use->plan);
 	pvm.nr_sites_found += use->plan.found;
+	pvm.nr_cpuid_found += use->plan.cpuid_found;
 	if (!use->plan.n) {
 		if (shareable)
-			text_add_none(&key, use->plan.found);
+			text_add_none(&key, &use->plan);
 		return;
 	}
 	use->tramp_size = ALIGN_UP((uint64_t)use->plan.tramp_bytes, PAGE);
@@ -1291,8 +1320,9 @@ int gmem_init(struct kx_err *err)
 	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, true, true)) ||
 	    (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, false, false)))
 		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
-	/* The monitor alone writes the clocks: the host mapping is writable, so the guest's leaf must not be. */
+	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaf must not be. */
 	table(*pde_of(KX_VVAR_BASE))[(KX_VVAR_BASE >> 12) & 511] &= ~2ull;
+	table(*pde_of(KX_CPUID_BASE))[(KX_CPUID_BASE >> 12) & 511] &= ~2ull;
 	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 	region_set(KX_VVAR_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);

@@ -54,6 +54,10 @@ int gmem_populate(uint64_t gva);
 /* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */
 uint64_t gmem_pc_to_original(uint64_t rip);
 uint64_t gmem_pc_to_resume(uint64_t rip);
+/* In a trampoline of a `cpuid`, with registers changed already: it has to run on into the LibOS. */
+bool gmem_pc_entering(uint64_t rip);
+/* A single step of the program's that ended in a trampoline at rip is none that it would have made unpatched. */
+bool gmem_pc_step_hidden(uint64_t rip);
 
 /* Of which file, at which offset the text at gva is that lies in a region with GMEM_TEXT. False when it is not. */
 struct gmem_text_file {

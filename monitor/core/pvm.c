@@ -239,6 +239,8 @@ static int machine_init(struct kx_err *err)
 	if (!t)
 		return -EIO;
 	khz = khz > 0 ? ioctl(t->vcpu_fd, KVM_GET_TSC_KHZ, 0) : 0;
+	if ((r = vcpu_cpuid_publish(t)))
+		return kx_err_set(err, -r, "vCPU: cannot read its features: %s (use a current kernel)", strerror(-r));
 	timepage_init(pvm.vvar, khz > 0 && timepage_host_tsc(), khz > 0 ? khz : 0);
 	return 0;
 }

@@ -274,6 +274,11 @@ static void put_report(void)
 	puts_(",\"syscall_sites\":{");
 	put_num("found", pvm.nr_sites_found);
 	put_member("patched", pvm.nr_sites);
+	puts_("},\"cpuid\":{");
+	put_num("found", pvm.nr_cpuid_found);
+	put_member("patched", pvm.nr_cpuid_sites);
+	put_member("answered", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids : 0);
+	put_member("trapped", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids_real : 0);
 	puts_("}");
 	put_member("max_rss_kib", (uint64_t)ru.ru_maxrss);
 	puts_("}\n");

@@ -20,6 +20,8 @@
  *   enosys              total, and by name or number the calls that have no row
  *   processes           that were counted or should have been: the first, and each child with a VM of its own
  *   uncounted           of them those whose numbers are missing: killed by SIGKILL, or not yet at their end
+ *   cpuid               `cpuid` instructions of the first process, found and patched; answered by the LibOS
+ *                       (approximate), and of these not from its table
  *
  * A process adds its numbers to the sums, in memory that the family shares, when it execs and when it ends. A child
  * of vfork counts with its parent until it execs. Each number is added atomically and nothing is locked, so one that

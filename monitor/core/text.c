@@ -138,12 +138,13 @@ static struct text *entry_take(const struct text_key *key)
 	return &ix->text[i];
 }
 
-void text_add_none(const struct text_key *key, unsigned found)
+void text_add_none(const struct text_key *key, const struct patch_plan *plan)
 {
 	struct text *t = entry_take(key);
 	if (!t)
 		return;
-	t->nr_found = found;
+	t->nr_found = plan->found;
+	t->nr_cpuid = plan->cpuid_found;
 	__atomic_store_n(&t->ready, 1, __ATOMIC_RELEASE);
 }
 
@@ -193,6 +194,7 @@ const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, st
 		memcpy(p + text_size + tramp_size, plan->sites, sites_size);
 		t->nr_sites = plan->n;
 		t->nr_found = plan->found;
+		t->nr_cpuid = plan->cpuid_found;
 		t->at = at;
 		t->tramp_size = tramp_size;
 		t->tramp_from = (int64_t)(tramp - gva);

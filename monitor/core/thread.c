@@ -41,6 +41,7 @@ static void area_init(struct thread *t)
 	memset(a, 0, KX_AREA_SIZE);
 	a->self = t->area_gva;
 	a->entry = pvm.libos.entry;
+	a->cpuid_entry = pvm.libos.cpuid;
 	a->frame_top = t->area_gva + KX_AREA_SIZE;
 	a->frame = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
 	a->altstack_flags = 2; /* SS_DISABLE */

@@ -31,6 +31,7 @@
 #define DS_USER 0x2b
 #define SEL_TSS 0x40
 #define DF 0x400ull
+#define CPUID_MAX 256 /* as the kernel's KVM_MAX_CPUID_ENTRIES */
 /* Offsets in a vCPU's 16 KiB block of the system region. */
 #define BLOCK_PAGES 4
 #define BLOCK_GDT 0x000
@@ -40,6 +41,7 @@
 
 static uint64_t block_of[KX_AREA_MAX];
 static struct kvm_segment user_cs, user_ss;
+static bool cpuid_adopted;             /* pvm.cpuid is what a vCPU has said */
 static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion on */
 
 /* ---- making -------------------------------------------------------------------------------------------------- */
@@ -70,10 +72,10 @@ int vm_open(struct kx_err *err)
 				  "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
 				  "(use Linux 5.10 or later)");
 	pvm.kvm_run_size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_cpuid2 *c = calloc(1, sizeof *c + 256 * sizeof c->entries[0]);
+	struct kvm_cpuid2 *c = calloc(1, sizeof *c + CPUID_MAX * sizeof c->entries[0]);
 	if (!c)
 		return kx_err_set(err, ENOMEM, "memory: exhausted");
-	c->nent = 256;
+	c->nent = CPUID_MAX;
 	if (ioctl(fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
 		return kx_err_set(err, errno, "/dev/kvm: cannot read the CPU's features: %s", strerror(errno));
 	pvm.xcr0 = 1;
@@ -99,6 +101,7 @@ void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cp
 	pvm.kvm_run_size = kvm_run_size;
 	pvm.xcr0 = xcr0;
 	pvm.cpuid = cpuid;
+	cpuid_adopted = true;
 }
 
 int vm_create(struct kx_err *err)
@@ -240,6 +243,44 @@ void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct k
 	t->run->kvm_dirty_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
 }
 
+/* What the instruction says depends on registers: ask when they are set. Exec passes the answer on. */
+static int cpuid_learn(struct thread *t)
+{
+	struct kvm_sregs s;
+	fixed_sregs(t, &s);
+	struct kvm_cpuid2 *c = calloc(1, sizeof *c + CPUID_MAX * sizeof c->entries[0]);
+	if (!c)
+		return -ENOMEM;
+	c->nent = CPUID_MAX;
+	if (ioctl(t->vcpu_fd, KVM_SET_SREGS, &s) < 0 || ioctl(t->vcpu_fd, KVM_GET_CPUID2, c) < 0) {
+		int r = -errno;
+		free(c);
+		return r;
+	}
+	free(pvm.cpuid);
+	pvm.cpuid = c;
+	return 0;
+}
+
+int vcpu_cpuid_publish(struct thread *t)
+{
+	struct kx_cpuid *out = gva_ptr(KX_CPUID_BASE);
+	int r = cpuid_adopted ? 0 : cpuid_learn(t);
+	if (r)
+		return r;
+	const struct kvm_cpuid2 *c = pvm.cpuid;
+	/* Of a longer table the rest is left to the instruction. */
+	out->n = c->nent < KX_CPUID_MAX ? c->nent : KX_CPUID_MAX;
+	for (unsigned i = 0; i < out->n; i++) {
+		const struct kvm_cpuid_entry2 *e = &c->entries[i];
+		bool indexed = e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+		out->entry[i] = (struct kx_cpuid_entry){ e->function, e->index, indexed ? KX_CPUID_INDEXED : 0,
+							 e->eax,      e->ebx,   e->ecx,
+							 e->edx,      0 };
+	}
+	return 0;
+}
+
 void vcpu_start_state(struct thread *t, uint64_t fs_base)
 {
 	struct kvm_sregs s;
@@ -317,6 +358,8 @@ static void redirect_to_work(struct thread *t)
 		}
 		return; /* elsewhere in the LibOS: it looks before it leaves */
 	}
+	if (gmem_pc_entering(rip)) /* on its way into the LibOS, with registers that the program may not see */
+		return;
 	struct kvm_regs user = *r;
 	enter_work(t, &user);
 }

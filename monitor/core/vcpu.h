@@ -16,6 +16,9 @@ int vcpu_create(struct thread *t);
 void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs);
 /* The part of it that takes memory of the system region: for a thread whose vCPU a child of vfork will make. */
 int vcpu_block_prepare(int index);
+/* Tell the LibOS what `cpuid` says on t's vCPU, with the registers that programs run with; from here on pvm.cpuid says
+ * the same. Returns 0 or -errno. */
+int vcpu_cpuid_publish(struct thread *t);
 /* Set up t's vCPU to return to the program by the frame in t's area, with that FS base. */
 void vcpu_start_state(struct thread *t, uint64_t fs_base);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */

@@ -66,10 +66,12 @@ static void dump_constants(void)
 {
 	printf("version %d\n\n", KX_ABI_VERSION);
 	C(KX_SPACE_SIZE), C(KX_USER_MIN), C(KX_USER_END), C(KX_LIBOS_BASE), C(KX_LIBOS_SIZE), C(KX_VDSO_BASE);
-	C(KX_VVAR_BASE), C(KX_BOOT_BASE), C(KX_SITES_BASE), C(KX_SITES_MAX), C(KX_AREA_BASE), C(KX_AREA_SIZE);
+	C(KX_VVAR_BASE), C(KX_CPUID_BASE), C(KX_BOOT_BASE), C(KX_SITES_BASE), C(KX_SITES_MAX), C(KX_AREA_BASE),
+		C(KX_AREA_SIZE);
 	C(KX_AREA_MAX), C(KX_SYS_BASE), C(KX_PORT_HCALL), C(KX_PORT_PANIC), C(KX_PORT_LAST);
 	C(KX_T_SELF), C(KX_T_ENTRY), C(KX_T_FRAME_TOP), C(KX_T_FRAME), C(KX_T_USER_RSP), C(KX_T_RESUME), C(KX_T_WORK);
-	C(KX_T_CALL), C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
+	C(KX_T_CALL), C(KX_T_CPUID), C(KX_ORIG_CPUID), C(KX_CPUID_INDEXED), C(KX_CPUID_MAX);
+	C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
 	C(KX_PATH_LIBOS), C(KX_PATH_MONITOR), C(KX_PATH_SLOW);
 }
 
@@ -100,7 +102,8 @@ static void dump_structs(void)
 	M(kx_thread, resume), M(kx_thread, work), M(kx_thread, slow), M(kx_thread, sigmask), M(kx_thread, host_mask);
 	M(kx_thread, tid), M(kx_thread, cpu), M(kx_thread, altstack_sp), M(kx_thread, altstack_size);
 	M(kx_thread, altstack_flags), M(kx_thread, index), M(kx_thread, clear_tid), M(kx_thread, panic_msg);
-	M(kx_thread, in_call), M(kx_thread, call), M(kx_thread, sig), M(kx_thread, saved_mask);
+	M(kx_thread, in_call), M(kx_thread, call), M(kx_thread, cpuid_entry), M(kx_thread, sig),
+		M(kx_thread, saved_mask);
 	M(kx_thread, has_saved_mask), M(kx_thread, yield_count), M(kx_thread, pid), M(kx_thread, vfork),
 		M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes);
@@ -109,7 +112,8 @@ static void dump_structs(void)
 	SIZE(kx_shared);
 	M(kx_shared, version), M(kx_shared, pid), M(kx_shared, ppid), M(kx_shared, fork_gen), M(kx_shared, uid);
 	M(kx_shared, euid), M(kx_shared, gid), M(kx_shared, egid), M(kx_shared, trace), M(kx_shared, xsave_size);
-	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, local_calls);
+	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, cpuids),
+		M(kx_shared, cpuids_real), M(kx_shared, local_calls);
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
 		M(kx_shared, futex_waiters);
 	END(kx_shared);
@@ -122,8 +126,17 @@ static void dump_structs(void)
 
 	SIZE(kx_site);
 	M(kx_site, start), M(kx_site, tramp), M(kx_site, len), M(kx_site, tramp_len), M(kx_site, sys_off);
-	M(kx_site, n), M(kx_site, map);
+	member("kx_site", "n:7, cpuid:1", offsetof(struct kx_site, sys_off) + 1, 1, 1), M(kx_site, map);
 	END(kx_site);
+
+	SIZE(kx_cpuid_entry);
+	M(kx_cpuid_entry, function), M(kx_cpuid_entry, index), M(kx_cpuid_entry, flags), M(kx_cpuid_entry, eax);
+	M(kx_cpuid_entry, ebx), M(kx_cpuid_entry, ecx), M(kx_cpuid_entry, edx), M(kx_cpuid_entry, pad);
+	END(kx_cpuid_entry);
+
+	SIZE(kx_cpuid);
+	M(kx_cpuid, n), M(kx_cpuid, pad), M(kx_cpuid, entry);
+	END(kx_cpuid);
 }
 
 static void dump_arg(const struct kx_arg_desc *d)

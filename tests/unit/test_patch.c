@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The syscall-site patcher: whole libraries (coverage, time, structure of every trampoline), each form of window,
+ * The patcher of `syscall` and `cpuid` sites: whole libraries (coverage, time, structure of every trampoline), each form of window,
  * damaged ELF files, and patched code executed against the same code unpatched. Links with patch.c and Zydis.
  */
 #ifndef _GNU_SOURCE
@@ -10,6 +10,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -118,10 +119,11 @@ static bool site_valid(const struct kx_site *s, const uint8_t *orig, const uint8
 {
 	const uint8_t *ow = orig + (s->start - gva), *nw = text + (s->start - gva), *t = tramp + (s->tramp - tramp_gva);
 	bool boundary[17] = { [0] = true };
-	unsigned off, win, last = 0;
+	unsigned off, win, last = 0, jumps = 0;
 	uint64_t sys = s->start + s->sys_off;
 
-	if (s->len < 5 || s->len > 15 || s->sys_off > s->len || ow[s->sys_off] != 0x0f || ow[s->sys_off + 1] != 5)
+	if (s->len < 5 || s->len > 15 || s->sys_off > s->len || ow[s->sys_off] != 0x0f ||
+	    ow[s->sys_off + 1] != (s->cpuid ? 0xa2 : 0x05))
 		return false;
 	if (nw[0] != 0xe9 || s->start + 5 + rel32(nw + 1) != s->tramp)
 		return false;
@@ -133,7 +135,8 @@ static bool site_valid(const struct kx_site *s, const uint8_t *orig, const uint8
 		if (win >= 5 && memcmp(ow + win, nw + win, off) != 0)
 			return false;
 	}
-	if (memcmp(t, ow, s->sys_off) != 0 || memcmp(t + s->sys_off, "\x48\x8d\x0d", 3) != 0 ||
+	if (memcmp(t, ow, s->sys_off) != 0 ||
+	    memcmp(t + s->sys_off, s->cpuid ? "\x48\x8d\x1d" : "\x48\x8d\x0d", 3) != 0 ||
 	    s->tramp + s->sys_off + 7 + rel32(t + s->sys_off + 3) != sys + 2)
 		return false;
 	for (off = 0; off < s->tramp_len; off += win) {
@@ -143,6 +146,15 @@ static bool site_valid(const struct kx_site *s, const uint8_t *orig, const uint8
 		if (!win)
 			return false;
 		at = patch_tramp_to_site(s, s->tramp + off) - s->start;
+		if (patch_entering(s, s->tramp + off) && (at != s->sys_off || patch_step_ends(s, s->tramp + off)))
+			return false;
+		/* jmp *%gs: enters, and nothing before the first lea or behind it does. */
+		if (t[off] == 0x65 && t[off + 1] == 0xff) {
+			if (t[off + 4] != (s->cpuid ? KX_T_CPUID : KX_T_ENTRY) || !patch_entering(s, s->tramp + off) ||
+			    patch_entering(s, s->tramp + off + win) || patch_entering(s, s->tramp + s->sys_off))
+				return false;
+			jumps++;
+		}
 		if (at < last || at > s->len || !boundary[at])
 			return false;
 		if (off >= s->sys_off && off < s->sys_off + 18u && at != s->sys_off)
@@ -161,16 +173,16 @@ static bool site_valid(const struct kx_site *s, const uint8_t *orig, const uint8
 			return false;
 		}
 	}
-	return off == s->tramp_len;
+	return off == s->tramp_len && jumps == 1;
 }
 
-static unsigned objdump_count(const char *path)
+static unsigned objdump_count(const char *path, const char *insn)
 {
 	char cmd[256], line[32];
 	unsigned n = 0;
 	FILE *f;
 
-	snprintf(cmd, sizeof(cmd), "objdump -d --no-show-raw-insn %s 2>/dev/null | grep -cP '\\tsyscall'", path);
+	snprintf(cmd, sizeof(cmd), "objdump -d --no-show-raw-insn %s 2>/dev/null | grep -cP '\\t%s'", path, insn);
 	f = popen(cmd, "r");
 	if (f && fgets(line, sizeof(line), f))
 		n = atoi(line);
@@ -179,7 +191,8 @@ static unsigned objdump_count(const char *path)
 	return n;
 }
 
-static void test_library(const char *path, unsigned want_percent)
+/* cpuids: instructions that the file must have at least */
+static void test_library(const char *path, unsigned want_percent, unsigned cpuids)
 {
 	size_t len, text_len = 0;
 	uint64_t gva = 0, tramp_gva;
@@ -187,7 +200,7 @@ static void test_library(const char *path, unsigned want_percent)
 	double best_hints = 1e9, best_scan = 1e9;
 	struct patch_hints hints = { 0 };
 	struct patch_plan plan = { 0 }, linear;
-	unsigned bad = 0, changed = 0, dis;
+	unsigned bad = 0, changed = 0, dis, syscalls;
 
 	if (!file) {
 		printf("skip %s: not here\n", path);
@@ -207,11 +220,19 @@ static void test_library(const char *path, unsigned want_percent)
 		best_scan = now_ms() - t1 < best_scan ? now_ms() - t1 : best_scan;
 		best_hints = t1 - t0 < best_hints ? t1 - t0 : best_hints;
 	}
-	printf("     %s: %u functions %.2f ms, %u found, %u planned (%u keep the syscall), %.1f%%, %.2f ms\n", path,
-	       hints.n, best_hints, plan.found, plan.n, plan.intact, plan.found ? 100.0 * plan.n / plan.found : 0.0,
-	       best_scan);
-	check(plan.n * 100 >= plan.found * want_percent && plan.found, "%s: at least %u%% patched", path, want_percent);
-	dis = objdump_count(path);
+	syscalls = plan.n - plan.cpuid_n;
+	printf("     %s: %u functions %.2f ms, %u found, %u planned, %.1f%%, cpuid %u of %u (%u keep their bytes), "
+	       "%.2f ms\n",
+	       path, hints.n, best_hints, plan.found, syscalls, plan.found ? 100.0 * syscalls / plan.found : 0.0,
+	       plan.cpuid_n, plan.cpuid_found, plan.intact, best_scan);
+	check(syscalls * 100 >= plan.found * want_percent && plan.found, "%s: at least %u%% patched", path,
+	      want_percent);
+	check(plan.cpuid_n * 100 >= plan.cpuid_found * want_percent && plan.cpuid_found >= cpuids,
+	      "%s: at least %u cpuid, of them %u%% patched", path, cpuids, want_percent);
+	dis = objdump_count(path, "cpuid");
+	if (dis || !cpuids)
+		check(plan.cpuid_found == dis, "%s: found %u cpuid, objdump %u", path, plan.cpuid_found, dis);
+	dis = objdump_count(path, "syscall");
 	patch_scan(text, text_len, gva, NULL, &linear);
 	if (dis)
 		check(plan.found == dis && linear.found == dis, "%s: found %u, without hints %u, objdump %u", path,
@@ -389,21 +410,25 @@ static struct {
 	uint64_t exit;             /* 0x38 */
 	uint64_t host_rsp, target; /* 0x40 0x48 */
 	uint64_t entries;          /* 0x50: calls that came by a trampoline */
-	uint64_t pad2[5];
-	uint64_t in[NREGS]; /* 0x80 */
-	uint64_t pad3[15];
+	uint64_t pad2[13];
+	uint64_t cpuid_entry; /* 0xc0 */
+	uint64_t pad3[23];
 	uint64_t out[NREGS]; /* 0x180 */
+	uint64_t pad4[15];
+	uint64_t in[NREGS]; /* 0x280 */
 } area __attribute__((aligned(64)));
-_Static_assert(__builtin_offsetof(__typeof__(area), in) == 0x80, "asm");
+_Static_assert(__builtin_offsetof(__typeof__(area), in) == 0x280, "asm");
+_Static_assert(__builtin_offsetof(__typeof__(area), cpuid_entry) == KX_T_CPUID, "trampolines");
 _Static_assert(__builtin_offsetof(__typeof__(area), out) == 0x180, "asm");
 
 void snippet_run(void);
 void snippet_exit(void);
 void snippet_entry(void);
+void snippet_cpuid(void);
 
-/* snippet_entry stands for the LibOS. lea, mov and jmp leave the flags alone. */
+/* snippet_entry and snippet_cpuid stand for the LibOS. lea, mov and jmp leave the flags alone. */
 __asm__(".text\n"
-	".globl snippet_entry, snippet_run, snippet_exit\n"
+	".globl snippet_entry, snippet_cpuid, snippet_run, snippet_exit\n"
 	"snippet_entry:\n"
 	"	mov %r11, %gs:0x28\n"
 	"	mov %rcx, %gs:0x30\n"
@@ -413,14 +438,21 @@ __asm__(".text\n"
 	"	syscall\n"
 	"	mov %gs:0x30, %rcx\n"
 	"	jmp *%gs:0x28\n"
+	"snippet_cpuid:\n"
+	"	mov %rdx, %gs:0x28\n"
+	"	mov %gs:0x50, %rdx\n"
+	"	lea 1(%rdx), %rdx\n"
+	"	mov %rdx, %gs:0x50\n"
+	"	cpuid\n"
+	"	jmp *%gs:0x28\n"
 	"snippet_run:\n"
 	"	push %rbx\n	push %rbp\n	push %r12\n	push %r13\n	push %r14\n	push %r15\n"
 	"	mov %rsp, %gs:0x40\n"
-	"	pushq %gs:0x100\n	popfq\n"
-	"	mov %gs:0x80, %rax\n	mov %gs:0x88, %rbx\n	mov %gs:0x90, %rcx\n	mov %gs:0x98, %rdx\n"
-	"	mov %gs:0xa0, %rsi\n	mov %gs:0xa8, %rdi\n	mov %gs:0xb0, %rbp\n	mov %gs:0xb8, %rsp\n"
-	"	mov %gs:0xc0, %r8\n	mov %gs:0xc8, %r9\n	mov %gs:0xd0, %r10\n	mov %gs:0xd8, %r11\n"
-	"	mov %gs:0xe0, %r12\n	mov %gs:0xe8, %r13\n	mov %gs:0xf0, %r14\n	mov %gs:0xf8, %r15\n"
+	"	pushq %gs:0x300\n	popfq\n"
+	"	mov %gs:0x280, %rax\n	mov %gs:0x288, %rbx\n	mov %gs:0x290, %rcx\n	mov %gs:0x298, %rdx\n"
+	"	mov %gs:0x2a0, %rsi\n	mov %gs:0x2a8, %rdi\n	mov %gs:0x2b0, %rbp\n	mov %gs:0x2b8, %rsp\n"
+	"	mov %gs:0x2c0, %r8\n	mov %gs:0x2c8, %r9\n	mov %gs:0x2d0, %r10\n	mov %gs:0x2d8, %r11\n"
+	"	mov %gs:0x2e0, %r12\n	mov %gs:0x2e8, %r13\n	mov %gs:0x2f0, %r14\n	mov %gs:0x2f8, %r15\n"
 	"	jmp *%gs:0x48\n"
 	"snippet_exit:\n"
 	"	mov %rax, %gs:0x180\n	mov %rbx, %gs:0x188\n	mov %rcx, %gs:0x190\n	mov %rdx, %gs:0x198\n"
@@ -451,6 +483,7 @@ static void execute(const uint64_t *in, struct result *r)
 	stack_mem[64] = (uint64_t)snippet_exit; /* for code that ends with ret */
 	area.exit = (uint64_t)snippet_exit;
 	area.entry = (uint64_t)snippet_entry;
+	area.cpuid_entry = (uint64_t)snippet_cpuid;
 	area.target = (uint64_t)(page + CODE);
 	area.entries = 0;
 	snippet_run();
@@ -466,6 +499,8 @@ static void execute(const uint64_t *in, struct result *r)
 enum { STEPS_MAX = 256 };
 static uint64_t step_pc[STEPS_MAX];
 static unsigned n_steps;
+static unsigned steps_wrong;
+static uint64_t step_at;                   /* where the last one ended, also when it is left out */
 static const struct patch_plan *step_plan; /* NULL: unpatched */
 static const uint8_t *step_code;           /* as it was before patching */
 
@@ -476,10 +511,17 @@ static void on_trap(int sig, siginfo_t *si, void *uc)
 	(void)sig;
 	(void)si;
 	if (step_plan)
-		for (unsigned i = 0; i < step_plan->n; i++)
-			pc = patch_tramp_to_site(&step_plan->sites[i], pc);
+		for (unsigned i = 0; i < step_plan->n; i++) {
+			const struct kx_site *s = &step_plan->sites[i];
+			bool hidden = pc - s->tramp < s->tramp_len && !patch_step_ends(s, pc);
+
+			pc = patch_tramp_to_site(s, pc);
+			/* A step that is to be hidden has not left the instruction where the last one ended. */
+			steps_wrong += hidden && n_steps && pc != step_at;
+		}
 	if (pc < (uint64_t)(page + CODE) || pc >= (uint64_t)(page + TRAMP_OFF) || n_steps == STEPS_MAX)
 		return;
+	step_at = pc;
 	if (n_steps) {
 		uint64_t last = step_pc[n_steps - 1], off = last - (uint64_t)(page + CODE);
 
@@ -583,6 +625,8 @@ static bool snippet_test(const struct snippet *sn, bool strict)
 
 #define SYSCALL 0x0f, 0x05
 #define MOV_NR 0xb8, SYS_getpid, 0, 0, 0
+#define CPUID 0x0f, 0xa2
+#define MOV_LEAF 0xb8, 0x02, 0, 0, 0x80
 
 static const struct snippet snippets[] = {
 	{ "mov $nr,%eax; syscall", 0, 5, 5, { 1, 1 }, 7, { MOV_NR, SYSCALL } },
@@ -690,6 +734,33 @@ static const struct snippet snippets[] = {
 	  { 0, 0 },
 	  16,
 	  { 0x85, 0xff, 0x74, 0x07, 0x75, 0x08, 0x90, 0x4c, 0x89, 0xc8, 0x90, 0x48, 0x89, 0xde, SYSCALL } },
+	{ "mov $leaf,%eax; cpuid", 0, 5, 5, { 1, 1 }, 7, { MOV_LEAF, CPUID } },
+	{ "xor %ecx,%ecx; mov; cpuid; mov: rbx and rdx before",
+	  0,
+	  6,
+	  6,
+	  { 1, 1 },
+	  12,
+	  { 0x48, 0x01, 0xda, 0x48, 0x01, 0xd3, CPUID, 0x48, 0x89, 0xde, 0x90 } },
+	{ "cpuid; results in the tail", 0, 5, 0, { 1, 1 }, 8, { CPUID, 0x48, 0x89, 0xde, 0x48, 0x89, 0xd7 } },
+	{ "cpuid; test; jne", 0, 6, 0, { 1, 1 }, 9, { CPUID, 0x85, 0xc0, 0x75, 0x03, 0x48, 0xff, 0xc3 } },
+	{ "xor; cpuid; ret", 0, 5, 2, { 1, 1 }, 5, { 0x31, 0xc0, CPUID, 0xc3 } },
+	{ "flags: stc; mov; cpuid; adc",
+	  1,
+	  5,
+	  5,
+	  { 1, 1 },
+	  13,
+	  { 0xf9, MOV_LEAF, CPUID, 0x48, 0x83, 0xd3, 0x00, 0x90 } },
+	{ "red zone around cpuid",
+	  0,
+	  5,
+	  5,
+	  { 1, 1 },
+	  17,
+	  { 0x48, 0x89, 0x5c, 0x24, 0xf8, CPUID, 0x48, 0x03, 0x5c, 0x24, 0xf8, 0x48, 0x89, 0x44, 0x24, 0x80 } },
+	{ "cpuid is a branch target", 4, 5, 5, { 0, 1 }, 11, { 0x85, 0xff, 0x74, 0x05, MOV_LEAF, CPUID } },
+	{ "a cpuid is not displaced by a syscall", NO_SITE, 0, 0, { 0, 0 }, 6, { CPUID, SYSCALL, CPUID } },
 	{ "loop to the first byte of the window",
 	  3,
 	  5,
@@ -705,7 +776,7 @@ static void test_snippets(void)
 		check(snippet_test(&snippets[i], true), "snippet: %s", snippets[i].name);
 }
 
-/* Random straight-line code around one or two syscalls. */
+/* Random straight-line code around one or two system calls or cpuids. */
 static void test_random_code(int rounds)
 {
 	static const uint8_t pre[3][6] = { { 5, MOV_NR }, { 3, 0x4c, 0x89, 0xe0 }, { 3, 0x44, 0x89, 0xe0 } };
@@ -759,7 +830,7 @@ static void test_random_code(int rounds)
 
 				memcpy(sn.code + sn.n, p + 1, p[0]);
 				sn.n += p[0];
-				memcpy(sn.code + sn.n, "\x0f\x05", 2);
+				memcpy(sn.code + sn.n, rnd(2) ? "\x0f\x05" : "\x0f\xa2", 2);
 				sn.n += 2;
 			}
 		}
@@ -831,10 +902,15 @@ int main(void)
 {
 	static const char *const libs[] = { "/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2",
 					    "/usr/lib/x86_64-linux-musl/libc.so", "/bin/busybox" };
+	cpu_set_t one;
 
+	/* cpuid tells processors apart */
+	CPU_ZERO(&one);
+	CPU_SET(sched_getcpu(), &one);
+	sched_setaffinity(0, sizeof(one), &one);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (unsigned i = 0; i < sizeof(libs) / sizeof(libs[0]); i++)
-		test_library(libs[i], 95);
+		test_library(libs[i], 95, i == 1 ? 30 : 0);
 	test_lengths(libs[0]);
 	test_lengths(libs[2]);
 	test_lengths_random();
@@ -852,6 +928,7 @@ int main(void)
 	stepping_start();
 	test_snippets();
 	test_random_code(400);
+	check(!steps_wrong, "steps to be hidden: %u went on", steps_wrong);
 	printf("%s: %d failed\n", failures ? "FAIL" : "PASS", failures);
 	return failures != 0;
 }

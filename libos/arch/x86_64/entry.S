@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Into the LibOS and out of it. Nothing is ever pushed on the program's stack (its red zone is in use), and every
- * register but rax, rcx and r11 comes back as it was, as with the syscall instruction.
+ * register but rax, rcx and r11 comes back as it was, as with the syscall instruction; cpuid likewise leaves all but
+ * rax, rbx, rcx and rdx alone.
  */
 #include "../../../abi/kx_abi.h"
 
@@ -18,6 +19,8 @@
 	.quad uaccess_fixup
 	.quad kx_flags_saved
 	.quad kx_image_end
+	.quad kx_cpuid
+	.quad kx_cpuid_flags_saved
 
 	.text
 /* rax = system call, rcx = address after the syscall instruction, r11 = where to resume. */
@@ -51,6 +54,39 @@ kx_flags_saved:
 	mov %rsp, %rdi
 	sub $8, %rsp			/* 19 words and this: 16-aligned */
 	call libos_syscall
+	add $8, %rsp
+	jmp kx_exit
+
+/* rax, rcx = of the cpuid instruction, rbx = address after it, rdx = where to resume. */
+kx_cpuid:
+	mov %rsp, %gs:KX_T_USER_RSP
+	mov %gs:KX_T_FRAME_TOP, %rsp
+	pushq %gs:KX_T_USER_RSP
+	pushfq
+kx_cpuid_flags_saved:
+	cld
+	mov %rdx, %gs:KX_T_RESUME
+	push %rbx			/* rip */
+	mov $KX_ORIG_CPUID, %edx
+	push %rdx
+	push %rax
+	push %rcx
+	push %rdx
+	push %rsi
+	push %rdi
+	push %r8
+	push %r9
+	push %r10
+	push %r11
+	push %rbx
+	push %rbp
+	push %r12
+	push %r13
+	push %r14
+	push %r15
+	mov %rsp, %rdi
+	sub $8, %rsp
+	call libos_cpuid
 	add $8, %rsp
 
 /* rsp = frame. Until the last jump all state is in the frame, so the monitor can restart here at any point. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Syscall-site patcher: see patch.h.
+ * Site patcher: see patch.h. What is said of a `syscall` holds for a `cpuid` as well.
  *
- * Scan: 1. find the byte pairs 0f 05; 2. decode each function (or gap between functions) that holds one, once,
+ * Scan: 1. find the byte pairs 0f 05 and 0f a2; 2. decode each function (or gap between functions) that holds one, once,
  * and keep the pairs that are instructions, with their neighbours and the branches that end near them; 3. look
  * through the whole text for rel32 branches and code addresses that end near a site; 4. choose windows.
  *
@@ -46,11 +46,12 @@ struct patch_tail {
 	uint8_t last; /* length of the instruction that TAIL_JMP/JCC re-encode */
 };
 
-/* One `syscall`: offsets are into the text. */
+/* One `syscall` or `cpuid`: offsets are into the text. */
 struct cand {
 	uint32_t sys, lo, hi; /* the decoded region [lo, hi) is its neighbourhood */
 	uint8_t nb, na;       /* neighbours: lengths, nearest first */
 	uint8_t before[NEIGHBOURS], after[NEIGHBOURS];
+	bool cpuid;
 	bool clean;          /* every instruction of the region is known */
 	bool indirect;       /* the region holds an indirect jump */
 	uint64_t exact, raw; /* branch targets in the zone: by decoded branches; by bytes that look like one */
@@ -66,7 +67,7 @@ struct scan {
 	uint32_t *pair;
 	unsigned n_pairs;
 	struct cand *cand;
-	unsigned n, cap, found;
+	unsigned n, cap, found, cpuid_found;
 	uint64_t *bits; /* of the current region: instruction starts, and its end */
 	size_t bits_words;
 	uint32_t lo, end; /* current region as decoded */
@@ -271,10 +272,10 @@ static int grow(void *arr, unsigned *cap, size_t size)
 	return 0;
 }
 
-/* All offsets of the bytes 0f 05 (up to PAIRS_MAX: what lies behind stays on the slow path). */
+/* All offsets of the bytes 0f 05 and 0f a2 (up to PAIRS_MAX: what lies behind stays on the slow path). */
 static int pairs_find(struct scan *s)
 {
-	const __m128i a = _mm_set1_epi8(0x0f), b = _mm_set1_epi8(0x05);
+	const __m128i a = _mm_set1_epi8(0x0f), b = _mm_set1_epi8(0x05), c = _mm_set1_epi8((char)0xa2);
 	unsigned cap = 0;
 	size_t i = 0;
 
@@ -285,11 +286,14 @@ static int pairs_find(struct scan *s)
 			__m128i x = _mm_loadu_si128((const void *)(s->text + i));
 			__m128i y = _mm_loadu_si128((const void *)(s->text + i + 1));
 
-			m = _mm_movemask_epi8(_mm_and_si128(_mm_cmpeq_epi8(x, a), _mm_cmpeq_epi8(y, b)));
+			y = _mm_or_si128(_mm_cmpeq_epi8(y, b), _mm_cmpeq_epi8(y, c));
+			m = _mm_movemask_epi8(_mm_and_si128(_mm_cmpeq_epi8(x, a), y));
 		} else {
 			m = 0;
 			for (unsigned k = 0; i + k + 1 < s->len; k++)
-				m |= (unsigned)(s->text[i + k] == 0x0f && s->text[i + k + 1] == 0x05) << k;
+				m |= (unsigned)(s->text[i + k] == 0x0f &&
+						(s->text[i + k + 1] == 0x05 || s->text[i + k + 1] == 0xa2))
+				     << k;
 		}
 		for (; m; m &= m - 1) {
 			if (s->n_pairs == cap && grow(&s->pair, &cap, sizeof(*s->pair)))
@@ -519,10 +523,15 @@ static int region_scan(struct scan *s, unsigned p, unsigned q, uint32_t lo, uint
 		struct cand *c;
 		uint32_t sys = s->pair[p], off;
 		unsigned d;
+		bool cpuid;
 
 		if (!bit_get(s, sys) || insn_after(s, sys) != 2)
 			continue;
-		s->found++;
+		cpuid = s->text[sys + 1] == 0xa2;
+		if (cpuid)
+			s->cpuid_found++;
+		else
+			s->found++;
 		if (s->n >= KX_SITES_MAX)
 			continue;
 		/* An executable segment can begin with relocations and strings and end with constants. */
@@ -533,12 +542,14 @@ static int region_scan(struct scan *s, unsigned p, unsigned q, uint32_t lo, uint
 			continue;
 		if ((!fn || s->bad) && !gap_plausible(s, sys))
 			continue;
-		if (!(fn && (fn->flags & PATCH_FN_UNWIND)) && is_restorer(s, sys))
+		if (!cpuid && !(fn && (fn->flags & PATCH_FN_UNWIND)) && is_restorer(s, sys))
 			continue;
 		if (s->n == s->cap && grow(&s->cand, &s->cap, sizeof(*s->cand)))
 			return -ENOMEM;
 		c = &s->cand[s->n++];
-		*c = (struct cand){ .sys = sys, .lo = s->lo, .hi = s->end, .clean = !s->bad, .indirect = s->indirect };
+		*c = (struct cand){
+			.sys = sys, .cpuid = cpuid, .lo = s->lo, .hi = s->end, .clean = !s->bad, .indirect = s->indirect
+		};
 		for (off = sys; c->nb < NEIGHBOURS && (d = insn_before(s, off)); off -= d)
 			c->before[c->nb++] = d;
 		for (off = sys + 2; c->na < NEIGHBOURS && (d = insn_after(s, off)); off += d)
@@ -744,6 +755,7 @@ static int insn_class(const struct scan *s, uint32_t off, unsigned len)
 	case ZYDIS_MNEMONIC_XABORT:
 	case ZYDIS_MNEMONIC_VMCALL:
 	case ZYDIS_MNEMONIC_VMMCALL:
+	case ZYDIS_MNEMONIC_CPUID: /* a site of its own */
 		return MOVE_NO;
 	default:
 		return MOVE_YES;
@@ -893,6 +905,7 @@ static void site_plan(const struct cand *c, const struct window *w, int last, ui
 	site->start = gva + c->sys - sys_off;
 	site->len = b[n - 1];
 	site->sys_off = sys_off;
+	site->cpuid = c->cpuid;
 	for (i = 0; i < w->k; i++)
 		map_add(site, b[i], b[i]);
 	off = sys_off + 7 + (post ? 7 : 3) + 8;
@@ -951,6 +964,7 @@ int patch_scan(const uint8_t *text, size_t len, uint64_t gva, const struct patch
 	decoder_init(&s.dec);
 	err = sites_find(&s, gva, hints);
 	plan->found = s.found;
+	plan->cpuid_found = s.cpuid_found;
 	if (err || !s.n)
 		goto out;
 	err = targets_rel32(&s);
@@ -975,6 +989,7 @@ int patch_scan(const uint8_t *text, size_t len, uint64_t gva, const struct patch
 			tail->tramp_off = plan->tramp_bytes;
 			plan->tramp_bytes += (site->tramp_len + TRAMP_ALIGN - 1) & ~(TRAMP_ALIGN - 1);
 			plan->intact += w.intact || site->sys_off >= WINDOW_MIN;
+			plan->cpuid_n += c->cpuid;
 			plan->n++;
 			floor = site->start + site->len - gva;
 		}
@@ -1021,22 +1036,35 @@ static void put_rel(struct out *o, const void *op, unsigned n, uint64_t target)
 
 static void tramp_emit(const uint8_t *win, const struct kx_site *s, const struct patch_tail *tail, uint8_t *host)
 {
-	static const uint8_t lea_rcx[] = { 0x48, 0x8d, 0x0d }, lea_r11[] = { 0x4c, 0x8d, 0x1d };
-	static const uint8_t mov_r11[] = { 0x49, 0x89, 0xcb }, jmp = 0xe9;
-	static const uint8_t enter[] = { 0x65, 0xff, 0x24, 0x25, KX_T_ENTRY, 0, 0, 0 };
+	static const struct entry {
+		uint8_t lea_after[3], lea_resume[3], mov[3], enter[8];
+	} entries[] = {
+		/* rcx, r11 */
+		{ { 0x48, 0x8d, 0x0d },
+		  { 0x4c, 0x8d, 0x1d },
+		  { 0x49, 0x89, 0xcb },
+		  { 0x65, 0xff, 0x24, 0x25, KX_T_ENTRY, 0, 0, 0 } },
+		/* rbx, rdx */
+		{ { 0x48, 0x8d, 0x1d },
+		  { 0x48, 0x8d, 0x15 },
+		  { 0x48, 0x89, 0xda },
+		  { 0x65, 0xff, 0x24, 0x25, KX_T_CPUID, 0, 0, 0 } },
+	};
+	static const uint8_t jmp = 0xe9;
+	const struct entry *e = &entries[s->cpuid];
 	struct out o = { host, s->tramp };
 	uint64_t after = s->start + s->sys_off + 2, end = s->start + s->len;
 	const uint8_t *post = win + s->sys_off + 2, *last = win + s->len - tail->last;
 
 	put(&o, win, s->sys_off);
-	put_rel(&o, lea_rcx, 3, after);
+	put_rel(&o, e->lea_after, 3, after);
 	if (tail->kind == TAIL_NONE) {
-		put(&o, mov_r11, 3);
-		put(&o, enter, sizeof(enter));
+		put(&o, e->mov, 3);
+		put(&o, e->enter, sizeof(e->enter));
 		return;
 	}
-	put_rel(&o, lea_r11, 3, o.gva + 7 + sizeof(enter));
-	put(&o, enter, sizeof(enter));
+	put_rel(&o, e->lea_resume, 3, o.gva + 7 + sizeof(e->enter));
+	put(&o, e->enter, sizeof(e->enter));
 	put(&o, post, last - post);
 	if (tail->kind == TAIL_JMP || tail->kind == TAIL_JCC) {
 		uint64_t target = end + (tail->last == 2 ? (int64_t)(int8_t)last[1] : rel32_at(last + tail->last - 4));
@@ -1119,6 +1147,34 @@ uint64_t patch_tramp_to_site(const struct kx_site *s, uint64_t rip)
 			win = s->map[i].win;
 		}
 	return s->start + win;
+}
+
+/* Offset in the trampoline where the LibOS resumes, tramp_len when that is behind the window. */
+static unsigned resume_off(const struct kx_site *s)
+{
+	unsigned off = s->tramp_len;
+
+	for (unsigned i = 0; i < s->n && i < NR_MAPS; i++)
+		if (s->map[i].win > s->sys_off && s->map[i].tramp < off)
+			off = s->map[i].tramp;
+	return off;
+}
+
+int patch_entering(const struct kx_site *s, uint64_t rip)
+{
+	uint64_t off = rip - s->tramp;
+
+	return off > s->sys_off && off < resume_off(s);
+}
+
+int patch_step_ends(const struct kx_site *s, uint64_t rip)
+{
+	uint64_t off = rip - s->tramp;
+
+	for (unsigned i = 0; i < s->n && i < NR_MAPS; i++)
+		if (s->map[i].win && s->map[i].tramp == off)
+			return 1;
+	return 0;
 }
 
 /* ---- Function ranges of an ELF file -------------------------------------------------------------------- */

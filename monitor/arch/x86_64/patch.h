@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Syscall-site patcher: turns `syscall` instructions of an executable mapping into jumps to per-site
- * trampolines, which enter the LibOS by jmp *%gs:8 (KX_T_ENTRY).
+ * Site patcher: turns `syscall` and `cpuid` instructions of an executable mapping into jumps to per-site
+ * trampolines, which enter the LibOS by jmp *%gs:8 (KX_T_ENTRY) or jmp *%gs:KX_T_CPUID.
  *
  * A window of whole instructions (5..15 bytes) at or directly before the `syscall` becomes jmp rel32. Its
  * trampoline is
@@ -13,6 +13,9 @@
  *	[instructions after the syscall] ; jmp <end of window>
  * It uses no stack (red zone) and no flags. The LibOS continues at the address in r11, with rcx and r11 as
  * `syscall` leaves them. What is not patched traps and stays correct.
+ *
+ * For a `cpuid`, rbx stands for rcx, rdx for r11: it reads neither and overwrites both, so nothing has to be kept.
+ * Once the first of them has changed, the program is let run into the LibOS (patch_entering()): nobody sees them.
  *
  * Bytes, symbols and unwind tables are the guest's: all are hostile. A wrong hint can only break the program
  * that supplied it. Not thread-safe per object; the caller keeps `text` from changing between scan and apply.
@@ -47,7 +50,9 @@ struct patch_plan {
 	struct patch_tail *tail;
 	unsigned n;           /* sites planned, at most KX_SITES_MAX */
 	unsigned found;       /* syscall instructions seen */
-	unsigned intact;      /* of n: the syscall's own bytes stay */
+	unsigned cpuid_found; /* cpuid instructions seen */
+	unsigned cpuid_n;     /* of n: sites of a cpuid */
+	unsigned intact;      /* of n: the instruction's own bytes stay */
 	unsigned tramp_bytes; /* what patch_apply() needs */
 };
 
@@ -82,6 +87,10 @@ void patch_hints_free(struct patch_hints *hints);
 uint64_t patch_site_to_tramp(const struct kx_site *s, uint64_t rip);
 /* rip inside the trampoline -> the original pc (the syscall itself while it is set up); any other rip -> rip. */
 uint64_t patch_tramp_to_site(const struct kx_site *s, uint64_t rip);
+/* rip is in the trampoline, behind the first instruction that sets the entry up, and not yet behind the entry. */
+int patch_entering(const struct kx_site *s, uint64_t rip);
+/* rip is in the trampoline where a step of the program's own has just ended. */
+int patch_step_ends(const struct kx_site *s, uint64_t rip);
 
 /* Length of the instruction at p (n bytes readable), 0 = not valid. For tests: fast = 0 asks Zydis alone. */
 unsigned patch_insn_len(const uint8_t *p, size_t n, int fast);
