@@ -28,7 +28,7 @@ import lib  # noqa: E402
 
 UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 60, 420
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
-GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "proc": ["pvm"], "root": ["pvm"]}  # what a guest test is told in a pVM
+GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "hostile": ["pvm"], "proc": ["pvm"], "root": ["pvm"]}  # what a guest test is told in a pVM
 GUEST_OPTIONS = {}  # more options of kylinx run, by name of the test
 SKIP_STATUS = 77
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)

@@ -24,6 +24,7 @@
 
 /* Leaves are made with accessed and dirty set, so that nobody has to write to them later. */
 #define PTE_P 0x1ull
+#define PTE_W 0x2ull
 #define PTE_LEAF 0x67ull /* present, writable, user, accessed, dirty */
 #define PTE_SUP 0x63ull
 #define PTE_PS 0x80ull
@@ -383,13 +384,17 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
 }
 
 /*
- * Make [start, end) reachable with the given execute permission. `table`: by 4 KiB leaves even where nothing is
+ * Make [start, end) reachable. The host mapping decides what may be read and written. 4 KiB leaves tell execute
+ * permission, and also say read-only where that is so: KVM with shadow page tables maps eight neighbours at a fault then,
+ * instead of one, since it looks for pages of the host that it may write where the guest's leaf is writable. `table`: by 4 KiB leaves even where nothing is
  * executable, since something soon will be (the parts of a library): to split a 2 MiB leaf later, KVM has to drop all
  * that it has, which takes milliseconds. Must come before the host mapping changes: that
  * change makes KVM forget what it had cached of the old entries.
  */
-static int pt_set(uint64_t start, uint64_t end, bool exec, bool table_wanted)
+static int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted)
 {
+	bool exec = prot & PROT_EXEC;
+	uint64_t leaf = (exec ? 0 : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
 	int r = slot_cover(start, end);
 	if (r)
 		return r;
@@ -407,8 +412,7 @@ static int pt_set(uint64_t start, uint64_t end, bool exec, bool table_wanted)
 			return r;
 		uint64_t a = start > region ? start : region, b = end < region + HUGE ? end : region + HUGE;
 		for (; a < b; a += PAGE)
-			__atomic_store_n(&table(*pde)[(a >> 12) & 511], a | PTE_LEAF | (exec ? 0 : PTE_NX),
-					 __ATOMIC_RELAXED);
+			__atomic_store_n(&table(*pde)[(a >> 12) & 511], a | leaf, __ATOMIC_RELAXED);
 	}
 	return 0;
 }
@@ -424,8 +428,13 @@ int gmem_populate(uint64_t gva)
 	size_t i = region_find(gva);
 	if (i < nr_regions && regions[i].start <= gva && regions[i].prot != PROT_NONE) {
 		uint64_t *pde = pde_of(gva);
-		if (pde && !(*pde & PTE_P))
-			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot & PROT_EXEC,
+		bool missing = pde && !(*pde & PTE_P);
+		bool table_here = pde && (*pde & PTE_P) && !(*pde & PTE_PS);
+		/* A leaf that is less than the map says: not made by any path that is known, but harmless to mend. */
+		if (table_here && (regions[i].prot & PROT_WRITE))
+			missing = !(table(*pde)[(gva >> 12) & 511] & PTE_W);
+		if (missing)
+			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot,
 				   !(regions[i].flags & MAP_ANONYMOUS)) == 0;
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -684,7 +693,7 @@ static void text_finish(uint64_t gva, uint64_t len, struct text_use *use)
 		return;
 	struct kx_site *s = use->shared ? text_sites(use->shared, gva) : use->plan.sites;
 	uint64_t at = use->shared ? use->shared->at + ALIGN_UP(use->shared->key.len, PAGE) : 0;
-	if (s && region_reserve(3) == 0 && pt_set(t, t + size, true, true) == 0 &&
+	if (s && region_reserve(3) == 0 && pt_set(t, t + size, PROT_READ | PROT_EXEC, true) == 0 &&
 	    (use->shared ? mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, text_fd_ro(), (off_t)at)
 			 : mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
 				0)) != MAP_FAILED) {
@@ -843,7 +852,7 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		return -ENOMEM;
 	bool exec = prot & PROT_EXEC;
 	if (prot != PROT_NONE) {
-		int r = pt_set(addr, addr + len, exec, file || (addr >= FILE_LOW && addr < FILE_HIGH));
+		int r = pt_set(addr, addr + len, prot, file || (addr >= FILE_LOW && addr < FILE_HIGH));
 		if (r)
 			return r;
 	}
@@ -947,7 +956,7 @@ int gmem_munmap(uint64_t addr, uint64_t len)
 static int protect_part(uint64_t start, uint64_t end, int old, int prot, bool file)
 {
 	int r = 0;
-	if (prot != PROT_NONE && (r = pt_set(start, end, prot & PROT_EXEC, file)))
+	if (prot != PROT_NONE && (r = pt_set(start, end, prot, file)))
 		return r;
 	if ((prot & PROT_WRITE) && (r = text_own(start, end)))
 		return r;
@@ -1036,8 +1045,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!within_limit(old + old_len, old + new_len, r.prot, r.flags))
 			return -ENOMEM;
 		if (r.end == old + old_len && gva_ok(old, new_len) && range_free(old + old_len, old + new_len)) {
-			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot & PROT_EXEC, false)
-						    : 0;
+			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot, false) : 0;
 			if (x)
 				return x;
 			/* The reservation makes room; nothing else of this process is ever placed here. */
@@ -1065,9 +1073,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!new_addr)
 			return -ENOMEM;
 	}
-	int x = r.prot != PROT_NONE
-			? pt_set(new_addr, new_addr + new_len, r.prot & PROT_EXEC, !(r.flags & MAP_ANONYMOUS))
-			: 0;
+	int x = r.prot != PROT_NONE ? pt_set(new_addr, new_addr + new_len, r.prot, !(r.flags & MAP_ANONYMOUS)) : 0;
 	if (x)
 		return x;
 	if (mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
@@ -1189,7 +1195,7 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 		r = -ENOMEM;
 		goto out;
 	}
-	if (region_reserve(4) || pt_set(addr, addr + len, prot & PROT_EXEC, false)) {
+	if (region_reserve(4) || pt_set(addr, addr + len, prot, false)) {
 		r = -ENOMEM;
 		goto out;
 	}
@@ -1317,8 +1323,8 @@ int gmem_init(struct kx_err *err)
 	sys_tables();
 	region_reserve(8);
 	/* LibOS: text executable, the rest data. Regions above KX_USER_END are out of every call's reach. */
-	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, true, true)) ||
-	    (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, false, false)))
+	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, true)) ||
+	    (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, PROT_READ | PROT_WRITE, false)))
 		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
 	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaf must not be. */
 	table(*pde_of(KX_VVAR_BASE))[(KX_VVAR_BASE >> 12) & 511] &= ~2ull;

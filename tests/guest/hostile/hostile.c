@@ -4,7 +4,7 @@
  * port and through `syscall`, with every bad value that its arguments' kinds can have, and random combinations. At the
  * end the pVM must still work, no descriptor of the monitor's may have been reached and no guard page changed.
  * hostile MODE [SEED]: one attack after which the pVM may be dead, by a clear error, but the monitor must not be;
- * hostile modes lists them. Each is for tests/integration/test_badinput.py, which judges how it ended.
+ * hostile modes lists them. Each is for tests/integration/test_hostile.py, which judges how it ended.
  * Without arguments nothing is done: natively there is no port.
  */
 #define _GNU_SOURCE

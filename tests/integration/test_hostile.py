@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""test_hostile.py [KYLINX]: attacks of tests/guest/hostile, each in a pVM of its own. The pVM may be lost by them, by an
+exit, a signal, or status 125 with one line that says why; it may hang itself, and then ends when it is killed. The
+monitor must not have a fault of its own, and nothing may be left behind, which the runner looks at.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import lib  # noqa: E402
+
+HOSTILE = os.path.join(lib.TOP, os.environ.get("BUILD", "build"), "tests/guest/hostile.dyn")
+SECONDS = 4
+
+
+def main():
+    if len(sys.argv) > 1:
+        lib.KYLINX = os.path.abspath(sys.argv[1])
+    tap = lib.Tap()
+    modes = lib.run(lib.pvm([HOSTILE, "modes"]), 30, cwd="/").out.decode().split()
+    if len(modes) < 40:
+        tap.fail("hostile: modes", f"only {modes}")
+    for mode in modes:
+        r = lib.run(lib.pvm([HOSTILE, mode, "7"]), SECONDS, cwd="/")
+        err = r.err.decode(errors="replace")
+        if "internal fault" in err or "AddressSanitizer" in err or "runtime error" in err:
+            tap.fail(f"hostile: {mode}", "the monitor has a fault: " + err)
+        elif r.status == 125 and not any(line.startswith("kylinx: error") for line in err.splitlines()):
+            tap.fail(f"hostile: {mode}", "status 125 without a reason: " + err)
+        elif mode == "robust" and r.status != 0:
+            tap.fail(f"hostile: {mode}", r.why())
+        else:
+            tap.ok(f"hostile: {mode}")
+    return tap.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
