@@ -14,6 +14,7 @@
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
+#include "rseq.h"
 #include "sig.h"
 #include "thread.h"
 #include "timepage.h"
@@ -103,6 +104,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	t->k_info.si_signo = 0;
 	area->sig.signo = 0;
 	area->work = 0;
+	rseq_fork_child(t);
 	t->robust_head = 0;
 	t->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
 	if (a->flags & CLONE_CLEAR_SIGHAND)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
+#include "rseq.h"
 
 #define PAGE 4096ull
 #define MiB (1ull << 20)
@@ -555,6 +556,7 @@ static void patch_text(uint64_t gva, uint64_t len, int fd, uint64_t off)
 		return;
 	const uint8_t *text = file + off;
 	/* Cheap first look: most libraries hold no site at all. */
+	rseq_text(text, len);
 	bool any = memmem(text, len, "\x0f\x05", 2);
 	if (any) {
 		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */

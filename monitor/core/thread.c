@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "fork.h"
 #include "gmem.h"
+#include "rseq.h"
 #include "sig.h"
 #include "stats.h"
 #include "vcpu.h"
@@ -83,6 +84,8 @@ struct thread *thread_pool_take(void)
 
 void thread_pool_put(struct thread *t)
 {
+	rseq_release(t);
+	t->seat_kicked = t->seat_restart = 0;
 	t->clear_tid = t->robust_head = 0;
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	t->k_info.si_signo = 0;
