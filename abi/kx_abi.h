@@ -52,8 +52,10 @@
 #define KX_T_CPUID 0xc0
 
 /* kx_thread.work: reasons not to return to the program yet. Set by the monitor, cleared by the LibOS. */
-#define KX_WORK_SIGNAL 1u /* kx_thread.sig holds a signal to deliver                                        */
-#define KX_WORK_MORE 2u   /* the monitor holds a further signal: make the sig_next hypercall                */
+#define KX_WORK_SIGNAL 1u       /* kx_thread.sig holds a signal to deliver                                        */
+#define KX_WORK_MORE 2u         /* the monitor holds a further signal: make the sig_next hypercall                */
+#define KX_WORK_RSEQ 4u         /* kx_thread.cpu and mm_cid are new, or a section must be aborted: see rseq(2)       */
+#define KX_RSEQ_SIG 0x53053053u /* the signature that libc registers with                                    */
 
 /* Results a hypercall can have beside -errno (never seen by the program). */
 #define KX_ERESTART 512        /* interrupted before any effect; restart if the handler has SA_RESTART             */
@@ -116,7 +118,7 @@ struct kx_thread {
 	uint64_t sigmask;     /* 0x38 guest signal mask, bit n-1 = signal n; LibOS owns it */
 	uint64_t host_mask;   /* 0x40 what the monitor has blocked on the host thread; monitor owns it */
 	uint32_t tid;         /* 0x48 */
-	uint32_t cpu;         /* 0x4c host CPU at the last entry */
+	uint32_t cpu;         /* 0x4c host CPU at the last entry; with rseq, the number that it has to itself */
 	uint64_t altstack_sp; /* 0x50 */
 	uint64_t altstack_size;
 	uint32_t altstack_flags; /* 0x60 SS_* as sigaltstack(2) */
@@ -138,6 +140,9 @@ struct kx_thread {
 	uint32_t rand_left;  /* unread bytes at the end of rand_buf */
 	uint32_t rand_gen;   /* kx_shared.fork_gen at the last seeding; other = reseed */
 	uint64_t rand_bytes; /* drawn since the last seeding */
+	uint64_t rseq;       /* registered struct rseq of the program's, 0 = none */
+	uint32_t rseq_len, rseq_sig;
+	uint32_t mm_cid, pad;
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
@@ -155,6 +160,7 @@ struct kx_shared {
 	struct kx_sigaction sigaction[65];     /* guest view; index = signal */
 	uint64_t rt_handlers;                  /* real-time signals with a handler, as a mask */
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
+	uint32_t rseq_on, pad;                 /* rseq_on: 1 = rseq(2) is there for this program */
 };
 
 /* First bytes of the LibOS image: where the monitor enters it and what it must know of its text. */

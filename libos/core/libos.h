@@ -13,6 +13,7 @@
 #define KX_ENOMEM 12
 #define KX_EFAULT 14
 #define KX_EINVAL 22
+#define KX_EBUSY 16
 #define KX_EPERM 1
 
 enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
@@ -38,6 +39,13 @@ int uaccess_xsave(void *area, uint64_t features);
 int uaccess_xrstor(const void *area, uint64_t features);
 int user_read(void *dst, uint64_t src, size_t len);
 int user_write(uint64_t dst, const void *src, size_t len);
+
+/* rseq.c */
+int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f);
+/* The program is about to go on by *f elsewhere than it stood: abort the section it is in. */
+void rseq_fixup(struct kx_thread *t, struct kx_frame *f);
+/* KX_WORK_RSEQ: the fields as they are now, too. */
+void rseq_work(struct kx_thread *t, struct kx_frame *f);
 
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))

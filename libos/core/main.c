@@ -234,10 +234,6 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case 219:
 		*ret = -KX_EINTR;
 		return true;
-	/* Restartable sequences would need to know of every preemption of the vCPU: libcs do without. */
-	case 334:
-		*ret = -KX_ENOSYS;
-		return true;
 	}
 	return false;
 }
@@ -271,6 +267,9 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 		break;
 	case 318:
 		r = sys_getrandom(t, f);
+		break;
+	case 334:
+		r = sys_rseq(t, f);
 		break;
 	default:
 		*is_local = false;

@@ -365,6 +365,7 @@ static bool deliver_one(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		}
 		*ret = 0;
 	}
+	rseq_fixup(t, f);
 	if (make_frame(t, f, &s, &a))
 		hypercall(t, HC_sig_stack_fault, signo, 0, 0, 0, 0, 0);
 	uint64_t mask = t->sigmask | a.mask;
@@ -390,6 +391,8 @@ bool signals_deliver(struct kx_thread *t, struct kx_frame *f, int64_t ret)
 				break;
 			continue;
 		}
+		if (work & KX_WORK_RSEQ)
+			rseq_work(t, f);
 		if (t->sig.signo)
 			delivered |= deliver_one(t, f, &ret);
 		if (work & KX_WORK_MORE)

@@ -19,6 +19,7 @@
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "rseq.h"
 #include "sig.h"
 #include "stats.h"
 #include "thread.h"
@@ -187,6 +188,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	area->sig.signo = 0;
 	area->work = 0;
+	rseq_fork_child(t);
 	t->robust_head = 0;
 	t->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
 	if (a->flags & CLONE_CLEAR_SIGHAND)

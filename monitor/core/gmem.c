@@ -14,6 +14,7 @@
 #include "../arch/x86_64/patch.h"
 #include "text.h"
 #include "keeper.h"
+#include "rseq.h"
 
 #define PAGE 4096ull
 #define MiB (1ull << 20)
@@ -599,6 +600,7 @@ struct text_use {
 	const struct text *shared; /* the family's patched copy of it */
 	struct patch_plan plan;    /* else: to be applied to the mapping itself, where n is not 0 */
 	uint64_t tramp, tramp_size;
+	bool rseq; /* has restartable sequences */
 };
 
 /*
@@ -622,7 +624,7 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 
 /* Find the sites of a text that is going to be mapped at gva. Failure is no error: what is not patched takes the slow
  * path. */
-static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct patch_plan *plan)
+static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct text_use *use)
 {
 	struct stat st;
 	struct patch_hints hints = { 0 };
@@ -634,13 +636,14 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct p
 	uint8_t *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	if (file == MAP_FAILED)
 		return;
+	use->rseq = rseq_text(file + off, len);
 	/* Cheap first look: most libraries hold no site at all. */
 	if (memmem(file + off, len, "\x0f\x05", 2) || memmem(file + off, len, "\x0f\xa2", 2)) {
 		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
 		uint64_t bias = 0;
 		if (load_bias(file, st.st_size, off, gva, &bias) == 0)
 			patch_hints_from_elf(file, st.st_size, bias, &hints);
-		patch_scan(file + off, len, gva, &hints, plan);
+		patch_scan(file + off, len, gva, &hints, &use->plan);
 		patch_hints_free(&hints);
 	}
 	munmap(file, st.st_size);
@@ -653,6 +656,8 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 	bool shareable = !(prot & PROT_WRITE) && text_key(fd, off, len, &key);
 	const struct text *t = shareable ? text_find(&key) : NULL;
 	if (t) {
+		if (t->rseq)
+			rseq_switch_on();
 		use->tramp = gva + t->tramp_from;
 		use->tramp_size = t->tramp_size;
 		if (!t->nr_sites) {
@@ -669,12 +674,14 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 		}
 		shareable = false; /* something else is where its trampolines have to be */
 	}
-	text_scan(gva, len, fd, off, &use->plan);
+	text_scan(gva, len, fd, off, use);
+	if (use->rseq)
+		rseq_switch_on();
 	pvm.nr_sites_found += use->plan.found;
 	pvm.nr_cpuid_found += use->plan.cpuid_found;
 	if (!use->plan.n) {
 		if (shareable)
-			text_add_none(&key, &use->plan);
+			text_add_none(&key, &use->plan, use->rseq);
 		return;
 	}
 	use->tramp_size = ALIGN_UP((uint64_t)use->plan.tramp_bytes, PAGE);
@@ -682,7 +689,7 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 	if (!use->tramp || nr_sites + use->plan.n > KX_SITES_MAX) /* as many as the LibOS can look up */
 		use->plan.n = 0;
 	else if (shareable)
-		use->shared = text_add(&key, fd, gva, &use->plan, use->tramp, use->tramp_size);
+		use->shared = text_add(&key, fd, gva, &use->plan, use->rseq, use->tramp, use->tramp_size);
 }
 
 /* Map the trampolines, and patch the text where it is not the family's copy. The text is mapped, and writable then. */

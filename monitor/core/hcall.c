@@ -12,6 +12,7 @@
 #include "../../util/log.h"
 #include "keeper.h"
 #include "thread.h"
+#include "rseq.h"
 #include "sig.h"
 #include "strace.h"
 #include "vfs.h"
@@ -424,6 +425,8 @@ static int64_t run_handler(struct hcall *c)
 	struct thread *t = c->t;
 	if (c->row->flags & KX_F_NORESTART)
 		sig_sync_block(t);
+	if (c->row->flags & KX_F_BLOCK)
+		rseq_idle(t);
 	for (;;) {
 		int64_t r = c->row->fn(c);
 		if (r == KX_NORESTART_EINTR)
@@ -496,7 +499,7 @@ void hcall_dispatch(struct thread *t)
 	unsigned cpu;
 	if (!t->area->vfork) /* the page speaks of the parent */
 		pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
-	if (getcpu(&cpu, NULL) == 0)
+	if (!t->seat && getcpu(&cpu, NULL) == 0)
 		t->area->cpu = cpu;
 	sig_prepare(t);
 }

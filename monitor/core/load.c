@@ -683,6 +683,8 @@ static void make_auxv(const struct load_plan *p, const struct load_result *res, 
 	aux(AT_EGID, getegid());
 	aux(AT_SECURE, 0);
 	aux(AT_RANDOM, random_at);
+	aux(27 /* AT_RSEQ_FEATURE_SIZE */, 28);
+	aux(28 /* AT_RSEQ_ALIGN */, 32);
 	aux(AT_HWCAP2, cpuid_reg(7, true) & 1 ? 2 : 0); /* FSGSBASE usable in ring 3 */
 	aux(AT_EXECFN, execfn_at);
 	aux(AT_PLATFORM, platform_at);

@@ -72,6 +72,14 @@ struct thread {
 	int fault_repeat;
 	struct hcall *hcall; /* call in progress, NULL outside; for strace and faults */
 	uint64_t nr_hcalls, nr_exits, nr_slow, nr_faults;
+	/* The CPU number that it has to itself (rseq.c). */
+	int seat;                 /* number + 1, 0 = none or robbed of it */
+	bool seat_run;            /* it is marked as running there */
+	volatile int seat_kicked; /* by the signal handler */
+	int seat_given, seat_restart;
+	uint32_t seat_gen;
+	uint64_t seat_cpus[16]; /* affinity, as far as known */
+	struct thread *seat_next;
 	struct kvm_xsave *xsave;
 	struct scratch *scratch; /* of a child of vfork (keeper.h) */
 	bool asked_keeper;       /* such a child has asked it for something */
@@ -109,6 +117,7 @@ struct pvm {
 	unsigned auxv_len;
 	cpu_set_t cpus; /* with --cpus: those that the program may know of, by the host's numbers */
 	bool no_new_privs;
+	bool rseq_on; /* the program may have restartable sequences */
 	int exit_status;
 	bool args_shown; /* the host's cmdline and environ of this process are the program's */
 	bool is_child;   /* forked, not started by the user: writes no report of --stats */

@@ -8,6 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "rseq.h"
 #include "strace.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
@@ -218,6 +219,12 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	}
 	if (!t)
 		return;
+	if (signo == KICK_SIG && info->si_code == SI_QUEUE && rseq_is_kick(info) && info->si_pid == pvm.pid) {
+		t->seat_kicked = 1; /* sent to a thread in the guest only: no host call to abort */
+		if (t->run)
+			t->run->immediate_exit = 1;
+		return;
+	}
 	if (signo == KICK_SIG && info->si_code == SI_QUEUE && info->si_value.sival_ptr == &kick_cookie &&
 	    info->si_pid == my_pid()) {
 		t->kicked = 1;

@@ -2,6 +2,7 @@
 /* Identity, limits, scheduling, waiting, prctl. */
 #include <errno.h>
 #include <linux/capability.h>
+#include <linux/membarrier.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -14,6 +15,7 @@
 #include "../../util/log.h"
 #include "family.h"
 #include "hcall.h"
+#include "rseq.h"
 #include "thread.h"
 
 static void refresh_ids(void)
@@ -268,7 +270,10 @@ int64_t hc_sched_setaffinity(struct hcall *c)
 	for (uint64_t i = 0; pvm.cfg->cpus && i < len * 8; i++)
 		if (i >= CPU_SETSIZE || !CPU_ISSET(i, &pvm.cpus))
 			mask[i / 8] &= ~(1u << i % 8);
-	return HC6(c->nr, (int)c->arg[0], len, mask, 0, 0, 0);
+	int64_t r = HC6(c->nr, (int)c->arg[0], len, mask, 0, 0, 0);
+	if (!r)
+		rseq_affinity_changed();
+	return r;
 }
 
 int64_t hc_sched_getaffinity(struct hcall *c)
@@ -283,7 +288,14 @@ int64_t hc_sched_getaffinity(struct hcall *c)
 	return r;
 }
 
-int64_t hc_membarrier(struct hcall *c) { return HC6(c->nr, (int)c->arg[0], c->arg[1], (int)c->arg[2], 0, 0, 0); }
+int64_t hc_membarrier(struct hcall *c)
+{
+	int cmd = (int)c->arg[0];
+	int64_t r = HC6(c->nr, cmd, c->arg[1], (int)c->arg[2], 0, 0, 0);
+	if (!r && cmd == MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ)
+		rseq_fence(c->arg[1] & MEMBARRIER_CMD_FLAG_CPU ? (int)c->arg[2] : -1);
+	return r;
+}
 
 /* ---- the rest --------------------------------------------------------------------------------------------------- */
 

@@ -58,7 +58,10 @@ int64_t hc_sig_default(struct hcall *c)
 
 int64_t hc_sig_stack_fault(struct hcall *c)
 {
-	kx_log(KX_LOG_INFO, "signal", "no stack for the frame of signal %d", (int)c->arg[0]);
+	if (c->arg[0])
+		kx_log(KX_LOG_INFO, "signal", "no stack for the frame of signal %d", (int)c->arg[0]);
+	else
+		kx_log(KX_LOG_INFO, "signal", "struct rseq or the section that it names is not as it must be");
 	pvm_die_by_signal(SIGSEGV);
 }
 

@@ -138,11 +138,12 @@ static struct text *entry_take(const struct text_key *key)
 	return &ix->text[i];
 }
 
-void text_add_none(const struct text_key *key, const struct patch_plan *plan)
+void text_add_none(const struct text_key *key, const struct patch_plan *plan, bool rseq)
 {
 	struct text *t = entry_take(key);
 	if (!t)
 		return;
+	t->rseq = rseq;
 	t->nr_found = plan->found;
 	t->nr_cpuid = plan->cpuid_found;
 	__atomic_store_n(&t->ready, 1, __ATOMIC_RELEASE);
@@ -169,8 +170,8 @@ static void path_note(struct text *t, int fd)
 	t->path[n > 0 ? n : 0] = 0;
 }
 
-const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, struct patch_plan *plan, uint64_t tramp,
-			    uint64_t tramp_size)
+const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, struct patch_plan *plan, bool rseq,
+			    uint64_t tramp, uint64_t tramp_size)
 {
 	uint64_t text_size = PAGES(key->len), sites_size = plan->n * sizeof *plan->sites;
 	uint64_t size = text_size + tramp_size + PAGES(sites_size);
@@ -193,6 +194,7 @@ const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, st
 	    !patch_apply(p, key->len, gva, plan, p + text_size, tramp, tramp_size) && (t = entry_take(key))) {
 		memcpy(p + text_size + tramp_size, plan->sites, sites_size);
 		t->nr_sites = plan->n;
+		t->rseq = rseq;
 		t->nr_found = plan->found;
 		t->nr_cpuid = plan->cpuid_found;
 		t->at = at;

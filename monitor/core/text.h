@@ -25,7 +25,7 @@ struct text_key {
 };
 
 struct text {
-	uint32_t ready;
+	uint32_t ready, rseq;                  /* rseq: has restartable sequences */
 	uint32_t nr_sites, nr_found, nr_cpuid; /* nr_sites 0: nothing to patch, and nothing is kept */
 	struct text_key key;
 	uint64_t at;         /* bytes into the memfd: text, then trampolines, then sites */
@@ -46,10 +46,10 @@ bool text_key(int fd, uint64_t off, uint64_t len, struct text_key *key);
 /* NULL = not known. Lives as long as the process. */
 const struct text *text_find(const struct text_key *key);
 /* Note that there is nothing to patch. */
-void text_add_none(const struct text_key *key, const struct patch_plan *plan);
+void text_add_none(const struct text_key *key, const struct patch_plan *plan, bool rseq);
 /* Copy the text from fd, patch the copy for trampolines tramp_size bytes long at tramp. NULL = no room. */
-const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, struct patch_plan *plan, uint64_t tramp,
-			    uint64_t tramp_size);
+const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, struct patch_plan *plan, bool rseq,
+			    uint64_t tramp, uint64_t tramp_size);
 /* Its sites for a text at gva, to be freed by the caller; NULL = no memory. */
 struct kx_site *text_sites(const struct text *t, uint64_t gva);
 /* The entry whose patched text holds the given offset in the memfd; NULL = none. */

@@ -17,6 +17,7 @@
 #include "fork.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "rseq.h"
 #include "sig.h"
 #include "stats.h"
 #include "vcpu.h"
@@ -130,6 +131,8 @@ struct thread *thread_pool_take(void)
 
 void thread_pool_put(struct thread *t)
 {
+	rseq_release(t);
+	t->seat_kicked = t->seat_restart = 0;
 	t->clear_tid = t->robust_head = 0;
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	t->held = 0;

@@ -13,6 +13,7 @@
 #include "fault.h"
 #include "gmem.h"
 #include "hcall.h"
+#include "rseq.h"
 #include "sig.h"
 #include "timepage.h"
 
@@ -476,7 +477,9 @@ static void fetch_regs(struct thread *t)
 static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
-	int r = ioctl(t->vcpu_fd, KVM_RUN, 0);
+	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
+	rseq_leave(t);
+	errno = e;
 	t->nr_exits++;
 	if (r == 0) {
 		switch (run->exit_reason) {
@@ -510,7 +513,9 @@ static void enter_guest(struct thread *t)
 		if (!run->kvm_dirty_regs)
 			fetch_regs(t);
 		sig_prepare(t);
-		if (t->area->work && (t->run->s.regs.sregs.cs.selector & 3) == 3)
+		if (!t->area->work)
+			t->at_user = true; /* work that comes from here on stops it again */
+		else if ((t->run->s.regs.sregs.cs.selector & 3) == 3)
 			redirect_to_work(t);
 		return;
 	}
@@ -532,6 +537,7 @@ void vcpu_loop(struct thread *t)
 		sig_prepare(t);
 		if (t->acc_signo && !t->area->sig.signo)
 			continue;
+		rseq_enter(t);
 		if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */
 			t->run->immediate_exit = 1;
 		t->at_user = false;

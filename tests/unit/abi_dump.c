@@ -106,7 +106,8 @@ static void dump_structs(void)
 		M(kx_thread, saved_mask);
 	M(kx_thread, has_saved_mask), M(kx_thread, yield_count), M(kx_thread, pid), M(kx_thread, vfork),
 		M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
-	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes);
+	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes), M(kx_thread, rseq),
+		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
 	END(kx_thread);
 
 	SIZE(kx_shared);
@@ -115,7 +116,7 @@ static void dump_structs(void)
 	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, cpuids),
 		M(kx_shared, cpuids_real), M(kx_shared, local_calls);
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
-		M(kx_shared, futex_waiters);
+		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad);
 	END(kx_shared);
 
 	SIZE(kx_vvar);
