@@ -296,7 +296,8 @@ void libos_syscall(struct kx_frame *f)
 		sys_rt_sigreturn(t, f);
 		goto out;
 	}
-	/* A signal that is there already came after the instruction: it counts as one that comes during the call. */
+	if (t->work && signals_deliver(t, f, -KX_ERESTART_ALWAYS))
+		goto out;
 	for (;;) {
 		bool is_local = true;
 		if (!local(t, f, &ret))
