@@ -42,6 +42,12 @@ def main():
         rounds = [(calls(KYLINX + [prog]), calls([prog])) for _ in range(PAIRS)]
         for name in rounds[0][0]:
             row(name, "ns", [p[name] for p, _ in rounds], [n[name] for _, n in rounds])
+        prog = os.path.join(BUILD, "bench", "fork")
+        subprocess.run(["gcc", "-O2", "-w", "-o", prog, "bench/fork.c"], check=True)
+        for mib in ("0", "16", "64", "256", "1024"):
+            rounds = [(calls(KYLINX + [prog, mib]), calls([prog, mib])) for _ in range(3)]
+            for name in rounds[0][0]:
+                row(name, "us", [p[name] for p, _ in rounds], [n[name] for _, n in rounds])
 
 
 main()

@@ -26,9 +26,10 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(HERE, "integration"))
 import lib  # noqa: E402
 
-UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 60, 420
+UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 180, 600
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
-GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "hostile": ["pvm"], "proc": ["pvm"], "root": ["pvm"]}  # what a guest test is told in a pVM
+# What a guest test is told in a pVM.
+GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "hostile": ["pvm", "20"], "proc": ["pvm"], "root": ["pvm"]}
 GUEST_OPTIONS = {}  # more options of kylinx run, by name of the test
 SKIP_STATUS = 77
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
