@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import selectors
+import shutil
 import subprocess
 import sys
 import time
@@ -69,6 +70,19 @@ def golden(program, path):
 
 def command(*argv, timeout=UNIT_TIMEOUT):
     must(lib.run(argv, timeout))
+    return ()
+
+
+def clang_build():
+    """Another compiler's LibOS and monitor: a pipeline of forks, execs and signals."""
+    build = os.path.join(BUILD, "clang")
+    must(lib.run(["make", "-j2", "all", "CC=clang", f"BUILD={build}", "CFLAGS=-O2 -g"], 400), "make: ")
+    if lib.kvm_missing():
+        raise Skip(lib.kvm_missing())
+    script = "trap 'echo usr1' USR1; kill -USR1 $$; for i in 1 2 3; do (exit $i); echo $?; done; seq 100 | tac | tail -1"
+    r = must(lib.run([os.path.abspath(os.path.join(build, "kylinx")), "run", "--", "bash", "-c", script], 60, cwd="/"))
+    if r.out != b"usr1\n1\n2\n3\n1\n":
+        raise Failure(f"{r.out!r}")
     return ()
 
 
@@ -166,6 +180,8 @@ def all_tests():
     yield "fuzz/load", mutated_files
     for path in files(BUILD, "tests/guest", r"\w+\.(dyn|static|musl)"):
         yield f"guest/{os.path.basename(path)}", lambda p=path: guest(p)
+    if shutil.which("clang"):
+        yield "build/clang", clang_build
     for path in files("tests/integration", r"test_\w+\.py"):
         yield os.path.basename(path)[5:-3], lambda p=path: script(p)
 

@@ -634,7 +634,7 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct t
 		len = st.st_size - off;
 	/* Through a mapping of our own: the guest's would keep every page that is looked at. */
 	uint8_t *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-	if (file == MAP_FAILED)
+	if (!file || file == MAP_FAILED) /* never NULL; the sanitizers' build wants to hear it */
 		return;
 	use->rseq = rseq_text(file + off, len);
 	/* Cheap first look: most libraries hold no site at all. */

@@ -459,7 +459,7 @@ static int sys_cpu_make(struct jail *j)
 	DIR *top = opendir(SYS_CPU);
 	if (!top)
 		return errno == ENOENT ? 0 : fail(j, SYS_CPU);
-	if (mkdirat(j->root, SYS_CPU + 1, 0755))
+	if (mkdirat(j->root, &SYS_CPU[1], 0755))
 		r = fail(j, SYS_CPU);
 	cpus_text(text);
 	EACH(i, lists) {
