@@ -296,8 +296,7 @@ void libos_syscall(struct kx_frame *f)
 		sys_rt_sigreturn(t, f);
 		goto out;
 	}
-	if (t->work && signals_deliver(t, f, -KX_ERESTART_ALWAYS))
-		goto out;
+	/* A signal that is there already came after the instruction: it counts as one that comes during the call. */
 	for (;;) {
 		bool is_local = true;
 		if (!local(t, f, &ret))

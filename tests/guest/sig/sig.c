@@ -1356,6 +1356,57 @@ static void test_files(void)
 	unlink(name);
 }
 
+/* ---- a signal on the way into a call -------------------- */
+
+#define ON_THE_WAY 400
+
+static volatile int entering, seen_entering;
+
+static void note_entering(int s, siginfo_t *i, void *u)
+{
+	seen_entering = entering;
+	note(s, i, u);
+}
+
+/*
+ * The first system call from a place in a program's text. Where that is slow, as in a VM, a signal that comes meanwhile
+ * must still count as one that came while the call slept: natively there is nothing between the instruction and the
+ * kernel. A few may come between `entering` and the instruction.
+ */
+static void test_on_the_way(void)
+{
+	static const uint8_t insns[] = { 0x0f, 0x05, 0xc3 }; /* syscall, ret */
+	uint8_t *code = mmap(NULL, 4096l * ON_THE_WAY, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS,
+			     -1, 0);
+	int within = 0, lost = 0, strange = 0;
+	on(SIGALRM, note_entering, 0);
+	unblock(SIGALRM);
+	for (int i = 0; i < ON_THE_WAY; i++) {
+		struct timespec ts = { 0, 20 * MS };
+		struct itimerval it = { { 0, 0 }, { 0, 1 + i % 100 * 2 } };
+		uint8_t *at = code + 4096l * i;
+		long r = SYS_nanosleep;
+		memcpy(at + 64, insns, sizeof insns);
+		at[0] = 0xc3;
+		((void (*)(void))at)(); /* the page is there */
+		count = seen_entering = entering = 0;
+		setitimer(ITIMER_REAL, &it, NULL);
+		entering = 1;
+		__asm__ volatile("sub $128, %%rsp; call *%[at]; add $128, %%rsp"
+				 : "+a"(r)
+				 : "D"(&ts), "S"(0), [at] "r"(at + 64)
+				 : "rcx", "r11", "memory", "cc");
+		while (!count)
+			nap(MS);
+		within += seen_entering;
+		lost += r == 0 && seen_entering;
+		strange += r != -EINTR && r != 0;
+	}
+	munmap(code, 4096l * ON_THE_WAY);
+	printf("  %d of %d calls slept over a signal, %d failed otherwise\n", lost, within, strange);
+	check(lost <= ON_THE_WAY / 50 && !strange, "a signal on the way into a call ends its sleep");
+}
+
 int main(void)
 {
 	test_directed();
@@ -1366,6 +1417,7 @@ int main(void)
 	test_wait();
 	test_eintr();
 	test_files();
+	test_on_the_way();
 	test_timers();
 	test_jumps();
 	test_ucontext();
