@@ -857,13 +857,12 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	}
 	if (region_reserve(4) || !within_limit(addr, addr + len, prot, flags))
 		return -ENOMEM;
-	bool exec = prot & PROT_EXEC;
 	if (prot != PROT_NONE) {
 		int r = pt_set(addr, addr + len, prot, file || (addr >= FILE_LOW && addr < FILE_HIGH));
 		if (r)
 			return r;
 	}
-	bool patch = file && exec && type == MAP_PRIVATE;
+	bool patch = file && (prot & PROT_EXEC) && type == MAP_PRIVATE;
 	int keep = flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_GROWSDOWN | MAP_LOCKED | MAP_POPULATE);
 	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
 	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
