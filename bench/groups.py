@@ -14,7 +14,7 @@ from harness import Metric, Skip
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUILD = os.path.abspath(os.environ.get("BUILD", os.path.join(HERE, "..", "build")))
-PROGRAMS = os.environ.get("KX_BENCH_PROGRAMS", os.path.join(BUILD, "bench"))
+PROGRAMS = os.path.realpath(os.environ.get("KX_BENCH_PROGRAMS", os.path.join(BUILD, "bench")))
 KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(BUILD, "kylinx")))
 
 
