@@ -24,7 +24,7 @@ class Plan:
     def __init__(self, quick=False, kylinx=KYLINX, base=None):
         self.quick, self.kylinx, self.base = quick, kylinx, base
         self.micro = 3 if quick else 7
-        self.servers = 1 if quick else 5
+        self.servers = 1 if quick else 3 if base else 5
 
     def argv(self, side, argv, *options):
         """The command line of one side. With a base, 'process' is the base's kylinx (bench-compare)."""
@@ -259,7 +259,7 @@ def redis(plan):
         if not shutil.which(p):
             raise Skip(f"{p} is not installed")
     n = 5000 if plan.quick else 20000
-    runs = [(50, 1, 64)] if plan.quick else [(1, 1, 64), (50, 1, 64), (50, 16, 64), (50, 1, 4096), (500, 1, 64)]
+    runs = [(50, 1, 64)] if plan.quick or plan.base else [(1, 1, 64), (50, 1, 64), (50, 16, 64), (50, 1, 4096), (500, 1, 64)]
     exits = {}
 
     def once(side):
