@@ -30,7 +30,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -349,10 +348,7 @@ static const struct {
 
 #define EACH(i, a) for (size_t i = 0; i < sizeof(a) / sizeof(*(a)); i++)
 
-/*
- * A mount of its own for a directory of ours: "/" becomes read-only, since its symlinks (/lib64, /bin) lead to the
- * monitor's dynamic linker, and what the program puts there in their place would run on the host at its next exec.
- */
+/* A mount of its own for a directory of ours: "/" becomes read-only, as it is to programs without root's rights. */
 static int own_mount(struct jail *j, const char *path)
 {
 	int tree = (int)syscall(SYS_open_tree, j->root, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
@@ -689,59 +685,6 @@ static int volume_make(struct jail *j, const struct kx_volume *v)
 	return kx_err_set(j->err, errno, "--volume %s:%s: %s (%s)", v->src, v->dst, strerror(errno), remedy);
 }
 
-/* ---- what exec depends on ------------------------------------------------------------------------------------ */
-
-/* Is each directory on the way to path, and path, where it is there, on a read-only mount of the view? */
-static int fixed(struct jail *j, const char *path)
-{
-	char p[PATH_MAX];
-	for (size_t n = 1;; n++) {
-		struct statvfs fs;
-		n += strcspn(path + n, "/");
-		snprintf(p, sizeof(p), "%.*s", (int)n, path);
-		int fd = view_open(j, p);
-		if (fd < 0)
-			return errno == ENOENT ? 0 : fail(j, p);
-		bool ro = !fstatvfs(fd, &fs) && fs.f_flag & ST_RDONLY;
-		close(fd);
-		if (!ro)
-			return kx_err_set(j->err, EINVAL,
-					  "--volume: %s would be writable, and the monitor's libraries are found there "
-					  "(give it :ro, or choose another DST)",
-					  p);
-		if (!path[n])
-			return 0;
-	}
-}
-
-/*
- * exec runs the monitor again, and that its dynamic linker and its libraries as the view shows them: on the host, in
- * ring 3 of the host. So the guest must not be able to put its own in their place.
- */
-static int loader_fix(struct jail *j)
-{
-	static const char *const files[] = { "/lib64/ld-linux-x86-64.so.2", "/etc/ld.so.preload", "/etc/ld.so.cache" };
-	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
-	char self[PATH_MAX], *maps, *save, *line;
-	int r = 0;
-	if (syscall(SYS_mount_setattr, j->root, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
-		return fail(j, "cannot make / read-only");
-	EACH(i, files)
-		if (fixed(j, files[i]))
-			return -1;
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-	if (n < 0 || !(maps = slurp("/proc/self/maps")))
-		return fail(j, "/proc/self/maps");
-	self[n] = 0;
-	for (line = strtok_r(maps, "\n", &save); line && !r; line = strtok_r(NULL, "\n", &save)) {
-		char *path = strchr(line, '/');
-		if (path && strcmp(path, self)) /* which is known by descriptor */
-			r = fixed(j, path);
-	}
-	free(maps);
-	return r;
-}
-
 /* ---- namespaces and capabilities ------------------------------------------------------------------------- */
 
 static int put(const char *path, const char *text)
@@ -885,8 +828,9 @@ static int view_build(struct jail *j)
 	for (int i = 0; i < cfg->nr_volumes; i++)
 		if (volume_make(j, &cfg->volumes[i]))
 			return -1;
-	if (!cfg->root && loader_fix(j))
-		return -1;
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
+	if (!cfg->root && syscall(SYS_mount_setattr, j->root, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
+		return fail(j, "cannot make / read-only");
 	return root_switch(j);
 }
 

@@ -191,7 +191,6 @@ struct kx_join {
 	int family, registry, proc;
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
-	bool image;                  /* the family has --root */
 };
 int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err);
 /* End the whole process now with the program's status (as exit_group). */
