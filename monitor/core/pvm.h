@@ -60,7 +60,6 @@ struct thread {
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
 	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
-	bool not_begun;        /* the last blocking call was interrupted before it entered the kernel */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
