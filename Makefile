@@ -38,7 +38,7 @@ MONITOR_SRC = \
 	monitor/core/keeper.c monitor/core/alloc.c monitor/core/rseq.c \
 	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/jail.c \
 	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
-	monitor/core/sys_mm.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
+	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
 	monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
