@@ -52,6 +52,8 @@ struct jail {
 	bool userns;
 	char *mounts;       /* copy of /proc/self/mountinfo, read when needed */
 	char cwd[PATH_MAX]; /* "/" when it can't be told */
+	bool lost;          /* the current directory has no path: removed, or its mount is gone */
+	int cwd_tree;       /* it, when the view has no place for it; -1 */
 };
 
 static int fail(struct jail *j, const char *what)
@@ -178,7 +180,7 @@ static void mount_path(const char *s, char out[PATH_MAX])
 static bool holds_proc(struct jail *j, const char *path)
 {
 	struct statfs fs;
-	if (statfs(path, &fs) || fs.f_type == PROC_SUPER_MAGIC)
+	if (statfs(path == j->cwd ? "." : path, &fs) || fs.f_type == PROC_SUPER_MAGIC)
 		return true;
 	if (!j->mounts && !(j->mounts = slurp("/proc/self/mountinfo")))
 		return true;
@@ -247,16 +249,18 @@ static int view_make(struct jail *j, const char *path, bool dir)
 	}
 }
 
-/* Does path name the same file in the view as on the host? */
-static bool visible(struct jail *j, const char *path)
+/* Does path name in the view what real names on the host? */
+static bool visible_as(struct jail *j, const char *path, const char *real)
 {
 	struct stat a, b;
 	int fd = view_open(j, path);
-	bool same = fd >= 0 && !fstat(fd, &a) && !stat(path, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+	bool same = fd >= 0 && !fstat(fd, &a) && !stat(real, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 	if (fd >= 0)
 		close(fd);
 	return same;
 }
+
+static bool visible(struct jail *j, const char *path) { return visible_as(j, path, path); }
 
 static int attach(int tree, int at)
 {
@@ -652,15 +656,36 @@ static int program_expose(struct jail *j)
 	return visible(j, typed) ? 0 : expose(j, at, typed);
 }
 
+/*
+ * The current directory itself, whatever its path leads to: it may have none, be hidden by a mount, or lie below
+ * directories that the user may not search. Where the view has no place for it, it becomes the current directory
+ * without a path, as it was, but without a way up.
+ */
 static int cwd_expose(struct jail *j)
 {
-	unsigned how = HOST_RO;
-	if (path_broad(j->cwd) || visible(j, j->cwd))
+	static const char *const none[] = { "mode", "0755", "source", "kylinx", NULL };
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_RDONLY };
+	int at = -1, r = -1;
+	if (!j->lost && (path_broad(j->cwd) || visible_as(j, j->cwd, ".")))
 		return 0;
-	if (holds_proc(j, j->cwd))
-		how |= G_ONE;
+	unsigned rec = !j->lost && holds_proc(j, j->cwd) ? 0 : AT_RECURSIVE;
+	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | rec);
 	/* Not possible without the mounts below when those are locked (user namespace): then it isn't there. */
-	return graft(j, j->cwd, j->cwd, how) && !(how & G_ONE && errno == EINVAL) ? fail(j, j->cwd) : 0;
+	if (tree < 0 && !rec && errno == EINVAL)
+		return 0;
+	if (tree < 0 && j->lost)
+		tree = fs_new("tmpfs", none, 0); /* of its mount nothing can be had any more */
+	if (tree < 0 || syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | rec, &attr, sizeof(attr)))
+		return fail(j, "the current directory");
+	if (!j->lost && (at = view_make(j, j->cwd, true)) >= 0)
+		r = attach(tree, at);
+	if (at >= 0)
+		close(at);
+	if (r)
+		j->cwd_tree = tree;
+	else
+		close(tree);
+	return 0;
 }
 
 static int volume_make(struct jail *j, const struct kx_volume *v)
@@ -782,6 +807,8 @@ static int root_switch(struct jail *j)
 		return fail(j, "cannot leave the old root");
 	close(j->root);
 	j->root = -1;
+	if (j->cwd_tree >= 0 && !fchdir(j->cwd_tree))
+		return 0;
 	return chdir(j->cwd) && chdir("/") ? fail(j, "/") : 0;
 }
 
@@ -837,10 +864,11 @@ static int view_build(struct jail *j)
 int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 {
 	struct kx_err own = { .code = 0 };
-	struct jail j = { .cfg = cfg, .err = err ? err : &own, .root = -1 };
+	struct jail j = { .cfg = cfg, .err = err ? err : &own, .root = -1, .cwd_tree = -1 };
 	mode_t mask;
 	int r;
-	if (!getcwd(j.cwd, sizeof(j.cwd)) || j.cwd[0] != '/')
+	j.lost = !getcwd(j.cwd, sizeof(j.cwd)) || j.cwd[0] != '/';
+	if (j.lost)
 		strcpy(j.cwd, "/");
 	mask = umask(0);
 	r = ns_enter(&j) || proc_keep(&j) || view_build(&j) || caps_drop(&j);
@@ -848,6 +876,8 @@ int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 	free(j.mounts);
 	if (j.root >= 0)
 		close(j.root);
+	if (j.cwd_tree >= 0)
+		close(j.cwd_tree);
 	return r ? -(j.err->code ? j.err->code : EINVAL) : 0;
 }
 
