@@ -414,7 +414,9 @@ static bool mask_may_lag(uint64_t nr)
 
 static void traced(struct hcall *c, int64_t ret)
 {
-	if (!is_private(c->nr))
+	/* A child's part of it is no call of its own. */
+	bool child = !ret && (c->nr == SYS_clone || c->nr == SYS_fork || c->nr == SYS_vfork || c->nr == SYS_clone3);
+	if (!is_private(c->nr) && !child)
 		strace_call(c->t, c->row, c->nr, c->arg,
 			    ret <= -KX_ERESTART && ret >= -KX_ERESTART_NOHAND ? -EINTR : ret,
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
@@ -442,6 +444,8 @@ void hcall_dispatch(struct thread *t)
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
+		if (pvm.cfg->strace)
+			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */
 		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
 			traced(&c, 0);

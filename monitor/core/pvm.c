@@ -325,6 +325,17 @@ static int monitor_init(const struct kx_config *cfg, struct kx_err *err)
 	return 0;
 }
 
+/* The call that strace(1) shows first. The environment is on the stack, behind the count, the arguments and a NULL. */
+static void trace_start(const struct kx_config *cfg, const char *program, const struct load_result *start)
+{
+	uint64_t argc = 0;
+	unsigned n = 0;
+	while (cfg->envp[n])
+		n++;
+	guest_read(&argc, start->sp, sizeof argc);
+	strace_start(self, program, cfg->argv, start->sp + 8 * (argc + 2), n);
+}
+
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
 static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 {
@@ -340,6 +351,8 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
 	if ((r = seccomp_enter(err)))
 		return r;
+	if (cfg->strace)
+		trace_start(cfg, program, &start);
 	start_program(&start, mask);
 }
 
