@@ -31,6 +31,8 @@ UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 180, 600
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # What a guest test is told in a pVM.
 GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "hostile": ["pvm", "20"], "proc": ["pvm"], "root": ["pvm"]}
+if os.path.basename(BUILD) == "san":
+    GUEST_ARGS["root"].append("noexec")
 GUEST_OPTIONS = {}  # more options of kylinx run, by name of the test
 SKIP_STATUS = 77
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)

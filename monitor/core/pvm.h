@@ -63,7 +63,6 @@ struct thread {
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
 	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
-	bool not_begun;        /* the last blocking call was interrupted before it entered the kernel */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
@@ -196,7 +195,6 @@ struct kx_join {
 	int family, registry, proc;
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
-	bool image;                  /* the family has --root */
 };
 int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err);
 /* End the whole process now with the program's status (as exit_group). */
