@@ -1298,8 +1298,20 @@ static void sys_tables(void)
 	}
 }
 
-int gmem_init(struct kx_err *err)
+/* The reservation. 0 or -errno. */
+static int space_reserve(void)
 {
+#ifndef __SANITIZE_ADDRESS__ /* whose shadow is there */
+	/* Host address = guest address, so that the host's kernel can follow a list of robust locks (robust.h). */
+	void *at = mmap((void *)KX_USER_MIN, KX_SPACE_SIZE - KX_USER_MIN, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (at == (void *)KX_USER_MIN) {
+		pvm.base = NULL;
+		return 0;
+	}
+	if (at != MAP_FAILED) /* a kernel before 4.17 */
+		munmap(at, KX_SPACE_SIZE - KX_USER_MIN);
+#endif
 	/* Far below where the host places its own mappings, so that none of those ever falls into a gap of ours. */
 	for (int i = 0; i < 64; i++) {
 		uint64_t want = 0x200000000000ull + random_below(0x1000) * 0x1000000000ull / 16;
@@ -1308,20 +1320,25 @@ int gmem_init(struct kx_err *err)
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 		if (p != MAP_FAILED) {
 			pvm.base = p;
-			break;
+			return 0;
 		}
 		if (errno != EEXIST)
 			break;
 	}
-	if (!pvm.base)
-		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
-				  strerror(errno));
-	madvise(pvm.base, KX_SPACE_SIZE, MADV_DONTDUMP);
+	return -errno;
+}
+
+int gmem_init(struct kx_err *err)
+{
+	int r = space_reserve();
+	if (r)
+		return kx_err_set(err, -r, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
+				  strerror(-r));
+	madvise(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
 	file_high = FILE_HIGH - random_below(4096) * HUGE;
 	sys_next = KX_SYS_BASE + 0x10000;
 	sys_end = KX_SYS_BASE + KX_SYS_FIRST;
-	int r;
 	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
 	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) ||
 	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))

@@ -13,6 +13,7 @@
 #include "family.h"
 #include "hcall.h"
 #include "keeper.h"
+#include "robust.h"
 #include "sig.h"
 #include "thread.h"
 #include "timepage.h"
@@ -203,10 +204,10 @@ static bool task_is_alive(pid_t tid)
 }
 
 /*
- * A robust mutex whose owner was killed: the host's kernel does not know the guest's list of them, so nobody has
- * marked it. Whoever waits for a word of that form (a thread's id, FUTEX_WAITERS) in shared memory looks now and then.
+ * A robust mutex whose owner was killed, and the host's kernel did not know its list (robust.h): nobody has marked it.
+ * Whoever waits for a word of that form (a thread's id, FUTEX_WAITERS) in shared memory looks now and then.
  */
-#define ROBUST_LOOK_NS 50000000
+#define ROBUST_LOOK_NS (pvm.base ? 50000000 : 250000000)
 
 static bool robust_owner_died(uint64_t gva, uint32_t expected)
 {
@@ -335,7 +336,7 @@ int64_t hc_set_robust_list(struct hcall *c)
 {
 	if (c->arg[1] != 24)
 		return -EINVAL;
-	c->t->robust_head = c->arg[0];
+	robust_set(c->t, c->arg[0]);
 	return 0;
 }
 
