@@ -30,7 +30,7 @@ MONITOR_SRC = \
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
 CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-kill.c cli/cmd-exec.c cli/families.c
 UTIL_SRC = util/err.c util/log.c
-LIBOS_SRC = libos/core/main.c libos/core/signal.c libos/core/rseq.c libos/core/ktime.c libos/core/random.c libos/core/string.c
+LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/ktime.c libos/core/random.c libos/core/string.c
 LIBOS_ASM = libos/arch/x86_64/entry.S
 
 HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))

@@ -1187,7 +1187,7 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
-	if (addr & (PAGE - 1))
+	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = -EINVAL;
@@ -1223,14 +1223,17 @@ int gmem_shmdt(uint64_t addr)
 	if (!gva_ok(addr, PAGE) || (addr & (PAGE - 1)))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(addr);
-	int r = -EINVAL;
-	if (i < nr_regions && regions[i].start == addr && regions[i].flags == MAP_SHARED) {
-		uint64_t end = regions[i].end;
-		r = host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
-		if (r == 0 && region_reserve(2) == 0) {
-			host_release(addr, end);
-			region_carve(addr, end);
+	int r = region_reserve(2) ? -ENOMEM : host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
+	/* The kernel unmaps whatever is left of that attachment, and leaves alone what else is among it. */
+	for (size_t i = region_find(addr); !r && i < nr_regions;) {
+		const struct gmem_region g = regions[i];
+		unsigned char there;
+		if (g.flags == MAP_SHARED &&
+		    host_call(SYS_mincore, (long)gva_ptr(g.start), PAGE, (long)&there, 0, 0, 0) == -ENOMEM) {
+			host_release(g.start, g.end);
+			region_carve(g.start, g.end);
+		} else {
+			i++;
 		}
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);

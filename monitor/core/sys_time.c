@@ -326,6 +326,22 @@ int64_t hc_futex(struct hcall *c)
 	return -ENOSYS;
 }
 
+#define WAITV_MAX 128
+
+int64_t hc_futex_waitv(struct hcall *c)
+{
+	struct futex_waitv v[WAITV_MAX];
+	struct timespec ts, *timeout = NULL;
+	uint32_t n = (uint32_t)c->arg[1];
+	if ((uint32_t)c->arg[2] || !n || n > WAITV_MAX || !c->arg[0])
+		return -EINVAL;
+	if (get_timespec(c->arg[3], &ts, &timeout) || guest_read(v, c->arg[0], n * sizeof v[0]))
+		return -EFAULT;
+	for (uint32_t i = 0; i < n; i++) /* what is no address fails there as the guest's would */
+		v[i].uaddr = word_ok(v[i].uaddr) ? (uint64_t)gva_ptr(v[i].uaddr) : v[i].uaddr & 3 ? 1 : 8;
+	return HB6(c->nr, v, n, 0, timeout, (int)c->arg[4], 0);
+}
+
 int64_t hc_set_tid_address(struct hcall *c)
 {
 	c->t->clear_tid = c->arg[0];
