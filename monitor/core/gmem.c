@@ -355,7 +355,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	return p;
 }
 
-static uint64_t *table(uint64_t gpa) { return (uint64_t *)(pvm.base + (gpa & PTE_ADDR)); }
+static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "family.h"
+#include "futexes.h"
 #include "fork.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -232,11 +233,10 @@ void thread_release_guest(struct thread *t, bool is_last, bool is_exec)
 void thread_release_all(void)
 {
 	if (my_pid() != pvm.pid) { /* a child of vfork: itself alone */
+		futexes_uncount(self);
 		thread_release_guest(self, false, false);
 		return;
 	}
-	if (!pvm.base)
-		return;
 	/* Whoever holds the lock may have been killed with it: then the others' locks are lost, but not the end. */
 	struct timespec soon;
 	clock_gettime(CLOCK_REALTIME, &soon);
@@ -244,8 +244,11 @@ void thread_release_all(void)
 	if (pthread_mutex_timedlock(&pvm.thr_lock, &soon))
 		return;
 	/* Robust locks alone: a thread id that is cleared tells a joiner that its thread is gone, and it would go on. */
-	for (struct thread *t = pvm.threads; t; t = t->next)
-		robust_exit(t);
+	for (struct thread *t = pvm.threads; t; t = t->next) {
+		futexes_uncount(t);
+		if (!robust_by_host(t))
+			robust_exit(t);
+	}
 	pthread_mutex_unlock(&pvm.thr_lock);
 }
 

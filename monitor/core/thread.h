@@ -14,7 +14,7 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 /* What exit and exec do to the guest's memory: robust locks, the thread id that a joiner waits for, unless
  * t is the last user of its memory. */
 void thread_release_guest(struct thread *t, bool is_last, bool is_exec);
-/* For a process that ends: the robust locks of every thread, where the host's kernel does not see to them. */
+/* For a process that ends: of every thread, what the host's kernel does not see to. */
 void thread_release_all(void);
 /* Back to the pool. Take all of it: only in a process with one thread. */
 void thread_pool_put(struct thread *t);

@@ -1092,6 +1092,9 @@ static void futexes(void)
 		R(fx(w, FUTEX_WAIT | pr | FUTEX_CLOCK_REALTIME, 0, &ts, NULL, 0));
 		R(fx((char *)w + 1, FUTEX_WAIT | pr, 0, NULL, NULL, 0));
 		R(fx(BAD, FUTEX_WAIT | pr, 0, NULL, NULL, 0));
+		R(fx(BAD, FUTEX_WAKE | pr, 1, NULL, NULL, 0));
+		R(fx(w, FUTEX_WAIT | pr, 1, &wrong, NULL, 0));
+		R(fx(w, FUTEX_WAIT | pr | FUTEX_CLOCK_REALTIME, 1, NULL, NULL, 0));
 		R(fx((char *)w + 2, FUTEX_WAKE | pr, 1, NULL, NULL, 0));
 		R(fx(w, FUTEX_WAKE | pr, 1, NULL, NULL, 0));
 		R(fx(w, FUTEX_WAIT_BITSET | pr, 0, NULL, NULL, 0));
@@ -1589,6 +1592,89 @@ static void sockets(void)
 	close(sp[1]);
 }
 
+/* ---- parts for tests/integration/test_ipc.py ------------------------------------------------------------------------------- */
+
+#define KEY 0x4b580099
+#define NAME "/kx-ipc-family"
+#define ABSTRACT "@kx-ipc-family"
+
+/* Make one of each, and wait for the end of the input. */
+static int make(void)
+{
+	char c;
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
+	int id = shmget(KEY, 4096, IPC_CREAT | IPC_EXCL | 0600), q = msgget(KEY, IPC_CREAT | IPC_EXCL | 0600);
+	void *p = shmat(id, NULL, 0);
+	mqd_t m1 = mq_open(NAME, O_RDWR | O_CREAT | O_EXCL, 0600, &a);
+	int fd = shm_open(NAME, O_RDWR | O_CREAT | O_EXCL, 0600);
+	if (p == (void *)-1 || semget(KEY, 3, IPC_CREAT | IPC_EXCL | 0600) < 0 || snd(q, 1, "hello", 0) || m1 < 0 ||
+	    mq_send(m1, "hello", 5, 1) || fd < 0 || ftruncate(fd, 8192) ||
+	    sem_open(NAME, O_CREAT | O_EXCL, 0600, 1) == SEM_FAILED || un_socket(SOCK_STREAM, ABSTRACT, true) < 0) {
+		perror("make");
+		return 1;
+	}
+	puts("ready");
+	fflush(stdout);
+	while (read(0, &c, 1) > 0)
+		;
+	return 0;
+}
+
+static int find(void)
+{
+	R(shmget(KEY, 0, 0) >= 0);
+	R(semget(KEY, 0, 0) >= 0);
+	R(msgget(KEY, 0) >= 0);
+	R(mq_open(NAME, O_RDONLY) >= 0);
+	R(shm_open(NAME, O_RDONLY, 0) >= 0);
+	R(sem_open(NAME, 0) != SEM_FAILED);
+	R(un_socket(SOCK_STREAM, ABSTRACT, false) >= 0);
+	return 0;
+}
+
+/* A word of fd: sleep until it is woken, or wake who sleeps. The one line tells how many. */
+static int word_of(int fd, bool waits)
+{
+	uint32_t *w = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	struct timespec ts = { 10, 0 };
+	if (waits) {
+		puts("ready");
+		fflush(stdout);
+		R(fx(w, FUTEX_WAIT, 0, &ts, NULL, 0));
+		return w[0] != 1;
+	}
+	ms(300);
+	w[0] = 1;
+	int n = fx(w, FUTEX_WAKE, 9, NULL, NULL, 0);
+	R(n);
+	return n != 1;
+}
+
+static int word(const char *path, bool waits)
+{
+	int fd = open(path, O_RDWR | O_CREAT, 0600);
+	if (fd < 0 || ftruncate(fd, 4096))
+		return 1;
+	return word_of(fd, waits);
+}
+
+/* A memory file that goes through a socket: the maker wakes. */
+static int passed(const char *path, bool maker)
+{
+	int fd = -1, flags, one, s = un_socket(SOCK_STREAM, path, !maker);
+	if (s < 0)
+		return 1;
+	if (maker) {
+		fd = memfd_create("kx", 0);
+		return ftruncate(fd, 4096) || send_with(s, SCM_RIGHTS, &fd, 4) != 1 || read(s, &one, 1) != 1 ||
+		       word_of(fd, false);
+	}
+	puts("listening");
+	fflush(stdout);
+	s = accept(s, NULL, NULL);
+	return recv_with(s, SCM_RIGHTS, &fd, 4, &flags) != 4 || write(s, "x", 1) != 1 || word_of(fd, true);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -1609,6 +1695,14 @@ int main(int argc, char **argv)
 		      { "sockets", sockets } };
 	alarm(150);
 	turn = shared(4096);
+	if (argc > 1 && !strcmp(argv[1], "make"))
+		return make();
+	if (argc > 1 && !strcmp(argv[1], "find"))
+		return find();
+	if (argc > 2 && (!strcmp(argv[1], "wait") || !strcmp(argv[1], "wake")))
+		return word(argv[2], argv[1][1] == 'a' && argv[1][2] == 'i');
+	if (argc > 2 && (!strcmp(argv[1], "give") || !strcmp(argv[1], "take")))
+		return passed(argv[2], argv[1][0] == 'g');
 	signal(SIGPIPE, SIG_IGN);
 	for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++)
 		if (argc < 2 || !strcmp(argv[1], parts[i].name))
