@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """test_ipc.py KYLINX: IPC and the family's border. Within it objects have one name space, through `kylinx exec` too;
 two families share none, and futexes in memory that somebody outside maps wake whoever sleeps there."""
+import json
 import os
 import subprocess
 import sys
@@ -75,6 +76,25 @@ def shown(tap):
     check(tap, "/dev/mqueue, /proc/sysvipc, ipcs", got == want, f"{got!r} {r.why()}")
 
 
+def listed(tap):
+    """kylinx ps --ipc, also for an ordinary user."""
+    group = os.stat("/dev/kvm").st_gid
+    user = ["setpriv", "--reuid=65534", "--regid=65534", f"--groups={group}"] if os.geteuid() == 0 else []
+    kinds = {"sysv-shm": ("bytes", 4096), "sysv-sem": ("semaphores", 3), "sysv-msg": ("messages", 1),
+             "posix-mq": ("bytes", 5), "posix-shm": ("bytes", 8192), "posix-sem": ("name", "/kx-ipc-family")}
+    for who, wrap in (("", []), (" by an ordinary user", user)):
+        name = f"ipc-{os.getpid()}-ps"
+        with Background([*wrap, *lib.pvm([IPC, "make"], "--name", name)]):
+            r = lib.run([*wrap, lib.KYLINX, "ps", "--ipc", "--json", "--family", name], 30)
+            doc = json.loads(r.out) if r.status == 0 else {"families": []}
+            got = {o["kind"]: o for f in doc["families"] for o in f["objects"]}
+            bad = [k for k, (key, v) in kinds.items() if got.get(k, {}).get(key) != v]
+            check(tap, f"ps --ipc --json{who}", set(got) == set(kinds) and not bad, f"{bad} {r.why()}")
+            lines = lib.run([*wrap, lib.KYLINX, "ps", "--ipc"], 30).out.decode().splitlines()
+            check(tap, f"ps --ipc{who}", sum(name in line for line in lines[1:]) == len(kinds) and
+                  any("0x4b580099" in line for line in lines), lines)
+
+
 def outside(tap):
     """Both sides of the border sleep and wake, by a file of a volume and by a memory file in a message."""
     with lib.Dir() as d:
@@ -100,7 +120,7 @@ def check(tap, name, ok, why=""):
 
 def main():
     tap = lib.Tap()
-    for part in (families, shown, outside):
+    for part in (families, shown, listed, outside):
         try:
             part(tap)
         except (AssertionError, OSError, subprocess.SubprocessError) as e:
