@@ -9,12 +9,14 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../abi/kx_pipe.h"
 #include "pvm.h"
 #include "stats.h"
 #include "thread.h"
 
 #define SLOTS_END (sizeof(struct family_table) + FAMILY_MAX * sizeof(struct family_slot))
 #define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
+#define PIPES_AT ((TABLE_SIZE + 0x1fffff) & ~0x1fffffull)
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
@@ -42,12 +44,14 @@ static unsigned used(void)
 	return n < FAMILY_MAX ? n : FAMILY_MAX;
 }
 
+uint64_t family_pipes_offset(void) { return PIPES_AT; }
+
 int family_init(int fd, struct kx_err *err)
 {
 	bool new = fd < 0;
 	if (new) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, TABLE_SIZE))
+		if (fd < 0 || ftruncate(fd, PIPES_AT + KX_PIPE_SIZE))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}

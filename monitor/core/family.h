@@ -45,6 +45,8 @@ struct family_table {
 
 /* Make the table (fd < 0) or map an inherited one. Sets pvm.family_fd. */
 int family_init(int fd, struct kx_err *err);
+/* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
+uint64_t family_pipes_offset(void);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */
 int family_enter(bool from_host);
 

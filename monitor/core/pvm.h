@@ -124,7 +124,7 @@ struct pvm {
 	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
-	uint64_t hcall_count[1056], enosys_count[1024];
+	uint64_t hcall_count[1280], enosys_count[1024];
 	uint64_t start_ns;
 };
 

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "hcall.h"
+#include "pipe.h"
 #include "sig.h"
 
 #define FEW_FDS 64 /* pollfds that need no malloc */
@@ -105,6 +106,11 @@ static int64_t poll_fds(struct hcall *c, struct pollfd *p, struct pollfd *orig, 
 			p[i].fd = -1;
 			bad++;
 		}
+	for (unsigned i = 0; i < n; i++) {
+		int e = p[i].fd >= 0 ? pipe_plain(p[i].fd) : 0;
+		if (e && e != -EBADF)
+			return e;
+	}
 	int64_t r = bad ? poll_now(p, n) : poll_wait(c, p, n, ts, m);
 	if (r < 0)
 		return r;
@@ -207,7 +213,7 @@ static int64_t select_common(struct hcall *c, long nr, void *timeout, bool nowai
 {
 	struct fd_sets s;
 	int64_t r = sets_get(c, &s);
-	if (r)
+	if (r || (r = pipe_plain_sets(s.n, s.set)))
 		goto out;
 	if (m->set && !sig_mask_enter(c->t, m->bits)) {
 		r = -KX_ERESTART_ALWAYS;
