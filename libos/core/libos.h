@@ -16,7 +16,15 @@
 #define KX_EBUSY 16
 #define KX_EPERM 1
 
-enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed, HC_pipe_wake = 1120 };
+enum {
+	HC_sig_next = 1024,
+	HC_sigmask_sync,
+	HC_sig_default,
+	HC_trace,
+	HC_sig_stack_fault,
+	HC_seed,
+	HC_pipe_wake = 1120
+};
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
 #define ACTION(t, s) (((struct kx_sigaction *)(t)->actions)[s])
