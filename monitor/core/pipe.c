@@ -476,19 +476,6 @@ void pipe_plain_all(void)
 		each_fd(plain_one);
 }
 
-int pipe_plain_sets(unsigned n, uint64_t *const set[3])
-{
-	unsigned end = !pipes ? 0 : table_is_ours() ? fds_used : n;
-	for (unsigned fd = 0; fd < n && fd < end; fd++)
-		for (int i = 0; i < 3; i++)
-			if (set[i] && set[i][fd / 64] >> fd % 64 & 1) {
-				int r = pipe_plain((int)fd);
-				if (r && r != -EBADF)
-					return r;
-			}
-	return 0;
-}
-
 /* ---- reading and writing --------------------------------------------------------------------------------------------- */
 
 /* What a call moves, piece by piece; bases are host addresses inside guest memory. */
@@ -714,6 +701,148 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 			return done ? (int64_t)done : -EINTR;
 		if (key_get(fd) != key)
 			return done ? (int64_t)done : NOT_HERE;
+	}
+}
+
+/* ---- events ----------------------------------------------------------------------------------------------------- */
+
+#define WATCH_MAX 64
+#define IN_EVENTS (POLLIN | POLLRDNORM)
+#define OUT_EVENTS (POLLOUT | POLLWRNORM)
+
+struct watch {
+	uint64_t key;
+	unsigned i; /* in the caller's array */
+	short events;
+	bool asleep;
+};
+
+bool pipe_in_sets(unsigned n, uint64_t *const set[3])
+{
+	bool ours = table_is_ours();
+	unsigned end = !pipes ? 0 : ours ? fds_used : n;
+	for (unsigned fd = 0; fd < n && fd < end; fd++)
+		for (int i = 0; i < 3; i++)
+			if (set[i] && set[i][fd / 64] >> fd % 64 & 1 && (ours ? key_get((int)fd) : find_fd((int)fd)))
+				return true;
+	return false;
+}
+
+static short ring_events(const struct watch *w)
+{
+	uint32_t n = used_of(object(w->key));
+	if (!kx_pipe_end(w->key))
+		return n ? w->events & IN_EVENTS : 0;
+	return KX_PIPE_RING - n >= KX_PIPE_ATOMIC ? w->events & OUT_EVENTS : 0;
+}
+
+/* The rings among p. What can't be watched becomes plain. -errno, or how many. */
+static int watches_find(struct watch *w, struct pollfd *p, unsigned n)
+{
+	int nw = 0, r;
+	for (unsigned i = 0; pipes && i < n; i++) {
+		uint64_t key = p[i].fd < 0 ? 0 : table_is_ours() ? key_get(p[i].fd) : find_fd(p[i].fd);
+		if (!key || !is_live(object(key), key))
+			continue;
+		if (table_is_ours() && nw < WATCH_MAX)
+			w[nw++] = (struct watch){ key, i, p[i].events, false };
+		else if ((r = make_plain(key, p[i].fd)))
+			return r;
+	}
+	return nw;
+}
+
+/* Before the caller sleeps. 1: it may; 0: something came; -errno. Room can't be waited for together with other things:
+ * a pipe that is full and watched becomes plain. */
+static int watch_sleep(struct watch *w, int fd)
+{
+	struct kx_pipe *o = object(w->key);
+	if (kx_pipe_end(w->key)) {
+		int r = w->events & OUT_EVENTS ? make_plain(w->key, fd) : 1;
+		return r < 0 ? r : r > 0;
+	}
+	if (!(w->events & IN_EVENTS))
+		return 1;
+	lock_get(&o->rlock);
+	w->asleep = is_live(o, w->key) && sleep_prepare(o, w->key, fd);
+	lock_put(&o->rlock);
+	return w->asleep;
+}
+
+static bool watches_live(const struct watch *w, int nw, const struct pollfd *p)
+{
+	for (int k = 0; k < nw; k++)
+		if (key_get(p[w[k].i].fd) != w[k].key || !is_live(object(w[k].key), w[k].key))
+			return false;
+	return true;
+}
+
+/* One look, or one sleep of at most *t. *slept: it was one. */
+static int64_t watch_once(struct watch *w, int nw, struct pollfd *p, unsigned n, struct timespec *t, bool may_sleep)
+{
+	bool sleep = may_sleep;
+	struct timespec zero = { 0, 0 };
+	int r = 1;
+	for (int k = 0; k < nw; k++)
+		sleep = sleep && !ring_events(&w[k]);
+	for (int k = 0; k < nw && sleep; k++)
+		sleep = (r = watch_sleep(&w[k], p[w[k].i].fd)) > 0;
+	for (int k = 0; k < nw; k++)
+		p[w[k].i].events = sleep && w[k].asleep ? POLLIN : 0;
+	int64_t ret = r < 0 ? r : sleep ? HB6(SYS_ppoll, p, n, t, 0, 0, 0) : HC6(SYS_ppoll, p, n, &zero, 0, 0, 0);
+	for (int k = 0; k < nw; k++) {
+		p[w[k].i].events = w[k].events;
+		if (w[k].asleep)
+			__atomic_sub_fetch(&object(w[k].key)->sleepers, 1, __ATOMIC_SEQ_CST);
+		w[k].asleep = false;
+	}
+	if (ret == -EINTR && !sleep)
+		ret = 0;
+	if (ret < 0)
+		return ret;
+	for (int k = 0; k < nw; k++)
+		p[w[k].i].revents = (short)((p[w[k].i].revents & (POLLHUP | POLLERR | POLLNVAL)) | ring_events(&w[k]));
+	ret = 0;
+	for (unsigned i = 0; i < n; i++)
+		ret += p[i].revents != 0;
+	return ret;
+}
+
+static void ts_set(struct timespec *ts, uint64_t ns)
+{
+	ts->tv_sec = (time_t)(ns / 1000000000);
+	ts->tv_nsec = (long)(ns % 1000000000);
+}
+
+int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespec *ts)
+{
+	struct watch w[WATCH_MAX];
+	bool wait = !ts || ts->tv_sec || ts->tv_nsec;
+	uint64_t start = now_ns(), limit = UINT64_MAX, slice = SLICE_FIRST_NS;
+	if (ts && (uint64_t)ts->tv_sec < limit / 2000000000)
+		limit = ts->tv_sec * 1000000000ull + ts->tv_nsec;
+	(void)c;
+	for (;;) {
+		int nw = watches_find(w, p, n);
+		if (nw < 0)
+			return nw;
+		if (!nw)
+			return wait ? HB6(SYS_ppoll, p, n, ts, 0, 0, 0) : HC6(SYS_ppoll, p, n, ts, 0, 0, 0);
+		while (watches_live(w, nw, p)) {
+			struct timespec t;
+			uint64_t gone = now_ns() - start, left = gone < limit ? limit - gone : 0;
+			ts_set(&t, left < slice ? left : slice);
+			int64_t r = watch_once(w, nw, p, n, &t, wait && left);
+			gone = now_ns() - start;
+			left = gone < limit ? limit - gone : 0;
+			if (ts && wait)
+				ts_set(ts, left);
+			if (!watches_live(w, nw, p) && r >= 0)
+				break; /* what it said of them was of the ring */
+			if (r || !wait || !left)
+				return r;
+			slice = slice * 2 < SLICE_LAST_NS ? slice * 2 : SLICE_LAST_NS;
+		}
 	}
 }
 

@@ -30,8 +30,12 @@ int pipe_plain(int fd);
 int pipe_opened(int fd);
 /* All of the calling process's, by a look at its descriptors: before its identity changes. */
 void pipe_plain_all(void);
-/* Any of the descriptors below n that are in one of the sets of select. */
-int pipe_plain_sets(unsigned n, uint64_t *const set[3]);
+/* ppoll of what may be pipes of this kind: as the host's, which does not wait with a timeout of 0. Leaves in *ts what
+ * remains. */
+struct pollfd;
+int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespec *ts);
+/* Whether any descriptor below n in one of the sets of select is such a pipe. */
+bool pipe_in_sets(unsigned n, uint64_t *const set[3]);
 
 /* Fork: before() and after() with the locks held that pipe_fork_lock() is one of; pid of the child, or -1. */
 void pipe_fork_lock(void);

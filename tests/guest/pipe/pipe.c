@@ -374,6 +374,39 @@ static void test_events(void)
 	FD_SET(p[1], &w);
 	struct timeval tv = { 5, 0 };
 	check(select(p[1] + 1, &r, &w, NULL, &tv) == 1 && FD_ISSET(p[1], &w) && !FD_ISSET(p[0], &r), "select");
+	c = FORK(nap(50); write(p[1], "s", 1));
+	FD_ZERO(&r);
+	FD_SET(p[0], &r);
+	check(select(p[0] + 1, &r, NULL, NULL, &tv) == 1 && FD_ISSET(p[0], &r) && tv.tv_sec == 4 &&
+		      read(p[0], b, 8) == 1,
+	      "select waits");
+	status_of(c);
+	tv = (struct timeval){ 0, 60000 };
+	t = now();
+	check(select(p[0] + 1, &r, NULL, NULL, &tv) == 0 && !FD_ISSET(p[0], &r) && now() - t > 0.055, "select in vain");
+	FD_ZERO(&w);
+	FD_SET(p[1], &w);
+	fill(p[1]);
+	c = FORK(nap(50); read(p[0], big, 8192));
+	check(select(p[1] + 1, NULL, &w, NULL, NULL) == 1, "select waits for room");
+	status_of(c);
+	close(p[0]), close(p[1]);
+	NEED(pipe(p) == 0);
+	/* Together with something else, and interrupted. */
+	int sv[2];
+	NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0);
+	struct pollfd two[3] = { { p[0], POLLIN, 0 }, { sv[0], POLLIN, 0 }, { -1, POLLIN, 0 } };
+	c = FORK(nap(50); write(sv[1], "s", 1); nap(100); write(p[1], "p", 1));
+	check(poll(two, 3, 5000) == 1 && two[0].revents == 0 && two[1].revents == POLLIN, "poll: a socket beside it");
+	read(sv[0], b, 8);
+	check(poll(two, 3, 5000) == 1 && two[0].revents == POLLIN && two[1].revents == 0, "poll: then the pipe");
+	status_of(c);
+	read(p[0], b, 8);
+	handle(SIGALRM, SA_RESTART);
+	struct itimerval in = { .it_value = { 0, 50000 } };
+	setitimer(ITIMER_REAL, &in, NULL);
+	check(poll(two, 3, 5000) == -1 && errno == EINTR, "poll is interrupted");
+	close(sv[0]), close(sv[1]);
 	write(p[1], "z", 1);
 	close(p[1]);
 	check(events(p[0], POLLIN, 0) == (POLLIN | POLLHUP), "poll: data and no writer");
@@ -828,8 +861,8 @@ int main(void)
 		test_copies();
 		test_sizes();
 		test_others();
-		test_events();
 		alarm(0);
+		test_events();
 		test_signals();
 		alarm(150);
 		test_fork();
