@@ -107,8 +107,9 @@ static bool lock_try_dead(uint64_t *lock)
 	return __atomic_compare_exchange_n(lock, &old, lock_word(), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-/* Held for the copy of one ring at most, by somebody who may have to wait for a CPU. */
-static void lock_get(uint64_t *lock)
+/* Held for the copy of one ring at most, by somebody who may have to wait for a CPU or is stopped. False: a signal
+ * came meanwhile. */
+static bool lock_get(uint64_t *lock)
 {
 	const struct timespec nap = { 0, 50000 };
 	for (unsigned i = 0; !lock_try(lock); i++) {
@@ -117,9 +118,12 @@ static void lock_get(uint64_t *lock)
 			continue;
 		}
 		if (i % 20 == 0 && lock_try_dead(lock))
-			return;
+			return true;
+		if (self && (self->sig_stop || self->exiting))
+			return false;
 		HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
 	}
+	return true;
 }
 
 static void lock_put(uint64_t *lock) { __atomic_store_n(lock, 0, __ATOMIC_SEQ_CST); }
@@ -399,15 +403,19 @@ static int make_plain(uint64_t key, int fd)
 	other = both ? fd : other_end(fd, reads ? O_WRONLY : O_RDONLY);
 	if (other < 0)
 		return other;
-	lock_get(&o->rlock);
-	lock_get(&o->wlock);
-	if (is_live(o, key) && fstat(fd, &st) == 0 && st.st_ino == o->ino) {
-		r = ring_move(o, key, reads ? fd : other, reads ? other : fd);
-		if (!r)
-			__atomic_store_n(&o->state, (key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
+	if (!lock_get(&o->rlock)) {
+		r = -EINTR;
+	} else {
+		if (!lock_get(&o->wlock)) {
+			r = -EINTR;
+		} else {
+			if (is_live(o, key) && fstat(fd, &st) == 0 && st.st_ino == o->ino &&
+			    !(r = ring_move(o, key, reads ? fd : other, reads ? other : fd)))
+				__atomic_store_n(&o->state, (key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
+			lock_put(&o->wlock);
+		}
+		lock_put(&o->rlock);
 	}
-	lock_put(&o->wlock);
-	lock_put(&o->rlock);
 	if (other != fd)
 		HC6(SYS_close, other, 0, 0, 0, 0, 0);
 	__atomic_store_n(&o->full, 1, __ATOMIC_SEQ_CST);
@@ -598,7 +606,8 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 			return 0;
 		uint32_t epoch = __atomic_load_n(&pipes->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&o->closes, __ATOMIC_SEQ_CST);
-		lock_get(&o->rlock);
+		if (!lock_get(&o->rlock))
+			return -EINTR;
 		if (!is_live(o, key)) {
 			lock_put(&o->rlock);
 			return NOT_HERE;
@@ -667,7 +676,8 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		if (r < 0)
 			return done ? (int64_t)done : r;
 		note_check(fd, epoch, closes);
-		lock_get(&o->wlock);
+		if (!lock_get(&o->wlock))
+			return done ? (int64_t)done : -EINTR;
 		if (!is_live(o, key)) {
 			lock_put(&o->wlock);
 			return done ? (int64_t)done : NOT_HERE;
@@ -763,7 +773,8 @@ static int watch_sleep(struct watch *w, int fd)
 	}
 	if (!(w->events & IN_EVENTS))
 		return 1;
-	lock_get(&o->rlock);
+	if (!lock_get(&o->rlock))
+		return -EINTR;
 	w->asleep = is_live(o, w->key) && sleep_prepare(o, w->key, fd);
 	lock_put(&o->rlock);
 	return w->asleep;
@@ -957,6 +968,12 @@ void pipe_after(struct hcall *c, int64_t r)
 		return;
 	if (((c->nr == SYS_wait4 || c->nr == SYS_waitid) && r >= 0) ||
 	    ((c->nr == SYS_read || c->nr == SYS_readv || c->nr == SYS_recvfrom || c->nr == SYS_recvmsg) && r == 0))
+		epoch_next();
+}
+
+void pipe_signal(int signo)
+{
+	if (signo == SIGCHLD)
 		epoch_next();
 }
 

@@ -15,6 +15,8 @@
 hc_handler pipe_handler(struct hcall *c, int64_t *r);
 /* A call has returned r: what it may have told the program of others' end. */
 void pipe_after(struct hcall *c, int64_t r);
+/* So has a signal. */
+void pipe_signal(int signo);
 
 /* The host's pipe2 with everything that belongs to it. */
 int64_t pipe_make(int fd[2], int flags);
