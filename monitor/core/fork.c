@@ -271,18 +271,51 @@ static void pidfd_make(int slot, pid_t pid)
 	fd_limit_drop();
 }
 
+/* What the child needs that it can't have by copy-on-write. */
+struct fork_state {
+	struct kvm_xsave xsave;
+	unsigned area_from; /* the area is copied from here on, and its first page with the struct */
+	uint8_t area[KX_AREA_SIZE];
+};
+
+/* Of the LibOS's stack only what is in use. */
+static void area_save(struct fork_state *s, struct thread *t, uint64_t rsp)
+{
+	const unsigned first = KX_AREA_ACTIONS + sizeof pvm.shared->sigaction;
+	uint64_t used = rsp - 128 - t->area_gva;
+	s->area_from = used < first || used >= KX_AREA_SIZE ? first : (unsigned)used;
+	memcpy(s->area, t->area, first);
+	memcpy(s->area + s->area_from, (uint8_t *)t->area + s->area_from, KX_AREA_SIZE - s->area_from);
+}
+
+static void area_restore(const struct fork_state *s, struct thread *t)
+{
+	if (gmem_fork_areas(t->area_gva)) {
+		kx_log(KX_LOG_ERROR, "fork", "no memory for a child: %s", strerror(errno));
+		pvm_die_by_signal(SIGKILL);
+	}
+	memcpy(t->area, s->area, KX_AREA_ACTIONS + sizeof pvm.shared->sigaction);
+	memcpy((uint8_t *)t->area + s->area_from, s->area + s->area_from, KX_AREA_SIZE - s->area_from);
+}
+
+static uint64_t user_sp(struct thread *t)
+{
+	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	return __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
+}
+
 static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 {
 	struct kvm_regs regs = t->run->s.regs.regs;
 	struct kvm_sregs sregs = t->run->s.regs.sregs;
 	bool waits = a->flags & CLONE_VFORK, reserves = a->flags & CLONE_PIDFD && !raw;
-	struct kvm_xsave *xsave = calloc(1, sizeof *xsave);
+	struct fork_state *st = malloc(sizeof *st);
 	uint64_t old;
 	int gate[2] = { -1, -1 }, e = 0;
-	if (!xsave)
+	if (!st)
 		return -ENOMEM;
 	int pidfd = reserves ? pidfd_reserve() : -1;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, xsave) < 0)
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &st->xsave) < 0)
 		e = errno;
 	else if (reserves && pidfd < 0)
 		e = -pidfd;
@@ -296,11 +329,12 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	int slot = family_reserve();
 	if (slot < 0) {
 		close_if(pidfd);
-		free(xsave);
+		free(st);
 		return slot;
 	}
 	old = sig_block_everything();
 	uint64_t held = t->held;
+	area_save(st, t, regs.rsp);
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
 	int *opens = waits ? gate : NULL;
 	pid_t pid = e ? -1 : is_vfork_child() ? fork_by_vfork_child(opens, &e) : fork_locked(a, raw, &pidfd, opens, &e);
@@ -309,6 +343,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		close_if(gate[1]);
 	}
 	if (pid == 0) {
+		area_restore(st, t);
 		close_if(held_gate);
 		close_if(gate[0]);
 		close_if(reserves ? pidfd : -1);
@@ -319,22 +354,24 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		child_identity(t, a);
 		if (pvm.cfg->stats)
 			stats_fork_child();
-		child_machine(t, &regs, &sregs, xsave);
+		child_machine(t, &regs, &sregs, &st->xsave);
 		if (a->stack) {
 			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 			f->rsp = a->stack;
 		}
-		free(xsave);
+		gmem_fork_populate(user_sp(t));
+		free(st);
 		family_child(slot, true);
 		sig_thread_start(t);
 		return 0;
 	}
-	free(xsave);
+	free(st);
 	if (pid > 0) {
 		family_born(slot, pid);
 		if (reserves)
 			pidfd_make(pidfd, pid);
 		tell_parent(a, pid, pidfd);
+		gmem_fork_populate(user_sp(t));
 		if (waits)
 			gate_wait(gate[0]);
 	} else {

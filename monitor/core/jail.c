@@ -734,7 +734,9 @@ static int loader_fix(struct jail *j)
 		return fail(j, "/proc/self/maps");
 	self[n] = 0;
 	for (line = strtok_r(maps, "\n", &save); line && !r; line = strtok_r(NULL, "\n", &save)) {
-		char *path = strchr(line, '/');
+		char *path = strchr(line, '/'), *perms = strchr(line, ' ');
+		if (!perms || perms[3] != 'x') /* the others are no libraries: shared memory has names, too */
+			continue;
 		if (path && strcmp(path, self)) /* which is known by descriptor */
 			r = fixed(j, path);
 	}
