@@ -96,7 +96,7 @@ static void child_threads(struct thread *t)
 	pvm.threads = t;
 	pvm.nr_threads = pvm.shared->nr_threads = 1;
 	close(pvm.vm_fd);
-	thread_forget_ended();
+	thread_fork_child(t);
 }
 
 /*
