@@ -13,6 +13,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
@@ -30,6 +31,7 @@
 #endif
 
 #define OUT_DX_EAX 0xef
+#define VM_PATIENCE 512         /* ms of the last wait for a VM, each twice the one before */
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
 
 /* ---- locks: a child must not inherit one that another thread held ------------------------------------------------ */
@@ -56,11 +58,10 @@ static void hooks_done(void)
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
 
+/* Its kvm_run was not inherited: what is at its address is somebody else's. */
 static void drop_vcpu(struct thread *t)
 {
-	struct kvm_run *run = t->run;
 	t->run = NULL; /* SIGBUS and SIGSEGV come at any time, and the handler looks */
-	munmap(run, pvm.kvm_run_size);
 	close(t->vcpu_fd);
 }
 
@@ -199,24 +200,44 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 		guest_write(a->child_tid, &tid, sizeof tid);
 }
 
-/* The child's VM over the inherited memory. No way back: on failure the child dies as if killed. */
-static void child_machine(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs,
-			  const struct kvm_xsave *xsave)
+/* The child's VM over the inherited memory. */
+static int machine_make(struct thread *t, const struct kvm_xsave *xsave, struct kx_err *err)
 {
-	struct kx_err err = { 0 };
-	int r = vm_create(&err);
-	if (!r)
-		r = gmem_fork_child();
+	int r = vm_create(err);
+	if (r)
+		return r;
+	t->vcpu_fd = -1;
+	r = gmem_fork_child();
 	if (!r)
 		r = vcpu_create(t);
 	if (!r && ioctl(t->vcpu_fd, KVM_SET_XSAVE, xsave) < 0)
 		r = -errno;
-	if (!r)
-		vcpu_set_regs(t, regs, sregs);
+	if (r) {
+		if (t->run && t->run != MAP_FAILED)
+			munmap(t->run, pvm.kvm_run_size);
+		t->run = NULL;
+		close_if(t->vcpu_fd);
+		close(pvm.vm_fd);
+	}
+	return r;
+}
+
+/*
+ * The parent has gone on, as if nothing could fail. What is short now may be there in a moment, when others have ended:
+ * ask again for a second or so. After that the child dies as if killed.
+ */
+static void child_machine(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs,
+			  const struct kvm_xsave *xsave)
+{
+	struct kx_err err = { 0 };
+	int r;
+	for (long ms = 1; (r = machine_make(t, xsave, &err)) && ms <= VM_PATIENCE; ms *= 2)
+		host_call(SYS_nanosleep, (long)&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, 0, 0, 0, 0, 0);
 	if (r) {
 		kx_log(KX_LOG_ERROR, "fork", "no VM for a child: %s", err.code ? err.msg : strerror(-r));
 		pvm_die_by_signal(SIGKILL);
 	}
+	vcpu_set_regs(t, regs, sregs);
 }
 
 /* gate: to be opened, NULL = none. *e: errno. */

@@ -233,6 +233,7 @@ int vcpu_create(struct thread *t)
 	t->run = mmap(NULL, pvm.kvm_run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (t->run == MAP_FAILED)
 		return -errno;
+	madvise(t->run, pvm.kvm_run_size, MADV_DONTFORK); /* drop_vcpu() in a child relies on it */
 	t->run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
 	return vcpu_fixed_state(t);
 }
