@@ -213,9 +213,10 @@ static int machine_make(struct thread *t, const struct kvm_xsave *xsave, struct 
 	if (!r && ioctl(t->vcpu_fd, KVM_SET_XSAVE, xsave) < 0)
 		r = -errno;
 	if (r) {
-		if (t->run && t->run != MAP_FAILED)
-			munmap(t->run, pvm.kvm_run_size);
+		struct kvm_run *run = t->run;
 		t->run = NULL;
+		if (run)
+			munmap(run, pvm.kvm_run_size);
 		close_if(t->vcpu_fd);
 		close(pvm.vm_fd);
 	}
@@ -294,9 +295,9 @@ static void pidfd_make(int slot, pid_t pid)
 
 /* What the child needs that it can't have by copy-on-write. */
 struct fork_state {
-	struct kvm_xsave xsave;
 	unsigned area_from; /* the area is copied from here on, and its first page with the struct */
 	uint8_t area[KX_AREA_SIZE];
+	struct kvm_xsave xsave;
 };
 
 /* Of the LibOS's stack only what is in use. */
@@ -323,6 +324,13 @@ static uint64_t user_sp(struct thread *t)
 {
 	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 	return __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
+}
+
+/* Sent ones, too, which have the handler look at the vCPU and the area: until the child has its own, they wait. */
+static void faults_wait(bool wait)
+{
+	uint64_t set = 1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1);
+	host_call(SYS_rt_sigprocmask, wait ? SIG_BLOCK : SIG_UNBLOCK, (long)&set, 0, 8, 0, 0);
 }
 
 static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
@@ -354,12 +362,14 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		return slot;
 	}
 	old = sig_block_everything();
+	faults_wait(true);
 	uint64_t held = t->held;
 	area_save(st, t, regs.rsp);
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
 	int *opens = waits ? gate : NULL;
 	pid_t pid = e ? -1 : is_vfork_child() ? fork_by_vfork_child(opens, &e) : fork_locked(a, raw, &pidfd, opens, &e);
 	if (pid) {
+		faults_wait(false);
 		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
 		close_if(gate[1]);
 	}
@@ -372,6 +382,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		if (gate[1] >= 0)
 			fd_keep(&held_gate, gate[1]);
 		child_threads(t);
+		faults_wait(false);
 		child_identity(t, a);
 		if (pvm.cfg->stats)
 			stats_fork_child();

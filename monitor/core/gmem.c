@@ -1343,6 +1343,8 @@ static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
 void gmem_fork_populate(uint64_t sp)
 {
 	uint64_t left = HOT_TOTAL;
+	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
+		return;
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(sp);
 	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
