@@ -169,6 +169,10 @@ static int libos_load(struct kx_err *err)
 	size_t size = libos_image_end - libos_image, vdso = vdso_image_end - vdso_image;
 	if (size > KX_LIBOS_SIZE || vdso > KX_VVAR_BASE - KX_VDSO_BASE)
 		return kx_err_set(err, EFBIG, "LibOS: the image does not fit (rebuild KylinX)");
+	/* Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. */
+	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		return kx_err_set(err, errno, "LibOS: no memory: %s (free some memory)", strerror(errno));
 	memcpy(gva_ptr(KX_LIBOS_BASE), libos_image, size);
 	memcpy(gva_ptr(KX_VDSO_BASE), vdso_image, vdso);
 	mprotect(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ);
