@@ -42,7 +42,7 @@ MONITOR_SRC = \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
 	monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
-CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-kill.c cli/cmd-exec.c cli/families.c
+CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-bench.c cli/families.c
 UTIL_SRC = util/err.c util/log.c
 LIBOS_SRC = libos/core/main.c libos/core/signal.c libos/core/rseq.c libos/core/ktime.c libos/core/random.c libos/core/string.c
 LIBOS_ASM = libos/arch/x86_64/entry.S
@@ -96,23 +96,45 @@ $(BUILD)/%.o: %.S
 	@mkdir -p $(@D)
 	$(Q)$(CC) -c -MMD -MP -o $@ $<
 
-install: all
+install: all bench-programs
 	install -D -m 755 $(BUILD)/kylinx $(DESTDIR)$(PREFIX)/bin/kylinx
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
+	install -d $(DESTDIR)$(PREFIX)/libexec/kylinx/bench
+	install -m 755 $(BENCH_BIN) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/
+	install -m 644 $(BENCH_PY) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/
 
 demo:
 	tests/deps.sh demo
 	$(MAKE) all
 	demo/demo.sh
 
-bench: all
-	@BUILD=$(BUILD) python3 bench/run.py
+BENCH_BIN = $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
+BENCH_PY = bench/run.py bench/harness.py bench/groups.py bench/report.py
+BENCH = BUILD=$(BUILD) python3 bench/run.py --claims README.md --claims SPECIFICATION.md
+
+# The programs are measured, so they are built alike whatever the rest is built with.
+$(BUILD)/bench/%: bench/%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(WARN) -Wno-clobbered -O2 -pthread -o $@ $<
+
+bench-programs: $(BENCH_BIN)
+
+bench: all bench-programs
+	tests/deps.sh bench
+	$(BENCH)
+
+bench-quick: all bench-programs
+	$(BENCH) --quick
+
+# make bench-compare BASE=commit: that commit's kylinx in place of the process.
+bench-compare: all bench-programs
+	BUILD=$(BUILD) bench/compare.sh "$(BASE)"
 
 clean:
 	rm -rf $(BUILD)
 
 -include $(HOST_OBJ:.o=.d) $(LIBOS_OBJ:.o=.d)
 
-.PHONY: all install demo bench clean
+.PHONY: all install demo bench bench-quick bench-compare bench-programs clean
 
 -include tests/tests.mk

@@ -301,13 +301,18 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	pvm_panic("the first thread left its loop");
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
 /* What a monitor has before the jail. */
 static int monitor_init(const struct kx_config *cfg, struct kx_err *err)
 {
-	struct timespec now;
 	int r;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	pvm.start_ns = now.tv_sec * 1000000000ull + now.tv_nsec;
+	pvm.start_ns = now_ns();
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
 	if ((r = fd_limit_init(err)) || (r = vm_open(err)))
@@ -348,11 +353,13 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
+	pvm.boot_ns[PVM_LOADED] = now_ns();
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
 	if ((r = seccomp_enter(err)))
 		return r;
 	if (cfg->strace)
 		trace_start(cfg, program, &start);
+	pvm.boot_ns[PVM_STARTED] = now_ns();
 	start_program(&start, mask);
 }
 
@@ -382,8 +389,13 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	if (cfg->stats)
 		stats_begin();
 	cpus_limit(cfg->cpus);
-	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
+	pvm.boot_ns[PVM_PREPARED] = now_ns();
+	if ((r = machine_init(err)))
 		return r;
+	pvm.boot_ns[PVM_MADE] = now_ns();
+	if ((r = jail_enter(cfg, err)))
+		return r;
+	pvm.boot_ns[PVM_JAILED] = now_ns();
 	registry_complete();
 	return enter_program(cfg, err);
 }

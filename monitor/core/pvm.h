@@ -21,6 +21,9 @@
 #include "../../abi/kx_hcall.h"
 #include "../../util/err.h"
 
+/* Steps of a start: family, registry and trace; VM, memory and LibOS; namespaces and root; program; filter. */
+enum { PVM_PREPARED, PVM_MADE, PVM_JAILED, PVM_LOADED, PVM_STARTED, PVM_BOOT_STEPS };
+
 /* What `kylinx run` was told. Strings belong to the caller and live as long as the process. */
 struct kx_volume {
 	const char *src, *dst;
@@ -125,6 +128,8 @@ struct pvm {
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
 	uint64_t start_ns;
+	uint64_t boot_ns
+		[PVM_BOOT_STEPS]; /* CLOCK_MONOTONIC at the end of each step of `kylinx run`; 0 = not done here */
 };
 
 extern struct pvm pvm;
