@@ -208,7 +208,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     pvm.is_child || t->pid != pvm.pid ? -1 : stats_fd() };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
-	thread_release_guest(t, t->pid == pvm.pid);
+	thread_release_guest(t, t->pid == pvm.pid, true);
 	if (pvm.cfg->stats && t->pid == pvm.pid)
 		stats_flush();
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);

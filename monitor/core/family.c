@@ -16,6 +16,7 @@
 
 #define SLOTS_END (sizeof(struct family_table) + FAMILY_MAX * sizeof(struct family_slot))
 #define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
+#define FUTEXES_AT ((TABLE_SIZE + 4095) & ~4095ul) /* in the file: a page that guests map, and nothing else of it */
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
@@ -48,7 +49,7 @@ int family_init(int fd, struct kx_err *err)
 	bool new = fd < 0;
 	if (new) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, TABLE_SIZE))
+		if (fd < 0 || ftruncate(fd, FUTEXES_AT + sizeof(struct kx_futexes)))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}
@@ -64,6 +65,13 @@ int family_init(int fd, struct kx_err *err)
 	stats_share((struct stats_family *)((uint8_t *)table + SLOTS_END));
 	int r = fd_keep(&pvm.family_fd, fd);
 	return r ? kx_err_set(err, -r, "family: no descriptor left (raise `ulimit -n`)") : 0;
+}
+
+int family_map_futexes(void *at)
+{
+	void *p = mmap(at, sizeof(struct kx_futexes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, pvm.family_fd,
+		       FUTEXES_AT);
+	return p == MAP_FAILED ? -errno : 0;
 }
 
 /* ---- who a pid is ------------------------------------------------------------------------------------------------ */

@@ -362,7 +362,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	return p;
 }
 
-static uint64_t *table(uint64_t gpa) { return (uint64_t *)(pvm.base + (gpa & PTE_ADDR)); }
+static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)
@@ -1230,7 +1230,7 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
-	if (addr & (PAGE - 1))
+	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = -EINVAL;
@@ -1266,14 +1266,17 @@ int gmem_shmdt(uint64_t addr)
 	if (!gva_ok(addr, PAGE) || (addr & (PAGE - 1)))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(addr);
-	int r = -EINVAL;
-	if (i < nr_regions && regions[i].start == addr && regions[i].flags == MAP_SHARED) {
-		uint64_t end = regions[i].end;
-		r = host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
-		if (r == 0 && region_reserve(2) == 0) {
-			host_release(addr, end);
-			region_carve(addr, end);
+	int r = region_reserve(2) ? -ENOMEM : host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
+	/* The kernel unmaps whatever is left of that attachment, and leaves alone what else is among it. */
+	for (size_t i = region_find(addr); !r && i < nr_regions;) {
+		const struct gmem_region g = regions[i];
+		unsigned char there;
+		if (g.flags == MAP_SHARED &&
+		    host_call(SYS_mincore, (long)gva_ptr(g.start), PAGE, (long)&there, 0, 0, 0) == -ENOMEM) {
+			host_release(g.start, g.end);
+			region_carve(g.start, g.end);
+		} else {
+			i++;
 		}
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -1341,8 +1344,20 @@ static void sys_tables(void)
 	}
 }
 
-int gmem_init(struct kx_err *err)
+/* The reservation. 0 or -errno. */
+static int space_reserve(void)
 {
+#ifndef __SANITIZE_ADDRESS__ /* whose shadow is there */
+	/* Host address = guest address, so that the host's kernel can follow a list of robust locks (robust.h). */
+	void *at = mmap((void *)KX_USER_MIN, KX_SPACE_SIZE - KX_USER_MIN, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (at == (void *)KX_USER_MIN) {
+		pvm.base = NULL;
+		return 0;
+	}
+	if (at != MAP_FAILED) /* a kernel before 4.17 */
+		munmap(at, KX_SPACE_SIZE - KX_USER_MIN);
+#endif
 	/* Far below where the host places its own mappings, so that none of those ever falls into a gap of ours. */
 	for (int i = 0; i < 64; i++) {
 		uint64_t want = 0x200000000000ull + random_below(0x1000) * 0x1000000000ull / 16;
@@ -1351,20 +1366,25 @@ int gmem_init(struct kx_err *err)
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 		if (p != MAP_FAILED) {
 			pvm.base = p;
-			break;
+			return 0;
 		}
 		if (errno != EEXIST)
 			break;
 	}
-	if (!pvm.base)
-		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
-				  strerror(errno));
-	madvise(pvm.base, KX_SPACE_SIZE, MADV_DONTDUMP);
+	return -errno;
+}
+
+int gmem_init(struct kx_err *err)
+{
+	int r = space_reserve();
+	if (r)
+		return kx_err_set(err, -r, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
+				  strerror(-r));
+	madvise(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
 	file_high = FILE_HIGH - random_below(4096) * HUGE;
 	sys_next = KX_SYS_BASE + 0x10000;
 	sys_end = KX_SYS_BASE + KX_SYS_FIRST;
-	int r;
 	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
 	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) ||
 	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))

@@ -334,7 +334,7 @@ static const struct {
 	mode_t mode;
 } dirs[] = {
 	{ "tmp", 01777 }, { "run", 0755 }, { "run/lock", 01777 }, { "proc", 0777 }, { "dev", 0755 },
-	{ "dev/pts", 0755 }, { "dev/shm", 01777 }, { "sys", 0755 }, { "sys/devices", 0755 },
+	{ "dev/pts", 0755 }, { "dev/shm", 01777 }, { "dev/mqueue", 01777 }, { "sys", 0755 }, { "sys/devices", 0755 },
 	{ "sys/devices/system", 0755 }, { "sys/kernel", 0755 }, { "sys/kernel/mm", 0755 },
 }, own_dirs[] = { /* not with --root: there they are the image's */
 	{ "home", 0755 }, { "root", 0700 }, { "var", 0755 }, { "var/tmp", 01777 }, { "var/lib", 0755 },
@@ -400,6 +400,11 @@ static int dev_make(struct jail *j)
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
 		return fail(j, "cannot mount devpts");
+	/* The queues of the family's IPC namespace. A kernel may have none. */
+	static const char *const mq[] = { "source", "mqueue", NULL };
+	if (fs_graft(j, "mqueue", mq, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, "/dev/mqueue") &&
+	    errno != ENODEV)
+		return fail(j, "cannot mount mqueue");
 	return 0;
 }
 

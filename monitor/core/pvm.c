@@ -20,6 +20,7 @@
 #include "../../util/log.h"
 #include "exec.h"
 #include "family.h"
+#include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
@@ -232,7 +233,7 @@ static int machine_init(struct kx_err *err)
 {
 	int r;
 	pvm.xsave_size = xsave_bytes(pvm.xcr0);
-	if ((r = vm_create(err)) || (r = gmem_init(err)) || (r = libos_load(err)))
+	if ((r = vm_create(err)) || (r = gmem_init(err)) || (r = futexes_init(err)) || (r = libos_load(err)))
 		return r;
 	shared_init();
 	int khz = ioctl(pvm.kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GET_TSC_KHZ);
@@ -354,6 +355,8 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	uint64_t mask = 0;
 	int r;
 	vfs_init();
+	futexes_view();
+	futexes_inherited();
 	limits_init();
 	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
@@ -362,9 +365,9 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
 	if ((r = seccomp_enter(err)))
 		return r;
+	pvm.boot_ns[PVM_STARTED] = now_ns();
 	if (cfg->strace)
 		trace_start(cfg, program, &start);
-	pvm.boot_ns[PVM_STARTED] = now_ns();
 	start_program(&start, mask);
 }
 
@@ -484,6 +487,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	}
 	vfs_init();
 	exec_init();
+	futexes_view();
 	limits_import(st->limits);
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {

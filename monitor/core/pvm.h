@@ -143,8 +143,8 @@ static inline struct kx_sigaction *actions_of(struct thread *t)
 	return t->area->vfork ? (struct kx_sigaction *)((uint8_t *)t->area + KX_AREA_ACTIONS) : pvm.shared->sigaction;
 }
 
-/* Host address of a guest address that was checked already. */
-static inline void *gva_ptr(uint64_t gva) { return pvm.base + gva; }
+/* Host address of a guest address that was checked already. The base may be NULL, to which C can't add anything. */
+static inline void *gva_ptr(uint64_t gva) { return (void *)((uintptr_t)pvm.base + gva); }
 
 /* ---- guest memory from handlers (gmem.c) --------------------------------------------------------------- */
 /* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END (or LibOS data: no). */

@@ -265,6 +265,7 @@ enum kind {
 	D_FDINFO,
 	D_TASKS,
 	D_NET,
+	D_SYSVIPC,
 	D_SYS,
 	L_SELF,
 	L_THREAD,
@@ -339,6 +340,8 @@ static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "
 					    "filesystems", "version", "swaps", NULL };
 static const char *const net_files[] = { "dev",      "tcp",  "tcp6",      "udp",     "udp6",     "unix", "route",
 					 "if_inet6", "snmp", "protocols", "netstat", "sockstat", "arp",  NULL };
+/* Of the family's IPC namespace. */
+static const char *const sysvipc_files[] = { "msg", "sem", "shm", NULL };
 /* Below sys/. A star: any name of [a-z0-9_] that starts so. */
 static const char *const sys_files[] = { "vm/overcommit_memory",
 					 "vm/overcommit_ratio",
@@ -502,7 +505,7 @@ static int parse_plain(const char *s, struct node *n)
 		const char *name;
 		enum kind kind;
 	} special[] = { { "", D_ROOT },         { ".", D_ROOT },  { "self", L_SELF }, { "thread-self", L_THREAD },
-			{ "mounts", L_MOUNTS }, { "net", L_NET }, { "sys", D_SYS } };
+			{ "mounts", L_MOUNTS }, { "net", L_NET }, { "sys", D_SYS },   { "sysvipc", D_SYSVIPC } };
 	for (unsigned i = 0; i < sizeof special / sizeof *special; i++)
 		if (!strcmp(s, special[i].name)) {
 			n->kind = special[i].kind;
@@ -519,7 +522,7 @@ static int parse_plain(const char *s, struct node *n)
 		n->pid = pid;
 		return parse_pid(*s ? s + 1 : s, n);
 	}
-	if (in_list(global_files, s)) {
+	if (in_list(global_files, s) || (!strncmp(s, "sysvipc/", 8) && in_list(sysvipc_files, s + 8))) {
 		n->kind = F_GLOBAL;
 		return set_name(n, s) ? 0 : -ENOENT;
 	}
@@ -1473,6 +1476,9 @@ static void dir_path(const struct node *n, char out[512])
 	case D_NET:
 		snprintf(out, 512, "%s/net", who);
 		break;
+	case D_SYSVIPC:
+		strcpy(out, "/proc/sysvipc");
+		break;
 	case D_SYS:
 		snprintf(out, 512, "/proc/sys%s%s", n->name[0] ? "/" : "", n->name);
 		break;
@@ -1666,6 +1672,7 @@ static void fill_root(struct fill *f)
 	put_link(f, "mounts", "self/mounts");
 	put_link(f, "net", "self/net");
 	put_dir(f, "sys");
+	put_dir(f, "sysvipc");
 	for (const char *const *l = global_files; *l; l++)
 		put_file(f, *l);
 }
@@ -1753,6 +1760,10 @@ static void fill_dir(const struct node *n, const char *dir)
 		break;
 	case D_NET:
 		for (const char *const *l = net_files; *l; l++)
+			put_file(&f, *l);
+		break;
+	case D_SYSVIPC:
+		for (const char *const *l = sysvipc_files; *l; l++)
 			put_file(&f, *l);
 		break;
 	default:
