@@ -17,7 +17,7 @@ HOST_CFLAGS += -fsanitize=address,undefined -fno-omit-frame-pointer -DKX_DYNAMIC
 ZYDIS = -lZydis
 else
 HOST_CFLAGS += -fPIE
-STATIC = -static-pie $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free)
+STATIC = -static-pie -Wl,-z,pack-relative-relocs $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free)
 ZYDIS_A := $(shell $(CC) -print-file-name=libZydis.a)
 ifeq ($(ZYDIS_A),libZydis.a) # Debian has it as a shared library alone
 ZYDIS = $(BUILD)/zydis.o -Wl,-T,$(BUILD)/zydis.lds

@@ -110,7 +110,9 @@ static void put_reloc(FILE *out, const struct reloc *r)
 static void assembly(const char *base, const struct reloc *r, size_t n)
 {
 	FILE *out = output(base, ".S");
-	fprintf(out, "\t.section .solink.text,\"ax\",@progbits\n\t.balign %lu\nsolink_text:\n\t.incbin \"%s.img\"\n",
+	fprintf(out,
+		"\t.section .solink.text,\"ax\",@progbits\n\t.balign %lu\n\t.globl solink_text, solink_text_end\n"
+		"\t.hidden solink_text, solink_text_end\nsolink_text:\n\t.incbin \"%s.img\"\nsolink_text_end:\n",
 		PAGE, base);
 	fprintf(out, "\t.section .solink.data,\"aw\",@progbits\nsolink_data:\n");
 	uint64_t done = data_start;

@@ -630,6 +630,9 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 	return t ? t : find_free(low, high, size, PAGE);
 }
 
+/* The disassembler, where solink put it. */
+extern const char solink_text[] __attribute__((weak)), solink_text_end[] __attribute__((weak));
+
 /* Find the sites of a text that is going to be mapped at gva. Failure is no error: what is not patched takes the slow
  * path. */
 static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct text_use *use)
@@ -653,6 +656,9 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct t
 			patch_hints_from_elf(file, st.st_size, bias, &hints);
 		patch_scan(file + off, len, gva, &hints, &use->plan);
 		patch_hints_free(&hints);
+		/* Half a megabyte of tables that an idle monitor has no use for. */
+		if (solink_text)
+			madvise((void *)solink_text, solink_text_end - solink_text, MADV_DONTNEED);
 	}
 	munmap(file, st.st_size);
 }

@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -300,6 +301,10 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	prctl(PR_SET_NAME, pvm.comm);
 	show_arguments();
 	t->area->sigmask = mask; /* inherited, as across exec */
+	/* The first seed of its generator, which each C library asks for; when there is none yet, it waits for it. */
+	if (host_call(SYS_getrandom, (long)t->area->rand_key, sizeof t->area->rand_key, GRND_NONBLOCK, 0, 0, 0) ==
+	    sizeof t->area->rand_key)
+		t->area->rand_gen = pvm.shared->fork_gen + 1;
 	sig_init();
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);
