@@ -22,12 +22,12 @@ def calls(cmd):
 
 def row(name, unit, pvm, native):
     ratios = sorted(p / n for p, n in zip(pvm, native))
-    print(f"{name:<20} {statistics.median(pvm):>10.1f} {statistics.median(native):>10.1f} {unit:<3}"
+    print(f"{name:<26} {statistics.median(pvm):>10.1f} {statistics.median(native):>10.1f} {unit:<3}"
           f" {statistics.median(ratios):>8.2f}  [{ratios[0]:.2f}..{ratios[-1]:.2f}]")
 
 
 def main():
-    print(f"{'':<20} {'pVM':>10} {'process':>10}      {'ratio':>7}  [of pairs], load {os.getloadavg()[0]:.2f}")
+    print(f"{'':<26} {'pVM':>10} {'process':>10}      {'ratio':>7}  [of pairs], load {os.getloadavg()[0]:.2f}")
     with tempfile.TemporaryDirectory() as tmp:
         hello = os.path.join(tmp, "hello")
         with open(hello + ".c", "w") as f:
@@ -42,6 +42,13 @@ def main():
         rounds = [(calls(KYLINX + [prog]), calls([prog])) for _ in range(PAIRS)]
         for name in rounds[0][0]:
             row(name, "ns", [p[name] for p, _ in rounds], [n[name] for _, n in rounds])
+        prog = os.path.join(BUILD, "bench", "ipc")
+        subprocess.run(["gcc", "-O2", "-w", "-o", prog, "bench/ipc.c"], check=True)
+        for arg in ([], ["one"]):
+            rounds = [(calls(KYLINX + [prog] + arg), calls([prog] + arg)) for _ in range(3)]
+            for name in rounds[0][0]:
+                row(name, "us" if name.startswith("round") else "", [p[name] for p, _ in rounds],
+                    [n[name] for _, n in rounds])
         prog = os.path.join(BUILD, "bench", "fork")
         subprocess.run(["gcc", "-O2", "-w", "-o", prog, "bench/fork.c"], check=True)
         for mib in ("0", "16", "64", "256", "1024"):
