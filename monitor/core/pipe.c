@@ -36,6 +36,7 @@ static struct kx_pipes *pipes; /* in guest memory; NULL: not mapped */
 static uint64_t key_of[KX_PIPE_FDS];
 static unsigned fds_used; /* key_of[] at and above it is 0 */
 static pid_t fork_parent;
+static bool given_up; /* no rings in this process any more, nor in its children: what is mapped is its own */
 
 static struct kx_pipe_table *published(void) { return gva_ptr(KX_PIPE_TABLE); }
 static struct kx_pipe *object(uint64_t key) { return &pipes->obj[kx_pipe_obj(key) % KX_PIPE_OBJECTS]; }
@@ -236,9 +237,10 @@ static bool table_is_ours(void) { return !is_vfork_child(); }
 static bool map_here(void)
 {
 	struct stat st;
-	if (pipes)
-		return true;
-	if (fstat(pvm.family_fd, &st) || (uint64_t)st.st_size < family_pipes_offset() + KX_PIPE_SIZE ||
+	if (pipes || given_up)
+		return !given_up;
+	if (fstat(pvm.family_fd, &st) || st.st_uid != geteuid() ||
+	    (uint64_t)st.st_size < family_pipes_offset() + KX_PIPE_SIZE ||
 	    gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, pvm.family_fd, family_pipes_offset()))
 		return false;
 	cpu_set_t set;
@@ -482,6 +484,24 @@ void pipe_plain_all(void)
 {
 	if (pipes)
 		each_fd(plain_one);
+}
+
+void pipe_identity_before(void) { pipe_plain_all(); }
+
+void pipe_identity_after(void)
+{
+	struct stat st;
+	if (!pipes || given_up || !table_is_ours() || fstat(pvm.family_fd, &st) || st.st_uid == geteuid())
+		return;
+	pthread_mutex_lock(&table_lock);
+	/* Other threads may look at objects: they find empty ones. */
+	if (gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, -1, 0))
+		pvm_panic("pipes: cannot give up the family's memory");
+	given_up = true;
+	published()->on = 0;
+	for (unsigned i = 0; i < fds_used; i++)
+		key_set((int)i, 0);
+	pthread_mutex_unlock(&table_lock);
 }
 
 /* ---- reading and writing --------------------------------------------------------------------------------------------- */
