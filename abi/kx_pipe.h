@@ -72,7 +72,7 @@ struct kx_pipe_fd {
 
 struct kx_pipe_table {
 	uint32_t on;          /* 1: KX_PIPE_BASE is mapped */
-	uint32_t cpus;        /* that the process may use */
+	uint32_t cpus;        /* that the family was started on */
 	uint32_t exit_cycles; /* what a hypercall costs lately */
 	uint32_t pad[13];
 	struct kx_pipe_fd fd[KX_PIPE_FDS];

@@ -243,8 +243,7 @@ static bool map_here(void)
 	    (uint64_t)st.st_size < family_pipes_offset() + KX_PIPE_SIZE ||
 	    gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, pvm.family_fd, family_pipes_offset()))
 		return false;
-	cpu_set_t set;
-	published()->cpus = sched_getaffinity(0, sizeof set, &set) ? 1 : (uint32_t)CPU_COUNT(&set);
+	published()->cpus = pvm.cfg->cpus ? (unsigned)pvm.cfg->cpus : family_cpus();
 	published()->exit_cycles = EXIT_CYCLES;
 	published()->on = 1;
 	__atomic_store_n(&pipes, gva_ptr(KX_PIPE_BASE), __ATOMIC_RELEASE);
