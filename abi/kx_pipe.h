@@ -20,7 +20,7 @@
 #define KX_PIPE_HOLDERS 48
 
 /* Of the process: which descriptor is which end of which object. Written by the monitor, read by the LibOS. */
-#define KX_PIPE_TABLE 0x7f000b0000
+#define KX_PIPE_TABLE 0x7f000c0000
 #define KX_PIPE_FDS 1024
 
 /* kx_pipe.state: generation << 32 | pid of who makes it << 4 | kind. */
@@ -82,7 +82,7 @@ _Static_assert(sizeof(struct kx_pipe) == 512, "objects don't share cache lines")
 _Static_assert(sizeof(struct kx_pipes) == 512 * (KX_PIPE_OBJECTS + 1), "object i is at 512 * (i + 1)");
 _Static_assert(sizeof(struct kx_pipes) <= KX_PIPE_DATA, "rings come after the headers");
 _Static_assert(KX_PIPE_DATA + KX_PIPE_OBJECTS * (uint64_t)KX_PIPE_RING <= KX_PIPE_SIZE, "all of it fits");
-_Static_assert(sizeof(struct kx_pipe_table) <= 0x50000, "lies before the patched sites");
+_Static_assert(sizeof(struct kx_pipe_table) <= 0x40000, "lies before the patched sites");
 
 static inline unsigned kx_pipe_obj(uint64_t key) { return (uint32_t)(key & 0xffff) - 1; }
 static inline unsigned kx_pipe_end(uint64_t key) { return key >> 16 & 1; }
