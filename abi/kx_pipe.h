@@ -32,10 +32,10 @@
 
 struct kx_pipe {
 	uint64_t state;
-	uint64_t ino;         /* of the host's pipe */
+	uint64_t dev, ino;    /* of the host's pipe */
 	uint32_t nonblock[2]; /* O_NONBLOCK of the read and the write end */
 	uint32_t closes; /* descriptors of it closed so far: the other side asks the host again whether it is alone */
-	uint32_t pad0[9];
+	uint32_t pad0[7];
 	uint64_t head, wlock; /* written so far; lock of the writers: pid << 32 | thread, 0 = free */
 	uint64_t pad1[6];
 	uint64_t tail, rlock; /* read so far; lock of the readers */
