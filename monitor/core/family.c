@@ -19,7 +19,7 @@
 #define SLOTS_END (sizeof(struct family_table) + FAMILY_MAX * sizeof(struct family_slot))
 #define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
 #define FUTEXES_AT ((TABLE_SIZE + 4095) & ~4095ul) /* in the file: a page that guests map, and nothing else of it */
-#define PIPES_AT ((FUTEXES_AT + sizeof(struct kx_futexes) + 0x1fffff) & ~0x1ffffful)
+#define PIPES_AT ((FUTEXES_AT + sizeof(struct kx_futexes) + 0x1fffff) & ~0x1fffffull)
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
