@@ -20,7 +20,7 @@
 #define KX_PIPE_HOLDERS 48
 
 /* Of the process: which descriptor is which end of which object. Written by the monitor, read by the LibOS. */
-#define KX_PIPE_TABLE 0x7f000b0000
+#define KX_PIPE_TABLE 0x7f000c0000
 #define KX_PIPE_FDS 1024
 
 /* kx_pipe.state: generation << 32 | pid of who makes it << 4 | kind. */
@@ -32,10 +32,10 @@
 
 struct kx_pipe {
 	uint64_t state;
-	uint64_t ino;         /* of the host's pipe */
+	uint64_t dev, ino;    /* of the host's pipe */
 	uint32_t nonblock[2]; /* O_NONBLOCK of the read and the write end */
 	uint32_t closes; /* descriptors of it closed so far: the other side asks the host again whether it is alone */
-	uint32_t pad0[9];
+	uint32_t pad0[7];
 	uint64_t head, wlock; /* written so far; lock of the writers: pid << 32 | thread, 0 = free */
 	uint64_t pad1[6];
 	uint64_t tail, rlock; /* read so far; lock of the readers */
@@ -72,7 +72,7 @@ struct kx_pipe_fd {
 
 struct kx_pipe_table {
 	uint32_t on;          /* 1: KX_PIPE_BASE is mapped */
-	uint32_t cpus;        /* that the process may use */
+	uint32_t cpus;        /* that the family was started on */
 	uint32_t exit_cycles; /* what a hypercall costs lately */
 	uint32_t pad[13];
 	struct kx_pipe_fd fd[KX_PIPE_FDS];
@@ -82,7 +82,7 @@ _Static_assert(sizeof(struct kx_pipe) == 512, "objects don't share cache lines")
 _Static_assert(sizeof(struct kx_pipes) == 512 * (KX_PIPE_OBJECTS + 1), "object i is at 512 * (i + 1)");
 _Static_assert(sizeof(struct kx_pipes) <= KX_PIPE_DATA, "rings come after the headers");
 _Static_assert(KX_PIPE_DATA + KX_PIPE_OBJECTS * (uint64_t)KX_PIPE_RING <= KX_PIPE_SIZE, "all of it fits");
-_Static_assert(sizeof(struct kx_pipe_table) <= 0x50000, "lies before the patched sites");
+_Static_assert(sizeof(struct kx_pipe_table) <= 0x40000, "lies before the patched sites");
 
 static inline unsigned kx_pipe_obj(uint64_t key) { return (uint32_t)(key & 0xffff) - 1; }
 static inline unsigned kx_pipe_end(uint64_t key) { return key >> 16 & 1; }

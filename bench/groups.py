@@ -76,6 +76,16 @@ def threads(plan):
     yield from from_program(plan, "threads", "threads", count=3 if plan.quick else 5)
 
 
+def ipc(plan):
+    """Two processes and pipes, each process on a CPU of its own, then both on one."""
+    for both, args in ((True, []), (False, ["one"])):
+        for m in from_program(plan, "ipc", "ipc", args, both=both, count=3):
+            if m.name.startswith("mb_per_s"):
+                m.unit, m.better = "MB/s", "higher"
+            m.name = "pipe_" + m.name
+            yield m
+
+
 def scale(plan):
     steps = ("0", "100", "1000") if plan.quick else ("0", "100", "1000", "10000")
     yield from from_program(plan, "scale", "scale", ["fds", *steps], count=2 if plan.quick else 3)
@@ -474,8 +484,8 @@ def alive(plan):
         end(ps)
 
 
-GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "start": start, "boot": boot,
-          "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
+GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "start": start,
+          "boot": boot, "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
           "alive": alive, "peers": peers}
 # What a comparison of two commits runs.
 COMPARED = ("calls", "faults", "fork", "exec", "threads", "start", "redis")

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TRIPS 5000
+#define TRIPS 2000
 
 static double now(void)
 {
@@ -57,7 +57,7 @@ static void round_trip(const char *suffix, int cpu)
 			;
 		_exit(0);
 	}
-	for (int i = -500; i < TRIPS; i++) {
+	for (int i = -200; i < TRIPS; i++) {
 		double t = now();
 		if (write(a[1], &c, 1) != 1 || read(b[0], &c, 1) != 1)
 			exit(1);
@@ -76,7 +76,7 @@ static void throughput(size_t size, const char *suffix, int cpu)
 {
 	static char buf[65536];
 	double best = 0;
-	size_t total = size < 4096 ? 8 << 20 : 128 << 20;
+	size_t total = size < 4096 ? 4 << 20 : 64 << 20;
 	for (int round = 0; round < 5; round++) {
 		int a[2];
 		if (pipe(a))

@@ -2,6 +2,7 @@
 #include "family.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,8 @@ static unsigned used(void)
 	return n < FAMILY_MAX ? n : FAMILY_MAX;
 }
 
+unsigned family_cpus(void) { return table->cpus; }
+
 uint64_t family_pipes_offset(void) { return PIPES_AT; }
 
 int family_init(int fd, struct kx_err *err)
@@ -63,6 +66,8 @@ int family_init(int fd, struct kx_err *err)
 	if (new) {
 		table->magic = FAMILY_MAGIC;
 		table->slot_size = sizeof(struct family_slot);
+		cpu_set_t set;
+		table->cpus = sched_getaffinity(0, sizeof set, &set) ? 1 : (uint32_t)CPU_COUNT(&set);
 	} else if (table->magic != FAMILY_MAGIC || table->slot_size != sizeof(struct family_slot)) {
 		return kx_err_set(err, EINVAL, "family: its table is of another version (use the kylinx that it runs)");
 	}

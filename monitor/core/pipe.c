@@ -36,6 +36,7 @@ static struct kx_pipes *pipes; /* in guest memory; NULL: not mapped */
 static uint64_t key_of[KX_PIPE_FDS];
 static unsigned fds_used; /* key_of[] at and above it is 0 */
 static pid_t fork_parent;
+static bool given_up; /* no rings in this process any more, nor in its children: what is mapped is its own */
 
 static struct kx_pipe_table *published(void) { return gva_ptr(KX_PIPE_TABLE); }
 static struct kx_pipe *object(uint64_t key) { return &pipes->obj[kx_pipe_obj(key) % KX_PIPE_OBJECTS]; }
@@ -46,6 +47,11 @@ static uint8_t *ring_of(uint64_t key)
 static bool is_live(const struct kx_pipe *o, uint64_t key)
 {
 	return __atomic_load_n(&o->state, __ATOMIC_ACQUIRE) == kx_pipe_live(key);
+}
+/* Named FIFOs have inode numbers, too. */
+static bool is_of(const struct kx_pipe *o, const struct stat *st)
+{
+	return o->dev == st->st_dev && o->ino == st->st_ino;
 }
 /* Written and not read; a sum that can't be is nothing. */
 static uint32_t used_of(const struct kx_pipe *o)
@@ -236,13 +242,13 @@ static bool table_is_ours(void) { return !is_vfork_child(); }
 static bool map_here(void)
 {
 	struct stat st;
-	if (pipes)
-		return true;
-	if (fstat(pvm.family_fd, &st) || (uint64_t)st.st_size < family_pipes_offset() + KX_PIPE_SIZE ||
+	if (pipes || given_up)
+		return !given_up;
+	if (fstat(pvm.family_fd, &st) || st.st_uid != geteuid() ||
+	    (uint64_t)st.st_size < family_pipes_offset() + KX_PIPE_SIZE ||
 	    gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, pvm.family_fd, family_pipes_offset()))
 		return false;
-	cpu_set_t set;
-	published()->cpus = sched_getaffinity(0, sizeof set, &set) ? 1 : (uint32_t)CPU_COUNT(&set);
+	published()->cpus = pvm.cfg->cpus ? (unsigned)pvm.cfg->cpus : family_cpus();
 	published()->exit_cycles = EXIT_CYCLES;
 	published()->on = 1;
 	__atomic_store_n(&pipes, gva_ptr(KX_PIPE_BASE), __ATOMIC_RELEASE);
@@ -291,7 +297,7 @@ static bool locks_take(struct kx_pipe *o)
 }
 
 /* The new object's key without end, 0 = none. */
-static uint64_t object_make(uint64_t ino, bool nonblock)
+static uint64_t object_make(const struct stat *st, bool nonblock)
 {
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS; i++) {
 		struct kx_pipe *o = &pipes->obj[i];
@@ -305,7 +311,8 @@ static uint64_t object_make(uint64_t ino, bool nonblock)
 			__atomic_store_n(&o->state, gen | KX_PIPE_FREE, __ATOMIC_SEQ_CST);
 			continue;
 		}
-		o->ino = ino;
+		o->dev = st->st_dev;
+		o->ino = st->st_ino;
 		o->nonblock[0] = o->nonblock[1] = nonblock;
 		o->closes = o->sleepers = o->token = o->full = 0;
 		o->head = o->tail = 0;
@@ -329,10 +336,10 @@ static void ring_try(const int fd[2], int flags)
 	if ((unsigned)fd[0] >= KX_PIPE_FDS || (unsigned)fd[1] >= KX_PIPE_FDS || flags & ~(O_CLOEXEC | O_NONBLOCK) ||
 	    fstat(fd[0], &st) || fcntl(fd[0], F_GETPIPE_SZ) != (int)KX_PIPE_RING || !map_here())
 		return;
-	uint64_t key = object_make(st.st_ino, flags & O_NONBLOCK);
+	uint64_t key = object_make(&st, flags & O_NONBLOCK);
 	if (!key) {
 		sweep();
-		key = object_make(st.st_ino, flags & O_NONBLOCK);
+		key = object_make(&st, flags & O_NONBLOCK);
 	}
 	if (!key)
 		return;
@@ -409,7 +416,7 @@ static int make_plain(uint64_t key, int fd)
 		if (!lock_get(&o->wlock)) {
 			r = -EINTR;
 		} else {
-			if (is_live(o, key) && fstat(fd, &st) == 0 && st.st_ino == o->ino &&
+			if (is_live(o, key) && fstat(fd, &st) == 0 && is_of(o, &st) &&
 			    !(r = ring_move(o, key, reads ? fd : other, reads ? other : fd)))
 				__atomic_store_n(&o->state, (key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
 			lock_put(&o->wlock);
@@ -424,12 +431,12 @@ static int make_plain(uint64_t key, int fd)
 }
 
 /* The object of a pipe by its inode; key without end, 0 = none. */
-static uint64_t find(uint64_t ino)
+static uint64_t find(const struct stat *st)
 {
 	for (unsigned i = 0, n = objects_used(); i < n; i++) {
 		const struct kx_pipe *o = &pipes->obj[i];
 		uint64_t state = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE);
-		if ((uint32_t)state == KX_PIPE_LIVE && o->ino == ino)
+		if ((uint32_t)state == KX_PIPE_LIVE && is_of(o, st))
 			return (state & ~0xffffffffull) | (i + 1);
 	}
 	return 0;
@@ -440,7 +447,7 @@ static uint64_t find_fd(int fd)
 	struct stat st;
 	if (!pipes || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISFIFO(st.st_mode))
 		return 0;
-	return find(st.st_ino);
+	return find(&st);
 }
 
 int pipe_plain(int fd)
@@ -482,6 +489,24 @@ void pipe_plain_all(void)
 {
 	if (pipes)
 		each_fd(plain_one);
+}
+
+void pipe_identity_before(void) { pipe_plain_all(); }
+
+void pipe_identity_after(void)
+{
+	struct stat st;
+	if (!pipes || given_up || !table_is_ours() || fstat(pvm.family_fd, &st) || st.st_uid == geteuid())
+		return;
+	pthread_mutex_lock(&table_lock);
+	/* Other threads may look at objects: they find empty ones. */
+	if (gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, -1, 0))
+		pvm_panic("pipes: cannot give up the family's memory");
+	given_up = true;
+	published()->on = 0;
+	for (unsigned i = 0; i < fds_used; i++)
+		key_set((int)i, 0);
+	pthread_mutex_unlock(&table_lock);
 }
 
 /* ---- reading and writing --------------------------------------------------------------------------------------------- */
@@ -592,11 +617,20 @@ static bool only_kicked(struct thread *t)
 	return true;
 }
 
+/* The object is not to be used by this key any more. A call that has slept goes on by its number only if it is still the
+ * same pipe's: another thread may have closed it and opened something else there. */
+static int64_t gone(const struct kx_pipe *was, int fd, bool slept)
+{
+	struct stat st;
+	return slept && (fstat(fd, &st) || !is_of(was, &st)) ? -EBADF : NOT_HERE;
+}
+
 static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 {
 	struct kx_pipe *o = object(key);
+	const struct kx_pipe was = { .dev = o->dev, .ino = o->ino };
 	struct pieces p;
-	bool alone = false; /* the host says that no writer is left */
+	bool slept = false, alone = false; /* alone: the host says that no writer is left */
 	struct timespec slice = { 0, SLICE_FIRST_NS };
 	pieces_of(&p, c);
 	if (kx_pipe_end(key))
@@ -610,7 +644,7 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 			return -EINTR;
 		if (!is_live(o, key)) {
 			lock_put(&o->rlock);
-			return NOT_HERE;
+			return gone(&was, fd, slept);
 		}
 		uint32_t n = used_of(o);
 		if (n) {
@@ -647,8 +681,9 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 			continue;
 		if (r < 0)
 			return r;
+		slept = true;
 		if (pfd.revents & POLLNVAL || key_get(fd) != key)
-			return NOT_HERE;
+			return gone(&was, fd, slept);
 		alone = pfd.revents & POLLHUP && !(pfd.revents & POLLIN);
 		int64_t ns = slice.tv_sec * 1000000000ll + slice.tv_nsec * 2;
 		slice = ns >= SLICE_LAST_NS ? (struct timespec){ 1, 0 } : (struct timespec){ 0, ns };
@@ -661,8 +696,10 @@ static int64_t broken(int fd) { return host_poll(fd, POLLOUT) & POLLERR ? HC6(SY
 static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 {
 	struct kx_pipe *o = object(key);
+	const struct kx_pipe was = { .dev = o->dev, .ino = o->ino };
 	struct pieces p;
 	uint64_t done = 0;
+	bool slept = false;
 	pieces_of(&p, c);
 	if (!kx_pipe_end(key))
 		return -EBADF;
@@ -680,7 +717,7 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 			return done ? (int64_t)done : -EINTR;
 		if (!is_live(o, key)) {
 			lock_put(&o->wlock);
-			return done ? (int64_t)done : NOT_HERE;
+			return done ? (int64_t)done : gone(&was, fd, slept);
 		}
 		uint32_t room = KX_PIPE_RING - used_of(o), got = 0, n = 0;
 		if (room >= need) {
@@ -709,8 +746,9 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		r = HB6(SYS_futex, &o->room, FUTEX_WAIT, seq, &slice, 0, 0);
 		if (r == -EINTR && !only_kicked(c->t))
 			return done ? (int64_t)done : -EINTR;
+		slept = true;
 		if (key_get(fd) != key)
-			return done ? (int64_t)done : NOT_HERE;
+			return done ? (int64_t)done : gone(&was, fd, slept);
 	}
 }
 
@@ -1233,7 +1271,7 @@ static void look(int fd)
 	if (pipe_seen || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISFIFO(st.st_mode))
 		return;
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < headers->used && !pipe_seen; i++)
-		pipe_seen = (uint32_t)headers->obj[i].state == KX_PIPE_LIVE && headers->obj[i].ino == st.st_ino;
+		pipe_seen = (uint32_t)headers->obj[i].state == KX_PIPE_LIVE && is_of(&headers->obj[i], &st);
 }
 
 void pipe_resume(void)

@@ -30,8 +30,12 @@ int64_t pipe_dup_to(int fd, int to, int flags, bool dup2);
 int pipe_plain(int fd);
 /* A descriptor that was opened by another's name in /proc. */
 int pipe_opened(int fd);
-/* All of the calling process's, by a look at its descriptors: before its identity changes. */
+/* All of the calling process's, by a look at its descriptors. */
 void pipe_plain_all(void);
+/* Around a change of user and group ids. Rings are for the user alone whose family it is: another could not open an
+ * other end, and has no business in the memory of all. */
+void pipe_identity_before(void);
+void pipe_identity_after(void);
 /* ppoll of what may be pipes of this kind: as the host's, which does not wait with a timeout of 0. Leaves in *ts what
  * remains. */
 struct pollfd;

@@ -32,8 +32,9 @@ static void refresh_ids(void)
 /* Of the calling thread alone, as the kernel does: the program's libc makes every thread call. */
 int64_t hc_setid(struct hcall *c)
 {
-	pipe_plain_all(); /* another user could not open their other ends */
+	pipe_identity_before();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
+	pipe_identity_after();
 	refresh_ids();
 	return r;
 }
