@@ -16,7 +16,15 @@
 #define KX_EBUSY 16
 #define KX_EPERM 1
 
-enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
+enum {
+	HC_sig_next = 1024,
+	HC_sigmask_sync,
+	HC_sig_default,
+	HC_trace,
+	HC_sig_stack_fault,
+	HC_seed,
+	HC_serve_wait = 1220
+};
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
 #define ACTION(t, s) (((struct kx_sigaction *)(t)->actions)[s])
@@ -31,6 +39,14 @@ static inline struct kx_thread *current(void)
 /* Make a hypercall. Returns its result; -KX_ERESTART and -KX_ERESTART_NOHAND are for libos_syscall(). */
 int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 		  uint64_t f);
+
+/* The exit of one, in kx_thread.call. */
+static inline void hypercall_exit(void)
+{
+	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_HCALL) : "memory");
+}
+/* serve.c: kx_thread.call answered without an exit. False: nothing was done. */
+bool serve_try(struct kx_thread *t, int64_t *ret);
 
 /* The program's memory: 0 or -KX_EFAULT. */
 int uaccess_copy(void *dst, const void *src, size_t len);

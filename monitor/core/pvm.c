@@ -24,6 +24,7 @@
 #include "load.h"
 #include "registry.h"
 #include "seccomp.h"
+#include "serve.h"
 #include "sig.h"
 #include "stats.h"
 #include "strace.h"
@@ -293,6 +294,7 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	prctl(PR_SET_NAME, pvm.comm);
 	show_arguments();
 	t->area->sigmask = mask; /* inherited, as across exec */
+	serve_init();
 	sig_init();
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * --strace: one line per system call in the form of strace(1), with a mark at its end that says who answered:
- * <libos>, <monitor>, or <slow> (the monitor, by a trapped `syscall` instruction).
+ * <libos>, <monitor>, <slow> (the monitor, by a trapped `syscall` instruction), or <poll> (the monitor, without an exit).
  *
  * A line is made after the call, so a buffer that serves as input and output is shown as the call left it. Guest
  * memory is read in bounded copies and only to be printed. Every function may be called from any thread; none
