@@ -95,7 +95,7 @@ def start_to_exit(argv):
 def start(plan):
     prog = program("start")
     for metric, argv in (("hello", [prog]), ("true", ["/bin/true"]), ("sh", ["/bin/sh", "-c", ":"]),
-                         ("python3", ["python3", "-c", "pass"])):
+                         ("python3", ["/usr/bin/python3", "-c", "pass"])):
         if not shutil.which(argv[0]):
             continue
         got = h.pairs(lambda s, argv=argv: {metric: start_to_exit(plan.argv(s, argv))},

@@ -47,6 +47,8 @@ static inline void hypercall_exit(void)
 }
 /* serve.c: kx_thread.call answered without an exit. False: nothing was done. */
 bool serve_try(struct kx_thread *t, int64_t *ret);
+/* Pass a call on as it is. */
+int64_t forward(struct kx_thread *t, struct kx_frame *f);
 
 /* The program's memory: 0 or -KX_EFAULT. */
 int uaccess_copy(void *dst, const void *src, size_t len);
@@ -55,6 +57,11 @@ int uaccess_xsave(void *area, uint64_t features);
 int uaccess_xrstor(const void *area, uint64_t features);
 int user_read(void *dst, uint64_t src, size_t len);
 int user_write(uint64_t dst, const void *src, size_t len);
+static inline bool user_ok(uint64_t p, size_t len) { return p < KX_USER_END && len <= KX_USER_END - p; }
+
+/* futex.c */
+int64_t sys_futex(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_futex_waitv(struct kx_thread *t, struct kx_frame *f);
 
 /* rseq.c */
 int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f);
