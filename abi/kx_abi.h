@@ -67,6 +67,7 @@
 #define KX_PATH_LIBOS 0
 #define KX_PATH_MONITOR 1
 #define KX_PATH_SLOW 2
+#define KX_PATH_POLL 3 /* by the monitor without an exit: kx_serve.h */
 
 /* kx_frame.orig_rax after a `cpuid`: a system call's number is a sign-extended int. */
 #define KX_ORIG_CPUID 0x80000000

@@ -29,6 +29,9 @@ const char cmd_run_help[] =
 	"  --volume SRC:DST[:ro]    show it SRC of the host as DST; may be repeated\n"
 	"  --env NAME=VALUE         set an environment variable; may be repeated\n"
 	"  --net host|none          the host's network (default), or only a loopback interface\n"
+	"  --io auto|exit|poll      answer system calls by what pays (default), only by exits of the virtual machine, "
+	"or\n"
+	"                           by a thread that polls whenever there is a second processor\n"
 	"  --name NAME              name its family, for logs and `kylinx ps`\n"
 	"  --strace[=FILE]          write its system calls to standard error, or FILE\n"
 	"  --stats[=FILE]           write statistics to standard error, or FILE, at its end\n"
@@ -48,6 +51,7 @@ enum option {
 	OPT_VOLUME,
 	OPT_ENV,
 	OPT_NET,
+	OPT_IO,
 	OPT_NAME,
 	OPT_STRACE,
 	OPT_STATS,
@@ -66,7 +70,7 @@ static const struct {
 	[OPT_ENV] = { "env", ARG_NEEDED },       [OPT_NET] = { "net", ARG_NEEDED },
 	[OPT_NAME] = { "name", ARG_NEEDED },     [OPT_STRACE] = { "strace", ARG_OPTIONAL },
 	[OPT_STATS] = { "stats", ARG_OPTIONAL }, [OPT_LOG] = { "log", ARG_NEEDED },
-	[OPT_HELP] = { "help", ARG_NONE },
+	[OPT_IO] = { "io", ARG_NEEDED },         [OPT_HELP] = { "help", ARG_NONE },
 };
 
 #define NR_OPTIONS ((int)(sizeof(options) / sizeof(*options)))
@@ -188,6 +192,17 @@ static int net_set(struct kx_config *cfg, const char *s, struct kx_err *err)
 	return 0;
 }
 
+static int io_set(struct kx_config *cfg, const char *s, struct kx_err *err)
+{
+	static const char *const modes[] = { [KX_IO_AUTO] = "auto", [KX_IO_EXIT] = "exit", [KX_IO_POLL] = "poll" };
+	for (size_t i = 0; i < sizeof(modes) / sizeof(*modes); i++)
+		if (!strcmp(s, modes[i])) {
+			cfg->io = (int)i;
+			return 0;
+		}
+	return kx_err_set(err, EINVAL, "--io %s: unknown way (give auto, exit or poll)", s);
+}
+
 static int name_set(struct kx_config *cfg, const char *s, struct kx_err *err)
 {
 	static const char ok[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
@@ -235,6 +250,8 @@ static int option_set(struct kx_config *cfg, enum option o, char *value, struct 
 		return cli_env_set(cfg, value, err);
 	case OPT_NET:
 		return net_set(cfg, value, err);
+	case OPT_IO:
+		return io_set(cfg, value, err);
 	case OPT_NAME:
 		return name_set(cfg, value, err);
 	case OPT_STRACE:

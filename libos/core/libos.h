@@ -23,7 +23,8 @@ enum {
 	HC_trace,
 	HC_sig_stack_fault,
 	HC_seed,
-	HC_pipe_wake = 1120
+	HC_pipe_wake = 1120,
+	HC_serve_wait = 1220
 };
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
@@ -40,6 +41,13 @@ static inline struct kx_thread *current(void)
 int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 		  uint64_t f);
 
+/* The exit of one, in kx_thread.call. */
+static inline void hypercall_exit(void)
+{
+	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_HCALL) : "memory");
+}
+/* serve.c: kx_thread.call answered without an exit. False: nothing was done. */
+bool serve_try(struct kx_thread *t, int64_t *ret);
 /* Pass a call on as it is. */
 int64_t forward(struct kx_thread *t, struct kx_frame *f);
 

@@ -13,8 +13,11 @@
 int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 		  uint64_t f)
 {
+	int64_t ret;
 	t->call = (struct kx_call){ nr, { a, b, c, d, e, f }, 0 };
-	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_HCALL) : "memory");
+	if (serve_try(t, &ret))
+		return ret;
+	hypercall_exit();
 	return t->call.ret;
 }
 

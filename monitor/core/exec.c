@@ -144,6 +144,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .cpu_set = pvm.cpus,
 				 .strace = pvm.cfg->strace,
 				 .stats = pvm.cfg->stats,
+				 .io = (uint8_t)pvm.cfg->io,
 				 .is_child = pvm.is_child || t->pid != pvm.pid,
 				 .was_vfork = t->pid != pvm.pid,
 				 .has_family = pvm.has_family || t->pid != pvm.pid,
@@ -365,6 +366,7 @@ int exec_resume(int fd, struct kx_err *err)
 	cfg.cpus = st->cpus;
 	cfg.strace = st->strace;
 	cfg.stats = st->stats;
+	cfg.io = st->io;
 	cfg.log_level = levels[st->log_level & 3];
 	return pvm_resume(&cfg, st, cpuid, err);
 }

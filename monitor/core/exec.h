@@ -18,7 +18,7 @@ struct exec_state {
 	uint64_t memory, sigmask, start_ns;
 	int32_t cpus;
 	cpu_set_t cpu_set;
-	uint8_t strace, stats, is_child, was_vfork, has_family, log_level;
+	uint8_t strace, stats, is_child, was_vfork, has_family, log_level, io;
 	struct rlimit limits[16];
 	uint64_t xcr0;
 	int32_t kvm_run_size, text_fd, text_fd_ro;

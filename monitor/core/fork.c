@@ -22,6 +22,7 @@
 #include "keeper.h"
 #include "pipe.h"
 #include "rseq.h"
+#include "serve.h"
 #include "sig.h"
 #include "stats.h"
 #include "thread.h"
@@ -39,6 +40,7 @@
 
 static void hooks_prepare(void)
 {
+	serve_lock();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
 	procfs_fork_lock();
@@ -55,6 +57,7 @@ static void hooks_done(void)
 	procfs_fork_unlock();
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
+	serve_unlock();
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
@@ -177,6 +180,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	pvm.pid = t->pid = t->tid = getpid();
 	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
+	serve_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);

@@ -14,6 +14,7 @@
 #include "pipe.h"
 #include "thread.h"
 #include "rseq.h"
+#include "serve.h"
 #include "sig.h"
 #include "strace.h"
 #include "vfs.h"
@@ -149,7 +150,7 @@ static int check_arg(struct hcall *c, int i)
 	return 0;
 }
 
-static int check_args(struct hcall *c)
+int hcall_check(struct hcall *c)
 {
 	for (int i = 0; i < 6 && c->row->arg[i].kind != KX_A_NONE; i++) {
 		int r = check_arg(c, i);
@@ -273,7 +274,7 @@ int fd_hide(int fd)
 }
 
 /* Descriptors of the monitor's that stay, but those of vCPUs. */
-static int *kept[16];
+static int *kept[24];
 static unsigned nr_kept;
 
 int fd_keep(int *where, int fd)
@@ -312,6 +313,7 @@ int fd_grow(void)
 	int r = 0;
 	if (pvm.fd_limit == pvm.fd_max)
 		return 0;
+	serve_lock();
 	fd_limit_lift();
 	for (unsigned i = 0; i < nr_kept && !r; i++)
 		r = fd_move(kept[i]);
@@ -323,13 +325,15 @@ int fd_grow(void)
 	kx_log_use(pvm.log_fd);
 	if (!r)
 		pvm.fd_limit = pvm.fd_max;
+	serve_unlock();
 	return r;
 }
 
 bool fd_admit(int fd)
 {
 	/* A message brings up to 253 descriptors at once. In a child of vfork the numbers are its parent's, too. */
-	if (fd >= 0 && (unsigned)fd + 256 >= pvm.fd_limit && (unsigned)fd < pvm.fd_max && my_pid() == pvm.pid)
+	if (fd >= 0 && (unsigned)fd + 256 >= pvm.fd_limit && (unsigned)fd < pvm.fd_max && my_pid() == pvm.pid &&
+	    !serve_near_limit())
 		fd_grow();
 	return fd_is_guest(fd);
 }
@@ -449,12 +453,13 @@ void hcall_dispatch(struct thread *t)
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
+		serve_before(&c);
 		if (pvm.cfg->strace)
 			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */
 		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
 			traced(&c, 0);
-		r = check_args(&c);
+		r = hcall_check(&c);
 		if (!r)
 			r = run_handler(&c);
 		pipe_after(&c, r);
@@ -468,5 +473,6 @@ void hcall_dispatch(struct thread *t)
 		pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
 	if (!t->seat && getcpu(&cpu, NULL) == 0)
 		t->area->cpu = cpu;
+	serve_after(&c);
 	sig_prepare(t);
 }

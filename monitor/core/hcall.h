@@ -43,6 +43,9 @@ struct hcall {
 /* Handle the call in t's area; stores ret there. Never fails: errors are the guest's -errno. */
 void hcall_dispatch(struct thread *t);
 
+/* Check and translate the arguments by the row's descriptors: 0 or -errno. */
+int hcall_check(struct hcall *c);
+
 /* Row by number; NULL when there is none. */
 const struct hc_row *hc_row_find(uint64_t nr);
 extern const struct hc_row hc_rows[];

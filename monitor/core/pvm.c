@@ -27,6 +27,7 @@
 #include "pipe.h"
 #include "registry.h"
 #include "seccomp.h"
+#include "serve.h"
 #include "sig.h"
 #include "stats.h"
 #include "strace.h"
@@ -305,6 +306,7 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	if (host_call(SYS_getrandom, (long)t->area->rand_key, sizeof t->area->rand_key, GRND_NONBLOCK, 0, 0, 0) ==
 	    sizeof t->area->rand_key)
 		t->area->rand_gen = pvm.shared->fork_gen + 1;
+	serve_init();
 	sig_init();
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);

@@ -29,6 +29,8 @@ struct kx_volume {
 	const char *src, *dst;
 	bool ro;
 };
+/* Who answers hypercalls: by what pays (serve.c), by exits alone, by the service thread whenever it can. */
+enum kx_io { KX_IO_AUTO, KX_IO_EXIT, KX_IO_POLL };
 struct kx_config {
 	const char *program; /* as typed; searched in PATH by the CLI */
 	char **argv, **envp; /* NULL-terminated */
@@ -37,6 +39,7 @@ struct kx_config {
 	const char *root;    /* --root: directory that becomes /; NULL = default view */
 	struct kx_volume volumes[64];
 	int nr_volumes;
+	int io; /* enum kx_io */
 	bool net_none;
 	const char *name;
 	bool strace, stats;
@@ -125,6 +128,7 @@ struct pvm {
 	bool is_child;   /* forked, not started by the user: writes no report of --stats */
 	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
+	uint64_t nr_polled, nr_poll_failed; /* calls answered without an exit; requests that nobody took */
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1280], enosys_count[1024];
 	uint64_t start_ns;

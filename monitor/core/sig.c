@@ -10,6 +10,7 @@
 #include "../../util/log.h"
 #include "pipe.h"
 #include "rseq.h"
+#include "serve.h"
 #include "strace.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
@@ -242,7 +243,7 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 		monitor_fault(signo, info, uc);
 		return;
 	}
-	if (!t)
+	if (!t || serve_signal(signo))
 		return;
 	if (signo == KICK_SIG && info->si_code == SI_QUEUE && rseq_is_kick(info) && info->si_pid == pvm.pid) {
 		t->seat_kicked = 1; /* sent to a thread in the guest only: no host call to abort */
@@ -319,6 +320,7 @@ int sig_set_disposition(int signo, const struct kx_sigaction *act)
 		__atomic_or_fetch(&plain_signals, SIGBIT(signo), __ATOMIC_RELAXED);
 	else if (!self || !self->area->vfork) /* a child of vfork shares this with its parent */
 		__atomic_and_fetch(&plain_signals, ~SIGBIT(signo), __ATOMIC_RELAXED);
+	serve_plain_signals(__atomic_load_n(&plain_signals, __ATOMIC_RELAXED));
 	return raw_sigaction(signo, &k);
 }
 

@@ -164,6 +164,8 @@ static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum
 	struct counters c = sum_threads();
 	size_t i;
 
+	fn(pvm.nr_polled, &a->polled, &f->polled);
+	fn(pvm.nr_poll_failed, &a->poll_failed, &f->poll_failed);
 	fn(c.hcalls, &a->hcalls, &f->hcalls);
 	fn(c.exits, &a->exits, &f->exits);
 	fn(c.slow, &a->slow, &f->slow);
@@ -280,6 +282,8 @@ static void put_report(void)
 	put_member("vcpus", (uint64_t)pvm.next_index);
 	put_calls("hypercalls", f.sums.hcalls, f.sums.hcall_count, STATS_NR_HCALLS);
 	put_member("exits", f.sums.exits);
+	put_member("polled", f.sums.polled);
+	put_member("poll_failed", f.sums.poll_failed);
 	put_member("slow_syscalls", f.sums.slow);
 	put_member("local_calls", f.sums.local_calls);
 	put_member("faults", f.sums.faults);

@@ -16,6 +16,7 @@
  * Sums over the family:
  *   hypercalls          total, and by name those that were made
  *   exits               returns from KVM_RUN; slow_syscalls: those for a trapped `syscall` instruction
+ *   polled              hypercalls answered without an exit; poll_failed: that nobody was there to take (approximate)
  *   local_calls         answered by the LibOS without an exit (approximate; the guest counts them)
  *   faults              exits that became a signal
  *   forks               children, by fork or vfork
@@ -38,7 +39,7 @@
 #define STATS_NR_ENOSYS (sizeof pvm.enosys_count / sizeof pvm.enosys_count[0])
 
 struct stats_sums {
-	uint64_t hcalls, exits, slow, faults, local_calls, forks, enosys;
+	uint64_t hcalls, exits, slow, faults, local_calls, forks, enosys, polled, poll_failed;
 	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
 };
 

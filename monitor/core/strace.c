@@ -2015,7 +2015,7 @@ void strace_before(uint64_t nr, const uint64_t arg[6])
 void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const uint64_t arg[6], int64_t ret, int path,
 		 uint64_t ns)
 {
-	static const char *const marks[] = { "libos", "monitor", "slow" };
+	static const char *const marks[] = { "libos", "monitor", "slow", "poll" };
 	const struct special *s;
 	const char *name;
 	int saved = errno, i, n;
@@ -2059,7 +2059,7 @@ void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const 
 		l.limit = sizeof(l.buf) - 1;
 		if (strace_show_time)
 			put(&l, " <%" PRIu64 ".%06" PRIu64 ">", ns / 1000000000, ns / 1000 % 1000000);
-		put(&l, " <%s>", marks[path >= 0 && path < 3 ? path : KX_PATH_MONITOR]);
+		put(&l, " <%s>", marks[path >= 0 && path < 4 ? path : KX_PATH_MONITOR]);
 	}
 	line_end(&l);
 	before.nr = ~0ull;

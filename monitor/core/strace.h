@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * --strace: one line per system call in the form of strace(1), with a mark at its end that says who answered:
- * <libos>, <monitor>, or <slow> (the monitor, by a trapped `syscall` instruction).
+ * <libos>, <monitor>, <slow> (the monitor, by a trapped `syscall` instruction), or <poll> (the monitor, without an exit).
  *
  * A line is made after the call. What it reads and writes back is kept before (strace_before()), and shown as
  * strace(1) does: as it was, or was and is. Guest

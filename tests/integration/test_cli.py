@@ -4,6 +4,7 @@
 
 Programs run here never fork, so that the tests hold for pVMs with and without fork.
 """
+import json
 import os
 import pty
 import re
@@ -98,7 +99,7 @@ def help_and_version():
     assert "run" in top and "help" in top
     text = ok(kylinx("help", "run")).stdout
     expect(ok(run("--help")).stdout, text, "run --help")
-    for option in ("memory", "cpus", "root", "volume", "env", "net", "name", "strace", "stats", "log"):
+    for option in ("memory", "cpus", "root", "volume", "env", "net", "io", "name", "strace", "stats", "log"):
         assert "--" + option in text, option
     assert re.fullmatch(r"kylinx \S+\n", ok(kylinx("--version")).stdout)
 
@@ -136,13 +137,13 @@ def bad_options():
             (["--volume", "/tmp:/a/../b"], "absolute"), (["--volume", "/tmp:/a:rx"], "unknown mode"),
             (["--volume", "/nosuch:/a"], "No such file"), (["--env", "A"], "not a variable"),
             (["--env", "=a"], "not a variable"),
-            (["--net", "bridge"], "unknown network"),
+            (["--net", "bridge"], "unknown network"), (["--io", "ring"], "unknown way"),
             (["--name", ""], "not a name"), (["--name", "a b"], "not a name"), (["--name", "x" * 65], "not a name"),
             (["--log", "loud"], "unknown level"),
             (["--strace="], "no file"), (["--stats="], "no file"), (["--root", "/nosuch"], "No such file"),
             (["--root", "/etc/passwd"], "Not a directory"), (["--help=1"], "takes no value")):
         error(run(*args, "true"), 125, text)
-    for option in ("--memory", "--cpus", "--root", "--volume", "--env", "--net", "--name", "--log"):
+    for option in ("--memory", "--cpus", "--root", "--volume", "--env", "--net", "--io", "--name", "--log"):
         error(run(option), 125, f"{option}: needs a value")
     error(run(*["--volume=/tmp:/a"] * 65, "true"), 125, "too many volumes")
 
@@ -478,6 +479,48 @@ def root_image_with_hostile_links():
         run("--root", d, "--volume", "/etc:/out/a", "sh", "-c", ":")
         run("--root", d, "--volume", "/etc:/etc/up/b", "sh", "-c", ":")
         expect(os.listdir(outside), [], "host directory that the image links to")
+
+
+@test
+def service_thread():
+    """--io: who answers; never with one processor; no time while the program waits; seen by nobody inside."""
+    code = "import os\nfor _ in range(3000): os.getpgid(0)\nprint(os.listdir('/proc/self/task') == [str(os.getpid())])"
+    with Dir() as d:
+        file = os.path.join(d, "stats")
+
+        def polled(*options, cpus=()):
+            p = subprocess.run([*cpus, KYLINX, "run", f"--stats={file}", *options, "--", sys.executable, "-c", code],
+                               stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
+            ok(p, "True\n")
+            with open(file) as f:
+                s = json.load(f)
+            assert s["hypercalls"]["getpgid"] >= 3000, s
+            return s["polled"]
+        expect(polled("--io", "exit"), 0, "--io exit")
+        expect(polled("--io", "poll", "--cpus", "1"), 0, "--cpus 1")
+        one = min(os.sched_getaffinity(0))
+        expect(polled("--io", "poll", cpus=["taskset", "-c", str(one)]), 0, "one processor")
+        if len(os.sched_getaffinity(0)) > 1:
+            assert polled("--io", "poll") > 0, "nothing was polled"
+            r = ok(sh("kill -0 $$; ls / >/dev/null", "--io", "poll", "--strace"))
+            assert "<poll>" in r.stderr, r.stderr
+    p = subprocess.Popen([KYLINX, "run", "--io", "poll", "--", sys.executable, "-c", "import os, time\n"
+                          "for _ in range(3000): os.getpgid(0)\nprint(flush=True)\ntime.sleep(30)"],
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        p.stdout.readline()
+        time.sleep(0.3)
+
+        def ticks():
+            with open(f"/proc/{p.pid}/stat") as f:
+                return sum(map(int, f.read().rsplit(")", 1)[1].split()[11:13]))
+        before = ticks()
+        time.sleep(1)
+        assert ticks() - before <= 2, f"{ticks() - before} ticks of time while the program slept"
+    finally:
+        p.kill()
+        p.wait()
+        p.stdout.close()
 
 
 @test

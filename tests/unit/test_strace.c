@@ -489,7 +489,8 @@ static void test_stats(void)
 	static const char *const wants[] = {
 		"{\"pid\":42,\"program\":\"/bin/\\\"x\\\\\\u0001\xc3\xa4\\ufffd\\ufffdz\",\"wall_ns\":",
 		",\"vcpus\":2,",
-		"\"hypercalls\":{\"total\":5,\"read\":3,\"clone3\":1,\"trace\":1},\"exits\":10,\"slow_syscalls\":1,"
+		"\"hypercalls\":{\"total\":5,\"read\":3,\"clone3\":1,\"trace\":1},\"exits\":10,\"polled\":7,\"poll_"
+		"failed\":2,\"slow_syscalls\":1,"
 		"\"local_calls\":1000,\"faults\":2,\"forks\":0,\"execs\":0,",
 		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
@@ -509,6 +510,8 @@ static void test_stats(void)
 	pvm.enosys_count[SYS_execve] = 3;
 	pvm.enosys_count[1000] = 1;
 	pvm.nr_enosys = 4;
+	pvm.nr_polled = 7;
+	pvm.nr_poll_failed = 2;
 	pvm.nr_slots = 5;
 	pvm.nr_sites = 7;
 	pvm.nr_sites_found = 9;
