@@ -22,12 +22,12 @@ def calls(cmd):
 
 def row(name, unit, pvm, native):
     ratios = sorted(p / n for p, n in zip(pvm, native))
-    print(f"{name:<20} {statistics.median(pvm):>10.1f} {statistics.median(native):>10.1f} {unit:<3}"
+    print(f"{name:<22} {statistics.median(pvm):>10.1f} {statistics.median(native):>10.1f} {unit:<3}"
           f" {statistics.median(ratios):>8.2f}  [{ratios[0]:.2f}..{ratios[-1]:.2f}]")
 
 
 def main():
-    print(f"{'':<20} {'pVM':>10} {'process':>10}      {'ratio':>7}  [of pairs], load {os.getloadavg()[0]:.2f}")
+    print(f"{'':<22} {'pVM':>10} {'process':>10}      {'ratio':>7}  [of pairs], load {os.getloadavg()[0]:.2f}")
     with tempfile.TemporaryDirectory() as tmp:
         hello = os.path.join(tmp, "hello")
         with open(hello + ".c", "w") as f:
@@ -48,6 +48,11 @@ def main():
             rounds = [(calls(KYLINX + [prog, mib]), calls([prog, mib])) for _ in range(3)]
             for name in rounds[0][0]:
                 row(name, "us", [p[name] for p, _ in rounds], [n[name] for _, n in rounds])
+        prog = os.path.join(BUILD, "bench", "sync")
+        subprocess.run(["gcc", "-O2", "-w", "-pthread", "-o", prog, "bench/sync.c"], check=True)
+        rounds = [(calls(KYLINX + [prog, "1000"]), calls([prog, "1000"])) for _ in range(3)]
+        for name in rounds[0][0]:
+            row(name, "ns", [p[name] for p, _ in rounds], [n[name] for _, n in rounds])
 
 
 main()
