@@ -19,6 +19,7 @@
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "robust.h"
 #include "rseq.h"
 #include "sig.h"
 #include "stats.h"
@@ -190,7 +191,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	area->sig.signo = 0;
 	area->work = 0;
 	rseq_fork_child(t);
-	t->robust_head = 0;
+	robust_fork_child(t);
 	t->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
 	if (a->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers(t);
@@ -335,8 +336,10 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		if (reserves)
 			pidfd_make(pidfd, pid);
 		tell_parent(a, pid, pidfd);
-		if (waits)
+		if (waits) {
+			robust_pause();
 			gate_wait(gate[0]);
+		}
 	} else {
 		family_cancel(slot);
 		close_if(reserves ? pidfd : -1);
@@ -430,6 +433,14 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 #endif
 	c->scratch = scratch;
 	struct vfork_child v = { c, a, slot, pidfd };
+	if (!robust_vfork_begin()) {
+		robust_vfork_end();
+		close_if(pidfd);
+		family_cancel(slot);
+		scratch_unmake(scratch);
+		thread_pool_put(c);
+		return -EAGAIN;
+	}
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
 	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
@@ -445,6 +456,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	if (c->asked_keeper || others)
 		keeper_settle();
 	scratch_unmake(scratch);
+	robust_vfork_end();
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
 		struct kvm_vcpu_events none = { 0 };

@@ -393,6 +393,7 @@ int main(int argc, char **argv)
 	sigaddset(&set, SIG);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	setvbuf(stdout, NULL, _IOLBF, 0);
 	s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	uint64_t passed = 0;
 	for (unsigned i = 0; i < rounds; i++) {
