@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../dev/procfs.h"
 #include "pvm.h"
 #include "stats.h"
 #include "thread.h"
@@ -75,21 +76,27 @@ int family_map_futexes(void *at)
 
 /* ---- who a pid is ------------------------------------------------------------------------------------------------ */
 
-/* Start time of a process, and whether it is a zombie. 0, or -errno. Its addresses are in the text, and a guest's thread
- * could read the descriptor meanwhile: only for the own process when it is alone, or where the kernel hides them. */
-static int stat_read(const char *name, uint64_t *start, bool *zombie)
+/* By a descriptor of our own, where no other thread of the guest's can be: before the program runs, in a new child. */
+static int text_read(const char *name, char *text, size_t len)
 {
-	char text[1024];
 	fd_limit_lift();
 	long fd = HC6(SYS_openat, pvm.proc_fd >= 0 ? pvm.proc_fd : AT_FDCWD, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
 	fd_limit_drop();
 	if (fd < 0)
 		return (int)fd;
-	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
+	long n = HC6(SYS_read, fd, text, len - 1, 0, 0, 0);
 	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	text[n > 0 ? n : 0] = 0;
+	return (int)n;
+}
+
+/* Start time of a process, and whether it is a zombie. 0, or -errno. */
+static int stat_read(const char *name, bool own, uint64_t *start, bool *zombie)
+{
+	char text[1024];
+	int n = own ? text_read(name, text, sizeof text) : procfs_peek(name, text, sizeof text);
 	if (n <= 0)
-		return n ? (int)n : -ESRCH;
-	text[n] = 0;
+		return n ? n : -ESRCH;
 	char *p = strrchr(text, ')');
 	if (!p || p[1] != ' ')
 		return -EIO;
@@ -124,7 +131,7 @@ static enum state look(family_key key)
 	if (r == 0)
 		return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
 	snprintf(name, sizeof name, "%d/stat", pid);
-	r = stat_read(name, &start, &zombie);
+	r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;
 	if (r < 0 || !key_start(key))
@@ -147,7 +154,7 @@ static family_key own_key(bool known)
 {
 	uint64_t start = 0;
 	bool zombie;
-	if (known && stat_read(pvm.proc_fd >= 0 ? "self/stat" : "/proc/self/stat", &start, &zombie))
+	if (known && stat_read(pvm.proc_fd >= 0 ? "self/stat" : "/proc/self/stat", true, &start, &zombie))
 		start = 0;
 	return make_key((pid_t)host_call(SYS_getpid, 0, 0, 0, 0, 0, 0), start);
 }
@@ -284,14 +291,8 @@ static pid_t owner_look(pid_t tid)
 {
 	char name[32], text[512];
 	snprintf(name, sizeof name, "%d/status", tid);
-	fd_limit_lift();
-	long fd = HC6(SYS_openat, pvm.proc_fd, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	if (fd < 0)
+	if (procfs_peek(name, text, sizeof text) < 0)
 		return 0;
-	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
-	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	text[n > 0 ? n : 0] = 0;
 	char *at = strstr(text, "\nTgid:");
 	return at ? atoi(at + 6) : 0;
 }

@@ -43,7 +43,13 @@
 #define FILE_FIRST (16 * MiB)
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
-#define REGION_MAX 65530      /* vm.max_map_count's default */
+/* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
+ * in all but the heap. */
+#define AHEAD_HEAP MiB
+#define AHEAD_SMALL (128ull << 10)
+#define AHEAD_STACK (64ull << 10)
+#define AHEAD_TOTAL (16 * MiB)
+#define REGION_MAX 65530 /* vm.max_map_count's default */
 
 static struct gmem_region *regions;
 static size_t nr_regions, cap_regions;
@@ -54,6 +60,7 @@ struct slot {
 };
 static struct slot *slots;
 static size_t nr_slots, cap_slots;
+static uint64_t ahead_left = AHEAD_TOTAL;
 static int next_slot_id = 1; /* 0 is the one that flush_all() drops and remakes */
 
 static uint64_t sys_next, sys_end;
@@ -830,6 +837,29 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 	return a;
 }
 
+/*
+ * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
+ * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
+ * host gets them here, in one call. What is touched for nothing is limited: larger mappings only where they are no more
+ * than an eighth of the heap, and AHEAD_TOTAL. Of files only what a dynamic linker maps, to relocate it: other programs
+ * may want to see later changes of the file.
+ */
+static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
+{
+	if (!(prot & PROT_WRITE) || (flags & MAP_TYPE) != MAP_PRIVATE || (flags & MAP_HUGETLB) ||
+	    (flags & (MAP_NORESERVE | MAP_STACK)) == MAP_NORESERVE || !(flags & (MAP_ANONYMOUS | MAP_DENYWRITE)))
+		return;
+	uint64_t len = end - start;
+	if ((flags & MAP_STACK) && len > AHEAD_STACK) {
+		start = end - AHEAD_STACK;
+		len = AHEAD_STACK;
+	}
+	if ((len > AHEAD_SMALL && (len > AHEAD_HEAP || len > heap_used / 8)) || len > ahead_left)
+		return;
+	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
+		ahead_left -= len;
+}
+
 static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
@@ -910,6 +940,8 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 				     off);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = do_mmap(addr, len, prot, flags, fd, off);
+	if (r >= 0)
+		touch_ahead(r, r + ALIGN_UP(len, PAGE), prot, flags);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
 }
@@ -1004,6 +1036,8 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 			if (region_reserve(4))
 				return -ENOMEM;
 			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
+			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
+				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
 		a = e;
 	}
@@ -1123,6 +1157,9 @@ uint64_t gmem_brk(uint64_t addr)
 			r = range_free(cur, want) ? do_mmap(cur, want - cur, PROT_READ | PROT_WRITE,
 							    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 						  : -ENOMEM;
+			/* A heap is used from its beginning: no waste to limit. */
+			if (r >= 0 && want - cur <= AHEAD_HEAP)
+				madvise(gva_ptr(cur), want - cur, MADV_POPULATE_WRITE);
 			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
 			if (r >= 0 && want - brk_start >= HUGE_ALONE && want - cur < HUGE_ALONE)
 				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE),

@@ -21,6 +21,9 @@
 #include "../../abi/kx_hcall.h"
 #include "../../util/err.h"
 
+/* Steps of a start: family, registry and trace; VM, memory and LibOS; namespaces and root; program; filter. */
+enum { PVM_PREPARED, PVM_MADE, PVM_JAILED, PVM_LOADED, PVM_STARTED, PVM_BOOT_STEPS };
+
 /* What `kylinx run` was told. Strings belong to the caller and live as long as the process. */
 struct kx_volume {
 	const char *src, *dst;
@@ -61,7 +64,6 @@ struct thread {
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
 	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
-	bool not_begun;        /* the last blocking call was interrupted before it entered the kernel */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
@@ -127,6 +129,8 @@ struct pvm {
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1056], enosys_count[1024];
 	uint64_t start_ns;
+	uint64_t boot_ns
+		[PVM_BOOT_STEPS]; /* CLOCK_MONOTONIC at the end of each step of `kylinx run`; 0 = not done here */
 };
 
 extern struct pvm pvm;
@@ -192,7 +196,6 @@ struct kx_join {
 	int family, registry, proc;
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
-	bool image;                  /* the family has --root */
 };
 int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err);
 /* End the whole process now with the program's status (as exit_group). */

@@ -10,6 +10,7 @@
 #include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
+#include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
 #include "keeper.h"
@@ -181,14 +182,11 @@ static void look_for_task(pid_t pid, void *arg)
 	if (t->alive)
 		return;
 	snprintf(name, sizeof name, "%d/task/%d/stat", pid, t->tid);
-	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		t->alive = errno != ENOENT && errno != ESRCH;
+	int n = procfs_peek(name, text, sizeof text);
+	if (n < 0) {
+		t->alive = n != -ENOENT && n != -ESRCH;
 		return;
 	}
-	ssize_t n = read(fd, text, sizeof text - 1);
-	close(fd);
-	text[n > 0 ? n : 0] = 0;
 	const char *state = strrchr(text, ')');
 	t->alive = state && state[1] == ' ' && state[2] != 'Z' && state[2] != 'X';
 }
@@ -197,9 +195,7 @@ static void look_for_task(pid_t pid, void *arg)
 static bool task_is_alive(pid_t tid)
 {
 	struct task_search t = { tid, false };
-	fd_limit_lift();
 	family_each(look_for_task, &t);
-	fd_limit_drop();
 	return t.alive;
 }
 
