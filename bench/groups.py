@@ -480,8 +480,8 @@ def alive(plan):
         end(ps)
 
 
-GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "sync": sync, "start": start, "boot": boot,
-          "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
-          "alive": alive, "peers": peers}
+GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "sync": sync,
+          "start": start, "boot": boot, "memory": memory, "density": density, "redis": redis, "nginx": nginx,
+          "dns": dns, "scale": scale, "alive": alive, "peers": peers}
 # What a comparison of two commits runs.
 COMPARED = ("calls", "faults", "fork", "exec", "threads", "start", "redis")
