@@ -16,7 +16,15 @@
 #define KX_EBUSY 16
 #define KX_EPERM 1
 
-enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
+enum {
+	HC_sig_next = 1024,
+	HC_sigmask_sync,
+	HC_sig_default,
+	HC_trace,
+	HC_sig_stack_fault,
+	HC_seed,
+	HC_pipe_wake = 1120
+};
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
 #define ACTION(t, s) (((struct kx_sigaction *)(t)->actions)[s])
@@ -54,6 +62,9 @@ int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f);
 void rseq_fixup(struct kx_thread *t, struct kx_frame *f);
 /* KX_WORK_RSEQ: the fields as they are now, too. */
 void rseq_work(struct kx_thread *t, struct kx_frame *f);
+
+/* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
+bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))

@@ -40,6 +40,7 @@
 #define FILE_LOW (320 * GiB)
 #define FILE_HIGH (440 * GiB)
 #define SLOT_MAX GiB
+#define STACK_ROOM (18 * MiB) /* above the files, in one slot with the first of them: stacks of the usual size */
 #define FILE_FIRST (16 * MiB)
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
@@ -888,7 +889,8 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	if (region_reserve(4) || !within_limit(addr, addr + len, prot, flags))
 		return -ENOMEM;
 	if (prot != PROT_NONE) {
-		int r = pt_set(addr, addr + len, prot, file || (addr >= FILE_LOW && addr < FILE_HIGH));
+		bool small = file || (addr >= FILE_LOW && addr < FILE_HIGH && !(flags & MAP_STACK));
+		int r = pt_set(addr, addr + len, prot, small);
 		if (r)
 			return r;
 	}
@@ -921,6 +923,8 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	}
 	sites_forget(addr, addr + len);
 	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
+	if (file && (flags & MAP_FIXED) && type == MAP_PRIVATE && (prot & PROT_WRITE))
+		rflags |= GMEM_DATA;
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
 	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
 		madvise(p, len, MADV_HUGEPAGE);
@@ -1200,13 +1204,18 @@ uint64_t gmem_place_exec(uint64_t len)
 		if (!range_free(a, a + len))
 			a = 0;
 	}
-	/* One slot for the first libraries: each costs a call, in each child again. Failure shows when they are mapped. */
+	/* One slot for the first libraries and the stack: each costs a call, in each child again. Failure shows when they are mapped. */
 	if (!a && slot_find(file_high) == slot_find(file_high - FILE_FIRST))
-		slot_cover(file_high - FILE_FIRST, file_high);
+		slot_cover(file_high - FILE_FIRST, file_high + STACK_ROOM);
 	if (!a)
 		a = find_free(FILE_LOW, file_high, len, HUGE);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return a;
+}
+
+uint64_t gmem_place_stack(uint64_t len, uint64_t random)
+{
+	return len + PAGE > STACK_ROOM ? 0 : file_high + len + (random % (STACK_ROOM - len) & -PAGE);
 }
 
 int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
@@ -1300,6 +1309,71 @@ bool gmem_mapped(uint64_t gva, uint64_t len)
 	return r;
 }
 
+int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
+	int r = p == MAP_FAILED ? -errno : pt_set(gva, gva + len, PROT_READ | PROT_WRITE, false);
+	if (!r)
+		region_set(gva, gva + len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | GMEM_TRAMP);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+/*
+ * Thread areas are shared memory, of which the child gets new one: a fork leaves the parent's as they are, so its vCPUs
+ * do not have to fault them in again. What the child needs of them is copied by hand.
+ */
+static int areas_map(void)
+{
+	void *p = mmap(gva_ptr(KX_AREA_BASE), (uint64_t)KX_AREA_MAX * KX_AREA_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+int gmem_fork_areas(uint64_t own)
+{
+	int r = areas_map();
+	if (!r) /* all of its pages: KVM maps neighbours at a fault where they are there */
+		madvise(gva_ptr(own), KX_AREA_SIZE, MADV_POPULATE_WRITE);
+	return r;
+}
+
+/* What a fork is likely to make both sides write to soon. */
+#define HOT_REGION (64 * 1024)
+#define HOT_TOTAL (192 * 1024)
+
+static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
+{
+	if (end - start > *left)
+		return;
+	*left -= end - start;
+	madvise(gva_ptr(start), end - start, MADV_POPULATE_WRITE);
+}
+
+void gmem_fork_populate(uint64_t sp)
+{
+	uint64_t left = HOT_TOTAL;
+	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
+		return;
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(sp);
+	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
+		uint64_t page = ALIGN_DOWN(sp, PAGE), low = page - PAGE;
+		hot_populate(low >= regions[i].start ? low : page, page + PAGE, &left);
+	}
+	for (i = nr_regions; i-- && left;) {
+		const struct gmem_region *r = &regions[i];
+		/* A page of a file that was not written yet shows what becomes of the file. */
+		if (r->start >= KX_USER_END || !(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
+		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
+		    r->end - r->start > HOT_REGION)
+			continue;
+		hot_populate(r->start, r->end, &left);
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
 int gmem_fork_child(void)
 {
 	int r = 0;
@@ -1376,11 +1450,11 @@ int gmem_init(struct kx_err *err)
 				  strerror(-r));
 	madvise(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
-	file_high = FILE_HIGH - random_below(4096) * HUGE;
+	file_high = FILE_HIGH - STACK_ROOM - random_below(32768) * HUGE;
 	sys_next = KX_SYS_BASE + 0x10000;
 	sys_end = KX_SYS_BASE + KX_SYS_FIRST;
 	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
-	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) ||
+	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) || (r = areas_map()) ||
 	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))
 		return kx_err_set(err, -r, "guest memory: %s (is memory exhausted?)", strerror(-r));
 	sys_tables();

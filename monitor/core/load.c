@@ -706,8 +706,10 @@ static uint64_t map_stack(const struct load_plan *p, uint64_t random, uint64_t a
 	size = PAGE_UP(size);
 	/* Only a program linked to high addresses can be in the way: look below it. */
 	for (int i = 0; i < 64; i++) {
-		top = KX_USER_END - PAGE - (random % (LOAD_STACK_RANDOM - PAGE) & -PAGE);
-		top -= i * (STACK_MAX + LOAD_STACK_GUARD);
+		top = i ? 0 : gmem_place_stack(size + LOAD_STACK_GUARD, random);
+		if (!top)
+			top = KX_USER_END - PAGE - (random % (LOAD_STACK_RANDOM - PAGE) & -PAGE) -
+			      i * (STACK_MAX + LOAD_STACK_GUARD);
 		r = gmem_mmap(top - size, size, prot, flags | MAP_STACK, -1, 0);
 		if (r == -EEXIST)
 			continue;

@@ -23,6 +23,7 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "pipe.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "sig.h"
@@ -87,6 +88,7 @@ _Noreturn void pvm_exit_group(int status)
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);
 	sig_block_all();
 	thread_release_all();
+	pipe_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -167,6 +169,10 @@ static int libos_load(struct kx_err *err)
 	size_t size = libos_image_end - libos_image, vdso = vdso_image_end - vdso_image;
 	if (size > KX_LIBOS_SIZE || vdso > KX_VVAR_BASE - KX_VDSO_BASE)
 		return kx_err_set(err, EFBIG, "LibOS: the image does not fit (rebuild KylinX)");
+	/* Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. */
+	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		return kx_err_set(err, errno, "LibOS: no memory: %s (free some memory)", strerror(errno));
 	memcpy(gva_ptr(KX_LIBOS_BASE), libos_image, size);
 	memcpy(gva_ptr(KX_VDSO_BASE), vdso_image, vdso);
 	mprotect(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ);
@@ -484,6 +490,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	exec_init();
 	futexes_view();
 	limits_import(st->limits);
+	pipe_resume();
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

@@ -36,6 +36,7 @@ static struct thread *pool; /* ended threads with their vCPUs; thr_lock */
  * that all are out of libc. thr_lock */
 static pthread_t last_ended;
 static bool has_ended;
+static int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
 
 static void area_init(struct thread *t)
 {
@@ -66,6 +67,7 @@ static struct thread *pool_get(void)
 static struct thread *thread_new(void)
 {
 	pthread_mutex_lock(&pvm.thr_lock);
+	pvm.next_index += pvm.next_index == kept_index;
 	int index = pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
 	pthread_mutex_unlock(&pvm.thr_lock);
 	struct thread *t = index < 0 || vcpu_block_prepare(index) ? NULL : calloc(1, sizeof *t);
@@ -293,7 +295,12 @@ static void join_and_leave(const pthread_t *me)
 
 void thread_join_ended(void) { join_and_leave(NULL); }
 
-void thread_forget_ended(void) { has_ended = false; }
+void thread_fork_child(const struct thread *t)
+{
+	kept_index = t->index;
+	pvm.next_index = 0;
+	has_ended = false;
+}
 
 /* ---- start ------------------------------------------------------------------------------------------------ */
 

@@ -21,9 +21,10 @@ void thread_pool_put(struct thread *t);
 /* fn for the descriptor of each vCPU in the pool, until one returns other than 0; that is returned. */
 int thread_pool_fds(int (*fn)(int *fd));
 struct thread *thread_pool_take(void);
-/* Wait until the host threads of ended threads are out of libc. In a child of fork there are none. */
+/* Wait until the host threads of ended threads are out of libc. */
 void thread_join_ended(void);
-void thread_forget_ended(void);
+/* In a child of fork, whose VM is still to be made: no thread has ended, all indices but t's are free. */
+void thread_fork_child(const struct thread *t);
 /* True when tid is a live thread of this pVM. */
 bool thread_is_ours(pid_t tid);
 #endif
