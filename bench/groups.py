@@ -86,6 +86,12 @@ def ipc(plan):
             yield m
 
 
+def sync(plan):
+    """Round trips between two processes, on one CPU and on two."""
+    yield from from_program(plan, "sync", "sync", ["300" if plan.quick else "2000"], unit="ns", both=True,
+                            count=2 if plan.quick else 3)
+
+
 def scale(plan):
     steps = ("0", "100", "1000") if plan.quick else ("0", "100", "1000", "10000")
     yield from from_program(plan, "scale", "scale", ["fds", *steps], count=2 if plan.quick else 3)
@@ -484,8 +490,8 @@ def alive(plan):
         end(ps)
 
 
-GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "start": start,
-          "boot": boot, "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
+GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "sync": sync,
+          "start": start, "boot": boot, "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
           "alive": alive, "peers": peers}
 # What a comparison of two commits runs.
 COMPARED = ("calls", "faults", "fork", "exec", "threads", "start", "redis")

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * sync [ROUNDS]: round trips between two processes by each kind of synchronisation, one after the other. Prints for
- * each kind, and for one and two CPUs, the median and the 99th percentile in ns: NAME.1cpu.p50 and so on.
+ * each kind, and for one and two CPUs, the median and the 99th percentile in ns: NAME_1cpu_p50 and so on.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -116,9 +116,9 @@ static void sig_take(int me)
 static const struct {
 	const char *name;
 	void (*give)(int), (*take)(int);
-} kinds[] = { { "sysv-msg", msg_give, msg_wait },      { "sysv-sem", sem_give, sem_take },
-	      { "posix-mq", mq_give, mq_take },        { "posix-sem", posix_give, posix_take },
-	      { "shm-futex", futex_give, futex_take }, { "mutex-cond", cond_give, cond_take },
+} kinds[] = { { "sysv_msg", msg_give, msg_wait },      { "sysv_sem", sem_give, sem_take },
+	      { "posix_mq", mq_give, mq_take },        { "posix_sem", posix_give, posix_take },
+	      { "shm_futex", futex_give, futex_take }, { "mutex_cond", cond_give, cond_take },
 	      { "signal", sig_give, sig_take } };
 
 static int cmp(const void *a, const void *b)
@@ -130,7 +130,7 @@ static int cmp(const void *a, const void *b)
 static void report(const char *name, int cpus, int n)
 {
 	qsort(took, n, sizeof took[0], cmp);
-	printf("%s.%dcpu.p50 %ld\n%s.%dcpu.p99 %ld\n", name, cpus, (long)took[n / 2], name, cpus,
+	printf("%s_%dcpu_p50 %ld\n%s_%dcpu_p99 %ld\n", name, cpus, (long)took[n / 2], name, cpus,
 	       (long)took[n * 99 / 100]);
 	fflush(stdout);
 }
@@ -206,7 +206,7 @@ int main(int argc, char **argv)
 			waitpid(p, NULL, 0);
 			report(kinds[k].name, cpus, rounds);
 		}
-		if (only && strcmp(only, "exit-wait"))
+		if (only && strcmp(only, "exit_wait"))
 			continue;
 		int n = rounds < 200 ? rounds : 200;
 		for (int i = 0; i < n; i++) { /* its creation is before the clock starts */
@@ -222,7 +222,7 @@ int main(int argc, char **argv)
 			waitpid(p, NULL, 0);
 			took[i] = now() - a;
 		}
-		report("exit-wait", cpus, n);
+		report("exit_wait", cpus, n);
 	}
 	msgctl(msgid, IPC_RMID, NULL);
 	semctl(semid, 0, IPC_RMID);

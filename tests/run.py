@@ -29,13 +29,15 @@ import lib  # noqa: E402
 
 UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 180, 600
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
-# What a guest test is told in a pVM.
-GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "hostile": ["pvm", "20"], "proc": ["pvm"], "root": ["pvm"],
-              "serve": ["pvm"]}
+# What a guest test is told in a pVM. KX_DEATH: rounds of that test.
+GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get("KX_DEATH", "30")],
+              "hostile": ["pvm", "20"], "proc": ["pvm"], "root": ["pvm"], "serve": ["pvm"]}
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
 GUEST_COMPARED = set() if BUILD.endswith("san") else {"ipc"}
+# What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
+GUEST_STDIN = {"hostile": b"\n"}
 GUEST_OPTIONS = {"serve": ["--io", "poll"]}  # more options of kylinx run, by name of the test
 SKIP_STATUS = 77
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be
@@ -158,7 +160,9 @@ def guest(path):
         must(r, "natively: ")
         if lib.kvm_missing():
             raise Skip(lib.kvm_missing())
-        p = must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, []), *IO), GUEST_TIMEOUT, cwd="/"))
+        seconds = GUEST_TIMEOUT if name != "death" else GUEST_TIMEOUT + int(GUEST_ARGS[name][1])
+        p = must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, []), *IO), seconds, cwd="/",
+                         stdin=GUEST_STDIN.get(name)))
         if name in GUEST_COMPARED and p.out != r.out:
             want, got = r.out.decode(errors="replace").splitlines(), p.out.decode(errors="replace").splitlines()
             raise Failure("; ".join([f"{a!r} is {b!r}" for a, b in itertools.zip_longest(want, got) if a != b][:5]))

@@ -21,6 +21,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "pipe.h"
+#include "robust.h"
 #include "rseq.h"
 #include "serve.h"
 #include "sig.h"
@@ -196,7 +197,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	area->sig.signo = 0;
 	area->work = 0;
 	rseq_fork_child(t);
-	t->robust_head = 0;
+	robust_fork_child(t);
 	t->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
 	if (a->flags & CLONE_CLEAR_SIGHAND)
 		clear_handlers(t);
@@ -429,8 +430,10 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 			pidfd_make(pidfd, pid);
 		tell_parent(a, pid, pidfd);
 		gmem_fork_populate(user_sp(t));
-		if (waits)
+		if (waits) {
+			robust_pause();
 			gate_wait(gate[0]);
+		}
 	} else {
 		family_cancel(slot);
 		close_if(reserves ? pidfd : -1);
@@ -525,6 +528,14 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 #endif
 	c->scratch = scratch;
 	struct vfork_child v = { c, a, slot, pidfd };
+	if (!robust_vfork_begin()) {
+		robust_vfork_end();
+		close_if(pidfd);
+		family_cancel(slot);
+		scratch_unmake(scratch);
+		thread_pool_put(c);
+		return -EAGAIN;
+	}
 	pipe_vfork_before(a->flags & CLONE_FILES);
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
@@ -542,6 +553,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		keeper_settle();
 	pipe_vfork_after();
 	scratch_unmake(scratch);
+	robust_vfork_end();
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
 		struct kvm_vcpu_events none = { 0 };

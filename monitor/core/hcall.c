@@ -13,6 +13,7 @@
 #include "keeper.h"
 #include "pipe.h"
 #include "thread.h"
+#include "robust.h"
 #include "rseq.h"
 #include "serve.h"
 #include "sig.h"
@@ -439,6 +440,8 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	if (t->robust_head && !t->robust_host)
+		robust_renew(t);
 	if (t->scratch && is_vfork_child())
 		scratch_reset(t->scratch);
 	int64_t r;

@@ -59,9 +59,10 @@ struct thread {
 	pid_t tid; /* host thread id = guest thread id */
 	pid_t pid; /* of its process: other than pvm.pid in a child of vfork */
 	bool live;
-	bool at_user;         /* the vCPU stands in the program's code, by no way through the LibOS */
-	uint64_t clear_tid;   /* guest address, 0 = none */
-	uint64_t robust_head; /* guest address of struct robust_list_head, 0 = none */
+	bool at_user;             /* the vCPU stands in the program's code, by no way through the LibOS */
+	uint64_t clear_tid;       /* guest address, 0 = none */
+	uint64_t robust_head;     /* guest address of struct robust_list_head, 0 = none */
+	volatile int robust_host; /* the host's kernel has it */
 	/* Signals (signal.c). `acc` is filled by the host signal handler on this thread only. */
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;

@@ -2,17 +2,99 @@
 #include "robust.h"
 #include <linux/futex.h>
 #include <sys/syscall.h>
+#include <unistd.h>
+#include "sig.h"
 
 #define ROBUST_LIMIT 2048 /* the kernel's */
+#define LET_GO_MS 2000    /* a thread that forks, for instance, takes no kick meanwhile */
 
-bool robust_by_host(const struct thread *t) { return !pvm.base && t->pid == pvm.pid; }
+static int vforks; /* children of vfork in this memory; atomic */
+
+bool robust_by_host(const struct thread *t) { return t->robust_host; }
+
+static void drop(struct thread *t)
+{
+	host_call(SYS_set_robust_list, 0, sizeof(struct robust_head), 0, 0, 0, 0);
+	t->robust_host = 0;
+}
+
+void robust_renew(struct thread *t)
+{
+	if (pvm.base || !t->robust_head || t->robust_host || t->pid != pvm.pid ||
+	    __atomic_load_n(&vforks, __ATOMIC_SEQ_CST) || !gva_ok(t->robust_head, sizeof(struct robust_head)))
+		return;
+	t->robust_host = 1;
+	host_call(SYS_set_robust_list, (long)t->robust_head, sizeof(struct robust_head), 0, 0, 0, 0);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (__atomic_load_n(&vforks, __ATOMIC_SEQ_CST)) /* the kick may have come before the call */
+		drop(t);
+}
 
 void robust_set(struct thread *t, uint64_t head)
 {
+	if (t->robust_host)
+		drop(t);
 	t->robust_head = head;
-	if (robust_by_host(t))
-		host_call(SYS_set_robust_list, (long)(gva_ok(head, sizeof(struct robust_head)) ? head : 0),
-			  sizeof(struct robust_head), 0, 0, 0, 0);
+	robust_renew(t);
+}
+
+void robust_kicked(struct thread *t)
+{
+	if (t->robust_host && __atomic_load_n(&vforks, __ATOMIC_SEQ_CST))
+		drop(t);
+	else
+		robust_renew(t);
+}
+
+void robust_pause(void)
+{
+	if (self->robust_host)
+		drop(self);
+}
+
+void robust_fork_child(struct thread *t)
+{
+	vforks = 0;
+	t->robust_head = 0;
+	t->robust_host = 0;
+}
+
+/* How many threads other than the caller's have theirs with the kernel (or, not `held`, have one that is not). */
+static int others(bool held, bool kick)
+{
+	int n = 0;
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread *t = pvm.threads; t; t = t->next)
+		if (t != self && t->robust_head && !t->robust_host == !held) {
+			n++;
+			if (kick)
+				sig_kick(t);
+		}
+	pthread_mutex_unlock(&pvm.thr_lock);
+	return n;
+}
+
+bool robust_vfork_begin(void)
+{
+	if (pvm.base || my_pid() != pvm.pid) /* its parent has seen to it, and does until it has ended */
+		return true;
+	__atomic_add_fetch(&vforks, 1, __ATOMIC_SEQ_CST);
+	robust_pause();
+	for (int i = 0; pvm.nr_threads > 1 && others(true, i % 200 == 0); i++) {
+		if (i == LET_GO_MS * 10)
+			return false;
+		usleep(100);
+	}
+	return true;
+}
+
+void robust_vfork_end(void)
+{
+	if (pvm.base || my_pid() != pvm.pid || __atomic_sub_fetch(&vforks, 1, __ATOMIC_SEQ_CST))
+		return;
+	robust_renew(self);
+	if (pvm.nr_threads > 1)
+		others(false, true);
 }
 
 /* One entry of the list: mark the owner dead and wake a waiter. As handle_futex_death() of the kernel. */
@@ -65,6 +147,6 @@ void robust_exit(struct thread *t)
 	if (!t->robust_head)
 		return;
 	walk(t);
-	if (t == self && robust_by_host(t))
-		host_call(SYS_set_robust_list, 0, sizeof(struct robust_head), 0, 0, 0, 0);
+	if (t == self && t->robust_host)
+		drop(t);
 }

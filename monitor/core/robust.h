@@ -6,13 +6,14 @@
  * addresses: that is why the space is reserved where host address = guest address (pvm.base is NULL).
  *
  * The kernel follows it through all of the monitor's memory, and where a word holds the thread's number, it writes:
- * the guest must not get that while the process lives on. When a thread ends before its process, the monitor walks
- * the list itself, in guest memory alone, and takes it from the kernel; a child of vfork, which shares its living
- * parent's memory, never gives it its own. What is left is the end of the process, or its exec: then the memory goes,
- * too, and what others share of the monitor's is the family's table, whose members trust each other.
+ * the guest must not get that while the memory is in use. When a thread ends before its process, the monitor walks
+ * the list itself, in guest memory alone, and takes it from the kernel. A child of vfork uses its parent's memory, also
+ * when that is dead: as long as there is one, no thread's list is with the kernel. What is left is the end of the
+ * process, or its exec: then the memory goes, too, and what others share of the monitor's is the family's table, whose
+ * members trust each other.
  *
- * Where the space could not be had there (sanitizers), and in a child of vfork, the monitor's own walk is all there is,
- * and who waits for a lock looks whether its owner still lives (sys_time.c).
+ * Meanwhile, and where the space could not be had there (sanitizers), the monitor's own walk is all there is, and who
+ * waits for a lock looks whether its owner still lives (sys_time.c).
  */
 #ifndef KX_ROBUST_H
 #define KX_ROBUST_H
@@ -29,6 +30,18 @@ struct robust_head {
 void robust_set(struct thread *t, uint64_t head);
 /* Will the host's kernel follow t's list when t's process ends? */
 bool robust_by_host(const struct thread *t);
+/*
+ * Around a vfork of the calling thread: take all lists from the kernel, give the caller's back. False: a thread did not
+ * let go in time; end is to be called all the same. In the signal handler, by a kick: let go, or take it up
+ * again, as is due; the latter before a hypercall, too. pause: before the caller sleeps where no kick gets through. In a
+ * child of fork: there is nobody else.
+ */
+bool robust_vfork_begin(void);
+void robust_vfork_end(void);
+void robust_kicked(struct thread *t);
+void robust_renew(struct thread *t);
+void robust_pause(void);
+void robust_fork_child(struct thread *t);
 /* t ends, or its process: walk its list now. The calling thread's is taken from the kernel. */
 void robust_exit(struct thread *t);
 #endif

@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "pipe.h"
+#include "robust.h"
 #include "rseq.h"
 #include "serve.h"
 #include "strace.h"
@@ -253,6 +254,7 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	}
 	if (signo == KICK_SIG && info->si_code == SI_QUEUE && info->si_value.sival_ptr == &kick_cookie &&
 	    info->si_pid == my_pid()) {
+		robust_kicked(t);
 		t->kicked = 1;
 		if (t->run)
 			t->run->immediate_exit = 1;

@@ -977,11 +977,37 @@ static void mutexes(struct sync *s)
 			}
 }
 
+static void *hold_it(void *arg)
+{
+	pthread_mutex_lock(arg);
+	for (;;)
+		pause();
+	return NULL;
+}
+
+/* Threads that sleep, and a thread that starts programs meanwhile. */
+static void spawns(pthread_mutex_t *mu)
+{
+	mutex_of(mu, PTHREAD_MUTEX_NORMAL, 1, PTHREAD_PRIO_NONE);
+	pid_t p = CHILD(pthread_t t; pthread_create(&t, NULL, hold_it, mu); ms(50); for (int i = 0; i < 20; i++) {
+		pid_t q = vfork();
+		if (!q)
+			_exit(5);
+		if (status_of(q) != 5)
+			_exit(1);
+	} ms(100);
+			raise(SIGKILL));
+	R(status_of(p));
+	P(pthread_mutex_trylock(mu));
+}
+
 static void sync_objects(void)
 {
 	SECTION("pthread, process-shared");
 	struct sync *s = shared(sizeof *s);
 	mutexes(s);
+	printf("-- vfork\n");
+	spawns(&s->m);
 	printf("-- condition\n");
 	pthread_condattr_t ca;
 	pthread_condattr_init(&ca);
