@@ -59,5 +59,8 @@ void sys_rt_sigreturn(struct kx_thread *t, struct kx_frame *f);
 /* Where to continue so that the program counts as being at rip (which may lie in a patched window). */
 uint64_t site_resume(uint64_t rip);
 
+/* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
+bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+
 _Noreturn void libos_panic(const char *msg);
 #endif

@@ -16,6 +16,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
+#include "batch.h"
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -36,6 +37,7 @@
 
 static void hooks_prepare(void)
 {
+	batch_fork_lock();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
 	procfs_fork_lock();
@@ -52,6 +54,7 @@ static void hooks_done(void)
 	procfs_fork_unlock();
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
+	batch_fork_unlock();
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
@@ -175,6 +178,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	pvm.pid = t->pid = t->tid = getpid();
 	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
+	batch_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
@@ -224,6 +228,7 @@ static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *g
 {
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
+	batch_fork_share();
 	pid_t pid = *e ? -1 : raw ? raw_fork(a, pidfd) : fork();
 	if (pid < 0 && !*e)
 		*e = errno;
@@ -435,12 +440,14 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
 		    (a->flags & (CLONE_FILES | (RAW_FLAGS & ~CLONE_PIDFD))) | a->exit_signal;
 	t->vfork_child = c;
+	batch_vfork_begin();
 	pid_t pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
 	int e = errno;
 	bool others = wait_for_all(c);
 	self = me;
 	t->vfork_tid = 0; /* not cleared for the last process that has the memory */
 	t->vfork_child = NULL;
+	batch_vfork_end();
 	fd_limit_forget();
 	if (c->asked_keeper || others)
 		keeper_settle();
