@@ -97,7 +97,8 @@ static bool scatter(struct io *io, const uint8_t *src, uint64_t len)
 /* Once only: whoever asks again and again without waiting must see what has come. */
 static bool nothing_there(struct io *io, uint64_t w, int64_t *ret)
 {
-	if (!(w & KX_RX_EMPTY) || io->s->epoch != io->ctx->exits || (BATCH->selfish && io->ctx->head != io->ctx->mark))
+	if (!(w & KX_RX_EMPTY) || io->s->epoch != (uint32_t)io->ctx->exits ||
+	    (BATCH->selfish && io->ctx->head != io->ctx->mark))
 		return false;
 	*ret = -KX_EAGAIN;
 	return __atomic_compare_exchange_n(&io->s->rx, &w, w & ~KX_RX_EMPTY, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
@@ -153,8 +154,9 @@ static bool transmit(struct io *io, int64_t *ret)
 	uint64_t len = io->total, head = c->head, tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
 	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = head % KX_BATCH_TX_SIZE;
 	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
-	if (!len || len > KX_BATCH_SEND_MAX || io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE) ||
-	    head + fill + size - tail > KX_BATCH_TX_SIZE || !take_credit(io->s, KX_BATCH_COST((uint32_t)len)))
+	if (!len || len > KX_BATCH_SEND_MAX || io->s->turn != (uint32_t)c->turn ||
+	    io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE) || head + fill + size - tail > KX_BATCH_TX_SIZE ||
+	    !take_credit(io->s, KX_BATCH_COST((uint32_t)len)))
 		return false;
 	struct kx_brec *r = (struct kx_brec *)(ring + at);
 	if (fill) {

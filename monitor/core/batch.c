@@ -18,13 +18,14 @@
 #include "sig.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
-#define FETCHES_MAX 256      /* sockets in one turn */
+#define FETCHES_MAX 1024     /* sockets in one turn */
 #define CREDIT_LOW 0x20000   /* below it the kernel is asked again */
 #define LEFT_MAX (64u << 20) /* bytes that the kernel would not take: of all sockets */
 #define HINTS 32768
+#define LEASES_MAX 16
 #define HC_FIRST 1024  /* sig_next */
 #define HC_LAST 1029   /* seed */
-#define TICK_NS 400000 /* of the flusher */
+#define TICK_NS 500000 /* of the flusher: what it sees twice is sent */
 #define TICKS_IDLE 16  /* after so many without anything to do it sleeps */
 #define DRAIN_MS 5000  /* how long the end of a socket waits for what the kernel would not take */
 #define FLUSHER_STACK (128 << 10)
@@ -42,6 +43,7 @@ struct left {
 struct sock {
 	uint8_t kind; /* NONE: not one of ours */
 	bool nonblock;
+	bool held; /* by a child, too */
 	int epoll; /* it is registered there, with `events` and `data`; -1 = nowhere */
 	uint32_t events;
 	uint64_t data;
@@ -56,9 +58,11 @@ struct ctx {
 	struct kx_bctx *g;
 	uint64_t tail;
 	bool in_guest;
-	uint64_t seen_exits; /* by the flusher */
-	uint32_t used, nr;   /* bytes of the arena, entries of fd */
+	uint64_t seen;     /* head as the flusher saw it, since the last exit */
+	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
 	int fd[FETCHES_MAX];
+	uint32_t nr_live; /* sockets that may be written to in this turn */
+	struct pollfd live[FETCHES_MAX];
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -66,12 +70,25 @@ static struct sock socks[KX_BATCH_FDS];
 static struct ctx ctxs[KX_BATCH_CTXS];
 static uint16_t hints[HINTS];                 /* by epoll and data: the descriptor */
 static int nr_socks, top_fd, nr_ctxs, no_new; /* top_fd: none is above */
+/*
+ * Pipes whose write ends children have and keep over exec: when all who could hold a socket of before the fork have
+ * ended, the pipe has. A byte in it: a child has passed on a socket.
+ */
+static int leases[LEASES_MAX], nr_leases, lease_new = -1, lease_mine = -1;
+static bool lease_lost; /* nobody can tell: for ever */
+static int nr_held;
 static bool mapped, selfish;
 static size_t left_bytes;
 static struct {
 	int awake;
 	pid_t pid;
 } flusher;
+
+static void close_if(int fd)
+{
+	if (fd >= 0)
+		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+}
 
 static struct kx_batch *shared(void) { return gva_ptr(KX_BATCH_BASE); }
 static struct kx_bsock *guest_sock(int fd) { return (struct kx_bsock *)gva_ptr(KX_BATCH_BASE + KX_BATCH_SOCKS) + fd; }
@@ -263,6 +280,8 @@ static void drop(int fd, struct sock *s)
 	if (s->left)
 		drain_left(fd, s);
 	drop_left(s);
+	nr_held -= s->held;
+	s->held = false;
 	s->kind = NONE;
 	s->gen++;
 	nr_socks--;
@@ -407,9 +426,29 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	x->fd[x->nr++] = fd;
 	x->used += (s->fetched + 63) & ~63u;
 	g->buf = at;
-	g->epoch = x->g->exits;
+	g->epoch = (uint32_t)x->g->exits;
 	w |= KX_RX_GEN(s->gen) | (uint64_t)s->fetched << 24;
 	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
+}
+
+/* An error that comes during the turn must be met by the write that comes after it, not by a later one. */
+static void still_live(struct ctx *x)
+{
+	struct timespec now = { 0, 0 };
+	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) <= 0)
+		return;
+	for (uint32_t i = 0; i < x->nr_live; i++)
+		if (x->live[i].revents && find(x->live[i].fd))
+			__atomic_store_n(&guest_sock(x->live[i].fd)->credit, 0, __ATOMIC_SEQ_CST);
+}
+
+static void may_write(struct ctx *x, int fd)
+{
+	struct kx_bsock *g = guest_sock(fd);
+	if (g->turn == (uint32_t)x->g->turn || x->nr_live == FETCHES_MAX)
+		return;
+	x->live[x->nr_live++] = (struct pollfd){ .fd = fd };
+	g->turn = (uint32_t)x->g->turn;
 }
 
 static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
@@ -417,12 +456,13 @@ static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	struct kx_bsock *g = guest_sock(fd);
 	uint32_t owner = (uint32_t)(x - ctxs) + 1;
 	give_up(fd, s);
-	if (!s->nonblock || events & (EPOLLERR | EPOLLHUP))
+	if (!s->nonblock || s->held || events & (EPOLLERR | EPOLLHUP))
 		return;
 	if (g->owner != owner || g->credit < CREDIT_LOW) {
 		__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 		tell_credit(fd, s);
 	}
+	may_write(x, fd);
 	if (events & EPOLLIN)
 		fetch(x, fd, s, events);
 	__atomic_store_n(&g->owner, owner, __ATOMIC_SEQ_CST);
@@ -449,8 +489,10 @@ static struct ctx *ctx_make(struct thread *t)
 	if (!x || !flusher_start())
 		return NULL;
 	gmem_populate(ctx_gva(x));
-	*x = (struct ctx){ .t = t, .g = gva_ptr(ctx_gva(x)) };
-	*x->g = (struct kx_bctx){ 0 };
+	x->t = t;
+	x->g = gva_ptr(ctx_gva(x));
+	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
+	*x->g = (struct kx_bctx){ .turn = x->g->turn + 1 }; /* what an earlier thread had here is over */
 	if (x - ctxs >= nr_ctxs)
 		nr_ctxs = (int)(x - ctxs) + 1;
 	__atomic_store_n(&shared()->ctx_of[t->index], (uint8_t)(x - ctxs + 1), __ATOMIC_SEQ_CST);
@@ -465,7 +507,8 @@ static void ctx_give_up(struct ctx *x)
 		if (s)
 			give_up(x->fd[i], s);
 	}
-	x->nr = x->used = 0;
+	x->nr = x->used = x->nr_live = 0;
+	x->g->turn++;
 }
 
 static void ctx_end(struct ctx *x)
@@ -486,9 +529,32 @@ static void settle_all(void)
 		}
 }
 
+static void leases_look(void)
+{
+	struct timespec now = { 0, 0 };
+	if (!nr_held || lease_lost)
+		return;
+	for (int i = 0; i < nr_leases;) {
+		struct pollfd p = { .fd = leases[i], .events = POLLIN };
+		if (HC6(SYS_ppoll, &p, 1, &now, 0, 8, 0) <= 0) {
+			i++;
+			continue;
+		}
+		lease_lost |= (p.revents & POLLIN) != 0;
+		HC6(SYS_close, leases[i], 0, 0, 0, 0, 0);
+		leases[i] = leases[--nr_leases];
+	}
+	if (nr_leases || lease_lost)
+		return;
+	for (int fd = 0; fd <= top_fd; fd++)
+		socks[fd].held = false;
+	nr_held = 0;
+}
+
 static void after_wait(struct hcall *c, int n)
 {
 	struct ctx *x = ctx_of(c->t);
+	leases_look();
 	for (int i = 0; i < n; i++) {
 		struct epoll_event ev;
 		if (guest_read(&ev, c->arg[1] + (uint64_t)i * sizeof ev, sizeof ev))
@@ -515,8 +581,8 @@ static bool tick(void)
 		if (!x->t || !x->in_guest)
 			continue;
 		busy = true;
-		late |= x->seen_exits == x->g->exits && x->g->head != x->tail;
-		x->seen_exits = x->g->exits;
+		late |= x->seen > x->tail;
+		x->seen = x->g->head;
 	}
 	if (late)
 		flush();
@@ -698,6 +764,7 @@ static void note_result(struct hcall *c, int64_t r)
 {
 	int fd = (int)c->arg[0];
 	struct sock *s = find(fd);
+	struct ctx *x;
 	switch (c->nr) {
 	case SYS_accept:
 	case SYS_accept4:
@@ -718,8 +785,11 @@ static void note_result(struct hcall *c, int64_t r)
 	}
 	if (is_wait(c->nr) && r > 0)
 		after_wait(c, (int)r);
-	else if (s && is_write(c->nr) && guest_sock(fd)->owner)
+	else if (s && is_write(c->nr) && !s->held && (x = ctx_of(c->t)) &&
+		 guest_sock(fd)->owner == (uint32_t)(x - ctxs) + 1) {
 		tell_credit(fd, s);
+		may_write(x, fd);
+	}
 }
 
 void batch_leave(struct hcall *c, int64_t r)
@@ -738,8 +808,11 @@ void batch_leave(struct hcall *c, int64_t r)
 	note_result(c, r);
 	struct ctx *x = ctx_of(c->t);
 	if (x) {
+		if (!is_wait(c->nr))
+			still_live(x);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
+		x->seen = 0;
 		flusher_wake();
 	}
 	pthread_mutex_unlock(&lock);
@@ -751,6 +824,8 @@ void batch_share(int fd)
 {
 	if (is_vfork_child())
 		return;
+	if (lease_mine >= 0)
+		HC6(SYS_write, lease_mine, "", 1, 0, 0, 0);
 	pthread_mutex_lock(&lock);
 	drop_fd(fd);
 	pthread_mutex_unlock(&lock);
@@ -761,7 +836,50 @@ void batch_fork_lock(void) { pthread_mutex_lock(&lock); }
 void batch_fork_share(void)
 {
 	settle_all();
-	drop_range(0, KX_BATCH_FDS - 1);
+	for (int fd = 0; fd <= top_fd; fd++) {
+		struct sock *s = find(fd);
+		if (!s)
+			continue;
+		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
+		give_up(fd, s);
+		drain_left(fd, s);
+		s->held = true;
+	}
+	nr_held = nr_socks;
+}
+
+void batch_lease_begin(bool files)
+{
+	int fd[2] = { -1, -1 };
+	if (is_vfork_child() || !nr_socks)
+		return;
+	fd_limit_lift();
+	bool ok = !files && !pipe2(fd, O_CLOEXEC | O_NONBLOCK);
+	fd_limit_drop();
+	fd[0] = fd_hide(fd[0]);
+	fd[1] = fd_hide(fd[1]);
+	ok = ok && fd[0] >= 0 && fd[1] >= 0 && !fcntl(fd[1], F_SETFD, 0);
+	pthread_mutex_lock(&lock);
+	if (ok && nr_leases < LEASES_MAX && lease_new < 0) {
+		leases[nr_leases++] = fd[0];
+		lease_new = fd[1];
+	} else {
+		lease_lost = true;
+		close_if(fd[0]);
+		close_if(fd[1]);
+	}
+	pthread_mutex_unlock(&lock);
+}
+
+void batch_lease_end(void)
+{
+	if (is_vfork_child())
+		return;
+	pthread_mutex_lock(&lock);
+	close_if(lease_new);
+	lease_new = -1;
+	pthread_mutex_unlock(&lock);
 }
 
 void batch_fork_unlock(void) { pthread_mutex_unlock(&lock); }
@@ -792,8 +910,17 @@ void batch_fork_child(void)
 	pvm.shared->batch = 0;
 	for (int i = 0; i < nr_ctxs; i++)
 		ctxs[i].t = NULL;
-	nr_ctxs = no_new = 0;
-	top_fd = 0;
+	for (int fd = 0; fd <= top_fd; fd++) {
+		socks[fd].kind = NONE;
+		socks[fd].held = false;
+	}
+	for (int i = 0; i < nr_leases; i++)
+		close_if(leases[i]);
+	if (lease_new >= 0)
+		lease_mine = lease_new; /* those of further forefathers stay open */
+	lease_new = -1;
+	lease_lost = false;
+	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
 
 void batch_end(void)

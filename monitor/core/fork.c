@@ -499,7 +499,10 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 			return not_here(a, "of a process with threads");
 	}
 	sig_sync_plain(t);
+	batch_lease_begin(a->flags & CLONE_FILES);
 	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
+	if (pid)
+		batch_lease_end();
 	if (pid > 0) {
 		pvm.has_family = true;
 		__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);

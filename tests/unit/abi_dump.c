@@ -125,11 +125,11 @@ static void dump_structs(void)
 
 	SIZE(kx_bsock);
 	M(kx_bsock, rx), M(kx_bsock, buf), M(kx_bsock, owner), M(kx_bsock, credit), M(kx_bsock, gen),
-		M(kx_bsock, epoch);
+		M(kx_bsock, epoch), M(kx_bsock, turn);
 	END(kx_bsock);
 
 	SIZE(kx_bctx);
-	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark);
+	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn);
 	END(kx_bctx);
 
 	SIZE(kx_brec);
