@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "batch.h"
+#include "futexes.h"
 #include "hcall.h"
 #include "sig.h"
 
@@ -332,6 +333,7 @@ static int ctl_check(const struct msghdr *h)
 				if (!fd_is_guest(cmsg_fd(cm, i)))
 					return -EBADF;
 				batch_share(cmsg_fd(cm, i));
+				futexes_passed(cmsg_fd(cm, i));
 			}
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {
 			struct ucred cred;
@@ -376,6 +378,9 @@ static void ctl_received(struct msghdr *h)
 		}
 		if (cut)
 			cmsg_close(cm);
+		else if (is_scm(cm, SCM_RIGHTS))
+			for (unsigned i = 0; i < cmsg_fds(cm); i++)
+				futexes_passed(cmsg_fd(cm, i));
 	}
 	if (cut) {
 		h->msg_controllen = end;

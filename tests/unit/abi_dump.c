@@ -111,6 +111,7 @@ static void dump_structs(void)
 		M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes), M(kx_thread, rseq),
 		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
+	M(kx_thread, futex_slot), M(kx_thread, pad2), M(kx_thread, spin_skip), M(kx_thread, spin_fails);
 	END(kx_thread);
 
 	SIZE(kx_shared);
@@ -119,9 +120,14 @@ static void dump_structs(void)
 	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, cpuids),
 		M(kx_shared, cpuids_real), M(kx_shared, local_calls);
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
-		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad), M(kx_shared, batch),
-		M(kx_shared, pad2), M(kx_shared, batched);
+		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad);
+	M(kx_shared, futex_outside), M(kx_shared, pad2);
+	M(kx_shared, batch), M(kx_shared, pad3), M(kx_shared, batched);
 	END(kx_shared);
+
+	SIZE(kx_futexes);
+	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost);
+	END(kx_futexes);
 
 	SIZE(kx_bsock);
 	M(kx_bsock, rx), M(kx_bsock, buf), M(kx_bsock, owner), M(kx_bsock, credit), M(kx_bsock, gen),
