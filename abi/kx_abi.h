@@ -204,7 +204,7 @@ struct kx_bsock {
 	uint32_t credit; /* room in the socket's send buffer, less what was queued: see KX_BATCH_COST */
 	uint32_t gen;    /* of the descriptor's use: records carry it */
 	uint32_t epoch;  /* low half of kx_bctx.exits as `rx` was set */
-	uint32_t turn;   /* ... of kx_bctx.turn for which `credit` holds */
+	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
 };
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
@@ -221,7 +221,7 @@ struct kx_bctx {
 	uint64_t head, tail; /* bytes of the ring written, sent */
 	uint64_t exits;      /* hypercalls of this thread */
 	uint64_t mark;       /* head at the last of them */
-	uint64_t turn;       /* grows with each wait for events */
+	uint64_t turn;       /* grows with each wait that brings events */
 };
 
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */

@@ -154,7 +154,7 @@ static bool transmit(struct io *io, int64_t *ret)
 	uint64_t len = io->total, head = c->head, tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
 	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = head % KX_BATCH_TX_SIZE;
 	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
-	if (!len || len > KX_BATCH_SEND_MAX || io->s->turn != (uint32_t)c->turn ||
+	if (!len || len > KX_BATCH_SEND_MAX || (uint32_t)c->turn - io->s->turn > 1 ||
 	    io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE) || head + fill + size - tail > KX_BATCH_TX_SIZE ||
 	    !take_credit(io->s, KX_BATCH_COST((uint32_t)len)))
 		return false;

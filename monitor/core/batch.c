@@ -61,7 +61,7 @@ struct ctx {
 	uint64_t seen;     /* head as the flusher saw it, since the last exit */
 	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
 	int fd[FETCHES_MAX];
-	uint32_t nr_live; /* sockets that may be written to in this turn */
+	uint32_t nr_live; /* sockets that may be written to */
 	struct pollfd live[FETCHES_MAX];
 };
 
@@ -442,12 +442,24 @@ static void still_live(struct ctx *x)
 			__atomic_store_n(&guest_sock(x->live[i].fd)->credit, 0, __ATOMIC_SEQ_CST);
 }
 
+/* The next turn: what was in neither this nor the last one is out. */
+static void next_turn(struct ctx *x)
+{
+	uint32_t n = 0, turn = (uint32_t)x->g->turn++;
+	for (uint32_t i = 0; i < x->nr_live; i++)
+		if (find(x->live[i].fd) && guest_sock(x->live[i].fd)->turn == turn)
+			x->live[n++].fd = x->live[i].fd;
+	x->nr_live = n;
+}
+
 static void may_write(struct ctx *x, int fd)
 {
 	struct kx_bsock *g = guest_sock(fd);
-	if (g->turn == (uint32_t)x->g->turn || x->nr_live == FETCHES_MAX)
-		return;
-	x->live[x->nr_live++] = (struct pollfd){ .fd = fd };
+	if ((uint32_t)x->g->turn - g->turn > 1) { /* else it is there */
+		if (x->nr_live == FETCHES_MAX)
+			return;
+		x->live[x->nr_live++] = (struct pollfd){ .fd = fd };
+	}
 	g->turn = (uint32_t)x->g->turn;
 }
 
@@ -459,6 +471,8 @@ static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	if (!s->nonblock || s->held || events & (EPOLLERR | EPOLLHUP))
 		return;
 	if (g->owner != owner || g->credit < CREDIT_LOW) {
+		if (g->owner != owner)
+			g->turn = 0;
 		__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 		tell_credit(fd, s);
 	}
@@ -492,7 +506,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->t = t;
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
-	*x->g = (struct kx_bctx){ .turn = x->g->turn + 1 }; /* what an earlier thread had here is over */
+	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	if (x - ctxs >= nr_ctxs)
 		nr_ctxs = (int)(x - ctxs) + 1;
 	__atomic_store_n(&shared()->ctx_of[t->index], (uint8_t)(x - ctxs + 1), __ATOMIC_SEQ_CST);
@@ -507,8 +521,7 @@ static void ctx_give_up(struct ctx *x)
 		if (s)
 			give_up(x->fd[i], s);
 	}
-	x->nr = x->used = x->nr_live = 0;
-	x->g->turn++;
+	x->nr = x->used = 0;
 }
 
 static void ctx_end(struct ctx *x)
@@ -555,6 +568,8 @@ static void after_wait(struct hcall *c, int n)
 {
 	struct ctx *x = ctx_of(c->t);
 	leases_look();
+	if (x)
+		next_turn(x);
 	for (int i = 0; i < n; i++) {
 		struct epoll_event ev;
 		if (guest_read(&ev, c->arg[1] + (uint64_t)i * sizeof ev, sizeof ev))
@@ -808,8 +823,7 @@ void batch_leave(struct hcall *c, int64_t r)
 	note_result(c, r);
 	struct ctx *x = ctx_of(c->t);
 	if (x) {
-		if (!is_wait(c->nr))
-			still_live(x);
+		still_live(x);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		x->seen = 0;
