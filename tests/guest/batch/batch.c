@@ -785,7 +785,7 @@ static void test_own_peer(void)
 	}
 	check(write(a, "1", 1) == 1 && turn(fd, 2000) && read(fd, b, 64) == 1 && write(a, "2", 1) == 1, "once more");
 	r = read(fd, b, 64);
-	check(r == 1 || (r == -1 && !turn(fd, 2000) == 0 && read(fd, b, 64) == 1),
+	check(r == 1 || (!is_unix && r == -1 && turn(fd, 2000) && read(fd, b, 64) == 1),
 	      "what one has sent oneself is there");
 	close(a);
 	check(turn(fd, 2000) && read(fd, b, 64) == 0, "the end");
