@@ -22,7 +22,7 @@
 #define KX_VVAR_BASE 0x7f00090000  /* struct kx_vvar: one page, read-only in the guest                   */
 #define KX_CPUID_BASE 0x7f00091000 /* struct kx_cpuid: one page, read-only in the guest                  */
 #define KX_BOOT_BASE 0x7f000a0000  /* struct kx_shared: process-wide state, 64 KiB                       */
-#define KX_FUTEX_BASE 0x7f000b0000 /* struct kx_futexes: a page that the family shares, writable                 */
+#define KX_FUTEX_BASE 0x7f000f0000 /* struct kx_futexes: a page that the family shares, writable                 */
 #define KX_SITES_BASE 0x7f00100000 /* struct kx_site[]: patched sites, sorted; 1 MiB                     */
 #define KX_SITES_MAX 32768
 #define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */

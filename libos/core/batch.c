@@ -224,3 +224,13 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	SHARED->batched++;
 	return true;
 }
+
+void batch_flush(struct kx_thread *t)
+{
+	uint32_t n = SHARED->batch && !t->vfork ? BATCH->ctx_of[t->index % KX_AREA_MAX] : 0;
+	if (!n || n > KX_BATCH_CTXS)
+		return;
+	const struct kx_bctx *c = (const struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000);
+	if (c->head != __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE))
+		hypercall(t, HC_batch_flush, 0, 0, 0, 0, 0, 0);
+}

@@ -16,7 +16,16 @@
 #define KX_EBUSY 16
 #define KX_EPERM 1
 
-enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
+enum {
+	HC_sig_next = 1024,
+	HC_sigmask_sync,
+	HC_sig_default,
+	HC_trace,
+	HC_sig_stack_fault,
+	HC_seed,
+	HC_pipe_wake = 1120,
+	HC_batch_flush = 1200
+};
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
 #define ACTION(t, s) (((struct kx_sigaction *)(t)->actions)[s])
@@ -55,6 +64,9 @@ void rseq_fixup(struct kx_thread *t, struct kx_frame *f);
 /* KX_WORK_RSEQ: the fields as they are now, too. */
 void rseq_work(struct kx_thread *t, struct kx_frame *f);
 
+/* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
+bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))
 /* Deliver what is there. ret: result of the interrupted call, or 0. True when a handler's frame was made. */
@@ -69,6 +81,8 @@ uint64_t site_resume(uint64_t rip);
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+/* Before something that other processes see without the monitor: what this thread has written comes first. */
+void batch_flush(struct kx_thread *t);
 
 _Noreturn void libos_panic(const char *msg);
 #endif

@@ -179,6 +179,13 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	int64_t r;
 	t->call.nr = ~0ull;
 	switch (f->orig_rax) {
+	case 0:
+	case 1:
+	case 19:
+	case 20:
+		if (!pipe_call(t, f, &r))
+			r = forward(t, f);
+		break;
 	case 13:
 		r = sys_rt_sigaction(t, f);
 		break;

@@ -47,6 +47,8 @@ struct family_table {
 int family_init(int fd, struct kx_err *err);
 /* Map the family's struct kx_futexes there. 0 or -errno. */
 int family_map_futexes(void *at);
+/* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
+uint64_t family_pipes_offset(void);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */
 int family_enter(bool from_host);
 

@@ -20,6 +20,7 @@
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "sig.h"
 #include "stats.h"
@@ -226,6 +227,8 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
+	pipe_fork_lock();
+	pipe_fork_before();
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
 	batch_fork_share();
@@ -233,7 +236,22 @@ static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *g
 	if (pid < 0 && !*e)
 		*e = errno;
 	hooks_done();
+	if (pid)
+		pipe_fork_after(pid);
+	pipe_fork_unlock();
 	return pid;
+}
+
+static void all_prepare(void)
+{
+	pipe_fork_lock();
+	hooks_prepare();
+}
+
+static void all_done(void)
+{
+	hooks_done();
+	pipe_fork_unlock();
 }
 
 /* It may be killed at any instant, so the keeper holds the locks, and libc, whose fork() has some of its own, knows
@@ -241,13 +259,14 @@ static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *g
 static pid_t fork_by_vfork_child(int *gate, int *e)
 {
 	struct keeper_hold h;
-	bool held = keeper_hold(&h, hooks_prepare, hooks_done);
+	pipe_plain_all();
+	bool held = keeper_hold(&h, all_prepare, all_done);
 	*e = gate ? -gate_open(gate) : 0;
 	pid_t pid = *e ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0 && !*e)
 		*e = errno;
 	if (pid == 0) /* those of somebody who is not here */
-		hooks_done();
+		all_done();
 	else if (held)
 		keeper_release(&h);
 	return pid;
@@ -320,8 +339,10 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		held_gate = -1;
 		if (gate[1] >= 0)
 			fd_keep(&held_gate, gate[1]);
+		bool table = !t->area->vfork;
 		child_threads(t);
 		child_identity(t, a);
+		pipe_fork_child(table);
 		if (pvm.cfg->stats)
 			stats_fork_child();
 		child_machine(t, &regs, &sregs, xsave);
@@ -370,6 +391,7 @@ static int vfork_main(void *arg)
 	t->pid = t->tid = host_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
 	t->area->pid = t->area->tid = t->tid;
 	uint32_t tid = t->tid;
+	pipe_vfork_child();
 	family_child(v->slot, !(v->a->flags & CLONE_FILES));
 	tell_parent(v->a, t->pid, v->pidfd); /* the memory is the parent's, which sees it when it goes on */
 	if (!(v->a->flags & CLONE_FILES)) {
@@ -435,6 +457,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 #endif
 	c->scratch = scratch;
 	struct vfork_child v = { c, a, slot, pidfd };
+	pipe_vfork_before(a->flags & CLONE_FILES);
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
 	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
@@ -451,6 +474,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	fd_limit_forget();
 	if (c->asked_keeper || others)
 		keeper_settle();
+	pipe_vfork_after();
 	scratch_unmake(scratch);
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */

@@ -1300,6 +1300,17 @@ bool gmem_mapped(uint64_t gva, uint64_t len)
 	return r;
 }
 
+int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)off);
+	int r = p == MAP_FAILED ? -errno : pt_set(gva, gva + len, PROT_READ | PROT_WRITE, false);
+	if (!r)
+		region_set(gva, gva + len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | GMEM_TRAMP);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
 int gmem_fork_child(void)
 {
 	int r = 0;

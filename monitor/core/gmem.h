@@ -26,6 +26,9 @@ struct gmem_region {
 /* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
 int gmem_init(struct kx_err *err);
 
+/* Map part of a file that the family shares above what programs can name. */
+int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off);
+
 /* In a child: give the new VM the slots that the parent's had. */
 int gmem_fork_child(void);
 

@@ -12,6 +12,7 @@
 #include "../../util/log.h"
 #include "batch.h"
 #include "keeper.h"
+#include "pipe.h"
 #include "thread.h"
 #include "rseq.h"
 #include "sig.h"
@@ -27,7 +28,7 @@ const struct hc_row hc_rows[] = {
 };
 const unsigned hc_nr_rows = sizeof hc_rows / sizeof hc_rows[0];
 
-#define NR_LIMIT 1056
+#define NR_LIMIT 1280
 static const struct hc_row *by_nr[NR_LIMIT];
 
 __attribute__((constructor)) static void index_rows(void)
@@ -387,8 +388,12 @@ static int64_t run_handler(struct hcall *c)
 		sig_sync_block(t);
 	if (c->row->flags & KX_F_BLOCK)
 		rseq_idle(t);
+	int64_t refused = 0;
+	hc_handler fn = pipe_handler(c, &refused);
+	if (!fn)
+		return refused;
 	for (;;) {
-		int64_t r = c->row->fn(c);
+		int64_t r = fn(c);
 		if (r == KX_NORESTART_EINTR)
 			return -EINTR;
 		if (r != -EINTR || !(c->row->flags & KX_F_BLOCK))
@@ -456,6 +461,7 @@ void hcall_dispatch(struct thread *t)
 				r = run_handler(&c);
 			batch_leave(&c, r);
 		}
+		pipe_after(&c, r);
 		if (pvm.cfg->strace)
 			traced(&c, r);
 		t->hcall = NULL;

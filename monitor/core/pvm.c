@@ -24,6 +24,7 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "pipe.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "sig.h"
@@ -89,6 +90,7 @@ _Noreturn void pvm_exit_group(int status)
 	sig_block_all();
 	batch_end();
 	thread_release_all();
+	pipe_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -488,6 +490,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	exec_init();
 	futexes_view();
 	limits_import(st->limits);
+	pipe_resume();
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

@@ -126,7 +126,7 @@ struct pvm {
 	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
-	uint64_t hcall_count[1056], enosys_count[1024];
+	uint64_t hcall_count[1280], enosys_count[1024];
 	uint64_t start_ns;
 	uint64_t boot_ns
 		[PVM_BOOT_STEPS]; /* CLOCK_MONOTONIC at the end of each step of `kylinx run`; 0 = not done here */

@@ -8,6 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "strace.h"
 
@@ -428,6 +429,7 @@ static void hand_over_next(struct thread *t)
 		int signo = t->acc_signo;
 		info = t->acc_info;
 		t->acc_signo = 0;
+		pipe_signal(signo);
 		if (t->area->sigmask & SIGBIT(signo))
 			put_back(t, signo, &info, false);
 		else

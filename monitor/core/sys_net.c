@@ -18,6 +18,7 @@
 #include "batch.h"
 #include "futexes.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "sig.h"
 
 #define IOV_LIMIT 1024
@@ -328,9 +329,10 @@ static int ctl_check(const struct msghdr *h)
 {
 	struct cmsghdr *cm;
 	for (size_t off = 0; (cm = next_cmsg(h, &off));) {
+		/* Who gets a pipe may be nobody's relative. */
 		if (is_scm(cm, SCM_RIGHTS))
 			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
-				if (!fd_is_guest(cmsg_fd(cm, i)))
+				if (!fd_is_guest(cmsg_fd(cm, i)) || pipe_plain(cmsg_fd(cm, i)))
 					return -EBADF;
 				batch_share(cmsg_fd(cm, i));
 				futexes_passed(cmsg_fd(cm, i));

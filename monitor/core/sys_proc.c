@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "family.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "thread.h"
 
@@ -31,6 +32,7 @@ static void refresh_ids(void)
 /* Of the calling thread alone, as the kernel does: the program's libc makes every thread call. */
 int64_t hc_setid(struct hcall *c)
 {
+	pipe_plain_all(); /* another user could not open their other ends */
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
 	refresh_ids();
 	return r;
