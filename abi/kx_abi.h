@@ -28,7 +28,8 @@
 #define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
 #define KX_AREA_SIZE 0x8000       /* 32 KiB: struct kx_thread, LibOS stack, user register frame on top  */
 #define KX_AREA_MAX 4096
-#define KX_AREA_ACTIONS 0x1000 /* offset of a vfork child's signal actions in its area */
+#define KX_BATCH_BASE 0x7f0a000000 /* struct kx_batch, sockets, contexts: 50 MiB, there from the first use on   */
+#define KX_AREA_ACTIONS 0x1000     /* offset of a vfork child's signal actions in its area */
 /* Page tables, descriptor tables, ring-0 stacks: no ring-3 mapping. The first 2 MiB lie directly below the LibOS, so
  * that one memory slot holds all that a small process needs of both; what comes later is further up. */
 #define KX_SYS_BASE 0x7effe00000
@@ -166,6 +167,8 @@ struct kx_shared {
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
 	uint32_t rseq_on, pad;                 /* rseq_on: 1 = rseq(2) is there for this program */
 	uint32_t futex_outside, pad2;          /* 1: has mapped shared what others than the family can map */
+	uint32_t batch, pad3;                  /* batch: 1 = there is a struct kx_batch */
+	uint64_t batched;                      /* of local_calls, reads and writes of sockets */
 };
 
 /*
@@ -178,6 +181,62 @@ struct kx_futexes {
 	uint32_t outside;   /* 1: memory of the family's own may have been given to others, or come from them */
 	uint32_t cpus;      /* that the family was started with */
 	uint32_t exit_cost; /* TSC ticks, the shortest exit seen of late */
+};
+
+/*
+ * Batched socket I/O: what epoll_wait fetched for the reads that follow, and what waits to be sent. All of it is the
+ * program's own; the monitor keeps its own account and looks at `rx`, `head` and the records alone.
+ */
+#define KX_BATCH_FDS 16384        /* descriptors from here on are not batched            */
+#define KX_BATCH_SOCKS 0x4000     /* offset of struct kx_bsock[KX_BATCH_FDS]             */
+#define KX_BATCH_CTX 0x100000     /* offset of the first context; each has 1 MiB         */
+#define KX_BATCH_CTXS 48          /* threads that can batch at a time                    */
+#define KX_BATCH_TX 0x1000        /* offset of the ring of records in a context          */
+#define KX_BATCH_TX_SIZE 0x40000  /* its bytes                                           */
+#define KX_BATCH_RX 0x80000       /* offset of what was fetched                          */
+#define KX_BATCH_RX_SIZE 0x80000  /* its bytes                                           */
+#define KX_BATCH_SEND_MAX 0x10000 /* longest record's data                               */
+
+/* A socket; `owner` is the context (number + 1) whose thread may use it. */
+struct kx_bsock {
+	uint64_t rx;  /* KX_RX_*: how much of `buf` was read; changed by compare-and-swap alone */
+	uint32_t buf; /* offset from KX_BATCH_BASE */
+	uint32_t owner;
+	uint32_t credit; /* room in the socket's send buffer, less what was queued: see KX_BATCH_COST */
+	uint32_t gen;    /* of the descriptor's use: records carry it */
+	uint32_t epoch;  /* low half of kx_bctx.exits as `rx` was set */
+	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
+};
+#define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
+#define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
+#define KX_RX_VALID (1ull << 48)
+#define KX_RX_SHORT (1ull << 49) /* nothing was left behind: reads may come out short */
+#define KX_RX_EMPTY (1ull << 50) /* ... and one more may find nothing (EAGAIN) */
+#define KX_RX_EOF (1ull << 51)   /* the end comes behind it */
+#define KX_RX_GEN(n) ((uint64_t)((n)&0xfff) << 52)
+/* What len bytes may take of a send buffer: they lie in packets of their own in the worst case. */
+#define KX_BATCH_COST(len) (2 * (len) + 2304)
+
+/* A thread's. `head` is the LibOS's, all else the monitor's to change; both grow for ever. */
+struct kx_bctx {
+	uint64_t head, tail; /* bytes of the ring written, sent */
+	uint64_t exits;      /* hypercalls of this thread */
+	uint64_t mark;       /* head at the last of them */
+	uint64_t turn;       /* grows with each wait that brings events */
+};
+
+/* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
+struct kx_brec {
+	int32_t fd;
+	uint32_t gen, len, flags; /* flags of send(2) */
+	uint64_t ticket, pad;     /* order among contexts */
+};
+
+struct kx_batch {
+	uint64_t ticket;
+	uint32_t selfish, pad; /* 1: this process has connected sockets, perhaps with each other */
+	uint64_t pad2[6];
+	uint8_t ctx_of[KX_AREA_MAX]; /* by kx_thread.index: context + 1, 0 = none */
 };
 
 /* First bytes of the LibOS image: where the monitor enters it and what it must know of its text. */
@@ -258,5 +317,8 @@ _Static_assert(sizeof(struct kx_futexes) == 4096, "one page");
 _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
+_Static_assert(sizeof(struct kx_batch) <= KX_BATCH_SOCKS, "sockets come after it");
+_Static_assert(KX_BATCH_SOCKS + KX_BATCH_FDS * sizeof(struct kx_bsock) <= KX_BATCH_CTX, "contexts come after them");
+_Static_assert(sizeof(struct kx_brec) == 32, "records are aligned to it");
 #endif
 #endif

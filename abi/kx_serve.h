@@ -55,7 +55,7 @@ _Static_assert(sizeof(struct kx_shared) <= 0xf000, "does not reach it");
 	[12] = KX_SERVE_PLAIN,    /* brk */           [17] = KX_SERVE_DATA,     /* pread64 */ \
 	[18] = KX_SERVE_DATA,     /* pwrite64 */      [19] = KX_SERVE_DATA,     /* readv */ \
 	[20] = KX_SERVE_DATA,     /* writev */        [21] = KX_SERVE_PLAIN,    /* access */ \
-	[28] = KX_SERVE_CHECKED,  /* madvise */       [43] = KX_SERVE_MSG,      /* accept */ \
+	[28] = KX_SERVE_CHECKED,  /* madvise */ \
 	[44] = KX_SERVE_MSG,      /* sendto */        [45] = KX_SERVE_MSG,      /* recvfrom */ \
 	[46] = KX_SERVE_MSG,      /* sendmsg */       [47] = KX_SERVE_MSG,      /* recvmsg */ \
 	[51] = KX_SERVE_PLAIN,    /* getsockname */   [52] = KX_SERVE_PLAIN,    /* getpeername */ \
@@ -70,7 +70,7 @@ _Static_assert(sizeof(struct kx_shared) <= 0xf000, "does not reach it");
 	[262] = KX_SERVE_PLAIN,   /* newfstatat */    [267] = KX_SERVE_PLAIN,   /* readlinkat */ \
 	[269] = KX_SERVE_PLAIN,   /* faccessat */     [281] = KX_SERVE_READY,   /* epoll_pwait */ \
 	[286] = KX_SERVE_PLAIN,   /* timerfd_settime */ [287] = KX_SERVE_PLAIN, /* timerfd_gettime */ \
-	[288] = KX_SERVE_MSG,     /* accept4 */       [332] = KX_SERVE_PLAIN,   /* statx */ \
+	[332] = KX_SERVE_PLAIN,   /* statx */ \
 	[439] = KX_SERVE_PLAIN,   /* faccessat2 */
 /* clang-format on */
 #endif

@@ -24,6 +24,7 @@ enum {
 	HC_sig_stack_fault,
 	HC_seed,
 	HC_pipe_wake = 1120,
+	HC_batch_flush = 1200,
 	HC_serve_wait = 1220
 };
 
@@ -85,6 +86,11 @@ int64_t sys_sigaltstack(struct kx_thread *t, struct kx_frame *f);
 void sys_rt_sigreturn(struct kx_thread *t, struct kx_frame *f);
 /* Where to continue so that the program counts as being at rip (which may lie in a patched window). */
 uint64_t site_resume(uint64_t rip);
+
+/* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
+bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+/* Before something that other processes see without the monitor: what this thread has written comes first. */
+void batch_flush(struct kx_thread *t);
 
 _Noreturn void libos_panic(const char *msg);
 #endif

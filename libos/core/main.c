@@ -173,7 +173,7 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		*ret = -KX_EINTR;
 		return true;
 	}
-	return false;
+	return SHARED->batch && batch_call(t, f, ret);
 }
 
 /* As local(), but these may end up in the monitor. */

@@ -259,5 +259,6 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	bool writes = f->orig_rax == 1 || f->orig_rax == 20;
 	if (!setup(&x, t, f, writes))
 		return false;
+	batch_flush(t);
 	return writes ? write_ring(&x, ret) : read_ring(&x, ret);
 }

@@ -17,6 +17,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
+#include "batch.h"
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -41,6 +42,7 @@
 
 static void hooks_prepare(void)
 {
+	batch_fork_lock();
 	serve_lock();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
@@ -59,6 +61,7 @@ static void hooks_done(void)
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	serve_unlock();
+	batch_fork_unlock();
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
@@ -182,6 +185,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
 	serve_fork_child();
+	batch_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
@@ -254,6 +258,7 @@ static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *g
 	pipe_fork_before();
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
+	batch_fork_share();
 	pid_t pid = *e ? -1 : raw ? raw_fork(a, pidfd) : fork();
 	if (pid < 0 && !*e)
 		*e = errno;
@@ -542,12 +547,14 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
 		    (a->flags & (CLONE_FILES | (RAW_FLAGS & ~CLONE_PIDFD))) | a->exit_signal;
 	t->vfork_child = c;
+	batch_vfork_begin();
 	pid_t pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
 	int e = errno;
 	bool others = wait_for_all(c);
 	self = me;
 	t->vfork_tid = 0; /* not cleared for the last process that has the memory */
 	t->vfork_child = NULL;
+	batch_vfork_end();
 	fd_limit_forget();
 	if (c->asked_keeper || others)
 		keeper_settle();
@@ -601,7 +608,10 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 			return not_here(a, "of a process with threads");
 	}
 	sig_sync_plain(t);
+	batch_lease_begin(a->flags & CLONE_FILES);
 	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
+	if (pid)
+		batch_lease_end();
 	if (pid > 0) {
 		pvm.has_family = true;
 		__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "batch.h"
 #include "keeper.h"
 #include "pipe.h"
 #include "thread.h"
@@ -462,9 +463,12 @@ void hcall_dispatch(struct thread *t)
 		/* Calls that do not come back are told of before they happen. */
 		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
 			traced(&c, 0);
-		r = hcall_check(&c);
-		if (!r)
-			r = run_handler(&c);
+		if (!batch_enter(&c, &r)) {
+			r = hcall_check(&c);
+			if (!r)
+				r = run_handler(&c);
+			batch_leave(&c, r);
+		}
 		pipe_after(&c, r);
 		if (pvm.cfg->strace)
 			traced(&c, r);

@@ -19,6 +19,7 @@
 #include "../../cli/cli.h"
 #include "../../util/log.h"
 #include "exec.h"
+#include "batch.h"
 #include "family.h"
 #include "futexes.h"
 #include "gmem.h"
@@ -89,6 +90,7 @@ _Noreturn void pvm_exit_group(int status)
 		for (;;) /* another thread was first: its status counts, and the end is near */
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);
 	sig_block_all();
+	batch_end();
 	thread_release_all();
 	pipe_exit();
 	report_end("exited with %d", status & 0xff);
@@ -106,8 +108,10 @@ _Noreturn void pvm_die_by_signal(int sig)
 		uint64_t mask;
 	} dfl = { 0 };
 	uint64_t empty = 0;
-	if (self)
+	if (self) {
+		batch_end();
 		thread_release_all();
+	}
 	report_end("killed by signal %d", sig);
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);

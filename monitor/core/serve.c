@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "batch.h"
+#include "pipe.h"
 #include "serve.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -229,6 +231,14 @@ static bool answer(struct hcall *c, int64_t *r)
 			return false;
 	if (*r)
 		return true;
+	/* What is queued for sockets, or fetched of them, must be settled first: batch.c does that at exits. */
+	if (batch_active())
+		return false;
+	hc_handler fn = pipe_handler(c, r);
+	if (!fn)
+		return true;
+	if (fn != c->row->fn) /* a pipe in shared memory: whoever comes here with one wants to sleep */
+		return false;
 	switch (served[c->nr]) {
 	case KX_SERVE_DATA:
 		good = serve_data(c, r);
@@ -280,6 +290,7 @@ static void serve_one(struct kx_serve *s, uint64_t v)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	bool done = answer(&c, &r);
 	if (done) {
+		pipe_after(&c, r);
 		pvm.nr_polled++;
 		__atomic_add_fetch(&pvm.hcall_count[call.nr], 1, __ATOMIC_RELAXED);
 		if (pvm.cfg->strace)

@@ -171,6 +171,7 @@ static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum
 	fn(c.slow, &a->slow, &f->slow);
 	fn(c.faults, &a->faults, &f->faults);
 	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->local_calls : 0, &a->local_calls, &f->local_calls);
+	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->batched : 0, &a->batched, &f->batched);
 	fn(pvm.nr_forks, &a->forks, &f->forks);
 	fn(pvm.nr_enosys, &a->enosys, &f->enosys);
 	for (i = 0; i < STATS_NR_HCALLS; i++)
@@ -286,6 +287,7 @@ static void put_report(void)
 	put_member("poll_failed", f.sums.poll_failed);
 	put_member("slow_syscalls", f.sums.slow);
 	put_member("local_calls", f.sums.local_calls);
+	put_member("batched", f.sums.batched);
 	put_member("faults", f.sums.faults);
 	put_member("forks", f.sums.forks);
 	put_member("execs", f.execs);

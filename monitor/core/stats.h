@@ -18,6 +18,7 @@
  *   exits               returns from KVM_RUN; slow_syscalls: those for a trapped `syscall` instruction
  *   polled              hypercalls answered without an exit; poll_failed: that nobody was there to take (approximate)
  *   local_calls         answered by the LibOS without an exit (approximate; the guest counts them)
+ *   batched             of them, reads and writes of sockets (batch.h)
  *   faults              exits that became a signal
  *   forks               children, by fork or vfork
  *   execs               programs that replaced another
@@ -39,7 +40,7 @@
 #define STATS_NR_ENOSYS (sizeof pvm.enosys_count / sizeof pvm.enosys_count[0])
 
 struct stats_sums {
-	uint64_t hcalls, exits, slow, faults, local_calls, forks, enosys, polled, poll_failed;
+	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, enosys, polled, poll_failed;
 	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
 };
 

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "batch.h"
 #include "futexes.h"
 #include "hcall.h"
 #include "pipe.h"
@@ -333,6 +334,7 @@ static int ctl_check(const struct msghdr *h)
 			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				if (!fd_is_guest(cmsg_fd(cm, i)) || pipe_plain(cmsg_fd(cm, i)))
 					return -EBADF;
+				batch_share(cmsg_fd(cm, i));
 				futexes_passed(cmsg_fd(cm, i));
 			}
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {

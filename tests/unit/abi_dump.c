@@ -71,6 +71,9 @@ static void dump_constants(void)
 	C(KX_AREA_MAX), C(KX_SYS_BASE), C(KX_PORT_HCALL), C(KX_PORT_PANIC), C(KX_PORT_LAST);
 	C(KX_T_SELF), C(KX_T_ENTRY), C(KX_T_FRAME_TOP), C(KX_T_FRAME), C(KX_T_USER_RSP), C(KX_T_RESUME), C(KX_T_WORK);
 	C(KX_T_CALL), C(KX_T_CPUID), C(KX_ORIG_CPUID), C(KX_CPUID_INDEXED), C(KX_CPUID_MAX);
+	C(KX_BATCH_BASE), C(KX_BATCH_FDS), C(KX_BATCH_SOCKS), C(KX_BATCH_CTX), C(KX_BATCH_CTXS), C(KX_BATCH_TX);
+	C(KX_BATCH_TX_SIZE), C(KX_BATCH_RX), C(KX_BATCH_RX_SIZE), C(KX_BATCH_SEND_MAX);
+	C(KX_RX_VALID), C(KX_RX_SHORT), C(KX_RX_EMPTY), C(KX_RX_EOF);
 	C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
 	C(KX_PATH_LIBOS), C(KX_PATH_MONITOR), C(KX_PATH_SLOW), C(KX_PATH_POLL);
 }
@@ -119,11 +122,29 @@ static void dump_structs(void)
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
 		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad);
 	M(kx_shared, futex_outside), M(kx_shared, pad2);
+	M(kx_shared, batch), M(kx_shared, pad3), M(kx_shared, batched);
 	END(kx_shared);
 
 	SIZE(kx_futexes);
 	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost);
 	END(kx_futexes);
+
+	SIZE(kx_bsock);
+	M(kx_bsock, rx), M(kx_bsock, buf), M(kx_bsock, owner), M(kx_bsock, credit), M(kx_bsock, gen),
+		M(kx_bsock, epoch), M(kx_bsock, turn);
+	END(kx_bsock);
+
+	SIZE(kx_bctx);
+	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn);
+	END(kx_bctx);
+
+	SIZE(kx_brec);
+	M(kx_brec, fd), M(kx_brec, gen), M(kx_brec, len), M(kx_brec, flags), M(kx_brec, ticket), M(kx_brec, pad);
+	END(kx_brec);
+
+	SIZE(kx_batch);
+	M(kx_batch, ticket), M(kx_batch, selfish), M(kx_batch, pad), M(kx_batch, pad2), M(kx_batch, ctx_of);
+	END(kx_batch);
 
 	SIZE(kx_vvar);
 	M(kx_vvar, seq), M(kx_vvar, valid), M(kx_vvar, tsc_base), M(kx_vvar, mult), M(kx_vvar, max_delta);

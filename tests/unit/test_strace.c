@@ -483,7 +483,7 @@ static void test_broken_pipe(void)
 
 static void test_stats(void)
 {
-	static struct kx_shared shared = { .local_calls = 1000, .cpuids = 68, .cpuids_real = 2 };
+	static struct kx_shared shared = { .local_calls = 1000, .batched = 30, .cpuids = 68, .cpuids_real = 2 };
 	struct thread live = { .nr_hcalls = 3, .nr_exits = 4, .nr_slow = 1 };
 	struct thread gone = { .nr_hcalls = 2, .nr_exits = 6, .nr_faults = 2 };
 	static const char *const wants[] = {
@@ -491,7 +491,7 @@ static void test_stats(void)
 		",\"vcpus\":2,",
 		"\"hypercalls\":{\"total\":5,\"read\":3,\"clone3\":1,\"trace\":1},\"exits\":10,\"polled\":7,\"poll_"
 		"failed\":2,\"slow_syscalls\":1,"
-		"\"local_calls\":1000,\"faults\":2,\"forks\":0,\"execs\":0,",
+		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"forks\":0,\"execs\":0,",
 		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
 		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},\"max_rss_kib\":",

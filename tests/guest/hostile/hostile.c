@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <mqueue.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -1085,6 +1086,17 @@ static void lie_sites(void)
 }
 static void lie_shared(void) { scribble(shared, sizeof *shared); }
 static void lie_shared_head(void) { scribble(shared, __builtin_offsetof(struct kx_shared, sigaction)); }
+static void lie_batch(void)
+{
+	uint8_t *base = (uint8_t *)KX_BATCH_BASE, *ctx = base + KX_BATCH_CTX;
+	scribble(base, sizeof(struct kx_batch));
+	scribble(base + KX_BATCH_SOCKS, 64 * sizeof(struct kx_bsock));
+	scribble(ctx + KX_BATCH_TX, 4096);
+	if (below(8) == 0)
+		scribble(ctx, sizeof(struct kx_bctx));
+	if (below(4) == 0)
+		((volatile struct kx_bctx *)ctx)->head += 32 * below(100);
+}
 static void lie_vfork(void)
 {
 	*(volatile uint32_t *)&victim->vfork = below(2);
@@ -1143,6 +1155,42 @@ static void *short_thread(void *arg)
 	return arg;
 }
 
+static void lie_batch_ring(void)
+{
+	volatile struct kx_brec *r = (void *)(KX_BATCH_BASE + KX_BATCH_CTX + KX_BATCH_TX + below(64) * 32);
+	r->len = below(2) ? (uint32_t)any_value() : (uint32_t)below(200);
+	r->fd = (int32_t)below(40) - 1;
+	r->gen = (uint32_t)below(3);
+}
+
+/* A turn of an event loop, with a socket whose reads and writes are batched. */
+static void batch_turn(void)
+{
+	static int l = -1, ep, c, s;
+	char buf[64] = "request";
+	struct epoll_event ev = { .events = EPOLLIN };
+	if (l < 0) {
+		struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+		socklen_t len = sizeof a;
+		l = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		c = socket(AF_INET, SOCK_STREAM, 0);
+		ep = epoll_create1(0);
+		if (bind(l, (void *)&a, len) || listen(l, 1) || getsockname(l, (void *)&a, &len) ||
+		    connect(c, (void *)&a, len))
+			return;
+		s = accept4(l, NULL, NULL, SOCK_NONBLOCK);
+		epoll_ctl(ep, EPOLL_CTL_ADD, s, &ev);
+	}
+	ssize_t r = send(c, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
+	r += epoll_wait(ep, &ev, 1, 0);
+	for (int i = 0; i < 3; i++) {
+		r += recv(s, buf, 20, MSG_DONTWAIT);
+		r += send(s, buf, 20, MSG_DONTWAIT | MSG_NOSIGNAL);
+	}
+	r += recv(c, buf, sizeof buf, MSG_DONTWAIT);
+	*(volatile ssize_t *)lie_struct = r;
+}
+
 /* What a program does, so that every path meets the lies. Nothing that it gets back is believed. */
 /* By the LibOS and past it. */
 static void pipe_activity(int n)
@@ -1175,7 +1223,7 @@ static void activity(int n)
 	pthread_t th;
 	if (lie_pipe[0] >= 0)
 		pipe_activity(n);
-	switch (n % 16) {
+	switch (n % 17) {
 	case 0:
 		HC(SYS_writev, fd_good[G_FILE], (uint64_t)lie_iov, 8);
 		HC(SYS_readv, fd_good[G_FILE], (uint64_t)lie_iov, 8);
@@ -1257,6 +1305,10 @@ static void activity(int n)
 	case 15:
 		*(volatile int *)(uintptr_t)(n % 64 ? (uintptr_t)good : 8) = 1;
 		break; /* a fault at times */
+	case 16:
+		for (int i = 0; i < 20; i++)
+			batch_turn();
+		break;
 	}
 }
 
@@ -1281,6 +1333,7 @@ static int lie_for(void (*fn)(void), unsigned ms)
 	victim = area();
 	lie_message();
 	handlers_init();
+	batch_turn();
 	uint64_t end = now_ms() + ms;
 	if (pthread_create(&th, NULL, liar, (void *)fn))
 		return 2;
@@ -1297,6 +1350,7 @@ static int lie_still(void (*fn)(void))
 	victim = area();
 	lie_message();
 	handlers_init();
+	batch_turn();
 	for (int n = 0; n < 400; n++) {
 		fn();
 		activity(n);
@@ -1592,6 +1646,8 @@ static const struct {
 	{ "pipes", lie_pipes },
 	{ "pipe-cursors", lie_pipe_cursors },
 	{ "pipe-table", lie_pipe_table },
+	{ "batch", lie_batch },
+	{ "batch-ring", lie_batch_ring },
 };
 
 static void mode_init(uint64_t seed)

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads and writes of sockets without an exit: out of what epoll_wait fetched, and into the queue that the monitor
+ * sends at the next exit. What may be answered here is told by the socket's word and credit; everything else, and all
+ * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
+ */
+#include "libos.h"
+
+#define NR_read 0
+#define NR_write 1
+#define NR_readv 19
+#define NR_writev 20
+#define NR_sendto 44
+#define NR_recvfrom 45
+#define NR_sendmsg 46
+#define NR_recvmsg 47
+#define F_PEEK 2u
+#define F_DONTWAIT 0x40u
+#define F_NOSIGNAL 0x4000u
+#define F_MORE 0x8000u
+#define F_CMSG_CLOEXEC 0x40000000u
+#define IOV_FEW 64
+#define RECORD sizeof(struct kx_brec)
+
+#define BATCH ((struct kx_batch *)KX_BATCH_BASE)
+#define SOCKS ((struct kx_bsock *)(KX_BATCH_BASE + KX_BATCH_SOCKS))
+
+struct vec {
+	uint64_t base, len;
+};
+
+/* struct user_msghdr */
+struct msghdr {
+	uint64_t name;
+	uint32_t namelen, pad;
+	uint64_t iov, iovlen, control, controllen;
+	uint32_t flags, pad2;
+};
+
+struct io {
+	struct kx_bsock *s;
+	struct kx_bctx *ctx;
+	uint32_t fd, flags;
+	uint64_t n; /* of v */
+	uint64_t total;
+	struct vec v[IOV_FEW];
+};
+
+/* The socket behind fd, if this thread may use it. */
+static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
+{
+	uint32_t ctx = BATCH->ctx_of[t->index % KX_AREA_MAX];
+	io->fd = (uint32_t)fd;
+	if (!ctx || ctx > KX_BATCH_CTXS || io->fd >= KX_BATCH_FDS || t->vfork)
+		return false;
+	io->s = &SOCKS[io->fd];
+	io->ctx = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(ctx - 1) * 0x100000);
+	return __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx;
+}
+
+static bool one(struct io *io, uint64_t base, uint64_t len)
+{
+	io->n = 1;
+	io->v[0] = (struct vec){ base, len };
+	io->total = len;
+	return len <= 1 << 30;
+}
+
+static bool many(struct io *io, uint64_t iov, uint64_t n)
+{
+	if (n > IOV_FEW || user_read(io->v, iov, n * sizeof io->v[0]))
+		return false;
+	io->n = n;
+	io->total = 0;
+	for (uint64_t i = 0; i < n; i++) {
+		if (io->v[i].len > 1 << 30)
+			return false;
+		io->total += io->v[i].len;
+	}
+	return true;
+}
+
+/* ---- receiving ------------------------------------------------------------------------------------------------- */
+
+static bool scatter(struct io *io, const uint8_t *src, uint64_t len)
+{
+	for (uint64_t i = 0; len && i < io->n; i++) {
+		uint64_t part = io->v[i].len < len ? io->v[i].len : len;
+		if (part && user_write(io->v[i].base, src, part))
+			return false; /* the kernel finds out how much of it there is */
+		src += part;
+		len -= part;
+	}
+	return true;
+}
+
+/* Once only: whoever asks again and again without waiting must see what has come. */
+static bool nothing_there(struct io *io, uint64_t w, int64_t *ret)
+{
+	if (!(w & KX_RX_EMPTY) || io->s->epoch != (uint32_t)io->ctx->exits ||
+	    (BATCH->selfish && io->ctx->head != io->ctx->mark))
+		return false;
+	*ret = -KX_EAGAIN;
+	return __atomic_compare_exchange_n(&io->s->rx, &w, w & ~KX_RX_EMPTY, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+static bool receive(struct io *io, int64_t *ret)
+{
+	uint64_t w = __atomic_load_n(&io->s->rx, __ATOMIC_ACQUIRE), len = io->total;
+	uint32_t pos = KX_RX_POS(w), left = KX_RX_END(w) - pos;
+	if (!(w & KX_RX_VALID) || !len || io->flags & ~(F_PEEK | F_DONTWAIT | F_NOSIGNAL | F_CMSG_CLOEXEC))
+		return false;
+	if (!left && w & KX_RX_EOF) {
+		*ret = 0;
+		return true;
+	}
+	if (!left)
+		return nothing_there(io, w, ret);
+	if (len > left) {
+		if (!(w & KX_RX_SHORT))
+			return false;
+		len = left;
+	}
+	if (!scatter(io, (const uint8_t *)KX_BATCH_BASE + io->s->buf + pos, len))
+		return false;
+	*ret = len;
+	return __atomic_compare_exchange_n(&io->s->rx, &w, io->flags & F_PEEK ? w : w + len, false, __ATOMIC_SEQ_CST,
+					   __ATOMIC_RELAXED);
+}
+
+/* ---- sending --------------------------------------------------------------------------------------------------- */
+
+static bool gather(struct io *io, uint8_t *dst)
+{
+	for (uint64_t i = 0; i < io->n; i++) {
+		if (io->v[i].len && user_read(dst, io->v[i].base, io->v[i].len))
+			return false;
+		dst += io->v[i].len;
+	}
+	return true;
+}
+
+static bool take_credit(struct kx_bsock *s, uint32_t cost)
+{
+	uint32_t have = __atomic_load_n(&s->credit, __ATOMIC_ACQUIRE);
+	return have >= cost &&
+	       __atomic_compare_exchange_n(&s->credit, &have, have - cost, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+static bool transmit(struct io *io, int64_t *ret)
+{
+	struct kx_bctx *c = io->ctx;
+	uint8_t *ring = (uint8_t *)c + KX_BATCH_TX;
+	uint64_t len = io->total, head = c->head, tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
+	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = head % KX_BATCH_TX_SIZE;
+	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
+	if (!len || len > KX_BATCH_SEND_MAX || (uint32_t)c->turn - io->s->turn > 1 ||
+	    io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE) || head + fill + size - tail > KX_BATCH_TX_SIZE ||
+	    !take_credit(io->s, KX_BATCH_COST((uint32_t)len)))
+		return false;
+	struct kx_brec *r = (struct kx_brec *)(ring + at);
+	if (fill) {
+		*r = (struct kx_brec){ .fd = -1, .len = (uint32_t)(fill - RECORD) };
+		r = (struct kx_brec *)ring;
+	}
+	if (!gather(io, (uint8_t *)(r + 1)))
+		return false;
+	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = io->flags };
+	r->ticket = __atomic_fetch_add(&BATCH->ticket, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&c->head, head + fill + size, __ATOMIC_SEQ_CST);
+	*ret = len;
+	return true;
+}
+
+/* ---- calls ------------------------------------------------------------------------------------------------------ */
+
+/* A message without an address and control data. What the kernel writes back then: no address, no control data. */
+static bool message(struct io *io, struct kx_frame *f, bool in, int64_t *ret)
+{
+	struct msghdr m;
+	io->flags = f->rdx;
+	uint32_t told = io->flags & F_CMSG_CLOEXEC;
+	if (user_read(&m, f->rsi, sizeof m) || m.name || m.control || m.controllen || !many(io, m.iov, m.iovlen))
+		return false;
+	if (!in)
+		return transmit(io, ret);
+	/* Written first: where that fails nothing was read. */
+	return !user_write(f->rsi + offsetof(struct msghdr, flags), &told, sizeof told) && receive(io, ret);
+}
+
+static bool try_call(struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	io->flags = 0;
+	switch (f->orig_rax) {
+	case NR_read:
+		return one(io, f->rsi, f->rdx) && receive(io, ret);
+	case NR_readv:
+		return many(io, f->rsi, (uint32_t)f->rdx) && receive(io, ret);
+	case NR_recvfrom:
+		io->flags = f->r10;
+		return !f->r8 && one(io, f->rsi, f->rdx) && receive(io, ret);
+	case NR_recvmsg:
+		return message(io, f, true, ret);
+	case NR_write:
+		return one(io, f->rsi, f->rdx) && transmit(io, ret);
+	case NR_writev:
+		return many(io, f->rsi, (uint32_t)f->rdx) && transmit(io, ret);
+	case NR_sendto:
+		io->flags = f->r10;
+		return !f->r8 && one(io, f->rsi, f->rdx) && transmit(io, ret);
+	case NR_sendmsg:
+		return message(io, f, false, ret);
+	}
+	return false;
+}
+
+bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
+{
+	static const uint64_t mine = 1ull << NR_read | 1ull << NR_write | 1ull << NR_readv | 1ull << NR_writev |
+				     1ull << NR_sendto | 1ull << NR_recvfrom | 1ull << NR_sendmsg | 1ull << NR_recvmsg;
+	struct io io;
+	if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
+		return false;
+	SHARED->batched++;
+	return true;
+}
+
+void batch_flush(struct kx_thread *t)
+{
+	uint32_t n = SHARED->batch && !t->vfork ? BATCH->ctx_of[t->index % KX_AREA_MAX] : 0;
+	if (!n || n > KX_BATCH_CTXS)
+		return;
+	const struct kx_bctx *c = (const struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000);
+	if (c->head != __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE))
+		hypercall(t, HC_batch_flush, 0, 0, 0, 0, 0, 0);
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Batched socket I/O: one exit for a turn of an event loop, where each read and write was one.
+ *
+ * Of a stream socket that this process accepted, holds alone and made non-blocking, epoll_wait brings along what there
+ * is to read (MSG_PEEK, into guest memory: the kernel still has it) and tells how much may be sent. The LibOS answers
+ * the reads out of that and queues what is written (libos/core/batch.c). At the next exit of any thread, before its
+ * call is made, the queue is sent in the order of the writes, and what was read is taken from the kernel's socket. So
+ * whenever a call is made the kernel's state is exact.
+ *   - A call that names such a socket finds it in the kernel alone: what was fetched is given up first.
+ *   - A socket that others may hold is none of these: after dup, SCM_RIGHTS or in two epolls for ever, after a fork
+ *     until all descendants of then have ended.
+ *   - A thread that runs on without exits has its queue sent by the flusher, a thread of the monitor's, within 1 ms.
+ *   - An error that a send meets is that of the program's next call on the socket, as if it had come a moment later.
+ * A child of vfork takes no part (keeper.h). Lock: one, taken before all others of the monitor's.
+ */
+#ifndef KX_BATCH_H
+#define KX_BATCH_H
+#include "hcall.h"
+
+/* Before a call's arguments are looked at. True: *r is its result. */
+bool batch_enter(struct hcall *c, int64_t *r);
+/* After its handler. */
+void batch_leave(struct hcall *c, int64_t r);
+/* Has this process such sockets? Then its calls go through batch_enter() and batch_leave(). */
+bool batch_active(void);
+/* fd goes to somebody else. */
+void batch_share(int fd);
+/* Around the making of a process, outermost the lease's. share: with the lock, by a thread that has the program's descriptors. Sockets that
+ * other threads accept during a vfork stay out, too. */
+void batch_fork_lock(void);
+void batch_fork_share(void);
+void batch_fork_unlock(void);
+/* files: the child shares this process's descriptors. What is open now counts as held until all descendants ended. */
+void batch_lease_begin(bool files);
+void batch_lease_end(void);
+void batch_vfork_begin(void);
+void batch_vfork_end(void);
+void batch_fork_child(void);
+/* The process ends: send what is queued. */
+void batch_end(void);
+#endif

@@ -1,0 +1,947 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sockets of an event loop as a program sees them, where reads and writes are batched: what a read finds behind an
+ * epoll_wait, short and empty reads, ends and errors, order on the wire, what is sent when (a program that computes,
+ * closes, ends, is killed), levels, edges and single shots, descriptors that others hold (dup, fork, SCM_RIGHTS),
+ * threads. The other side is a process of its own. Passes on any Linux. Exit code: 0, or 1 + the number of the first
+ * check that failed (at most 120).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <linux/sockios.h>
+#include <time.h>
+#include <unistd.h>
+
+static int checks, first_failure;
+
+static void check_line(bool ok, const char *name, int line)
+{
+	checks++;
+	if (ok) {
+		printf("ok %s\n", name);
+	} else {
+		printf("FAIL %s (line %d, errno %d %s)\n", name, line, errno, strerror(errno));
+		if (!first_failure)
+			first_failure = checks < 120 ? 1 + checks : 120;
+	}
+	fflush(stdout);
+}
+#define check(ok, name) check_line(ok, name, __LINE__)
+/* Never mapped; volatile, so that the compiler does not warn of it. */
+static void *volatile bad_address = (void *)8;
+#define BAD bad_address
+#define fails(r, e, name) check((r) == -1 && errno == (e), name)
+
+static int64_t now_us(void)
+{
+	struct timespec ts;
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000ll + ts.tv_nsec / 1000;
+}
+
+static void nap(int ms)
+{
+	struct timespec ts = { ms / 1000, ms % 1000 * 1000000 };
+	nanosleep(&ts, NULL);
+}
+
+/*
+ * The peer: a process that connects when it is told to and does what it reads from a pipe. It was forked before there
+ * was any socket, so that what is accepted here is held by this process alone.
+ */
+enum { CONNECT = 1, SEND, RECV, CLOSE, RESET, SHUT, URGENT, SET_RCVBUF, RECV_TIMED };
+struct order {
+	int what, n, arg;
+	char data[64];
+};
+struct answer {
+	long r;
+	int64_t us;
+	unsigned sum;
+	char data[64];
+};
+static int to_peer[2], from_peer[2], lsock, epfd;
+static struct sockaddr_storage addr;
+static socklen_t addr_len;
+static bool is_unix;
+
+static unsigned sum_of(unsigned sum, const uint8_t *p, long n)
+{
+	while (n-- > 0)
+		sum = sum * 31 + *p++;
+	return sum;
+}
+
+static long recv_n(int fd, long n, unsigned *sum, char *first)
+{
+	static uint8_t buf[65536];
+	long got = 0;
+	*sum = 0;
+	while (got < n) {
+		long r = recv(fd, buf, n - got < (long)sizeof buf ? n - got : (long)sizeof buf, 0);
+		if (r < 0)
+			return -errno;
+		if (!r)
+			break;
+		if (got < 64)
+			memcpy(first + got, buf, r < 64 - got ? r : 64 - got);
+		*sum = sum_of(*sum, buf, r);
+		got += r;
+	}
+	return got;
+}
+
+static void peer(void)
+{
+	int fd[64];
+	struct order o;
+	while (read(to_peer[0], &o, sizeof o) == sizeof o) {
+		struct answer a = { 0 };
+		struct linger hard = { 1, 0 };
+		int *s = &fd[o.n & 63];
+		switch (o.what) {
+		case CONNECT:
+			*s = socket(is_unix ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+			if (o.arg)
+				setsockopt(*s, SOL_SOCKET, SO_RCVBUF, &o.arg, sizeof o.arg);
+			a.r = connect(*s, (void *)&addr, addr_len);
+			break;
+		case SEND: {
+			int one = 1;
+			if (!is_unix)
+				setsockopt(*s, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+			if (o.arg <= 64) {
+				a.r = send(*s, o.data, o.arg, MSG_NOSIGNAL);
+			} else {
+				char *big = malloc(o.arg);
+				for (int i = 0; i < o.arg; i++)
+					big[i] = (char)(i * 7 + i / 251);
+				for (long at = 0, r; at < o.arg; at += r) {
+					r = send(*s, big + at, o.arg - at, MSG_NOSIGNAL);
+					if (r < 0)
+						break;
+					a.r = at + r;
+				}
+				free(big);
+			}
+			break;
+		}
+		case RECV:
+			a.r = recv_n(*s, o.arg, &a.sum, a.data);
+			break;
+		case RECV_TIMED:
+			a.r = recv(*s, a.data, 64, 0);
+			break;
+		case CLOSE:
+			a.r = close(*s);
+			break;
+		case RESET:
+			setsockopt(*s, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+			a.r = close(*s);
+			break;
+		case SHUT:
+			a.r = shutdown(*s, SHUT_WR);
+			break;
+		case URGENT:
+			a.r = send(*s, "!", 1, MSG_OOB);
+			break;
+		}
+		a.us = now_us();
+		if (write(from_peer[1], &a, sizeof a) != sizeof a)
+			break;
+	}
+	_exit(0);
+}
+
+static struct answer last;
+static void ask(int what, int n, int arg, const char *data)
+{
+	struct order o = { what, n, arg, { 0 } };
+	if (data)
+		memcpy(o.data, data, arg);
+	if (write(to_peer[1], &o, sizeof o) != sizeof o)
+		exit(119);
+}
+
+static long answer(void)
+{
+	if (read(from_peer[0], &last, sizeof last) != sizeof last)
+		exit(119);
+	return last.r;
+}
+
+static long tell(int what, int n, int arg, const char *data)
+{
+	ask(what, n, arg, data);
+	return answer();
+}
+
+static void peer_start(void)
+{
+	if (pipe(to_peer) || pipe(from_peer))
+		exit(119);
+	pid_t pid = fork();
+	if (pid < 0)
+		exit(119);
+	if (!pid) {
+		close(to_peer[1]);
+		close(from_peer[0]);
+		peer();
+	}
+	close(to_peer[0]);
+	close(from_peer[1]);
+}
+
+static void peer_stop(void)
+{
+	close(to_peer[1]);
+	close(from_peer[0]);
+	wait(NULL);
+}
+
+static void listen_now(bool un)
+{
+	is_unix = un;
+	memset(&addr, 0, sizeof addr);
+	if (un) {
+		struct sockaddr_un *a = (void *)&addr;
+		a->sun_family = AF_UNIX;
+		snprintf(a->sun_path + 1, 60, "kx-batch-%d", getpid());
+		addr_len = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(a->sun_path + 1);
+	} else {
+		struct sockaddr_in *a = (void *)&addr;
+		a->sin_family = AF_INET;
+		a->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+		addr_len = sizeof *a;
+	}
+	lsock = socket(addr.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (bind(lsock, (void *)&addr, addr_len) || listen(lsock, 64))
+		exit(118);
+	if (!un)
+		getsockname(lsock, (void *)&addr, &addr_len);
+}
+
+/* A connection with the peer's end n, non-blocking, in the epoll with these events. */
+static int conn_with(int n, uint32_t events, int rcvbuf)
+{
+	struct epoll_event ev = { .events = events };
+	if (tell(CONNECT, n, rcvbuf, NULL))
+		exit(117);
+	int fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	ev.data.u64 = 0xabc00000000ull + (unsigned)fd;
+	if (fd < 0 || epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev))
+		exit(116);
+	return fd;
+}
+
+static int conn(int n) { return conn_with(n, EPOLLIN, 0); }
+
+static uint32_t events_of;
+/* Wait until fd has an event, 0 = none within ms. */
+static int turn(int fd, int ms)
+{
+	struct epoll_event ev[16];
+	int n = epoll_wait(epfd, ev, 16, ms);
+	events_of = 0;
+	for (int i = 0; i < n; i++)
+		if (ev[i].data.u64 == 0xabc00000000ull + (unsigned)fd)
+			events_of = ev[i].events;
+	return events_of != 0;
+}
+
+static void bye(int n, int fd)
+{
+	close(fd);
+	tell(CLOSE, n, 0, NULL);
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------ */
+
+static void test_read(void)
+{
+	char b[256], c[8], d[8];
+	int fd = conn(0);
+	tell(SEND, 0, 10, "0123456789");
+	check(turn(fd, 2000), "an event when data comes");
+	check(read(fd, b, 4) == 4 && !memcmp(b, "0123", 4), "read: the first four bytes");
+	check(recv(fd, b, 3, MSG_PEEK) == 3 && !memcmp(b, "456", 3), "recv: MSG_PEEK shows the next three");
+	struct iovec v[2] = { { c, 2 }, { d, 2 } };
+	check(readv(fd, v, 2) == 4 && !memcmp(c, "45", 2) && !memcmp(d, "67", 2), "readv: into two pieces");
+	int left = -1;
+	check(ioctl(fd, FIONREAD, &left) == 0 && left == 2, "FIONREAD: two bytes are left");
+	check(turn(fd, 0), "level: what is left is told of again");
+	check(recv(fd, b, 100, 0) == 2 && !memcmp(b, "89", 2), "recv: a short one ends it");
+	fails(recv(fd, b, 100, 0), EAGAIN, "recv: nothing there");
+	fails(recv(fd, b, 100, 0), EAGAIN, "recv: still nothing there");
+	check(!turn(fd, 0), "level: no event any more");
+	fails(read(fd, b, 1), EAGAIN, "read: nothing without an event");
+	tell(SEND, 0, 3, "abc");
+	check(turn(fd, 2000) && read(fd, b, sizeof b) == 3, "again");
+	tell(SEND, 0, 3, "def");
+	nap(20);
+	check(read(fd, b, sizeof b) == 3 && !memcmp(b, "def", 3),
+	      "read: what came after the event, with a call in between");
+	tell(SEND, 0, 4, "ghij");
+	check(turn(fd, 2000), "event");
+	tell(SEND, 0, 4, "klmn");
+	check(read(fd, b, 2) == 2, "read: two of what is known");
+	check(recv(fd, b, 6, MSG_WAITALL) == 6 && !memcmp(b, "ijklmn", 6), "recv: MSG_WAITALL, across what came later");
+	tell(SEND, 0, 4, "opqr");
+	check(turn(fd, 2000), "event");
+	check(recv(fd, b, 2, MSG_TRUNC) == 2 && read(fd, b, 9) == 2 && !memcmp(b, "qr", 2),
+	      "recv: MSG_TRUNC drops two");
+	tell(SEND, 0, 4, "stuv");
+	check(turn(fd, 2000), "event");
+	struct msghdr m = { .msg_iov = v, .msg_iovlen = 2, .msg_flags = 0x7777 };
+	check(recvmsg(fd, &m, 0) == 4 && !memcmp(c, "st", 2) && !memcmp(d, "uv", 2) && m.msg_flags == 0, "recvmsg");
+	tell(SEND, 0, 4, "wxyz");
+	check(turn(fd, 2000), "event");
+	fails(read(fd, BAD, 4), EFAULT, "read: into nowhere");
+	check(read(fd, b, 4) == 4 && !memcmp(b, "wxyz", 4), "read: nothing was lost by that");
+	check(read(fd, b, 0) == 0, "read: of no bytes");
+	bye(0, fd);
+}
+
+static void test_large(void)
+{
+	static uint8_t b[300000];
+	int fd = conn(0), n = 200000;
+	long got = 0, r = 0;
+	bool whole = true;
+	ask(SEND, 0, n, NULL);
+	while (got < n && turn(fd, 3000))
+		while ((r = read(fd, b + got, (got / 1000) % 2 ? 777 : 70000)) > 0)
+			got += r;
+	answer();
+	for (int i = 0; i < n; i++)
+		whole &= b[i] == (uint8_t)(i * 7 + i / 251);
+	check(got == n && whole, "200,000 bytes in pieces of all sizes");
+	bye(0, fd);
+}
+
+static void test_ends(void)
+{
+	char b[64];
+	int fd = conn(0), err = -1;
+	socklen_t len = sizeof err;
+	tell(SEND, 0, 5, "hello");
+	tell(SHUT, 0, 0, NULL);
+	nap(10);
+	check(turn(fd, 2000) && read(fd, b, 64) == 5, "data before the end");
+	long r = read(fd, b, 64);
+	check(r == 0 || (r == -1 && errno == EAGAIN && turn(fd, 2000) && read(fd, b, 64) == 0), "the end");
+	check(read(fd, b, 64) == 0 && read(fd, b, 64) == 0, "the end stays");
+	check(write(fd, "reply", 5) == 5, "write: after the other side has shut down");
+	check(tell(RECV, 0, 5, NULL) == 5 && !memcmp(last.data, "reply", 5), "... and it arrives");
+	bye(0, fd);
+
+	fd = conn(0);
+	tell(SEND, 0, 5, "hello");
+	check(turn(fd, 2000), "event");
+	if (!is_unix) {
+		tell(RESET, 0, 0, NULL);
+		nap(20);
+		check(read(fd, b, 64) == 5, "read: what came before a reset");
+		fails(read(fd, b, 64), ECONNRESET, "read: the reset");
+		check(read(fd, b, 64) == 0, "read: the end behind it");
+		fails(send(fd, "x", 1, MSG_NOSIGNAL), EPIPE, "send: after a reset");
+		close(fd);
+
+		fd = conn(0);
+		tell(SEND, 0, 1, "x");
+		check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+		tell(RESET, 0, 0, NULL);
+		nap(20);
+		check(turn(fd, 2000) && events_of & (EPOLLHUP | EPOLLERR), "a reset is an event");
+		check(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err == ECONNRESET,
+		      "SO_ERROR: of a reset");
+		check(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err == 0, "SO_ERROR: once");
+		close(fd);
+
+		/* A write that is on its way as the reset comes: the error is some later call's. */
+		fd = conn(0);
+		tell(SEND, 0, 1, "x");
+		check(turn(fd, 2000) && read(fd, b, 64) == 1 && write(fd, "a", 1) == 1, "a write before a reset");
+		tell(RESET, 0, 0, NULL);
+		nap(20);
+		r = send(fd, "b", 1, MSG_NOSIGNAL);
+		check(r == -1 && (errno == ECONNRESET || errno == EPIPE), "... and one after it");
+		close(fd);
+	} else {
+		bye(0, fd);
+	}
+}
+
+static volatile sig_atomic_t pipes;
+static void on_pipe(int s) { pipes += s == SIGPIPE; }
+
+static void test_sigpipe(void)
+{
+	char b[8];
+	int fd = conn(0);
+	signal(SIGPIPE, on_pipe);
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1, "event");
+	tell(RESET, 0, 0, NULL);
+	nap(20);
+	int got = 0;
+	for (int i = 0; i < 3 && !got; i++) {
+		got = write(fd, "y", 1) < 0 && errno == EPIPE;
+		nap(5);
+	}
+	check(got && pipes == 1, "write: EPIPE comes with SIGPIPE");
+	close(fd);
+	fd = conn(0);
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && write(fd, "before", 6) == 6 && shutdown(fd, SHUT_WR) == 0, "shutdown: after a write");
+	fails(send(fd, "y", 1, MSG_NOSIGNAL), EPIPE, "send: after one's own shutdown");
+	check(tell(RECV, 0, 100, NULL) == 6, "what was written before arrives, and the end behind it");
+	check(read(fd, b, 8) == 1, "read: after shutdown for writing");
+	bye(0, fd);
+	signal(SIGPIPE, SIG_DFL);
+}
+
+/* ---- edges ------------------------------------------------------------------------------------------------------------ */
+
+static void test_edge(void)
+{
+	char b[64];
+	int fd = conn_with(0, EPOLLIN | EPOLLET | EPOLLRDHUP, 0);
+	turn(fd, 0);
+	for (int i = 0; i < 200; i++) {
+		ask(SEND, 0, 1 + i % 40, "0123456789012345678901234567890123456789");
+		int want = 1 + i % 40, got = 0;
+		while (got < want) {
+			if (!turn(fd, 3000))
+				break;
+			for (long r; (r = read(fd, b, i % 3 ? 64 : 7)) > 0;)
+				got += r;
+		}
+		answer();
+		if (got != want) {
+			check(false, "edge: no data without an event");
+			break;
+		}
+	}
+	check(!turn(fd, 0), "edge: none without new data");
+	tell(SEND, 0, 4, "abcd");
+	check(turn(fd, 2000) && read(fd, b, 2) == 2, "edge: two of four bytes");
+	check(!turn(fd, 20), "edge: what is left is not told of again");
+	check(read(fd, b, 64) == 2, "edge: ... and still there");
+	tell(SEND, 0, 4, "efgh");
+	tell(SHUT, 0, 0, NULL);
+	nap(10);
+	long sum = 0, r = 1;
+	for (int i = 0; i < 3 && r; i++) {
+		turn(fd, 500);
+		while ((r = read(fd, b, 64)) > 0)
+			sum += r;
+	}
+	check(sum == 4 && r == 0, "edge: the end that came with the data is seen");
+	bye(0, fd);
+	fd = conn_with(0, EPOLLIN | EPOLLET, 0);
+	turn(fd, 0);
+	tell(SEND, 0, 4, "efgh");
+	tell(SHUT, 0, 0, NULL);
+	nap(10);
+	check(turn(fd, 2000) && read(fd, b, 64) == 4 && read(fd, b, 64) == 0,
+	      "edge without RDHUP: data and end at once");
+	bye(0, fd);
+	fd = conn_with(0, EPOLLIN | EPOLLONESHOT, 0);
+	tell(SEND, 0, 4, "ijkl");
+	check(turn(fd, 2000) && read(fd, b, 2) == 2, "one shot");
+	tell(SEND, 0, 1, "m");
+	check(!turn(fd, 20), "one shot: not again");
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = 0xabc00000000ull + (unsigned)fd };
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && turn(fd, 2000) && read(fd, b, 64) == 3,
+	      "one shot: armed again");
+	bye(0, fd);
+}
+
+static void test_two_epolls(void)
+{
+	char b[64];
+	int fd = conn(0), other = epoll_create1(EPOLL_CLOEXEC);
+	struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
+	check(!epoll_ctl(other, EPOLL_CTL_ADD, fd, &ev), "in a second epoll");
+	tell(SEND, 0, 2, "ab");
+	check(turn(fd, 2000) && epoll_wait(other, &ev, 1, 1000) == 1 && ev.data.fd == fd, "both tell of it");
+	check(read(fd, b, 64) == 2 && epoll_wait(other, &ev, 1, 0) == 0 && !turn(fd, 0), "neither any more");
+	close(other);
+	bye(0, fd);
+}
+
+/* ---- writing ---------------------------------------------------------------------------------------------------------- */
+
+static void test_write(void)
+{
+	char b[64];
+	int fd = conn(0), fd2 = conn(1), q = -1;
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+	struct iovec v[3] = { { "two", 3 }, { NULL, 0 }, { "three", 5 } };
+	struct msghdr m = { .msg_iov = v, .msg_iovlen = 3 };
+	check(write(fd, "one", 3) == 3 && writev(fd, v, 3) == 8 && send(fd, "four", 4, MSG_MORE) == 4 &&
+		      sendmsg(fd, &m, MSG_NOSIGNAL) == 8 && write(fd, "", 0) == 0,
+	      "writes of all kinds");
+	check(tell(RECV, 0, 23, NULL) == 23 && !memcmp(last.data, "onetwothreefourtwothree", 23),
+	      "... arrive in order");
+	fails(write(fd, BAD, 4), EFAULT, "write: from nowhere");
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000), "event");
+	fails(write(fd, BAD, 4), EFAULT, "write: from nowhere, again");
+	check(write(fd, "fine", 4) == 4 && tell(RECV, 0, 4, NULL) == 4 && !memcmp(last.data, "fine", 4),
+	      "write: that did no harm");
+	if (!is_unix) {
+		for (int i = 0; i < 100 && q; i++) {
+			nap(10);
+			ioctl(fd, SIOCOUTQ, &q);
+		}
+		check(q == 0, "SIOCOUTQ: all of it has arrived");
+		tell(SEND, 0, 1, "x");
+		check(turn(fd, 2000) && send(fd, "a", 1, 0) == 1 && send(fd, "!", 1, MSG_OOB) == 1 &&
+			      send(fd, "b", 1, 0) == 1,
+		      "urgent data in between");
+		check(tell(RECV, 0, 1, NULL) == 1 && last.data[0] == 'a', "... at its place");
+		check(tell(RECV, 0, 1, NULL) == 1 && last.data[0] == 'b', "... what follows, too");
+	}
+	/* Two connections: what was written first is there first. */
+	tell(SEND, 0, 1, "x");
+	tell(SEND, 1, 1, "x");
+	nap(10);
+	check(turn(fd, 2000) && turn(fd2, 2000), "events");
+	check(write(fd, "A", 1) == 1 && write(fd2, "B", 1) == 1, "writes to two");
+	check(tell(RECV, 1, 1, NULL) == 1 && tell(RECV, 0, 1, NULL) == 1, "both arrive");
+	bye(0, fd);
+	bye(1, fd2);
+}
+
+/* A program that goes on computing: what it wrote is sent all the same. */
+static void test_compute(void)
+{
+	char b[64];
+	int fd = conn(0);
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+	ask(RECV_TIMED, 0, 0, NULL);
+	int64_t start = now_us();
+	check(write(fd, "soon", 4) == 4, "a write, then no call");
+	while (now_us() - start < 300000)
+		;
+	answer();
+	check(last.r == 4 && last.us - start < 200000, "it arrives while the program computes");
+	bye(0, fd);
+}
+
+static void test_backpressure(void)
+{
+	static char big[65536];
+	char b[8];
+	int fd = conn_with(0, EPOLLIN, 4096);
+	long total = 0, r = 0, n = 0;
+	unsigned sum = 0;
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1, "event");
+	for (int i = 0; i < 100000; i++) {
+		for (int k = 0; k < 1000; k++)
+			big[k] = (char)(i + k * 3);
+		r = write(fd, big, 1000);
+		if (r < 0)
+			break;
+		sum = sum_of(sum, (void *)big, r);
+		total += r;
+		if (r < 1000)
+			break;
+		n++;
+	}
+	check(r < 1000 && (r > 0 || errno == EAGAIN), "write: stops when nobody reads");
+	check(total < 32 << 20, "... before long");
+	fails(write(fd, big, 1), EAGAIN, "write: no room");
+	struct epoll_event ev = { .events = EPOLLOUT, .data.u64 = 0xabc00000000ull + (unsigned)fd };
+	epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev);
+	check(!turn(fd, 20), "EPOLLOUT: not yet");
+	ask(RECV, 0, (int)total, NULL);
+	check(turn(fd, 5000) && events_of & EPOLLOUT, "EPOLLOUT: when it is read");
+	check(answer() == total && last.sum == sum, "all that was written arrives, once and in order");
+	check(write(fd, big, 1) == 1, "write: again");
+	bye(0, fd);
+}
+
+static void test_close(void)
+{
+	char b[8];
+	int fd = conn(0);
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1 && write(fd, "last words", 10) == 10 && close(fd) == 0,
+	      "close behind a write");
+	check(tell(RECV, 0, 100, NULL) == 10 && !memcmp(last.data, "last words", 10), "it arrives, and the end");
+	tell(CLOSE, 0, 0, NULL);
+	fails(read(fd, b, 8), EBADF, "read: closed");
+	fails(write(fd, b, 8), EBADF, "write: closed");
+	/* The number in use for something else. */
+	fd = conn(0);
+	tell(SEND, 0, 5, "12345");
+	check(turn(fd, 2000) && read(fd, b, 2) == 2, "event");
+	int p[2];
+	check(!pipe(p) && dup2(p[0], fd) == fd && write(p[1], "pipe", 4) == 4, "dup2 over it");
+	check(read(fd, b, 8) == 4 && !memcmp(b, "pipe", 4), "read: of what is there now");
+	close(p[0]);
+	close(p[1]);
+	bye(0, fd);
+}
+
+static void test_dup(void)
+{
+	char b[8];
+	int fd = conn(0), d = -1;
+	tell(SEND, 0, 6, "abcdef");
+	check(turn(fd, 2000) && read(fd, b, 2) == 2 && (d = dup(fd)) >= 0, "dup behind a read");
+	check(read(d, b, 2) == 2 && !memcmp(b, "cd", 2) && read(fd, b, 8) == 2 && !memcmp(b, "ef", 2), "one stream");
+	check(write(fd, "a", 1) == 1 && write(d, "b", 1) == 1 && write(fd, "c", 1) == 1, "writes by both");
+	check(tell(RECV, 0, 3, NULL) == 3 && !memcmp(last.data, "abc", 3), "in order");
+	close(d);
+	bye(0, fd);
+}
+
+static void test_blocking(void)
+{
+	char b[8];
+	int fd = conn(0);
+	tell(SEND, 0, 2, "ab");
+	check(turn(fd, 2000) && read(fd, b, 1) == 1, "event");
+	check(!fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK), "made blocking");
+	check(read(fd, b, 8) == 1 && b[0] == 'b', "read: the rest");
+	fails(recv(fd, b, 8, MSG_DONTWAIT), EAGAIN, "recv: MSG_DONTWAIT");
+	struct timeval tv = { 0, 50000 };
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv);
+	int64_t t = now_us();
+	long r = read(fd, b, 8);
+	check(r == -1 && errno == EAGAIN && now_us() - t >= 45000, "read: waits for SO_RCVTIMEO");
+	int one = 1;
+	check(!ioctl(fd, FIONBIO, &one), "FIONBIO");
+	fails(read(fd, b, 8), EAGAIN, "read: non-blocking again");
+	tell(SEND, 0, 2, "cd");
+	check(turn(fd, 2000) && read(fd, b, 8) == 2, "read: as before");
+	int low = 4;
+	if (is_unix) { /* waits only */
+		bye(0, fd);
+		return;
+	}
+	setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &low, sizeof low);
+	tell(SEND, 0, 2, "ef");
+	check(!turn(fd, 30), "SO_RCVLOWAT: no event");
+	check(read(fd, b, 1) == 1, "SO_RCVLOWAT: a read takes what is there");
+	tell(SEND, 0, 3, "ghi");
+	check(turn(fd, 2000) && read(fd, b, 8) == 4 && !memcmp(b, "fghi", 4), "SO_RCVLOWAT: reached");
+	bye(0, fd);
+}
+
+/* ---- others --------------------------------------------------------------------------------------------------------------- */
+
+static void test_fork(void)
+{
+	char b[64];
+	int fd = conn(0), st = 0, fd2;
+	tell(SEND, 0, 6, "abcdef");
+	check(turn(fd, 2000) && read(fd, b, 2) == 2 && write(fd, "1", 1) == 1, "before a fork");
+	pid_t pid = fork();
+	if (!pid) {
+		bool ok = read(fd, b, 2) == 2 && !memcmp(b, "cd", 2) && write(fd, "2", 1) == 1;
+		_exit(ok ? 0 : 1);
+	}
+	check(waitpid(pid, &st, 0) == pid && st == 0, "the child reads on where its parent stopped");
+	check(read(fd, b, 64) == 2 && !memcmp(b, "ef", 2) && write(fd, "3", 1) == 1,
+	      "and the parent where the child did");
+	check(tell(RECV, 0, 3, NULL) == 3 && !memcmp(last.data, "123", 3), "what both wrote is in order");
+	/* A child that takes turns of its own while its parent does. */
+	fd2 = conn(1);
+	pid = fork();
+	if (!pid) {
+		int ep = epoll_create1(0);
+		struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
+		epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev);
+		bool ok = epoll_wait(ep, &ev, 1, 3000) == 1 && read(fd, b, 64) == 3 && write(fd, "child", 5) == 5;
+		_exit(ok ? 0 : 1);
+	}
+	tell(SEND, 1, 2, "xy");
+	check(turn(fd2, 2000) && read(fd2, b, 64) == 2 && write(fd2, "parent", 6) == 6, "the parent's turn");
+	tell(SEND, 0, 3, "ghi");
+	check(waitpid(pid, &st, 0) == pid && st == 0, "the child's turn");
+	check(tell(RECV, 0, 5, NULL) == 5 && tell(RECV, 1, 6, NULL) == 6, "both arrive");
+	/* One that inherits what it may not lose, by vfork and exec. */
+	tell(SEND, 1, 4, "left");
+	check(turn(fd2, 2000) && read(fd2, b, 1) == 1 && write(fd2, "v", 1) == 1, "before a vfork");
+	pid = vfork();
+	if (!pid) {
+		execl("/bin/true", "true", (char *)NULL);
+		_exit(1);
+	}
+	check(waitpid(pid, &st, 0) == pid && st == 0 && read(fd2, b, 64) == 3, "after a vfork");
+	check(tell(RECV, 1, 1, NULL) == 1, "what was written before it is there");
+	for (int i = 0; i < 3; i++) {
+		tell(SEND, 1, 2, "op");
+		check(turn(fd2, 2000) && read(fd2, b, 64) == 2 && write(fd2, "q", 1) == 1 &&
+			      tell(RECV, 1, 1, NULL) == 1,
+		      "turns after all children have ended");
+	}
+	bye(0, fd);
+	bye(1, fd2);
+}
+
+/* A server in a child of its own: it ends by exit, by a signal, by exec, with something written last. */
+static void test_death(void)
+{
+	static const char *const how[] = { "_exit", "a signal", "exec" };
+	for (int i = 0; i < 3; i++) {
+		if (tell(CONNECT, 0, 0, NULL))
+			exit(115);
+		pid_t pid = fork();
+		if (!pid) {
+			char b[8];
+			epfd = epoll_create1(0);
+			int fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+			struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 0xabc00000000ull + (unsigned)fd };
+			epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev);
+			if (!turn(fd, 3000) || read(fd, b, 8) != 1 || write(fd, "farewell", 8) != 8)
+				_exit(1);
+			if (i == 1)
+				raise(SIGTERM);
+			if (i == 2)
+				execl("/bin/true", "true", (char *)NULL);
+			_exit(0);
+		}
+		tell(SEND, 0, 1, "x");
+		waitpid(pid, NULL, 0);
+		char name[64];
+		snprintf(name, sizeof name, "%s: what was written last arrives", how[i]);
+		check(tell(RECV, 0, 100, NULL) == 8 && !memcmp(last.data, "farewell", 8), name);
+		tell(CLOSE, 0, 0, NULL);
+	}
+}
+
+static void test_rights(void)
+{
+	char b[64], ctl[CMSG_SPACE(sizeof(int))] = { 0 };
+	int fd = conn(0), sv[2], got = -1;
+	struct iovec v = { "f", 1 };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = ctl, .msg_controllen = sizeof ctl };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof fd);
+	memcpy(CMSG_DATA(c), &fd, sizeof fd);
+	tell(SEND, 0, 6, "abcdef");
+	check(turn(fd, 2000) && read(fd, b, 2) == 2 && write(fd, "1", 1) == 1, "before it is passed on");
+	check(!socketpair(AF_UNIX, SOCK_STREAM, 0, sv) && sendmsg(sv[0], &m, 0) == 1, "SCM_RIGHTS");
+	v.iov_base = b;
+	check(recvmsg(sv[1], &m, 0) == 1 && (c = CMSG_FIRSTHDR(&m)), "received");
+	memcpy(&got, CMSG_DATA(c), sizeof got);
+	check(read(got, b, 2) == 2 && !memcmp(b, "cd", 2) && read(fd, b, 9) == 2 && write(got, "2", 1) == 1,
+	      "one stream");
+	check(write(fd, "3", 1) == 1 && tell(RECV, 0, 3, NULL) == 3 && !memcmp(last.data, "123", 3), "in order");
+	close(got);
+	close(sv[0]);
+	close(sv[1]);
+	bye(0, fd);
+}
+
+/* A process that is its own peer. */
+static void test_own_peer(void)
+{
+	char b[64];
+	int a = socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	int r = connect(a, (void *)&addr, addr_len);
+	check(r == 0 || errno == EINPROGRESS, "connect to oneself");
+	int fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 0xabc00000000ull + (unsigned)fd };
+	struct epoll_event ev2 = { .events = EPOLLIN, .data.u64 = 0xabc00000000ull + (unsigned)a };
+	epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev);
+	epoll_ctl(epfd, EPOLL_CTL_ADD, a, &ev2);
+	for (int i = 0; i < 50; i++) {
+		bool ok = write(a, "ping", 4) == 4 && turn(fd, 2000) && read(fd, b, 64) == 4 &&
+			  write(fd, "pong", 4) == 4 && turn(a, 2000) && read(a, b, 64) == 4 && !memcmp(b, "pong", 4);
+		if (i == 0 || !ok)
+			check(ok, "there and back");
+	}
+	check(write(a, "1", 1) == 1 && turn(fd, 2000) && read(fd, b, 64) == 1 && write(a, "2", 1) == 1, "once more");
+	r = read(fd, b, 64);
+	check(r == 1 || (!is_unix && r == -1 && turn(fd, 2000) && read(fd, b, 64) == 1),
+	      "what one has sent oneself is there");
+	close(a);
+	check(turn(fd, 2000) && read(fd, b, 64) == 0, "the end");
+	close(fd);
+}
+
+/* ---- threads ---------------------------------------------------------------------------------------------------------------- */
+
+static volatile int stop;
+static _Atomic long served;
+
+static void *loop(void *arg)
+{
+	int ep = *(int *)arg;
+	char b[256];
+	struct epoll_event ev[8];
+	while (!stop) {
+		int n = epoll_wait(ep, ev, 8, 20);
+		for (int i = 0; i < n; i++) {
+			long r = read(ev[i].data.fd, b, sizeof b);
+			for (long at = 0, w; at<r; at += w> 0 ? w : 0)
+				w = write(ev[i].data.fd, b + at, r - at);
+			served += r > 0 ? r : 0;
+		}
+	}
+	return NULL;
+}
+
+static void test_threads(void)
+{
+	pthread_t t[4];
+	int ep[4], fd[16];
+	bool ok = true;
+	stop = 0;
+	served = 0;
+	for (int i = 0; i < 4; i++)
+		ep[i] = epoll_create1(EPOLL_CLOEXEC);
+	for (int i = 0; i < 16; i++) {
+		struct epoll_event ev = { .events = EPOLLIN };
+		tell(CONNECT, i, 0, NULL);
+		ev.data.fd = fd[i] = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		epoll_ctl(ep[i % 3], EPOLL_CTL_ADD, fd[i], &ev);
+	}
+	ep[3] = ep[2]; /* two threads on one epoll */
+	for (int i = 0; i < 4; i++)
+		pthread_create(&t[i], NULL, loop, &ep[i]);
+	for (int round = 0; round < 40; round++) {
+		for (int i = 0; i < 16; i++) {
+			char d[16];
+			snprintf(d, sizeof d, "%07d", round * 16 + i);
+			ask(SEND, i, 8, d);
+		}
+		for (int i = 0; i < 16; i++)
+			answer();
+		for (int i = 0; i < 16; i++) {
+			char d[16];
+			snprintf(d, sizeof d, "%07d", round * 16 + i);
+			ok &= tell(RECV, i, 8, NULL) == 8 && !memcmp(last.data, d, 8);
+		}
+	}
+	stop = 1;
+	for (int i = 0; i < 4; i++)
+		pthread_join(t[i], NULL);
+	check(ok && served == 40 * 16 * 8, "four threads with three epolls echo all of it, once and in order");
+	/* A socket that goes from one thread to another. */
+	tell(SEND, 0, 6, "abcdef");
+	struct epoll_event ev;
+	char b[8];
+	check(epoll_wait(ep[0], &ev, 1, 2000) == 1 && read(fd[0], b, 2) == 2 && write(fd[0], "1", 1) == 1,
+	      "a turn here");
+	stop = 0;
+	pthread_create(&t[0], NULL, loop, &ep[0]);
+	tell(RECV, 0, 5, NULL);
+	stop = 1;
+	pthread_join(t[0], NULL);
+	check(last.r == 5 && !memcmp(last.data, "1cdef", 5), "the next thread goes on");
+	for (int i = 0; i < 16; i++)
+		bye(i, fd[i]);
+	for (int i = 0; i < 3; i++)
+		close(ep[i]);
+}
+
+static void test_signals(void)
+{
+	char b[64];
+	int fd = conn(0);
+	pipes = 0;
+	signal(SIGPIPE, on_pipe);
+	tell(SEND, 0, 2, "ab");
+	check(turn(fd, 2000), "event");
+	raise(SIGPIPE);
+	check(pipes == 1 && read(fd, b, 64) == 2, "a handler between event and read");
+	signal(SIGPIPE, SIG_DFL);
+	/* Asked again and again without waiting, what comes must be seen. */
+	tell(SEND, 0, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+	ask(SEND, 0, 1, "y");
+	int64_t t = now_us();
+	long r;
+	while ((r = read(fd, b, 64)) < 0 && now_us() - t < 3000000)
+		;
+	check(r == 1 && b[0] == 'y', "a read that is repeated without epoll_wait");
+	answer();
+	bye(0, fd);
+}
+
+static void test_speed(void)
+{
+	char b[64];
+	int fd = conn(0), n = 10000;
+	tell(SEND, 0, 15000, NULL);
+	nap(20);
+	turn(fd, 2000);
+	int64_t t = now_us();
+	for (int i = 0; i < n; i++)
+		if (read(fd, b, 1) != 1)
+			break;
+	printf("# %d reads of one byte: %lld us\n", n, (long long)(now_us() - t));
+	bye(0, fd);
+}
+
+static void all(bool un)
+{
+	listen_now(un);
+	peer_start();
+	epfd = epoll_create1(EPOLL_CLOEXEC);
+	test_read();
+	test_large();
+	test_ends();
+	if (!un)
+		test_sigpipe();
+	test_edge();
+	test_two_epolls();
+	test_write();
+	test_compute();
+	test_backpressure();
+	test_close();
+	test_dup();
+	test_blocking();
+	test_rights();
+	test_threads();
+	test_signals();
+	test_speed();
+	test_fork();
+	test_death();
+	test_own_peer();
+	close(epfd);
+	close(lsock);
+	peer_stop();
+}
+
+int main(void)
+{
+	alarm(120);
+	all(false);
+	all(true);
+	printf("%d checks\n", checks);
+	return first_failure;
+}
