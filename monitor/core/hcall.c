@@ -15,6 +15,7 @@
 #include "rseq.h"
 #include "sig.h"
 #include "strace.h"
+#include "update.h"
 #include "vfs.h"
 
 #define IOV_LIMIT 1024
@@ -272,7 +273,7 @@ int fd_hide(int fd)
 }
 
 /* Descriptors of the monitor's that stay, but those of vCPUs. */
-static int *kept[16];
+static int *kept[32];
 static unsigned nr_kept;
 
 int fd_keep(int *where, int fd)
@@ -419,6 +420,23 @@ static bool never_waits(struct hcall *c)
 	return false;
 }
 
+/* Calls that end with EINTR when a handler ran, but not when the process was only held up (signal(7)). */
+static bool restarts_after_stop(uint64_t nr)
+{
+	switch (nr) {
+	case SYS_poll:
+	case SYS_ppoll:
+	case SYS_select:
+	case SYS_pselect6:
+	case SYS_nanosleep:
+	case SYS_clock_nanosleep:
+	case SYS_pause:
+	case SYS_rt_sigsuspend:
+		return true;
+	}
+	return false;
+}
+
 /* Run the handler; a call that was interrupted by nothing that the program may see starts again. */
 static int64_t run_handler(struct hcall *c)
 {
@@ -440,6 +458,9 @@ static int64_t run_handler(struct hcall *c)
 		t->kicked = 0;
 		if (t->exiting)
 			return -EINTR;
+		/* As after a stop and SIGCONT: only some calls tell. */
+		if (update_poked() && restarts_after_stop(c->nr))
+			continue;
 		if (c->row->flags & KX_F_NORESTART)
 			return -EINTR;
 	}

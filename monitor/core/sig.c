@@ -10,6 +10,7 @@
 #include "../../util/log.h"
 #include "rseq.h"
 #include "strace.h"
+#include "update.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
 extern const char host_copy_begin[], host_copy_end[], host_restorer[];
@@ -215,6 +216,16 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	uint64_t *mask = (uint64_t *)&uc->uc_sigmask;
 	if (is_fault(signo, info, uc)) {
 		monitor_fault(signo, info, uc);
+		return;
+	}
+	if (signo == KICK_SIG && update_is_poke(info)) {
+		errno = saved_errno;
+		if (!t)
+			return;
+		t->kicked = 1;
+		if (t->run)
+			t->run->immediate_exit = 1;
+		abort_blocking_call(uc);
 		return;
 	}
 	if (!t)

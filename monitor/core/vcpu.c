@@ -16,6 +16,7 @@
 #include "rseq.h"
 #include "sig.h"
 #include "timepage.h"
+#include "update.h"
 
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
@@ -477,7 +478,13 @@ static void fetch_regs(struct thread *t)
 static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
+	t->gate_call = false;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
+	/* A registers' copy that is marked was not taken over. */
+	if (r < 0 && !(run->kvm_dirty_regs && (e == EINTR || e == EAGAIN)))
+		fetch_regs(t);
+	t->gate_call = r == 0 && run->exit_reason == KVM_EXIT_IO;
+	update_left(t);
 	rseq_leave(t);
 	errno = e;
 	t->nr_exits++;
@@ -510,8 +517,6 @@ static void enter_guest(struct thread *t)
 		 * taken over the registers that it was given. It takes back the mark when it has. */
 		if (errno == EAGAIN)
 			host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
-		if (!run->kvm_dirty_regs)
-			fetch_regs(t);
 		sig_prepare(t);
 		if (!t->area->work)
 			t->at_user = true; /* work that comes from here on stops it again */
@@ -520,7 +525,6 @@ static void enter_guest(struct thread *t)
 		return;
 	}
 	if (errno == EFAULT || errno == EHWPOISON) {
-		fetch_regs(t);
 		access_refused(t);
 		return;
 	}
@@ -536,6 +540,8 @@ void vcpu_loop(struct thread *t)
 		__atomic_signal_fence(__ATOMIC_SEQ_CST);
 		sig_prepare(t);
 		if (t->acc_signo && !t->area->sig.signo)
+			continue;
+		if (update_poked() || update_gate(t))
 			continue;
 		rseq_enter(t);
 		if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */
