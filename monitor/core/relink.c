@@ -87,7 +87,7 @@ struct relink {
 	void *arg;
 	unsigned flags;
 	struct image *img;
-	unsigned nr_img;
+	unsigned nr_img, cap_img;
 	unsigned nr_listed; /* of them in ld.so's list; behind them come the retired */
 	struct image new;
 	struct image *old, *loader;
@@ -454,10 +454,9 @@ static int find_debug(struct relink *r)
 
 static int image_add(struct relink *r, uint64_t map, uint64_t base, uint64_t dyn, bool program)
 {
-	struct image *p = realloc(r->img, (r->nr_img + 1) * sizeof *p);
-	if (!p)
-		return -ENOMEM;
-	r->img = p;
+	struct image *p = r->img;
+	if (r->nr_img == r->cap_img)
+		return -E2BIG;
 	int e = image_read(&p[r->nr_img], map, base, dyn, program ? auxv(AT_PHDR) : 0,
 			   program ? (unsigned)auxv(AT_PHNUM) : 0);
 	if (e == -ENOEXEC || e == -EFAULT) { /* nothing that others could be bound to */
@@ -477,6 +476,13 @@ static int read_list(struct relink *r)
 	if (d.state)
 		return -EAGAIN;
 	uint64_t at = d.map;
+	for (; at && r->cap_img < IMAGES_MAX && !guest_read(&h, at, sizeof h); at = h.next)
+		r->cap_img++;
+	for (struct retired *t = all_retired; t; t = t->next)
+		r->cap_img++;
+	if (!(r->img = calloc(r->cap_img + 1, sizeof *r->img))) /* images point into themselves: they don't move */
+		return -ENOMEM;
+	at = d.map;
 	for (unsigned i = 0; at && i < IMAGES_MAX; i++, at = h.next) {
 		if (guest_read(&h, at, sizeof h))
 			return -EFAULT;
@@ -541,27 +547,6 @@ static uint64_t moved(const struct relink *r, const struct image *user, const El
 static bool binds(unsigned type)
 {
 	return type == R_X86_64_GLOB_DAT || type == R_X86_64_JUMP_SLOT || type == R_X86_64_64;
-}
-
-static int bindings(struct relink *r)
-{
-	for (unsigned i = 0; i < r->nr_img; i++) {
-		const struct image *m = &r->img[i];
-		if (m->start == r->new.start)
-			continue;
-		for (size_t k = 0; k < m->nr_rel; k++) {
-			const Elf64_Rela *rel = &m->rel[k];
-			uint64_t at = m->base + rel->r_offset, now;
-			if (!binds(ELF64_R_TYPE(rel->r_info)) || at % 8 || guest_read(&now, at, 8))
-				continue;
-			uint64_t add = ELF64_R_TYPE(rel->r_info) == R_X86_64_64 ? (uint64_t)rel->r_addend : 0;
-			uint64_t new = moved(r, m, rel, now - add);
-			if (new &&word_add(r, at, now, new + add))
-				return -ENOMEM;
-		}
-	}
-	r->nr_object_words = r->nr_word;
-	return 0;
 }
 
 /* ---- the new version in memory ------------------------------------------------------------------------------------- */
@@ -778,18 +763,20 @@ static int compare(struct relink *r)
 /* ---- relocation of the new version ------------------------------------------------------------------------------------- */
 
 /* What the old version was bound to by this name; false when it was not, or not yet. */
-static bool old_choice(const struct relink *r, const char *name, const char *ver, uint64_t *out)
+static bool old_choice(const struct relink *r, const char *name, const char *ver, const struct image *in, uint64_t *out)
 {
 	const struct image *o = r->old;
 	for (size_t k = 0; k < o->nr_rel; k++) {
 		const Elf64_Rela *rel = &o->rel[k];
 		uint32_t s = ELF64_R_SYM(rel->r_info);
 		unsigned t = ELF64_R_TYPE(rel->r_info);
-		if (!s || s >= o->nr_sym || (t != R_X86_64_GLOB_DAT && t != R_X86_64_JUMP_SLOT) ||
+		if (!s || s >= o->nr_sym || !binds(t) || (t == R_X86_64_64 && (rel->r_addend || !in)) ||
 		    strcmp(str_at(o, o->sym[s].st_name), name) || strcmp(version_name(o, s), ver))
 			continue;
 		uint64_t v;
-		if (guest_read(&v, o->base + rel->r_offset, 8) || inside(o, v)) /* its own, or its PLT: not bound yet */
+		if (guest_read(&v, o->base + rel->r_offset, 8) ||
+		    inside(o, v) ||                       /* its own, or its PLT: not bound yet */
+		    (t == R_X86_64_64 && !inside(in, v))) /* changed by the program */
 			continue;
 		*out = v;
 		return true;
@@ -806,7 +793,7 @@ static bool others_choice(const struct relink *r, const char *name, const struct
 			const Elf64_Rela *rel = &m->rel[k];
 			uint32_t s = ELF64_R_SYM(rel->r_info);
 			unsigned t = ELF64_R_TYPE(rel->r_info);
-			if (!s || s >= m->nr_sym || (t != R_X86_64_GLOB_DAT && t != R_X86_64_JUMP_SLOT) ||
+			if (!s || s >= m->nr_sym || !binds(t) || (t == R_X86_64_64 && rel->r_addend) ||
 			    strcmp(str_at(m, m->sym[s].st_name), name))
 				continue;
 			if (!guest_read(out, m->base + rel->r_offset, 8) && inside(in, *out))
@@ -817,31 +804,39 @@ static bool others_choice(const struct relink *r, const char *name, const struct
 }
 
 /* 0 and *out; -ENOENT; -EOPNOTSUPP: an IFUNC that nobody has resolved. */
-static int resolve(const struct relink *r, uint32_t s, uint64_t *out)
+static int resolve(const struct relink *r, const struct image *n, uint32_t s, unsigned type, uint64_t *out)
 {
-	const struct image *n = &r->new;
 	const char *name = str_at(n, n->sym[s].st_name), *ver = version_name(n, s);
 	bool own = is_defined(&n->sym[s]);
 	if (own && ELF64_ST_VISIBILITY(n->sym[s].st_other) != STV_DEFAULT) {
 		*out = address_of(n, s);
 		return 0;
 	}
+	/* A program at a fixed address that takes a function's address has made its own PLT entry that address. */
+	for (uint32_t k = 1; type != R_X86_64_JUMP_SLOT && k < r->img[0].nr_sym; k++) {
+		const Elf64_Sym *e = &r->img[0].sym[k];
+		if (e->st_shndx == SHN_UNDEF && e->st_value && ELF64_ST_TYPE(e->st_info) == STT_FUNC &&
+		    !strcmp(str_at(&r->img[0], e->st_name), name)) {
+			*out = address_of(&r->img[0], k);
+			return 0;
+		}
+	}
 	for (unsigned i = 0; i < r->nr_listed; i++) {
 		const struct image *m = &r->img[i];
 		if (m == r->old) {
-			uint32_t k = find_symbol(n, name, ver);
+			uint32_t k = find_symbol(&r->new, name, ver);
 			if (!k)
 				continue;
-			if (ELF64_ST_TYPE(n->sym[k].st_info) == STT_GNU_IFUNC)
+			if (ELF64_ST_TYPE(r->new.sym[k].st_info) == STT_GNU_IFUNC)
 				return -EOPNOTSUPP;
-			*out = address_of(n, k);
+			*out = address_of(&r->new, k);
 			return 0;
 		}
 		uint32_t k = find_symbol(m, name, ver);
 		if (!k)
 			continue;
 		/* Who else defines what the library defines stood before it, or is none of its business. */
-		if (old_choice(r, name, ver, out))
+		if (old_choice(r, name, ver, m, out))
 			return 0;
 		if (ELF64_ST_TYPE(m->sym[k].st_info) == STT_GNU_IFUNC)
 			return others_choice(r, name, m, out) ? 0 : -EOPNOTSUPP;
@@ -871,6 +866,21 @@ static void find_tls(struct relink *r, const uint64_t *map, size_t words)
 		}
 }
 
+/* The first words of the PLT's table: its own, the map, ld.so's function. */
+static bool is_lazy(const struct relink *r)
+{
+	uint64_t g[3], got = dyn_address(r->old, DT_PLTGOT);
+	return got && dyn_address(&r->new, DT_PLTGOT) && !guest_read(g, got, sizeof g) && g[1] == r->old->map && g[2];
+}
+
+static int copy_lazy(struct relink *r)
+{
+	uint64_t g[3];
+	if (!is_lazy(r) || r->reuse || guest_read(g, dyn_address(r->old, DT_PLTGOT), sizeof g))
+		return 0;
+	return guest_write(dyn_address(&r->new, DT_PLTGOT) + 8, g + 1, 16) ? -ENOEXEC : 0;
+}
+
 static int relocated(struct relink *r, const Elf64_Rela *rel, uint64_t out[2], unsigned *nr)
 {
 	struct image *n = &r->new;
@@ -890,7 +900,12 @@ static int relocated(struct relink *r, const Elf64_Rela *rel, uint64_t out[2], u
 	case R_X86_64_64:
 	case R_X86_64_GLOB_DAT:
 	case R_X86_64_JUMP_SLOT: {
-		int e = s ? resolve(r, s, &v) : 0;
+		int e = s ? resolve(r, n, s, type, &v) : 0;
+		if (e == -EOPNOTSUPP && type == R_X86_64_JUMP_SLOT && is_lazy(r)) {
+			/* Left to ld.so, at the first call, as it was in the old version. */
+			*nr = r->reuse ? 0 : 1;
+			return *nr && guest_read(&v, n->base + rel->r_offset, 8) ? -ENOEXEC : (out[0] = n->base + v, 0);
+		}
 		if (e) {
 			say(r, e == -ENOENT ? "nobody defines: %s" : "an IFUNC that nobody else uses: %s",
 			    str_at(n, n->sym[s].st_name));
@@ -970,6 +985,8 @@ static int relocate_relr(struct relink *r)
 static int relocate(struct relink *r)
 {
 	int e = relocate_relr(r), bad = 0;
+	if (!e)
+		e = copy_lazy(r);
 	for (size_t k = 0; k < r->new.nr_rel && !e; k++) {
 		uint64_t v[2], at = r->new.base + r->new.rel[k].r_offset;
 		unsigned nr;
@@ -982,6 +999,31 @@ static int relocate(struct relink *r)
 		mark_fixed(r, at);
 	}
 	return e ? e : bad;
+}
+
+static int bindings(struct relink *r)
+{
+	for (unsigned i = 0; i < r->nr_img; i++) {
+		const struct image *m = &r->img[i];
+		if (m->start == r->new.start)
+			continue;
+		for (size_t k = 0; k < m->nr_rel; k++) {
+			const Elf64_Rela *rel = &m->rel[k];
+			uint64_t at = m->base + rel->r_offset, now;
+			if (!binds(ELF64_R_TYPE(rel->r_info)) || at % 8 || guest_read(&now, at, 8))
+				continue;
+			uint64_t add = ELF64_R_TYPE(rel->r_info) == R_X86_64_64 ? (uint64_t)rel->r_addend : 0;
+			uint64_t new = moved(r, m, rel, now - add);
+			/* ld.so would look up what is not bound yet in the new version's tables. */
+			if (!new &&m == r->old && ELF64_R_TYPE(rel->r_info) == R_X86_64_JUMP_SLOT &&inside(m, now) &&
+			    ELF64_R_SYM(rel->r_info) < m->nr_sym)
+				resolve(r, m, ELF64_R_SYM(rel->r_info), R_X86_64_JUMP_SLOT, &new);
+			if (new &&word_add(r, at, now, new + add))
+				return -ENOMEM;
+		}
+	}
+	r->nr_object_words = r->nr_word;
+	return 0;
 }
 
 /* ---- state ------------------------------------------------------------------------------------------------------------- */
