@@ -101,9 +101,9 @@ struct relink {
 	uint64_t aux;          /* a page of ours in the guest: tables for ld.so */
 	size_t aux_used;
 	bool whole_state;
-	uint8_t *state; /* buffer for the old data */
+	uint8_t *state; /* the old data, as it was at the last look */
 	size_t state_len;
-	uint8_t *fixed; /* per word of the data area: 1 = relocated */
+	uint32_t (*pair)[2]; /* by word of the data: relocation + 1 in the old and in the new version, 0 = none */
 	uint64_t tls_mod, tls_off;
 	bool tls_known;
 	char *copy;
@@ -952,12 +952,6 @@ static int new_word(struct relink *r, uint64_t at, uint64_t v)
 	return 0;
 }
 
-static void mark_fixed(struct relink *r, uint64_t at)
-{
-	if (at >= r->new.data && at < r->new.data_end && r->fixed)
-		r->fixed[(at - r->new.data) / 8] = 1;
-}
-
 static int relocate_relr(struct relink *r)
 {
 	struct image *n = &r->new;
@@ -975,7 +969,6 @@ static int relocate_relr(struct relink *r)
 				uint64_t a = first + b * 8;
 				if (guest_read(&v, a, 8) || new_word(r, a, v + n->base))
 					return -ENOEXEC;
-				mark_fixed(r, a);
 			}
 		where = e & 1 ? where + 63 * 8 : first + 8;
 	}
@@ -996,7 +989,6 @@ static int relocate(struct relink *r)
 			continue;
 		}
 		e = x ? x : nr ? new_word(r, at, v[0]) : 0;
-		mark_fixed(r, at);
 	}
 	return e ? e : bad;
 }
@@ -1078,6 +1070,45 @@ static uint64_t unnamed_data(const struct image *o)
 
 static unsigned init_functions(const struct image *m) { return (unsigned)(dyn_value(m, DT_INIT_ARRAYSZ) / 8); }
 
+/* The exported function at an address of the old version, in the new one. */
+static uint64_t translate_function(const struct relink *r, uint64_t v)
+{
+	const struct image *o = r->old;
+	for (uint32_t i = 1; i < o->nr_sym; i++)
+		if (is_defined(&o->sym[i]) && address_of(o, i) == v) {
+			uint32_t k = find_symbol(&r->new, str_at(o, o->sym[i].st_name), version_name(o, i));
+			if (k)
+				return address_of(&r->new, k);
+		}
+	return v;
+}
+
+/* What a relocated word is in a version that has just been loaded. */
+static bool initial_value(const struct image *m, size_t k, uint64_t *out)
+{
+	const Elf64_Rela *rel = &m->rel[k];
+	if (ELF64_R_TYPE(rel->r_info) != R_X86_64_RELATIVE)
+		return false;
+	*out = m->base + (uint64_t)rel->r_addend;
+	return true;
+}
+
+/* same_layout(): the lists have the same places, in the same order. */
+static void pair_relocations(struct relink *r)
+{
+	const struct image *o = r->old, *n = &r->new;
+	for (size_t k = 0; k < o->nr_rel; k++) {
+		uint64_t off = o->base + o->rel[k].r_offset - o->data;
+		if (off < r->state_len && off % 8 == 0)
+			r->pair[off / 8][0] = (uint32_t)k + 1;
+	}
+	for (size_t k = 0; k < n->nr_rel; k++) {
+		uint64_t off = n->base + n->rel[k].r_offset - n->data;
+		if (off < r->state_len && off % 8 == 0)
+			r->pair[off / 8][1] = (uint32_t)k + 1;
+	}
+}
+
 static int plan_state(struct relink *r)
 {
 	const struct image *o = r->old, *n = &r->new;
@@ -1085,8 +1116,10 @@ static int plan_state(struct relink *r)
 	r->whole_state = same_layout(o, n);
 	if (r->state_len && !(r->state = malloc(r->state_len + 8)))
 		return -ENOMEM;
-	if (!(r->fixed = calloc(1, data_len(n) / 8 + 1)))
+	if (!(r->pair = calloc(r->state_len / 8 + 1, sizeof *r->pair)))
 		return -ENOMEM;
+	if (r->whole_state)
+		pair_relocations(r);
 	if (r->whole_state || r->flags & RELINK_RESET)
 		return 0;
 	if (unnamed_data(o)) {
@@ -1104,75 +1137,44 @@ static int plan_state(struct relink *r)
 	return 0;
 }
 
-/* A pointer to one of the old version's variables or exported functions, as the new version has it. */
-static uint64_t translate(const struct relink *r, uint64_t v)
-{
-	const struct image *o = r->old, *n = &r->new;
-	if (v >= o->data && v < o->data_end)
-		return v - o->data + n->data;
-	return v;
-}
-
-/* The exported function at an address of the old version, in the new one. */
-static uint64_t translate_function(const struct relink *r, uint64_t v)
+/* A word of the old data as the new version has it. */
+static uint64_t carry_over(const struct relink *r, size_t i, uint64_t v)
 {
 	const struct image *o = r->old;
-	for (uint32_t i = 1; i < o->nr_sym; i++)
-		if (is_defined(&o->sym[i]) && address_of(o, i) == v) {
-			uint32_t k = find_symbol(&r->new, str_at(o, o->sym[i].st_name), version_name(o, i));
-			if (k)
-				return address_of(&r->new, k);
-		}
-	return v;
+	uint64_t first;
+	if (v < o->start || v >= o->end)
+		return v;
+	if (v >= o->data && v < o->data_end)
+		return v - o->data + r->new.data;
+	const uint32_t *p = r->pair[i];
+	if (!p[0])
+		return v; /* may be a number */
+	/* A relocated word that still has its first value gets the new version's. */
+	if (p[1] && initial_value(o, p[0] - 1, &first) && v == first && initial_value(&r->new, p[1] - 1, &first))
+		return first;
+	return translate_function(r, v);
 }
 
-/* Of each relocated word of the data: what it is in a version that has just been loaded. */
-static bool initial_value(const struct image *m, size_t k, uint64_t *out)
-{
-	const Elf64_Rela *rel = &m->rel[k];
-	if (ELF64_R_TYPE(rel->r_info) != R_X86_64_RELATIVE)
-		return false;
-	*out = m->base + (uint64_t)rel->r_addend;
-	return true;
-}
+#define PIECE 4096
 
-/* Everything stands still. */
-static int copy_whole_state(struct relink *r)
+/* Carry over what has changed since the last look; all: everything. */
+static int copy_whole_state(struct relink *r, bool all)
 {
-	const struct image *o = r->old, *n = &r->new;
-	if (!r->state_len)
-		return 0;
-	if (guest_read(r->state, o->data, r->state_len))
-		return -EFAULT;
-	uint64_t skew = (8 - o->data % 8) % 8;
-	for (uint64_t i = skew; i + 8 <= r->state_len; i += 8) {
-		uint64_t v;
-		memcpy(&v, r->state + i, 8);
-		if (v >= o->start && v < o->end) {
-			uint64_t t = translate(r, v);
-			memcpy(r->state + i, &t, 8);
-		}
-	}
-	/* Relocated words that still have their first value get the new version's. */
-	for (size_t k = 0, j = 0; k < o->nr_rel; k++) {
-		uint64_t at = o->base + o->rel[k].r_offset, first, v;
-		if (at < o->data || at + 8 > o->data_end)
-			continue;
-		while (j < n->nr_rel && n->base + n->rel[j].r_offset - n->data != at - o->data)
-			j++;
-		if (j == n->nr_rel)
-			return -EINVAL;
-		if (guest_read(&v, at, 8))
+	uint64_t buf[PIECE / 8];
+	for (size_t at = 0; at < r->state_len; at += PIECE) {
+		size_t n = r->state_len - at < PIECE ? r->state_len - at : PIECE;
+		if (guest_read(buf, r->old->data + at, n))
 			return -EFAULT;
-		if (initial_value(o, k, &first) && v == first && initial_value(n, j, &first)) {
-			memcpy(r->state + (at - o->data), &first, 8);
-		} else if (v >= o->start && v < o->end) {
-			uint64_t t = v >= o->data && v < o->data_end ? translate(r, v) : translate_function(r, v);
-			memcpy(r->state + (at - o->data), &t, 8);
-		}
+		if (!all && !memcmp(buf, r->state + at, n))
+			continue;
+		memcpy(r->state + at, buf, n);
+		for (size_t i = 0; i < n / 8; i++)
+			buf[i] = carry_over(r, at / 8 + i, buf[i]);
+		if (guest_write(r->new.data + at, buf, n))
+			return -EFAULT;
 	}
 	r->bytes = r->state_len;
-	return guest_write(n->data, r->state, r->state_len);
+	return 0;
 }
 
 static int copy_named_state(struct relink *r)
@@ -1559,15 +1561,6 @@ static int find_old(struct relink *r)
 	return 0;
 }
 
-static int touch_data(struct relink *r)
-{
-	/* So that the copy of the state does not wait for pages. */
-	for (uint64_t a = DOWN(r->new.data); a < r->new.data_end && r->new.data < r->new.data_end; a += PAGE)
-		if (!r->reuse && gmem_mapped(a, 8))
-			__atomic_fetch_or((uint64_t *)gva_ptr(a), 0, __ATOMIC_SEQ_CST);
-	return 0;
-}
-
 int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct relink **out)
 {
 	struct relink *r = calloc(1, sizeof *r);
@@ -1605,7 +1598,8 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	if (!e)
 		e = open_pages(r);
 	if (!e)
-		e = touch_data(r);
+		e = r->whole_state ? copy_whole_state(r, true)
+				   : 0; /* most of it, so that less is left for the moment */
 	if (e) {
 		if (!r->said)
 			say(r, "%s", strerror(-e));
@@ -1690,7 +1684,7 @@ int relink_apply(struct relink *r)
 		if (guest_read(&now, r->word[i].at, 8) || now != r->word[i].old)
 			return -EAGAIN;
 	r->bytes = 0;
-	int e = r->whole_state ? copy_whole_state(r) : copy_named_state(r);
+	int e = r->whole_state ? copy_whole_state(r, false) : copy_named_state(r);
 	for (size_t i = 0; i < r->nr_word && !e; i++)
 		if ((e = guest_write(r->word[i].at, &r->word[i].new, 8)))
 			undo(r, i);
@@ -1761,7 +1755,7 @@ void relink_done(struct relink *r, bool kept)
 	free(r->word);
 	free(r->page);
 	free(r->state);
-	free(r->fixed);
+	free(r->pair);
 	free(r->copy);
 	free(r);
 }
