@@ -356,7 +356,14 @@ static int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn
 	}
 	m->adjusted = dyn_value(m, DT_STRTAB) >= base && base;
 	read_layout(m);
+	int r = read_relocations(m);
+	if (r)
+		return r;
 	m->nr_sym = count_symbols(m);
+	/* Of a table with nothing defined the hash tells nothing. */
+	for (size_t k = 0; k < m->nr_rel; k++)
+		if (ELF64_R_SYM(m->rel[k].r_info) >= m->nr_sym && ELF64_R_SYM(m->rel[k].r_info) < SYMS_MAX)
+			m->nr_sym = (uint32_t)ELF64_R_SYM(m->rel[k].r_info) + 1;
 	m->str_size = dyn_value(m, DT_STRSZ);
 	if (!m->nr_sym || !m->str_size || m->str_size > STR_MAX)
 		return -ENOEXEC;
@@ -374,8 +381,7 @@ static int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn
 	for (unsigned i = 0; i < m->nr_d && m->nr_needed < NEEDED_MAX; i++)
 		if (m->d[i].d_tag == DT_NEEDED)
 			m->needed[m->nr_needed++] = (uint32_t)m->d[i].d_un.d_val;
-	int r = read_relocations(m);
-	return r ? r : build_hash(m);
+	return build_hash(m);
 }
 
 /* ---- symbols ------------------------------------------------------------------------------------------------------- */
@@ -1065,7 +1071,7 @@ static uint64_t unnamed_data(const struct image *o)
 			named += o->sym[i].st_size;
 	}
 	/* What every library has from the compiler: __dso_handle, a byte that tells whether it is being unloaded. */
-	return len > named + 8 + 64 ? len - named : 0;
+	return len > named + 24 ? len - named : 0;
 }
 
 static unsigned init_functions(const struct image *m) { return (unsigned)(dyn_value(m, DT_INIT_ARRAYSZ) / 8); }
