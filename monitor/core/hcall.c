@@ -458,6 +458,8 @@ static int64_t run_handler(struct hcall *c)
 		t->kicked = 0;
 		if (t->exiting)
 			return -EINTR;
+		if (update_call(t))
+			continue;
 		/* As after a stop and SIGCONT: only some calls tell. */
 		if (update_poked() && restarts_after_stop(c->nr))
 			continue;

@@ -82,6 +82,12 @@ static struct retired *all_retired;
 /* The version in use of each library that was updated, with the file it came from. */
 static struct retired *all_current;
 
+/* A word of the new version that waits for the result of a resolver. */
+struct pending {
+	uint64_t at, add;
+	unsigned call;
+};
+
 struct relink {
 	relink_say_fn say;
 	void *arg;
@@ -106,6 +112,11 @@ struct relink {
 	uint32_t (*pair)[2]; /* by word of the data: relocation + 1 in the old and in the new version, 0 = none */
 	uint64_t tls_mod, tls_off;
 	bool tls_known;
+	struct relink_call *call;
+	struct pending *pending; /* for the results of the first calls */
+	unsigned nr_call, nr_pending;
+	struct relink_call *done; /* resolvers that have run */
+	unsigned nr_done, batch;
 	char *copy;
 	size_t copy_len;
 	unsigned said;
@@ -524,32 +535,6 @@ static int word_add(struct relink *r, uint64_t at, uint64_t old, uint64_t new)
 	return 0;
 }
 
-/* The counterpart in the new version of what another object has taken from the old one; 0 = none. */
-static uint64_t moved(const struct relink *r, const struct image *user, const Elf64_Rela *rel, uint64_t value)
-{
-	uint32_t s = ELF64_R_SYM(rel->r_info);
-	if (!s || s >= user->nr_sym)
-		return 0;
-	const char *name = str_at(user, user->sym[s].st_name), *ver = version_name(user, s);
-	if (ELF64_ST_TYPE(user->sym[s].st_info) == STT_TLS)
-		return 0;
-	uint32_t n = find_symbol(&r->new, name, ver);
-	if (!n)
-		return 0;
-	/* Any version of it that has ever been: an image that nobody uses is bound to what was current. */
-	for (unsigned i = 0; i < r->nr_img; i++) {
-		const struct image *m = &r->img[i];
-		if (m != r->old && i < r->nr_listed)
-			continue;
-		if (m != r->old && (!m->soname || strcmp(m->soname, r->new.soname)))
-			continue;
-		uint32_t o = inside(m, value) ? find_symbol(m, name, ver) : 0;
-		if (o && address_of(m, o) == value)
-			return address_of(&r->new, n);
-	}
-	return 0;
-}
-
 static bool binds(unsigned type)
 {
 	return type == R_X86_64_GLOB_DAT || type == R_X86_64_JUMP_SLOT || type == R_X86_64_64;
@@ -722,6 +707,8 @@ static int compare(struct relink *r)
 		if (!is_defined(a) || ELF64_ST_VISIBILITY(a->st_other) == STV_HIDDEN)
 			continue;
 		const char *name = str_at(o, a->st_name), *ver = version_name(o, i), *sep = *ver ? "@" : "";
+		if (!strncmp(name, "kylinx_update_", 14))
+			continue;
 		uint32_t k = find_symbol(n, name, ver);
 		const Elf64_Sym *b = &n->sym[k];
 		if (!k) {
@@ -809,7 +796,7 @@ static bool others_choice(const struct relink *r, const char *name, const struct
 	return false;
 }
 
-/* 0 and *out; -ENOENT; -EOPNOTSUPP: an IFUNC that nobody has resolved. */
+/* 0 and *out; -ENOENT; -EOPNOTSUPP: an IFUNC that nobody has resolved, *out is its resolver. */
 static int resolve(const struct relink *r, const struct image *n, uint32_t s, unsigned type, uint64_t *out)
 {
 	const char *name = str_at(n, n->sym[s].st_name), *ver = version_name(n, s);
@@ -833,10 +820,8 @@ static int resolve(const struct relink *r, const struct image *n, uint32_t s, un
 			uint32_t k = find_symbol(&r->new, name, ver);
 			if (!k)
 				continue;
-			if (ELF64_ST_TYPE(r->new.sym[k].st_info) == STT_GNU_IFUNC)
-				return -EOPNOTSUPP;
 			*out = address_of(&r->new, k);
-			return 0;
+			return ELF64_ST_TYPE(r->new.sym[k].st_info) == STT_GNU_IFUNC ? -EOPNOTSUPP : 0;
 		}
 		uint32_t k = find_symbol(m, name, ver);
 		if (!k)
@@ -844,10 +829,11 @@ static int resolve(const struct relink *r, const struct image *n, uint32_t s, un
 		/* Who else defines what the library defines stood before it, or is none of its business. */
 		if (old_choice(r, name, ver, m, out))
 			return 0;
-		if (ELF64_ST_TYPE(m->sym[k].st_info) == STT_GNU_IFUNC)
-			return others_choice(r, name, m, out) ? 0 : -EOPNOTSUPP;
+		bool ifunc = ELF64_ST_TYPE(m->sym[k].st_info) == STT_GNU_IFUNC;
+		if (ifunc && others_choice(r, name, m, out))
+			return 0;
 		*out = address_of(m, k);
-		return 0;
+		return ifunc ? -EOPNOTSUPP : 0;
 	}
 	if (ELF64_ST_BIND(n->sym[s].st_info) == STB_WEAK) {
 		*out = 0;
@@ -887,6 +873,65 @@ static int copy_lazy(struct relink *r)
 	return guest_write(dyn_address(&r->new, DT_PLTGOT) + 8, g + 1, 16) ? -ENOEXEC : 0;
 }
 
+static int call_add(struct relink *r, uint64_t fn, unsigned *out)
+{
+	struct relink_call *p = realloc(r->call, (r->nr_call + 1) * sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	r->call = p;
+	*out = r->nr_call;
+	p[r->nr_call++] = (struct relink_call){ .fn = fn };
+	return 0;
+}
+
+#define CALLS_MAX 4096
+
+static int resolver_add(struct relink *r, uint64_t resolver, unsigned *out)
+{
+	for (*out = 0; *out < r->nr_call; ++*out)
+		if (r->call[*out].fn == resolver)
+			return 0;
+	return r->nr_call == CALLS_MAX ? -E2BIG : call_add(r, resolver, out);
+}
+
+/* For those that are bound to the old version's. */
+static int exported_resolvers(struct relink *r)
+{
+	const struct image *n = &r->new;
+	unsigned k;
+	int e = 0;
+	for (uint32_t i = 1; i < n->nr_sym && !e; i++)
+		if (is_defined(&n->sym[i]) && ELF64_ST_TYPE(n->sym[i].st_info) == STT_GNU_IFUNC)
+			e = resolver_add(r, address_of(n, i), &k);
+	return e;
+}
+
+/* What the new version's symbol is to others: of an IFUNC, what its resolver has said. 0 = nothing. */
+static uint64_t exported(const struct relink *r, uint32_t sym)
+{
+	uint64_t a = address_of(&r->new, sym);
+	if (ELF64_ST_TYPE(r->new.sym[sym].st_info) != STT_GNU_IFUNC)
+		return a;
+	for (unsigned i = 0; i < r->nr_done; i++)
+		if (r->done[i].fn == a)
+			return r->done[i].result;
+	return 0;
+}
+
+static int resolve_later(struct relink *r, uint64_t resolver, uint64_t at, uint64_t add)
+{
+	unsigned k = 0;
+	if (r->nr_pending == CALLS_MAX)
+		return -E2BIG;
+	int e = resolver_add(r, resolver, &k);
+	struct pending *p = e ? NULL : realloc(r->pending, (r->nr_pending + 1) * sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	r->pending = p;
+	p[r->nr_pending++] = (struct pending){ at, add, k };
+	return 0;
+}
+
 static int relocated(struct relink *r, const Elf64_Rela *rel, uint64_t out[2], unsigned *nr)
 {
 	struct image *n = &r->new;
@@ -912,9 +957,12 @@ static int relocated(struct relink *r, const Elf64_Rela *rel, uint64_t out[2], u
 			*nr = r->reuse ? 0 : 1;
 			return *nr && guest_read(&v, n->base + rel->r_offset, 8) ? -ENOEXEC : (out[0] = n->base + v, 0);
 		}
+		if (e == -EOPNOTSUPP) {
+			*nr = 0;
+			return resolve_later(r, v, n->base + rel->r_offset, type == R_X86_64_64 ? add : 0);
+		}
 		if (e) {
-			say(r, e == -ENOENT ? "nobody defines: %s" : "an IFUNC that nobody else uses: %s",
-			    str_at(n, n->sym[s].st_name));
+			say(r, "nobody defines: %s", str_at(n, n->sym[s].st_name));
 			return e;
 		}
 		out[0] = v + (type == R_X86_64_64 ? add : 0);
@@ -934,10 +982,11 @@ static int relocated(struct relink *r, const Elf64_Rela *rel, uint64_t out[2], u
 			return -EOPNOTSUPP;
 		return 0;
 	}
-	say(r,
-	    type == R_X86_64_IRELATIVE ? "has IFUNCs of its own (relocation %u), which would have to run now"
-				       : "relocation of type %u",
-	    type);
+	if (type == R_X86_64_IRELATIVE) {
+		*nr = 0;
+		return resolve_later(r, n->base + add, n->base + rel->r_offset, 0);
+	}
+	say(r, "relocation of type %u", type);
 	return -EOPNOTSUPP;
 }
 
@@ -964,7 +1013,7 @@ static int relocate_relr(struct relink *r)
 	uint64_t at = dyn_address(n, DT_RELR), len = dyn_value(n, DT_RELRSZ) / 8, where = 0, e, v;
 	if (!at || len > RELS_MAX)
 		return at ? -ENOEXEC : 0;
-	if (r->reuse) /* these are its own addresses, and it has not moved */
+	if (r->reuse && r->whole_state) /* these are its own addresses, and it has not moved */
 		return 0;
 	for (uint64_t i = 0; i < len; i++) {
 		if (guest_read(&e, at + i * 8, 8))
@@ -973,6 +1022,8 @@ static int relocate_relr(struct relink *r)
 		for (unsigned b = 0; b < 63 && bits; b++, bits >>= 1)
 			if (bits & 1) {
 				uint64_t a = first + b * 8;
+				if (r->reuse && (a < n->data || a >= n->data_end))
+					continue;
 				if (guest_read(&v, a, 8) || new_word(r, a, v + n->base))
 					return -ENOEXEC;
 			}
@@ -997,6 +1048,32 @@ static int relocate(struct relink *r)
 		e = x ? x : nr ? new_word(r, at, v[0]) : 0;
 	}
 	return e ? e : bad;
+}
+
+/* The counterpart in the new version of what another object has taken from the old one; 0 = none. */
+static uint64_t moved(const struct relink *r, const struct image *user, const Elf64_Rela *rel, uint64_t value)
+{
+	uint32_t s = ELF64_R_SYM(rel->r_info);
+	if (!s || s >= user->nr_sym)
+		return 0;
+	const char *name = str_at(user, user->sym[s].st_name), *ver = version_name(user, s);
+	if (ELF64_ST_TYPE(user->sym[s].st_info) == STT_TLS)
+		return 0;
+	uint32_t n = find_symbol(&r->new, name, ver);
+	if (!n)
+		return 0;
+	/* Any version of it that has ever been: an image that nobody uses is bound to what was current. */
+	for (unsigned i = 0; i < r->nr_img; i++) {
+		const struct image *m = &r->img[i];
+		if (m != r->old && i < r->nr_listed)
+			continue;
+		if (m != r->old && (!m->soname || strcmp(m->soname, r->new.soname)))
+			continue;
+		uint32_t o = inside(m, value) ? find_symbol(m, name, ver) : 0;
+		if (o && (address_of(m, o) == value || ELF64_ST_TYPE(m->sym[o].st_info) == STT_GNU_IFUNC))
+			return exported(r, n);
+	}
+	return 0;
 }
 
 static int bindings(struct relink *r)
@@ -1074,7 +1151,62 @@ static uint64_t unnamed_data(const struct image *o)
 	return len > named + 24 ? len - named : 0;
 }
 
-static unsigned init_functions(const struct image *m) { return (unsigned)(dyn_value(m, DT_INIT_ARRAYSZ) / 8); }
+static uint64_t hook(const struct image *m, const char *name)
+{
+	uint32_t s = find_symbol(m, name, "");
+	return s && type_of(&m->sym[s]) == STT_FUNC ? address_of(m, s) : 0;
+}
+
+struct relink_hooks relink_hooks(const struct relink *r)
+{
+	return (struct relink_hooks){ hook(r->old, "kylinx_update_prepare"), hook(r->old, "kylinx_update_abort"),
+				      hook(&r->new, "kylinx_update_commit") };
+}
+
+/* The data of a version that was in use before, as it is in its file. */
+static int fresh_data(struct relink *r)
+{
+	static const uint8_t none[PAGE];
+	struct image *n = &r->new;
+	for (uint64_t a = n->data; a < n->data_end;) {
+		uint64_t end = (a & -PAGE) + PAGE, off = 0;
+		end = end < n->data_end ? end : n->data_end;
+		if (a < n->data_file_end && end > n->data_file_end)
+			end = n->data_file_end;
+		for (unsigned i = 0; i < n->nr_ph; i++)
+			if (n->ph[i].p_type == PT_LOAD && a - n->base >= n->ph[i].p_vaddr &&
+			    a - n->base - n->ph[i].p_vaddr < n->ph[i].p_filesz)
+				off = n->ph[i].p_offset + (a - n->base - n->ph[i].p_vaddr);
+		bool file = a < n->data_file_end;
+		if (file && (!off || off + (end - a) > r->copy_len))
+			return -ENOEXEC;
+		if (guest_write(a, file ? (const uint8_t *)r->copy + off : none, end - a))
+			return -EFAULT;
+		a = end;
+	}
+	return 0;
+}
+
+/* DT_INIT, DT_INIT_ARRAY. Where all variables are carried over, what they did once is carried over with them. */
+static int plan_constructors(struct relink *r)
+{
+	const struct image *n = &r->new;
+	uint64_t array = dyn_address(n, DT_INIT_ARRAY), len = dyn_value(n, DT_INIT_ARRAYSZ) / 8, fn, none;
+	unsigned k;
+	int e = 0;
+	if (r->whole_state)
+		return 0;
+	if (dyn_entry(n, DT_INIT))
+		e = call_add(r, dyn_address(n, DT_INIT), &k);
+	for (uint64_t i = 0; array && i < len && i < CALLS_MAX && !e; i++)
+		e = guest_read(&fn, array + i * 8, 8) ? -ENOEXEC : fn && fn + 1 ? call_add(r, fn, &k) : 0;
+	/* argc, argv, envp: empty. */
+	if (!e && r->nr_call && !(none = relink_return_stub()))
+		e = -ENOMEM;
+	for (k = 0; k < r->nr_call && !e; k++)
+		r->call[k].arg[1] = r->call[k].arg[2] = none + 64;
+	return e;
+}
 
 /* The exported function at an address of the old version, in the new one. */
 static uint64_t translate_function(const struct relink *r, uint64_t v)
@@ -1083,8 +1215,8 @@ static uint64_t translate_function(const struct relink *r, uint64_t v)
 	for (uint32_t i = 1; i < o->nr_sym; i++)
 		if (is_defined(&o->sym[i]) && address_of(o, i) == v) {
 			uint32_t k = find_symbol(&r->new, str_at(o, o->sym[i].st_name), version_name(o, i));
-			if (k)
-				return address_of(&r->new, k);
+			if (k && exported(r, k))
+				return exported(r, k);
 		}
 	return v;
 }
@@ -1126,18 +1258,16 @@ static int plan_state(struct relink *r)
 		return -ENOMEM;
 	if (r->whole_state)
 		pair_relocations(r);
-	if (r->whole_state || r->flags & RELINK_RESET)
+	struct relink_hooks h = relink_hooks(r);
+	if (h.prepare && h.commit) /* they know better */
+		r->whole_state = false;
+	if (r->whole_state || r->flags & RELINK_RESET || (h.prepare && h.commit))
 		return 0;
 	if (unnamed_data(o)) {
 		say(r,
 		    "its own variables are laid out differently (%llu bytes, were %llu) and cannot be carried over "
-		    "(--reset starts them anew)",
+		    "(give both versions hooks, or --reset starts them anew)",
 		    (unsigned long long)data_len(n), (unsigned long long)data_len(o));
-		return -EINVAL;
-	}
-	if (init_functions(n) > 1) { /* the first is the compiler's */
-		say(r,
-		    "has constructors, and its variables are laid out differently (--reset leaves out constructors)");
 		return -EINVAL;
 	}
 	return 0;
@@ -1595,17 +1725,12 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 		e = move_map(r);
 	if (!e)
 		e = move_unwind(r);
+	if (!e && r->reuse && !r->whole_state)
+		e = fresh_data(r);
 	if (!e)
 		e = relocate(r);
-	if (!e && !r->reuse && r->new.relro_end > r->new.relro &&DOWN(r->new.relro_end) > DOWN(r->new.relro))
-		e = gmem_mprotect(DOWN(r->new.relro), DOWN(r->new.relro_end) - DOWN(r->new.relro), PROT_READ);
 	if (!e)
-		e = bindings(r);
-	if (!e)
-		e = open_pages(r);
-	if (!e)
-		e = r->whole_state ? copy_whole_state(r, true)
-				   : 0; /* most of it, so that less is left for the moment */
+		e = exported_resolvers(r);
 	if (e) {
 		if (!r->said)
 			say(r, "%s", strerror(-e));
@@ -1616,6 +1741,73 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	}
 	*out = r;
 	return 0;
+}
+
+int relink_bind(struct relink *r)
+{
+	const struct image *n = &r->new;
+	int e = 0;
+	if (!r->reuse && n->relro_end > n->relro && DOWN(n->relro_end) > DOWN(n->relro))
+		e = gmem_mprotect(DOWN(n->relro), DOWN(n->relro_end) - DOWN(n->relro), PROT_READ);
+	if (!e)
+		e = bindings(r);
+	if (!e)
+		e = open_pages(r);
+	/* Most of it now, so that less is left for the moment. */
+	if (!e && r->whole_state)
+		e = copy_whole_state(r, true);
+	if (e)
+		say(r, "%s", strerror(-e));
+	return e;
+}
+
+struct relink_call *relink_calls(struct relink *r, unsigned *nr)
+{
+	int e = 0;
+	*nr = 0;
+	if (r->batch++ == 0 && (*nr = r->nr_call))
+		return r->call;
+	if (r->batch <= 2 && !r->done) {
+		for (unsigned i = 0; i < r->nr_pending && !e; i++)
+			e = new_word(r, r->pending[i].at, r->call[r->pending[i].call].result + r->pending[i].add);
+		r->done = r->call;
+		r->nr_done = r->nr_call;
+		r->call = NULL;
+		r->nr_call = 0;
+		r->batch = 2;
+		if (!e)
+			e = plan_constructors(r);
+		*nr = e ? 0 : r->nr_call;
+	}
+	if (e)
+		say(r, "%s", strerror(-e));
+	static struct relink_call none;
+	return e ? NULL : *nr ? r->call : &none;
+}
+
+uint64_t relink_return_stub(void)
+{
+	/* mov $KX_PORT_RETURN,%dx; out %eax,(%dx); ud2 */
+	static const uint8_t code[] = { 0x66, 0xba, KX_PORT_RETURN & 0xff, KX_PORT_RETURN >> 8, 0xef, 0x0f, 0x0b };
+	static uint64_t at;
+	uint8_t now[sizeof code];
+	/* The program may have unmapped or changed it. */
+	if (at && !guest_read(now, at, sizeof now) && !memcmp(now, code, sizeof code))
+		return at;
+	int64_t a = gmem_mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (a < 0 || guest_write((uint64_t)a, code, sizeof code) ||
+	    gmem_mprotect((uint64_t)a, PAGE, PROT_READ | PROT_EXEC))
+		return 0;
+	return at = (uint64_t)a;
+}
+
+bool relink_is_runtime(const struct relink *r, uint64_t pc)
+{
+	for (unsigned i = 0; i < r->nr_listed; i++)
+		if (inside(&r->img[i], pc))
+			return &r->img[i] == r->loader || find_symbol(&r->img[i], "malloc", "") ||
+			       find_symbol(&r->img[i], "malloc", "GLIBC_2.2.5");
+	return false;
 }
 
 enum relink_place relink_where(const struct relink *r, uint64_t pc)
@@ -1762,6 +1954,9 @@ void relink_done(struct relink *r, bool kept)
 	free(r->page);
 	free(r->state);
 	free(r->pair);
+	free(r->call);
+	free(r->done);
+	free(r->pending);
 	free(r->copy);
 	free(r);
 }

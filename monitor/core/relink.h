@@ -27,6 +27,26 @@ typedef void (*relink_say_fn)(void *arg, const char *fmt, va_list ap);
  */
 int relink_prepare(int fd, unsigned flags, relink_say_fn say, void *arg, struct relink **out);
 
+/*
+ * Functions that must run in the guest before the new version can be used, batch by batch: resolvers of IFUNCs, then
+ * constructors. The caller puts the results in and asks for the next batch, until *nr is 0; NULL then when something is
+ * wrong. After that comes relink_bind(), without which there is no relink_apply().
+ */
+struct relink_call {
+	uint64_t fn, arg[3], result;
+};
+struct relink_call *relink_calls(struct relink *r, unsigned *nr);
+int relink_bind(struct relink *r);
+/* The hooks of both versions (kylinx.h), 0 = none. */
+struct relink_hooks {
+	uint64_t prepare, abort, commit;
+};
+struct relink_hooks relink_hooks(const struct relink *r);
+/* A function at this address of the guest makes the exit KX_PORT_RETURN; behind it are 64 zero bytes. 0 = no memory. */
+uint64_t relink_return_stub(void);
+/* Is pc in libc, ld.so, or who else defines malloc: where a thread may hold a lock that a function would want? */
+bool relink_is_runtime(const struct relink *r, uint64_t pc);
+
 /* Is pc in the version that is to be replaced, or in ld.so? */
 enum relink_place { RELINK_ELSEWHERE, RELINK_OLD, RELINK_LOADER };
 enum relink_place relink_where(const struct relink *r, uint64_t pc);

@@ -45,18 +45,31 @@ int update_fd(int which);
 
 /* ---- the gate ------------------------------------------------------------------------------------------------------ */
 extern volatile int update_stop;
+extern struct thread *volatile update_runner; /* may pass all the same */
 void update_park(struct thread *t);
 /* On the way into the guest. True: it has waited, and has to look again at what there is to do. */
 static inline bool update_gate(struct thread *t)
 {
 	__atomic_store_n(&t->gate, GATE_GUEST, __ATOMIC_SEQ_CST);
-	if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST))
+	if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) || __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
 		return false;
 	update_park(t);
 	return true;
 }
 /* Out of the guest, the registers are read. */
 static inline void update_left(struct thread *t) { __atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST); }
+
+/* ---- calls of functions in the guest ---------------------------------------------------------------------------------- */
+/* On the way into the guest, or in a call that was interrupted: if t is to run functions for an update, it does, and
+ * stands where it stood before. True: it did. */
+bool update_call_run(struct thread *t);
+extern struct thread *volatile update_caller;
+static inline bool update_call(struct thread *t)
+{
+	return __atomic_load_n(&update_caller, __ATOMIC_SEQ_CST) == t && update_call_run(t);
+}
+/* KX_PORT_RETURN. False: nothing was called. */
+bool update_returned(struct thread *t);
 
 /* In the signal handler: is it the host's poke? Then it is noted. */
 bool update_is_poke(const siginfo_t *info);
