@@ -37,7 +37,13 @@ LIBOS_ASM = libos/arch/x86_64/entry.S
 HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))
 LIBOS_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(LIBOS_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(LIBOS_ASM))
 
-all: $(BUILD)/kylinx
+all: $(BUILD)/kylinx $(BUILD)/libkylinx.so.0
+
+# For programs that know of KylinX; kylinx itself does not use it.
+$(BUILD)/libkylinx.so.0: lib/libkylinx.c include/kylinx.h abi/kx_abi.h
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(WARN) $(CFLAGS) -shared -fPIC -Wl,-soname,libkylinx.so.0 \
+		-Wl,-z,relro -Wl,-z,now -o $@ $<
 
 $(BUILD)/kylinx: $(HOST_OBJ)
 	$(Q)$(CC) $(HOST_CFLAGS) $(LDFLAGS) -o $@ $(HOST_OBJ) $(LDLIBS)
@@ -77,6 +83,10 @@ $(BUILD)/%.o: %.S
 
 install: all
 	install -D -m 755 $(BUILD)/kylinx $(DESTDIR)$(PREFIX)/bin/kylinx
+	install -D -m 644 $(BUILD)/libkylinx.so.0 $(DESTDIR)$(PREFIX)/lib/libkylinx.so.0
+	ln -sf libkylinx.so.0 $(DESTDIR)$(PREFIX)/lib/libkylinx.so
+	install -D -m 644 include/kylinx.h $(DESTDIR)$(PREFIX)/include/kylinx.h
+	install -D -m 644 docs/libkylinx.3 $(DESTDIR)$(PREFIX)/share/man/man3/libkylinx.3
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
 
 demo:

@@ -1076,6 +1076,38 @@ static uint64_t moved(const struct relink *r, const struct image *user, const El
 	return 0;
 }
 
+/* The exported function at an address of the old version, in the new one. */
+static uint64_t translate_function(const struct relink *r, uint64_t v)
+{
+	const struct image *o = r->old;
+	for (uint32_t i = 1; i < o->nr_sym; i++)
+		if (is_defined(&o->sym[i]) && address_of(o, i) == v) {
+			uint32_t k = find_symbol(&r->new, str_at(o, o->sym[i].st_name), version_name(o, i));
+			if (k && exported(r, k))
+				return exported(r, k);
+		}
+	return v;
+}
+
+/* Pointers that the program has told of (kylinx.h). */
+static int registered(struct relink *r)
+{
+	uint64_t n, at, v;
+	for (unsigned i = 0; i < r->nr_listed; i++) {
+		uint32_t s = find_symbol(&r->img[i], "kylinx_pointers", "");
+		if (!s || guest_read(&n, address_of(&r->img[i], s), 8) || n > 512)
+			continue;
+		for (uint64_t k = 0; k < n; k++) {
+			if (guest_read(&at, address_of(&r->img[i], s) + 8 + k * 8, 8) || at % 8 ||
+			    guest_read(&v, at, 8) || !inside(r->old, v))
+				continue;
+			if (word_add(r, at, v, translate_function(r, v)))
+				return -ENOMEM;
+		}
+	}
+	return 0;
+}
+
 static int bindings(struct relink *r)
 {
 	for (unsigned i = 0; i < r->nr_img; i++) {
@@ -1097,6 +1129,8 @@ static int bindings(struct relink *r)
 				return -ENOMEM;
 		}
 	}
+	if (registered(r))
+		return -ENOMEM;
 	r->nr_object_words = r->nr_word;
 	return 0;
 }
@@ -1206,19 +1240,6 @@ static int plan_constructors(struct relink *r)
 	for (k = 0; k < r->nr_call && !e; k++)
 		r->call[k].arg[1] = r->call[k].arg[2] = none + 64;
 	return e;
-}
-
-/* The exported function at an address of the old version, in the new one. */
-static uint64_t translate_function(const struct relink *r, uint64_t v)
-{
-	const struct image *o = r->old;
-	for (uint32_t i = 1; i < o->nr_sym; i++)
-		if (is_defined(&o->sym[i]) && address_of(o, i) == v) {
-			uint32_t k = find_symbol(&r->new, str_at(o, o->sym[i].st_name), version_name(o, i));
-			if (k && exported(r, k))
-				return exported(r, k);
-		}
-	return v;
 }
 
 /* What a relocated word is in a version that has just been loaded. */

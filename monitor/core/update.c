@@ -31,7 +31,10 @@
 #define SCAN_MAX (1u << 20) /* bytes of a stack that are looked through where its tables end */
 #define THREADS_MAX 4096
 #define CALL_NS 5000000000ll /* how long a function of the library may take */
-#define PREPARE_MAX 20       /* times that the program may load or unload something meanwhile */
+#define ABORT_TRIES 1000
+#define KICK_NS 2000000
+#define BEGIN_NS 200000000ll /* how long a thread may take to begin with one */
+#define PREPARE_MAX 20 /* times that the program may load or unload something meanwhile */
 
 volatile int update_stop;
 struct thread *volatile update_runner, *volatile update_caller;
@@ -395,6 +398,8 @@ bool update_call_run(struct thread *t)
 	update_caller = NULL;
 	__atomic_store_n(&batch.state, good ? CALL_DONE : CALL_FAILED, __ATOMIC_SEQ_CST);
 	futex_wake(&batch.state);
+	while (__atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t) /* it was let in for this alone */
+		futex_wait(&batch.state, good ? CALL_DONE : CALL_FAILED, LOOK_NS);
 	return true;
 }
 
@@ -487,12 +492,18 @@ static bool call_start(struct relink_call *c, unsigned nr, struct thread *t)
  * It has, or (after `limit`, if it has not begun) will not. A function that has begun is waited for, a while. It may
  * fork: the lock is open meanwhile.
  */
-static int call_wait(uint64_t limit)
+static int call_wait(struct thread *t, uint64_t limit)
 {
+	uint64_t kicked = 0;
 	for (;;) {
 		int s = __atomic_load_n(&batch.state, __ATOMIC_SEQ_CST), want = CALL_WANTED;
 		if (s == CALL_DONE || s == CALL_FAILED)
 			return s == CALL_DONE ? 0 : -EIO;
+		/* Out of its call; again, since it may just have been on its way to sleep. */
+		if (s == CALL_WANTED && now_ns() - kicked > KICK_NS && __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST)) {
+			sig_kick(t);
+			kicked = now_ns();
+		}
 		if (now_ns() > limit) {
 			if (__atomic_compare_exchange_n(&batch.state, &want, CALL_NONE, false, __ATOMIC_SEQ_CST,
 							__ATOMIC_SEQ_CST)) {
@@ -514,12 +525,9 @@ static int run_calls(struct job *j, struct relink_call *c, unsigned nr, uint64_t
 	do {
 		uint64_t since = now_ns();
 		struct thread *t = stop_all(j, since) ? can_call(j) : NULL;
-		bool in_call = t && __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
 		if (t && call_start(c, nr, t)) {
 			let_go();
-			if (in_call)
-				sig_kick(t);
-			int r = call_wait(now_ns() + STOP_NS * 5);
+			int r = call_wait(t, now_ns() + BEGIN_NS);
 			if (r != -EBUSY)
 				return r;
 		}
@@ -533,14 +541,12 @@ static int run_calls(struct job *j, struct relink_call *c, unsigned nr, uint64_t
 static int run_alone(struct job *j, struct relink_call *c)
 {
 	struct thread *t = can_call(j);
-	bool in_call = t && __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
+	note(j, j->thread[0], "a place where no hook can be called");
 	if (!t || !call_start(c, 1, t))
 		return -EBUSY;
 	__atomic_store_n(&update_runner, t, __ATOMIC_SEQ_CST);
 	futex_wake(&update_stop);
-	if (in_call)
-		sig_kick(t);
-	int r = call_wait(now_ns() + STOP_NS);
+	int r = call_wait(t, now_ns() + BEGIN_NS);
 	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
 	/* It may have got into the guest meanwhile. */
 	return r ? r : stop_all(j, now_ns()) ? 0 : -EBUSY;
@@ -584,7 +590,11 @@ static int attempt(struct job *j)
 		}
 		if (r && state && h.abort) {
 			struct relink_call abort = { .fn = h.abort, .arg = { state } };
-			run_alone(j, &abort);
+			for (int i = 0; i < ABORT_TRIES && run_alone(j, &abort) == -EBUSY; i++) {
+				let_go();
+				rest(WAIT_FIRST_NS);
+				stop_all(j, now_ns());
+			}
 		}
 	}
 	let_go();

@@ -218,6 +218,48 @@ def refused():
 
 
 @test
+def hooks():
+    """Hooks, constructors and resolvers run in the guest while another thread allocates; pointers that are told of."""
+    build_dir = os.path.dirname(lib.KYLINX)
+    own = [f"-I{lib.TOP}/include", f"{build_dir}/libkylinx.so.0", f"-Wl,-rpath,{build_dir}"]
+    with lib.Dir() as d:
+        for out, *options in (("libupd.so.1", "-DV=1"), ("v2.so", "-DV=2"), ("hang.so", "-DV=2", "-DHANG")):
+            library(d, out, *options, own[0], source="hooked.c")
+        program(d, "hooks", "hooks.c", *own)
+        r = lib.run([f"{d}/hooks"], 20, stdin=b"c\n")
+        expect(r.out.split(b"\n")[1], b"v1 p10 1 constructed c1 a0 1", "natively")
+        with Guest(d, [f"{d}/hooks"], "--volume", f"{build_dir}:{build_dir}") as g:
+            expect(g.ask("c"), "v1 p10 1 constructed c1 a0 1", "first")
+            g.update(f"{d}/v2.so", "--timeout", "20")
+            expect(g.ask("c"), "v2 p20 2 constructed c1 a0 2", "second version")
+            expect(g.ask("k"), "v2 p20 0 constructed c1 a0 2", "second version")
+            g.line()
+            g.update(f"{d}/libupd.so.1", "--timeout", "20")
+            expect(g.ask("c"), "v1 p10 3 constructed c1 a0 1", "first version again")
+            for n in range(4, 8):
+                expect(g.ask("c").split()[2], str(n), "count")
+            text = g.update(f"{d}/v2.so", "--timeout", "20", status=125)
+            expect("hook" in text, True, f"refused by commit: {text}")
+            answer = g.ask("c")
+            if not re.fullmatch(r"v1 p10 8 constructed c1 a[1-9]\d* 1", answer): # each prepare has its abort
+                raise AssertionError(f"after commit refused: {answer}")
+            for n in range(9, 14):
+                expect(g.ask("c").split()[2], str(n), "count")
+            text = g.update(f"{d}/v2.so", "--timeout", "20", status=125)
+            expect("hook" in text, True, f"refused by prepare: {text}")
+            expect(g.ask("c"), answer.replace(" 8 ", " 14 "), "after prepare refused")
+            for _ in range(20):
+                g.update(f"{d}/v2.so", "--timeout", "20")
+                g.update(f"{d}/libupd.so.1", "--timeout", "20")
+            expect(g.ask("c"), "v1 p10 15 constructed c1 a0 1", "after many")
+            start = time.monotonic()
+            text = g.update(f"{d}/hang.so", "--timeout", "5", status=125)
+            expect("does not return" in text, True, f"a hook that hangs: {text}")
+            if time.monotonic() - start > 20:
+                raise AssertionError("the timeout is not kept")
+
+
+@test
 def inside():
     """A thread that is inside is waited for; one that never returns is named, and nothing is changed."""
     with lib.Dir() as d:
