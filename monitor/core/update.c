@@ -31,10 +31,10 @@
 #define SCAN_MAX (1u << 20) /* bytes of a stack that are looked through where its tables end */
 #define THREADS_MAX 4096
 #define CALL_NS 5000000000ll /* how long a function of the library may take */
-#define ABORT_TRIES 1000
+#define ABORT_TRIES 50
 #define KICK_NS 2000000
 #define BEGIN_NS 200000000ll /* how long a thread may take to begin with one */
-#define PREPARE_MAX 20 /* times that the program may load or unload something meanwhile */
+#define PREPARE_MAX 20       /* times that the program may load or unload something meanwhile */
 
 volatile int update_stop;
 struct thread *volatile update_runner, *volatile update_caller;
@@ -42,7 +42,8 @@ static int fds[2] = { -1, -1 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int poked;       /* a futex: a request may be there */
 static pid_t served_by; /* the process that has a service thread */
-static int parked;      /* counts; a futex */
+static int parked;      /* counts those that come to wait; a futex */
+static int opened;      /* counts whenever somebody may pass; a futex */
 
 /* ---- descriptors ----------------------------------------------------------------------------------------------------- */
 
@@ -80,9 +81,13 @@ void update_park(struct thread *t)
 	__atomic_store_n(&t->gate, GATE_PARKED, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&parked, 1, __ATOMIC_SEQ_CST);
 	futex_wake(&parked);
-	while (__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) && !t->exiting &&
-	       __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) != t)
-		futex_wait(&update_stop, 1, 0);
+	for (;;) {
+		int seen = __atomic_load_n(&opened, __ATOMIC_SEQ_CST);
+		if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) || t->exiting ||
+		    __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
+			break;
+		futex_wait(&opened, seen, 0);
+	}
 	__atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST);
 }
 
@@ -134,10 +139,16 @@ static void say_line(void *arg, const char *fmt, va_list ap)
 
 /* ---- stopping ------------------------------------------------------------------------------------------------------------ */
 
+static void open_gate(void)
+{
+	__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&opened);
+}
+
 static void let_go(void)
 {
 	__atomic_store_n(&update_stop, 0, __ATOMIC_SEQ_CST);
-	futex_wake(&update_stop);
+	open_gate();
 }
 
 /* Its registers, or its frame, are the program's: it waits at the gate or is in a call. */
@@ -318,6 +329,7 @@ static struct {
 	int running; /* its thread is in the guest for one of them */
 	int state;   /* a futex: */
 } batch;
+static int runs; /* of one function alone */
 enum { CALL_NONE, CALL_WANTED, CALL_RUNNING, CALL_DONE, CALL_FAILED };
 
 bool update_returned(struct thread *t)
@@ -354,7 +366,7 @@ static void call_one(struct thread *t, struct relink_call *c, uint64_t sp, uint6
 /* Everything of t that its next call would overwrite: registers, and the LibOS's stack with the frame. */
 bool update_call_run(struct thread *t)
 {
-	int want = CALL_WANTED;
+	int want = CALL_WANTED, run = __atomic_load_n(&runs, __ATOMIC_SEQ_CST);
 	struct unwind_regs u;
 	if (!__atomic_compare_exchange_n(&batch.state, &want, CALL_RUNNING, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		return false;
@@ -398,7 +410,9 @@ bool update_call_run(struct thread *t)
 	update_caller = NULL;
 	__atomic_store_n(&batch.state, good ? CALL_DONE : CALL_FAILED, __ATOMIC_SEQ_CST);
 	futex_wake(&batch.state);
-	while (__atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t) /* it was let in for this alone */
+	/* It was let in for this alone. */
+	while (__atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t &&
+	       __atomic_load_n(&runs, __ATOMIC_SEQ_CST) == run)
 		futex_wait(&batch.state, good ? CALL_DONE : CALL_FAILED, LOOK_NS);
 	return true;
 }
@@ -545,9 +559,10 @@ static int run_alone(struct job *j, struct relink_call *c)
 	if (!t || !call_start(c, 1, t))
 		return -EBUSY;
 	__atomic_store_n(&update_runner, t, __ATOMIC_SEQ_CST);
-	futex_wake(&update_stop);
+	open_gate();
 	int r = call_wait(t, now_ns() + BEGIN_NS);
 	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&runs, 1, __ATOMIC_SEQ_CST);
 	/* It may have got into the guest meanwhile. */
 	return r ? r : stop_all(j, now_ns()) ? 0 : -EBUSY;
 }
