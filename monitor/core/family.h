@@ -21,7 +21,7 @@
 #define FAMILY_MAX 32768
 #endif
 #define FAMILY_EXE_MAX 244
-#define FAMILY_MAGIC 0x6d66786bu
+#define FAMILY_MAGIC 0x6e66786bu
 
 /* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 typedef uint64_t family_key;
@@ -45,6 +45,8 @@ struct family_table {
 
 /* Make the table (fd < 0) or map an inherited one. Sets pvm.family_fd. */
 int family_init(int fd, struct kx_err *err);
+/* Map the family's struct kx_futexes there. 0 or -errno. */
+int family_map_futexes(void *at);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */
 int family_enter(bool from_host);
 

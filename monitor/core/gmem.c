@@ -43,7 +43,13 @@
 #define FILE_FIRST (16 * MiB)
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
-#define REGION_MAX 65530      /* vm.max_map_count's default */
+/* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
+ * in all but the heap. */
+#define AHEAD_HEAP MiB
+#define AHEAD_SMALL (128ull << 10)
+#define AHEAD_STACK (64ull << 10)
+#define AHEAD_TOTAL (16 * MiB)
+#define REGION_MAX 65530 /* vm.max_map_count's default */
 
 static struct gmem_region *regions;
 static size_t nr_regions, cap_regions;
@@ -54,6 +60,7 @@ struct slot {
 };
 static struct slot *slots;
 static size_t nr_slots, cap_slots;
+static uint64_t ahead_left = AHEAD_TOTAL;
 static int next_slot_id = 1; /* 0 is the one that flush_all() drops and remakes */
 
 static uint64_t sys_next, sys_end;
@@ -355,7 +362,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	return p;
 }
 
-static uint64_t *table(uint64_t gpa) { return (uint64_t *)(pvm.base + (gpa & PTE_ADDR)); }
+static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)
@@ -830,6 +837,29 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 	return a;
 }
 
+/*
+ * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
+ * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
+ * host gets them here, in one call. What is touched for nothing is limited: larger mappings only where they are no more
+ * than an eighth of the heap, and AHEAD_TOTAL. Of files only what a dynamic linker maps, to relocate it: other programs
+ * may want to see later changes of the file.
+ */
+static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
+{
+	if (!(prot & PROT_WRITE) || (flags & MAP_TYPE) != MAP_PRIVATE || (flags & MAP_HUGETLB) ||
+	    (flags & (MAP_NORESERVE | MAP_STACK)) == MAP_NORESERVE || !(flags & (MAP_ANONYMOUS | MAP_DENYWRITE)))
+		return;
+	uint64_t len = end - start;
+	if ((flags & MAP_STACK) && len > AHEAD_STACK) {
+		start = end - AHEAD_STACK;
+		len = AHEAD_STACK;
+	}
+	if ((len > AHEAD_SMALL && (len > AHEAD_HEAP || len > heap_used / 8)) || len > ahead_left)
+		return;
+	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
+		ahead_left -= len;
+}
+
 static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
@@ -910,6 +940,8 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 				     off);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = do_mmap(addr, len, prot, flags, fd, off);
+	if (r >= 0)
+		touch_ahead(r, r + ALIGN_UP(len, PAGE), prot, flags);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
 }
@@ -1004,6 +1036,8 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 			if (region_reserve(4))
 				return -ENOMEM;
 			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
+			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
+				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
 		a = e;
 	}
@@ -1123,6 +1157,9 @@ uint64_t gmem_brk(uint64_t addr)
 			r = range_free(cur, want) ? do_mmap(cur, want - cur, PROT_READ | PROT_WRITE,
 							    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 						  : -ENOMEM;
+			/* A heap is used from its beginning: no waste to limit. */
+			if (r >= 0 && want - cur <= AHEAD_HEAP)
+				madvise(gva_ptr(cur), want - cur, MADV_POPULATE_WRITE);
 			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
 			if (r >= 0 && want - brk_start >= HUGE_ALONE && want - cur < HUGE_ALONE)
 				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE),
@@ -1187,7 +1224,7 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
-	if (addr & (PAGE - 1))
+	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = -EINVAL;
@@ -1223,14 +1260,17 @@ int gmem_shmdt(uint64_t addr)
 	if (!gva_ok(addr, PAGE) || (addr & (PAGE - 1)))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(addr);
-	int r = -EINVAL;
-	if (i < nr_regions && regions[i].start == addr && regions[i].flags == MAP_SHARED) {
-		uint64_t end = regions[i].end;
-		r = host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
-		if (r == 0 && region_reserve(2) == 0) {
-			host_release(addr, end);
-			region_carve(addr, end);
+	int r = region_reserve(2) ? -ENOMEM : host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
+	/* The kernel unmaps whatever is left of that attachment, and leaves alone what else is among it. */
+	for (size_t i = region_find(addr); !r && i < nr_regions;) {
+		const struct gmem_region g = regions[i];
+		unsigned char there;
+		if (g.flags == MAP_SHARED &&
+		    host_call(SYS_mincore, (long)gva_ptr(g.start), PAGE, (long)&there, 0, 0, 0) == -ENOMEM) {
+			host_release(g.start, g.end);
+			region_carve(g.start, g.end);
+		} else {
+			i++;
 		}
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -1298,8 +1338,20 @@ static void sys_tables(void)
 	}
 }
 
-int gmem_init(struct kx_err *err)
+/* The reservation. 0 or -errno. */
+static int space_reserve(void)
 {
+#ifndef __SANITIZE_ADDRESS__ /* whose shadow is there */
+	/* Host address = guest address, so that the host's kernel can follow a list of robust locks (robust.h). */
+	void *at = mmap((void *)KX_USER_MIN, KX_SPACE_SIZE - KX_USER_MIN, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (at == (void *)KX_USER_MIN) {
+		pvm.base = NULL;
+		return 0;
+	}
+	if (at != MAP_FAILED) /* a kernel before 4.17 */
+		munmap(at, KX_SPACE_SIZE - KX_USER_MIN);
+#endif
 	/* Far below where the host places its own mappings, so that none of those ever falls into a gap of ours. */
 	for (int i = 0; i < 64; i++) {
 		uint64_t want = 0x200000000000ull + random_below(0x1000) * 0x1000000000ull / 16;
@@ -1308,20 +1360,25 @@ int gmem_init(struct kx_err *err)
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 		if (p != MAP_FAILED) {
 			pvm.base = p;
-			break;
+			return 0;
 		}
 		if (errno != EEXIST)
 			break;
 	}
-	if (!pvm.base)
-		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
-				  strerror(errno));
-	madvise(pvm.base, KX_SPACE_SIZE, MADV_DONTDUMP);
+	return -errno;
+}
+
+int gmem_init(struct kx_err *err)
+{
+	int r = space_reserve();
+	if (r)
+		return kx_err_set(err, -r, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
+				  strerror(-r));
+	madvise(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
 	file_high = FILE_HIGH - random_below(4096) * HUGE;
 	sys_next = KX_SYS_BASE + 0x10000;
 	sys_end = KX_SYS_BASE + KX_SYS_FIRST;
-	int r;
 	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
 	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) ||
 	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))

@@ -516,7 +516,7 @@ static int zero(uint64_t addr, uint64_t end)
 static int map_segment(const struct load_file *f, const struct elf_segment *s, const struct elf_segment *prev,
 		       uint64_t bias, struct kx_err *err)
 {
-	const int fixed = MAP_PRIVATE | MAP_FIXED;
+	const int fixed = MAP_PRIVATE | MAP_FIXED | MAP_DENYWRITE;
 	uint64_t start = (s->vaddr + bias) & -PAGE, file_end = s->vaddr + bias + s->filesz;
 	uint64_t mem_end = PAGE_UP(s->vaddr + bias + s->memsz), done = start;
 	uint64_t shared_end = prev ? PAGE_UP(prev->vaddr + bias + prev->memsz) : 0;

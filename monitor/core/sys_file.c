@@ -179,18 +179,10 @@ int64_t hc_fchdir(struct hcall *c)
 	return r;
 }
 
-/*
- * Below another root there is no exec (exec.c), which looks at the root just before it leaves. No thread may move the
- * root in between, so only a process of one thread can; a parent in vfork, whose root may be the same, waits.
- */
 int64_t hc_chroot(struct hcall *c)
 {
 	if (c->proc[0])
 		return vfs_proc_generic(c);
-	if (pvm.exe_fd >= 0 && __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1) {
-		kx_log(KX_LOG_WARN, "chroot", "of a process with several threads: ENOSYS");
-		return -ENOSYS;
-	}
 	int64_t r = HC6(SYS_chroot, c->host[0], 0, 0, 0, 0, 0);
 	if (r == 0)
 		vfs_cwd_changed();
