@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "elf.h"
 #include "gmem.h"
@@ -27,6 +28,9 @@
 #define MAP_BYTES 1536 /* of a struct link_map that are looked at */
 #define FILE_MAX (256ll << 20)
 #define SAID_MAX 40
+#define DATA_OF_COMPILER 24     /* bytes of variables that each library has */
+#define READ_MAX (512ull << 20) /* bytes of the guest that one update copies */
+#define POPULATE_WRITE 23       /* MADV_POPULATE_WRITE, Linux 5.14 */
 
 #ifndef DT_RELR
 #define DT_RELRSZ 35
@@ -121,6 +125,10 @@ struct relink {
 	size_t copy_len;
 	unsigned said;
 	uint64_t bytes;
+	uint64_t changed;
+	struct word *swept; /* pointers that were found in the program's memory, and moved */
+	size_t nr_swept, cap_swept;
+	bool same_image; /* both versions have everything at the same places */
 };
 
 __attribute__((format(printf, 2, 3))) static void say(struct relink *r, const char *fmt, ...)
@@ -147,8 +155,13 @@ static void image_free(struct image *m)
 	memset(m, 0, sizeof *m);
 }
 
+static uint64_t budget; /* update.c serves one at a time */
+
 static void *copy_in(uint64_t gva, size_t len)
 {
+	if (len > budget)
+		return NULL;
+	budget -= len;
 	void *p = malloc(len ? len : 1);
 	if (p && guest_read(p, gva, len)) {
 		free(p);
@@ -297,6 +310,9 @@ static int read_relocations(struct image *m)
 		bn = 0;
 	if (an > RELS_MAX || bn > RELS_MAX)
 		return -ENOEXEC;
+	if ((an + bn) * sizeof *m->rel > budget)
+		return -ENOMEM;
+	budget -= (an + bn) * sizeof *m->rel;
 	m->rel = malloc((an + bn + 1) * sizeof *m->rel);
 	if (!m->rel)
 		return -ENOMEM;
@@ -1182,7 +1198,7 @@ static uint64_t unnamed_data(const struct image *o)
 			named += o->sym[i].st_size;
 	}
 	/* What every library has from the compiler: __dso_handle, a byte that tells whether it is being unloaded. */
-	return len > named + 24 ? len - named : 0;
+	return len > named + DATA_OF_COMPILER ? len - named : 0;
 }
 
 static uint64_t hook(const struct image *m, const char *name)
@@ -1303,6 +1319,8 @@ static uint64_t carry_over(const struct relink *r, size_t i, uint64_t v)
 		return v;
 	if (v >= o->data && v < o->data_end)
 		return v - o->data + r->new.data;
+	if (r->same_image)
+		return v - o->base + r->new.base;
 	const uint32_t *p = r->pair[i];
 	if (!p[0])
 		return v; /* may be a number */
@@ -1678,14 +1696,10 @@ static int open_pages(struct relink *r)
 			return -errno;
 		r->page[r->nr_page++] = page;
 	}
-	/* A copy of each page of its own, now and not when everybody waits. */
+	/* A copy of each page of its own, now and not when everybody waits. Where that fails, so will the write. */
 	for (size_t i = 0; i < r->nr_word; i++)
-		if (!i || DOWN(r->word[i].at) != DOWN(r->word[i - 1].at)) {
-			uint64_t at = r->word[i].at, v;
-			if (guest_read(&v, at, 8))
-				return -EFAULT;
-			__atomic_fetch_or((uint64_t *)gva_ptr(at & ~7ull), 0, __ATOMIC_SEQ_CST);
-		}
+		if (!i || DOWN(r->word[i].at) != DOWN(r->word[i - 1].at))
+			HC6(SYS_madvise, gva_ptr(DOWN(r->word[i].at)), PAGE, POPULATE_WRITE, 0, 0, 0);
 	return 0;
 }
 
@@ -1726,6 +1740,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	r->say = fn;
 	r->arg = arg;
 	r->flags = flags;
+	budget = READ_MAX;
 	int e = read_list(r);
 	if (e)
 		say(r, e == -ENOENT ? "the program has no dynamic linker" : "its list of libraries cannot be read: %s",
@@ -1764,6 +1779,28 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	return 0;
 }
 
+/* Segments alike, and the same code: then every place in one has its counterpart in the other. */
+static bool same_image(const struct relink *r)
+{
+	const struct image *o = r->old, *n = &r->new;
+	uint8_t a[PAGE], b[PAGE];
+	if (o->nr_ph != n->nr_ph)
+		return false;
+	for (unsigned i = 0; i < o->nr_ph; i++) {
+		const Elf64_Phdr *p = &o->ph[i], *q = &n->ph[i];
+		if (p->p_type != q->p_type || p->p_vaddr != q->p_vaddr || p->p_memsz != q->p_memsz ||
+		    p->p_flags != q->p_flags)
+			return false;
+		for (uint64_t k = 0; p->p_type == PT_LOAD && p->p_flags & PF_X && k < p->p_memsz; k += PAGE) {
+			uint64_t len = p->p_memsz - k < PAGE ? p->p_memsz - k : PAGE;
+			if (guest_read(a, o->base + p->p_vaddr + k, len) ||
+			    guest_read(b, n->base + p->p_vaddr + k, len) || memcmp(a, b, len))
+				return false;
+		}
+	}
+	return true;
+}
+
 int relink_bind(struct relink *r)
 {
 	const struct image *n = &r->new;
@@ -1775,8 +1812,10 @@ int relink_bind(struct relink *r)
 	if (!e)
 		e = open_pages(r);
 	/* Most of it now, so that less is left for the moment. */
-	if (!e && r->whole_state)
+	if (!e && r->whole_state) {
+		r->same_image = same_image(r);
 		e = copy_whole_state(r, true);
+	}
 	if (e)
 		say(r, "%s", strerror(-e));
 	return e;
@@ -1888,6 +1927,88 @@ static bool list_unchanged(const struct relink *r)
 	return i == r->nr_listed;
 }
 
+/* ---- pointers in the program's memory ---------------------------------------------------------------------------------- */
+
+#define SWEEP_MAX (512ull << 20) /* bytes in use that are looked through */
+#define SWEEP_PIECE (1ull << 20)
+
+static bool of_a_version(const struct relink *r, uint64_t at)
+{
+	if (inside(r->old, at) || inside(&r->new, at))
+		return true;
+	for (unsigned i = r->nr_listed; i < r->nr_img; i++)
+		if (inside(&r->img[i], at))
+			return true;
+	return false;
+}
+
+static int sweep_word(struct relink *r, uint64_t at, uint64_t v)
+{
+	const struct image *o = r->old;
+	uint64_t to = r->same_image                    ? v - o->base + r->new.base
+		      : v >= o->data &&v < o->data_end ? v - o->data + r->new.data
+						       : translate_function(r, v);
+	if (to == v || of_a_version(r, at))
+		return 0;
+	if (r->nr_swept == r->cap_swept) {
+		size_t cap = r->cap_swept ? 2 * r->cap_swept : 1024;
+		struct word *p = realloc(r->swept, cap * sizeof *p);
+		if (!p)
+			return -ENOMEM;
+		r->swept = p;
+		r->cap_swept = cap;
+	}
+	r->swept[r->nr_swept++] = (struct word){ at, v, to };
+	return guest_write(at, &to, 8);
+}
+
+static int sweep_piece(struct relink *r, uint64_t at, uint64_t len, uint64_t *total)
+{
+	static uint8_t there[SWEEP_PIECE / PAGE];
+	uint64_t buf[PAGE / 8], from = r->old->start, span = r->old->end - from;
+	if (HC6(SYS_mincore, gva_ptr(at), len, there, 0, 0, 0))
+		return 0;
+	for (uint64_t k = 0; k < len; k += PAGE) {
+		if (!(there[k / PAGE] & 1) || guest_read(buf, at + k, PAGE))
+			continue;
+		if ((*total += PAGE) > SWEEP_MAX)
+			return -EFBIG;
+		uint64_t any = 0;
+		for (unsigned i = 0; i < PAGE / 8; i++)
+			any |= buf[i] - from < span;
+		for (unsigned i = 0; any && i < PAGE / 8; i++)
+			if (buf[i] - from < span && sweep_word(r, at + k + i * 8, buf[i]))
+				return -EFAULT;
+	}
+	return 0;
+}
+
+/*
+ * The program's memory holds pointers to the library's variables (a list that ends in one of them), and to its
+ * functions. Words that are addresses in the old version are taken for such pointers: its place is random, so that no
+ * number is one by chance. Everything stands still, pvm.mm_lock is held.
+ */
+static int sweep(struct relink *r)
+{
+	struct gmem_region g;
+	uint64_t total = 0;
+	int e = 0;
+	r->nr_swept = 0;
+	for (uint64_t at = 0; !e && at < KX_USER_END && gmem_query_locked(at, &g); at = g.end) {
+		if (!(g.prot & PROT_WRITE) || g.flags & GMEM_TRAMP || g.end > KX_USER_END)
+			continue;
+		for (uint64_t a = g.start; a < g.end && !e; a += SWEEP_PIECE)
+			e = sweep_piece(r, a, g.end - a < SWEEP_PIECE ? g.end - a : SWEEP_PIECE, &total);
+	}
+	return e;
+}
+
+static void unsweep(const struct relink *r)
+{
+	for (size_t i = r->nr_swept; i--;)
+		guest_write(r->swept[i].at, &r->swept[i].old, 8);
+}
+
 static void undo(const struct relink *r, size_t n)
 {
 	while (n--)
@@ -1897,16 +2018,24 @@ static void undo(const struct relink *r, size_t n)
 int relink_apply(struct relink *r)
 {
 	uint64_t now;
+	r->changed = 0;
 	if (!list_unchanged(r))
 		return -EAGAIN;
 	for (size_t i = 0; i < r->nr_word; i++)
-		if (guest_read(&now, r->word[i].at, 8) || now != r->word[i].old)
+		if (guest_read(&now, r->word[i].at, 8) || now != r->word[i].old) {
+			r->changed = r->word[i].at;
 			return -EAGAIN;
+		}
 	r->bytes = 0;
 	int e = r->whole_state ? copy_whole_state(r, false) : copy_named_state(r);
+	bool swept = !e && r->whole_state && data_len(r->old) > DATA_OF_COMPILER;
+	if (swept)
+		e = sweep(r);
 	for (size_t i = 0; i < r->nr_word && !e; i++)
 		if ((e = guest_write(r->word[i].at, &r->word[i].new, 8)))
 			undo(r, i);
+	if (e && swept)
+		unsweep(r);
 	return e;
 }
 
@@ -1975,12 +2104,15 @@ void relink_done(struct relink *r, bool kept)
 	free(r->page);
 	free(r->state);
 	free(r->pair);
+	free(r->swept);
 	free(r->call);
 	free(r->done);
 	free(r->pending);
 	free(r->copy);
 	free(r);
 }
+
+uint64_t relink_changed(const struct relink *r) { return r->changed; }
 
 const char *relink_soname(const struct relink *r) { return r->new.soname; }
 

@@ -62,6 +62,8 @@ void relink_name(const struct relink *r, uint64_t pc, char *out, unsigned size);
 int relink_apply(struct relink *r);
 /* After the program goes on: give back what is not needed. kept: relink_apply() has succeeded. */
 void relink_done(struct relink *r, bool kept);
+/* Where the word is that had changed when relink_apply() said -EAGAIN; 0: the list of objects had. */
+uint64_t relink_changed(const struct relink *r);
 /* For the report: library, words changed, bytes of state carried over. */
 const char *relink_soname(const struct relink *r);
 void relink_counts(const struct relink *r, unsigned *words, unsigned *bytes, unsigned *versions);

@@ -329,7 +329,8 @@ static struct {
 	int running; /* its thread is in the guest for one of them */
 	int state;   /* a futex: */
 } batch;
-static int runs; /* of one function alone */
+static struct relink *pending; /* made, and not over */
+static int runs;               /* of one function alone */
 enum { CALL_NONE, CALL_WANTED, CALL_RUNNING, CALL_DONE, CALL_FAILED };
 
 bool update_returned(struct thread *t)
@@ -643,27 +644,31 @@ static void update(struct job *j, int fd)
 				rest(WAIT_FIRST_NS);
 				continue;
 			}
-			finish(j, -r, "refused");
+			finish(j, r == -EAGAIN ? EBUSY : -r, "refused");
 			return;
 		}
 		struct relink_call *calls;
 		unsigned nr;
+		pending = j->link;
 		while (!(j->q.flags & UPDATE_DRY_RUN) && (calls = relink_calls(j->link, &nr)) && nr && !r)
 			r = run_calls(j, calls, nr, start + timeout);
 		if (!r && !(j->q.flags & UPDATE_DRY_RUN))
 			r = calls ? relink_bind(j->link) : -EINVAL;
 		if (r == -ETIME) { /* what it uses stays */
+			pending = NULL;
 			finish(j, ETIMEDOUT, "a constructor of the library does not return");
 			return;
 		}
 		if (r) {
 			finish(j, -r, r == -EBUSY ? "no thread is where the library's constructors could run" : "%s",
 			       strerror(-r));
+			pending = NULL;
 			relink_done(j->link, false);
 			return;
 		}
 		if (j->q.flags & UPDATE_DRY_RUN) {
 			report(j);
+			pending = NULL;
 			relink_done(j->link, false);
 			return;
 		}
@@ -672,6 +677,7 @@ static void update(struct job *j, int fd)
 			wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
 		}
 		if (r == -ETIME) {
+			pending = NULL;
 			finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
 			return;
 		}
@@ -680,12 +686,17 @@ static void update(struct job *j, int fd)
 		else if (r == -EBUSY)
 			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: thread %d is in %s",
 			       j->attempts, j->tid, j->where);
+		else if (r == -EAGAIN && again + 1 >= PREPARE_MAX)
+			finish(j, EBUSY, "given up, nothing is changed: the program changes %s (%#llx) all the time",
+			       relink_changed(j->link) ? "a word that has to change" : "its list of libraries",
+			       (unsigned long long)relink_changed(j->link));
 		else if (r == -ECANCELED)
 			finish(j, -r, "a hook of the library's refused, nothing is changed");
-		else if (r != -EAGAIN || ++again >= PREPARE_MAX)
+		else if (r != -EAGAIN)
 			finish(j, -r, "nothing is changed: %s", strerror(-r));
+		pending = NULL;
 		relink_done(j->link, !r);
-		if (r != -EAGAIN || again >= PREPARE_MAX)
+		if (r != -EAGAIN || ++again >= PREPARE_MAX)
 			return;
 		rest(WAIT_FIRST_NS);
 	}
@@ -791,9 +802,13 @@ bool update_poked(void)
 void update_fork_prepare(void) { pthread_mutex_lock(&lock); }
 void update_fork_done(void) { pthread_mutex_unlock(&lock); }
 
-/* What a parent prepares at this moment its child has mapped as well; it is given back when the child is updated. */
+/* What a parent is preparing its child has as well; unless the child runs a function of it. */
 void update_fork_child(void)
 {
 	update_stop = 0;
+	update_runner = NULL;
 	poked = 0;
+	if (pending && batch.state != CALL_RUNNING)
+		relink_done(pending, false);
+	pending = NULL;
 }
