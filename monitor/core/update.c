@@ -776,9 +776,10 @@ bool update_poked(void)
 {
 	if (!__atomic_load_n(&poked, __ATOMIC_RELAXED) || served_by == pvm.pid || my_pid() != pvm.pid || fds[1] < 0)
 		return false;
+	/* Its table of descriptors is its own: from here on their numbers must not change. */
+	int r = -fd_grow();
 	pthread_mutex_lock(&pvm.thr_lock);
-	int r = 0;
-	if (served_by != pvm.pid) {
+	if (!r && served_by != pvm.pid) {
 		pthread_attr_t attr;
 		pthread_t thread;
 		pthread_attr_init(&attr);
@@ -788,11 +789,11 @@ bool update_poked(void)
 		r = pthread_create(&thread, &attr, service, NULL);
 		sig_restore(old, self);
 		pthread_attr_destroy(&attr);
-		if (r)
-			__atomic_store_n(&poked, 0, __ATOMIC_SEQ_CST);
-		else
+		if (!r)
 			served_by = pvm.pid;
 	}
+	if (r)
+		__atomic_store_n(&poked, 0, __ATOMIC_SEQ_CST);
 	pthread_mutex_unlock(&pvm.thr_lock);
 	if (r)
 		kx_log(KX_LOG_WARN, "update", "no thread for it: %s", strerror(r));
