@@ -1942,6 +1942,18 @@ static bool of_a_version(const struct relink *r, uint64_t at)
 	return false;
 }
 
+uint64_t relink_register(const struct relink *r, uint64_t v)
+{
+	const struct image *o = r->old;
+	if (!inside(o, v))
+		return v;
+	if (r->whole_state && r->same_image)
+		return v - o->base + r->new.base;
+	if (r->whole_state && v >= o->data && v < o->data_end)
+		return v - o->data + r->new.data;
+	return translate_function(r, v);
+}
+
 static int sweep_word(struct relink *r, uint64_t at, uint64_t v)
 {
 	const struct image *o = r->old;

@@ -60,6 +60,8 @@ void relink_name(const struct relink *r, uint64_t pc, char *out, unsigned size);
  * something since it was prepared, prepare again; other -errno: nothing is changed.
  */
 int relink_apply(struct relink *r);
+/* After relink_apply(), everything still stands: a register's value as the new version has it. */
+uint64_t relink_register(const struct relink *r, uint64_t v);
 /* After the program goes on: give back what is not needed. kept: relink_apply() has succeeded. */
 void relink_done(struct relink *r, bool kept);
 /* Where the word is that had changed when relink_apply() said -EAGAIN; 0: the list of objects had. */

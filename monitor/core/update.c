@@ -582,6 +582,30 @@ static int run_hooks(struct job *j, const struct relink_hooks *h, uint64_t *stat
 	return r ? r : (int32_t)commit.result ? -ECANCELED : 0;
 }
 
+/* Registers may hold what was taken from a table before: the address of a function that is about to be called. */
+static void move_registers(struct job *j, struct thread *t)
+{
+	struct kvm_regs *k = &t->run->s.regs.regs;
+	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE;
+	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || libos) {
+		struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+		uint64_t *const reg[] = { &f->r15, &f->r14, &f->r13, &f->r12, &f->rbp, &f->rbx,
+					  &f->r10, &f->r9,  &f->r8,  &f->rdi, &f->rsi, &f->rdx };
+		for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++)
+			*reg[i] = relink_register(j->link, *reg[i]);
+		return;
+	}
+	__u64 *const reg[] = { &k->rax, &k->rbx, &k->rcx, &k->rdx, &k->rsi, &k->rdi, &k->rbp, &k->r8,
+			       &k->r9,  &k->r10, &k->r11, &k->r12, &k->r13, &k->r14, &k->r15 };
+	for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++) {
+		uint64_t v = relink_register(j->link, *reg[i]);
+		if (v != *reg[i]) {
+			*reg[i] = v;
+			t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+		}
+	}
+}
+
 /* One attempt. 0, -EBUSY: somebody is in the way; -EAGAIN: prepare again; or what relink_apply() says. */
 static int attempt(struct job *j)
 {
@@ -599,6 +623,8 @@ static int attempt(struct job *j)
 		r = hooks ? run_hooks(j, &h, &state) : 0;
 		if (!r && lock_still(j)) {
 			r = relink_apply(j->link);
+			for (unsigned i = 0; i < j->nr && !r; i++)
+				move_registers(j, j->thread[i]);
 			pthread_mutex_unlock(&pvm.thr_lock);
 			pthread_mutex_unlock(&pvm.mm_lock);
 		} else if (!r) {
