@@ -198,7 +198,7 @@ struct kx_join {
 	int member;      /* pidfd of a member, whose namespaces are entered */
 	int member_proc; /* its directory in /proc */
 	int family, registry, proc;
-	int update[2]; /* -1: it has none */
+	int update[2];               /* -1: it has none */
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
 };

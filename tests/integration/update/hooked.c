@@ -32,10 +32,7 @@ int times_constructed(void) { return constructed; }
 int times_aborted(void) { return aborted; }
 int plain(int x) { return x + V; }
 
-void *kylinx_update_prepare(void)
-{
-	return now.count == 13 ? NULL : &now;
-}
+void *kylinx_update_prepare(void) { return now.count == 13 ? NULL : &now; }
 int kylinx_update_commit(void *from)
 {
 	struct state *old = from;
@@ -51,7 +48,4 @@ int kylinx_update_commit(void *from)
 #endif
 	return 0;
 }
-void kylinx_update_abort(void *from)
-{
-	aborted += from == &now;
-}
+void kylinx_update_abort(void *from) { aborted += from == &now; }

@@ -39,8 +39,8 @@ int main(void)
 	printf("ready\n");
 	while (fgets(line, sizeof line, stdin)) {
 		long c = *line == 'c' ? count() : 0;
-		printf("v%d p%d %ld %s c%d a%d %d\n", version(), picked(), c, text(), times_constructed(), times_aborted(),
-		       told(0));
+		printf("v%d p%d %ld %s c%d a%d %d\n", version(), picked(), c, text(), times_constructed(),
+		       times_aborted(), told(0));
 		if (*line == 'k')
 			printf("%d\n", kept(0));
 	}

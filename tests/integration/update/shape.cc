@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "shape.h"
+#include "shape.hh"
 shape::~shape() {}
 int shape::area(int x) const { return x * V; }
 const char *shape::name() const { return V == 1 ? "one" : "two"; }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls, virtual calls on old and new objects, and exceptions in all directions, until standard input has an end.
-#include "shape.h"
+#include "shape.hh"
 #include <cstdio>
 #include <cstring>
 #include <poll.h>
