@@ -36,13 +36,14 @@ MONITOR_SRC = \
 	monitor/core/pvm.c monitor/core/vcpu.c monitor/core/gmem.c monitor/core/fault.c monitor/core/sig.c \
 	monitor/core/thread.c monitor/core/fork.c monitor/core/exec.c monitor/core/family.c monitor/core/registry.c \
 	monitor/core/keeper.c monitor/core/alloc.c monitor/core/robust.c monitor/core/futexes.c monitor/core/rseq.c monitor/core/batch.c \
+	monitor/core/update.c monitor/core/relink.c monitor/core/unwind.c \
 	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/jail.c \
 	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
 	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
 	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
-CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-bench.c cli/families.c
+CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-bench.c cli/families.c
 UTIL_SRC = util/err.c util/log.c
 LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/batch.c libos/core/pipe.c libos/core/ktime.c libos/core/random.c libos/core/string.c libos/core/serve.c
 LIBOS_ASM = libos/arch/x86_64/entry.S
@@ -50,7 +51,13 @@ LIBOS_ASM = libos/arch/x86_64/entry.S
 HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))
 LIBOS_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(LIBOS_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(LIBOS_ASM))
 
-all: $(BUILD)/kylinx
+all: $(BUILD)/kylinx $(BUILD)/libkylinx.so.0
+
+# For programs that know of KylinX; kylinx itself does not use it.
+$(BUILD)/libkylinx.so.0: lib/libkylinx.c include/kylinx.h abi/kx_abi.h
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(WARN) $(CFLAGS) -shared -fPIC -Wl,-soname,libkylinx.so.0 \
+		-Wl,-z,relro -Wl,-z,now -o $@ $<
 
 $(BUILD)/kylinx: $(HOST_OBJ) $(ZYDIS_DEP)
 	$(Q)$(CC) $(HOST_CFLAGS) $(STATIC) $(LDFLAGS) -o $@ $(HOST_OBJ) $(LDLIBS)
@@ -98,6 +105,10 @@ $(BUILD)/%.o: %.S
 
 install: all bench-programs
 	install -D -m 755 $(BUILD)/kylinx $(DESTDIR)$(PREFIX)/bin/kylinx
+	install -D -m 644 $(BUILD)/libkylinx.so.0 $(DESTDIR)$(PREFIX)/lib/libkylinx.so.0
+	ln -sf libkylinx.so.0 $(DESTDIR)$(PREFIX)/lib/libkylinx.so
+	install -D -m 644 include/kylinx.h $(DESTDIR)$(PREFIX)/include/kylinx.h
+	install -D -m 644 docs/libkylinx.3 $(DESTDIR)$(PREFIX)/share/man/man3/libkylinx.3
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
 	install -d $(DESTDIR)$(PREFIX)/libexec/kylinx/bench
 	install -m 755 $(BENCH_BIN) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/

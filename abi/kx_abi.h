@@ -38,8 +38,9 @@
 #define KX_SYS_END 0x7f3fe00000
 
 /* ---- Exits -------------------------------------------------------------------------------------------- */
-#define KX_PORT_HCALL 0x510 /* out %eax: the call is in kx_thread.call                                    */
-#define KX_PORT_PANIC 0x511 /* out %eax: a LibOS invariant broke; the message is at kx_thread.panic_msg   */
+#define KX_PORT_HCALL 0x510  /* out %eax: the call is in kx_thread.call                                    */
+#define KX_PORT_PANIC 0x511  /* out %eax: a LibOS invariant broke; the message is at kx_thread.panic_msg   */
+#define KX_PORT_RETURN 0x512 /* out: a function that the monitor has called in the guest (update.c) has returned */
 #define KX_PORT_LAST 0x51f
 
 /* ---- Offsets that assembly needs (asserted against the structs below) ---------------------------------- */

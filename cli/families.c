@@ -224,6 +224,32 @@ int member_table(const struct family *f, int proc, int flags)
 	return fd;
 }
 
+int member_socket(int pidfd, int proc, uint64_t ino)
+{
+	char want[64], link[64];
+	int dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd = -ENOENT;
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	if (!d)
+		return -errno;
+	snprintf(want, sizeof want, "socket:[%llu]", (unsigned long long)ino);
+	for (struct dirent *e; fd == -ENOENT && (e = readdir(d));) {
+		ssize_t n = readlinkat(dirfd(d), e->d_name, link, sizeof link - 1);
+		link[n > 0 ? n : 0] = 0;
+		struct stat st;
+		if (strcmp(link, want))
+			continue;
+		fd = (int)syscall(438 /* pidfd_getfd */, pidfd, atoi(e->d_name), 0);
+		if (fd < 0)
+			fd = -errno;
+		else if (fstat(fd, &st) || st.st_ino != ino || !S_ISSOCK(st.st_mode)) {
+			close(fd);
+			fd = -ENOENT;
+		}
+	}
+	closedir(d);
+	return fd;
+}
+
 /* What members say of themselves: for show alone. */
 static void table_read(struct family *f)
 {

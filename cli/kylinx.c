@@ -19,6 +19,7 @@ static const struct cli_verb verbs[] = {
 	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps },
 	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill },
 	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec },
+	{ "update", "replace a shared library in programs that run", cmd_update_help, cmd_update },
 	{ "bench", "measure pVMs against processes", cmd_bench_help, cmd_bench },
 	{ "help", "describe a command", help_help, cmd_help },
 };

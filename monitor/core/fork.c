@@ -29,6 +29,7 @@
 #include "stats.h"
 #include "thread.h"
 #include "timepage.h"
+#include "update.h"
 #include "vcpu.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -44,6 +45,7 @@ static void hooks_prepare(void)
 {
 	batch_fork_lock();
 	serve_lock();
+	update_fork_prepare();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
 	procfs_fork_lock();
@@ -60,6 +62,7 @@ static void hooks_done(void)
 	procfs_fork_unlock();
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
+	update_fork_done();
 	serve_unlock();
 	batch_fork_unlock();
 }
@@ -417,6 +420,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		pipe_fork_child(table);
 		if (pvm.cfg->stats)
 			stats_fork_child();
+		update_fork_child();
 		child_machine(t, &regs, &sregs, &st->xsave);
 		if (a->stack) {
 			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);

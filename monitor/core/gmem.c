@@ -1292,6 +1292,14 @@ int gmem_shmdt(uint64_t addr)
 	return r;
 }
 
+bool gmem_query_locked(uint64_t gva, struct gmem_region *out)
+{
+	size_t i = region_find(gva);
+	if (i < nr_regions)
+		*out = regions[i];
+	return i < nr_regions;
+}
+
 bool gmem_query(uint64_t gva, struct gmem_region *out)
 {
 	if (keeper_needed())

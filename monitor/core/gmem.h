@@ -57,6 +57,8 @@ int gmem_shmdt(uint64_t addr);
 
 /* First region that ends above gva. False when there is none. */
 bool gmem_query(uint64_t gva, struct gmem_region *out);
+/* The same for who holds pvm.mm_lock. */
+bool gmem_query_locked(uint64_t gva, struct gmem_region *out);
 /* True when all of [gva, gva+len) is mapped (any protection). */
 bool gmem_mapped(uint64_t gva, uint64_t len);
 /* Make sure that the hardware can reach a mapped address. 1: something was added, retry; 0: nothing to add. */

@@ -19,6 +19,7 @@
 #include "serve.h"
 #include "sig.h"
 #include "strace.h"
+#include "update.h"
 #include "vfs.h"
 
 #define IOV_LIMIT 1024
@@ -276,7 +277,7 @@ int fd_hide(int fd)
 }
 
 /* Descriptors of the monitor's that stay, but those of vCPUs. */
-static int *kept[24];
+static int *kept[32];
 static unsigned nr_kept;
 
 int fd_keep(int *where, int fd)
@@ -385,6 +386,23 @@ int64_t hc_trace(struct hcall *c)
 
 /* ---- dispatch --------------------------------------------------------------------------------------------------- */
 
+/* Calls that end with EINTR when a handler ran, but not when the process was only held up (signal(7)). */
+static bool restarts_after_stop(uint64_t nr)
+{
+	switch (nr) {
+	case SYS_poll:
+	case SYS_ppoll:
+	case SYS_select:
+	case SYS_pselect6:
+	case SYS_nanosleep:
+	case SYS_clock_nanosleep:
+	case SYS_pause:
+	case SYS_rt_sigsuspend:
+		return true;
+	}
+	return false;
+}
+
 /* Run the handler; a call that was interrupted by nothing that the program may see starts again. */
 static int64_t run_handler(struct hcall *c)
 {
@@ -408,6 +426,11 @@ static int64_t run_handler(struct hcall *c)
 		t->kicked = 0;
 		if (t->exiting)
 			return -EINTR;
+		if (update_call(t))
+			continue;
+		/* As after a stop and SIGCONT: only some calls tell. */
+		if (update_poked() && restarts_after_stop(c->nr))
+			continue;
 		if (c->row->flags & KX_F_NORESTART)
 			return -EINTR;
 	}

@@ -35,6 +35,7 @@
 #include "text.h"
 #include "thread.h"
 #include "timepage.h"
+#include "update.h"
 #include "vcpu.h"
 #include "vfs.h"
 
@@ -406,6 +407,7 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 				  "%s: cannot write statistics: %s (give --stats a file in a directory that exists)",
 				  cfg->stats_file, strerror(-r));
 	share_texts(-1, -1);
+	update_init();
 	if (cfg->stats)
 		stats_begin();
 	cpus_limit(cfg->cpus);
@@ -445,6 +447,7 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 	const int fd = fd_hide(join->family);
 	if (fd < 0 || fd_keep(&pvm.registry_fd, join->registry) || fd_keep(&pvm.proc_fd, join->proc))
 		return kx_err_set(err, EMFILE, "exec: no descriptor left (raise `ulimit -n`)");
+	update_adopt(join->update[0], join->update[1]);
 	if ((r = family_init(fd, err)))
 		return r;
 	share_texts(-1, -1);
@@ -479,8 +482,9 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
 	pvm.cpus = st->cpu_set;
-	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,  st->family_fd, st->registry_fd,
-			     st->trace_fd, st->stats_fd, st->program_fd, st->text_fd, st->text_fd_ro };
+	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,      pvm.log_fd,     st->family_fd,
+			     st->registry_fd, st->trace_fd,     st->stats_fd,    st->program_fd, st->text_fd,
+			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1] };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
@@ -489,6 +493,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		strace_adopt(st->trace_fd);
 	if (st->text_fd >= 0)
 		share_texts(st->text_fd, st->text_fd_ro);
+	update_adopt(st->update_fd[0], st->update_fd[1]);
 	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
 	if (cfg->stats) {

@@ -47,6 +47,9 @@ struct kx_config {
 	const char *log_level;
 };
 
+/* Where a thread is, for an update (update.h): out of the guest, perhaps in it, or waiting to be let in. */
+enum { GATE_MONITOR, GATE_GUEST, GATE_PARKED };
+
 struct thread {
 	struct thread *next;    /* pvm.threads, or the pool */
 	struct kx_thread *area; /* host address of the thread's area */
@@ -93,6 +96,8 @@ struct thread {
 	 * from procfs. The kernel clears the numbers. */
 	int vfork_tid, private_tid;
 	struct thread *vfork_child;
+	int gate;
+	bool gate_call; /* the guest stands at a hypercall that was made: its frame is whole */
 };
 
 struct pvm {
@@ -198,6 +203,7 @@ struct kx_join {
 	int member;      /* pidfd of a member, whose namespaces are entered */
 	int member_proc; /* its directory in /proc */
 	int family, registry, proc;
+	int update[2];               /* -1: it has none */
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
 };

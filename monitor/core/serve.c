@@ -133,7 +133,7 @@ static bool serve_data(struct hcall *c, int64_t *r)
 	return *r != -EOPNOTSUPP && may_answer(*r, fd);
 }
 
-/* accept, send, receive: handlers make the call where the socket or its flags forbid sleep, and say EINTR where not. */
+/* send, receive: handlers make the call where the socket or its flags forbid sleep, and say EINTR where not. */
 static bool serve_msg(struct hcall *c, int64_t *r)
 {
 	if (c->nr == SYS_recvfrom && !((int)c->arg[3] & MSG_WAITALL)) {
@@ -205,7 +205,7 @@ static bool arguments_allow(const struct hcall *c)
 
 static bool makes_descriptors(uint64_t nr)
 {
-	return nr == SYS_open || nr == SYS_openat || nr == SYS_accept || nr == SYS_accept4 || nr == SYS_recvmsg;
+	return nr == SYS_open || nr == SYS_openat || nr == SYS_recvmsg;
 }
 
 /* Signals that a call had sent to the thread that made it. */

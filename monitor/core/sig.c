@@ -13,6 +13,7 @@
 #include "rseq.h"
 #include "serve.h"
 #include "strace.h"
+#include "update.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
 extern const char host_copy_begin[], host_copy_end[], host_restorer[];
@@ -242,6 +243,16 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 	uint64_t *mask = (uint64_t *)&uc->uc_sigmask;
 	if (is_fault(signo, info, uc)) {
 		monitor_fault(signo, info, uc);
+		return;
+	}
+	if (signo == KICK_SIG && update_is_poke(info)) {
+		errno = saved_errno;
+		if (!t || serve_signal(signo))
+			return;
+		t->kicked = 1;
+		if (t->run)
+			t->run->immediate_exit = 1;
+		abort_blocking_call(uc);
 		return;
 	}
 	if (!t || serve_signal(signo))

@@ -16,6 +16,7 @@
 #include "rseq.h"
 #include "sig.h"
 #include "timepage.h"
+#include "update.h"
 
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
@@ -436,6 +437,8 @@ static void io_exit(struct thread *t)
 		hcall_dispatch(t);
 		return;
 	}
+	if (run->io.port == KX_PORT_RETURN && update_returned(t))
+		return;
 	if (run->io.port == KX_PORT_PANIC) {
 		char msg[128] = "?";
 		uint64_t at = t->area->panic_msg; /* a constant of the LibOS's image */
@@ -479,7 +482,13 @@ static void fetch_regs(struct thread *t)
 static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
+	t->gate_call = false;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
+	/* A registers' copy that is marked was not taken over. */
+	if (r < 0 && !(run->kvm_dirty_regs && (e == EINTR || e == EAGAIN)))
+		fetch_regs(t);
+	t->gate_call = r == 0 && run->exit_reason == KVM_EXIT_IO && run->io.port == KX_PORT_HCALL;
+	update_left(t);
 	rseq_leave(t);
 	errno = e;
 	t->nr_exits++;
@@ -512,8 +521,6 @@ static void enter_guest(struct thread *t)
 		 * taken over the registers that it was given. It takes back the mark when it has. */
 		if (errno == EAGAIN)
 			host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
-		if (!run->kvm_dirty_regs)
-			fetch_regs(t);
 		sig_prepare(t);
 		if (!t->area->work)
 			t->at_user = true; /* work that comes from here on stops it again */
@@ -522,29 +529,34 @@ static void enter_guest(struct thread *t)
 		return;
 	}
 	if (errno == EFAULT || errno == EHWPOISON) {
-		fetch_regs(t);
 		access_refused(t);
 		return;
 	}
 	pvm_panic("vCPU %d: KVM_RUN: %s", t->index, strerror(errno));
 }
 
+void vcpu_step(struct thread *t)
+{
+	/* Cleared first: a handler that comes later sets it again and KVM_RUN returns at once. */
+	t->run->immediate_exit = 0;
+	t->kicked = 0;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	sig_prepare(t);
+	if (t->acc_signo && !t->area->sig.signo)
+		return;
+	if (update_poked() || update_gate(t) || update_call(t))
+		return;
+	rseq_enter(t);
+	if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */
+		t->run->immediate_exit = 1;
+	t->at_user = false;
+	if (t->pid == pvm.pid) /* not with a lock that a child of vfork could die with */
+		timepage_update(pvm.vvar);
+	enter_guest(t);
+}
+
 void vcpu_loop(struct thread *t)
 {
-	while (!t->exiting) {
-		/* Cleared first: a handler that comes later sets it again and KVM_RUN returns at once. */
-		t->run->immediate_exit = 0;
-		t->kicked = 0;
-		__atomic_signal_fence(__ATOMIC_SEQ_CST);
-		sig_prepare(t);
-		if (t->acc_signo && !t->area->sig.signo)
-			continue;
-		rseq_enter(t);
-		if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */
-			t->run->immediate_exit = 1;
-		t->at_user = false;
-		if (t->pid == pvm.pid) /* not with a lock that a child of vfork could die with */
-			timepage_update(pvm.vvar);
-		enter_guest(t);
-	}
+	while (!t->exiting)
+		vcpu_step(t);
 }

@@ -26,4 +26,6 @@ int vcpu_copy_fpu(struct thread *dst, struct thread *src);
 uint64_t vcpu_fs_base(struct thread *t);
 /* Run until t exits (t->exiting). */
 void vcpu_loop(struct thread *t);
+/* One turn of it: into the guest and out again, or what comes before. */
+void vcpu_step(struct thread *t);
 #endif

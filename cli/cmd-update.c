@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kylinx update: a new version of a shared library in pVMs that run. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "../monitor/core/sig.h"
+#include "../monitor/core/update.h"
+#include "cli.h"
+#include "families.h"
+
+#define SEE "see `kylinx help update`"
+#define TIMEOUT_MS 5000
+#define TIMEOUT_MAX_S 600
+#define ANSWER_MS 5000 /* beyond the timeout: how long a pVM may take to answer at all */
+#define TRIES 5
+
+const char cmd_update_help[] =
+	"Usage: kylinx update [--all] [--dry-run] [--reset] [--timeout SECONDS] PID|FAMILY LIBRARY\n"
+	"\n"
+	"Replace a shared library in a pVM that runs, without restarting its program: LIBRARY is the file of the new\n"
+	"version, with the SONAME of one that is loaded. FAMILY stands for its first process. The change is made at a\n"
+	"moment at which no thread is inside the old version; its variables are carried over. When that can't be "
+	"done,\n"
+	"nothing is changed.\n"
+	"\n"
+	"Options:\n"
+	"  --all                    all members of the family that have the library; checked in all of them first\n"
+	"  --dry-run                check only\n"
+	"  --reset                  the library's own variables start anew where they can't be carried over\n"
+	"  --timeout SECONDS        how long to wait for that moment (5)\n"
+	"  --help                   print this\n"
+	"\n"
+	"Exit status: 0 when all are updated, or could be; else 125.\n";
+
+struct options {
+	bool all;
+	unsigned flags, timeout_ms;
+	int file;
+};
+
+/* Text of a pVM's: of any bytes. */
+static void clean(char *s, size_t size)
+{
+	s[size - 1] = 0;
+	for (; *s; s++)
+		if ((unsigned char)*s < ' ' || *s == 127)
+			*s = '?';
+}
+
+/* The thread of the monitor's that serves updates, if there is one already: a poke of any other interrupts it. By a name
+ * that others can have, too; then the poke does its work all the same. */
+static pid_t service_thread(int proc)
+{
+	char name[300], text[32];
+	int dir = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	pid_t tid = 0;
+	if (!d)
+		return 0;
+	for (struct dirent *e; !tid && (e = readdir(d));) {
+		snprintf(name, sizeof name, "%s/comm", e->d_name);
+		int fd = *e->d_name == '.' ? -1 : openat(dirfd(d), name, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+		if (fd >= 0)
+			close(fd);
+		text[n > 0 ? n : 0] = 0;
+		if (!strcmp(text, "kylinx-update\n"))
+			tid = atoi(e->d_name);
+	}
+	closedir(d);
+	return tid;
+}
+
+static int poke(int pidfd, int proc, pid_t pid)
+{
+	siginfo_t info;
+	memset(&info, 0, sizeof info);
+	info.si_signo = KICK_SIG;
+	info.si_code = SI_QUEUE;
+	info.si_pid = getpid();
+	info.si_uid = getuid();
+	info.si_value.sival_ptr = (void *)UPDATE_MAGIC;
+	pid_t tid = service_thread(proc);
+	/* While the pidfd's process lives, the number is its own. */
+	if (tid && !syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) &&
+	    !syscall(SYS_rt_tgsigqueueinfo, pid, tid, KICK_SIG, &info))
+		return 0;
+	return syscall(SYS_pidfd_send_signal, pidfd, KICK_SIG, &info, 0) ? -errno : 0;
+}
+
+static int request_send(int sock, const struct update_request *q, int file, int answer)
+{
+	union {
+		struct cmsghdr h;
+		char space[CMSG_SPACE(2 * sizeof(int))];
+	} c = { .h = { CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct iovec v = { (void *)q, sizeof *q };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
+	int fd[2] = { file, answer };
+	memcpy(CMSG_DATA(&c.h), fd, sizeof fd);
+	return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
+/* Print what it says until its last word. 0 with *last, or -errno. */
+static int answers(int sock, pid_t pid, int limit_ms, struct update_reply *last)
+{
+	struct pollfd p = { .fd = sock, .events = POLLIN };
+	for (;;) {
+		int n = poll(&p, 1, limit_ms);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n ? -errno : -ETIME;
+		ssize_t r = recv(sock, last, sizeof *last, 0);
+		if (r != sizeof *last)
+			return r < 0 ? -errno : -ECONNRESET;
+		clean(last->text, sizeof last->text);
+		if (last->last)
+			return 0;
+		dprintf(STDERR_FILENO, "kylinx: process %d: %s\n", pid, last->text);
+	}
+}
+
+/* One pVM. 0, or an errno with err set. */
+static int update_one(const struct family *f, const struct member *m, const struct options *o, unsigned flags,
+		      struct kx_err *err)
+{
+	struct update_request q = { UPDATE_MAGIC, (uint32_t)m->pid, flags, o->timeout_ms, 0 };
+	struct update_reply a;
+	int proc, pidfd = member_open(f, m, &proc), s[2], r = 0;
+	if (pidfd < 0)
+		return -kx_err_set(err, -pidfd, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-pidfd));
+	int sock = f->e.update_ino[0] ? member_socket(pidfd, proc, f->e.update_ino[0]) : -ENOENT;
+	if (sock < 0) {
+		r = kx_err_set(err, -sock, "process %d: cannot be reached for an update: %s (run it as its user)",
+			       m->pid, strerror(-sock));
+		goto out;
+	}
+	for (int i = 0; i < TRIES; i++) {
+		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s)) {
+			r = kx_err_set(err, errno, "update: %s (free some descriptors)", strerror(errno));
+			break;
+		}
+		r = request_send(sock, &q, o->file, s[1]);
+		close(s[1]);
+		if (!r)
+			r = poke(pidfd, proc, m->pid);
+		if (!r)
+			r = answers(s[0], m->pid, (int)o->timeout_ms + ANSWER_MS, &a);
+		close(s[0]);
+		if (r != -ECONNRESET && (r || a.error != EAGAIN))
+			break;
+		usleep(10000); /* another one got it */
+	}
+	if (r == -ETIME)
+		kx_err_set(err, ETIME, "process %d: does not answer (is it stopped, or a child of vfork?)", m->pid);
+	else if (r)
+		kx_err_set(err, -r, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-r));
+	else if (a.error)
+		r = kx_err_set(err, (int)a.error, "process %d: %.200s (nothing is changed)", m->pid, a.text);
+	else if (flags & UPDATE_DRY_RUN)
+		printf("%d: can be updated: %s\n", m->pid, a.text);
+	else
+		printf("%d: %s: pause %.3f ms\n", m->pid, a.text, (double)a.pause_ns / 1e6);
+	fflush(stdout);
+out:
+	if (sock >= 0)
+		close(sock);
+	close(pidfd);
+	close(proc);
+	return -r;
+}
+
+static int update_all(const struct family *f, const struct member *m, const struct options *o, struct kx_err *err)
+{
+	if (!o->all)
+		return update_one(f, m, o, o->flags, err);
+	/* First look whether all of them can: then a refusal changes none. */
+	for (int dry = 1; dry >= ((o->flags & UPDATE_DRY_RUN) != 0); dry--)
+		for (size_t i = 0; i < f->nr; i++) {
+			struct kx_err one = { 0 };
+			if (f->members[i].state == 'Z' ||
+			    !update_one(f, &f->members[i], o, o->flags | (dry ? UPDATE_DRY_RUN : 0), &one))
+				continue;
+			if (one.code == ESRCH || one.code == ENOENT) /* ended, or has not loaded it */
+				continue;
+			*err = one;
+			return -1;
+		}
+	return 0;
+}
+
+static int parse(int argc, char **argv, struct options *o, int *rest, struct kx_err *err)
+{
+	int i = 1;
+	for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
+		char *s = argv[i], *end;
+		if (!strcmp(s, "--")) {
+			i++;
+			break;
+		}
+		if (!strcmp(s, "--all")) {
+			o->all = true;
+		} else if (!strcmp(s, "--dry-run")) {
+			o->flags |= UPDATE_DRY_RUN;
+		} else if (!strcmp(s, "--reset")) {
+			o->flags |= UPDATE_RESET;
+		} else if (!strncmp(s, "--timeout=", 10) || (!strcmp(s, "--timeout") && i + 1 < argc)) {
+			s = s[9] ? s + 10 : argv[++i];
+			double t = strtod(s, &end);
+			if (!*s || *end || !(t >= 0 && t <= TIMEOUT_MAX_S))
+				return kx_err_set(err, EINVAL,
+						  "--timeout %.32s: not a number of seconds up to 600 (" SEE ")", s);
+			o->timeout_ms = (unsigned)(t * 1000);
+		} else {
+			return kx_err_set(err, EINVAL, "%.64s: unknown option, or one without its value (" SEE ")", s);
+		}
+	}
+	*rest = i;
+	return argc - i == 2 ? 0
+			     : kx_err_set(err, EINVAL, "update: %s (" SEE ")",
+					  argc - i < 2 ? "give a pVM and a library" : "too many arguments");
+}
+
+int cmd_update(int argc, char **argv, struct kx_err *err)
+{
+	struct options o = { .timeout_ms = TIMEOUT_MS };
+	struct families all;
+	struct member *m = NULL;
+	struct stat st;
+	int rest = 0, r;
+	for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+			return cli_print(cmd_update_help, err) ? CLI_FAILED : 0;
+	if (parse(argc, argv, &o, &rest, err))
+		return CLI_FAILED;
+	o.file = open(argv[rest + 1], O_RDONLY | O_CLOEXEC);
+	if (o.file < 0 || fstat(o.file, &st) || !S_ISREG(st.st_mode)) {
+		kx_err_set(err, o.file < 0 ? errno : EINVAL, "%.200s: %s (give the file of the new version)",
+			   argv[rest + 1], o.file < 0 ? strerror(errno) : "not a file");
+		return CLI_FAILED;
+	}
+	if (families_read(&all, false, err))
+		return CLI_FAILED;
+	struct family *f = families_find(&all, argv[rest], &m, err);
+	if (f && !m && !o.all)
+		kx_err_set(err, ESRCH, "%.64s: the family's first process has ended (name one by its id, or --all)",
+			   argv[rest]);
+	r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
+	families_free(&all);
+	close(o.file);
+	return r ? CLI_FAILED : 0;
+}

@@ -1,0 +1,841 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "update.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include "../../util/log.h"
+#include "fork.h"
+#include "gmem.h"
+#include "keeper.h"
+#include "relink.h"
+#include "sig.h"
+#include "unwind.h"
+#include "vcpu.h"
+
+#define STACK (256 << 10)
+#define STOP_NS 20000000ll   /* how long one attempt may hold threads up */
+#define LOOK_NS 50000        /* how often it looks at those that are on their way */
+#define WAIT_FIRST_NS 500000 /* between attempts, growing */
+#define WAIT_MAX_NS 20000000
+#define TIMEOUT_MAX_MS 600000
+#define SCAN_MAX (1u << 20) /* bytes of a stack that are looked through where its tables end */
+#define THREADS_MAX 4096
+#define CALL_NS 5000000000ll /* how long a function of the library may take */
+#define ABORT_TRIES 50
+#define KICK_NS 2000000
+#define BEGIN_NS 200000000ll /* how long a thread may take to begin with one */
+#define PREPARE_MAX 20       /* times that the program may load or unload something meanwhile */
+
+volatile int update_stop;
+struct thread *volatile update_runner, *volatile update_caller;
+static int fds[2] = { -1, -1 };
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int poked;       /* a futex: a request may be there */
+static pid_t served_by; /* the process that has a service thread */
+static int parked;      /* counts those that come to wait; a futex */
+static int opened;      /* counts whenever somebody may pass; a futex */
+
+/* ---- descriptors ----------------------------------------------------------------------------------------------------- */
+
+int update_fd(int which) { return fds[which]; }
+
+void update_adopt(int host_end, int own_end)
+{
+	if (host_end < 0 || own_end < 0)
+		return;
+	fd_keep(&fds[0], host_end);
+	fd_keep(&fds[1], own_end);
+}
+
+void update_init(void)
+{
+	int s[2];
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, s))
+		kx_log(KX_LOG_WARN, "update", "no sockets: libraries can't be updated: %s", strerror(errno));
+	else
+		update_adopt(s[0], s[1]);
+}
+
+/* ---- the gate ---------------------------------------------------------------------------------------------------------- */
+
+static void futex_wait(volatile int *word, int v, long ns)
+{
+	struct timespec ts = { 0, ns };
+	host_call(SYS_futex, (long)word, FUTEX_WAIT, v, ns ? (long)&ts : 0, 0, 0);
+}
+
+static void futex_wake(volatile int *word) { host_call(SYS_futex, (long)word, FUTEX_WAKE, 1 << 30, 0, 0, 0); }
+
+void update_park(struct thread *t)
+{
+	__atomic_store_n(&t->gate, GATE_PARKED, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&parked, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&parked);
+	for (;;) {
+		int seen = __atomic_load_n(&opened, __ATOMIC_SEQ_CST);
+		if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) || t->exiting ||
+		    __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
+			break;
+		futex_wait(&opened, seen, 0);
+	}
+	__atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* ---- a request in progress -------------------------------------------------------------------------------------------- */
+
+struct job {
+	int reply;
+	struct update_request q;
+	struct relink *link;
+	struct thread *thread[THREADS_MAX];
+	unsigned nr;
+	/* Who was in the way at the last attempt. */
+	pid_t tid;
+	char where[160];
+	char found[160];
+	uint64_t pause_ns;
+	unsigned attempts;
+};
+
+static void reply(int fd, bool last, int error, uint64_t pause, const char *fmt, va_list ap)
+{
+	struct update_reply a = { .last = last, .error = (uint32_t)error, .pause_ns = pause };
+	struct iovec v = { &a, sizeof a };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
+	vsnprintf(a.text, sizeof a.text, fmt, ap);
+	HC6(SYS_sendmsg, fd, &m, MSG_NOSIGNAL | (last ? 0 : MSG_DONTWAIT), 0, 0, 0);
+}
+
+__attribute__((format(printf, 3, 4))) static void finish(struct job *j, int error, const char *fmt, ...)
+{
+	va_list ap;
+	va_start(ap, fmt);
+	reply(j->reply, true, error, j->pause_ns, fmt, ap);
+	va_end(ap);
+}
+
+static void say_line(void *arg, const char *fmt, va_list ap)
+{
+	struct job *j = arg;
+	reply(j->reply, false, 0, 0, fmt, ap);
+}
+
+/* ---- stopping ------------------------------------------------------------------------------------------------------------ */
+
+static void open_gate(void)
+{
+	__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&opened);
+}
+
+static void let_go(void)
+{
+	__atomic_store_n(&update_stop, 0, __ATOMIC_SEQ_CST);
+	open_gate();
+}
+
+/* Its registers, or its frame, are the program's: it waits at the gate or is in a call. */
+static bool stands(struct thread *t)
+{
+	return __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_PARKED ||
+	       __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
+}
+
+/* With thr_lock. */
+static bool all_stand(struct job *j, bool kick)
+{
+	bool all = true;
+	j->nr = 0;
+	for (struct thread *t = pvm.threads; t; t = t->next) {
+		if (j->nr == THREADS_MAX)
+			return false;
+		j->thread[j->nr++] = t;
+		if (stands(t))
+			continue;
+		all = false;
+		if (kick && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
+			sig_kick(t);
+	}
+	return all;
+}
+
+/* Every thread stands. False: not within the time that an attempt has. */
+static bool stop_all(struct job *j, uint64_t since)
+{
+	bool kick = true;
+	__atomic_store_n(&update_stop, 1, __ATOMIC_SEQ_CST);
+	for (unsigned round = 0;; round++) {
+		int seen = __atomic_load_n(&parked, __ATOMIC_SEQ_CST);
+		pthread_mutex_lock(&pvm.thr_lock);
+		bool all = all_stand(j, kick);
+		pthread_mutex_unlock(&pvm.thr_lock);
+		if (all)
+			return true;
+		if (now_ns() - since > STOP_NS)
+			return false;
+		kick = round % 64 == 63; /* one that was on its way in */
+		futex_wait(&parked, seen, LOOK_NS);
+	}
+}
+
+static void note(struct job *j, struct thread *t, const char *what)
+{
+	j->tid = t->tid;
+	snprintf(j->where, sizeof j->where, "%s", what);
+}
+
+/* The program's registers at the place where t stands. False: it is somewhere between the program and the monitor. */
+static bool user_regs(struct thread *t, struct unwind_regs *u)
+{
+	const struct kvm_regs *k = &t->run->s.regs.regs;
+	struct kvm_regs now = *k;
+	bool in_call = __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
+	bool libos = now.rip >= KX_LIBOS_BASE && now.rip < KX_VDSO_BASE;
+	memset(u, 0, sizeof *u);
+	if (in_call || libos) {
+		struct kx_frame f;
+		if (!in_call && !t->gate_call && now.rip != pvm.libos.work && now.rip != pvm.libos.exit)
+			return false;
+		memcpy(&f, gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof f), sizeof f);
+		*u = (struct unwind_regs){ { f.rax, f.rdx, f.rcx, f.rbx, f.rsi, f.rdi, f.rbp, f.rsp, f.r8, f.r9, f.r10,
+					     f.r11, f.r12, f.r13, f.r14, f.r15, f.rip } };
+		return true;
+	}
+	if ((t->run->s.regs.sregs.cs.selector & 3) != 3)
+		return false;
+	*u = (struct unwind_regs){ { now.rax, now.rdx, now.rcx, now.rbx, now.rsi, now.rdi, now.rbp, now.rsp, now.r8,
+				     now.r9, now.r10, now.r11, now.r12, now.r13, now.r14, now.r15,
+				     gmem_pc_to_original(now.rip) } };
+	return true;
+}
+
+struct walk {
+	struct job *j;
+	bool found;
+};
+
+static uint64_t find_table(uint64_t pc, void *arg) { return relink_unwind_table(pc, ((struct walk *)arg)->j->link); }
+
+static bool look(uint64_t pc, uint64_t sp, void *arg)
+{
+	struct walk *w = arg;
+	(void)sp;
+	if (relink_where(w->j->link, pc) == RELINK_ELSEWHERE)
+		return true;
+	relink_name(w->j->link, pc, w->j->found, sizeof w->j->found);
+	w->found = true;
+	return false;
+}
+
+/* Where the tables end: every word up to the end of the stack that could be a return address into the old version. */
+static bool scan(struct job *j, uint64_t sp)
+{
+	uint64_t buf[512];
+	struct gmem_region g;
+	if (!gmem_query(sp, &g) || g.start > sp)
+		return false;
+	uint64_t end = g.end - sp > SCAN_MAX ? sp + SCAN_MAX : g.end;
+	for (uint64_t a = sp & ~7ull; a < end; a += sizeof buf) {
+		size_t n = end - a < sizeof buf ? end - a : sizeof buf;
+		if (guest_read(buf, a, n))
+			return false;
+		for (size_t i = 0; i < n / 8; i++)
+			if (relink_where(j->link, buf[i]) == RELINK_OLD) {
+				relink_name(j->link, buf[i], j->found, sizeof j->found);
+				return true;
+			}
+	}
+	return false;
+}
+
+/* Is t in the old version, or in ld.so, or in something called from there? */
+static bool in_the_way(struct job *j, struct thread *t)
+{
+	struct unwind_regs u;
+	struct walk w = { j, false };
+	if (t->vfork_child) {
+		note(j, t, "a child of vfork");
+		return true;
+	}
+	if (!user_regs(t, &u)) {
+		note(j, t, "a system call");
+		return true;
+	}
+	bool whole = unwind_walk(&u, find_table, look, &w);
+	if (!w.found && !whole)
+		w.found = scan(j, u.r[UNWIND_RSP]);
+	if (w.found)
+		note(j, t, j->found);
+	return w.found;
+}
+
+static bool is_quiet(struct job *j)
+{
+	for (unsigned i = 0; i < j->nr; i++)
+		if (in_the_way(j, j->thread[i]))
+			return false;
+	return true;
+}
+
+/* The threads that were looked at are all that there are, and stand. Takes both locks when it is so. */
+static bool lock_still(struct job *j)
+{
+	static struct job again;
+	pthread_mutex_lock(&pvm.mm_lock);
+	pthread_mutex_lock(&pvm.thr_lock);
+	bool same = all_stand(&again, false) && again.nr == j->nr &&
+		    !memcmp(again.thread, j->thread, j->nr * sizeof *j->thread);
+	for (unsigned i = 0; i < j->nr && same; i++)
+		same = !j->thread[i]->vfork_child;
+	if (!same) {
+		pthread_mutex_unlock(&pvm.thr_lock);
+		pthread_mutex_unlock(&pvm.mm_lock);
+	}
+	return same;
+}
+
+static void rest(long ns)
+{
+	struct timespec t = { 0, ns };
+	pthread_mutex_unlock(&lock); /* a fork may come in between */
+	HC6(SYS_nanosleep, &t, 0, 0, 0, 0, 0);
+	pthread_mutex_lock(&lock);
+}
+
+/* ---- functions that run in the guest --------------------------------------------------------------------------------- */
+
+/* What update_caller is to do. */
+static struct {
+	struct relink_call *call;
+	unsigned nr;
+	uint64_t stub;
+	int running; /* its thread is in the guest for one of them */
+	int state;   /* a futex: */
+} batch;
+static struct relink *pending; /* made, and not over */
+static int runs;               /* of one function alone */
+enum { CALL_NONE, CALL_WANTED, CALL_RUNNING, CALL_DONE, CALL_FAILED };
+
+bool update_returned(struct thread *t)
+{
+	if (t != update_caller || !batch.running)
+		return false;
+	batch.running = 0;
+	return true;
+}
+
+static void call_one(struct thread *t, struct relink_call *c, uint64_t sp, uint64_t stub)
+{
+	struct kvm_regs *k = &t->run->s.regs.regs;
+	sp = ((sp - 256) & ~15ull) - 8; /* as behind a call; the red zone is in use */
+	memset(k, 0, sizeof *k);
+	k->rip = c->fn;
+	k->rsp = sp;
+	k->rdi = c->arg[0];
+	k->rsi = c->arg[1];
+	k->rdx = c->arg[2];
+	k->rflags = 0x202;
+	t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	t->at_user = false;
+	if (guest_write(sp, &stub, 8)) {
+		c->result = 0;
+		return;
+	}
+	batch.running = 1;
+	while (batch.running && !t->exiting)
+		vcpu_step(t);
+	c->result = k->rax;
+}
+
+/* Everything of t that its next call would overwrite: registers, and the LibOS's stack with the frame. */
+bool update_call_run(struct thread *t)
+{
+	int want = CALL_WANTED, run = __atomic_load_n(&runs, __ATOMIC_SEQ_CST);
+	struct unwind_regs u;
+	if (!__atomic_compare_exchange_n(&batch.state, &want, CALL_RUNNING, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		return false;
+	uint8_t *stack = malloc(KX_AREA_SIZE - KX_AREA_ACTIONS);
+	struct kvm_xsave *x = calloc(1, sizeof *x);
+	bool good = stack && x && user_regs(t, &u) && !ioctl(t->vcpu_fd, KVM_GET_XSAVE, x);
+	if (good) {
+		struct kvm_regs regs = t->run->s.regs.regs;
+		struct kvm_sregs sregs = t->run->s.regs.sregs;
+		struct hcall *hcall = t->hcall;
+		struct kx_thread *a = t->area;
+		struct kx_call call = a->call;
+		uint64_t resume = a->resume, user_rsp = a->user_rsp, saved = a->saved_mask;
+		uint32_t slow = a->slow, has_saved = a->has_saved_mask;
+		bool gate_call = t->gate_call, at_user = t->at_user;
+		uint8_t op = 0;
+		memcpy(stack, (uint8_t *)a + KX_AREA_ACTIONS, KX_AREA_SIZE - KX_AREA_ACTIONS);
+		t->hcall = NULL;
+		a->has_saved_mask = 0;
+		for (unsigned i = 0; i < batch.nr; i++)
+			call_one(t, &batch.call[i], u.r[UNWIND_RSP], batch.stub);
+		memcpy((uint8_t *)a + KX_AREA_ACTIONS, stack, KX_AREA_SIZE - KX_AREA_ACTIONS);
+		a->call = call;
+		a->resume = resume;
+		a->user_rsp = user_rsp;
+		a->saved_mask = saved;
+		a->slow = slow;
+		a->has_saved_mask = has_saved;
+		t->hcall = hcall;
+		t->gate_call = gate_call;
+		t->at_user = at_user;
+		/* Behind the `out` that made the call that it stands in, as a new vCPU (fork.c). */
+		if ((hcall || gate_call) && !guest_read(&op, regs.rip, 1) && op == 0xef)
+			regs.rip++;
+		sregs.fs.base = t->run->s.regs.sregs.fs.base;
+		vcpu_set_regs(t, &regs, &sregs);
+		ioctl(t->vcpu_fd, KVM_SET_XSAVE, x);
+	}
+	free(stack);
+	free(x);
+	update_caller = NULL;
+	__atomic_store_n(&batch.state, good ? CALL_DONE : CALL_FAILED, __ATOMIC_SEQ_CST);
+	futex_wake(&batch.state);
+	/* It was let in for this alone. */
+	while (__atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t &&
+	       __atomic_load_n(&runs, __ATOMIC_SEQ_CST) == run)
+		futex_wait(&batch.state, good ? CALL_DONE : CALL_FAILED, LOOK_NS);
+	return true;
+}
+
+struct depth {
+	struct job *j;
+	bool waits, runtime_ok;
+	int phase;
+};
+
+/* Innermost may be libc's frames around a call that waits; then none of them but the outermost, that started it all. */
+static bool look_depth(uint64_t pc, uint64_t sp, void *arg)
+{
+	struct depth *d = arg;
+	bool runtime = relink_is_runtime(d->j->link, pc);
+	(void)sp;
+	if (d->phase == 0 && runtime && !d->waits)
+		d->phase = 4;
+	else if (d->phase == 0 && !runtime)
+		d->phase = 1;
+	else if (d->phase == 1 && runtime)
+		d->phase = 2;
+	else if (d->phase == 2 && !runtime) /* _start: must be the last */
+		d->phase = 3;
+	else if (d->phase == 3)
+		d->phase = 4;
+	return d->phase < 4;
+}
+
+static uint64_t find_table_depth(uint64_t pc, void *arg)
+{
+	return relink_unwind_table(pc, ((struct depth *)arg)->j->link);
+}
+
+/* In a call in which nobody holds a lock that a function may want. */
+static bool waits_safely(struct thread *t)
+{
+	struct hcall *c = __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
+	if (!c)
+		return false;
+	switch (c->nr) {
+	case SYS_read:
+	case SYS_poll:
+	case SYS_ppoll:
+	case SYS_select:
+	case SYS_pselect6:
+	case SYS_epoll_wait:
+	case SYS_epoll_pwait:
+	case SYS_nanosleep:
+	case SYS_clock_nanosleep:
+	case SYS_pause:
+	case SYS_accept:
+	case SYS_accept4:
+	case SYS_recvfrom:
+	case SYS_recvmsg:
+	case SYS_wait4:
+		return true;
+	case SYS_futex: /* conditions, semaphores and joins; libc's own locks are waited for by another operation */
+		return (c->arg[1] & 127) == FUTEX_WAIT_BITSET;
+	}
+	return false;
+}
+
+/* All stand. A thread at a place at which a function may be called that allocates memory. NULL = none now. */
+static struct thread *can_call(struct job *j)
+{
+	for (unsigned i = 0; i < j->nr; i++) {
+		struct thread *t = j->thread[i];
+		struct unwind_regs u;
+		struct depth d = { j, waits_safely(t), false, 0 };
+		if (!t->vfork_child && t->pid == pvm.pid && user_regs(t, &u) &&
+		    unwind_walk(&u, find_table_depth, look_depth, &d) && d.phase >= 1 && d.phase < 4)
+			return t;
+	}
+	return NULL;
+}
+
+static bool call_start(struct relink_call *c, unsigned nr, struct thread *t)
+{
+	batch.call = c;
+	batch.nr = nr;
+	batch.running = 0;
+	if (!(batch.stub = relink_return_stub()))
+		return false;
+	__atomic_store_n(&batch.state, CALL_WANTED, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&update_caller, t, __ATOMIC_SEQ_CST);
+	return true;
+}
+
+/*
+ * It has, or (after `limit`, if it has not begun) will not. A function that has begun is waited for, a while. It may
+ * fork: the lock is open meanwhile.
+ */
+static int call_wait(struct thread *t, uint64_t limit)
+{
+	uint64_t kicked = 0;
+	for (;;) {
+		int s = __atomic_load_n(&batch.state, __ATOMIC_SEQ_CST), want = CALL_WANTED;
+		if (s == CALL_DONE || s == CALL_FAILED)
+			return s == CALL_DONE ? 0 : -EIO;
+		/* Out of its call; again, since it may just have been on its way to sleep. */
+		if (s == CALL_WANTED && now_ns() - kicked > KICK_NS && __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST)) {
+			sig_kick(t);
+			kicked = now_ns();
+		}
+		if (now_ns() > limit) {
+			if (__atomic_compare_exchange_n(&batch.state, &want, CALL_NONE, false, __ATOMIC_SEQ_CST,
+							__ATOMIC_SEQ_CST)) {
+				update_caller = NULL;
+				return -EBUSY;
+			}
+			if (now_ns() > limit + CALL_NS)
+				return -ETIME;
+		}
+		pthread_mutex_unlock(&lock);
+		futex_wait(&batch.state, s, LOOK_NS * 10);
+		pthread_mutex_lock(&lock);
+	}
+}
+
+/* Run functions in a thread that stands well, while all others go on. */
+static int run_calls(struct job *j, struct relink_call *c, unsigned nr, uint64_t limit)
+{
+	do {
+		uint64_t since = now_ns();
+		struct thread *t = stop_all(j, since) ? can_call(j) : NULL;
+		if (t && call_start(c, nr, t)) {
+			let_go();
+			int r = call_wait(t, now_ns() + BEGIN_NS);
+			if (r != -EBUSY)
+				return r;
+		}
+		let_go();
+		rest(WAIT_FIRST_NS);
+	} while (now_ns() < limit);
+	return -EBUSY;
+}
+
+/* One function, while all others stand. */
+static int run_alone(struct job *j, struct relink_call *c)
+{
+	struct thread *t = can_call(j);
+	note(j, j->thread[0], "a place where no hook can be called");
+	if (!t || !call_start(c, 1, t))
+		return -EBUSY;
+	__atomic_store_n(&update_runner, t, __ATOMIC_SEQ_CST);
+	open_gate();
+	int r = call_wait(t, now_ns() + BEGIN_NS);
+	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&runs, 1, __ATOMIC_SEQ_CST);
+	/* It may have got into the guest meanwhile. */
+	return r ? r : stop_all(j, now_ns()) ? 0 : -EBUSY;
+}
+
+/* All stand, nobody is inside: the versions' own part. 0: go on. */
+static int run_hooks(struct job *j, const struct relink_hooks *h, uint64_t *state)
+{
+	struct relink_call prepare = { .fn = h->prepare };
+	int r = run_alone(j, &prepare);
+	if (r)
+		return r;
+	if (!(*state = prepare.result))
+		return -ECANCELED;
+	struct relink_call commit = { .fn = h->commit, .arg = { *state } };
+	r = run_alone(j, &commit);
+	return r ? r : (int32_t)commit.result ? -ECANCELED : 0;
+}
+
+/* Registers may hold what was taken from a table before: the address of a function that is about to be called. */
+static void move_registers(struct job *j, struct thread *t)
+{
+	struct kvm_regs *k = &t->run->s.regs.regs;
+	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE;
+	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || libos) {
+		struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+		uint64_t *const reg[] = { &f->r15, &f->r14, &f->r13, &f->r12, &f->rbp, &f->rbx,
+					  &f->r10, &f->r9,  &f->r8,  &f->rdi, &f->rsi, &f->rdx };
+		for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++)
+			*reg[i] = relink_register(j->link, *reg[i]);
+		return;
+	}
+	__u64 *const reg[] = { &k->rax, &k->rbx, &k->rcx, &k->rdx, &k->rsi, &k->rdi, &k->rbp, &k->r8,
+			       &k->r9,  &k->r10, &k->r11, &k->r12, &k->r13, &k->r14, &k->r15 };
+	for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++) {
+		uint64_t v = relink_register(j->link, *reg[i]);
+		if (v != *reg[i]) {
+			*reg[i] = v;
+			t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+		}
+	}
+}
+
+/* One attempt. 0, -EBUSY: somebody is in the way; -EAGAIN: prepare again; or what relink_apply() says. */
+static int attempt(struct job *j)
+{
+	int r = -EBUSY;
+	uint64_t since = now_ns();
+	j->attempts++;
+	if (!stop_all(j, since)) {
+		for (unsigned i = 0; i < j->nr; i++)
+			if (!stands(j->thread[i]))
+				note(j, j->thread[i], "the guest, and does not come out");
+	} else if (is_quiet(j)) {
+		struct relink_hooks h = relink_hooks(j->link);
+		bool hooks = h.prepare && h.commit;
+		uint64_t state = 0;
+		r = hooks ? run_hooks(j, &h, &state) : 0;
+		if (!r && lock_still(j)) {
+			r = relink_apply(j->link);
+			for (unsigned i = 0; i < j->nr && !r; i++)
+				move_registers(j, j->thread[i]);
+			pthread_mutex_unlock(&pvm.thr_lock);
+			pthread_mutex_unlock(&pvm.mm_lock);
+		} else if (!r) {
+			r = -EBUSY;
+		}
+		if (r && state && h.abort) {
+			struct relink_call abort = { .fn = h.abort, .arg = { state } };
+			for (int i = 0; i < ABORT_TRIES && run_alone(j, &abort) == -EBUSY; i++) {
+				let_go();
+				rest(WAIT_FIRST_NS);
+				stop_all(j, now_ns());
+			}
+		}
+	}
+	let_go();
+	j->pause_ns = now_ns() - since;
+	return r;
+}
+
+/* ---- serving --------------------------------------------------------------------------------------------------------------- */
+
+static void report(struct job *j)
+{
+	unsigned words, bytes, versions;
+	relink_counts(j->link, &words, &bytes, &versions);
+	finish(j, 0, "%s: %u bindings, %u bytes of state, %u attempt%s", relink_soname(j->link), words, bytes,
+	       j->attempts, j->attempts == 1 ? "" : "s");
+}
+
+static void update(struct job *j, int fd)
+{
+	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
+	long wait = WAIT_FIRST_NS;
+	int again = 0;
+	if (__atomic_load_n(&batch.state, __ATOMIC_SEQ_CST) == CALL_RUNNING) {
+		finish(j, EBUSY, "a function of an earlier version has not returned yet");
+		return;
+	}
+	for (;;) {
+		int r = relink_prepare(fd, j->q.flags & UPDATE_RESET ? RELINK_RESET : 0, say_line, j, &j->link);
+		if (r) {
+			if (r == -EAGAIN && ++again < PREPARE_MAX) {
+				rest(WAIT_FIRST_NS);
+				continue;
+			}
+			finish(j, r == -EAGAIN ? EBUSY : -r, "refused");
+			return;
+		}
+		struct relink_call *calls;
+		unsigned nr;
+		pending = j->link;
+		while (!(j->q.flags & UPDATE_DRY_RUN) && (calls = relink_calls(j->link, &nr)) && nr && !r)
+			r = run_calls(j, calls, nr, start + timeout);
+		if (!r && !(j->q.flags & UPDATE_DRY_RUN))
+			r = calls ? relink_bind(j->link) : -EINVAL;
+		if (r == -ETIME) { /* what it uses stays */
+			pending = NULL;
+			finish(j, ETIMEDOUT, "a constructor of the library does not return");
+			return;
+		}
+		if (r) {
+			finish(j, -r, r == -EBUSY ? "no thread is where the library's constructors could run" : "%s",
+			       strerror(-r));
+			pending = NULL;
+			relink_done(j->link, false);
+			return;
+		}
+		if (j->q.flags & UPDATE_DRY_RUN) {
+			report(j);
+			pending = NULL;
+			relink_done(j->link, false);
+			return;
+		}
+		while ((r = attempt(j)) == -EBUSY && now_ns() - start < timeout) {
+			rest(wait);
+			wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
+		}
+		if (r == -ETIME) {
+			pending = NULL;
+			finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
+			return;
+		}
+		if (!r)
+			report(j);
+		else if (r == -EBUSY)
+			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: thread %d is in %s",
+			       j->attempts, j->tid, j->where);
+		else if (r == -EAGAIN && again + 1 >= PREPARE_MAX)
+			finish(j, EBUSY, "given up, nothing is changed: the program changes %s (%#llx) all the time",
+			       relink_changed(j->link) ? "a word that has to change" : "its list of libraries",
+			       (unsigned long long)relink_changed(j->link));
+		else if (r == -ECANCELED)
+			finish(j, -r, "a hook of the library's refused, nothing is changed");
+		else if (r != -EAGAIN)
+			finish(j, -r, "nothing is changed: %s", strerror(-r));
+		pending = NULL;
+		relink_done(j->link, !r);
+		if (r != -EAGAIN || ++again >= PREPARE_MAX)
+			return;
+		rest(WAIT_FIRST_NS);
+	}
+}
+
+/* The next request, with its two descriptors. False: none is there. */
+static bool receive(struct job *j, int fd[2])
+{
+	union {
+		struct cmsghdr h;
+		char space[CMSG_SPACE(2 * sizeof(int))];
+	} c = { .h = { 0 } };
+	struct iovec v = { &j->q, sizeof j->q };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
+	fd[0] = fd[1] = -1;
+	long n = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
+	if (n < 0)
+		return false;
+	if (m.msg_controllen >= CMSG_LEN(2 * sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS)
+		memcpy(fd, CMSG_DATA(&c.h), 2 * sizeof(int));
+	if (n != sizeof j->q || j->q.magic != UPDATE_MAGIC || fd[0] < 0 || fd[1] < 0)
+		j->q.magic = 0;
+	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
+		j->q.timeout_ms = TIMEOUT_MAX_MS;
+	return true;
+}
+
+static void serve(void)
+{
+	static struct job j;
+	int fd[2];
+	for (;;) {
+		memset(&j, 0, sizeof j);
+		if (!receive(&j, fd))
+			return;
+		j.reply = fd[1];
+		pthread_mutex_lock(&lock);
+		if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
+			finish(&j, EAGAIN, "a request for another process");
+		else if (j.q.magic)
+			update(&j, fd[0]);
+		pthread_mutex_unlock(&lock);
+		for (int i = 0; i < 2; i++)
+			if (fd[i] >= 0)
+				close(fd[i]);
+	}
+}
+
+static void *service(void *arg)
+{
+	uint64_t mask = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(KICK_SIG));
+	/* A table of its own: what it receives is not seen in the program's. */
+	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
+	prctl(PR_SET_NAME, "kylinx-update");
+	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
+	for (;;) {
+		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
+			serve();
+		else
+			futex_wait(&poked, 0, 0);
+	}
+	return arg;
+}
+
+bool update_is_poke(const siginfo_t *info)
+{
+	if (info->si_code != SI_QUEUE || (uint64_t)info->si_value.sival_ptr != UPDATE_MAGIC)
+		return false;
+	if (my_pid() != pvm.pid) /* a child of vfork: the memory is its parent's */
+		return true;
+	__atomic_store_n(&poked, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&poked);
+	return true;
+}
+
+bool update_poked(void)
+{
+	if (!__atomic_load_n(&poked, __ATOMIC_RELAXED) || served_by == pvm.pid || my_pid() != pvm.pid || fds[1] < 0)
+		return false;
+	/* Its table of descriptors is its own: from here on their numbers must not change. */
+	int r = -fd_grow();
+	pthread_mutex_lock(&pvm.thr_lock);
+	if (!r && served_by != pvm.pid) {
+		pthread_attr_t attr;
+		pthread_t thread;
+		pthread_attr_init(&attr);
+		pthread_attr_setstacksize(&attr, STACK);
+		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+		uint64_t old = sig_block_everything();
+		r = pthread_create(&thread, &attr, service, NULL);
+		sig_restore(old, self);
+		pthread_attr_destroy(&attr);
+		if (!r)
+			served_by = pvm.pid;
+	}
+	if (r)
+		__atomic_store_n(&poked, 0, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&pvm.thr_lock);
+	if (r)
+		kx_log(KX_LOG_WARN, "update", "no thread for it: %s", strerror(r));
+	return true;
+}
+
+void update_fork_prepare(void) { pthread_mutex_lock(&lock); }
+void update_fork_done(void) { pthread_mutex_unlock(&lock); }
+
+/* What a parent is preparing its child has as well; unless the child runs a function of it. */
+void update_fork_child(void)
+{
+	update_stop = 0;
+	update_runner = NULL;
+	poked = 0;
+	if (pending && batch.state != CALL_RUNNING)
+		relink_done(pending, false);
+	pending = NULL;
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Online update of a shared library: a request from the host (`kylinx update`), a thread of the monitor's that serves
+ * it, and the point at which no thread is in the guest.
+ *
+ * How a request comes in. A family has a pair of sockets, made before the jail and inherited by all members, far out
+ * of the guest's reach. The command takes one end from the process that it wants (pidfd_getfd(2), which only its user
+ * may do), sends a request with two descriptors, the new library and a socket for the answer, and pokes that process
+ * with a signal. The first poke starts the service thread, with a table of descriptors of its own. A member that was
+ * taken over can eat requests, answer with any text, and no more: what it gets is open for reading, and what it says is
+ * printed, never believed.
+ *
+ * How it stops the guest. Before a vCPU runs, its thread passes update_gate(): while a stop is asked for, it waits
+ * there. Whoever is in the guest is sent out by a signal; who is in a call stays in it, since its way back leads
+ * through the gate. Nobody is interrupted in a call.
+ *
+ * Lock: update's own comes before pvm.mm_lock; fork takes it (fork.c), so that no child is made halfway.
+ */
+#ifndef KX_UPDATE_H
+#define KX_UPDATE_H
+#include "hcall.h"
+
+#define UPDATE_MAGIC 0x3150554158594c4bull /* of a request, and what the signal carries */
+#define UPDATE_LINE 1000
+#define UPDATE_DRY_RUN 1u
+#define UPDATE_RESET 2u
+
+struct update_request {
+	uint64_t magic;
+	uint32_t pid, flags;
+	uint32_t timeout_ms, pad;
+};
+/* Answers: any number of lines, then one with `last`. */
+struct update_reply {
+	uint32_t last, error; /* error: an errno, 0 = done */
+	uint64_t pause_ns;
+	char text[UPDATE_LINE]; /* NUL-terminated, of any bytes */
+};
+
+/* Make the sockets; or take over those of exec or of a member (-1: none, this pVM can't be updated). */
+void update_init(void);
+void update_adopt(int host_end, int own_end);
+/* The end for the host and the monitor's own, -1 = none. */
+int update_fd(int which);
+
+/* ---- the gate ------------------------------------------------------------------------------------------------------ */
+extern volatile int update_stop;
+extern struct thread *volatile update_runner; /* may pass all the same */
+void update_park(struct thread *t);
+/* On the way into the guest. True: it has waited, and has to look again at what there is to do. */
+static inline bool update_gate(struct thread *t)
+{
+	__atomic_store_n(&t->gate, GATE_GUEST, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) || __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
+		return false;
+	update_park(t);
+	return true;
+}
+/* Out of the guest, the registers are read. */
+static inline void update_left(struct thread *t) { __atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST); }
+
+/* ---- calls of functions in the guest ---------------------------------------------------------------------------------- */
+/* On the way into the guest, or in a call that was interrupted: if t is to run functions for an update, it does, and
+ * stands where it stood before. True: it did. */
+bool update_call_run(struct thread *t);
+extern struct thread *volatile update_caller;
+static inline bool update_call(struct thread *t)
+{
+	return __atomic_load_n(&update_caller, __ATOMIC_SEQ_CST) == t && update_call_run(t);
+}
+/* KX_PORT_RETURN. False: nothing was called. */
+bool update_returned(struct thread *t);
+
+/* In the signal handler: is it the host's poke? Then it is noted. */
+bool update_is_poke(const siginfo_t *info);
+/* In a vCPU's thread, outside of the handler: start the service thread if a poke asks for it. True: it did. */
+bool update_poked(void);
+
+/* Around a fork, and in the child. */
+void update_fork_prepare(void);
+void update_fork_done(void);
+void update_fork_child(void);
+#endif

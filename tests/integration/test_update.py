@@ -1,0 +1,530 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Online update of shared libraries: kylinx update.
+
+test_update.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. The fixtures in update/ are built by
+gcc and g++ as Debian builds its own: full RELRO, BIND_NOW, stripped. KX_LONG=1: 1,000 alternating updates.
+"""
+import argparse
+import contextlib
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+sys.dont_write_bytecode = True
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+parser = argparse.ArgumentParser()
+parser.add_argument("kylinx", nargs="?")
+parser.add_argument("--only", default="", metavar="PATTERN")
+args = parser.parse_args()
+if args.kylinx:
+    os.environ["KYLINX"] = args.kylinx
+import lib  # noqa: E402
+
+LONG = bool(os.environ.get("KX_LONG"))
+HARDEN = ["-O2", "-fPIC", "-Wl,-z,relro", "-Wl,-z,now", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
+tests = []
+pauses = []
+
+
+class Skip(Exception):
+    pass
+
+
+def test(fn):
+    tests.append((fn.__name__, fn))
+    return fn
+
+
+def need(*programs):
+    for p in programs:
+        if not shutil.which(p):
+            raise Skip(f"{p} is not installed")
+
+
+def expect(got, want, what):
+    if got != want:
+        raise AssertionError(f"{what}: {got!r}, not {want!r}")
+
+
+def build(d, out, source, *options, cc="gcc"):
+    subprocess.run([cc, *HARDEN, "-o", os.path.join(d, out), os.path.join(HERE, "update", source), *options],
+                   check=True)
+    subprocess.run(["strip", os.path.join(d, out)], check=True)
+
+
+def library(d, out, *options, source="lib.c", cc="gcc", soname="libupd.so.1"):
+    build(d, out, source, "-shared", f"-Wl,-soname,{soname}", *options, cc=cc)
+
+
+def program(d, out, source, *options, cc="gcc"):
+    """Linked with the first version, which is at libupd.so.1."""
+    build(d, out, source, os.path.join(d, "libupd.so.1"), f"-Wl,-rpath,{d}", "-pthread", *options, cc=cc)
+
+
+def fixtures(d, name, *options):
+    library(d, "libupd.so.1", "-DV=1")
+    library(d, "v2.so", "-DV=2")
+    program(d, name, f"{name}.c", *options)
+
+
+class Guest:
+    """A program in a pVM that talks by lines."""
+
+    def __init__(self, d, argv, *options, first="ready"):
+        self.name = f"upd-{os.getpid()}-{random.randrange(10**6)}"
+        self.p = subprocess.Popen([lib.KYLINX, "run", "--name", self.name, "--volume", f"{d}:{d}", *options, "--", *argv],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  start_new_session=True)
+        self.timer = threading.Timer(200, self.p.kill)
+        self.timer.start()
+        if first:
+            expect(self.line(), first, "first line")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.timer.cancel()
+        lib.group_kill(self.p)
+        for f in (self.p.stdin, self.p.stdout, self.p.stderr):
+            with contextlib.suppress(OSError):
+                f.close()
+
+    def line(self):
+        return self.p.stdout.readline().decode().strip()
+
+    def ask(self, what):
+        self.p.stdin.write(what.encode() + b"\n")
+        self.p.stdin.flush()
+        return self.line()
+
+    def end(self):
+        self.p.stdin.close()
+        rest = self.p.stdout.read().decode().split("\n")
+        expect(self.p.wait(30), 0, f"exit status ({rest}, {self.p.stderr.read()})")
+        return rest
+
+    def update(self, path, *options, status=0, who=None):
+        r = lib.run([lib.KYLINX, "update", *options, who or self.name, path], 60)
+        if r.status != status:
+            raise AssertionError(f"update {os.path.basename(path)}: {r.why()}, not status {status}")
+        for m in re.finditer(rb"pause ([0-9.]+) ms", r.out):
+            pauses.append(float(m[1]))
+        return r.out.decode() + r.err.decode()
+
+
+@test
+def threads():
+    """Four threads call in a loop: no wrong answer, each version is seen."""
+    with lib.Dir() as d:
+        fixtures(d, "threads")
+        with Guest(d, [f"{d}/threads", "100"]) as g:
+            for _ in range(5):
+                g.update(f"{d}/v2.so", "--timeout", "20")
+                time.sleep(0.05)
+                g.update(f"{d}/libupd.so.1", "--timeout", "20")
+                time.sleep(0.05)
+            rest = g.end()
+            expect(rest[-2], "ok", f"last line of {rest}")
+            changes = int(re.search(r"changes (\d+)", rest[-3])[1])
+            if changes < 8:
+                raise AssertionError(f"only {changes} changes were seen")
+
+
+@test
+def state():
+    """Variables, lists, thread-local storage, dlsym and dladdr; the program's own pointers; children."""
+    with lib.Dir() as d:
+        fixtures(d, "state", "-no-pie")
+        for pie in ("-no-pie", "-pie"):
+            program(d, "state", "state.c", pie, *([] if pie == "-no-pie" else ["-fPIE"]))
+            with Guest(d, [f"{d}/state"]) as g:
+                for v in (2, 1, 2, 1):
+                    g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
+                    expect(g.ask("v"), str(v), "version")
+                    expect(g.ask("s"), "ok", f"state ({pie})")
+                    expect(g.ask("d"), str(v), "dlsym")
+                    expect(g.ask("f"), f"ok {v}", "a child")
+                    expect(g.line(), "0", "its status")
+                expect(g.ask("q"), "bye", "end")
+
+
+@test
+def lazy():
+    """Programs and libraries that bind at the first call."""
+    with lib.Dir() as d:
+        library(d, "libupd.so.1", "-DV=1", "-Wl,-z,lazy")
+        library(d, "v2.so", "-DV=2", "-Wl,-z,lazy")
+        program(d, "state", "state.c", "-Wl,-z,lazy")
+        with Guest(d, [f"{d}/state"]) as g:
+            for v in (2, 1):
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
+                for what, want in (("v", str(v)), ("s", "ok"), ("d", str(v))):
+                    expect(g.ask(what), want, what)
+
+
+@test
+def cplusplus():
+    """Virtual functions of objects that are there already, exceptions from, into and through the library."""
+    need("g++")
+    with lib.Dir() as d:
+        library(d, "libupd.so.1", "-DV=1", source="shape.cc", cc="g++")
+        library(d, "v2.so", "-DV=2", source="shape.cc", cc="g++")
+        program(d, "shapes", "shapes.cc", cc="g++")
+        with Guest(d, [f"{d}/shapes"]) as g:
+            for _ in range(3):
+                g.update(f"{d}/v2.so", "--timeout", "20")
+                time.sleep(0.1)
+                g.update(f"{d}/libupd.so.1", "--timeout", "20")
+            g.update(f"{d}/v2.so", "--timeout", "20")
+            rest = g.end()
+            expect(rest[-3:-1], ["seen 3", "ok"], "output")
+
+
+@test
+def refused():
+    """Another interface is refused, with a list; the program goes on as before."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        library(d, "gone.so", "-DV=2", "-DGONE")
+        library(d, "wide.so", "-DV=2", "-DWIDE")
+        library(d, "layout.so", "-DV=2", "-DLAYOUT")
+        library(d, "other.so", "-DV=2", soname="libother.so")
+        library(d, "dep.so", "-DV=1", soname="libdep.so")
+        library(d, "needs.so", "-DV=2", "-Wl,--no-as-needed", f"{d}/dep.so")
+        with open(f"{d}/empty.so", "wb"):
+            pass
+        with Guest(d, [f"{d}/state"]) as g:
+            for name, want in (("gone", "missing: gone"), ("wide", "changed: counter had 16 bytes, has 32"),
+                               ("layout", "laid out differently"), ("other", "libother.so is not loaded"),
+                               ("needs", "not loaded: libdep.so"), ("empty", "nothing is changed")):
+                for options in ((), ("--dry-run",)):
+                    text = g.update(f"{d}/{name}.so", *options, status=125)
+                    if want not in text:
+                        raise AssertionError(f"{name}: {text!r} lacks {want!r}")
+            expect(g.ask("v"), "1", "version")
+            expect(g.ask("s"), "ok", "state")
+            g.update(f"{d}/v2.so", "--dry-run")
+            expect(g.ask("v"), "1", "version after a dry run")
+            g.update(f"{d}/layout.so", "--reset")
+            expect(g.ask("v"), "2", "version after --reset")
+
+
+@test
+def hooks():
+    """Hooks, constructors and resolvers run in the guest while another thread allocates; pointers that are told of."""
+    build_dir = os.path.dirname(lib.KYLINX)
+    own = [f"-I{lib.TOP}/include", f"{build_dir}/libkylinx.so.0", f"-Wl,-rpath,{build_dir}"]
+    with lib.Dir() as d:
+        for out, *options in (("libupd.so.1", "-DV=1"), ("v2.so", "-DV=2"), ("hang.so", "-DV=2", "-DHANG")):
+            library(d, out, *options, own[0], source="hooked.c")
+        program(d, "hooks", "hooks.c", *own)
+        r = lib.run([f"{d}/hooks"], 20, stdin=b"c\n")
+        expect(r.out.split(b"\n")[1], b"v1 p10 1 constructed c1 a0 1", "natively")
+        with Guest(d, [f"{d}/hooks"], "--volume", f"{build_dir}:{build_dir}") as g:
+            expect(g.ask("c"), "v1 p10 1 constructed c1 a0 1", "first")
+            g.update(f"{d}/v2.so", "--timeout", "20")
+            expect(g.ask("c"), "v2 p20 2 constructed c1 a0 2", "second version")
+            expect(g.ask("k"), "v2 p20 0 constructed c1 a0 2", "second version")
+            g.line()
+            g.update(f"{d}/libupd.so.1", "--timeout", "20")
+            expect(g.ask("c"), "v1 p10 3 constructed c1 a0 1", "first version again")
+            for n in range(4, 8):
+                expect(g.ask("c").split()[2], str(n), "count")
+            text = g.update(f"{d}/v2.so", "--timeout", "20", status=125)
+            expect("hook" in text, True, f"refused by commit: {text}")
+            answer = g.ask("c")
+            if not re.fullmatch(r"v1 p10 8 constructed c1 a[1-9]\d* 1", answer): # each prepare has its abort
+                raise AssertionError(f"after commit refused: {answer}")
+            for n in range(9, 14):
+                expect(g.ask("c").split()[2], str(n), "count")
+            text = g.update(f"{d}/v2.so", "--timeout", "20", status=125)
+            expect("hook" in text, True, f"refused by prepare: {text}")
+            expect(g.ask("c"), answer.replace(" 8 ", " 14 "), "after prepare refused")
+            for _ in range(20):
+                g.update(f"{d}/v2.so", "--timeout", "20")
+                g.update(f"{d}/libupd.so.1", "--timeout", "20")
+            expect(g.ask("c"), "v1 p10 15 constructed c1 a0 1", "after many")
+            start = time.monotonic()
+            text = g.update(f"{d}/hang.so", "--timeout", "5", status=125)
+            expect("does not return" in text, True, f"a hook that hangs: {text}")
+            if time.monotonic() - start > 20:
+                raise AssertionError("the timeout is not kept")
+
+
+@test
+def inside():
+    """A thread that is inside is waited for; one that never returns is named, and nothing is changed."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            expect(g.ask("b"), "inside", "inside")
+            g.update(f"{d}/v2.so", "--timeout", "10")
+            expect(g.line(), "3", "result of the call")
+            expect(g.ask("v"), "2", "version")
+            expect(g.ask("s"), "ok", "state")
+            expect(g.ask("l"), "inside", "inside")
+            start = time.monotonic()
+            text = g.update(f"{d}/libupd.so.1", "--timeout", "1", status=125)
+            if time.monotonic() - start > 8:
+                raise AssertionError("the timeout is not kept")
+            if not re.search(rf"thread {g.p.pid} is in with_callback\b", text):
+                raise AssertionError(f"not named: {text!r}")
+
+
+@test
+def alternating():
+    """Alternating updates while a client checks every answer, a timer's handler is in the library, children are forked."""
+    rounds = 500 if LONG else 30
+    with lib.Dir() as d:
+        fixtures(d, "server")
+        with Guest(d, [f"{d}/server", "10"]) as g:
+            stop, answers, bad = threading.Event(), [0, 0, 0], []
+
+            def client():
+                n = 0
+                while not stop.is_set() and not bad:
+                    n += 1
+                    a = g.ask("x").split()
+                    if len(a) != 3 or a[0] != str(n) or a[1] not in ("1", "2") or a[2] != "ok":
+                        bad.append(f"answer {n}: {a}")
+                    else:
+                        answers[int(a[1])] += 1
+            t = threading.Thread(target=client)
+            t.start()
+            try:
+                sizes = []
+                for i in range(rounds):
+                    g.update(f"{d}/v2.so", "--timeout", "20")
+                    g.update(f"{d}/libupd.so.1", "--timeout", "20")
+                    if bad:
+                        break
+                    if i in (rounds // 3, rounds - 1):
+                        text = lib.read(f"/proc/{g.p.pid}/status")
+                        sizes.append([int(re.search(rf"{k}:\s+(\d+)", text)[1]) for k in ("VmSize", "RssAnon")])
+                        sizes[-1].append(lib.read(f"/proc/{g.p.pid}/maps").count("\n"))
+            finally:
+                stop.set()
+                t.join()
+            if bad:
+                raise AssertionError(bad[0])
+            if min(answers[1:]) < 1:
+                raise AssertionError(f"answers of only one version: {answers}")
+            grown = [b - a for a, b in zip(*sizes)]
+            if grown[0] > 4096 or grown[1] > 512 or grown[2] > 16:
+                raise AssertionError(f"grown by {grown[0]} KiB, {grown[1]} KiB of them in use, {grown[2]} mappings")
+
+
+@test
+def family():
+    """--all updates every member that has the library; children made later have the new one."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, ["sh", "-c", f"{d}/state & exec {d}/state <&0"], first=None) as g:
+            pass
+        script = f"mkfifo /tmp/p; {d}/state </tmp/p >/tmp/o & exec 9>/tmp/p; exec {d}/state"
+        with Guest(d, ["sh", "-c", script]) as g:
+            time.sleep(0.5)
+            out = g.update(f"{d}/v2.so", "--all")
+            if len(re.findall(r"pause", out)) != 2:
+                raise AssertionError(f"not two members: {out!r}")
+            expect(g.ask("v"), "2", "version")
+            expect(g.ask("f"), "ok 2", "a child")
+
+
+@test
+def mutated():
+    """Damaged libraries never harm the monitor: they are refused, or what they break is the guest's."""
+    rounds = 300 if LONG else 40
+    rng = random.Random(7)
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with open(f"{d}/v2.so", "rb") as f:
+            data = f.read()
+        g = None
+        try:
+            for i in range(rounds):
+                if g is None or g.p.poll() is not None:
+                    if g is not None:
+                        if g.p.returncode == 125 or b"internal fault" in g.p.stderr.read():
+                            raise AssertionError(f"round {i}: the monitor stopped the pVM or faulted")
+                        g.__exit__()
+                    g = Guest(d, [f"{d}/state"])
+                b = bytearray(data)
+                for _ in range(rng.choice((1, 3, 20))):
+                    at = rng.randrange(0x1000 if rng.random() < 0.8 else len(b))
+                    b[at] = rng.choice((0, 0xff, rng.randrange(256), b[at] ^ 1 << rng.randrange(8)))
+                for code in (b"\x0f\x01\xc1", b"\x0f\x01\xd9"):
+                    while code in b:
+                        b[b.index(code)] = 0x90
+                with open(f"{d}/bad.so", "wb") as f:
+                    f.write(b)
+                r = lib.run([lib.KYLINX, "update", "--timeout", "1", "--dry-run", g.name, f"{d}/bad.so"], 30)
+                if r.status not in (0, 125):
+                    raise AssertionError(f"round {i}: {r.why()}")
+                if g.p.poll() is None and g.ask("s") != "ok":
+                    raise AssertionError(f"round {i}: the program noticed")
+        finally:
+            if g is not None:
+                g.__exit__()
+
+
+def listening(port):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            import socket
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.05)
+    raise AssertionError("not listening")
+
+
+def debian(d, soname):
+    """A copy of Debian's own file at another path, as the new version."""
+    for where in ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu"):
+        if os.path.exists(f"{where}/{soname}"):
+            return shutil.copy(f"{where}/{soname}", d)
+    raise Skip(f"{soname} is not installed")
+
+
+@test
+def redis():
+    """redis-server's allocator, under load."""
+    need("redis-server", "redis-benchmark")
+    with lib.Dir() as d:
+        new, port = debian(d, "libjemalloc.so.2"), lib.free_port()
+        with Guest(d, ["redis-server", "--port", str(port), "--save", "", "--jemalloc-bg-thread", "no"], first=None) as g:
+            threading.Thread(target=lambda: g.p.stdout.read(), daemon=True).start()
+            listening(port)
+            load = subprocess.Popen(["redis-benchmark", "-p", str(port), "-n", "8000", "-q", "-t", "set,get,lpush", "-r",
+                                     "1000", "-d", "200"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            n = 0
+            while load.poll() is None and n < 12:
+                g.update(new, "--timeout", "20")
+                n += 1
+            out = load.communicate(timeout=120)[0]
+            expect((load.returncode, b"Error" in out), (0, False), f"load: {out[-200:]}")
+            lib.run(["redis-cli", "-p", str(port), "shutdown", "nosave"], 20)
+            expect(g.p.wait(20), 0, "exit status")
+
+
+@test
+def nginx():
+    """nginx's TLS libraries, while handshakes go on: none fails."""
+    need("nginx", "openssl")
+    import ssl
+    import socket
+    with lib.Dir() as d:
+        news, port = [debian(d, "libcrypto.so.3"), debian(d, "libssl.so.3")], lib.free_port()
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{d}/k.pem", "-out",
+                        f"{d}/c.pem", "-days", "2", "-subj", "/CN=localhost"], check=True, stderr=subprocess.DEVNULL)
+        with open(f"{d}/nginx.conf", "w") as f:
+            f.write(f"daemon off; master_process off; pid /tmp/p; error_log stderr; events {{}} http {{ access_log off; "
+                    f"client_body_temp_path /tmp/a; proxy_temp_path /tmp/b; fastcgi_temp_path /tmp/c; uwsgi_temp_path "
+                    f"/tmp/d; scgi_temp_path /tmp/e; server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {d}/c.pem; "
+                    f"ssl_certificate_key {d}/k.pem; location / {{ return 200 'fine'; }} }} }}")
+        with Guest(d, ["nginx", "-c", f"{d}/nginx.conf"], first=None) as g:
+            listening(port)
+            stop, done, bad = threading.Event(), [0], []
+
+            def client():
+                c = ssl.create_default_context(cafile=f"{d}/c.pem")
+                while not stop.is_set() and not bad:
+                    try:
+                        with socket.create_connection(("127.0.0.1", port), 10) as s, \
+                                c.wrap_socket(s, server_hostname="localhost") as t:
+                            t.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                            text = b""
+                            while part := t.recv(4096):
+                                text += part
+                            if not text.endswith(b"fine"):
+                                bad.append(f"answer {text[:80]}")
+                            done[0] += 1
+                    except OSError as e:
+                        bad.append(f"after {done[0]} handshakes: {e}")
+            ts = [threading.Thread(target=client) for _ in range(2)]
+            for t in ts:
+                t.start()
+            try:
+                for _ in range(3):
+                    for new in news:
+                        g.update(new, "--timeout", "20")
+                        time.sleep(0.2)
+            finally:
+                stop.set()
+                for t in ts:
+                    t.join()
+            if bad:
+                raise AssertionError(f"{bad[0]}; {g.p.poll()}")
+            if done[0] < 10:
+                raise AssertionError(f"only {done[0]} handshakes")
+
+
+SQLITE = """
+import sqlite3, sys
+c = sqlite3.connect(':memory:')
+c.execute('create table t(a integer, b text)')
+print('ready', flush=True)
+n = 0
+for line in sys.stdin:
+    for i in range(20):
+        c.execute('insert into t values(?,?)', (n, str(n)))
+        n += 1
+    ok = c.execute('select count(*), max(a) from t').fetchone() == (n, n - 1)
+    d = sqlite3.connect(':memory:')
+    d.create_function('f', 1, lambda x: x + 1)
+    ok = ok and d.execute('select f(41), round(sin(0.0))').fetchone() == (42, 0.0)
+    d.close()
+    print('ok' if ok else 'bad', flush=True)
+"""
+
+
+@test
+def sqlite():
+    """python3's SQLite, a database open."""
+    with lib.Dir() as d:
+        new = debian(d, "libsqlite3.so.0")
+        with open(f"{d}/t.py", "w") as f:
+            f.write(SQLITE)
+        with Guest(d, ["/usr/bin/python3", f"{d}/t.py"]) as g:
+            for _ in range(4):
+                for _ in range(5):
+                    expect(g.ask("x"), "ok", "answer")
+                g.update(new, "--timeout", "20")
+            expect(g.ask("x"), "ok", "answer")
+            g.end()
+
+
+def main():
+    why = lib.kvm_missing()
+    if why:
+        print(f"1..0 # SKIP {why}")
+        return 0
+    failed = 0
+    chosen = [(n, f) for n, f in tests if re.search(args.only, n)]
+    print(f"1..{len(chosen)}", flush=True)
+    for i, (name, fn) in enumerate(chosen, 1):
+        try:
+            fn()
+            print(f"ok {i} - {name}", flush=True)
+        except Skip as e:
+            print(f"ok {i} - {name} # SKIP {e}", flush=True)
+        except Exception as e:
+            failed += 1
+            print(f"not ok {i} - {name}\n# {type(e).__name__}: {e}", flush=True)
+    if pauses:
+        pauses.sort()
+        print(f"# {len(pauses)} updates: pause {pauses[len(pauses) // 2]:.2f} ms median, {pauses[-1]:.2f} ms worst")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
