@@ -19,6 +19,7 @@ static const struct cli_verb verbs[] = {
 	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps },
 	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill },
 	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec },
+	{ "lib", "the store of prepared libraries", cmd_lib_help, cmd_lib },
 	{ "help", "describe a command", help_help, cmd_help },
 };
 

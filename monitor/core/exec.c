@@ -17,6 +17,7 @@
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
+#include "store.h"
 #include "thread.h"
 
 #define EXEC_MAGIC 0x6378784bu
@@ -153,6 +154,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.kvm_run_size = pvm.kvm_run_size;
 	st.text_fd = text_fd();
 	st.text_fd_ro = text_fd_ro();
+	st.store_fd = store_fd();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -197,6 +199,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	const int kept[] = { fd,
 			     text_fd(),
 			     text_fd_ro(),
+			     store_fd(),
 			     pvm.kvm_fd,
 			     pvm.proc_fd,
 			     pvm.exe_fd,

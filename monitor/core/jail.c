@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #endif
 #include "jail.h"
+#include "store.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -734,8 +735,9 @@ static int loader_fix(struct jail *j)
 		return fail(j, "/proc/self/maps");
 	self[n] = 0;
 	for (line = strtok_r(maps, "\n", &save); line && !r; line = strtok_r(NULL, "\n", &save)) {
-		char *path = strchr(line, '/');
-		if (path && strcmp(path, self)) /* which is known by descriptor */
+		char *path = strchr(line, '/'), *perms = strchr(line, ' ');
+		bool library = perms && perms[4] == 'p'; /* what is mapped shared is data: the store's notes */
+		if (library && path && strcmp(path, self)) /* which is known by descriptor */
 			r = fixed(j, path);
 	}
 	free(maps);
@@ -899,7 +901,10 @@ int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 	if (!getcwd(j.cwd, sizeof(j.cwd)) || j.cwd[0] != '/')
 		strcpy(j.cwd, "/");
 	mask = umask(0);
-	r = ns_enter(&j) || proc_keep(&j) || view_build(&j) || caps_drop(&j);
+	r = ns_enter(&j) || proc_keep(&j);
+	if (!r)
+		store_enter();
+	r = r || view_build(&j) || caps_drop(&j);
 	umask(mask);
 	free(j.mounts);
 	if (j.root >= 0)
