@@ -10,10 +10,24 @@ BUILD ?= build
 WARN = -std=gnu11 -Wall -Wextra -Werror
 CFLAGS ?= -O2 -g
 HOST_CFLAGS = $(WARN) $(CFLAGS) -D_GNU_SOURCE -pthread -MMD -MP
+# kylinx is one static file: it executes itself in views whose dynamic linker and libraries are anybody's. Only the
+# sanitizers need a dynamic one (KX_DYNAMIC), which has no exec where the view isn't the host's.
 ifdef SAN
-HOST_CFLAGS += -fsanitize=address,undefined -fno-omit-frame-pointer
+HOST_CFLAGS += -fsanitize=address,undefined -fno-omit-frame-pointer -DKX_DYNAMIC
+ZYDIS = -lZydis
+else
+HOST_CFLAGS += -fPIE
+STATIC = -static-pie -Wl,-z,pack-relative-relocs $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free)
+ZYDIS_A := $(shell $(CC) -print-file-name=libZydis.a)
+ifeq ($(ZYDIS_A),libZydis.a) # Debian has it as a shared library alone
+ZYDIS = $(BUILD)/zydis.o -Wl,-T,$(BUILD)/zydis.lds
+ZYDIS_DEP = $(BUILD)/zydis.o
+else
+ZYDIS = -lZydis
 endif
-LDLIBS = -lZydis -l:libsodium.a -pthread
+endif
+, = ,
+LDLIBS = $(ZYDIS) -l:libsodium.a -pthread
 # Guest code: no libc, no vector registers (they are the program's), no data of its own.
 GUEST_CFLAGS = $(WARN) -O2 -g -ffreestanding -nostdlib -fno-stack-protector -fcf-protection=none -mgeneral-regs-only \
 	-fno-asynchronous-unwind-tables -fno-builtin-memcpy -fvisibility=hidden -MMD -MP
@@ -21,16 +35,16 @@ GUEST_CFLAGS = $(WARN) -O2 -g -ffreestanding -nostdlib -fno-stack-protector -fcf
 MONITOR_SRC = \
 	monitor/core/pvm.c monitor/core/vcpu.c monitor/core/gmem.c monitor/core/fault.c monitor/core/sig.c \
 	monitor/core/thread.c monitor/core/fork.c monitor/core/exec.c monitor/core/family.c monitor/core/registry.c \
-	monitor/core/keeper.c monitor/core/alloc.c monitor/core/rseq.c \
+	monitor/core/keeper.c monitor/core/alloc.c monitor/core/robust.c monitor/core/futexes.c monitor/core/rseq.c \
 	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/store.c monitor/core/jail.c \
 	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
-	monitor/core/sys_mm.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
+	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
-	monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
+	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
-CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-lib.c cli/families.c
+CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-lib.c cli/cmd-bench.c cli/families.c
 UTIL_SRC = util/err.c util/log.c
-LIBOS_SRC = libos/core/main.c libos/core/signal.c libos/core/rseq.c libos/core/ktime.c libos/core/random.c libos/core/string.c
+LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/pipe.c libos/core/ktime.c libos/core/random.c libos/core/string.c
 LIBOS_ASM = libos/arch/x86_64/entry.S
 
 # What the images of the store depend on: they are shared only by monitors that would make the same.
@@ -42,8 +56,16 @@ LIBOS_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(LIBOS_SRC)) $(patsubst %.S,$(BUILD)/%.
 
 all: $(BUILD)/kylinx
 
-$(BUILD)/kylinx: $(HOST_OBJ)
-	$(Q)$(CC) $(HOST_CFLAGS) $(LDFLAGS) -o $@ $(HOST_OBJ) $(LDLIBS)
+$(BUILD)/kylinx: $(HOST_OBJ) $(ZYDIS_DEP)
+	$(Q)$(CC) $(HOST_CFLAGS) $(STATIC) $(LDFLAGS) -o $@ $(HOST_OBJ) $(LDLIBS)
+
+$(BUILD)/solink: tools/solink.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(WARN) -O1 -D_GNU_SOURCE -o $@ $<
+
+$(BUILD)/zydis.o: $(BUILD)/solink
+	$(Q)$(BUILD)/solink $(shell $(CC) -print-file-name=libZydis.so) $(BUILD)/zydis
+	$(Q)$(CC) -c -o $@ $(BUILD)/zydis.S
 
 $(BUILD)/libos/%.o: libos/%.c
 	@mkdir -p $(@D)
@@ -80,23 +102,45 @@ $(BUILD)/%.o: %.S
 	@mkdir -p $(@D)
 	$(Q)$(CC) -c -MMD -MP -o $@ $<
 
-install: all
+install: all bench-programs
 	install -D -m 755 $(BUILD)/kylinx $(DESTDIR)$(PREFIX)/bin/kylinx
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
+	install -d $(DESTDIR)$(PREFIX)/libexec/kylinx/bench
+	install -m 755 $(BENCH_BIN) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/
+	install -m 644 $(BENCH_PY) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/
 
 demo:
 	tests/deps.sh demo
 	$(MAKE) all
 	demo/demo.sh
 
-bench: all
-	@BUILD=$(BUILD) python3 bench/run.py
+BENCH_BIN = $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
+BENCH_PY = bench/run.py bench/harness.py bench/groups.py bench/report.py
+BENCH = BUILD=$(BUILD) python3 bench/run.py --claims README.md --claims SPECIFICATION.md
+
+# The programs are measured, so they are built alike whatever the rest is built with.
+$(BUILD)/bench/%: bench/%.c
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(WARN) -Wno-clobbered -O2 -pthread -o $@ $<
+
+bench-programs: $(BENCH_BIN)
+
+bench: all bench-programs
+	tests/deps.sh bench
+	$(BENCH)
+
+bench-quick: all bench-programs
+	$(BENCH) --quick
+
+# make bench-compare BASE=commit: that commit's kylinx in place of the process.
+bench-compare: all bench-programs
+	BUILD=$(BUILD) bench/compare.sh "$(BASE)"
 
 clean:
 	rm -rf $(BUILD)
 
 -include $(HOST_OBJ:.o=.d) $(LIBOS_OBJ:.o=.d)
 
-.PHONY: all install demo bench clean
+.PHONY: all install demo bench bench-quick bench-compare bench-programs clean
 
 -include tests/tests.mk

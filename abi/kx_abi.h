@@ -22,6 +22,7 @@
 #define KX_VVAR_BASE 0x7f00090000  /* struct kx_vvar: one page, read-only in the guest                   */
 #define KX_CPUID_BASE 0x7f00091000 /* struct kx_cpuid: one page, read-only in the guest                  */
 #define KX_BOOT_BASE 0x7f000a0000  /* struct kx_shared: process-wide state, 64 KiB                       */
+#define KX_FUTEX_BASE 0x7f000f0000 /* struct kx_futexes: a page that the family shares, writable                 */
 #define KX_SITES_BASE 0x7f00100000 /* struct kx_site[]: patched sites, sorted; 1 MiB                     */
 #define KX_SITES_MAX 32768
 #define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
@@ -143,6 +144,8 @@ struct kx_thread {
 	uint64_t rseq;       /* registered struct rseq of the program's, 0 = none */
 	uint32_t rseq_len, rseq_sig;
 	uint32_t mm_cid, pad;
+	uint32_t futex_slot, pad2; /* of kx_futexes.waiters, + 1: counted there for the call in progress; 0 = not */
+	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
@@ -161,6 +164,19 @@ struct kx_shared {
 	uint64_t rt_handlers;                  /* real-time signals with a handler, as a mask */
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
 	uint32_t rseq_on, pad;                 /* rseq_on: 1 = rseq(2) is there for this program */
+	uint32_t futex_outside, pad2;          /* 1: has mapped shared what others than the family can map */
+};
+
+/*
+ * Sleepers on words of shared memory, by the words' place in their page: it is the same in all mappings of it. So 0
+ * means that a FUTEX_WAKE needs no exit, unless somebody outside the family, who does not count, can wait for the word.
+ */
+#define KX_FUTEX_SLOTS 1021
+struct kx_futexes {
+	uint32_t waiters[KX_FUTEX_SLOTS];
+	uint32_t outside;   /* 1: memory of the family's own may have been given to others, or come from them */
+	uint32_t cpus;      /* that the family was started with */
+	uint32_t exit_cost; /* TSC ticks, the shortest exit seen of late */
 };
 
 /* First bytes of the LibOS image: where the monitor enters it and what it must know of its text. */
@@ -237,6 +253,7 @@ _Static_assert(__builtin_offsetof(struct kx_thread, work) == KX_T_WORK, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, call) == KX_T_CALL, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, cpuid_entry) == KX_T_CPUID, "asm");
 _Static_assert(sizeof(struct kx_cpuid) == 4096, "one page");
+_Static_assert(sizeof(struct kx_futexes) == 4096, "one page");
 _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Nanoseconds per operation, best of nine rounds: one "name ns" line each. Run natively and in a pVM by bench/run.py. */
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,13 +33,7 @@ static double now(void)
 		printf("%s %.1f\n", name, best); \
 	} while (0)
 
-static void touch(size_t size)
-{
-	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	for (size_t i = 0; i < size; i += 4096)
-		p[i] = 1;
-	munmap(p, size);
-}
+static void nothing(int sig) { (void)sig; }
 
 int main(void)
 {
@@ -49,7 +45,15 @@ int main(void)
 	BENCH("clock_gettime", 1000000, clock_gettime(CLOCK_MONOTONIC, &t));
 	BENCH("getpid_unpatched", 1000, ((int (*)(void))slow)());
 	BENCH("getpgid_host", 2000, getpgid(0));
-	BENCH("touch_4k_page", 1, touch(8 << 20));
+	int zero = open("/dev/zero", O_RDONLY), p[2];
+	char c;
+	BENCH("read_dev_zero", 1000, if (read(zero, &c, 1) != 1) return 1);
+	if (pipe(p))
+		return 1;
+	BENCH("pipe_1_byte", 500, if (write(p[1], "x", 1) != 1 || read(p[0], &c, 1) != 1) return 1);
+	BENCH("mmap_munmap_64k", 200, munmap(mmap(NULL, 65536, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 65536));
+	signal(SIGUSR1, nothing);
+	BENCH("signal_to_self", 500, raise(SIGUSR1));
 	BENCH("fork_exit_wait", 10, {
 		pid_t p = fork();
 		if (!p)

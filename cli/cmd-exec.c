@@ -160,7 +160,6 @@ int cmd_exec(int argc, char **argv, struct kx_err *err)
 	join.limits = limits;
 	join.ipc_dev = e.ipc_dev;
 	join.ipc_ino = e.ipc_ino;
-	join.image = e.image;
 	cfg.memory = e.memory;
 	cfg.cpus = e.cpus;
 	cfg.net_none = e.net_none;

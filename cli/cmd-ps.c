@@ -12,16 +12,18 @@
 #include <unistd.h>
 #include "cli.h"
 #include "families.h"
+#include "ps.h"
 
 #define SEE "see `kylinx help ps`"
 #define PROGRAM_WIDTH 72
 
 const char cmd_ps_help[] =
-	"Usage: kylinx ps [--json] [--family NAME|PID]\n"
+	"Usage: kylinx ps [--ipc] [--json] [--family NAME|PID]\n"
 	"\n"
 	"List the pVMs of the calling user, each family as a tree.\n"
 	"\n"
 	"Options:\n"
+	"  --ipc                    list the IPC objects of families instead\n"
 	"  --json                   print JSON, see kylinx(1)\n"
 	"  --family NAME|PID        only the family with this name, or with this process in it\n"
 	"  --help                   print this\n"
@@ -80,7 +82,7 @@ static int utf8(const unsigned char *s, const unsigned char *end)
 	return *s == 0xc2 && s[1] < 0xa0 ? 0 : n; /* C1 controls move terminals, too */
 }
 
-static void put_json(FILE *f, const char *s, size_t len)
+void put_json(FILE *f, const char *s, size_t len)
 {
 	const unsigned char *p = (const unsigned char *)s, *end = p + len;
 	fputc('"', f);
@@ -99,8 +101,7 @@ static void put_json(FILE *f, const char *s, size_t len)
 	fputc('"', f);
 }
 
-/* One line for a terminal, at most so many characters. */
-static void put_line(FILE *f, const char *s, size_t len, int width)
+void put_line(FILE *f, const char *s, size_t len, int width)
 {
 	const unsigned char *p = (const unsigned char *)s, *end = p + len;
 	for (; p < end && width > 0; width--) {
@@ -269,17 +270,20 @@ static void table(FILE *o, const struct families *all, const struct family *only
 int cmd_ps(int argc, char **argv, struct kx_err *err)
 {
 	const char *who = NULL;
-	bool as_json = false;
+	bool as_json = false, ipc = false;
 	struct families all;
 	struct family *only = NULL;
 	struct member *m;
 	char *text = NULL;
 	size_t len = 0;
+	int r = 0;
 	for (int i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
 			return cli_print(cmd_ps_help, err) ? CLI_FAILED : 0;
 		if (!strcmp(argv[i], "--json")) {
 			as_json = true;
+		} else if (!strcmp(argv[i], "--ipc")) {
+			ipc = true;
 		} else if (!strncmp(argv[i], "--family=", 9)) {
 			who = argv[i] + 9;
 		} else if (!strcmp(argv[i], "--family") && i + 1 < argc) {
@@ -293,7 +297,7 @@ int cmd_ps(int argc, char **argv, struct kx_err *err)
 			return CLI_FAILED;
 		}
 	}
-	if (families_read(&all, true, err))
+	if (families_read(&all, !ipc, err))
 		return CLI_FAILED;
 	if (who && !(only = families_find(&all, who, &m, err))) {
 		families_free(&all);
@@ -301,7 +305,9 @@ int cmd_ps(int argc, char **argv, struct kx_err *err)
 	}
 	FILE *o = open_memstream(&text, &len);
 	if (o) {
-		if (as_json)
+		if (ipc)
+			r = ps_ipc(o, &all, only, as_json, err);
+		else if (as_json)
 			json(o, &all, only);
 		else
 			table(o, &all, only);
@@ -312,7 +318,7 @@ int cmd_ps(int argc, char **argv, struct kx_err *err)
 		kx_err_set(err, ENOMEM, "ps: no memory (free some)");
 		return CLI_FAILED;
 	}
-	int r = cli_print(text, err);
+	r = r ? r : cli_print(text, err);
 	free(text);
 	return r ? CLI_FAILED : 0;
 }

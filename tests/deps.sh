@@ -1,13 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# Install what the build and the tests need and this Debian lacks. Only root installs. Packages that can't be had are
+# deps.sh [demo|bench]: install what the build and the tests (the demo, the benchmarks) need and this Debian lacks. Only root installs. Packages that can't be had are
 # named, and are no failure: the tests that need them say so. Starts no services.
 set -u
 build='gcc make libc6-dev libzydis-dev libsodium-dev libseccomp-dev pkg-config binutils'
 tests='musl-tools clang clang-format libclang-rt-dev busybox-static redis-server redis-tools memcached sqlite3 lua5.4
 	perl python3 python3-numpy openjdk-17-jdk-headless g++ gawk tcl curl jq bc dc zip unzip zstd file git openssl
-	stress-ng strace procps psmisc util-linux iproute2
-	nginx postgresql apache2 openssh-server openssh-client libpython3.11-testsuite'
+	stress-ng rt-tests strace procps psmisc util-linux iproute2
+	nginx postgresql apache2 openssh-server openssh-client libpython3.11-testsuite chromium valgrind'
+# What `make bench` compares with.
+bench='nsd dnsperf apache2-utils bubblewrap crun runc qemu-system-x86 linux-image-cloud-amd64 cpio'
 
 missing()
 {
@@ -22,7 +24,11 @@ if ! command -v dpkg-query >/dev/null; then
 	echo "deps: not a Debian system; needed: $(echo $build $tests)"
 	exit 0
 fi
-need=$(missing $build $tests)
+case ${1:-} in
+demo) need=$(missing $build redis-server redis-tools python3 procps) ;;
+bench) need=$(missing $build $tests $bench) ;;
+*) need=$(missing $build $tests) ;;
+esac
 [ -n "$need" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
 	echo "deps: missing, and only root can install:" $need

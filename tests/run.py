@@ -31,6 +31,10 @@ UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 180, 600
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # What a guest test is told in a pVM.
 GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "hostile": ["pvm", "20"], "proc": ["pvm"], "root": ["pvm"]}
+if os.path.basename(BUILD) == "san":
+    GUEST_ARGS["root"].append("noexec")
+# Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"ipc"}
 GUEST_OPTIONS = {}  # more options of kylinx run, by name of the test
 SKIP_STATUS = 77
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
@@ -86,6 +90,52 @@ def clang_build():
     return ()
 
 
+SOLINK_LIBRARY = """
+#include <string.h>
+int counter = 41;
+static int zeros[3000];
+const char *const names[] = { "zero", "one", "two" };
+static size_t length(const char *s) { return strlen(s); }
+static int sum(const char *s) { int n = 0; while (*s) n += *s++; return n; }
+static size_t (*const table[])(const char *) = { length, (size_t (*)(const char *))sum };
+int *where(void) { return &counter; }
+size_t apply(int f, int name) { return table[f](names[name]); }
+int fill(int v) { memset(zeros, v, sizeof zeros); return zeros[2999]; }
+int pick(int n)
+{
+	switch (n) { case 0: return 7; case 1: return 3; case 2: return 9; case 3: return 1; case 4: return 12; case 5: return 2; }
+	return *where() + fill(0);
+}
+"""
+SOLINK_MAIN = """
+#include <stdio.h>
+extern int counter; extern const char *const names[]; int *where(void); unsigned long apply(int, int); int fill(int), pick(int);
+int main(void)
+{
+	++*where();
+	printf("%d %s %lu %lu %d %d %d\\n", counter, names[2], apply(0, 0), apply(1, 1), fill(1), pick(4), pick(6));
+	return 0;
+}
+"""
+
+
+def solink():
+    """A library by solink in a static program, and by the dynamic linker: the same."""
+    with lib.Dir() as d:
+        for name, text in (("l.c", SOLINK_LIBRARY), ("m.c", SOLINK_MAIN)):
+            with open(f"{d}/{name}", "w") as f:
+                f.write(text)
+        must(lib.run(["gcc", "-O2", "-shared", "-fPIC", "-o", f"{d}/libl.so", f"{d}/l.c"]))
+        must(lib.run(["gcc", "-O1", "-o", f"{d}/dynamic", f"{d}/m.c", f"{d}/libl.so"]))
+        must(lib.run([f"{BUILD}/solink", f"{d}/libl.so", f"{d}/l"]))
+        must(lib.run(["gcc", "-static-pie", "-fPIE", "-O1", "-o", f"{d}/static", f"{d}/m.c", f"{d}/l.S", f"-Wl,-T,{d}/l.lds"]))
+        a, b = must(lib.run([f"{d}/dynamic"])), must(lib.run([f"{d}/static"]))
+        if a.out != b.out or a.out != b"42 two 4 322 16843009 12 42\n":
+            raise Failure(f"{a.out} {b.out}")
+        must(lib.run([f"{BUILD}/solink", "/etc/passwd", f"{d}/x"]), expect=1)
+    return ()
+
+
 def mutated_files():
     with lib.Dir() as d:
         must(lib.run([sys.executable, "tests/fuzz/mutate.py", "/bin/true", d, "300", "1"]))
@@ -106,7 +156,10 @@ def guest(path):
         must(r, "natively: ")
         if lib.kvm_missing():
             raise Skip(lib.kvm_missing())
-        must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, [])), GUEST_TIMEOUT, cwd="/"))
+        p = must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, [])), GUEST_TIMEOUT, cwd="/"))
+        if name in GUEST_COMPARED and p.out != r.out:
+            want, got = r.out.decode(errors="replace").splitlines(), p.out.decode(errors="replace").splitlines()
+            raise Failure("; ".join([f"{a!r} is {b!r}" for a, b in itertools.zip_longest(want, got) if a != b][:5]))
     return ()
 
 
@@ -172,6 +225,8 @@ def all_tests():
     dump, doc, fuzz = (f"{BUILD}/tests/unit/{n}" for n in ("abi_dump", "gen_hcall_doc", "fuzz_elf"))
     yield "golden/abi", lambda: golden(dump, "abi/abi.golden")
     yield "golden/hypercalls.md", lambda: golden(doc, "docs/hypercalls.md")
+    if os.path.exists(f"{BUILD}/solink"):
+        yield "build/solink", solink
     yield "style/headers", lambda: command("sh", "tests/unit/test_headers.sh")
     if os.path.exists(".clang-format"):
         yield "style/clang-format", clang_format

@@ -16,7 +16,15 @@
 #define KX_EBUSY 16
 #define KX_EPERM 1
 
-enum { HC_sig_next = 1024, HC_sigmask_sync, HC_sig_default, HC_trace, HC_sig_stack_fault, HC_seed };
+enum {
+	HC_sig_next = 1024,
+	HC_sigmask_sync,
+	HC_sig_default,
+	HC_trace,
+	HC_sig_stack_fault,
+	HC_seed,
+	HC_pipe_wake = 1120
+};
 
 #define SHARED ((struct kx_shared *)KX_BOOT_BASE)
 #define ACTION(t, s) (((struct kx_sigaction *)(t)->actions)[s])
@@ -32,6 +40,9 @@ static inline struct kx_thread *current(void)
 int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 		  uint64_t f);
 
+/* Pass a call on as it is. */
+int64_t forward(struct kx_thread *t, struct kx_frame *f);
+
 /* The program's memory: 0 or -KX_EFAULT. */
 int uaccess_copy(void *dst, const void *src, size_t len);
 int uaccess_load32(uint32_t *dst, const void *src);
@@ -39,6 +50,11 @@ int uaccess_xsave(void *area, uint64_t features);
 int uaccess_xrstor(const void *area, uint64_t features);
 int user_read(void *dst, uint64_t src, size_t len);
 int user_write(uint64_t dst, const void *src, size_t len);
+static inline bool user_ok(uint64_t p, size_t len) { return p < KX_USER_END && len <= KX_USER_END - p; }
+
+/* futex.c */
+int64_t sys_futex(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_futex_waitv(struct kx_thread *t, struct kx_frame *f);
 
 /* rseq.c */
 int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f);
@@ -46,6 +62,9 @@ int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f);
 void rseq_fixup(struct kx_thread *t, struct kx_frame *f);
 /* KX_WORK_RSEQ: the fields as they are now, too. */
 void rseq_work(struct kx_thread *t, struct kx_frame *f);
+
+/* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
+bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))

@@ -8,18 +8,7 @@
 #define NR_getpid 39
 #define NR_gettimeofday 96
 #define NR_futex 202
-#define FUTEX_PRIVATE 128
-#define FUTEX_CMD 127u
-enum {
-	F_WAIT = 0,
-	F_WAKE = 1,
-	F_REQUEUE = 3,
-	F_CMP_REQUEUE = 4,
-	F_WAIT_BITSET = 9,
-	F_WAKE_BITSET = 10,
-	F_WAIT_REQUEUE_PI = 11,
-	F_CMP_REQUEUE_PI = 12
-};
+#define NR_futex_waitv 449
 
 int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
 		  uint64_t f)
@@ -36,8 +25,6 @@ _Noreturn void libos_panic(const char *msg)
 		__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_PANIC) : "memory");
 }
 
-static bool user_ok(uint64_t p, size_t len) { return p < KX_USER_END && len <= KX_USER_END - p; }
-
 int user_read(void *dst, uint64_t src, size_t len)
 {
 	return user_ok(src, len) ? uaccess_copy(dst, (const void *)src, len) : -KX_EFAULT;
@@ -48,8 +35,7 @@ int user_write(uint64_t dst, const void *src, size_t len)
 	return user_ok(dst, len) ? uaccess_copy((void *)dst, src, len) : -KX_EFAULT;
 }
 
-/* Pass a call on as it is. */
-static int64_t forward(struct kx_thread *t, struct kx_frame *f)
+int64_t forward(struct kx_thread *t, struct kx_frame *f)
 {
 	return hypercall(t, f->orig_rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
 }
@@ -118,57 +104,6 @@ static int64_t sys_getrandom(struct kx_thread *t, struct kx_frame *f)
 	__builtin_memset(block, 0, sizeof block);
 	__asm__ volatile("" : : "r"(block) : "memory");
 	return done;
-}
-
-/* ---- futex ------------------------------------------------------------------------------------------------------ */
-
-static uint32_t *bucket(uint64_t addr)
-{
-	uint64_t h = (addr >> 2) * 0x9e3779b97f4a7c15ull;
-	return &SHARED->futex_waiters[h >> 54];
-}
-
-/*
- * Private futexes only. A waiter counts itself in its bucket before the host compares the word, a waker looks at the
- * bucket after it changed the word: so a zero means that nobody can be asleep.
- */
-static int64_t sys_futex(struct kx_thread *t, struct kx_frame *f)
-{
-	uint64_t addr = f->rdi;
-	uint32_t cmd = f->rsi & FUTEX_CMD, word;
-	if ((addr & 3) || !user_ok(addr, 4))
-		return forward(t, f);
-	switch (cmd) {
-	case F_WAKE:
-	case F_WAKE_BITSET:
-		if (!(f->rsi & FUTEX_PRIVATE) || (cmd == F_WAKE_BITSET && !(uint32_t)f->r9))
-			return forward(t, f);
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		return __atomic_load_n(bucket(addr), __ATOMIC_SEQ_CST) ? forward(t, f) : 0;
-	case F_WAIT:
-	case F_WAIT_BITSET: {
-		if (!f->r10 && !(cmd == F_WAIT_BITSET && !(uint32_t)f->r9)) {
-			if (uaccess_load32(&word, (const void *)addr))
-				return -KX_EFAULT;
-			if (word != (uint32_t)f->rdx)
-				return -KX_EAGAIN;
-		}
-		if (!(f->rsi & FUTEX_PRIVATE))
-			return forward(t, f);
-		__atomic_add_fetch(bucket(addr), 1, __ATOMIC_SEQ_CST);
-		int64_t r = forward(t, f);
-		__atomic_sub_fetch(bucket(addr), 1, __ATOMIC_SEQ_CST);
-		return r;
-	}
-	case F_REQUEUE:
-	case F_CMP_REQUEUE:
-	case F_WAIT_REQUEUE_PI:
-	case F_CMP_REQUEUE_PI:
-		/* Sleepers move to the second word without coming by here: its bucket is never empty again. */
-		__atomic_add_fetch(bucket(f->r8), 1u << 16, __ATOMIC_SEQ_CST);
-		return forward(t, f);
-	}
-	return forward(t, f);
 }
 
 /* ---- dispatch --------------------------------------------------------------------------------------------------- */
@@ -244,6 +179,13 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	int64_t r;
 	t->call.nr = ~0ull;
 	switch (f->orig_rax) {
+	case 0:
+	case 1:
+	case 19:
+	case 20:
+		if (!pipe_call(t, f, &r))
+			r = forward(t, f);
+		break;
 	case 13:
 		r = sys_rt_sigaction(t, f);
 		break;
@@ -258,6 +200,9 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 		break;
 	case NR_futex:
 		r = sys_futex(t, f);
+		break;
+	case NR_futex_waitv:
+		r = sys_futex_waitv(t, f);
 		break;
 	case 228:
 		r = sys_clock_gettime(t, f);

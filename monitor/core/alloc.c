@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * malloc(), calloc(), realloc(), free() of the monitor, its libraries included: libc's, behind a lock of ours, so that
+ * malloc(), calloc(), realloc(), free() of the monitor, its libraries included (the linker's --wrap): libc's, behind a
+ * lock of ours, so that
  * a fork by whatever means finds the heap in order; and for a child of vfork its scratch area. What such a child frees
  * that is not from there is left alone.
  */
@@ -96,10 +97,14 @@ static void *scratch_realloc(struct scratch *s, void *p, size_t n, size_t old)
 	return q;
 }
 
-void *__libc_malloc(size_t n);
-void *__libc_calloc(size_t k, size_t n);
-void *__libc_realloc(void *p, size_t n);
-void __libc_free(void *p);
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t k, size_t n);
+void *__real_realloc(void *p, size_t n);
+void __real_free(void *p);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t k, size_t n);
+void *__wrap_realloc(void *p, size_t n);
+void __wrap_free(void *p);
 
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
 static __thread int inside; /* libc's fork() may free something */
@@ -127,18 +132,18 @@ void alloc_fork_unlock(void)
 
 static struct scratch *mine(void) { return self && self->scratch && is_vfork_child() ? self->scratch : NULL; }
 
-void *malloc(size_t n)
+void *__wrap_malloc(size_t n)
 {
 	struct scratch *s = mine();
 	if (s)
 		return scratch_alloc(s, n);
 	enter();
-	void *p = __libc_malloc(n);
+	void *p = __real_malloc(n);
 	leave();
 	return p;
 }
 
-void *calloc(size_t k, size_t n)
+void *__wrap_calloc(size_t k, size_t n)
 {
 	struct scratch *s = mine();
 	size_t all;
@@ -151,21 +156,21 @@ void *calloc(size_t k, size_t n)
 		return q ? memset(q, 0, all) : NULL;
 	}
 	enter();
-	void *p = __libc_calloc(k, n);
+	void *p = __real_calloc(k, n);
 	leave();
 	return p;
 }
 
-void free(void *p)
+void __wrap_free(void *p)
 {
 	if (!p || mine() || (self && scratch_has(self->scratch, p)))
 		return;
 	enter();
-	__libc_free(p);
+	__real_free(p);
 	leave();
 }
 
-void *realloc(void *p, size_t n)
+void *__wrap_realloc(void *p, size_t n)
 {
 	struct scratch *s = mine();
 	if (!p)
@@ -173,7 +178,7 @@ void *realloc(void *p, size_t n)
 	if (s)
 		return scratch_realloc(s, p, n, scratch_has(s, p) ? ((size_t *)p)[-2] : malloc_usable_size(p));
 	enter();
-	void *q = __libc_realloc(p, n);
+	void *q = __real_realloc(p, n);
 	leave();
 	return q;
 }

@@ -211,10 +211,9 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     pvm.is_child || t->pid != pvm.pid ? -1 : stats_fd() };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
-	thread_release_guest(t, t->pid == pvm.pid);
+	thread_release_guest(t, t->pid == pvm.pid, true);
 	if (pvm.cfg->stats && t->pid == pvm.pid)
 		stats_flush();
-	/* The limit stays lifted for the dynamic linker of the monitor. */
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
@@ -244,23 +243,30 @@ static int program_descriptor(struct hcall *c, const char *path, int flags)
 	return fd < 0 ? -errno : fd_hide(fd);
 }
 
-static struct stat view_root;
+#ifdef KX_DYNAMIC
+/*
+ * A monitor with sanitizers has a dynamic linker and libraries, which the host would take from the view: so there is no
+ * exec where those aren't the host's.
+ */
+static struct stat host_loader;
+
+static bool loader_stat(struct stat *st) { return !stat("/lib64/ld-linux-x86-64.so.2", st); }
 
 void exec_init(void)
 {
-	if (stat("/", &view_root))
-		view_root.st_ino = 0;
+	if (!loader_stat(&host_loader))
+		host_loader.st_ino = 0;
 }
 
-/*
- * After chroot the dynamic linker of the monitor and its libraries would be taken from below the new root: the
- * program's own files, and they would run on the host. chroot takes care that no other thread moves the root.
- */
-static bool root_is_view(void)
+static bool loader_is_host(void)
 {
 	struct stat st;
-	return !stat("/", &st) && st.st_ino && st.st_dev == view_root.st_dev && st.st_ino == view_root.st_ino;
+	return loader_stat(&st) && st.st_dev == host_loader.st_dev && st.st_ino == host_loader.st_ino;
 }
+#else
+void exec_init(void) {}
+static bool loader_is_host(void) { return true; } /* the monitor has none */
+#endif
 
 int64_t hc_execve(struct hcall *c)
 {
@@ -273,14 +279,8 @@ int64_t hc_execve(struct hcall *c)
 	int64_t r;
 	if (flags & ~(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW))
 		return -EINVAL;
-	if (pvm.exe_fd < 0) {
-		kx_log(KX_LOG_WARN, "exec", "not available with --root: ENOSYS");
+	if (pvm.exe_fd < 0 || !loader_is_host())
 		return -ENOSYS;
-	}
-	if (!root_is_view()) {
-		kx_log(KX_LOG_WARN, "exec", "not available after chroot: ENOSYS");
-		return -ENOSYS;
-	}
 	if (c->proc[pi]) {
 		if (strcmp(c->proc[pi], "self/exe"))
 			return -EACCES;

@@ -26,7 +26,7 @@ struct exec_state {
 	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */
 };
 
-/* Remember the view's root, which is the root now. */
+/* Before the jail. */
 void exec_init(void);
 
 /* Read the state and run; returns only on failure. */

@@ -2,6 +2,7 @@
 #include "family.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,12 +10,16 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../abi/kx_pipe.h"
+#include "../dev/procfs.h"
 #include "pvm.h"
 #include "stats.h"
 #include "thread.h"
 
 #define SLOTS_END (sizeof(struct family_table) + FAMILY_MAX * sizeof(struct family_slot))
 #define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
+#define FUTEXES_AT ((TABLE_SIZE + 4095) & ~4095ul) /* in the file: a page that guests map, and nothing else of it */
+#define PIPES_AT ((FUTEXES_AT + sizeof(struct kx_futexes) + 0x1fffff) & ~0x1fffffull)
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
@@ -42,12 +47,16 @@ static unsigned used(void)
 	return n < FAMILY_MAX ? n : FAMILY_MAX;
 }
 
+unsigned family_cpus(void) { return table->cpus; }
+
+uint64_t family_pipes_offset(void) { return PIPES_AT; }
+
 int family_init(int fd, struct kx_err *err)
 {
 	bool new = fd < 0;
 	if (new) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, TABLE_SIZE))
+		if (fd < 0 || ftruncate(fd, PIPES_AT + KX_PIPE_SIZE))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}
@@ -57,6 +66,8 @@ int family_init(int fd, struct kx_err *err)
 	if (new) {
 		table->magic = FAMILY_MAGIC;
 		table->slot_size = sizeof(struct family_slot);
+		cpu_set_t set;
+		table->cpus = sched_getaffinity(0, sizeof set, &set) ? 1 : (uint32_t)CPU_COUNT(&set);
 	} else if (table->magic != FAMILY_MAGIC || table->slot_size != sizeof(struct family_slot)) {
 		return kx_err_set(err, EINVAL, "family: its table is of another version (use the kylinx that it runs)");
 	}
@@ -65,23 +76,36 @@ int family_init(int fd, struct kx_err *err)
 	return r ? kx_err_set(err, -r, "family: no descriptor left (raise `ulimit -n`)") : 0;
 }
 
+int family_map_futexes(void *at)
+{
+	void *p = mmap(at, sizeof(struct kx_futexes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, pvm.family_fd,
+		       FUTEXES_AT);
+	return p == MAP_FAILED ? -errno : 0;
+}
+
 /* ---- who a pid is ------------------------------------------------------------------------------------------------ */
 
-/* Start time of a process, and whether it is a zombie. 0, or -errno. Its addresses are in the text, and a guest's thread
- * could read the descriptor meanwhile: only for the own process when it is alone, or where the kernel hides them. */
-static int stat_read(const char *name, uint64_t *start, bool *zombie)
+/* By a descriptor of our own, where no other thread of the guest's can be: before the program runs, in a new child. */
+static int text_read(const char *name, char *text, size_t len)
 {
-	char text[1024];
 	fd_limit_lift();
 	long fd = HC6(SYS_openat, pvm.proc_fd >= 0 ? pvm.proc_fd : AT_FDCWD, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
 	fd_limit_drop();
 	if (fd < 0)
 		return (int)fd;
-	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
+	long n = HC6(SYS_read, fd, text, len - 1, 0, 0, 0);
 	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	text[n > 0 ? n : 0] = 0;
+	return (int)n;
+}
+
+/* Start time of a process, and whether it is a zombie. 0, or -errno. */
+static int stat_read(const char *name, bool own, uint64_t *start, bool *zombie)
+{
+	char text[1024];
+	int n = own ? text_read(name, text, sizeof text) : procfs_peek(name, text, sizeof text);
 	if (n <= 0)
-		return n ? (int)n : -ESRCH;
-	text[n] = 0;
+		return n ? n : -ESRCH;
 	char *p = strrchr(text, ')');
 	if (!p || p[1] != ' ')
 		return -EIO;
@@ -116,7 +140,7 @@ static enum state look(family_key key)
 	if (r == 0)
 		return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
 	snprintf(name, sizeof name, "%d/stat", pid);
-	r = stat_read(name, &start, &zombie);
+	r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;
 	if (r < 0 || !key_start(key))
@@ -139,7 +163,7 @@ static family_key own_key(bool known)
 {
 	uint64_t start = 0;
 	bool zombie;
-	if (known && stat_read(pvm.proc_fd >= 0 ? "self/stat" : "/proc/self/stat", &start, &zombie))
+	if (known && stat_read(pvm.proc_fd >= 0 ? "self/stat" : "/proc/self/stat", true, &start, &zombie))
 		start = 0;
 	return make_key((pid_t)host_call(SYS_getpid, 0, 0, 0, 0, 0, 0), start);
 }
@@ -276,14 +300,8 @@ static pid_t owner_look(pid_t tid)
 {
 	char name[32], text[512];
 	snprintf(name, sizeof name, "%d/status", tid);
-	fd_limit_lift();
-	long fd = HC6(SYS_openat, pvm.proc_fd, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	if (fd < 0)
+	if (procfs_peek(name, text, sizeof text) < 0)
 		return 0;
-	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
-	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	text[n > 0 ? n : 0] = 0;
 	char *at = strstr(text, "\nTgid:");
 	return at ? atoi(at + 6) : 0;
 }

@@ -21,7 +21,7 @@
 #define FAMILY_MAX 32768
 #endif
 #define FAMILY_EXE_MAX 244
-#define FAMILY_MAGIC 0x6d66786bu
+#define FAMILY_MAGIC 0x6e66786bu
 
 /* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 typedef uint64_t family_key;
@@ -36,8 +36,8 @@ struct family_slot {
 
 struct family_table {
 	uint32_t magic, slot_size;
-	uint32_t used; /* slots at and above it were never taken */
-	uint32_t pad;
+	uint32_t used;  /* slots at and above it were never taken */
+	uint32_t cpus;  /* that it was started on */
 	uint64_t forks; /* children made, of all members */
 	uint64_t pad2[29];
 	struct family_slot slot[];
@@ -45,6 +45,12 @@ struct family_table {
 
 /* Make the table (fd < 0) or map an inherited one. Sets pvm.family_fd. */
 int family_init(int fd, struct kx_err *err);
+/* How many processors the family was started on: members may have bound themselves to fewer. */
+unsigned family_cpus(void);
+/* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
+uint64_t family_pipes_offset(void);
+/* Map the family's struct kx_futexes there. 0 or -errno. */
+int family_map_futexes(void *at);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */
 int family_enter(bool from_host);
 

@@ -13,12 +13,14 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "sig.h"
 #include "stats.h"
@@ -30,6 +32,7 @@
 #endif
 
 #define OUT_DX_EAX 0xef
+#define VM_PATIENCE 512         /* ms of the last wait for a VM, each twice the one before */
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
 
 /* ---- locks: a child must not inherit one that another thread held ------------------------------------------------ */
@@ -56,11 +59,10 @@ static void hooks_done(void)
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
 
+/* Its kvm_run was not inherited: what is at its address is somebody else's. */
 static void drop_vcpu(struct thread *t)
 {
-	struct kvm_run *run = t->run;
 	t->run = NULL; /* SIGBUS and SIGSEGV come at any time, and the handler looks */
-	munmap(run, pvm.kvm_run_size);
 	close(t->vcpu_fd);
 }
 
@@ -96,7 +98,7 @@ static void child_threads(struct thread *t)
 	pvm.threads = t;
 	pvm.nr_threads = pvm.shared->nr_threads = 1;
 	close(pvm.vm_fd);
-	thread_forget_ended();
+	thread_fork_child(t);
 }
 
 /*
@@ -199,36 +201,74 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 		guest_write(a->child_tid, &tid, sizeof tid);
 }
 
-/* The child's VM over the inherited memory. No way back: on failure the child dies as if killed. */
-static void child_machine(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs,
-			  const struct kvm_xsave *xsave)
+/* The child's VM over the inherited memory. */
+static int machine_make(struct thread *t, const struct kvm_xsave *xsave, struct kx_err *err)
 {
-	struct kx_err err = { 0 };
-	int r = vm_create(&err);
-	if (!r)
-		r = gmem_fork_child();
+	int r = vm_create(err);
+	if (r)
+		return r;
+	t->vcpu_fd = -1;
+	r = gmem_fork_child();
 	if (!r)
 		r = vcpu_create(t);
 	if (!r && ioctl(t->vcpu_fd, KVM_SET_XSAVE, xsave) < 0)
 		r = -errno;
-	if (!r)
-		vcpu_set_regs(t, regs, sregs);
+	if (r) {
+		struct kvm_run *run = t->run;
+		t->run = NULL;
+		if (run)
+			munmap(run, pvm.kvm_run_size);
+		close_if(t->vcpu_fd);
+		close(pvm.vm_fd);
+	}
+	return r;
+}
+
+/*
+ * The parent has gone on, as if nothing could fail. What is short now may be there in a moment, when others have ended:
+ * ask again for a second or so. After that the child dies as if killed.
+ */
+static void child_machine(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs,
+			  const struct kvm_xsave *xsave)
+{
+	struct kx_err err = { 0 };
+	int r;
+	for (long ms = 1; (r = machine_make(t, xsave, &err)) && ms <= VM_PATIENCE; ms *= 2)
+		host_call(SYS_nanosleep, (long)&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, 0, 0, 0, 0, 0);
 	if (r) {
 		kx_log(KX_LOG_ERROR, "fork", "no VM for a child: %s", err.code ? err.msg : strerror(-r));
 		pvm_die_by_signal(SIGKILL);
 	}
+	vcpu_set_regs(t, regs, sregs);
 }
 
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
+	pipe_fork_lock();
+	pipe_fork_before();
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
 	pid_t pid = *e ? -1 : raw ? raw_fork(a, pidfd) : fork();
 	if (pid < 0 && !*e)
 		*e = errno;
 	hooks_done();
+	if (pid)
+		pipe_fork_after(pid);
+	pipe_fork_unlock();
 	return pid;
+}
+
+static void all_prepare(void)
+{
+	pipe_fork_lock();
+	hooks_prepare();
+}
+
+static void all_done(void)
+{
+	hooks_done();
+	pipe_fork_unlock();
 }
 
 /* It may be killed at any instant, so the keeper holds the locks, and libc, whose fork() has some of its own, knows
@@ -236,13 +276,14 @@ static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *g
 static pid_t fork_by_vfork_child(int *gate, int *e)
 {
 	struct keeper_hold h;
-	bool held = keeper_hold(&h, hooks_prepare, hooks_done);
+	pipe_plain_all();
+	bool held = keeper_hold(&h, all_prepare, all_done);
 	*e = gate ? -gate_open(gate) : 0;
 	pid_t pid = *e ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0 && !*e)
 		*e = errno;
 	if (pid == 0) /* those of somebody who is not here */
-		hooks_done();
+		all_done();
 	else if (held)
 		keeper_release(&h);
 	return pid;
@@ -271,18 +312,58 @@ static void pidfd_make(int slot, pid_t pid)
 	fd_limit_drop();
 }
 
+/* What the child needs that it can't have by copy-on-write. */
+struct fork_state {
+	unsigned area_from; /* the area is copied from here on, and its first page with the struct */
+	uint8_t area[KX_AREA_SIZE];
+	struct kvm_xsave xsave;
+};
+
+/* Of the LibOS's stack only what is in use. */
+static void area_save(struct fork_state *s, struct thread *t, uint64_t rsp)
+{
+	const unsigned first = KX_AREA_ACTIONS + sizeof pvm.shared->sigaction;
+	uint64_t used = rsp - 128 - t->area_gva;
+	s->area_from = used < first || used >= KX_AREA_SIZE ? first : (unsigned)used;
+	memcpy(s->area, t->area, first);
+	memcpy(s->area + s->area_from, (uint8_t *)t->area + s->area_from, KX_AREA_SIZE - s->area_from);
+}
+
+static void area_restore(const struct fork_state *s, struct thread *t)
+{
+	if (gmem_fork_areas(t->area_gva)) {
+		kx_log(KX_LOG_ERROR, "fork", "no memory for a child: %s", strerror(errno));
+		pvm_die_by_signal(SIGKILL);
+	}
+	memcpy(t->area, s->area, KX_AREA_ACTIONS + sizeof pvm.shared->sigaction);
+	memcpy((uint8_t *)t->area + s->area_from, s->area + s->area_from, KX_AREA_SIZE - s->area_from);
+}
+
+static uint64_t user_sp(struct thread *t)
+{
+	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	return __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
+}
+
+/* Sent ones, too, which have the handler look at the vCPU and the area: until the child has its own, they wait. */
+static void faults_wait(bool wait)
+{
+	uint64_t set = 1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1);
+	host_call(SYS_rt_sigprocmask, wait ? SIG_BLOCK : SIG_UNBLOCK, (long)&set, 0, 8, 0, 0);
+}
+
 static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 {
 	struct kvm_regs regs = t->run->s.regs.regs;
 	struct kvm_sregs sregs = t->run->s.regs.sregs;
 	bool waits = a->flags & CLONE_VFORK, reserves = a->flags & CLONE_PIDFD && !raw;
-	struct kvm_xsave *xsave = calloc(1, sizeof *xsave);
+	struct fork_state *st = malloc(sizeof *st);
 	uint64_t old;
 	int gate[2] = { -1, -1 }, e = 0;
-	if (!xsave)
+	if (!st)
 		return -ENOMEM;
 	int pidfd = reserves ? pidfd_reserve() : -1;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, xsave) < 0)
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &st->xsave) < 0)
 		e = errno;
 	else if (reserves && pidfd < 0)
 		e = -pidfd;
@@ -296,45 +377,54 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	int slot = family_reserve();
 	if (slot < 0) {
 		close_if(pidfd);
-		free(xsave);
+		free(st);
 		return slot;
 	}
 	old = sig_block_everything();
+	faults_wait(true);
 	uint64_t held = t->held;
+	area_save(st, t, regs.rsp);
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
 	int *opens = waits ? gate : NULL;
 	pid_t pid = e ? -1 : is_vfork_child() ? fork_by_vfork_child(opens, &e) : fork_locked(a, raw, &pidfd, opens, &e);
 	if (pid) {
+		faults_wait(false);
 		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
 		close_if(gate[1]);
 	}
 	if (pid == 0) {
+		area_restore(st, t);
 		close_if(held_gate);
 		close_if(gate[0]);
 		close_if(reserves ? pidfd : -1);
 		held_gate = -1;
 		if (gate[1] >= 0)
 			fd_keep(&held_gate, gate[1]);
+		bool table = !t->area->vfork;
 		child_threads(t);
+		faults_wait(false);
 		child_identity(t, a);
+		pipe_fork_child(table);
 		if (pvm.cfg->stats)
 			stats_fork_child();
-		child_machine(t, &regs, &sregs, xsave);
+		child_machine(t, &regs, &sregs, &st->xsave);
 		if (a->stack) {
 			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 			f->rsp = a->stack;
 		}
-		free(xsave);
+		gmem_fork_populate(user_sp(t));
+		free(st);
 		family_child(slot, true);
 		sig_thread_start(t);
 		return 0;
 	}
-	free(xsave);
+	free(st);
 	if (pid > 0) {
 		family_born(slot, pid);
 		if (reserves)
 			pidfd_make(pidfd, pid);
 		tell_parent(a, pid, pidfd);
+		gmem_fork_populate(user_sp(t));
 		if (waits)
 			gate_wait(gate[0]);
 	} else {
@@ -365,6 +455,7 @@ static int vfork_main(void *arg)
 	t->pid = t->tid = host_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
 	t->area->pid = t->area->tid = t->tid;
 	uint32_t tid = t->tid;
+	pipe_vfork_child();
 	family_child(v->slot, !(v->a->flags & CLONE_FILES));
 	tell_parent(v->a, t->pid, v->pidfd); /* the memory is the parent's, which sees it when it goes on */
 	if (!(v->a->flags & CLONE_FILES)) {
@@ -430,6 +521,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 #endif
 	c->scratch = scratch;
 	struct vfork_child v = { c, a, slot, pidfd };
+	pipe_vfork_before(a->flags & CLONE_FILES);
 	uint64_t old = sig_block_everything();
 	struct thread *me = self;
 	int flags = CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID |
@@ -444,6 +536,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	fd_limit_forget();
 	if (c->asked_keeper || others)
 		keeper_settle();
+	pipe_vfork_after();
 	scratch_unmake(scratch);
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
 	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */

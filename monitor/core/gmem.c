@@ -40,10 +40,17 @@
 #define FILE_LOW (320 * GiB)
 #define FILE_HIGH (440 * GiB)
 #define SLOT_MAX GiB
+#define STACK_ROOM (18 * MiB) /* above the files, in one slot with the first of them: stacks of the usual size */
 #define FILE_FIRST (16 * MiB)
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
-#define REGION_MAX 65530      /* vm.max_map_count's default */
+/* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
+ * in all but the heap. */
+#define AHEAD_HEAP MiB
+#define AHEAD_SMALL (128ull << 10)
+#define AHEAD_STACK (64ull << 10)
+#define AHEAD_TOTAL (16 * MiB)
+#define REGION_MAX 65530 /* vm.max_map_count's default */
 
 static struct gmem_region *regions;
 static size_t nr_regions, cap_regions;
@@ -54,6 +61,7 @@ struct slot {
 };
 static struct slot *slots;
 static size_t nr_slots, cap_slots;
+static uint64_t ahead_left = AHEAD_TOTAL;
 static int next_slot_id = 1; /* 0 is the one that flush_all() drops and remakes */
 
 static uint64_t sys_next, sys_end;
@@ -355,7 +363,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	return p;
 }
 
-static uint64_t *table(uint64_t gpa) { return (uint64_t *)(pvm.base + (gpa & PTE_ADDR)); }
+static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)
@@ -623,6 +631,9 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 	return t ? t : find_free(low, high, size, PAGE);
 }
 
+/* The disassembler, where solink put it. */
+extern const char solink_text[] __attribute__((weak)), solink_text_end[] __attribute__((weak));
+
 /* Find the sites of a text that is going to be mapped at gva. Failure is no error: what is not patched takes the slow
  * path. */
 static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct text_use *use)
@@ -646,6 +657,9 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct t
 			patch_hints_from_elf(file, st.st_size, bias, &hints);
 		patch_scan(file + off, len, gva, &hints, &use->plan);
 		patch_hints_free(&hints);
+		/* Half a megabyte of tables that an idle monitor has no use for. */
+		if (solink_text)
+			madvise((void *)solink_text, solink_text_end - solink_text, MADV_DONTNEED);
 	}
 	munmap(file, st.st_size);
 }
@@ -860,6 +874,29 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 	return a;
 }
 
+/*
+ * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
+ * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
+ * host gets them here, in one call. What is touched for nothing is limited: larger mappings only where they are no more
+ * than an eighth of the heap, and AHEAD_TOTAL. Of files only what a dynamic linker maps, to relocate it: other programs
+ * may want to see later changes of the file.
+ */
+static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
+{
+	if (!(prot & PROT_WRITE) || (flags & MAP_TYPE) != MAP_PRIVATE || (flags & MAP_HUGETLB) ||
+	    (flags & (MAP_NORESERVE | MAP_STACK)) == MAP_NORESERVE || !(flags & (MAP_ANONYMOUS | MAP_DENYWRITE)))
+		return;
+	uint64_t len = end - start;
+	if ((flags & MAP_STACK) && len > AHEAD_STACK) {
+		start = end - AHEAD_STACK;
+		len = AHEAD_STACK;
+	}
+	if ((len > AHEAD_SMALL && (len > AHEAD_HEAP || len > heap_used / 8)) || len > ahead_left)
+		return;
+	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
+		ahead_left -= len;
+}
+
 static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
@@ -888,7 +925,8 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	if (region_reserve(4) || !within_limit(addr, addr + len, prot, flags))
 		return -ENOMEM;
 	if (prot != PROT_NONE) {
-		int r = pt_set(addr, addr + len, prot, file || (addr >= FILE_LOW && addr < FILE_HIGH));
+		bool small = file || (addr >= FILE_LOW && addr < FILE_HIGH && !(flags & MAP_STACK));
+		int r = pt_set(addr, addr + len, prot, small);
 		if (r)
 			return r;
 	}
@@ -923,6 +961,8 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	}
 	sites_forget(addr, addr + len);
 	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
+	if (file && (flags & MAP_FIXED) && type == MAP_PRIVATE && (prot & PROT_WRITE))
+		rflags |= GMEM_DATA;
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
 	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
 		madvise(p, len, MADV_HUGEPAGE);
@@ -944,6 +984,8 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 				     off);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = do_mmap(addr, len, prot, flags, fd, off);
+	if (r >= 0)
+		touch_ahead(r, r + ALIGN_UP(len, PAGE), prot, flags);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
 }
@@ -1038,6 +1080,8 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 			if (region_reserve(4))
 				return -ENOMEM;
 			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
+			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
+				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
 		a = e;
 	}
@@ -1157,6 +1201,9 @@ uint64_t gmem_brk(uint64_t addr)
 			r = range_free(cur, want) ? do_mmap(cur, want - cur, PROT_READ | PROT_WRITE,
 							    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 						  : -ENOMEM;
+			/* A heap is used from its beginning: no waste to limit. */
+			if (r >= 0 && want - cur <= AHEAD_HEAP)
+				madvise(gva_ptr(cur), want - cur, MADV_POPULATE_WRITE);
 			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
 			if (r >= 0 && want - brk_start >= HUGE_ALONE && want - cur < HUGE_ALONE)
 				madvise(gva_ptr(ALIGN_UP(brk_start, PAGE)), want - ALIGN_UP(brk_start, PAGE),
@@ -1197,13 +1244,18 @@ uint64_t gmem_place_exec(uint64_t len)
 		if (!range_free(a, a + len))
 			a = 0;
 	}
-	/* One slot for the first libraries: each costs a call, in each child again. Failure shows when they are mapped. */
+	/* One slot for the first libraries and the stack: each costs a call, in each child again. Failure shows when they are mapped. */
 	if (!a && slot_find(file_high) == slot_find(file_high - FILE_FIRST))
-		slot_cover(file_high - FILE_FIRST, file_high);
+		slot_cover(file_high - FILE_FIRST, file_high + STACK_ROOM);
 	if (!a)
 		a = find_free(FILE_LOW, file_high, len, HUGE);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return a;
+}
+
+uint64_t gmem_place_stack(uint64_t len, uint64_t random)
+{
+	return len + PAGE > STACK_ROOM ? 0 : file_high + len + (random % (STACK_ROOM - len) & -PAGE);
 }
 
 int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
@@ -1221,7 +1273,7 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
-	if (addr & (PAGE - 1))
+	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = -EINVAL;
@@ -1257,14 +1309,17 @@ int gmem_shmdt(uint64_t addr)
 	if (!gva_ok(addr, PAGE) || (addr & (PAGE - 1)))
 		return -EINVAL;
 	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(addr);
-	int r = -EINVAL;
-	if (i < nr_regions && regions[i].start == addr && regions[i].flags == MAP_SHARED) {
-		uint64_t end = regions[i].end;
-		r = host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
-		if (r == 0 && region_reserve(2) == 0) {
-			host_release(addr, end);
-			region_carve(addr, end);
+	int r = region_reserve(2) ? -ENOMEM : host_call(SYS_shmdt, (long)gva_ptr(addr), 0, 0, 0, 0, 0);
+	/* The kernel unmaps whatever is left of that attachment, and leaves alone what else is among it. */
+	for (size_t i = region_find(addr); !r && i < nr_regions;) {
+		const struct gmem_region g = regions[i];
+		unsigned char there;
+		if (g.flags == MAP_SHARED &&
+		    host_call(SYS_mincore, (long)gva_ptr(g.start), PAGE, (long)&there, 0, 0, 0) == -ENOMEM) {
+			host_release(g.start, g.end);
+			region_carve(g.start, g.end);
+		} else {
+			i++;
 		}
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -1292,6 +1347,72 @@ bool gmem_mapped(uint64_t gva, uint64_t len)
 	bool r = gva_ok(gva, len) && range_mapped(ALIGN_DOWN(gva, PAGE), ALIGN_UP(gva + len, PAGE));
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
+}
+
+int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, (off_t)off);
+	int r = p == MAP_FAILED ? -errno : pt_set(gva, gva + len, PROT_READ | PROT_WRITE, false);
+	if (!r)
+		region_set(gva, gva + len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | GMEM_TRAMP);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+/*
+ * Thread areas are shared memory, of which the child gets new one: a fork leaves the parent's as they are, so its vCPUs
+ * do not have to fault them in again. What the child needs of them is copied by hand.
+ */
+static int areas_map(void)
+{
+	void *p = mmap(gva_ptr(KX_AREA_BASE), (uint64_t)KX_AREA_MAX * KX_AREA_SIZE, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+	return p == MAP_FAILED ? -errno : 0;
+}
+
+int gmem_fork_areas(uint64_t own)
+{
+	int r = areas_map();
+	if (!r) /* all of its pages: KVM maps neighbours at a fault where they are there */
+		madvise(gva_ptr(own), KX_AREA_SIZE, MADV_POPULATE_WRITE);
+	return r;
+}
+
+/* What a fork is likely to make both sides write to soon. */
+#define HOT_REGION (64 * 1024)
+#define HOT_TOTAL (192 * 1024)
+
+static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
+{
+	if (end - start > *left)
+		return;
+	*left -= end - start;
+	madvise(gva_ptr(start), end - start, MADV_POPULATE_WRITE);
+}
+
+void gmem_fork_populate(uint64_t sp)
+{
+	uint64_t left = HOT_TOTAL;
+	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
+		return;
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(sp);
+	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
+		uint64_t page = ALIGN_DOWN(sp, PAGE), low = page - PAGE;
+		hot_populate(low >= regions[i].start ? low : page, page + PAGE, &left);
+	}
+	for (i = nr_regions; i-- && left;) {
+		const struct gmem_region *r = &regions[i];
+		/* A page of a file that was not written yet shows what becomes of the file. */
+		if (r->start >= KX_USER_END || !(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
+		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
+		    r->end - r->start > HOT_REGION)
+			continue;
+		hot_populate(r->start, r->end, &left);
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
 int gmem_fork_child(void)
@@ -1332,8 +1453,20 @@ static void sys_tables(void)
 	}
 }
 
-int gmem_init(struct kx_err *err)
+/* The reservation. 0 or -errno. */
+static int space_reserve(void)
 {
+#ifndef __SANITIZE_ADDRESS__ /* whose shadow is there */
+	/* Host address = guest address, so that the host's kernel can follow a list of robust locks (robust.h). */
+	void *at = mmap((void *)KX_USER_MIN, KX_SPACE_SIZE - KX_USER_MIN, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (at == (void *)KX_USER_MIN) {
+		pvm.base = NULL;
+		return 0;
+	}
+	if (at != MAP_FAILED) /* a kernel before 4.17 */
+		munmap(at, KX_SPACE_SIZE - KX_USER_MIN);
+#endif
 	/* Far below where the host places its own mappings, so that none of those ever falls into a gap of ours. */
 	for (int i = 0; i < 64; i++) {
 		uint64_t want = 0x200000000000ull + random_below(0x1000) * 0x1000000000ull / 16;
@@ -1342,22 +1475,27 @@ int gmem_init(struct kx_err *err)
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 		if (p != MAP_FAILED) {
 			pvm.base = p;
-			break;
+			return 0;
 		}
 		if (errno != EEXIST)
 			break;
 	}
-	if (!pvm.base)
-		return kx_err_set(err, errno, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
-				  strerror(errno));
-	madvise(pvm.base, KX_SPACE_SIZE, MADV_DONTDUMP);
+	return -errno;
+}
+
+int gmem_init(struct kx_err *err)
+{
+	int r = space_reserve();
+	if (r)
+		return kx_err_set(err, -r, "address space: cannot reserve 512 GiB: %s (raise `ulimit -v`)",
+				  strerror(-r));
+	madvise(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
-	file_high = FILE_HIGH - random_below(4096) * HUGE;
+	file_high = FILE_HIGH - STACK_ROOM - random_below(32768) * HUGE;
 	sys_next = KX_SYS_BASE + 0x10000;
 	sys_end = KX_SYS_BASE + KX_SYS_FIRST;
-	int r;
 	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
-	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) ||
+	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) || (r = areas_map()) ||
 	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))
 		return kx_err_set(err, -r, "guest memory: %s (is memory exhausted?)", strerror(-r));
 	sys_tables();

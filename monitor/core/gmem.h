@@ -21,13 +21,21 @@ struct gmem_region {
 	int flags;           /* MAP_SHARED, MAP_ANONYMOUS, MAP_STACK... and GMEM_TRAMP */
 };
 #define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
+#define GMEM_DATA 0x10000000  /* writable part of an image, by its loader: not one that follows its file */
 #define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
 
 /* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
 int gmem_init(struct kx_err *err);
 
+/* Map part of a file that the family shares above what programs can name. fd -1: nothing of the family's any more. */
+int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off);
+
 /* In a child: give the new VM the slots that the parent's had. */
 int gmem_fork_child(void);
+/* In a child, first of all: thread areas of its own, empty (that at `own` is used), in place of the parent's. */
+int gmem_fork_areas(uint64_t own);
+/* After a fork, on both sides: what will be written soon gets pages of its own, all at once instead of by faults. */
+void gmem_fork_populate(uint64_t sp);
 
 /* As mmap(2). Executable private file mappings get their `syscall` sites patched. */
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
@@ -41,6 +49,8 @@ void gmem_set_brk(uint64_t start);
 void gmem_expect(uint64_t start, uint64_t end);
 /* Address for a PIE (first call) or an interpreter (later calls): random, free, 2 MiB-aligned; 0 = none. */
 uint64_t gmem_place_exec(uint64_t len);
+/* Where a stack of so many bytes, its guard included, may end: near the libraries. 0: too large for that. */
+uint64_t gmem_place_stack(uint64_t len, uint64_t random);
 /* Attach a SysV segment: as shmat(2), and detach by its address. */
 int64_t gmem_shmat(int shmid, uint64_t addr, int flags);
 int gmem_shmdt(uint64_t addr);

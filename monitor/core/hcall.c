@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "keeper.h"
+#include "pipe.h"
 #include "thread.h"
 #include "rseq.h"
 #include "sig.h"
@@ -26,7 +27,7 @@ const struct hc_row hc_rows[] = {
 };
 const unsigned hc_nr_rows = sizeof hc_rows / sizeof hc_rows[0];
 
-#define NR_LIMIT 1056
+#define NR_LIMIT 1280
 static const struct hc_row *by_nr[NR_LIMIT];
 
 __attribute__((constructor)) static void index_rows(void)
@@ -378,47 +379,6 @@ int64_t hc_trace(struct hcall *c)
 
 /* ---- dispatch --------------------------------------------------------------------------------------------------- */
 
-/*
- * A signal that came before the call began may be told from one that came while it waited, where a call does not wait
- * for events: files are opened, read and written back without EINTR on Linux. (Where it does, EINTR is the better
- * answer: whoever waits for an alarm so would otherwise miss one that comes on the way to the host.)
- */
-static bool never_waits(struct hcall *c)
-{
-	struct stat st;
-	switch (c->nr) {
-	case SYS_open:
-	case SYS_creat:
-	case SYS_openat:
-	case SYS_openat2:
-	case SYS_fsync:
-	case SYS_fdatasync:
-	case SYS_msync:
-	case SYS_sync:
-	case SYS_syncfs:
-	case SYS_sync_file_range:
-	case SYS_fallocate:
-	case SYS_copy_file_range:
-	case SYS_getrandom:
-		return true;
-	case SYS_fcntl:
-		return (int)c->arg[1] != F_SETLKW && (int)c->arg[1] != F_OFD_SETLKW;
-	case SYS_read:
-	case SYS_write:
-	case SYS_pread64:
-	case SYS_pwrite64:
-	case SYS_readv:
-	case SYS_writev:
-	case SYS_preadv:
-	case SYS_pwritev:
-	case SYS_preadv2:
-	case SYS_pwritev2:
-		return !fstat((int)c->arg[0], &st) &&
-		       (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode));
-	}
-	return false;
-}
-
 /* Run the handler; a call that was interrupted by nothing that the program may see starts again. */
 static int64_t run_handler(struct hcall *c)
 {
@@ -427,14 +387,16 @@ static int64_t run_handler(struct hcall *c)
 		sig_sync_block(t);
 	if (c->row->flags & KX_F_BLOCK)
 		rseq_idle(t);
+	int64_t refused = 0;
+	hc_handler fn = pipe_handler(c, &refused);
+	if (!fn)
+		return refused;
 	for (;;) {
-		int64_t r = c->row->fn(c);
+		int64_t r = fn(c);
 		if (r == KX_NORESTART_EINTR)
 			return -EINTR;
 		if (r != -EINTR || !(c->row->flags & KX_F_BLOCK))
 			return r;
-		if (t->sig_stop && t->not_begun && never_waits(c))
-			return -KX_ERESTART_ALWAYS;
 		if (t->sig_stop)
 			return c->row->flags & KX_F_RESTART ? -KX_ERESTART : -KX_ERESTART_NOHAND;
 		t->kicked = 0;
@@ -457,7 +419,9 @@ static bool mask_may_lag(uint64_t nr)
 
 static void traced(struct hcall *c, int64_t ret)
 {
-	if (!is_private(c->nr))
+	/* A child's part of it is no call of its own. */
+	bool child = !ret && (c->nr == SYS_clone || c->nr == SYS_fork || c->nr == SYS_vfork || c->nr == SYS_clone3);
+	if (!is_private(c->nr) && !child)
 		strace_call(c->t, c->row, c->nr, c->arg,
 			    ret <= -KX_ERESTART && ret >= -KX_ERESTART_NOHAND ? -EINTR : ret,
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
@@ -485,12 +449,15 @@ void hcall_dispatch(struct thread *t)
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
+		if (pvm.cfg->strace)
+			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */
 		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
 			traced(&c, 0);
 		r = check_args(&c);
 		if (!r)
 			r = run_handler(&c);
+		pipe_after(&c, r);
 		if (pvm.cfg->strace)
 			traced(&c, r);
 		t->hcall = NULL;

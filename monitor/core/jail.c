@@ -31,7 +31,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -54,6 +53,8 @@ struct jail {
 	bool userns;
 	char *mounts;       /* copy of /proc/self/mountinfo, read when needed */
 	char cwd[PATH_MAX]; /* "/" when it can't be told */
+	bool lost;          /* the current directory has no path: removed, or its mount is gone */
+	int cwd_tree;       /* it, when the view has no place for it; -1 */
 };
 
 static int fail(struct jail *j, const char *what)
@@ -180,7 +181,7 @@ static void mount_path(const char *s, char out[PATH_MAX])
 static bool holds_proc(struct jail *j, const char *path)
 {
 	struct statfs fs;
-	if (statfs(path, &fs) || fs.f_type == PROC_SUPER_MAGIC)
+	if (statfs(path == j->cwd ? "." : path, &fs) || fs.f_type == PROC_SUPER_MAGIC)
 		return true;
 	if (!j->mounts && !(j->mounts = slurp("/proc/self/mountinfo")))
 		return true;
@@ -249,16 +250,18 @@ static int view_make(struct jail *j, const char *path, bool dir)
 	}
 }
 
-/* Does path name the same file in the view as on the host? */
-static bool visible(struct jail *j, const char *path)
+/* Does path name in the view what real names on the host? */
+static bool visible_as(struct jail *j, const char *path, const char *real)
 {
 	struct stat a, b;
 	int fd = view_open(j, path);
-	bool same = fd >= 0 && !fstat(fd, &a) && !stat(path, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+	bool same = fd >= 0 && !fstat(fd, &a) && !stat(real, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 	if (fd >= 0)
 		close(fd);
 	return same;
 }
+
+static bool visible(struct jail *j, const char *path) { return visible_as(j, path, path); }
 
 static int attach(int tree, int at)
 {
@@ -332,7 +335,7 @@ static const struct {
 	mode_t mode;
 } dirs[] = {
 	{ "tmp", 01777 }, { "run", 0755 }, { "run/lock", 01777 }, { "proc", 0777 }, { "dev", 0755 },
-	{ "dev/pts", 0755 }, { "dev/shm", 01777 }, { "sys", 0755 }, { "sys/devices", 0755 },
+	{ "dev/pts", 0755 }, { "dev/shm", 01777 }, { "dev/mqueue", 01777 }, { "sys", 0755 }, { "sys/devices", 0755 },
 	{ "sys/devices/system", 0755 }, { "sys/kernel", 0755 }, { "sys/kernel/mm", 0755 },
 }, own_dirs[] = { /* not with --root: there they are the image's */
 	{ "home", 0755 }, { "root", 0700 }, { "var", 0755 }, { "var/tmp", 01777 }, { "var/lib", 0755 },
@@ -350,10 +353,7 @@ static const struct {
 
 #define EACH(i, a) for (size_t i = 0; i < sizeof(a) / sizeof(*(a)); i++)
 
-/*
- * A mount of its own for a directory of ours: "/" becomes read-only, since its symlinks (/lib64, /bin) lead to the
- * monitor's dynamic linker, and what the program puts there in their place would run on the host at its next exec.
- */
+/* A mount of its own for a directory of ours: "/" becomes read-only, as it is to programs without root's rights. */
 static int own_mount(struct jail *j, const char *path)
 {
 	int tree = (int)syscall(SYS_open_tree, j->root, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
@@ -401,6 +401,11 @@ static int dev_make(struct jail *j)
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
 		return fail(j, "cannot mount devpts");
+	/* The queues of the family's IPC namespace. A kernel may have none. */
+	static const char *const mq[] = { "source", "mqueue", NULL };
+	if (fs_graft(j, "mqueue", mq, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, "/dev/mqueue") &&
+	    errno != ENODEV)
+		return fail(j, "cannot mount mqueue");
 	return 0;
 }
 
@@ -657,15 +662,36 @@ static int program_expose(struct jail *j)
 	return visible(j, typed) ? 0 : expose(j, at, typed);
 }
 
+/*
+ * The current directory itself, whatever its path leads to: it may have none, be hidden by a mount, or lie below
+ * directories that the user may not search. Where the view has no place for it, it becomes the current directory
+ * without a path, as it was, but without a way up.
+ */
 static int cwd_expose(struct jail *j)
 {
-	unsigned how = HOST_RO;
-	if (path_broad(j->cwd) || visible(j, j->cwd))
+	static const char *const none[] = { "mode", "0755", "source", "kylinx", NULL };
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_RDONLY };
+	int at = -1, r = -1;
+	if (!j->lost && (path_broad(j->cwd) || visible_as(j, j->cwd, ".")))
 		return 0;
-	if (holds_proc(j, j->cwd))
-		how |= G_ONE;
+	unsigned rec = !j->lost && holds_proc(j, j->cwd) ? 0 : AT_RECURSIVE;
+	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | rec);
 	/* Not possible without the mounts below when those are locked (user namespace): then it isn't there. */
-	return graft(j, j->cwd, j->cwd, how) && !(how & G_ONE && errno == EINVAL) ? fail(j, j->cwd) : 0;
+	if (tree < 0 && !rec && errno == EINVAL)
+		return 0;
+	if (tree < 0 && j->lost)
+		tree = fs_new("tmpfs", none, 0); /* of its mount nothing can be had any more */
+	if (tree < 0 || syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | rec, &attr, sizeof(attr)))
+		return fail(j, "the current directory");
+	if (!j->lost && (at = view_make(j, j->cwd, true)) >= 0)
+		r = attach(tree, at);
+	if (at >= 0)
+		close(at);
+	if (r)
+		j->cwd_tree = tree;
+	else
+		close(tree);
+	return 0;
 }
 
 static int volume_make(struct jail *j, const struct kx_volume *v)
@@ -688,60 +714,6 @@ static int volume_make(struct jail *j, const struct kx_volume *v)
 	if (errno == ENOENT)
 		remedy = "make the mount point on the host first, or choose a DST that is not inside a host directory";
 	return kx_err_set(j->err, errno, "--volume %s:%s: %s (%s)", v->src, v->dst, strerror(errno), remedy);
-}
-
-/* ---- what exec depends on ------------------------------------------------------------------------------------ */
-
-/* Is each directory on the way to path, and path, where it is there, on a read-only mount of the view? */
-static int fixed(struct jail *j, const char *path)
-{
-	char p[PATH_MAX];
-	for (size_t n = 1;; n++) {
-		struct statvfs fs;
-		n += strcspn(path + n, "/");
-		snprintf(p, sizeof(p), "%.*s", (int)n, path);
-		int fd = view_open(j, p);
-		if (fd < 0)
-			return errno == ENOENT ? 0 : fail(j, p);
-		bool ro = !fstatvfs(fd, &fs) && fs.f_flag & ST_RDONLY;
-		close(fd);
-		if (!ro)
-			return kx_err_set(j->err, EINVAL,
-					  "--volume: %s would be writable, and the monitor's libraries are found there "
-					  "(give it :ro, or choose another DST)",
-					  p);
-		if (!path[n])
-			return 0;
-	}
-}
-
-/*
- * exec runs the monitor again, and that its dynamic linker and its libraries as the view shows them: on the host, in
- * ring 3 of the host. So the guest must not be able to put its own in their place.
- */
-static int loader_fix(struct jail *j)
-{
-	static const char *const files[] = { "/lib64/ld-linux-x86-64.so.2", "/etc/ld.so.preload", "/etc/ld.so.cache" };
-	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
-	char self[PATH_MAX], *maps, *save, *line;
-	int r = 0;
-	if (syscall(SYS_mount_setattr, j->root, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
-		return fail(j, "cannot make / read-only");
-	EACH(i, files)
-		if (fixed(j, files[i]))
-			return -1;
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-	if (n < 0 || !(maps = slurp("/proc/self/maps")))
-		return fail(j, "/proc/self/maps");
-	self[n] = 0;
-	for (line = strtok_r(maps, "\n", &save); line && !r; line = strtok_r(NULL, "\n", &save)) {
-		char *path = strchr(line, '/'), *perms = strchr(line, ' ');
-		bool library = perms && perms[4] == 'p'; /* what is mapped shared is data: the store's notes */
-		if (library && path && strcmp(path, self)) /* which is known by descriptor */
-			r = fixed(j, path);
-	}
-	free(maps);
-	return r;
 }
 
 /* ---- namespaces and capabilities ------------------------------------------------------------------------- */
@@ -841,6 +813,8 @@ static int root_switch(struct jail *j)
 		return fail(j, "cannot leave the old root");
 	close(j->root);
 	j->root = -1;
+	if (j->cwd_tree >= 0 && !fchdir(j->cwd_tree))
+		return 0;
 	return chdir(j->cwd) && chdir("/") ? fail(j, "/") : 0;
 }
 
@@ -887,18 +861,20 @@ static int view_build(struct jail *j)
 	for (int i = 0; i < cfg->nr_volumes; i++)
 		if (volume_make(j, &cfg->volumes[i]))
 			return -1;
-	if (!cfg->root && loader_fix(j))
-		return -1;
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
+	if (!cfg->root && syscall(SYS_mount_setattr, j->root, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
+		return fail(j, "cannot make / read-only");
 	return root_switch(j);
 }
 
 int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 {
 	struct kx_err own = { .code = 0 };
-	struct jail j = { .cfg = cfg, .err = err ? err : &own, .root = -1 };
+	struct jail j = { .cfg = cfg, .err = err ? err : &own, .root = -1, .cwd_tree = -1 };
 	mode_t mask;
 	int r;
-	if (!getcwd(j.cwd, sizeof(j.cwd)) || j.cwd[0] != '/')
+	j.lost = !getcwd(j.cwd, sizeof(j.cwd)) || j.cwd[0] != '/';
+	if (j.lost)
 		strcpy(j.cwd, "/");
 	mask = umask(0);
 	r = ns_enter(&j) || proc_keep(&j);
@@ -909,6 +885,8 @@ int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 	free(j.mounts);
 	if (j.root >= 0)
 		close(j.root);
+	if (j.cwd_tree >= 0)
+		close(j.cwd_tree);
 	return r ? -(j.err->code ? j.err->code : EINVAL) : 0;
 }
 

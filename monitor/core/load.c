@@ -516,7 +516,7 @@ static int zero(uint64_t addr, uint64_t end)
 static int map_segment(const struct load_file *f, const struct elf_segment *s, const struct elf_segment *prev,
 		       uint64_t bias, struct kx_err *err)
 {
-	const int fixed = MAP_PRIVATE | MAP_FIXED;
+	const int fixed = MAP_PRIVATE | MAP_FIXED | MAP_DENYWRITE;
 	uint64_t start = (s->vaddr + bias) & -PAGE, file_end = s->vaddr + bias + s->filesz;
 	uint64_t mem_end = PAGE_UP(s->vaddr + bias + s->memsz), done = start;
 	uint64_t shared_end = prev ? PAGE_UP(prev->vaddr + bias + prev->memsz) : 0;
@@ -706,8 +706,10 @@ static uint64_t map_stack(const struct load_plan *p, uint64_t random, uint64_t a
 	size = PAGE_UP(size);
 	/* Only a program linked to high addresses can be in the way: look below it. */
 	for (int i = 0; i < 64; i++) {
-		top = KX_USER_END - PAGE - (random % (LOAD_STACK_RANDOM - PAGE) & -PAGE);
-		top -= i * (STACK_MAX + LOAD_STACK_GUARD);
+		top = i ? 0 : gmem_place_stack(size + LOAD_STACK_GUARD, random);
+		if (!top)
+			top = KX_USER_END - PAGE - (random % (LOAD_STACK_RANDOM - PAGE) & -PAGE) -
+			      i * (STACK_MAX + LOAD_STACK_GUARD);
 		r = gmem_mmap(top - size, size, prot, flags | MAP_STACK, -1, 0);
 		if (r == -EEXIST)
 			continue;

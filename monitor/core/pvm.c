@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -19,9 +20,11 @@
 #include "../../util/log.h"
 #include "exec.h"
 #include "family.h"
+#include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "pipe.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "sig.h"
@@ -89,6 +92,7 @@ _Noreturn void pvm_exit_group(int status)
 	sig_block_all();
 	thread_release_all();
 	text_note_family();
+	pipe_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -170,6 +174,10 @@ static int libos_load(struct kx_err *err)
 	size_t size = libos_image_end - libos_image, vdso = vdso_image_end - vdso_image;
 	if (size > KX_LIBOS_SIZE || vdso > KX_VVAR_BASE - KX_VDSO_BASE)
 		return kx_err_set(err, EFBIG, "LibOS: the image does not fit (rebuild KylinX)");
+	/* Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. */
+	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		return kx_err_set(err, errno, "LibOS: no memory: %s (free some memory)", strerror(errno));
 	memcpy(gva_ptr(KX_LIBOS_BASE), libos_image, size);
 	memcpy(gva_ptr(KX_VDSO_BASE), vdso_image, vdso);
 	mprotect(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ);
@@ -235,7 +243,7 @@ static int machine_init(struct kx_err *err)
 {
 	int r;
 	pvm.xsave_size = xsave_bytes(pvm.xcr0);
-	if ((r = vm_create(err)) || (r = gmem_init(err)) || (r = libos_load(err)))
+	if ((r = vm_create(err)) || (r = gmem_init(err)) || (r = futexes_init(err)) || (r = libos_load(err)))
 		return r;
 	shared_init();
 	int khz = ioctl(pvm.kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GET_TSC_KHZ);
@@ -297,6 +305,10 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	prctl(PR_SET_NAME, pvm.comm);
 	show_arguments();
 	t->area->sigmask = mask; /* inherited, as across exec */
+	/* The first seed of its generator, which each C library asks for; when there is none yet, it waits for it. */
+	if (host_call(SYS_getrandom, (long)t->area->rand_key, sizeof t->area->rand_key, GRND_NONBLOCK, 0, 0, 0) ==
+	    sizeof t->area->rand_key)
+		t->area->rand_gen = pvm.shared->fork_gen + 1;
 	sig_init();
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);
@@ -305,13 +317,18 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	pvm_panic("the first thread left its loop");
 }
 
-/* What a monitor has before the jail. */
-static int monitor_init(const struct kx_config *cfg, bool image, struct kx_err *err)
+static uint64_t now_ns(void)
 {
 	struct timespec now;
-	int r;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	pvm.start_ns = now.tv_sec * 1000000000ull + now.tv_nsec;
+	return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
+/* What a monitor has before the jail. */
+static int monitor_init(const struct kx_config *cfg, struct kx_err *err)
+{
+	int r;
+	pvm.start_ns = now_ns();
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
 	if ((r = fd_limit_init(err)) || (r = vm_open(err)))
@@ -321,12 +338,23 @@ static int monitor_init(const struct kx_config *cfg, bool image, struct kx_err *
 	if (log_fd >= 0)
 		fd_keep(&pvm.log_fd, log_fd);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
-	/* exec runs this program again, by this descriptor; its libraries come from the view, so the view must be the
-	 * host's own. */
-	int exe_fd = image ? -1 : open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	/* exec runs this program again, by this descriptor: it needs nothing of the view. */
+	exec_init();
+	int exe_fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
 	if (exe_fd >= 0)
 		fd_keep(&pvm.exe_fd, exe_fd);
 	return 0;
+}
+
+/* The call that strace(1) shows first. The environment is on the stack, behind the count, the arguments and a NULL. */
+static void trace_start(const struct kx_config *cfg, const char *program, const struct load_result *start)
+{
+	uint64_t argc = 0;
+	unsigned n = 0;
+	while (cfg->envp[n])
+		n++;
+	guest_read(&argc, start->sp, sizeof argc);
+	strace_start(self, program, cfg->argv, start->sp + 8 * (argc + 2), n);
 }
 
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
@@ -337,14 +365,19 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	uint64_t mask = 0;
 	int r;
 	vfs_init();
-	exec_init();
+	futexes_view();
+	futexes_inherited();
 	limits_init();
 	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
+	pvm.boot_ns[PVM_LOADED] = now_ns();
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
 	if ((r = seccomp_enter(err)))
 		return r;
+	pvm.boot_ns[PVM_STARTED] = now_ns();
+	if (cfg->strace)
+		trace_start(cfg, program, &start);
 	start_program(&start, mask);
 }
 
@@ -367,7 +400,7 @@ static void store_prepare(const struct kx_config *cfg)
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
-	if ((r = monitor_init(cfg, cfg->root, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
+	if ((r = monitor_init(cfg, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
 	    (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
@@ -383,8 +416,13 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 	if (cfg->stats)
 		stats_begin();
 	cpus_limit(cfg->cpus);
-	if ((r = machine_init(err)) || (r = jail_enter(cfg, err)))
+	pvm.boot_ns[PVM_PREPARED] = now_ns();
+	if ((r = machine_init(err)))
 		return r;
+	pvm.boot_ns[PVM_MADE] = now_ns();
+	if ((r = jail_enter(cfg, err)))
+		return r;
+	pvm.boot_ns[PVM_JAILED] = now_ns();
 	registry_complete();
 	return enter_program(cfg, err);
 }
@@ -408,7 +446,7 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 {
 	int r;
 	limits_lower(join->limits);
-	if ((r = monitor_init(cfg, join->image, err)))
+	if ((r = monitor_init(cfg, err)))
 		return r;
 	pvm.is_child = true;
 	const int fd = fd_hide(join->family);
@@ -469,7 +507,9 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	}
 	vfs_init();
 	exec_init();
+	futexes_view();
 	limits_import(st->limits);
+	pipe_resume();
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

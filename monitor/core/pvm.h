@@ -21,6 +21,9 @@
 #include "../../abi/kx_hcall.h"
 #include "../../util/err.h"
 
+/* Steps of a start: family, registry and trace; VM, memory and LibOS; namespaces and root; program; filter. */
+enum { PVM_PREPARED, PVM_MADE, PVM_JAILED, PVM_LOADED, PVM_STARTED, PVM_BOOT_STEPS };
+
 /* What `kylinx run` was told. Strings belong to the caller and live as long as the process. */
 struct kx_volume {
 	const char *src, *dst;
@@ -60,7 +63,6 @@ struct thread {
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
 	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
-	bool not_begun;        /* the last blocking call was interrupted before it entered the kernel */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
@@ -124,8 +126,10 @@ struct pvm {
 	bool has_family; /* has or had a parent or children in its family */
 	uint64_t nr_forks;
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
-	uint64_t hcall_count[1056], enosys_count[1024];
+	uint64_t hcall_count[1280], enosys_count[1024];
 	uint64_t start_ns;
+	uint64_t boot_ns
+		[PVM_BOOT_STEPS]; /* CLOCK_MONOTONIC at the end of each step of `kylinx run`; 0 = not done here */
 };
 
 extern struct pvm pvm;
@@ -139,8 +143,8 @@ static inline struct kx_sigaction *actions_of(struct thread *t)
 	return t->area->vfork ? (struct kx_sigaction *)((uint8_t *)t->area + KX_AREA_ACTIONS) : pvm.shared->sigaction;
 }
 
-/* Host address of a guest address that was checked already. */
-static inline void *gva_ptr(uint64_t gva) { return pvm.base + gva; }
+/* Host address of a guest address that was checked already. The base may be NULL, to which C can't add anything. */
+static inline void *gva_ptr(uint64_t gva) { return (void *)((uintptr_t)pvm.base + gva); }
 
 /* ---- guest memory from handlers (gmem.c) --------------------------------------------------------------- */
 /* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END (or LibOS data: no). */
@@ -191,7 +195,6 @@ struct kx_join {
 	int family, registry, proc;
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
-	bool image;                  /* the family has --root */
 };
 int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_err *err);
 /* End the whole process now with the program's status (as exit_group). */

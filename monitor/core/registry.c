@@ -195,9 +195,8 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 	for (char *c = program; *c; c++)
 		if (*c == '\n')
 			*c = '?';
-	put("kylinx %d\nprogram %s\nmemory %" PRIu64 "\ncpus %d\nlog %d\nnet %s\nimage %d\n", FORMAT, program,
-	    cfg->memory, cfg->cpus, kx_log_level_find(cfg->log_level), cfg->net_none ? "none" : "host",
-	    cfg->root != NULL);
+	put("kylinx %d\nprogram %s\nmemory %" PRIu64 "\ncpus %d\nlog %d\nnet %s\n", FORMAT, program, cfg->memory,
+	    cfg->cpus, kx_log_level_find(cfg->log_level), cfg->net_none ? "none" : "host");
 	for (int i = 0; i < 16; i++) {
 		struct rlimit l;
 		if (!getrlimit(i, &l))
@@ -241,8 +240,6 @@ static bool entry_line(struct registry_entry *e, const char *line)
 		e->ipc_dev = a, e->ipc_ino = b;
 	else if (!strcmp(line, "net none"))
 		e->net_none = true;
-	else if (sscanf(line, "image %d", &i) == 1)
-		e->image = i;
 	else if (sscanf(line, "cpus %d", &e->cpus) != 1 && sscanf(line, "log %d", &e->log_level) != 1)
 		sscanf(line, "proc %d", &e->proc_fd);
 	return true;

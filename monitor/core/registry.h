@@ -24,7 +24,7 @@ struct registry_entry {
 	uint64_t start;
 	uint64_t memory;
 	int cpus, log_level;
-	bool net_none, image;   /* image: --root */
+	bool net_none;
 	int family_fd, proc_fd; /* numbers in the root's table of descriptors */
 	uint64_t family_dev, family_ino, ipc_dev, ipc_ino;
 	struct rlimit limits[16];

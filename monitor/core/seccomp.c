@@ -175,7 +175,9 @@ static void emit_action(struct program *p, enum action a)
 	case A_PROT:
 		emit_no_bits(p, 2, PROT_EXEC);
 		break;
-	case A_MMAP: { /* the loader of the next exec maps text, never writable */
+	case A_MMAP:
+#ifdef KX_DYNAMIC
+	{ /* the loader of the next exec maps text, never writable */
 		static const uint32_t text[] = { PROT_READ | PROT_EXEC };
 		emit_arg(p, 2);
 		emit(p, BPF_JMP | BPF_JSET | BPF_K, 1, 0, PROT_EXEC);
@@ -183,6 +185,10 @@ static void emit_action(struct program *p, enum action a)
 		emit_one_of(p, 2, text, 1, SECCOMP_RET_ALLOW, REFUSE(EPERM));
 		break;
 	}
+#else /* all of the monitor's code is in its file, which the kernel maps */
+		emit_no_bits(p, 2, PROT_EXEC);
+		break;
+#endif
 	case A_EXEC: { /* of the monitor itself, and nothing else */
 		const uint32_t self_fd[] = { (uint32_t)pvm.exe_fd, pvm.fd_max };
 		if (pvm.exe_fd < 0) {

@@ -8,6 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "strace.h"
 
@@ -25,7 +26,7 @@ struct ksigaction {
 };
 #define KSA_RESTORER 0x04000000ul
 
-static char kick_cookie;
+static char kick_cookie, try_cookie;
 static uint64_t plain_signals; /* whose action the host performs by itself: default or ignored */
 #define REQUEUE_MAX 4096
 #define TRAP_PAGE_FAULT 14
@@ -60,12 +61,36 @@ void sig_restore(uint64_t mask, struct thread *t)
 
 void sig_block_all(void) { set_mask(ALL_BUT_FAULTS); }
 
+#define TRY_FIRST_NS 30000
+#define TRY_AGAIN_NS 300000
+
+/*
+ * A call while an accepted signal waits to be delivered: what is ready is had, as on Linux, which looks for signals
+ * only before it sleeps. The signal is the monitor's by now and wakes nobody, so a timer ends the sleep in its place,
+ * more than once: it may have gone off before the call began.
+ */
+static long host_call_try(const long a[7])
+{
+	struct sigevent ev = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIG };
+	struct itimerspec when = { .it_value.tv_nsec = TRY_FIRST_NS, .it_interval.tv_nsec = TRY_AGAIN_NS };
+	int timer;
+	ev.sigev_value.sival_ptr = &try_cookie;
+	ev._sigev_un._tid = self->tid;
+	if (host_call(SYS_timer_create, CLOCK_MONOTONIC, (long)&ev, (long)&timer, 0, 0, 0)) /* no room for its signal */
+		return HOST_NOT_BEGUN;
+	host_call(SYS_timer_settime, timer, 0, (long)&when, 0, 0, 0);
+	long r = host_call(a[0], a[1], a[2], a[3], a[4], a[5], a[6]);
+	host_call(SYS_timer_delete, timer, 0, 0, 0, 0, 0);
+	return r;
+}
+
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 {
 	const long args[7] = { nr, a, b, c, d, e, f };
 	long r = host_call_flag(&self->sig_stop, args);
-	self->not_begun = r == HOST_NOT_BEGUN;
-	return self->not_begun ? -EINTR : r;
+	if (r == HOST_NOT_BEGUN && self->sig_stop)
+		r = host_call_try(args);
+	return r == HOST_NOT_BEGUN ? -EINTR : r;
 }
 
 /* ---- copying from and to guest memory ------------------------------------------------------------------- */
@@ -233,6 +258,8 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 		abort_blocking_call(uc);
 		return;
 	}
+	if (signo == KICK_SIG && info->si_code == SI_TIMER && info->si_value.sival_ptr == &try_cookie)
+		return;
 	bool blocked = t->area->sigmask & SIGBIT(signo);
 	if (SIGBIT(signo) & UNBLOCKED) {
 		hold(t, signo, info);
@@ -402,6 +429,7 @@ static void hand_over_next(struct thread *t)
 		int signo = t->acc_signo;
 		info = t->acc_info;
 		t->acc_signo = 0;
+		pipe_signal(signo);
 		if (t->area->sigmask & SIGBIT(signo))
 			put_back(t, signo, &info, false);
 		else

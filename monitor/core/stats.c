@@ -238,6 +238,23 @@ static void put_member(const char *key, uint64_t v)
 	put_num(key, v);
 }
 
+static void put_boot(void)
+{
+	static const char *const names[PVM_BOOT_STEPS] = { "prepare", "machine", "jail", "load", "filter" };
+	uint64_t before = pvm.start_ns;
+
+	put_member("start_ns", pvm.start_ns);
+	if (!pvm.boot_ns[PVM_STARTED])
+		return;
+	puts_(",\"boot_ns\":{");
+	for (int i = 0; i < PVM_BOOT_STEPS; before = pvm.boot_ns[i++]) {
+		if (i)
+			puts_(",");
+		put_num(names[i], pvm.boot_ns[i] - before);
+	}
+	puts_("}");
+}
+
 static void put_report(void)
 {
 	static struct stats_family f;
@@ -259,6 +276,7 @@ static void put_report(void)
 		put_json_str(pvm.cfg->name);
 	}
 	put_member("wall_ns", ns - pvm.start_ns);
+	put_boot();
 	put_member("vcpus", (uint64_t)pvm.next_index);
 	put_calls("hypercalls", f.sums.hcalls, f.sums.hcall_count, STATS_NR_HCALLS);
 	put_member("exits", f.sums.exits);

@@ -6,6 +6,9 @@
  * Of the process that writes, as it is at its end:
  *   pid, program        the program's absolute path; name: that of --name
  *   wall_ns             since the start of kylinx
+ *   start_ns            CLOCK_MONOTONIC at the start of kylinx's main()
+ *   boot_ns             what the steps from there to the first guest instruction took: prepare (family, registry),
+ *                       machine (VM, memory, LibOS), jail, load (program and loader), filter; not behind an exec
  *   vcpus               vCPUs made for this process image
  *   memory_slots        KVM memory slots in use
  *   syscall_sites       `syscall` instructions found in executable mappings, and how many of them were patched

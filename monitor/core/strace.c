@@ -32,6 +32,15 @@ struct line {
 	char buf[8192];
 };
 
+/* Arguments as they were before the call. */
+#define BEFORE_MAX 128
+
+static __thread struct {
+	uint64_t nr; /* ~0: none */
+	uint16_t len[6];
+	_Alignas(16) uint8_t v[6][BEFORE_MAX];
+} before = { .nr = ~0ull };
+
 bool strace_show_time;
 static int trace_fd = -1;
 
@@ -158,7 +167,7 @@ static void put_set(struct line *l, const struct symset *set, uint64_t v)
 /* Without "SIG": what stands in a signal set. */
 static void put_sigabbrev(struct line *l, unsigned sig)
 {
-	const char *name = sig < 32 ? sigabbrev_np((int)sig) : NULL;
+	const char *name = sig == SIGIO ? "IO" : sig < 32 ? sigabbrev_np((int)sig) : NULL; /* not POLL */
 
 	if (name)
 		puts_(l, name);
@@ -187,6 +196,10 @@ static void put_mode(struct line *l, unsigned mode)
 		put_set(l, &ss_filetype, mode & ~07777u);
 		puts_(l, "|");
 		mode &= 07777;
+		puts_(l, mode & S_ISUID ? "S_ISUID|" : "");
+		puts_(l, mode & S_ISGID ? "S_ISGID|" : "");
+		puts_(l, mode & S_ISVTX ? "S_ISVTX|" : "");
+		mode &= 0777;
 	}
 	put(l, "%#03o", mode);
 }
@@ -254,6 +267,22 @@ static void put_data(struct line *l, uint64_t gva, uint64_t n)
 	puts_(l, n > m ? "\"..." : "\"");
 }
 
+/* The same, each byte in hexadecimal. */
+static void put_bytes(struct line *l, uint64_t gva, uint64_t n)
+{
+	uint8_t b[DATA_SHOWN];
+	size_t m = n < sizeof(b) ? n : sizeof(b);
+
+	if (!gva || guest_read(b, gva, m)) {
+		put_ptr(l, gva);
+		return;
+	}
+	puts_(l, "\"");
+	for (size_t i = 0; i < m; i++)
+		put(l, "\\x%02x", b[i]);
+	puts_(l, n > m ? "\"..." : "\"");
+}
+
 /* A string up to its NUL, of at most PATH_SHOWN bytes; read page-wise as it may end just before a hole. */
 static void put_str(struct line *l, uint64_t gva)
 {
@@ -275,6 +304,23 @@ static void put_str(struct line *l, uint64_t gva)
 		puts_(l, end ? "\"" : "\"...");
 	else
 		put_ptr(l, gva);
+}
+
+/* A string of which DATA_SHOWN bytes are shown. */
+static void put_str_short(struct line *l, uint64_t gva)
+{
+	uint8_t b[DATA_SHOWN + 1];
+	size_t n = 0;
+
+	while (n < sizeof(b) && !guest_read(b + n, gva + n, 1) && b[n])
+		n++;
+	if (!n && guest_read(b, gva, 1)) {
+		put_ptr(l, gva);
+		return;
+	}
+	puts_(l, "\"");
+	put_escaped(l, b, n < DATA_SHOWN ? n : DATA_SHOWN, false);
+	puts_(l, n > DATA_SHOWN ? "\"..." : "\"");
 }
 
 /* A fixed char array. */
@@ -398,6 +444,8 @@ static void f_statx(struct line *l, const void *p)
 
 	puts_(l, "{stx_mask=");
 	put_set(l, &ss_statx, st->stx_mask);
+	puts_(l, ", stx_attributes=");
+	put_set(l, &ss_statx_attr, st->stx_attributes);
 	puts_(l, ", stx_mode=");
 	put_mode(l, st->stx_mode);
 	put(l, ", stx_size=%" PRIu64 ", ...}", (uint64_t)st->stx_size);
@@ -511,8 +559,10 @@ static void f_sysinfo(struct line *l, const void *p)
 {
 	const struct sysinfo *s = p;
 
-	put(l, "{uptime=%ld, totalram=%lu, freeram=%lu, procs=%u, mem_unit=%u, ...}", s->uptime, s->totalram,
-	    s->freeram, s->procs, s->mem_unit);
+	put(l, "{uptime=%ld, loads=[%lu, %lu, %lu], totalram=%lu, freeram=%lu, sharedram=%lu, bufferram=%lu", s->uptime,
+	    s->loads[0], s->loads[1], s->loads[2], s->totalram, s->freeram, s->sharedram, s->bufferram);
+	put(l, ", totalswap=%lu, freeswap=%lu, procs=%u, totalhigh=%lu, freehigh=%lu, mem_unit=%u}", s->totalswap,
+	    s->freeswap, s->procs, s->totalhigh, s->freehigh, s->mem_unit);
 }
 
 static void f_clone_args(struct line *l, const void *p)
@@ -547,15 +597,26 @@ static void f_open_how(struct line *l, const void *p)
 	put(l, ", mode=%#03o, resolve=%#" PRIx64 "}", (unsigned)h[1], h[2]);
 }
 
-static void f_flock(struct line *l, const void *p)
+static void put_flock(struct line *l, const struct flock *f)
 {
-	const struct flock *f = p;
 
 	puts_(l, "{l_type=");
 	put_set(l, &ss_locktype, (unsigned short)f->l_type);
 	puts_(l, ", l_whence=");
 	put_set(l, &ss_seek, (unsigned short)f->l_whence);
-	put(l, ", l_start=%ld, l_len=%ld}", (long)f->l_start, (long)f->l_len);
+	put(l, ", l_start=%ld, l_len=%ld", (long)f->l_start, (long)f->l_len);
+}
+
+static void f_flock(struct line *l, const void *p)
+{
+	put_flock(l, p);
+	puts_(l, "}");
+}
+
+static void f_getlk(struct line *l, const void *p)
+{
+	put_flock(l, p);
+	put(l, ", l_pid=%d}", ((const struct flock *)p)->l_pid);
 }
 
 static void f_winsize(struct line *l, const void *p)
@@ -626,7 +687,8 @@ static const struct fixed fx_i32 = { 4, f_i32 }, fx_u64 = { 8, f_u64 }, fx_addr 
 			  fx_wstatus = { 4, f_wstatus }, fx_epoll_event = { 12, f_epoll_event },
 			  fx_utsname = { 390, f_utsname }, fx_sysinfo = { 112, f_sysinfo },
 			  fx_clone_args = { 64, f_clone_args }, fx_open_how = { 24, f_open_how },
-			  fx_flock = { 32, f_flock }, fx_winsize = { 8, f_winsize }, fx_siginfo = { 128, f_siginfo };
+			  fx_flock = { 32, f_flock }, fx_getlk = { 32, f_getlk }, fx_winsize = { 8, f_winsize },
+			  fx_siginfo = { 128, f_siginfo };
 _Static_assert(sizeof(struct stat) == 144 && sizeof(struct statx) == 256, "fixed sizes");
 _Static_assert(sizeof(struct rusage) == 144, "fixed sizes");
 _Static_assert(sizeof(struct sysinfo) == 112 && sizeof(struct flock) == 32 && sizeof(siginfo_t) == 128, "fixed sizes");
@@ -685,6 +747,38 @@ static void put_pollfds(struct line *l, uint64_t gva, uint64_t n, bool result)
 	puts_(l, i < n ? ", ...]" : "]");
 }
 
+/* len bytes of argument i as they were; NULL: not kept. */
+static const void *was(const struct line *l, int i, unsigned len)
+{
+	return before.nr == l->nr && before.len[i] >= len ? before.v[i] : NULL;
+}
+
+/* The members of a set in the monitor's memory; returns how many. */
+static int put_bits(struct line *l, const uint8_t *set, int n)
+{
+	int found = 0;
+
+	puts_(l, "[");
+	for (int i = 0; i < n; i++)
+		if (set[i / 8] >> (i % 8) & 1)
+			put(l, "%s%d", found++ ? " " : "", i);
+	puts_(l, "]");
+	return found;
+}
+
+static void put_fdset(struct line *l, uint64_t gva, int nfds);
+
+static void put_fdset_was(struct line *l, int i)
+{
+	const int n = (int)l->arg[0];
+	const uint8_t *set = n > 0 && n <= 8 * BEFORE_MAX ? was(l, i, ((unsigned)n + 7) / 8) : NULL;
+
+	if (set)
+		put_bits(l, set, n);
+	else
+		put_fdset(l, l->arg[i], n);
+}
+
 static void put_fdset(struct line *l, uint64_t gva, int nfds)
 {
 	uint64_t w = 0;
@@ -733,6 +827,42 @@ static void put_iovec(struct line *l, uint64_t gva, uint64_t n, uint64_t have)
 		put(l, ", iov_len=%" PRIu64 "}", v.len);
 	}
 	puts_(l, i < n ? ", ...]" : "]");
+}
+
+/* A vector of strings, of argv's kind. */
+static void put_strings(struct line *l, uint64_t gva)
+{
+	uint64_t p, i;
+
+	if (!gva || guest_read(&p, gva, 8)) {
+		put_ptr(l, gva);
+		return;
+	}
+	puts_(l, "[");
+	for (i = 0; p && i < ELEMS_SHOWN; i++) {
+		puts_(l, i ? ", " : "");
+		put_str_short(l, p);
+		if (guest_read(&p, gva + 8 * (i + 1), 8))
+			break;
+	}
+	puts_(l, p ? ", ...]" : "]");
+}
+
+static void put_count(struct line *l, uint64_t gva, uint64_t n)
+{
+	put(l, "%#" PRIx64 " /* %" PRIu64 " var%s */", gva, n, n == 1 ? "" : "s");
+}
+
+static void put_environ(struct line *l, uint64_t gva)
+{
+	uint64_t p, n = 0;
+
+	while (gva && n < 65536 && !guest_read(&p, gva + 8 * n, 8) && p)
+		n++;
+	if (gva)
+		put_count(l, gva, n);
+	else
+		puts_(l, "NULL");
 }
 
 static void put_sockaddr(struct line *l, uint64_t gva, uint64_t len)
@@ -816,7 +946,8 @@ static void put_cmsgs(struct line *l, uint64_t gva, uint64_t len)
 	puts_(l, "]");
 }
 
-static void put_msghdr(struct line *l, uint64_t gva, bool written)
+/* have: how many bytes there are; namelen: the room for an address, 0 when it isn't known. */
+static void put_msghdr_of(struct line *l, uint64_t gva, uint64_t have, uint32_t namelen)
 {
 	struct {
 		uint64_t name;
@@ -825,14 +956,17 @@ static void put_msghdr(struct line *l, uint64_t gva, bool written)
 		uint32_t flags, pad2;
 	} m;
 
-	if (!gva || (written && l->ret < 0) || guest_read(&m, gva, sizeof(m))) {
+	if (!gva || guest_read(&m, gva, sizeof(m))) {
 		put_ptr(l, gva);
 		return;
 	}
 	puts_(l, "{msg_name=");
 	put_sockaddr(l, m.name, m.namelen);
-	put(l, ", msg_namelen=%u, msg_iov=", m.namelen);
-	put_iovec(l, m.iov, m.iovlen, written ? (uint64_t)l->ret : ~0ull);
+	if (namelen && namelen != m.namelen)
+		put(l, ", msg_namelen=%u => %u, msg_iov=", namelen, m.namelen);
+	else
+		put(l, ", msg_namelen=%u, msg_iov=", m.namelen);
+	put_iovec(l, m.iov, m.iovlen, have);
 	put(l, ", msg_iovlen=%" PRIu64, m.iovlen);
 	if (m.control && m.controllen) {
 		puts_(l, ", msg_control=");
@@ -841,6 +975,41 @@ static void put_msghdr(struct line *l, uint64_t gva, bool written)
 	put(l, ", msg_controllen=%" PRIu64 ", msg_flags=", m.controllen);
 	put_set(l, &ss_msg, m.flags);
 	puts_(l, "}");
+}
+
+static void put_msghdr(struct line *l, uint64_t gva, bool written)
+{
+	const uint32_t *namelen = was(l, 1, 4);
+
+	if (written && l->ret < 0 && gva && namelen)
+		put(l, "{msg_namelen=%u}", *namelen);
+	else if (written && l->ret < 0)
+		put_ptr(l, gva);
+	else
+		put_msghdr_of(l, gva, written ? (uint64_t)l->ret : ~0ull, written && namelen ? *namelen : 0);
+}
+
+/* struct mmsghdr: a msghdr and the length that was sent or received. */
+static void put_mmsgs(struct line *l, uint64_t gva, uint64_t n, bool written)
+{
+	const uint64_t size = 64, len_at = 56;
+	const uint64_t done = l->ret < 0 ? 0 : (uint64_t)l->ret, shown = written ? done : n;
+	uint32_t len;
+	uint64_t i;
+
+	if (!gva || (written && l->ret < 0) || (n && guest_read(&len, gva + len_at, 4))) {
+		put_ptr(l, gva);
+		return;
+	}
+	puts_(l, "[");
+	for (i = 0; i < shown && i < ELEMS_SHOWN && !guest_read(&len, gva + i * size + len_at, 4); i++) {
+		puts_(l, i ? ", {msg_hdr=" : "{msg_hdr=");
+		put_msghdr_of(l, gva + i * size, written ? len : ~0ull, 0);
+		if (i < done)
+			put(l, ", msg_len=%u", len);
+		puts_(l, "}");
+	}
+	puts_(l, i < shown ? ", ...]" : "]");
 }
 
 /* Entries of a getdents buffer are counted, as strace does. */
@@ -886,6 +1055,13 @@ enum how {
 	H_ARCH,
 	H_PROTO,
 	H_CPUSET,
+	H_WAS,     /* a fixed structure that the call changes, as it was */
+	H_WAS_NOW, /* and as it became */
+	H_MMSG_IN,
+	H_MMSG_OUT,
+	H_ARGV,
+	H_ENVIRON,
+	H_RANDOM,
 };
 
 static const struct special {
@@ -905,6 +1081,10 @@ static const struct special {
 	{ \
 		SYS_##call, n, H_OUT, &fx_##f \
 	}
+#define W(call, n, f) \
+	{ \
+		SYS_##call, n, H_WAS, &fx_##f \
+	}
 #define X(call, n, h) \
 	{ \
 		SYS_##call, n, h, NULL \
@@ -919,7 +1099,7 @@ static const struct special {
 	S(faccessat2, 3, at_access),
 	X(poll, 0, H_POLLFDS),
 	X(ppoll, 0, H_POLLFDS),
-	I(ppoll, 2, timespec),
+	W(ppoll, 2, timespec),
 	I(ppoll, 3, sigset),
 	S(lseek, 2, seek),
 	X(mmap, 5, H_HEX),
@@ -946,11 +1126,11 @@ static const struct special {
 	X(select, 1, H_FDSET),
 	X(select, 2, H_FDSET),
 	X(select, 3, H_FDSET),
-	I(select, 4, timeval),
+	W(select, 4, timeval),
 	X(pselect6, 1, H_FDSET),
 	X(pselect6, 2, H_FDSET),
 	X(pselect6, 3, H_FDSET),
-	I(pselect6, 4, timespec),
+	W(pselect6, 4, timespec),
 	X(pselect6, 5, H_SIGSET_ARG),
 	S(madvise, 2, madv),
 	S(mlockall, 0, mlockall),
@@ -960,14 +1140,14 @@ static const struct special {
 	S(setitimer, 0, itimer),
 	I(setitimer, 1, itimerval),
 	O(setitimer, 2, itimerval),
-	I(sendfile, 2, u64),
-	I(splice, 1, u64),
-	I(splice, 3, u64),
+	{ SYS_sendfile, 2, H_WAS_NOW, &fx_u64 },
+	W(splice, 1, u64),
+	W(splice, 3, u64),
 	S(splice, 5, splice),
 	S(tee, 3, splice),
 	S(vmsplice, 3, splice),
-	I(copy_file_range, 1, u64),
-	I(copy_file_range, 3, u64),
+	W(copy_file_range, 1, u64),
+	W(copy_file_range, 3, u64),
 	S(socket, 0, family),
 	S(socket, 1, socktype),
 	X(socket, 2, H_PROTO),
@@ -1104,6 +1284,7 @@ static const struct special {
 	O(getcpu, 0, i32),
 	O(getcpu, 1, i32),
 	S(renameat2, 4, rename),
+	X(getrandom, 0, H_RANDOM),
 	S(getrandom, 2, grnd),
 	S(memfd_create, 1, mfd),
 	S(membarrier, 0, membar),
@@ -1112,11 +1293,20 @@ static const struct special {
 	S(close_range, 2, closer),
 	I(openat2, 2, open_how),
 	I(recvmmsg, 4, timespec),
+	X(execve, 1, H_ARGV),
+	X(execve, 2, H_ENVIRON),
+	X(execveat, 2, H_ARGV),
+	X(execveat, 3, H_ENVIRON),
+	X(sendmmsg, 1, H_MMSG_IN),
+	X(recvmmsg, 1, H_MMSG_OUT),
+	X(rseq, 1, H_HEX),
+	X(rseq, 3, H_HEX),
 	O(get_robust_list, 1, addr),
 	O(get_robust_list, 2, u64),
 #undef S
 #undef I
 #undef O
+#undef W
 #undef X
 };
 
@@ -1160,9 +1350,11 @@ static void put_fcntl_arg(struct line *l, uint64_t v)
 		put_sig(l, (unsigned)v);
 		break;
 	case F_GETLK:
+	case F_OFD_GETLK:
+		put_fixed(l, &fx_getlk, v);
+		break;
 	case F_SETLK:
 	case F_SETLKW:
-	case F_OFD_GETLK:
 	case F_OFD_SETLK:
 	case F_OFD_SETLKW:
 		put_fixed(l, &fx_flock, v);
@@ -1244,6 +1436,15 @@ static uint32_t socklen_at(uint64_t gva)
 	uint32_t v = 0;
 
 	return gva && !guest_read(&v, gva, 4) ? v : 0;
+}
+
+/* As much of the address as there was room for. */
+static void put_sockaddr_out(struct line *l, int i)
+{
+	uint32_t len = i < 5 ? socklen_at(l->arg[i + 1]) : 0;
+	const uint32_t *room = i < 5 ? was(l, i + 1, 4) : NULL;
+
+	put_sockaddr(l, l->arg[i], room && *room < len ? *room : len);
 }
 
 static void put_futex_4(struct line *l, uint64_t v)
@@ -1343,7 +1544,38 @@ static void put_special(struct line *l, const struct special *s, int i)
 		put_hex(l, v);
 		break;
 	case H_FDSET:
-		put_fdset(l, v, (int)l->arg[0]);
+		put_fdset_was(l, i);
+		break;
+	case H_WAS:
+	case H_WAS_NOW: {
+		const struct fixed *f = s->p;
+		const void *p = was(l, i, f->size);
+
+		if (!v || !p)
+			put_fixed(l, f, v);
+		else
+			f->fn(l, p);
+		if (v && p && ok && s->how == H_WAS_NOW) {
+			puts_(l, " => ");
+			put_fixed(l, f, v);
+		}
+		break;
+	}
+	case H_MMSG_IN:
+	case H_MMSG_OUT:
+		put_mmsgs(l, v, (uint32_t)l->arg[2], s->how == H_MMSG_OUT);
+		break;
+	case H_RANDOM:
+		if (ok)
+			put_bytes(l, v, (uint64_t)l->ret);
+		else
+			put_ptr(l, v);
+		break;
+	case H_ARGV:
+		put_strings(l, v);
+		break;
+	case H_ENVIRON:
+		put_environ(l, v);
 		break;
 	case H_POLLFDS:
 		put_pollfds(l, v, (uint32_t)l->arg[1], false);
@@ -1353,13 +1585,19 @@ static void put_special(struct line *l, const struct special *s, int i)
 		break;
 	case H_SOCKADDR_OUT:
 		if (ok)
-			put_sockaddr(l, v, i < 5 ? socklen_at(l->arg[i + 1]) : 0);
+			put_sockaddr_out(l, i);
 		else
 			put_ptr(l, v);
 		break;
-	case H_SOCKLEN:
-		put_fixed(l, &fx_i32, v);
+	case H_SOCKLEN: {
+		const uint32_t *old = was(l, i, 4);
+
+		if (v && ok && old && *old != socklen_at(v))
+			put(l, "[%d => %d]", (int)*old, (int)socklen_at(v));
+		else
+			put_fixed(l, &fx_i32, v);
 		break;
+	}
 	case H_MSG_IN:
 	case H_MSG_OUT:
 		put_msghdr(l, v, s->how == H_MSG_OUT);
@@ -1452,7 +1690,7 @@ static void put_by_kind(struct line *l, const struct kx_arg_desc *d, int i)
 		break;
 	case KX_A_OUT:
 		n = l->arg[d->aux];
-		if (l->ret >= 0 && n)
+		if (l->ret >= 0)
 			put_data(l, v, (uint64_t)l->ret < n ? (uint64_t)l->ret : n);
 		else
 			put_ptr(l, v);
@@ -1518,6 +1756,9 @@ static int args_used(const struct line *l)
 		break;
 	case SYS_openat:
 		return a[2] & (O_CREAT | 020000000) ? 4 : 3;
+	case SYS_preadv:
+	case SYS_pwritev:
+		return 4; /* the upper half of the offset means nothing */
 	case SYS_mremap:
 		return a[3] & MREMAP_FIXED ? 5 : 4;
 	case SYS_fcntl:
@@ -1578,6 +1819,39 @@ static int args_used(const struct line *l)
 
 /* ---- Results -------------------------------------------------------------------------------------------- */
 
+static void put_select_note(struct line *l)
+{
+	static const char *const names[] = { "in", "out", "except" };
+	const int n = (int)l->arg[0];
+	const char *sep = " (";
+	uint8_t set[BEFORE_MAX];
+
+	if (!l->ret) {
+		puts_(l, " (Timeout)");
+		return;
+	}
+	for (int i = 0; i < 3; i++) {
+		bool any = false;
+
+		if (!l->arg[i + 1] || n <= 0 || n > 8 * BEFORE_MAX ||
+		    guest_read(set, l->arg[i + 1], ((unsigned)n + 63) / 64 * 8))
+			continue;
+		for (int k = 0; k < n; k++)
+			any = any || set[k / 8] >> (k % 8) & 1;
+		if (!any)
+			continue;
+		put(l, "%s%s ", sep, names[i]);
+		put_bits(l, set, n);
+		sep = ", ";
+	}
+	if (l->arg[4]) {
+		put(l, "%sleft ", sep);
+		put_fixed(l, l->nr == SYS_select ? &fx_timeval : &fx_timespec, l->arg[4]);
+		sep = ", ";
+	}
+	puts_(l, *sep == ',' ? ")" : "");
+}
+
 /* What came back through the arguments, and what the number means. */
 static void put_result_note(struct line *l)
 {
@@ -1592,12 +1866,16 @@ static void put_result_note(struct line *l)
 		} else {
 			puts_(l, " (");
 			put_pollfds(l, l->arg[0], (uint32_t)l->arg[1], true);
+			if (l->nr == SYS_ppoll && l->arg[2]) {
+				puts_(l, ", left ");
+				put_fixed(l, &fx_timespec, l->arg[2]);
+			}
 			puts_(l, ")");
 		}
 		break;
 	case SYS_select:
 	case SYS_pselect6:
-		puts_(l, l->ret ? "" : " (Timeout)");
+		put_select_note(l);
 		break;
 	case SYS_fcntl:
 		if (l->arg[1] == F_GETFL || (l->arg[1] == F_GETFD && l->ret)) {
@@ -1685,6 +1963,55 @@ int strace_init(const char *file)
 	return fd_keep(&trace_fd, fd);
 }
 
+/* strace(1)'s order and names. */
+static void put_clone(struct line *l)
+{
+	const uint64_t *a = l->arg;
+	int32_t tid;
+
+	puts_(l, "child_stack=");
+	put_ptr(l, a[1]);
+	puts_(l, ", flags=");
+	put_clone_flags(l, a[0]);
+	if (a[0] & CLONE_PARENT_SETTID) {
+		if (l->ret >= 0 && !guest_read(&tid, a[2], 4))
+			put(l, ", parent_tid=[%d]", tid);
+		else
+			put(l, ", parent_tid=%#" PRIx64, a[2]);
+	}
+	if (a[0] & CLONE_SETTLS)
+		put(l, ", tls=%#" PRIx64, a[4]);
+	if (a[0] & (CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID))
+		put(l, ", child_tidptr=%#" PRIx64, a[3]);
+}
+
+void strace_before(uint64_t nr, const uint64_t arg[6])
+{
+	static const struct {
+		uint16_t nr;
+		uint8_t arg, len; /* 0: a set of arg[0] descriptors */
+		uint8_t at;
+	} kept[] = {
+		{ SYS_select, 1, 0, 0 },          { SYS_select, 2, 0, 0 },          { SYS_select, 3, 0, 0 },
+		{ SYS_select, 4, 16, 0 },         { SYS_pselect6, 1, 0, 0 },        { SYS_pselect6, 2, 0, 0 },
+		{ SYS_pselect6, 3, 0, 0 },        { SYS_pselect6, 4, 16, 0 },       { SYS_ppoll, 2, 16, 0 },
+		{ SYS_sendfile, 2, 8, 0 },        { SYS_splice, 1, 8, 0 },          { SYS_splice, 3, 8, 0 },
+		{ SYS_copy_file_range, 1, 8, 0 }, { SYS_copy_file_range, 3, 8, 0 }, { SYS_accept, 2, 4, 0 },
+		{ SYS_accept4, 2, 4, 0 },         { SYS_getsockname, 2, 4, 0 },     { SYS_getpeername, 2, 4, 0 },
+		{ SYS_recvfrom, 5, 4, 0 },        { SYS_getsockopt, 4, 4, 0 },      { SYS_recvmsg, 1, 4, 8 },
+	};
+	before.nr = nr;
+	memset(before.len, 0, sizeof(before.len));
+	for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++) {
+		int a = kept[i].arg;
+		uint64_t len = kept[i].len ? kept[i].len : ((uint32_t)arg[0] + 63ull) / 64 * 8;
+
+		if (kept[i].nr == nr && arg[a] && len <= BEFORE_MAX &&
+		    !guest_read(before.v[a], arg[a] + kept[i].at, len))
+			before.len[a] = (uint16_t)len;
+	}
+}
+
 void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const uint64_t arg[6], int64_t ret, int path,
 		 uint64_t ns)
 {
@@ -1707,7 +2034,13 @@ void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const 
 	else
 		put(&l, "syscall_%#" PRIx64 "(", nr);
 	n = row ? args_used(&l) : 6;
+	if (row && nr == SYS_clone) {
+		put_clone(&l);
+		n = 0;
+	}
 	for (i = 0; i < n; i++) {
+		if (i == 4 && (nr == SYS_preadv2 || nr == SYS_pwritev2))
+			continue; /* the upper half of the offset means nothing */
 		puts_(&l, i ? ", " : "");
 		s = row ? special_find(nr, i) : NULL;
 		if (!row)
@@ -1728,6 +2061,31 @@ void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const 
 			put(&l, " <%" PRIu64 ".%06" PRIu64 ">", ns / 1000000000, ns / 1000 % 1000000);
 		put(&l, " <%s>", marks[path >= 0 && path < 3 ? path : KX_PATH_MONITOR]);
 	}
+	line_end(&l);
+	before.nr = ~0ull;
+	errno = saved;
+}
+
+void strace_start(struct thread *t, const char *path, char *const *argv, uint64_t env_gva, unsigned nr_env)
+{
+	int saved = errno, i;
+	struct line l;
+
+	if (trace_fd < 0)
+		return;
+	line_start(&l, t);
+	puts_(&l, "execve(");
+	put_chars(&l, path, PATH_SHOWN);
+	puts_(&l, ", [");
+	for (i = 0; argv[i] && i < ELEMS_SHOWN; i++) {
+		puts_(&l, i ? ", " : "");
+		put_chars(&l, argv[i], DATA_SHOWN);
+		puts_(&l, strlen(argv[i]) > DATA_SHOWN ? "..." : "");
+	}
+	puts_(&l, argv[i] ? ", ...], " : "], ");
+	put_count(&l, env_gva, nr_env);
+	line_tail(&l);
+	puts_(&l, ") = 0 <monitor>");
 	line_end(&l);
 	errno = saved;
 }

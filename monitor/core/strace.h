@@ -3,7 +3,8 @@
  * --strace: one line per system call in the form of strace(1), with a mark at its end that says who answered:
  * <libos>, <monitor>, or <slow> (the monitor, by a trapped `syscall` instruction).
  *
- * A line is made after the call, so a buffer that serves as input and output is shown as the call left it. Guest
+ * A line is made after the call. What it reads and writes back is kept before (strace_before()), and shown as
+ * strace(1) does: as it was, or was and is. Guest
  * memory is read in bounded copies and only to be printed. Every function may be called from any thread; none
  * allocates, locks, or changes errno. About 10 KiB of stack.
  */
@@ -30,6 +31,12 @@ int strace_init(const char *file_or_NULL);
  */
 void strace_call(struct thread *t, const struct hc_row *row, uint64_t nr, const uint64_t arg[6], int64_t ret, int path,
 		 uint64_t ns);
+
+/* A call begins on this thread: keep what it may change of its arguments. */
+void strace_before(uint64_t nr, const uint64_t arg[6]);
+
+/* The program that runs in a new pVM, as the call that strace(1) shows first. */
+void strace_start(struct thread *t, const char *path, char *const *argv, uint64_t env_gva, unsigned nr_env);
 
 /* A signal is being delivered to the program (or ends it). si may be NULL. */
 void strace_signal(struct thread *t, int signo, const siginfo_t *si);

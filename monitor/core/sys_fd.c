@@ -7,21 +7,30 @@
 #include <unistd.h>
 #include "family.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "thread.h"
 
 /* Of recent kernels; not in every libc's headers. */
 #define CMD_DUPFD_QUERY 1027
 #define CMD_CREATED_QUERY 1028
 
-int64_t hc_close(struct hcall *c) { return HC6(SYS_close, (int)c->arg[0], 0, 0, 0, 0, 0); }
+int64_t hc_close(struct hcall *c) { return pipe_close((int)c->arg[0]); }
 
-int64_t hc_dup(struct hcall *c) { return fd_result(HC6(SYS_dup, (int)c->arg[0], 0, 0, 0, 0, 0)); }
+static int64_t dup_any(int fd, uint64_t arg, int cmd)
+{
+	(void)arg, (void)cmd;
+	return fd_result(HC6(SYS_dup, fd, 0, 0, 0, 0, 0));
+}
+
+static int64_t dup_from(int fd, uint64_t arg, int cmd) { return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0)); }
+
+int64_t hc_dup(struct hcall *c) { return pipe_dup((int)c->arg[0], dup_any, 0, 0); }
 
 int64_t hc_dup2(struct hcall *c)
 {
 	if (!fd_admit((int)c->arg[1]))
 		return -EBADF;
-	return HC6(SYS_dup2, (int)c->arg[0], (int)c->arg[1], 0, 0, 0, 0);
+	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true);
 }
 
 int64_t hc_dup3(struct hcall *c)
@@ -30,7 +39,7 @@ int64_t hc_dup3(struct hcall *c)
 		return -EINVAL;
 	if (!fd_admit((int)c->arg[1]))
 		return (int)c->arg[0] == (int)c->arg[1] ? -EINVAL : -EBADF;
-	return HC6(SYS_dup3, (int)c->arg[0], (int)c->arg[1], (int)c->arg[2], 0, 0, 0);
+	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false);
 }
 
 /*
@@ -48,22 +57,22 @@ int64_t hc_close_range(struct hcall *c)
 		return 0;
 	if (last >= pvm.fd_limit)
 		last = pvm.fd_limit - 1;
-	return HC6(SYS_close_range, first, last, flags & ~CLOSE_RANGE_UNSHARE, 0, 0, 0);
+	return pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
 }
 
 /* pipe, pipe2 */
 int64_t hc_pipe(struct hcall *c)
 {
 	int fd[2], flags = c->nr == SYS_pipe2 ? (int)c->arg[1] : 0;
-	int64_t r = HC6(SYS_pipe2, fd, flags, 0, 0, 0, 0);
+	int64_t r = pipe_make(fd, flags);
 	if (r < 0)
 		return r;
 	r = fd_admit(fd[0]) && fd_admit(fd[1]) ? 0 : -EMFILE;
 	if (!r && guest_write(c->arg[0], fd, sizeof fd))
 		r = -EFAULT;
 	if (r) {
-		HC6(SYS_close, fd[0], 0, 0, 0, 0, 0);
-		HC6(SYS_close, fd[1], 0, 0, 0, 0, 0);
+		pipe_close(fd[0]);
+		pipe_close(fd[1]);
 	}
 	return r;
 }
@@ -152,7 +161,7 @@ int64_t hc_fcntl(struct hcall *c)
 	case F_DUPFD_CLOEXEC:
 		if (!fd_admit((int)arg))
 			return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;
-		return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0));
+		return pipe_dup(fd, dup_from, arg, cmd);
 	case CMD_DUPFD_QUERY:
 		return fd_is_guest((int)arg) ? HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0) : -EBADF;
 	case F_GETFD:

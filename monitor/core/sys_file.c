@@ -18,6 +18,7 @@
 #include "../../util/log.h"
 #include "../dev/procfs.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "vfs.h"
 
 #define PROC_MAGIC 0x9fa0
@@ -36,6 +37,17 @@ static bool may_sleep(int dirfd, long path)
 	return fstatat(dirfd, (const char *)path, &st, 0) == 0 && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode));
 }
 
+/* A pipe that is opened by its number in /proc has one end more than the family's ring knows of. */
+static int64_t proc_open(const char *rel, int flags, unsigned mode)
+{
+	int64_t fd = procfs_open(rel, flags, mode);
+	int r = fd < 0 ? 0 : pipe_opened((int)fd);
+	if (!r)
+		return fd;
+	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	return r;
+}
+
 /* open, creat. A FIFO or a lease may make it wait. */
 int64_t hc_open(struct hcall *c)
 {
@@ -43,7 +55,7 @@ int64_t hc_open(struct hcall *c)
 	int flags = creat ? O_CREAT | O_WRONLY | O_TRUNC : (int)c->arg[1];
 	unsigned mode = (unsigned)c->arg[creat ? 1 : 2];
 	if (c->proc[0])
-		return procfs_open(c->proc[0], flags, mode);
+		return proc_open(c->proc[0], flags, mode);
 	long r = HB6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
 	if (r == -EINTR && !may_sleep(AT_FDCWD, c->host[0]))
 		r = HC6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
@@ -53,7 +65,7 @@ int64_t hc_open(struct hcall *c)
 int64_t hc_openat(struct hcall *c)
 {
 	if (c->proc[1])
-		return procfs_open(c->proc[1], (int)c->arg[2], (unsigned)c->arg[3]);
+		return proc_open(c->proc[1], (int)c->arg[2], (unsigned)c->arg[3]);
 	long r = HB6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
 	if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
 		r = HC6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
@@ -86,7 +98,7 @@ int64_t hc_openat2(struct hcall *c)
 		return -EINVAL;
 	if (u.how.resolve & (RESOLVE_BENEATH | RESOLVE_IN_ROOT | RESOLVE_NO_XDEV))
 		return -EXDEV;
-	return procfs_open(c->proc[1], (int)u.how.flags, (unsigned)u.how.mode);
+	return proc_open(c->proc[1], (int)u.how.flags, (unsigned)u.how.mode);
 }
 
 int64_t hc_memfd_create(struct hcall *c)
@@ -179,18 +191,10 @@ int64_t hc_fchdir(struct hcall *c)
 	return r;
 }
 
-/*
- * Below another root there is no exec (exec.c), which looks at the root just before it leaves. No thread may move the
- * root in between, so only a process of one thread can; a parent in vfork, whose root may be the same, waits.
- */
 int64_t hc_chroot(struct hcall *c)
 {
 	if (c->proc[0])
 		return vfs_proc_generic(c);
-	if (pvm.exe_fd >= 0 && __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1) {
-		kx_log(KX_LOG_WARN, "chroot", "of a process with several threads: ENOSYS");
-		return -ENOSYS;
-	}
 	int64_t r = HC6(SYS_chroot, c->host[0], 0, 0, 0, 0, 0);
 	if (r == 0)
 		vfs_cwd_changed();

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include "futexes.h"
 #include "gmem.h"
 #include "hcall.h"
 
@@ -14,6 +15,8 @@ int64_t hc_mmap(struct hcall *c)
 	int flags = (int)c->arg[3], fd = (int)c->arg[4];
 	if (!(flags & MAP_ANONYMOUS) && !fd_is_guest(fd))
 		return -EBADF;
+	if (!(flags & MAP_ANONYMOUS) && flags & MAP_SHARED) /* MAP_SHARED_VALIDATE has its bit */
+		futexes_mapped(fd, (int)c->arg[2]);
 	return gmem_mmap(c->arg[0], c->arg[1], (int)c->arg[2] & 7, flags, fd, c->arg[5]);
 }
 

@@ -15,7 +15,9 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "futexes.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "sig.h"
 
 #define IOV_LIMIT 1024
@@ -326,10 +328,13 @@ static int ctl_check(const struct msghdr *h)
 {
 	struct cmsghdr *cm;
 	for (size_t off = 0; (cm = next_cmsg(h, &off));) {
+		/* Who gets a pipe may be nobody's relative. */
 		if (is_scm(cm, SCM_RIGHTS))
-			for (unsigned i = 0; i < cmsg_fds(cm); i++)
-				if (!fd_is_guest(cmsg_fd(cm, i)))
+			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
+				if (!fd_is_guest(cmsg_fd(cm, i)) || pipe_plain(cmsg_fd(cm, i)))
 					return -EBADF;
+				futexes_passed(cmsg_fd(cm, i));
+			}
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {
 			struct ucred cred;
 			memcpy(&cred, CMSG_DATA(cm), sizeof cred);
@@ -373,6 +378,9 @@ static void ctl_received(struct msghdr *h)
 		}
 		if (cut)
 			cmsg_close(cm);
+		else if (is_scm(cm, SCM_RIGHTS))
+			for (unsigned i = 0; i < cmsg_fds(cm); i++)
+				futexes_passed(cmsg_fd(cm, i));
 	}
 	if (cut) {
 		h->msg_controllen = end;

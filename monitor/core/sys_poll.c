@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "hcall.h"
+#include "pipe.h"
 #include "sig.h"
 
 #define FEW_FDS 64 /* pollfds that need no malloc */
@@ -60,10 +61,10 @@ static int64_t nowait_result(struct hcall *c, const struct temp_mask *m, int64_t
 /* ---- poll, ppoll ------------------------------------------------------------------------------------------- */
 
 /* With descriptors that are POLLNVAL already: no wait, no EINTR. */
-static int64_t poll_now(struct pollfd *p, unsigned n)
+static int64_t poll_now(struct hcall *c, struct pollfd *p, unsigned n)
 {
 	struct timespec zero = { 0, 0 };
-	int64_t r = HC6(SYS_ppoll, p, n, &zero, 0, 0, 0);
+	int64_t r = pipe_ppoll(c, p, n, &zero);
 	return r == -EINTR ? 0 : r;
 }
 
@@ -74,10 +75,10 @@ static int64_t poll_wait(struct hcall *c, struct pollfd *p, unsigned n, struct t
 	if (m->set && !sig_mask_enter(c->t, m->bits))
 		return -KX_ERESTART_ALWAYS;
 	if (ts_zero(ts))
-		r = nowait_result(c, m, HC6(SYS_ppoll, p, n, ts, 0, 0, 0));
+		r = nowait_result(c, m, pipe_ppoll(c, p, n, ts));
 	else
 		do
-			r = HB6(SYS_ppoll, p, n, ts, 0, 0, 0);
+			r = pipe_ppoll(c, p, n, ts);
 		while (only_kicked(c->t, r));
 	return m->set ? sig_mask_leave(c->t, r) : r;
 }
@@ -105,7 +106,7 @@ static int64_t poll_fds(struct hcall *c, struct pollfd *p, struct pollfd *orig, 
 			p[i].fd = -1;
 			bad++;
 		}
-	int64_t r = bad ? poll_now(p, n) : poll_wait(c, p, n, ts, m);
+	int64_t r = bad ? poll_now(c, p, n) : poll_wait(c, p, n, ts, m);
 	if (r < 0)
 		return r;
 	for (unsigned i = 0; bad && i < n; i++)
@@ -202,6 +203,86 @@ static int64_t sets_put(struct hcall *c, struct fd_sets *s, int64_t r)
 	return r;
 }
 
+#define SELECT_IN (POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR)
+#define SELECT_OUT (POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR)
+
+/* What poll tells unasked (an end) ends no select that did not ask for it: that descriptor is left out from then on. */
+static bool nothing_asked(struct pollfd *p, unsigned n)
+{
+	bool none = true;
+	for (unsigned k = 0; k < n; k++) {
+		short e = p[k].events, r = p[k].revents;
+		none = none && !(r & POLLNVAL) && !(e & POLLIN && r & SELECT_IN) && !(e & POLLOUT && r & SELECT_OUT) &&
+		       !(e & r & POLLPRI);
+	}
+	for (unsigned k = 0; none && k < n; k++)
+		if (p[k].revents)
+			p[k].fd = -1;
+	return none;
+}
+
+static int64_t sets_from(struct fd_sets *s, const struct pollfd *p, unsigned n)
+{
+	static const short says[3] = { SELECT_IN, SELECT_OUT, POLLPRI }, asks[3] = { POLLIN, POLLOUT, POLLPRI };
+	int64_t count = 0;
+	for (unsigned k = 0; k < n; k++)
+		if (p[k].revents & POLLNVAL)
+			return -EBADF;
+	for (int i = 0; i < 3; i++)
+		if (s->set[i])
+			memset(s->set[i], 0, s->bytes);
+	for (unsigned k = 0; k < n; k++)
+		for (int i = 0; i < 3; i++)
+			if (p[k].events & asks[i] && p[k].revents & says[i]) {
+				s->set[i][p[k].fd / 64] |= 1ull << p[k].fd % 64;
+				count++;
+			}
+	return count;
+}
+
+/* By poll, where pipes of the family's are among them. */
+static int64_t select_pipes(struct hcall *c, long nr, void *timeout, bool nowait, const struct temp_mask *m,
+			    struct fd_sets *s)
+{
+	static const short asks[3] = { POLLIN, POLLOUT, POLLPRI };
+	struct timespec ts, *t = timeout ? &ts : NULL;
+	struct timeval *tv = timeout;
+	struct pollfd *p = malloc(s->n * sizeof *p);
+	unsigned n = 0;
+	int64_t r;
+	if (!p)
+		return -ENOMEM;
+	if (t)
+		ts = nr == SYS_select
+			     ? (struct timespec){ tv->tv_sec + tv->tv_usec / 1000000, tv->tv_usec % 1000000 * 1000 }
+			     : *(struct timespec *)timeout;
+	for (unsigned fd = 0; fd < s->n; fd++) {
+		short e = 0;
+		for (int i = 0; i < 3; i++)
+			if (s->set[i] && s->set[i][fd / 64] >> fd % 64 & 1)
+				e |= asks[i];
+		if (e)
+			p[n++] = (struct pollfd){ fd_is_guest((int)fd) ? (int)fd : INT_MAX, e, 0 };
+	}
+	if (t && (ts.tv_sec < 0 || ts.tv_nsec < 0)) {
+		r = -EINVAL;
+	} else if (nowait) {
+		r = nowait_result(c, m, pipe_ppoll(c, p, n, t));
+	} else {
+		do
+			r = pipe_ppoll(c, p, n, t);
+		while (only_kicked(c->t, r) || (r > 0 && nothing_asked(p, n)));
+	}
+	if (r >= 0)
+		r = sets_from(s, p, n);
+	if (t && nr == SYS_select)
+		*tv = (struct timeval){ ts.tv_sec, ts.tv_nsec / 1000 };
+	else if (t)
+		*(struct timespec *)timeout = ts;
+	free(p);
+	return r;
+}
+
 /* `timeout` is the host copy in the form of call nr; the kernel updates it. */
 static int64_t select_common(struct hcall *c, long nr, void *timeout, bool nowait, const struct temp_mask *m)
 {
@@ -213,7 +294,9 @@ static int64_t select_common(struct hcall *c, long nr, void *timeout, bool nowai
 		r = -KX_ERESTART_ALWAYS;
 		goto out;
 	}
-	if (nowait)
+	if (pipe_in_sets(s.n, s.set))
+		r = select_pipes(c, nr, timeout, nowait, m, &s);
+	else if (nowait)
 		r = nowait_result(c, m, HC6(nr, s.n, s.set[0], s.set[1], s.set[2], timeout, 0));
 	else
 		do

@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "family.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "thread.h"
 
@@ -31,7 +32,9 @@ static void refresh_ids(void)
 /* Of the calling thread alone, as the kernel does: the program's libc makes every thread call. */
 int64_t hc_setid(struct hcall *c)
 {
+	pipe_identity_before();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
+	pipe_identity_after();
 	refresh_ids();
 	return r;
 }

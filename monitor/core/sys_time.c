@@ -10,9 +10,11 @@
 #include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
+#include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
 #include "keeper.h"
+#include "robust.h"
 #include "sig.h"
 #include "thread.h"
 #include "timepage.h"
@@ -180,14 +182,11 @@ static void look_for_task(pid_t pid, void *arg)
 	if (t->alive)
 		return;
 	snprintf(name, sizeof name, "%d/task/%d/stat", pid, t->tid);
-	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
-	if (fd < 0) {
-		t->alive = errno != ENOENT && errno != ESRCH;
+	int n = procfs_peek(name, text, sizeof text);
+	if (n < 0) {
+		t->alive = n != -ENOENT && n != -ESRCH;
 		return;
 	}
-	ssize_t n = read(fd, text, sizeof text - 1);
-	close(fd);
-	text[n > 0 ? n : 0] = 0;
 	const char *state = strrchr(text, ')');
 	t->alive = state && state[1] == ' ' && state[2] != 'Z' && state[2] != 'X';
 }
@@ -196,17 +195,15 @@ static void look_for_task(pid_t pid, void *arg)
 static bool task_is_alive(pid_t tid)
 {
 	struct task_search t = { tid, false };
-	fd_limit_lift();
 	family_each(look_for_task, &t);
-	fd_limit_drop();
 	return t.alive;
 }
 
 /*
- * A robust mutex whose owner was killed: the host's kernel does not know the guest's list of them, so nobody has
- * marked it. Whoever waits for a word of that form (a thread's id, FUTEX_WAITERS) in shared memory looks now and then.
+ * A robust mutex whose owner was killed, and the host's kernel did not know its list (robust.h): nobody has marked it.
+ * Whoever waits for a word of that form (a thread's id, FUTEX_WAITERS) in shared memory looks now and then.
  */
-#define ROBUST_LOOK_NS 50000000
+#define ROBUST_LOOK_NS (pvm.base ? 50000000 : 250000000)
 
 static bool robust_owner_died(uint64_t gva, uint32_t expected)
 {
@@ -325,6 +322,22 @@ int64_t hc_futex(struct hcall *c)
 	return -ENOSYS;
 }
 
+#define WAITV_MAX 128
+
+int64_t hc_futex_waitv(struct hcall *c)
+{
+	struct futex_waitv v[WAITV_MAX];
+	struct timespec ts, *timeout = NULL;
+	uint32_t n = (uint32_t)c->arg[1];
+	if ((uint32_t)c->arg[2] || !n || n > WAITV_MAX || !c->arg[0])
+		return -EINVAL;
+	if (get_timespec(c->arg[3], &ts, &timeout) || guest_read(v, c->arg[0], n * sizeof v[0]))
+		return -EFAULT;
+	for (uint32_t i = 0; i < n; i++) /* what is no address fails there as the guest's would */
+		v[i].uaddr = word_ok(v[i].uaddr) ? (uint64_t)gva_ptr(v[i].uaddr) : v[i].uaddr & 3 ? 1 : 8;
+	return HB6(c->nr, v, n, 0, timeout, (int)c->arg[4], 0);
+}
+
 int64_t hc_set_tid_address(struct hcall *c)
 {
 	c->t->clear_tid = c->arg[0];
@@ -335,7 +348,7 @@ int64_t hc_set_robust_list(struct hcall *c)
 {
 	if (c->arg[1] != 24)
 		return -EINVAL;
-	c->t->robust_head = c->arg[0];
+	robust_set(c->t, c->arg[0]);
 	return 0;
 }
 

@@ -14,18 +14,19 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "family.h"
+#include "futexes.h"
 #include "fork.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "robust.h"
 #include "rseq.h"
 #include "sig.h"
 #include "stats.h"
 #include "vcpu.h"
 
 #define HOST_STACK (256 << 10) /* bytes of a vCPU thread's host stack */
-#define ROBUST_LIMIT 2048
-#define SET_TID_MAX 32      /* levels of PID namespaces */
-#define PID_LIMIT (4 << 20) /* of Linux on 64 bits */
+#define SET_TID_MAX 32         /* levels of PID namespaces */
+#define PID_LIMIT (4 << 20)    /* of Linux on 64 bits */
 
 /* Where a host thread continues when its guest thread has ended: thread_main() returns. pthread_exit() will not do:
  * it loads libgcc_s, and the jail maps nothing executable. */
@@ -35,6 +36,7 @@ static struct thread *pool; /* ended threads with their vCPUs; thr_lock */
  * that all are out of libc. thr_lock */
 static pthread_t last_ended;
 static bool has_ended;
+static int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
 
 static void area_init(struct thread *t)
 {
@@ -65,6 +67,7 @@ static struct thread *pool_get(void)
 static struct thread *thread_new(void)
 {
 	pthread_mutex_lock(&pvm.thr_lock);
+	pvm.next_index += pvm.next_index == kept_index;
 	int index = pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
 	pthread_mutex_unlock(&pvm.thr_lock);
 	struct thread *t = index < 0 || vcpu_block_prepare(index) ? NULL : calloc(1, sizeof *t);
@@ -216,49 +219,11 @@ static void futex_wake_shared(uint64_t gva, int n)
 		host_call(SYS_futex, (long)gva_ptr(gva), FUTEX_WAKE, n, 0, 0, 0);
 }
 
-/* One entry of the robust list: mark the owner dead and wake a waiter. As handle_futex_death() of the kernel. */
-static void robust_death(struct thread *t, uint64_t entry, int64_t offset)
+void thread_release_guest(struct thread *t, bool is_last, bool is_exec)
 {
-	uint64_t word = entry + offset;
-	uint32_t v;
-	if (!gva_ok(word, 4) || (word & 3))
-		return;
-	for (int i = 0; i < 64; i++) {
-		if (guest_read(&v, word, 4) || (v & FUTEX_TID_MASK) != (uint32_t)t->tid)
-			return;
-		uint32_t want = (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
-		/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
-		if (guest_write(word, &v, 0) || !__atomic_compare_exchange_n((uint32_t *)gva_ptr(word), &v, want, false,
-									     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-			continue;
-		if (v & FUTEX_WAITERS)
-			futex_wake_shared(word, 1);
-		return;
-	}
-}
-
-static void robust_exit(struct thread *t)
-{
-	struct robust_head head;
-	if (!t->robust_head || guest_read(&head, t->robust_head, sizeof head))
-		return;
-	uint64_t e = head.next & ~1ull;
-	for (int i = 0; i < ROBUST_LIMIT && e != t->robust_head; i++) {
-		uint64_t next;
-		bool bad = guest_read(&next, e, sizeof next);
-		if (e != (head.pending & ~1ull))
-			robust_death(t, e, head.offset);
-		if (bad)
-			break;
-		e = next & ~1ull;
-	}
-	if (head.pending)
-		robust_death(t, head.pending & ~1ull, head.offset);
-}
-
-void thread_release_guest(struct thread *t, bool is_last)
-{
-	robust_exit(t);
+	if (!is_exec ||
+	    !robust_by_host(t)) /* an exec may fail yet; the host's kernel follows the list when it does not */
+		robust_exit(t);
 	/* As the kernel: only where somebody else uses the memory. */
 	if (t->clear_tid && !is_last) {
 		uint32_t zero = 0;
@@ -270,7 +235,8 @@ void thread_release_guest(struct thread *t, bool is_last)
 void thread_release_all(void)
 {
 	if (my_pid() != pvm.pid) { /* a child of vfork: itself alone */
-		thread_release_guest(self, false);
+		futexes_uncount(self);
+		thread_release_guest(self, false, false);
 		return;
 	}
 	/* Whoever holds the lock may have been killed with it: then the others' locks are lost, but not the end. */
@@ -280,8 +246,11 @@ void thread_release_all(void)
 	if (pthread_mutex_timedlock(&pvm.thr_lock, &soon))
 		return;
 	/* Robust locks alone: a thread id that is cleared tells a joiner that its thread is gone, and it would go on. */
-	for (struct thread *t = pvm.threads; t; t = t->next)
-		robust_exit(t);
+	for (struct thread *t = pvm.threads; t; t = t->next) {
+		futexes_uncount(t);
+		if (!robust_by_host(t))
+			robust_exit(t);
+	}
 	pthread_mutex_unlock(&pvm.thr_lock);
 }
 
@@ -294,7 +263,7 @@ _Noreturn void thread_exit(struct thread *t, int status)
 	/* The vCPU goes to the pool first: whoever joins this thread may start another at once. */
 	int left = thread_unlink(t);
 	stats_thread_done(t);
-	thread_release_guest(t, left == 0);
+	thread_release_guest(t, left == 0, false);
 	if (left == 0)
 		pvm_exit_group(status);
 	bool first = t->tid == t->pid;
@@ -325,7 +294,12 @@ static void join_and_leave(const pthread_t *me)
 
 void thread_join_ended(void) { join_and_leave(NULL); }
 
-void thread_forget_ended(void) { has_ended = false; }
+void thread_fork_child(const struct thread *t)
+{
+	kept_index = t->index;
+	pvm.next_index = 0;
+	has_ended = false;
+}
 
 /* ---- start ------------------------------------------------------------------------------------------------ */
 

@@ -4,13 +4,6 @@
 #define KX_THREAD_H
 #include "hcall.h"
 
-/* The guest's struct robust_list_head. */
-struct robust_head {
-	uint64_t next;
-	int64_t offset;
-	uint64_t pending;
-};
-
 /* The first thread, on the calling host thread: area, vCPU. */
 struct thread *thread_first(struct kx_err *err);
 /* The calling guest thread ends (status is that of exit(2)); does not return. */
@@ -20,17 +13,18 @@ _Noreturn void thread_exit(struct thread *t, int status);
 struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint64_t tls, int *r);
 /* What exit and exec do to the guest's memory: robust locks, the thread id that a joiner waits for, unless
  * t is the last user of its memory. */
-void thread_release_guest(struct thread *t, bool is_last);
-/* For a process that ends: the robust locks of every thread. */
+void thread_release_guest(struct thread *t, bool is_last, bool is_exec);
+/* For a process that ends: of every thread, what the host's kernel does not see to. */
 void thread_release_all(void);
 /* Back to the pool. Take all of it: only in a process with one thread. */
 void thread_pool_put(struct thread *t);
 /* fn for the descriptor of each vCPU in the pool, until one returns other than 0; that is returned. */
 int thread_pool_fds(int (*fn)(int *fd));
 struct thread *thread_pool_take(void);
-/* Wait until the host threads of ended threads are out of libc. In a child of fork there are none. */
+/* Wait until the host threads of ended threads are out of libc. */
 void thread_join_ended(void);
-void thread_forget_ended(void);
+/* In a child of fork, whose VM is still to be made: no thread has ended, all indices but t's are free. */
+void thread_fork_child(const struct thread *t);
 /* True when tid is a live thread of this pVM. */
 bool thread_is_ours(pid_t tid);
 #endif

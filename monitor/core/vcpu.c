@@ -230,10 +230,12 @@ int vcpu_create(struct thread *t)
 		return fd;
 	t->vcpu_fd = fd;
 	t->vcpu_pid = my_pid();
-	t->run = mmap(NULL, pvm.kvm_run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (t->run == MAP_FAILED)
+	struct kvm_run *run = mmap(NULL, pvm.kvm_run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (run == MAP_FAILED)
 		return -errno;
-	t->run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	madvise(run, pvm.kvm_run_size, MADV_DONTFORK); /* drop_vcpu() in a child relies on it */
+	run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	t->run = run;
 	return vcpu_fixed_state(t);
 }
 

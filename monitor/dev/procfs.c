@@ -99,16 +99,18 @@ struct private_call {
 static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
+static __thread int proc_depth; /* who lists members looks at each */
+
 /* A child of vfork takes no lock and has a stack of its own; what it finds in /proc is its own, too. */
 static void proc_enter(void)
 {
-	if (!is_vfork_child())
+	if (!is_vfork_child() && !proc_depth++)
 		pthread_mutex_lock(&proc_lock);
 }
 
 static void proc_leave(void)
 {
-	if (!is_vfork_child())
+	if (!is_vfork_child() && !--proc_depth)
 		pthread_mutex_unlock(&proc_lock);
 }
 
@@ -143,6 +145,16 @@ static int private_run(int (*fn)(void *arg), void *arg)
 	return tid < 0 ? -e : c.r;
 }
 
+/* There. The program may have all numbers in use that its limit allows: one less in our copy of the table. */
+static long private_open(int dirfd, const char *path, int flags)
+{
+	long fd = HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
+	if (fd != -EMFILE)
+		return fd;
+	HC6(SYS_close, 0, 0, 0, 0, 0, 0);
+	return HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
+}
+
 struct read_args {
 	const char *rel;
 	struct text *t;
@@ -151,7 +163,7 @@ struct read_args {
 static int read_fn(void *p)
 {
 	struct read_args *a = p;
-	long fd = HC6(SYS_openat, pvm.proc_fd, a->rel, O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0, 0, 0), n = fd;
+	long fd = private_open(pvm.proc_fd, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
 	while (n >= 0) {
 		if (!text_room(a->t, 16384)) {
 			n = a->t->err;
@@ -186,6 +198,33 @@ static int host_read(const char *rel, struct text *t)
 	return r;
 }
 
+struct peek_args {
+	const char *rel;
+	char *buf;
+	size_t len;
+};
+
+static int peek_fn(void *p)
+{
+	struct peek_args *a = p;
+	long fd = private_open(pvm.proc_fd, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
+	if (fd >= 0) {
+		n = HC6(SYS_read, fd, a->buf, a->len - 1, 0, 0, 0);
+		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	}
+	a->buf[n > 0 ? n : 0] = 0;
+	return (int)n;
+}
+
+int procfs_peek(const char *rel, char *buf, size_t len)
+{
+	struct peek_args a = { rel, buf, len };
+	proc_enter();
+	int r = private_run(peek_fn, &a);
+	proc_leave();
+	return r;
+}
+
 struct list_args {
 	int dirfd;
 	const char *path;
@@ -196,7 +235,7 @@ static int list_fn(void *p)
 {
 	struct list_args *a = p;
 	char buf[8192];
-	long n, fd = HC6(SYS_openat, a->dirfd, a->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
+	long n, fd = private_open(a->dirfd, a->path, O_RDONLY | O_DIRECTORY);
 	if (fd < 0)
 		return (int)fd;
 	while ((n = HC6(SYS_getdents64, fd, buf, sizeof buf, 0, 0, 0)) > 0)
@@ -226,6 +265,7 @@ enum kind {
 	D_FDINFO,
 	D_TASKS,
 	D_NET,
+	D_SYSVIPC,
 	D_SYS,
 	L_SELF,
 	L_THREAD,
@@ -300,6 +340,8 @@ static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "
 					    "filesystems", "version", "swaps", NULL };
 static const char *const net_files[] = { "dev",      "tcp",  "tcp6",      "udp",     "udp6",     "unix", "route",
 					 "if_inet6", "snmp", "protocols", "netstat", "sockstat", "arp",  NULL };
+/* Of the family's IPC namespace. */
+static const char *const sysvipc_files[] = { "msg", "sem", "shm", NULL };
 /* Below sys/. A star: any name of [a-z0-9_] that starts so. */
 static const char *const sys_files[] = { "vm/overcommit_memory",
 					 "vm/overcommit_ratio",
@@ -463,7 +505,7 @@ static int parse_plain(const char *s, struct node *n)
 		const char *name;
 		enum kind kind;
 	} special[] = { { "", D_ROOT },         { ".", D_ROOT },  { "self", L_SELF }, { "thread-self", L_THREAD },
-			{ "mounts", L_MOUNTS }, { "net", L_NET }, { "sys", D_SYS } };
+			{ "mounts", L_MOUNTS }, { "net", L_NET }, { "sys", D_SYS },   { "sysvipc", D_SYSVIPC } };
 	for (unsigned i = 0; i < sizeof special / sizeof *special; i++)
 		if (!strcmp(s, special[i].name)) {
 			n->kind = special[i].kind;
@@ -480,7 +522,7 @@ static int parse_plain(const char *s, struct node *n)
 		n->pid = pid;
 		return parse_pid(*s ? s + 1 : s, n);
 	}
-	if (in_list(global_files, s)) {
+	if (in_list(global_files, s) || (!strncmp(s, "sysvipc/", 8) && in_list(sysvipc_files, s + 8))) {
 		n->kind = F_GLOBAL;
 		return set_name(n, s) ? 0 : -ENOENT;
 	}
@@ -1434,6 +1476,9 @@ static void dir_path(const struct node *n, char out[512])
 	case D_NET:
 		snprintf(out, 512, "%s/net", who);
 		break;
+	case D_SYSVIPC:
+		strcpy(out, "/proc/sysvipc");
+		break;
 	case D_SYS:
 		snprintf(out, 512, "/proc/sys%s%s", n->name[0] ? "/" : "", n->name);
 		break;
@@ -1627,6 +1672,7 @@ static void fill_root(struct fill *f)
 	put_link(f, "mounts", "self/mounts");
 	put_link(f, "net", "self/net");
 	put_dir(f, "sys");
+	put_dir(f, "sysvipc");
 	for (const char *const *l = global_files; *l; l++)
 		put_file(f, *l);
 }
@@ -1714,6 +1760,10 @@ static void fill_dir(const struct node *n, const char *dir)
 		break;
 	case D_NET:
 		for (const char *const *l = net_files; *l; l++)
+			put_file(&f, *l);
+		break;
+	case D_SYSVIPC:
+		for (const char *const *l = sysvipc_files; *l; l++)
 			put_file(&f, *l);
 		break;
 	default:

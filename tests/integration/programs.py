@@ -672,7 +672,7 @@ const { publicKey, privateKey } = c.generateKeyPairSync('ec', { namedCurve: 'P-2
 console.log(c.verify('sha256', d, publicKey, c.sign('sha256', d, privateKey)));
 """,
     "timers, streams, errors": r"""
-const t = Date.now(); setTimeout(() => { console.log('late', Date.now() - t >= 49); }, 50); setImmediate(() => console.log('immediate'));
+const t = Date.now(); setTimeout(() => { console.log('late', Date.now() - t >= 499); }, 500); setImmediate(() => console.log('immediate'));
 process.nextTick(() => console.log('tick')); Promise.resolve().then(() => console.log('microtask'));
 process.on('exit', c => console.log('exit', c)); process.exitCode = 5;
 process.on('SIGUSR2', () => { console.log('usr2'); }); process.kill(process.pid, 'SIGUSR2');

@@ -619,6 +619,56 @@ def ordinary_user():
             ok(r, out)
 
 
+LOST = """
+import os
+try: print(os.getcwd())
+except OSError as e: print(e.errno)
+for p in (".", "..", "../.."):
+    print(sorted(os.listdir(p)))
+try: open("x", "w")
+except OSError as e: print(e.errno in (2, 30))
+os.chdir("/")
+print(os.getcwd())
+"""
+
+
+@test
+def lost_directory():
+    """A current directory that was removed, or whose mount is gone: programs start, and find no path of it."""
+    with Dir() as d:
+        os.mkdir(d + "/a")
+        for lose in ("rmdir ../a", "mount -t tmpfs none . && cd ../a && mkdir b && cd b && umount -l ../../a"):
+            if "mount" in lose and os.geteuid():
+                continue
+            os.makedirs(d + "/a", exist_ok=True)
+            cmd = ["unshare", "-m", "--propagation", "private"] if "mount" in lose else []
+            r = subprocess.run([*cmd, "sh", "-c", f'cd {d}/a && {lose} && exec "$@"', "sh", KYLINX, "run", "/usr/bin/python3",
+                                "-c", LOST], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, timeout=TIMEOUT)
+            ok(r, "2\n[]\n[]\n[]\nTrue\n/\n")
+
+
+@test
+def private_directory():
+    """A current directory below one that the user may not search: as natively it can be used, and has its path."""
+    if os.geteuid() != 0:
+        raise Skip("run as root")
+    gid = os.stat("/dev/kvm").st_gid
+    with Dir() as d, Dir() as p:
+        shutil.copy(KYLINX, d + "/kylinx")
+        os.makedirs(p + "/own/x")
+        os.chown(p + "/own/x", 65534, 65534)
+        with open(p + "/own/x/file", "w") as f:
+            f.write("text\n")
+        os.chmod(p + "/own", 0o700)
+        os.chmod(p, 0o700)
+        r = subprocess.run(["sh", "-c", f'cd {p}/own/x && exec setpriv --reuid 65534 --regid 65534 --groups {gid} '
+                            '--inh-caps=-all "$@"', "sh", d + "/kylinx", "run", "sh", "-c", "pwd; cat file; ls; touch y"],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           timeout=TIMEOUT)
+        expect((r.returncode, r.stdout), (1, f"{p}/own/x\ntext\nfile\n"), r.stderr)
+
+
 @test
 def no_permission_on_kvm():
     if os.geteuid() != 0:

@@ -743,6 +743,51 @@ def statistics_of_killed_members():
     assert 1 <= s["processes"] <= 26 and s["uncounted"] < s["processes"], s
 
 
+# ---- pipes ---------------------------------------------------------------------------------------------------------
+
+@test
+def pipes_without_exits():
+    """Read and write by the LibOS, also in a child and after exec; what makes a pipe plain goes to the host again."""
+    rounds = "for i in range(3000): assert os.write(w, b'%d' % i) and os.read(r, 9) == b'%d' % i"
+    script = f"""if 1:
+    import os, sys
+    r, w = os.pipe()
+    {rounds}
+    if os.fork() == 0:
+        os.set_inheritable(r, True), os.set_inheritable(w, True)
+        os.execv(sys.executable, ["python3", "-S", "-c", "import os; r, w = %d, %d\\n" % (r, w) + {rounds!r}])
+    assert os.wait()[1] == 0"""
+    plain = script.replace("r, w = os.pipe()", "import select; r, w = os.pipe(); select.epoll().register(r)", 1)
+    with lib.Dir() as d:
+        s, p = statistics(script, d), statistics(plain, d)
+    calls = [x["hypercalls"]["read"] + x["hypercalls"].get("write", 0) for x in (s, p)]
+    assert calls[0] < 2000 and s["local_calls"] > 12000, s
+    assert calls[1] > 12000, p
+
+
+@test
+def pipeline_of_programs():
+    """Through four programs and three pipes, and back whole."""
+    script = """cd $1; head -c 6000000 /dev/urandom >a; seq 1 300000 >b; mkdir out
+        tar cf - a b | zstd -q -1 | zstd -q -d | tar xf - -C out; echo ${PIPESTATUS[@]}
+        cmp a out/a && cmp b out/b; cat a b | md5sum; cat out/* | md5sum; yes | head -3 | wc -c"""
+    with lib.Dir() as d:
+        r = lib.run(lib.pvm(["bash", "-c", script, "pipeline", d], *options(), "--volume", f"{d}:{d}"), 120, cwd="/")
+    lines = r.out.decode().split("\n")
+    expect((r.status, r.err, lines[0], lines[3]), (0, b"", "0 0 0 0", "6"), "status, errors, what they ended with")
+    expect(lines[1], lines[2], "checksums")
+
+
+@test
+def hackbench():
+    if not shutil.which("hackbench"):
+        raise Skip("no hackbench")
+    for how in ([], ["-T"]):
+        r = lib.run(lib.pvm(["hackbench", "-p", "-g", "1", "-l", "20", *how], *options()), 120, cwd="/")
+        expect((r.status, r.err), (0, b""), "status and errors")
+        assert b"Time:" in r.out, r.out
+
+
 # ---- running ----------------------------------------------------------------------------------------------------
 
 NUMBER = """

@@ -278,6 +278,86 @@ os.unlink("/full/a"); print(os.path.exists("/full/a"))
         expect((got.status, got.out), (0, b"ENOSPC 65536\n28\nFalse\n"), got.why())
 
 
+REFUSE = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define CREATE_VM 0xae01
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
+/* refuse N PROGRAM...: the first N times that a process but the first asks for a VM, there is no memory for it. */
+int main(int argc, char **argv)
+{
+	static unsigned char asked[1 << 22];
+	struct sock_filter f[] = { LOAD(nr), BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 3), LOAD(args[1]),
+				   BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CREATE_VM, 0, 1),
+				   BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+				   BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW) };
+	struct sock_fprog prog = { sizeof f / sizeof *f, f };
+	int n = atoi(argv[1]), first = 0, refused = 0, st;
+	int fd = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
+	if (fd < 0)
+		return 77;
+	pid_t p = fork();
+	if (!p) {
+		close(fd);
+		execv(argv[2], argv + 2);
+		_exit(78);
+	}
+	while (!waitpid(p, &st, WNOHANG)) {
+		struct pollfd w = { fd, POLLIN };
+		struct seccomp_notif q = { 0 };
+		if (poll(&w, 1, 20) <= 0 || !(w.revents & POLLIN) || ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, &q))
+			continue;
+		struct seccomp_notif_resp a = { .id = q.id };
+		first = first ? first : (int)q.pid;
+		if ((int)q.pid != first && asked[q.pid] < n) {
+			asked[q.pid]++;
+			refused++;
+			a.error = -ENOMEM;
+		} else {
+			a.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+		}
+		ioctl(fd, SECCOMP_IOCTL_NOTIF_SEND, &a);
+	}
+	fprintf(stderr, "refused %d\n", refused);
+	return WIFEXITED(st) ? WEXITSTATUS(st) : 128 + WTERMSIG(st);
+}
+"""
+
+
+@test
+def no_vm_for_a_child():
+    """What is short for a moment is asked for again; what stays short is a child's death, and nobody else's."""
+    if os.getuid():
+        raise Skip("needs root, to watch calls")
+    script = """
+import os
+for i in range(2):
+    p = os.fork()
+    if not p: os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]))
+"""
+    with lib.Dir() as d:
+        refuse = os.path.join(d, "refuse")
+        with open(refuse + ".c", "w") as f:
+            f.write(REFUSE)
+        if (r := lib.run(["gcc", "-o", refuse, refuse + ".c"])).status:
+            raise AssertionError(r.why())
+        for n, want, refused in ((3, b"7\n7\n", 6), (200, b"-9\n-9\n", 22)):
+            got = lib.run([refuse, str(n), *lib.pvm([PYTHON, "-I", "-c", script])])
+            expect((got.status, got.out, b"refused %d\n" % refused in got.err), (0, want, True), f"{n}: {got.why()}")
+
+
 # ---- files that are swapped ------------------------------------------------------------------------------------------
 
 TABLE = ("#include <stdio.h>\n#include <unistd.h>\n#define M MARK\nstatic const int t[] = { [0 ... SIZE] = M };\n"

@@ -108,6 +108,7 @@ static void dump_structs(void)
 		M(kx_thread, actions), M(kx_thread, rand_key), M(kx_thread, rand_buf);
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes), M(kx_thread, rseq),
 		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
+	M(kx_thread, futex_slot), M(kx_thread, pad2), M(kx_thread, spin_skip), M(kx_thread, spin_fails);
 	END(kx_thread);
 
 	SIZE(kx_shared);
@@ -117,7 +118,12 @@ static void dump_structs(void)
 		M(kx_shared, cpuids_real), M(kx_shared, local_calls);
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
 		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad);
+	M(kx_shared, futex_outside), M(kx_shared, pad2);
 	END(kx_shared);
+
+	SIZE(kx_futexes);
+	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost);
+	END(kx_futexes);
 
 	SIZE(kx_vvar);
 	M(kx_vvar, seq), M(kx_vvar, valid), M(kx_vvar, tsc_base), M(kx_vvar, mult), M(kx_vvar, max_delta);

@@ -92,6 +92,8 @@ uint64_t gmem_place_exec(uint64_t len)
 	return at;
 }
 
+uint64_t gmem_place_stack(uint64_t len, uint64_t random) { return len + random ? 0 : 0; }
+
 void gmem_set_brk(uint64_t start) { test_brk = start; }
 
 int guest_write(uint64_t gva, const void *src, size_t len)

@@ -24,6 +24,16 @@ int fd_keep(int *where, int fd)
 }
 void stats_share(struct stats_family *f) { (void)f; }
 bool thread_is_ours(pid_t tid) { return tid == pvm.pid; }
+int procfs_peek(const char *rel, char *buf, size_t len)
+{
+	int fd = openat(pvm.proc_fd >= 0 ? pvm.proc_fd : AT_FDCWD, rel, O_RDONLY), r = fd < 0 ? -errno : 0;
+	if (!r) {
+		r = read(fd, buf, len - 1);
+		close(fd);
+	}
+	buf[r > 0 ? r : 0] = 0;
+	return r;
+}
 void fd_limit_lift(void) {}
 void fd_limit_drop(void) {}
 int kx_err_set(struct kx_err *err, int code, const char *fmt, ...)

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -174,6 +175,49 @@ static void after_vfork(void)
 	child(1, -1);
 }
 
+static pthread_mutex_t *shared_lock;
+
+static void *lock_it(void *arg)
+{
+	CHECK(pthread_mutex_lock(shared_lock) == 0);
+	__atomic_add_fetch((int *)arg, 1, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(shared_lock);
+	return NULL;
+}
+
+/* Whoever waits for another process's robust lock is told of its end; nothing of that is seen in the descriptors. */
+static void while_waiting(void)
+{
+	pthread_mutexattr_t a;
+	enum { WAITING = 12 };
+	pthread_t t[WAITING];
+	int p[2], st, done = 0, seen = 0;
+	shared_lock = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pthread_mutexattr_init(&a);
+	pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
+	pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
+	pthread_mutex_init(shared_lock, &a);
+	CHECK(pipe(p) == 0);
+	pid_t other = fork();
+	if (other == 0) {
+		pthread_mutex_lock(shared_lock);
+		CHECK(write(p[1], "x", 1) == 1);
+		usleep(1500000);
+		pthread_mutex_unlock(shared_lock);
+		_exit(4);
+	}
+	CHECK(other > 0 && read(p[0], &(char){ 0 }, 1) == 1);
+	closefrom(3);
+	for (int i = 0; i < WAITING; i++)
+		CHECK(pthread_create(&t[i], NULL, lock_it, &done) == 0);
+	while (__atomic_load_n(&done, __ATOMIC_SEQ_CST) < WAITING)
+		seen += fcntl(3, F_GETFD) >= 0;
+	for (int i = 0; i < WAITING; i++)
+		CHECK(pthread_join(t[i], NULL) == 0);
+	CHECK(waitpid(other, &st, 0) == other && WEXITSTATUS(st) == 4);
+	CHECK(seen == 0);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc > 2) { /* after exec */
@@ -224,6 +268,8 @@ int main(int argc, char **argv)
 		CHECK(waitpid(p, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 11);
 	}
 	puts("ok across exec");
+	while_waiting();
+	puts("ok nothing of the monitor's is seen");
 	puts("SUCCESS");
 	return 0;
 }

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ipc.h>
@@ -1796,6 +1797,60 @@ static void endings(void)
 	prctl(PR_SET_CHILD_SUBREAPER, 0);
 }
 
+#define GENERATIONS 4
+#define AT_ONCE 12
+
+static pthread_barrier_t all_here;
+static uint64_t highest;
+
+/* gs is 0 natively; in a pVM it is the thread's area, of which there is a limited number. */
+static void *meet(void *arg)
+{
+	uint64_t gs = 0, old = __atomic_load_n(&highest, __ATOMIC_SEQ_CST);
+	if (getauxval(AT_HWCAP2) & 2)
+		__asm__("rdgsbase %0" : "=r"(gs));
+	while (gs > old && !__atomic_compare_exchange_n(&highest, &old, gs, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		;
+	pthread_barrier_wait(&all_here);
+	return arg;
+}
+
+/* A line of children, each with threads: what the threads of one took, those of the next have again. */
+static void generations(void)
+{
+	uint64_t *top = shared(4096);
+	int fds[2];
+	char none;
+	if (pipe(fds))
+		abort();
+	pid_t p = fork();
+	if (p == 0) {
+		close(fds[0]);
+		for (int g = 0; g < GENERATIONS; g++) {
+			pthread_t t[AT_ONCE];
+			highest = 0;
+			pthread_barrier_init(&all_here, NULL, AT_ONCE + 1);
+			for (int i = 0; i < AT_ONCE; i++)
+				NEED(pthread_create(&t[i], NULL, meet, NULL) == 0);
+			pthread_barrier_wait(&all_here);
+			for (int i = 0; i < AT_ONCE; i++)
+				pthread_join(t[i], NULL);
+			top[g] = highest + 1;
+			pid_t next = fork();
+			NEED(next >= 0);
+			if (next)
+				_exit(0);
+		}
+		_exit(0);
+	}
+	close(fds[1]);
+	check(read(fds[0], &none, 1) == 0, "generations: all have ended");
+	close(fds[0]);
+	check(fine(p), "generations: the first ended");
+	check(top[0] && top[GENERATIONS - 1] == top[0], "generations: threads take what their parents' had taken");
+	munmap(top, 4096);
+}
+
 static const struct group {
 	const char *name;
 	void (*run)(void);
@@ -1827,7 +1882,8 @@ static const struct group {
 	    { "sysv", sysv },
 	    { "passing", passing },
 	    { "stacks", stacks },
-	    { "endings", endings } };
+	    { "endings", endings },
+	    { "generations", generations } };
 
 int main(int argc, char **argv)
 {

@@ -41,6 +41,7 @@
 #include <unistd.h>
 #include "../../../abi/kx_abi.h"
 #include "../../../abi/kx_hcall.h"
+#include "../../../abi/kx_pipe.h"
 
 #define PAGE 4096ul
 #define RW (PROT_READ | PROT_WRITE)
@@ -1099,6 +1100,36 @@ static void lie_tid_ptr(void)
 	*(volatile uint32_t *)&victim->altstack_flags = (uint32_t)any_value();
 }
 
+static int lie_pipe[2] = { -1, -1 };
+static char pipe_data[100 << 8];
+/* Made with the first lie, so that the family's memory for pipes is there. */
+static void lie_pipe_open(void)
+{
+	if (lie_pipe[0] < 0 && pipe2(lie_pipe, O_NONBLOCK))
+		abort();
+}
+static void lie_pipes(void)
+{
+	lie_pipe_open();
+	scribble((void *)KX_PIPE_BASE, 4096);
+}
+static void lie_pipe_cursors(void)
+{
+	lie_pipe_open();
+	struct kx_pipe *o = &((struct kx_pipes *)KX_PIPE_BASE)->obj[below(3)];
+	*(volatile uint64_t *)&o->head = any_value();
+	*(volatile uint64_t *)&o->tail = any_value();
+	*(volatile uint32_t *)&o->sleepers = (uint32_t)below(2);
+	*(volatile uint64_t *)&o->wlock = below(4) ? 0 : any_value();
+	if (below(8) == 0)
+		*(volatile uint64_t *)&o->state = any_value();
+}
+static void lie_pipe_table(void)
+{
+	lie_pipe_open();
+	scribble((void *)KX_PIPE_TABLE, 4096);
+}
+
 static void *liar(void *fn)
 {
 	while (!stop)
@@ -1113,12 +1144,37 @@ static void *short_thread(void *arg)
 }
 
 /* What a program does, so that every path meets the lies. Nothing that it gets back is believed. */
+/* By the LibOS and past it. */
+static void pipe_activity(int n)
+{
+	char small[64] = { 0 };
+	int more[2] = { -1, -1 };
+	struct pollfd pf = { lie_pipe[0], POLLIN, 0 };
+	for (unsigned i = 0; i < 3; i++) {
+		HC(SYS_write, lie_pipe[1], (uint64_t)pipe_data, 100ull << 4 * i);
+		HC(SYS_read, lie_pipe[0], (uint64_t)pipe_data, 100ull << 4 * i);
+		if (write(lie_pipe[1], small, sizeof small) < 0 || read(lie_pipe[0], small, sizeof small) < 0)
+			errno = 0;
+	}
+	poll(&pf, 1, 1);
+	if (pipe2(more, O_NONBLOCK))
+		return;
+	int d = dup(more[1]);
+	if (n % 3 == 0)
+		HC(SYS_tee, more[0], lie_pipe[1], 10, SPLICE_F_NONBLOCK);
+	close(more[0]);
+	close(more[1]);
+	close(d);
+}
+
 static void activity(int n)
 {
 	char buf[64];
 	struct timespec ts = { 0, 1000 };
 	int fd, status;
 	pthread_t th;
+	if (lie_pipe[0] >= 0)
+		pipe_activity(n);
 	switch (n % 16) {
 	case 0:
 		HC(SYS_writev, fd_good[G_FILE], (uint64_t)lie_iov, 8);
@@ -1511,17 +1567,31 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } lies[] = {
-	{ "arg", lie_arg },           { "nr", lie_nr },
-	{ "iovec", lie_iovec },       { "message", lie_message },
-	{ "pollfd", lie_pollfd },     { "string", lie_string },
-	{ "structs", lie_structs },   { "work", lie_work },
-	{ "masks", lie_masks },       { "signal", lie_signal },
-	{ "actions", lie_actions },   { "action-ptr", lie_action_ptr },
-	{ "area", lie_area },         { "area-pages", lie_area_pages },
-	{ "area-any", lie_area_any }, { "nr-sites", lie_nr_sites },
-	{ "sites-seq", lie_seq },     { "sites", lie_sites },
-	{ "shared", lie_shared },     { "shared-head", lie_shared_head },
-	{ "vfork", lie_vfork },       { "tid-ptr", lie_tid_ptr },
+	{ "arg", lie_arg },
+	{ "nr", lie_nr },
+	{ "iovec", lie_iovec },
+	{ "message", lie_message },
+	{ "pollfd", lie_pollfd },
+	{ "string", lie_string },
+	{ "structs", lie_structs },
+	{ "work", lie_work },
+	{ "masks", lie_masks },
+	{ "signal", lie_signal },
+	{ "actions", lie_actions },
+	{ "action-ptr", lie_action_ptr },
+	{ "area", lie_area },
+	{ "area-pages", lie_area_pages },
+	{ "area-any", lie_area_any },
+	{ "nr-sites", lie_nr_sites },
+	{ "sites-seq", lie_seq },
+	{ "sites", lie_sites },
+	{ "shared", lie_shared },
+	{ "shared-head", lie_shared_head },
+	{ "vfork", lie_vfork },
+	{ "tid-ptr", lie_tid_ptr },
+	{ "pipes", lie_pipes },
+	{ "pipe-cursors", lie_pipe_cursors },
+	{ "pipe-table", lie_pipe_table },
 };
 
 static void mode_init(uint64_t seed)

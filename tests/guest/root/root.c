@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What servers do with root's rights: users, groups, capabilities, chroot; and that those lead no program of the guest's
- * to the host. "pvm" as the argument adds what holds only in a pVM. Users other than root run what they may.
+ * What servers do with root's rights: users, groups, capabilities, chroot and exec below it. "pvm" as the argument adds
+ * what holds only in a pVM; "noexec": of a build with sanitizers. Users other than root run what they may.
  * Each check has an exit code of its own: its number in the order below, from 1.
  */
 #define _GNU_SOURCE
@@ -24,7 +24,7 @@
 #define SOME_GID 23456
 
 static int step;
-static bool pvm, is_root;
+static bool pvm, noexec, is_root;
 
 static void check(bool good, const char *name)
 {
@@ -144,28 +144,37 @@ static bool copy(const char *from, const char *to)
 	return n == 0 && out >= 0;
 }
 
-/* A root whose program names an interpreter, and whose interpreter is a file of ours. */
+#define IN_ROOT 42
+
+/* Run below the other root, from there. */
+static int in_root(void)
+{
+	char cwd[256];
+	return getcwd(cwd, sizeof cwd) && !strcmp(cwd, "/") && !access("/program", X_OK) && access("/etc/passwd", F_OK)
+		       ? IN_ROOT
+		       : 1;
+}
+
+/* A root with this program and what it needs, by the names that it knows. */
 static int other_root(void)
 {
 	char cwd[256];
-	if (chdir(dir) || mkdir("lib64", 0755) || !copy("/proc/self/exe", "program") ||
-	    !copy("/proc/self/exe", "lib64/ld-linux-x86-64.so.2"))
+	if (chdir(dir) || mkdir("lib64", 0755) || mkdir("lib", 0755) || !copy("/proc/self/exe", "program") ||
+	    !copy("/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2") ||
+	    !copy("/lib/x86_64-linux-gnu/libc.so.6", "lib/libc.so.6"))
 		return 1;
 	if (chroot(".") || chdir("/") || !getcwd(cwd, sizeof cwd) || strcmp(cwd, "/"))
 		return 2;
 	if (!access("/etc/passwd", F_OK) || access("/program", X_OK) || access("/../program", X_OK))
 		return 3;
-	if (!pvm)
-		return 0;
-	/* Only the host's own dynamic linker may be found by an exec. */
 	execl("/program", "program", "child", NULL);
-	return errno == ENOSYS ? 0 : 4;
+	return noexec && errno == ENOSYS ? IN_ROOT : 4;
 }
 
 static void *chroots(void *arg)
 {
 	(void)arg;
-	return (void *)(long)(chroot("/tmp") == -1 && errno == ENOSYS);
+	return (void *)(long)(chroot("/tmp") == 0);
 }
 
 static int view(void)
@@ -177,7 +186,9 @@ static int view(void)
 		return 1;
 	if (chmod("/dev/null", 0600) != -1 || errno != EROFS || chown("/dev/zero", 1, 1) != -1 || errno != EROFS)
 		return 2;
-	if (is_root && (pthread_create(&t, NULL, chroots, NULL) || pthread_join(t, &ret) || !ret))
+	/* Of one thread, for all. */
+	if (is_root &&
+	    (pthread_create(&t, NULL, chroots, NULL) || pthread_join(t, &ret) || !ret || !access("/usr", F_OK)))
 		return 3;
 	return 0;
 }
@@ -185,6 +196,9 @@ static int view(void)
 int main(int argc, char **argv)
 {
 	const char *tmp = getenv("TMPDIR");
+	if (argc > 1 && !strcmp(argv[1], "child"))
+		return in_root();
+	noexec = argc > 2 && !strcmp(argv[2], "noexec");
 	pvm = argc > 1 && !strcmp(argv[1], "pvm");
 	is_root = geteuid() == 0;
 	capabilities();
@@ -198,10 +212,12 @@ int main(int argc, char **argv)
 		check(ids_are(0, 0, 0), "the parent keeps its own");
 		check(in_child(drop_threads) == 0, "rights given up by all threads");
 		snprintf(dir, sizeof dir, "%s/kx-root-XXXXXX", tmp ? tmp : "/tmp");
-		check(mkdtemp(dir) != NULL && in_child(other_root) == 0, "another root");
+		check(mkdtemp(dir) != NULL && in_child(other_root) == IN_ROOT, "another root");
 		char path[300];
-		static const char *const made[] = { "lib64/ld-linux-x86-64.so.2", "lib64", "program", "" };
-		for (int i = 0; i < 4; i++) {
+		static const char *const made[] = {
+			"lib64/ld-linux-x86-64.so.2", "lib/libc.so.6", "lib64", "lib", "program", ""
+		};
+		for (int i = 0; i < 6; i++) {
 			snprintf(path, sizeof path, "%s/%s", dir, made[i]);
 			if (remove(path))
 				check(false, path);

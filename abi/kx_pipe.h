@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Pipes in memory that a family shares. An object is a ring and what its users must know; the host's pipe beside it
+ * gives descriptors, sleep and liveness. Monitors and the LibOS of every member change it; none of them trusts it:
+ * cursors are masked, lengths cut, and a member that writes nonsense here hurts its family alone.
+ *
+ * One cursor store commits an operation. A lock's holder can be killed at any instant: then the cursors are as they
+ * were, and whoever finds the holder dead takes the lock. No lock is held across a hypercall.
+ */
+#ifndef KX_PIPE_H
+#define KX_PIPE_H
+#include <stdint.h>
+
+#define KX_PIPE_BASE 0x7f10000000 /* in every member that has pipes of this kind: headers, then rings */
+#define KX_PIPE_SIZE 0x1000000    /* 16 MiB */
+#define KX_PIPE_DATA 0x20000      /* offset of the first ring */
+#define KX_PIPE_RING 65536u       /* bytes of a ring; the host's pipe holds as many */
+#define KX_PIPE_OBJECTS 254
+#define KX_PIPE_ATOMIC 4096u /* PIPE_BUF */
+#define KX_PIPE_HOLDERS 48
+
+/* Of the process: which descriptor is which end of which object. Written by the monitor, read by the LibOS. */
+#define KX_PIPE_TABLE 0x7f000c0000
+#define KX_PIPE_FDS 1024
+
+/* kx_pipe.state: generation << 32 | pid of who makes it << 4 | kind. */
+#define KX_PIPE_FREE 0u  /* nobody's */
+#define KX_PIPE_MAKE 1u  /* being made */
+#define KX_PIPE_LIVE 2u  /* data goes through the ring */
+#define KX_PIPE_PLAIN 3u /* for good through the host's pipe */
+#define KX_PIPE_KIND 15u
+
+struct kx_pipe {
+	uint64_t state;
+	uint64_t dev, ino;    /* of the host's pipe */
+	uint32_t nonblock[2]; /* O_NONBLOCK of the read and the write end */
+	uint32_t closes; /* descriptors of it closed so far: the other side asks the host again whether it is alone */
+	uint32_t pad0[7];
+	uint64_t head, wlock; /* written so far; lock of the writers: pid << 32 | thread, 0 = free */
+	uint64_t pad1[6];
+	uint64_t tail, rlock; /* read so far; lock of the readers */
+	uint64_t pad2[6];
+	uint32_t sleepers; /* readers that sleep in the host (more when some were killed) */
+	uint32_t token;    /* a byte in the host's pipe that wakes them is there, or about to be */
+	uint32_t pad3[14];
+	uint32_t full; /* writers wait for room: whoever makes some takes this to 0 and wakes them */
+	uint32_t room; /* the word that they sleep on */
+	uint32_t pad4[14];
+	uint32_t holder
+		[KX_PIPE_HOLDERS]; /* pids that have a descriptor of it; KX_PIPE_GUARD: a child of that one will */
+};
+#define KX_PIPE_GUARD 0x80000000u
+#define KX_PIPE_STALE 0x40000000u /* a guard whose process was seen dead once */
+
+/* At KX_PIPE_BASE; object i has the 512 bytes behind it at 512 * (i + 1), its ring at KX_PIPE_DATA + 64 KiB * i. */
+struct kx_pipes {
+	uint32_t epoch; /* grows when a member learns that a process has ended */
+	uint32_t used;  /* objects at and above it were never taken */
+	uint64_t swept; /* when the dead were last looked for: ns of CLOCK_MONOTONIC */
+	uint64_t pad[62];
+	struct kx_pipe obj[KX_PIPE_OBJECTS];
+};
+
+struct kx_pipe_fd {
+	uint64_t key; /* generation << 32 | end << 16 | object + 1; 0 = no such descriptor */
+	/* When the host was last asked whether the other side is still there: */
+	uint32_t epoch, closes;
+	uint64_t tsc;  /* 0: just now */
+	uint32_t spin; /* cycles to wait before it sleeps, by what waiting was worth */
+	uint32_t missed;
+};
+
+struct kx_pipe_table {
+	uint32_t on;          /* 1: KX_PIPE_BASE is mapped */
+	uint32_t cpus;        /* that the family was started on */
+	uint32_t exit_cycles; /* what a hypercall costs lately */
+	uint32_t pad[13];
+	struct kx_pipe_fd fd[KX_PIPE_FDS];
+};
+
+_Static_assert(sizeof(struct kx_pipe) == 512, "objects don't share cache lines");
+_Static_assert(sizeof(struct kx_pipes) == 512 * (KX_PIPE_OBJECTS + 1), "object i is at 512 * (i + 1)");
+_Static_assert(sizeof(struct kx_pipes) <= KX_PIPE_DATA, "rings come after the headers");
+_Static_assert(KX_PIPE_DATA + KX_PIPE_OBJECTS * (uint64_t)KX_PIPE_RING <= KX_PIPE_SIZE, "all of it fits");
+_Static_assert(sizeof(struct kx_pipe_table) <= 0x40000, "lies before the patched sites");
+
+static inline unsigned kx_pipe_obj(uint64_t key) { return (uint32_t)(key & 0xffff) - 1; }
+static inline unsigned kx_pipe_end(uint64_t key) { return key >> 16 & 1; }
+/* What the object's state is while the key is good for the ring. */
+static inline uint64_t kx_pipe_live(uint64_t key) { return (key & ~0xffffffffull) | KX_PIPE_LIVE; }
+#endif

@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: groups of metrics. Each group is a function that yields harness.Metric objects."""
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+import harness as h
+from harness import Metric, Skip
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BUILD = os.path.abspath(os.environ.get("BUILD", os.path.join(HERE, "..", "build")))
+PROGRAMS = os.path.realpath(os.environ.get("KX_BENCH_PROGRAMS", os.path.join(BUILD, "bench")))
+KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(BUILD, "kylinx")))
+
+
+class Plan:
+    """How much is measured: quick or not, and by which kylinx."""
+
+    def __init__(self, quick=False, kylinx=KYLINX, base=None):
+        self.quick, self.kylinx, self.base = quick, kylinx, base
+        self.micro = 3 if quick else 7
+        self.servers = 1 if quick else 3 if base else 5
+
+    def argv(self, side, argv, *options):
+        """The command line of one side. With a base, 'process' is the base's kylinx (bench-compare)."""
+        if side == "pvm":
+            return [self.kylinx, "run", *options, "--", *argv]
+        return [self.base, "run", *options, "--", *argv] if self.base else argv
+
+
+def program(name):
+    path = os.path.join(PROGRAMS, name)
+    if not os.access(path, os.X_OK):
+        raise Skip(f"{path} was not built")
+    return path
+
+
+def plain_dir():
+    """A directory to start programs in, so that the default view is small."""
+    return tempfile.TemporaryDirectory(prefix="kylinx-bench-")
+
+
+def from_program(plan, group, name, args=(), unit="us", both=False, count=None, timeout=180):
+    """Metrics of a program that prints its own medians."""
+    prog = program(name)
+    which = h.cpus()[-2:] if both else h.cpus()[-1:]
+    got = h.pairs(lambda s: h.numbers(h.run(h.pinned(plan.argv(s, [prog, *args]), which), timeout)),
+                  count or plan.micro, warm=0 if plan.quick else 1)
+    for metric, (pvm, native) in got.items():
+        yield Metric(metric, group, unit, pvm, native)
+
+
+def calls(plan):
+    yield from from_program(plan, "calls", "calls", unit="ns")
+
+
+def faults(plan):
+    yield from from_program(plan, "faults", "faults", unit="ns", count=2 if plan.quick else 5)
+
+
+def fork(plan):
+    for mib in (0, 64) if plan.quick else (0, 16, 64, 256, 1024):
+        yield from from_program(plan, "fork", "fork", [str(mib)], count=2 if plan.quick else 5)
+
+
+def exec_(plan):
+    yield from from_program(plan, "exec", "exec", count=2 if plan.quick else 5)
+
+
+def threads(plan):
+    yield from from_program(plan, "threads", "threads", count=3 if plan.quick else 5)
+
+
+def ipc(plan):
+    """Two processes and pipes, each process on a CPU of its own, then both on one."""
+    for both, args in ((True, []), (False, ["one"])):
+        for m in from_program(plan, "ipc", "ipc", args, both=both, count=3):
+            if m.name.startswith("mb_per_s"):
+                m.unit, m.better = "MB/s", "higher"
+            m.name = "pipe_" + m.name
+            yield m
+
+
+def scale(plan):
+    steps = ("0", "100", "1000") if plan.quick else ("0", "100", "1000", "10000")
+    yield from from_program(plan, "scale", "scale", ["fds", *steps], count=2 if plan.quick else 3)
+    steps = ("0", "4") if plan.quick else ("0", "4", "16", "64")
+    yield from from_program(plan, "scale", "scale", ["threads", *steps], count=2 if plan.quick else 3)
+
+
+# ---- Start of a program ------------------------------------------------------------------------------------------
+
+
+def start_to_exit(argv):
+    a = time.perf_counter()
+    h.run(argv)
+    return (time.perf_counter() - a) * 1e3
+
+
+def start(plan):
+    prog = program("start")
+    for metric, argv in (("hello", [prog]), ("true", ["/bin/true"]), ("sh", ["/bin/sh", "-c", ":"]),
+                         ("python3", ["/usr/bin/python3", "-c", "pass"])):
+        if not shutil.which(argv[0]):
+            continue
+        got = h.pairs(lambda s, argv=argv: {metric: start_to_exit(plan.argv(s, argv))},
+                      plan.micro if plan.quick else 3 * plan.micro, warm=2)
+        yield Metric(f"start_{metric}", "start", "ms", *got[metric])
+
+
+def boot(plan):
+    """The steps from the start of kylinx to the end of hello world; by --stats, main()'s own clock, and ours."""
+    prog = program("start")
+    steps = {}
+    with tempfile.NamedTemporaryFile(prefix="kylinx-bench-") as f:
+        for i in range(2 + 3 * plan.micro):
+            a = time.monotonic_ns()
+            out = h.run(plan.argv("pvm", [prog], f"--stats={f.name}"))
+            b = time.monotonic_ns()
+            with open(f.name, encoding="ascii") as g:
+                stats = json.load(g)
+            if i < 2:
+                continue
+            at = stats["start_ns"]
+            one = {"exec": at - a, **stats["boot_ns"]}
+            main = h.numbers(out)["main_ns"]
+            at += sum(stats["boot_ns"].values())
+            one["ld.so, libc"] = main - at
+            one["main"] = stats["start_ns"] + stats["wall_ns"] - main
+            one["end"] = b - stats["start_ns"] - stats["wall_ns"]
+            for k, v in one.items():
+                steps.setdefault(k, []).append(v / 1e6)
+    for k, v in steps.items():
+        yield Metric(f"boot_{k}", "boot", "ms", v, None)
+
+
+# ---- Memory ------------------------------------------------------------------------------------------------------
+
+
+def pss(pid):
+    """Proportional set size of a process, KiB: what it costs the host, shared pages divided among who maps them."""
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as f:
+        for line in f:
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+def asleep(plan, side, count, argv):
+    """count processes that sleep, started one after the other; each has printed a line before the next is started."""
+    all_ = []
+    try:
+        for _ in range(count):
+            p = subprocess.Popen(plan.argv(side, argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.DEVNULL)
+            all_.append(p)
+            if not p.stdout.readline():
+                raise RuntimeError(f"number {len(all_)} did not start")
+    except BaseException:
+        end(all_)
+        raise
+    return all_
+
+
+def end(processes):
+    for p in processes:
+        p.send_signal(signal.SIGKILL)
+    for p in processes:
+        p.wait()
+        p.stdout.close()
+
+
+def free_kib():
+    with open("/proc/meminfo", encoding="ascii") as f:
+        v = dict((line.split(":")[0], int(line.split()[1])) for line in f)
+    return v["MemAvailable"]
+
+
+def memory(plan):
+    prog = program("start")
+    counts = (1, 2, 10, 50) if plan.quick else (1, 2, 10, 50, 200)
+    for n in counts:
+        v = {}
+        for s in ("pvm", "process"):
+            ps = asleep(plan, s, n, [prog, "600"])
+            try:
+                v[s] = sum(pss(p.pid) for p in ps) / n
+            finally:
+                end(ps)
+        yield Metric(f"pss_each_of_{n}", "memory", "KiB", [v["pvm"]], [v["process"]])
+
+
+def density(plan):
+    """Idle pVMs until 1,000 or 90 % of memory; what each costs by what the host has left, and how long the last took."""
+    prog = program("start")
+    limit = 100 if plan.quick else 1000
+    first = free_kib()
+    batch, took, free = 50, [], []
+    ps = []
+    try:
+        while len(ps) < limit and free_kib() > first / 10:
+            a = time.perf_counter()
+            ps += asleep(plan, "pvm", batch, [prog, "600"])
+            took.append((time.perf_counter() - a) * 1e3 / batch)
+            free.append((len(ps), (first - free_kib()) / len(ps)))
+    finally:
+        end(ps)
+    for (n, kib), ms in zip(free, took):
+        if n in (50, 100, 200, 500, limit) or n == len(ps):
+            yield Metric(f"memory_each_at_{n}", "density", "KiB", [kib], None)
+            yield Metric(f"start_at_{n}", "density", "ms", [ms], None)
+
+
+# ---- Servers -----------------------------------------------------------------------------------------------------
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """A server on `cpu`, up when its port accepts; .cpu_seconds and, of a pVM, .stats after the block."""
+
+    def __init__(self, plan, side, argv, port, *options):
+        self.stats_file = tempfile.NamedTemporaryFile(prefix="kylinx-bench-")
+        extra = [f"--stats={self.stats_file.name}"] if side == "pvm" or plan.base else []
+        self.argv, self.port, self.stats = plan.argv(side, argv, *options, *extra), port, {}
+
+    def __enter__(self):
+        self.log = tempfile.TemporaryFile()
+        self.p = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd="/",
+                                  start_new_session=True)
+        end_ = time.monotonic() + 30
+        while time.monotonic() < end_ and self.p.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                time.sleep(0.02)
+        self.log.seek(0)
+        text = self.log.read().decode(errors="replace").strip().splitlines()
+        self.__exit__()
+        raise RuntimeError(f"{self.argv[-1]}: not listening: {text[-1] if text else ''}")
+
+    def __exit__(self, *_):
+        if self.p.poll() is None:
+            self.p.terminate()
+            try:
+                self.p.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.p.pid, signal.SIGKILL)
+                self.p.wait()
+        self.log.close()
+        self.stats_file.seek(0)
+        text = self.stats_file.read()
+        self.stats = json.loads(text) if text else {}
+        self.stats_file.close()
+
+
+def redis(plan):
+    for p in ("redis-server", "redis-benchmark"):
+        if not shutil.which(p):
+            raise Skip(f"{p} is not installed")
+    n = 5000 if plan.quick else 20000
+    runs = [(50, 1, 64)] if plan.quick or plan.base else [(1, 1, 64), (50, 1, 64), (50, 16, 64), (50, 1, 4096), (500, 1, 64)]
+    exits = {}
+
+    def once(side):
+        out = {}
+        port = free_port()
+        argv = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1", "--daemonize", "no"]
+        for clients, pipeline, size in runs:
+            with Server(plan, side, argv, port) as s:
+                count = n if clients > 1 else n // 4
+                text = h.run(["redis-benchmark", "-p", str(port), "-t", "set,get", "-n", str(count), "-c", str(clients),
+                              "-P", str(pipeline), "-d", str(size), "--csv"])
+            for line in text.splitlines()[1:]:
+                v = [x.strip('"') for x in line.split(",")]
+                key = f"redis_{v[0].lower()}_c{clients}_P{pipeline}_{size}b"
+                out[key] = float(v[1])
+                out[key + "_p99"] = float(v[6])
+            if side == "pvm":
+                exits.setdefault(f"redis_exits_per_request_c{clients}_P{pipeline}_{size}b",
+                                 []).append(s.stats["exits"] / (2 * count))
+        return out
+
+    for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
+        p99 = name.endswith("_p99")
+        yield Metric(name, "servers", "ms" if p99 else "1/s", pvm, native, "lower" if p99 else "higher")
+    for name, v in exits.items():
+        yield Metric(name, "servers", "", v, None)
+
+
+def nginx(plan):
+    for p in ("nginx", "ab"):
+        if not shutil.which(p, path=os.environ.get("PATH", "") + ":/usr/sbin"):
+            raise Skip(f"{p} is not installed")
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        os.chmod(d, 0o755)
+        port = free_port()
+        for name, size in (("1k", 1024), ("1m", 1 << 20)):
+            with open(f"{d}/{name}", "wb") as f:
+                f.write(b"x" * size)
+        with open(f"{d}/nginx.conf", "w", encoding="ascii") as f:
+            f.write(f"daemon off; pid {d}/pid; error_log {d}/error.log; worker_processes 1; user root;\n"
+                    f"events {{ worker_connections 1024; }}\n"
+                    f"http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {d}/t1;"
+                    f" proxy_temp_path {d}/t2; fastcgi_temp_path {d}/t3; uwsgi_temp_path {d}/t4; scgi_temp_path {d}/t5;"
+                    f" server {{ listen 127.0.0.1:{port};"
+                    f" root {d}; }} }}\n")
+        exits = {}
+
+        def once(side):
+            out = {}
+            for name, keep, n in (("1k", True, 4000), ("1k", False, 2000), ("1m", True, 300)):
+                n = n // 4 if plan.quick else n
+                with Server(plan, side, ["nginx", "-c", f"{d}/nginx.conf"], port,
+                            *(["--volume", f"{d}:{d}"] if side == "pvm" or plan.base else [])) as s:
+                    text = h.run(["ab", "-q", "-n", str(n), "-c", "50", *(["-k"] if keep else []),
+                                  f"http://127.0.0.1:{port}/{name}"])
+                key = f"nginx_{name}_{'keepalive' if keep else 'close'}"
+                for line in text.splitlines():
+                    if line.startswith("Requests per second"):
+                        out[key] = float(line.split()[3])
+                    if line.startswith("Failed requests") and int(line.split()[2]):
+                        raise RuntimeError(f"nginx: {line}")
+                    if line.strip().startswith("99%"):
+                        out[key + "_p99"] = float(line.split()[1])
+                if side == "pvm":
+                    exits.setdefault(f"nginx_exits_per_request_{name}_{'keepalive' if keep else 'close'}",
+                                     []).append(s.stats["exits"] / n)
+            return out
+
+        for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
+            p99 = name.endswith("_p99")
+            yield Metric(name, "servers", "ms" if p99 else "1/s", pvm, native, "lower" if p99 else "higher")
+        for name, v in exits.items():
+            yield Metric(name, "servers", "", v, None)
+
+
+def dns(plan):
+    for p in ("nsd", "dnsperf"):
+        if not shutil.which(p, path=os.environ.get("PATH", "") + ":/usr/sbin"):
+            raise Skip(f"{p} is not installed")
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        os.chmod(d, 0o755)
+        port = free_port()
+        with open(f"{d}/zone", "w", encoding="ascii") as f:
+            f.write("$ORIGIN example.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n")
+            f.writelines(f"h{i} A 10.0.{i // 256}.{i % 256}\n" for i in range(1000))
+        with open(f"{d}/queries", "w", encoding="ascii") as f:
+            f.writelines(f"h{i}.example A\n" for i in range(1000))
+        with open(f"{d}/nsd.conf", "w", encoding="ascii") as f:
+            f.write(f'server:\n server-count: 1\n ip-address: 127.0.0.1\n port: {port}\n username: ""\n'
+                    f' zonesdir: "{d}"\n database: ""\n pidfile: "{d}/pid"\n xfrdfile: ""\n'
+                    f' zonelistfile: "{d}/zones"\n xfrdir: "{d}"\nremote-control:\n control-enable: no\n'
+                    f'zone:\n name: example\n zonefile: zone\n')
+        exits = []
+
+        def once(side):
+            seconds = 1 if plan.quick else 3
+            with Server(plan, side, ["nsd", "-d", "-c", f"{d}/nsd.conf"], port,
+                        *(["--volume", f"{d}:{d}"] if side == "pvm" or plan.base else [])) as s:
+                text = h.run(["dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", f"{d}/queries", "-l", str(seconds),
+                              "-c", "10", "-q", "100"])
+            v = {}
+            sent = 0
+            for line in text.splitlines():
+                if "Queries per second" in line:
+                    v["nsd_udp"] = float(line.split()[-1])
+                if "Queries completed" in line:
+                    sent = int(line.split()[2])
+            if side == "pvm" and sent and "exits" in s.stats:
+                exits.append(s.stats["exits"] / sent)
+            return v
+
+        for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
+            yield Metric(name, "servers", "1/s", pvm, native, "higher")
+        if exits:
+            yield Metric("nsd_exits_per_request", "servers", "", exits, None)
+
+
+# ---- Others ------------------------------------------------------------------------------------------------------
+
+
+def peers(plan):
+    """The start of /bin/true in what else isolates a program, where Debian has it; no pairs, the same run."""
+    todo = {}
+    if shutil.which("bwrap"):
+        todo["bubblewrap"] = ["bwrap", "--ro-bind", "/", "/", "--unshare-all", "/bin/true"]
+    done = False
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        for runtime in ("crun", "runc"):
+            if shutil.which(runtime) and bundle(d, runtime):
+                todo[runtime] = [runtime, "run", "--bundle", f"{d}/{runtime}", f"kylinx-bench-{os.getpid()}"]
+        for name, argv in todo.items():
+            v = []
+            try:
+                for _ in range(plan.micro + 1):
+                    v.append(start_to_exit(argv))
+            except (RuntimeError, Skip) as e:
+                h.say(f"  {name}: skipped: {e}")
+                continue
+            done = True
+            yield Metric(f"start_true_{name}", "peers", "ms", v[1:], None)
+        v = [start_to_exit(plan.argv("pvm", ["/bin/true"])) for _ in range(plan.micro + 1)]
+        yield Metric("start_true_kylinx", "peers", "ms", v[1:], None)
+        v = microvm(plan, d)
+        if v:
+            yield Metric("boot_qemu_microvm_emulated", "peers", "ms", v, None,
+                         note="TCG: software emulation, since this row must not depend on nested virtualisation")
+    if not done:
+        h.say("  bubblewrap, crun, runc: none is installed")
+
+
+def bundle(d, runtime):
+    """An OCI bundle that runs the host's /bin/true, in d/runtime."""
+    os.makedirs(f"{d}/{runtime}/rootfs", exist_ok=True)
+    try:
+        h.run([runtime, "spec"], cwd=f"{d}/{runtime}")
+        with open(f"{d}/{runtime}/config.json", encoding="utf-8") as f:
+            c = json.load(f)
+    except (RuntimeError, Skip, OSError, ValueError) as e:
+        h.say(f"  {runtime}: skipped: {e}")
+        return False
+    c["process"]["terminal"] = False
+    c["process"]["args"] = ["/bin/true"]
+    for p in ("usr", "lib", "lib64", "bin", "etc"):
+        if os.path.isdir("/" + p):
+            c["mounts"].append({"destination": "/" + p, "source": os.path.realpath("/" + p), "type": "bind",
+                                "options": ["rbind", "ro"]})
+    with open(f"{d}/{runtime}/config.json", "w", encoding="utf-8") as f:
+        json.dump(c, f)
+    return True
+
+
+def microvm(plan, d):
+    """Milliseconds until Debian's cloud kernel has begun its init in QEMU's microvm, or nothing."""
+    if not shutil.which("qemu-system-x86_64"):
+        h.say("  qemu microvm: skipped: qemu-system-x86_64 is not installed")
+        return None
+    kernels = sorted(k for k in os.listdir("/boot") if k.startswith("vmlinuz-") and "cloud" in k)
+    if not kernels or not shutil.which("busybox") or not shutil.which("cpio"):
+        h.say("  qemu microvm: skipped: needs linux-image-cloud-amd64, busybox-static and cpio")
+        return None
+    os.makedirs(f"{d}/initrd/bin", exist_ok=True)
+    shutil.copy(shutil.which("busybox"), f"{d}/initrd/bin/busybox")
+    with open(f"{d}/initrd/init", "w", encoding="ascii") as f:
+        f.write("#!/bin/busybox sh\n/bin/busybox poweroff -f\n")
+    os.chmod(f"{d}/initrd/init", 0o755)
+    subprocess.run("find . | cpio -o -H newc > ../initrd.img", shell=True, cwd=f"{d}/initrd", check=True,
+                   stderr=subprocess.DEVNULL)
+    v = []
+    for _ in range(1 if plan.quick else 3):
+        a = time.perf_counter()
+        try:
+            h.run(["qemu-system-x86_64", "-M", "microvm,accel=tcg", "-m", "256", "-no-reboot", "-nodefaults",
+                   "-display", "none", "-serial", "none", "-kernel", f"/boot/{kernels[-1]}", "-initrd",
+                   f"{d}/initrd.img", "-append", "panic=-1 reboot=t quiet"], timeout=120)
+        except RuntimeError as e:
+            h.say(f"  qemu microvm: skipped: {e}")
+            return None
+        v.append((time.perf_counter() - a) * 1e3)
+    return v
+
+
+def alive(plan):
+    """The start of one more with so many alive."""
+    prog = program("start")
+    ps = []
+    try:
+        for n in (0, 20) if plan.quick else (0, 20, 100):
+            ps += asleep(plan, "pvm", n - len(ps), [prog, "600"])
+            v = [start_to_exit(plan.argv("pvm", [prog])) for _ in range(plan.micro)]
+            yield Metric(f"start_with_{n}_alive", "scale", "ms", v, None)
+    finally:
+        end(ps)
+
+
+GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "start": start,
+          "boot": boot, "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
+          "alive": alive, "peers": peers}
+# What a comparison of two commits runs.
+COMPARED = ("calls", "faults", "fork", "exec", "threads", "start", "redis")

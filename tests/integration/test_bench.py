@@ -1,0 +1,371 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What `make bench` reports, and the counts that no machine changes: exits of an operation, instructions of the LibOS.
+
+test_bench.py [KYLINX] [--only PATTERN] [--golden]; prints TAP. --golden writes bench/counts.golden anew instead.
+"""
+import argparse
+import ctypes
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+parser = argparse.ArgumentParser()
+parser.add_argument("kylinx", nargs="?")
+parser.add_argument("--only", default="", metavar="PATTERN")
+parser.add_argument("--golden", action="store_true")
+args = parser.parse_args()
+if args.kylinx:
+    os.environ["KYLINX"] = args.kylinx
+import lib  # noqa: E402
+
+BUILD = os.path.abspath(os.path.join(lib.TOP, os.environ.get("BUILD", "build")))
+GOLDEN = os.path.join(lib.TOP, "bench/counts.golden")
+sys.path.insert(0, os.path.join(lib.TOP, "bench"))
+import harness  # noqa: E402
+import report  # noqa: E402
+
+OPS = ("getpid clock random sigmask mutex read pipe socket epoll mmap open signal thread fork spawn").split()
+CALLS = "getpid getuid rt_sigprocmask sigaltstack futex_wake".split()
+tests = []
+
+
+class Skip(Exception):
+    pass
+
+
+def test(fn):
+    tests.append(fn)
+    return fn
+
+
+def expect(got, want, what):
+    if got != want:
+        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
+
+
+# ---- counts ------------------------------------------------------------------------------------------------------
+
+def counts_of(op, n, kylinx):
+    """Exits and hypercalls of n times op."""
+    with lib.Dir() as d:
+        r = lib.run([kylinx, "run", *exact(kylinx), f"--stats={d}/stats", "--", f"{BUILD}/bench/ops", op, str(n)])
+        if r.status:
+            raise AssertionError(f"ops {op}: {r.why()}")
+        with open(f"{d}/stats", encoding="ascii") as f:
+            s = json.load(f)
+    return s["exits"], s["hypercalls"]["total"]
+
+
+def exact(kylinx):
+    """Options with which a count does not depend on what else the machine does."""
+    return ["--io", "exit"] if b"--io" in lib.run([kylinx, "run", "--help"]).out else []
+
+
+def per_op(op, kylinx):
+    few, many = counts_of(op, 4, kylinx), counts_of(op, 12, kylinx)
+    return [(m - f) / 8 for m, f in zip(many, few)]
+
+
+def instructions(call):
+    """Of one call that the LibOS answers, from its entry to its exit."""
+    refs = []
+    for n in (1000, 2000):
+        r = lib.run(["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null",
+                     f"{BUILD}/tests/unit/libos_count", f"{BUILD}/libos.bin", call, str(n)])
+        m = re.search(rb"I\s+refs:\s+([\d,]+)", r.err)
+        if r.status or not m:
+            raise AssertionError(f"libos_count {call}: {r.why()}")
+        refs.append(int(m[1].replace(b",", b"")))
+    return (refs[1] - refs[0]) / 1000
+
+
+def compiler():
+    return lib.run(["gcc", "-dumpfullversion"]).out.decode().strip()
+
+
+def golden():
+    with open(GOLDEN, encoding="ascii") as f:
+        return json.load(f)
+
+
+def differences(kylinx):
+    found = []
+    for op, want in golden()["per_operation"].items():
+        got = dict(zip(("exits", "hypercalls"), per_op(op, kylinx)))
+        if got != want:
+            found.append(f"{op}: {got} instead of {want}")
+    return found
+
+
+@test
+def exits_of_operations():
+    """More than these is a regression; fewer: write the golden file anew, with --golden."""
+    found = differences(lib.KYLINX)
+    expect(found, [], "exits and hypercalls of one operation")
+
+
+@test
+def a_slower_build_is_caught():
+    """The same source with one more exit in each hypercall fails the comparison above."""
+    with lib.Dir() as d:
+        for part in ("abi", "cli", "libos", "monitor", "util", "Makefile", "tests/tests.mk", "bench"):
+            if part == "tests/tests.mk":
+                os.makedirs(f"{d}/tests")
+                shutil.copy(f"{lib.TOP}/{part}", f"{d}/tests")
+            elif os.path.isdir(f"{lib.TOP}/{part}"):
+                shutil.copytree(f"{lib.TOP}/{part}", f"{d}/{part}")
+            else:
+                shutil.copy(f"{lib.TOP}/{part}", d)
+        path = f"{d}/libos/core/main.c"
+        with open(path, encoding="ascii") as f:
+            text = f.read()
+        once = "\treturn t->call.ret;\n"
+        expect(text.count(once), 1, "places that end a hypercall")
+        again = ('\tint64_t ret = t->call.ret;\n\tt->call = (struct kx_call){ NR_sched_yield, { 0 }, 0 };\n'
+                 '\t__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_HCALL) : "memory");\n\treturn ret;\n')
+        with open(path, "w", encoding="ascii") as f:
+            f.write(text.replace(once, again))
+        r = lib.run(["make", "-C", d, "-j2", "all"], 300, env={"BUILD": "build", "MAKEFLAGS": ""})
+        if r.status:
+            raise AssertionError(f"build: {r.why()}")
+        found = differences(f"{d}/build/kylinx")
+        if not any(x.startswith("read:") for x in found):
+            raise AssertionError(f"an exit more in each hypercall was not noticed: {found}")
+
+
+@test
+def instructions_of_the_libos():
+    if not shutil.which("valgrind"):
+        raise Skip("valgrind is not installed")
+    g = golden()
+    same = g["compiler"] == compiler()
+    found = []
+    for call, want in g["instructions"].items():
+        got = instructions(call)
+        if got != want if same else abs(got - want) > want / 10:
+            found.append(f"{call}: {got:g} instead of {want:g}")
+    expect(found, [], "instructions of one call")
+
+
+# ---- what is made of measurements --------------------------------------------------------------------------------
+
+@test
+def intervals_hold_the_median():
+    """Of samples from a known distribution, at least 94 % of the intervals hold its median."""
+    r = random.Random(1)
+    for n in (7, 11, 21):
+        hold = 0
+        for _ in range(2000):
+            low, high = harness.median_interval([r.lognormvariate(0, 1) for _ in range(n)])
+            hold += low <= 1 <= high
+        if hold < 1880:
+            raise AssertionError(f"{n} values: {hold} of 2000")
+    expect(harness.median_interval([3, 1, 2]), [1, 3], "few values: their range")
+    expect(harness.quantile([4, 1, 3, 2], 0.5), 2.5, "the median of an even number")
+
+
+def bench(*argv, env=None):
+    return lib.run([sys.executable, os.path.join(lib.TOP, "bench/run.py"), *argv], 180,
+                   env={"KYLINX": lib.KYLINX, "BUILD": BUILD, **(env or {})})
+
+
+@test
+def a_contradicted_claim_fails():
+    with lib.Dir() as d:
+        with open(f"{d}/good.md", "w", encoding="ascii") as f:
+            f.write("| starts | <!-- bench: start_true ratio <= 100000 -->\n")
+        with open(f"{d}/bad.md", "w", encoding="ascii") as f:
+            f.write("# x\nstarts at once <!-- bench: start_true pvm <= 0.001 -->\n")
+        r = bench("--quick", "--out", d, "--claims", f"{d}/good.md", "start")
+        if r.status:
+            raise AssertionError(r.why())
+        doc = json.load(open(f"{d}/bench.json", encoding="utf-8"))
+        names = {m["name"] for m in doc["metrics"]}
+        if "start_true" not in names or any(not m["pvm"]["samples"] for m in doc["metrics"]):
+            raise AssertionError(f"metrics: {names}")
+        r = bench("--quick", "--out", d, "--claims", f"{d}/bad.md", "start")
+        expect(r.status, 1, "status with a claim that does not hold")
+        if b"bad.md:2: claims start_true pvm <= 0.001" not in r.err:
+            raise AssertionError(f"the line is not named: {r.err!r}")
+        r = lib.run([lib.KYLINX, "bench", "nothing"], cwd=d)
+        expect((r.status, r.err.count(b"\n")), (125, 1), f"unknown group: {r.err!r}")
+
+
+def example():
+    """A report with all kinds of groups."""
+    r = random.Random(2)
+
+    def metric(name, group, unit, at, ratio=1.0, better="lower"):
+        pvm = [at * ratio * r.uniform(0.9, 1.1) for _ in range(7)]
+        return harness.Metric(name, group, unit, pvm, [at * r.uniform(0.9, 1.1) for _ in range(7)], better).as_json()
+
+    metrics = [metric("getpid_syscall", "calls", "ns", 100, 0.2), metric("read_dev_zero", "calls", "ns", 150, 300)]
+    metrics += [metric(f"fork_{n}m_{w}", "fork", "us", 30 + 10 * n, 9 / (1 + n / 16)) for n in (0, 16, 64, 256, 1024)
+                for w in ("parent", "child")]
+    for name, ms in (("exec", 1.2), ("machine", 0.7), ("jail", 0.8), ("end", 1.4)):
+        metrics.append(harness.Metric(f"boot_{name}", "boot", "ms", [ms] * 5, None).as_json())
+    metrics += [metric(f"pss_each_of_{n}", "memory", "KiB", 200, 10) for n in (1, 2, 10, 50)]
+    metrics += [harness.Metric(f"memory_each_at_{n}", "density", "KiB", [900.0 + n], None).as_json() for n in (50, 100, 500)]
+    metrics += [metric("redis_get_c50", "servers", "1/s", 50000, 0.9, "higher"), metric("nginx_1k", "servers", "1/s", 20000)]
+    metrics += [metric(f"fork_parent_fds_{n}", "scale", "us", 30 + n / 50) for n in (0, 100, 1000)]
+    return {"schema": 1, "quick": False, "against": "process", "metrics": metrics, "failed": [],
+            "skipped": [{"group": "dns", "why": "<nsd> & dnsperf"}],
+            "claims": [{"file": "a.md", "line": 3, "text": "fast", "metric": "x", "field": "ratio", "op": "<=", "limit": 1.0,
+                        "state": "contradicted", "found": 2.0}],
+            "noise": {"load_before": 0.1, "steal": 0.0, "seconds": 10.0},
+            "machine": {"date": "2026-01-01T00:00:00Z", "kernel": "6.1", "cpu": "CPU", "cpus": 2, "memory_kib": 1 << 24,
+                        "kvm": "VMX", "thp": "always", "clocksource": "tsc", "libc": "glibc 2.36", "kylinx": "kylinx 0",
+                        "commit": "abc"}}
+
+
+# Run in the page: what a reader would see of each plot.
+LOOK = """<script>
+window.addEventListener('load', () => {
+  const out = [];
+  document.querySelectorAll('svg').forEach(s => {
+    const box = s.getBoundingClientRect(), bad = [];
+    const texts = [...s.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+    texts.forEach(([t, b]) => { if (b.left < box.left - 1 || b.right > box.right + 1 || b.bottom > box.bottom + 1
+      || b.top < box.top - 1) bad.push('outside: ' + t); });
+    for (let i = 0; i < texts.length; i++) for (let k = i + 1; k < texts.length; k++) {
+      const a = texts[i][1], b = texts[k][1];
+      if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)
+        bad.push('overlap: ' + texts[i][0] + ' / ' + texts[k][0]); }
+    const data = [...s.querySelectorAll('.datum')].filter(d => { const r = d.getBoundingClientRect();
+      return r.width > 0 && r.height > 0; });
+    out.push({label: s.getAttribute('aria-label'), data: data.length, text: texts.map(t => t[0]).join('|'), bad: bad,
+      color: getComputedStyle(s.querySelector('.datum')).fill});
+  });
+  const pre = document.createElement('pre'); pre.id = 'seen';
+  pre.textContent = JSON.stringify({plots: out, background: getComputedStyle(document.body).backgroundColor,
+    wide: document.documentElement.scrollWidth > window.innerWidth, tables: document.querySelectorAll('table').length});
+  document.body.appendChild(pre);
+});
+</script>"""
+
+
+def look(chromium, d, path, *options):
+    r = lib.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--enable-logging=stderr", f"--user-data-dir={d}/profile", "--virtual-time-budget=3000",
+                 "--window-size=1100,900", *options, "--dump-dom", f"file://{path}"], 120,
+                env={"HOME": d, "TMPDIR": d, "XDG_RUNTIME_DIR": d})
+    m = re.search(rb'<pre id="seen">(.*?)</pre>', r.out, re.S)
+    if not m:
+        raise AssertionError(f"chromium: {r.why()}")
+    console = [x for x in r.err.decode(errors="replace").splitlines() if "CONSOLE" in x]
+    expect(console, [], "messages in the console")
+    import html
+    return json.loads(html.unescape(m[1].decode()))
+
+
+@test
+def the_page_in_a_browser():
+    chromium = shutil.which("chromium")
+    if not chromium:
+        raise Skip("chromium is not installed")
+    doc = example()
+    page = report.html(doc)
+    with lib.Dir() as d:
+        with open(f"{d}/page.html", "w", encoding="utf-8") as f:
+            f.write(page + LOOK)
+        for options in ([], ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]):
+            seen = look(chromium, d, f"{d}/page.html", *options)
+            if len(seen["plots"]) < 8:
+                raise AssertionError(f"{len(seen['plots'])} plots")
+            for p in seen["plots"]:
+                if p["bad"]:
+                    raise AssertionError(f"{p['label']}: {'; '.join(p['bad'][:5])}")
+                if p["data"] < 3 and "bars" not in p["label"] or not p["data"]:
+                    raise AssertionError(f"{p['label']}: {p['data']} data")
+                if not re.search(r"ms|µs|us|ns|KiB|1/s|×", p["text"]):
+                    raise AssertionError(f"{p['label']}: no unit: {p['text']}")
+            expect(seen["wide"], False, "page wider than the window")
+            if options:
+                expect(seen["background"], "rgb(21, 24, 27)", "background in the dark")
+            else:
+                expect(seen["background"], "rgb(252, 252, 251)", "background in the light")
+    if "http" in re.sub(r"<title>.*?</title>", "", page):
+        raise AssertionError("the page refers to the network")
+    for part in ("&lt;nsd&gt; &amp; dnsperf", "Contradicted: a.md:3", "Published by others"):
+        if part not in page:
+            raise AssertionError(f"not on the page: {part}")
+
+
+# ---- running -----------------------------------------------------------------------------------------------------
+
+def reap():
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def settled(before):
+    """What is left over, after some time to end; processes are killed then."""
+    found = []
+    for _ in range(50):
+        reap()
+        found = lib.leaks(before, lib.state())
+        if not found:
+            return []
+        time.sleep(0.1)
+    for f in found:
+        if f.startswith("process "):
+            try:
+                os.kill(int(f.split()[1]), signal.SIGKILL)
+            except OSError:
+                pass
+    reap()
+    return found
+
+
+def write_golden():
+    g = {"per_operation": {op: dict(zip(("exits", "hypercalls"), per_op(op, lib.KYLINX))) for op in OPS},
+         "compiler": compiler(), "instructions": {c: instructions(c) for c in CALLS}}
+    with open(GOLDEN, "w", encoding="ascii") as f:
+        json.dump(g, f, indent=1)
+        f.write("\n")
+    return 0
+
+
+def main():
+    if args.golden:
+        return write_golden()
+    tap = lib.Tap()
+    why = lib.kvm_missing()
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    for fn in tests:
+        if not re.search(args.only, fn.__name__):
+            continue
+        if why:
+            tap.skip(fn.__name__, why)
+            continue
+        before, failure = lib.state(), None
+        try:
+            fn()
+        except Skip as e:
+            tap.skip(fn.__name__, e)
+            continue
+        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
+            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
+        found = settled(before)
+        if found:
+            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
+        if failure:
+            tap.fail(fn.__name__, failure)
+        else:
+            tap.ok(fn.__name__)
+    return tap.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
