@@ -486,7 +486,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
 	pvm.cpus = st->cpu_set;
-	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,  st->family_fd, st->registry_fd,
+	const int kept[] = { pvm.kvm_fd,   pvm.proc_fd,  pvm.exe_fd,     pvm.log_fd,  st->family_fd,  st->registry_fd,
 			     st->trace_fd, st->stats_fd, st->program_fd, st->text_fd, st->text_fd_ro, st->store_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
