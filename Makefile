@@ -27,7 +27,7 @@ ZYDIS = -lZydis
 endif
 endif
 , = ,
-LDLIBS = $(ZYDIS) -pthread
+LDLIBS = $(ZYDIS) -l:libsodium.a -pthread
 # Guest code: no libc, no vector registers (they are the program's), no data of its own.
 GUEST_CFLAGS = $(WARN) -O2 -g -ffreestanding -nostdlib -fno-stack-protector -fcf-protection=none -mgeneral-regs-only \
 	-fno-asynchronous-unwind-tables -fno-builtin-memcpy -fvisibility=hidden -MMD -MP
@@ -37,16 +37,20 @@ MONITOR_SRC = \
 	monitor/core/thread.c monitor/core/fork.c monitor/core/exec.c monitor/core/family.c monitor/core/registry.c \
 	monitor/core/keeper.c monitor/core/alloc.c monitor/core/robust.c monitor/core/futexes.c monitor/core/rseq.c monitor/core/batch.c \
 	monitor/core/update.c monitor/core/relink.c monitor/core/unwind.c \
-	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/jail.c \
+	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/store.c monitor/core/jail.c \
 	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
 	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
 	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
-CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-bench.c cli/families.c
+CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-lib.c cli/cmd-bench.c cli/families.c
 UTIL_SRC = util/err.c util/log.c
 LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/batch.c libos/core/pipe.c libos/core/ktime.c libos/core/random.c libos/core/string.c libos/core/serve.c
 LIBOS_ASM = libos/arch/x86_64/entry.S
+
+# What the images of the store depend on: they are shared only by monitors that would make the same.
+STORE_FORMAT := $(shell cat monitor/arch/x86_64/patch.c abi/kx_abi.h monitor/core/rseq.c monitor/core/text.h \
+	monitor/core/store.c monitor/core/store.h | sha256sum | cut -c1-16)
 
 HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))
 LIBOS_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(LIBOS_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(LIBOS_ASM))
@@ -94,6 +98,8 @@ $(BUILD)/vdso.so: libos/vdso/vdso.c libos/vdso/vdso.lds libos/core/ktime.h abi/k
 $(BUILD)/monitor/core/image.o: monitor/core/image.S $(BUILD)/libos.bin $(BUILD)/vdso.so
 	@mkdir -p $(@D)
 	$(Q)$(CC) -c -DLIBOS_BIN='"$(BUILD)/libos.bin"' -DVDSO_SO='"$(BUILD)/vdso.so"' -o $@ $<
+
+$(BUILD)/monitor/core/store.o: HOST_CFLAGS += -DSTORE_FORMAT='"format-$(STORE_FORMAT)"'
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

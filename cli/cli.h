@@ -25,8 +25,10 @@ int cmd_ps(int argc, char **argv, struct kx_err *err);
 int cmd_kill(int argc, char **argv, struct kx_err *err);
 int cmd_exec(int argc, char **argv, struct kx_err *err);
 int cmd_update(int argc, char **argv, struct kx_err *err);
+int cmd_lib(int argc, char **argv, struct kx_err *err);
 int cmd_bench(int argc, char **argv, struct kx_err *err);
-extern const char cmd_run_help[], cmd_ps_help[], cmd_kill_help[], cmd_exec_help[], cmd_update_help[], cmd_bench_help[];
+extern const char cmd_run_help[], cmd_ps_help[], cmd_kill_help[], cmd_exec_help[], cmd_update_help[], cmd_bench_help[],
+	cmd_lib_help[];
 
 struct kx_config;
 /* The caller's environment with room for extra variables, and one of them, NAME=VALUE, set in it. */

@@ -20,6 +20,7 @@ static const struct cli_verb verbs[] = {
 	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill },
 	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec },
 	{ "update", "replace a shared library in programs that run", cmd_update_help, cmd_update },
+	{ "lib", "the store of prepared libraries", cmd_lib_help, cmd_lib },
 	{ "bench", "measure pVMs against processes", cmd_bench_help, cmd_bench },
 	{ "help", "describe a command", help_help, cmd_help },
 };

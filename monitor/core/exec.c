@@ -17,6 +17,7 @@
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
+#include "store.h"
 #include "update.h"
 #include "thread.h"
 
@@ -157,6 +158,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.text_fd_ro = text_fd_ro();
 	st.update_fd[0] = update_fd(0);
 	st.update_fd[1] = update_fd(1);
+	st.store_fd = store_fd();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -203,6 +205,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     text_fd_ro(),
 			     update_fd(0),
 			     update_fd(1),
+			     store_fd(),
 			     pvm.kvm_fd,
 			     pvm.proc_fd,
 			     pvm.exe_fd,

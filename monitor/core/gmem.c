@@ -570,7 +570,7 @@ bool gmem_pc_step_hidden(uint64_t rip)
 }
 
 /* Bias of the ELF file whose text from file offset off is mapped at gva: address = p_vaddr + bias. */
-static int load_bias(const uint8_t *file, uint64_t size, uint64_t off, uint64_t gva, uint64_t *bias)
+int gmem_load_bias(const uint8_t *file, uint64_t size, uint64_t off, uint64_t gva, uint64_t *bias)
 {
 	Elf64_Ehdr eh;
 	if (size < sizeof eh)
@@ -605,7 +605,8 @@ static int host_prot(int prot)
 
 /* What becomes of an executable private file mapping. */
 struct text_use {
-	const struct text *shared; /* the family's patched copy of it */
+	const struct text *shared; /* the patched copy of it that others have, too, */
+	int fd;                    /* and where to map it from */
 	struct patch_plan plan;    /* else: to be applied to the mapping itself, where n is not 0 */
 	uint64_t tramp, tramp_size;
 	bool rseq; /* has restartable sequences */
@@ -652,7 +653,7 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct t
 	if (memmem(file + off, len, "\x0f\x05", 2) || memmem(file + off, len, "\x0f\xa2", 2)) {
 		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
 		uint64_t bias = 0;
-		if (load_bias(file, st.st_size, off, gva, &bias) == 0)
+		if (gmem_load_bias(file, st.st_size, off, gva, &bias) == 0)
 			patch_hints_from_elf(file, st.st_size, bias, &hints);
 		patch_scan(file + off, len, gva, &hints, &use->plan);
 		patch_hints_free(&hints);
@@ -669,6 +670,9 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 	struct text_key key;
 	bool shareable = !(prot & PROT_WRITE) && text_key(fd, off, len, &key);
 	const struct text *t = shareable ? text_find(&key) : NULL;
+	use->fd = t && t->nr_sites ? text_open(t) : -1;
+	if (t && t->nr_sites && use->fd < 0)
+		t = NULL; /* its image has been removed or damaged */
 	if (t) {
 		if (t->rseq)
 			rseq_switch_on();
@@ -686,6 +690,7 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 			use->shared = t;
 			return;
 		}
+		text_close(t, use->fd);
 		shareable = false; /* something else is where its trampolines have to be */
 	}
 	text_scan(gva, len, fd, off, use);
@@ -695,7 +700,7 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 	pvm.nr_cpuid_found += use->plan.cpuid_found;
 	if (!use->plan.n) {
 		if (shareable)
-			text_add_none(&key, &use->plan, use->rseq);
+			text_add_none(&key, fd, &use->plan, use->rseq);
 		return;
 	}
 	use->tramp_size = ALIGN_UP((uint64_t)use->plan.tramp_bytes, PAGE);
@@ -704,6 +709,8 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 		use->plan.n = 0;
 	else if (shareable)
 		use->shared = text_add(&key, fd, gva, &use->plan, use->rseq, use->tramp, use->tramp_size);
+	if (use->shared)
+		use->fd = text_open(use->shared);
 }
 
 /* Map the trampolines, and patch the text where it is not the family's copy. The text is mapped, and writable then. */
@@ -712,10 +719,10 @@ static void text_finish(uint64_t gva, uint64_t len, struct text_use *use)
 	uint64_t t = use->tramp, size = use->tramp_size;
 	if (!use->shared && !use->plan.n)
 		return;
-	struct kx_site *s = use->shared ? text_sites(use->shared, gva) : use->plan.sites;
+	struct kx_site *s = use->shared ? text_sites(use->shared, use->fd, gva) : use->plan.sites;
 	uint64_t at = use->shared ? use->shared->at + ALIGN_UP(use->shared->key.len, PAGE) : 0;
 	if (s && region_reserve(3) == 0 && pt_set(t, t + size, PROT_READ | PROT_EXEC, true) == 0 &&
-	    (use->shared ? mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, text_fd_ro(), (off_t)at)
+	    (use->shared ? mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at)
 			 : mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
 				0)) != MAP_FAILED) {
 		region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
@@ -737,13 +744,15 @@ static void text_finish(uint64_t gva, uint64_t len, struct text_use *use)
 
 /* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
 struct text_map {
-	uint64_t start, end, at; /* at: bytes into the memfd, of start */
+	uint64_t start, end, at; /* at: bytes into the text, of start */
+	const struct text *text;
+	char path[168];
 };
 static struct text_map *text_maps;
 static size_t nr_text_maps, cap_text_maps;
 
 /* Note a mapping; what was noted of its addresses is no longer true. */
-static int text_map_note(uint64_t start, uint64_t end, uint64_t at)
+static int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd)
 {
 	size_t j = 0;
 	for (size_t i = 0; i < nr_text_maps; i++)
@@ -758,7 +767,9 @@ static int text_map_note(uint64_t start, uint64_t end, uint64_t at)
 		text_maps = p;
 		cap_text_maps = cap;
 	}
-	text_maps[nr_text_maps++] = (struct text_map){ start, end, at };
+	struct text_map *m = &text_maps[nr_text_maps++];
+	*m = (struct text_map){ .start = start, .end = end, .text = t };
+	text_path(t, m->path, fd);
 	return 0;
 }
 
@@ -768,6 +779,25 @@ static const struct text_map *text_map_find(uint64_t gva)
 		if (text_maps[i].start <= gva && gva < text_maps[i].end)
 			return &text_maps[i];
 	return NULL;
+}
+
+/* A private copy of [s, e), in place of it at once: other threads may run there. */
+static int text_copy(uint64_t s, uint64_t e, int prot)
+{
+	void *p = mmap(NULL, e - s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	if ((host_prot(prot) == PROT_NONE && mprotect(gva_ptr(s), e - s, PROT_READ)))
+		goto failed;
+	memcpy(p, gva_ptr(s), e - s);
+	if (mprotect(p, e - s, host_prot(prot)) ||
+	    mremap(p, e - s, e - s, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(s)) == MAP_FAILED)
+		goto failed;
+	return 0;
+failed:;
+	int r = -errno;
+	munmap(p, e - s);
+	return r;
 }
 
 /* Give the program copies of its own of what it has of the family's in [start, end): it wants to write or move. */
@@ -785,9 +815,9 @@ static int text_own(uint64_t start, uint64_t end)
 		const struct text_map *m = text_map_find(s);
 		if (!m || e > m->end || region_reserve(4))
 			return -ENOMEM;
-		if (mmap(gva_ptr(s), e - s, host_prot(r.prot), MAP_PRIVATE | MAP_FIXED, text_fd_ro(),
-			 (off_t)(m->at + (s - m->start))) == MAP_FAILED)
-			return -errno;
+		int x = text_copy(s, e, r.prot);
+		if (x)
+			return x;
 		region_set(s, e, r.prot, r.flags & ~GMEM_TEXT);
 	}
 	return 0;
@@ -797,12 +827,12 @@ bool gmem_text_file(uint64_t gva, struct gmem_text_file *out)
 {
 	pthread_mutex_lock(&pvm.mm_lock);
 	const struct text_map *m = text_map_find(gva);
-	const struct text *t = m ? text_at(m->at) : NULL;
+	const struct text *t = m ? m->text : NULL;
 	if (t) {
 		out->dev = t->key.dev;
 		out->ino = t->key.ino;
-		out->off = t->key.off + (m->at - t->at) + (gva - m->start);
-		memcpy(out->path, t->path, sizeof out->path);
+		out->off = t->key.off + m->at + (gva - m->start);
+		memcpy(out->path, m->path, sizeof out->path);
 		out->path[sizeof out->path - 1] = 0;
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
@@ -909,10 +939,10 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		text_prepare(addr, len, prot, fd, off, &use);
 	const struct text *shared = use.shared;
 	int hp = host_prot(prot) | (use.plan.n && !shared ? PROT_READ | PROT_WRITE : 0);
-	void *p = shared ? mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, text_fd_ro(),
+	void *p = shared ? mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, use.fd,
 				(off_t)shared->at)
 			 : mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
-	if (p != MAP_FAILED && shared && text_map_note(addr, addr + len, shared->at)) {
+	if (p != MAP_FAILED && shared && text_map_note(addr, addr + len, shared, fd)) {
 		host_release(addr, addr + len);
 		p = MAP_FAILED;
 		errno = ENOMEM;
@@ -924,6 +954,8 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 			region_carve(addr, addr + len);
 			host_release(addr, addr + len);
 		}
+		if (shared)
+			text_close(shared, use.fd);
 		patch_plan_free(&use.plan);
 		return -e;
 	}
@@ -936,6 +968,8 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		madvise(p, len, MADV_HUGEPAGE);
 	if (patch) {
 		text_finish(addr, len, &use);
+		if (shared)
+			text_close(shared, use.fd);
 		patch_plan_free(&use.plan);
 		if (hp != host_prot(prot))
 			mprotect(p, len, host_prot(prot));

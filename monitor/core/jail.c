@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #endif
 #include "jail.h"
+#include "store.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -876,7 +877,10 @@ int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 	if (j.lost)
 		strcpy(j.cwd, "/");
 	mask = umask(0);
-	r = ns_enter(&j) || proc_keep(&j) || view_build(&j) || caps_drop(&j);
+	r = ns_enter(&j) || proc_keep(&j);
+	if (!r)
+		store_enter();
+	r = r || view_build(&j) || caps_drop(&j);
 	umask(mask);
 	free(j.mounts);
 	if (j.root >= 0)

@@ -33,6 +33,8 @@
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
+#include "store.h"
+#include <limits.h>
 #include "thread.h"
 #include "timepage.h"
 #include "update.h"
@@ -93,6 +95,7 @@ _Noreturn void pvm_exit_group(int status)
 	sig_block_all();
 	batch_end();
 	thread_release_all();
+	text_note_family();
 	pipe_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
@@ -113,6 +116,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 		batch_end();
 		thread_release_all();
 	}
+	text_note_family();
 	report_end("killed by signal %d", sig);
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);
@@ -392,6 +396,14 @@ static void share_texts(int fd, int fd_ro)
 		kx_log(KX_LOG_WARN, "text", "patched texts can't be shared: %s", strerror(-r));
 }
 
+/* What the program is known to map is stored before the jail closes. */
+static void store_prepare(const struct kx_config *cfg)
+{
+	char found[4096], real[PATH_MAX];
+	if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
+		store_begin(cfg, real);
+}
+
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
@@ -408,6 +420,7 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 				  cfg->stats_file, strerror(-r));
 	share_texts(-1, -1);
 	update_init();
+	store_prepare(cfg);
 	if (cfg->stats)
 		stats_begin();
 	cpus_limit(cfg->cpus);
@@ -482,15 +495,16 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
 	pvm.cpus = st->cpu_set;
-	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,      pvm.log_fd,     st->family_fd,
-			     st->registry_fd, st->trace_fd,     st->stats_fd,    st->program_fd, st->text_fd,
-			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1] };
+	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,       pvm.log_fd,     st->family_fd,
+			     st->registry_fd, st->trace_fd,     st->stats_fd,     st->program_fd, st->text_fd,
+			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
+	store_adopt(st->store_fd);
 	if (st->text_fd >= 0)
 		share_texts(st->text_fd, st->text_fd_ro);
 	update_adopt(st->update_fd[0], st->update_fd[1]);

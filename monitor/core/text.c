@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "store.h"
 
 #define PAGE 4096ull
 #define PAGES(n) (((n) + PAGE - 1) & -PAGE)
@@ -73,7 +74,7 @@ static int64_t nanoseconds(const struct timespec *t) { return t->tv_sec * 100000
 bool text_key(int fd, uint64_t off, uint64_t len, struct text_key *key)
 {
 	struct stat st;
-	if (!ix || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size <= 0 || (uint64_t)st.st_size <= off ||
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size <= 0 || (uint64_t)st.st_size <= off ||
 	    len > TEXT_LEN_MAX || PAGES((uint64_t)st.st_size) - off < PAGES(len))
 		return false;
 	memset(key, 0, sizeof *key);
@@ -107,6 +108,9 @@ static bool entry_sound(const struct text *t)
 
 const struct text *text_find(const struct text_key *key)
 {
+	const struct text *s = store_find(key);
+	if (s)
+		return s;
 	for (uint32_t i = 0, n = entries(); i < n; i++) {
 		const struct text *t = &ix->text[i];
 		if (__atomic_load_n(&t->ready, __ATOMIC_ACQUIRE) && !memcmp(&t->key, key, sizeof *key) &&
@@ -116,20 +120,17 @@ const struct text *text_find(const struct text_key *key)
 	return NULL;
 }
 
-const struct text *text_at(uint64_t off)
+int text_open(const struct text *t) { return store_holds(t) ? store_image_open(t) : arena_ro; }
+
+void text_close(const struct text *t, int fd)
 {
-	for (uint32_t i = 0, n = entries(); i < n; i++) {
-		const struct text *t = &ix->text[i];
-		if (__atomic_load_n(&t->ready, __ATOMIC_ACQUIRE) && t->nr_sites && off >= t->at &&
-		    off - t->at < PAGES(t->key.len))
-			return t;
-	}
-	return NULL;
+	if (fd >= 0 && store_holds(t))
+		close(fd);
 }
 
 static struct text *entry_take(const struct text_key *key)
 {
-	if (entries() >= INDEX_MAX)
+	if (!ix || entries() >= INDEX_MAX)
 		return NULL;
 	uint32_t i = __atomic_fetch_add(&ix->nr, 1, __ATOMIC_SEQ_CST);
 	if (i >= INDEX_MAX)
@@ -138,15 +139,46 @@ static struct text *entry_take(const struct text_key *key)
 	return &ix->text[i];
 }
 
-void text_add_none(const struct text_key *key, const struct patch_plan *plan, bool rseq)
+static void path_of(char path[168], int fd)
 {
+	char name[32];
+	snprintf(name, sizeof name, "thread-self/fd/%d", fd); /* the keeper has other descriptors */
+	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path, 167) : -1;
+	path[n > 0 ? n : 0] = 0;
+}
+
+void text_path(const struct text *t, char path[168], int fd)
+{
+	if (store_holds(t))
+		path_of(path, fd);
+	else
+		memcpy(path, t->path, 168);
+	path[167] = 0;
+}
+
+void text_add_none(const struct text_key *key, int fd, const struct patch_plan *plan, bool rseq)
+{
+	char path[168];
+	path_of(path, fd);
+	store_note(key, path);
 	struct text *t = entry_take(key);
 	if (!t)
 		return;
 	t->rseq = rseq;
 	t->nr_found = plan->found;
 	t->nr_cpuid = plan->cpuid_found;
+	memcpy(t->path, path, sizeof t->path);
 	__atomic_store_n(&t->ready, 1, __ATOMIC_RELEASE);
+}
+
+void text_note_family(void)
+{
+	for (uint32_t i = 0, n = entries(); i < n; i++) {
+		struct text t = ix->text[i]; /* a copy: relatives write there */
+		t.path[sizeof t.path - 1] = 0;
+		if (t.ready)
+			store_note(&t.key, t.path);
+	}
 }
 
 static bool read_all(int fd, uint8_t *p, uint64_t len, uint64_t off)
@@ -160,14 +192,6 @@ static bool read_all(int fd, uint8_t *p, uint64_t len, uint64_t off)
 		off += n;
 	}
 	return true;
-}
-
-static void path_note(struct text *t, int fd)
-{
-	char name[32];
-	snprintf(name, sizeof name, "thread-self/fd/%d", fd); /* the keeper has other descriptors */
-	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, t->path, sizeof t->path - 1) : -1;
-	t->path[n > 0 ? n : 0] = 0;
 }
 
 const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, struct patch_plan *plan, bool rseq,
@@ -201,18 +225,19 @@ const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, st
 		t->tramp_size = tramp_size;
 		t->tramp_from = (int64_t)(tramp - gva);
 		t->made_for = gva;
-		path_note(t, fd);
+		path_of(t->path, fd);
+		store_note(key, t->path);
 		__atomic_store_n(&t->ready, 1, __ATOMIC_RELEASE);
 	}
 	munmap(p, size);
 	return t;
 }
 
-struct kx_site *text_sites(const struct text *t, uint64_t gva)
+struct kx_site *text_sites(const struct text *t, int fd, uint64_t gva)
 {
 	size_t size = t->nr_sites * sizeof(struct kx_site);
 	struct kx_site *s = malloc(size);
-	if (!s || !read_all(arena, (uint8_t *)s, size, sites_offset(t))) {
+	if (!s || !read_all(fd, (uint8_t *)s, size, sites_offset(t))) {
 		free(s);
 		return NULL;
 	}

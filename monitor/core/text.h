@@ -46,12 +46,17 @@ bool text_key(int fd, uint64_t off, uint64_t len, struct text_key *key);
 /* NULL = not known. Lives as long as the process. */
 const struct text *text_find(const struct text_key *key);
 /* Note that there is nothing to patch. */
-void text_add_none(const struct text_key *key, const struct patch_plan *plan, bool rseq);
+void text_add_none(const struct text_key *key, int fd, const struct patch_plan *plan, bool rseq);
+/* Note for the store what the family has prepared: members that came by exec can't. */
+void text_note_family(void);
 /* Copy the text from fd, patch the copy for trampolines tramp_size bytes long at tramp. NULL = no room. */
 const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, struct patch_plan *plan, bool rseq,
 			    uint64_t tramp, uint64_t tramp_size);
+/* A descriptor to map it from, for text_close(); negative: it can't be used now. */
+int text_open(const struct text *t);
+void text_close(const struct text *t, int fd);
+/* How the program sees the file that it has open as fd. */
+void text_path(const struct text *t, char path[168], int fd);
 /* Its sites for a text at gva, to be freed by the caller; NULL = no memory. */
-struct kx_site *text_sites(const struct text *t, uint64_t gva);
-/* The entry whose patched text holds the given offset in the memfd; NULL = none. */
-const struct text *text_at(uint64_t off);
+struct kx_site *text_sites(const struct text *t, int fd, uint64_t gva);
 #endif

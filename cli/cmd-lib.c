@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kylinx lib: look at the store of prepared texts, and keep it in order. */
+#include "../monitor/core/store.h"
+#include "cli.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SEE "see `kylinx help lib`"
+
+const char cmd_lib_help[] =
+	"Usage: kylinx lib list [--json]\n"
+	"       kylinx lib show NAME [--json]\n"
+	"       kylinx lib verify\n"
+	"       kylinx lib add FILE...\n"
+	"       kylinx lib gc\n"
+	"       kylinx lib history\n"
+	"\n"
+	"The store keeps the executable parts of programs and libraries ready to be mapped by all pVMs. A start adds\n"
+	"what the start before has found missing; nothing else has to be done.\n"
+	"\n"
+	"  list       what is stored: image, size, file\n"
+	"  show       all that is known of the files whose path ends in NAME, or of the image that starts with NAME\n"
+	"  verify     compare each image with its name; status 1 if one is damaged\n"
+	"  add        store the executable parts of FILE now\n"
+	"  gc         remove what belongs to files that are gone or changed, what is damaged, and other versions' "
+	"images\n"
+	"  history    what was done to the store, one JSON object a line\n"
+	"\n"
+	"The store is $KYLINX_STORE (empty: none is used), else /var/lib/kylinx/store for root, and\n"
+	"$XDG_CACHE_HOME/kylinx/store or ~/.cache/kylinx/store for others.\n";
+
+struct lib {
+	struct store *s;
+	const char *want;
+	bool json, all;
+	unsigned n, bad;
+	struct kx_err *err;
+};
+
+static int lib_verify(const struct store_entry *e, bool sound, void *arg)
+{
+	struct lib *l = arg;
+	char line[512];
+	l->n++;
+	int r = !sound ? -EBADMSG : e->has_image ? store_verify_image(l->s, e->image) : 0;
+	if (!r)
+		return 0;
+	l->bad++;
+	snprintf(line, sizeof line, "%s: %s\n", e->path, r == -ENOENT ? "no image" : "damaged");
+	return cli_print(line, l->err) ? -1 : 0;
+}
+
+static size_t put_string(char *out, const char *s)
+{
+	size_t n = 0;
+	out[n++] = '"';
+	for (; *s; s++) {
+		unsigned char c = (unsigned char)*s;
+		if (c < ' ' || c == '"' || c == '\\' || c == 127)
+			n += (size_t)sprintf(out + n, "\\u%04x", c);
+		else
+			out[n++] = (char)c;
+	}
+	out[n++] = '"';
+	out[n] = 0;
+	return n;
+}
+
+static bool wanted(const struct lib *l, const struct store_entry *e, const char *hex)
+{
+	size_t n = l->want ? strlen(l->want) : 0, p = strlen(e->path);
+	return !n || (n <= p && !strcmp(e->path + p - n, l->want)) ||
+	       (n >= 4 && e->has_image && !strncmp(hex, l->want, n));
+}
+
+static int lib_print(const struct store_entry *e, bool sound, void *arg)
+{
+	struct lib *l = arg;
+	char hex[2 * STORE_HASH + 1] = "-", line[4096], path[6 * STORE_PATH + 3], plain[STORE_PATH];
+	if (sound && e->has_image)
+		store_hex(e->image, hex);
+	if (!sound || !wanted(l, e, hex))
+		return 0;
+	put_string(path, e->path);
+	snprintf(plain, sizeof plain, "%s", e->path);
+	for (char *c = plain; *c; c++)
+		if ((unsigned char)*c < ' ' || *c == 127)
+			*c = '?';
+	if (l->json)
+		snprintf(line, sizeof line,
+			 "%s{\"path\":%s,\"image\":%s%s%s,\"size\":%llu,\"offset\":%llu,\"length\":%llu,"
+			 "\"device\":%llu,\"inode\":%llu,\"syscalls\":%u,\"cpuids\":%u}",
+			 l->n ? ",\n" : "", path, e->has_image ? "\"" : "", e->has_image ? hex : "null",
+			 e->has_image ? "\"" : "", (unsigned long long)e->size, (unsigned long long)e->key.off,
+			 (unsigned long long)e->key.len, (unsigned long long)e->key.dev, (unsigned long long)e->key.ino,
+			 e->nr_found, e->nr_cpuid);
+	else if (l->all)
+		snprintf(line, sizeof line,
+			 "path      %s\nimage     %s\nsize      %llu\ntext      %llu bytes at %llu\nfile      device "
+			 "%llu, "
+			 "inode %llu, %llu bytes\nsyscalls  %u\ncpuids    %u\n\n",
+			 plain, hex, (unsigned long long)e->size, (unsigned long long)e->key.len,
+			 (unsigned long long)e->key.off, (unsigned long long)e->key.dev, (unsigned long long)e->key.ino,
+			 (unsigned long long)e->key.size, e->nr_found, e->nr_cpuid);
+	else
+		snprintf(line, sizeof line, "%-16.16s %9llu  %s\n", hex, (unsigned long long)e->size, plain);
+	l->n++;
+	return cli_print(line, l->err) ? -1 : 0;
+}
+
+static int list(struct lib *l)
+{
+	if (l->json && cli_print("[", l->err))
+		return CLI_FAILED;
+	if (l->s->dir >= 0 && store_each(l->s, lib_print, l))
+		return CLI_FAILED;
+	if (l->json && cli_print("]\n", l->err))
+		return CLI_FAILED;
+	if (!l->want || l->n)
+		return 0;
+	kx_err_set(l->err, ENOENT, "lib show: %s: not stored (see `kylinx lib list`)", l->want);
+	return CLI_FAILED;
+}
+
+static int history(struct lib *l)
+{
+	char buf[4096];
+	ssize_t n = 0;
+	int fd = l->s->root < 0 ? -1 : openat(l->s->root, "history", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	while (fd >= 0 && (n = read(fd, buf, sizeof buf - 1)) > 0) {
+		buf[n] = 0;
+		if (cli_print(buf, l->err))
+			break;
+	}
+	if (fd >= 0)
+		close(fd);
+	return n > 0 ? CLI_FAILED : 0;
+}
+
+static int add(struct lib *l, int argc, char **argv)
+{
+	char real[4096], line[64];
+	int sum = 0;
+	for (int i = 0; i < argc; i++) {
+		char *p = realpath(argv[i], NULL);
+		snprintf(real, sizeof real, "%s", p ? p : argv[i]);
+		free(p);
+		int n = store_add_file(l->s, real, l->err);
+		if (n < 0)
+			return CLI_FAILED;
+		if (n)
+			store_history_add(l->s, "add", real, NULL);
+		sum += n;
+	}
+	snprintf(line, sizeof line, "%d stored\n", sum);
+	return cli_print(line, l->err) ? CLI_FAILED : 0;
+}
+
+static int gc(struct lib *l)
+{
+	char line[64];
+	int n = store_gc(l->s, l->err);
+	if (n < 0)
+		return CLI_FAILED;
+	snprintf(line, sizeof line, "%d removed\n", n);
+	if (n)
+		store_history_add(l->s, "gc", NULL, line);
+	return cli_print(line, l->err) ? CLI_FAILED : 0;
+}
+
+static int verify(struct lib *l)
+{
+	char line[64];
+	int r = l->s->dir >= 0 ? store_each(l->s, lib_verify, l) : 0;
+	snprintf(line, sizeof line, "%u of %u sound\n", l->n - l->bad, l->n);
+	return r || cli_print(line, l->err) ? CLI_FAILED : l->bad ? 1 : 0;
+}
+
+int cmd_lib(int argc, char **argv, struct kx_err *err)
+{
+	static const char *const verbs[] = { "list", "show", "verify", "add", "gc", "history" };
+	static struct store s;
+	struct lib l = { .s = &s, .err = err };
+	int v = 0, n = 0;
+	for (int i = 1; i < argc; i++) {
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+			return cli_print(cmd_lib_help, err) ? CLI_FAILED : 0;
+		if (argv[i][0] != '-') {
+			argv[n++] = argv[i];
+		} else if (!strcmp(argv[i], "--json")) {
+			l.json = true;
+		} else {
+			kx_err_set(err, EINVAL, "%.64s: unknown option (" SEE ")", argv[i]);
+			return CLI_FAILED;
+		}
+	}
+	while (n && v < 6 && strcmp(argv[0], verbs[v]))
+		v++;
+	if (!n || v == 6) {
+		kx_err_set(err, EINVAL, n ? "lib: %.64s: unknown command (" SEE ")" : "lib: no command given (" SEE ")",
+			   n ? argv[0] : "");
+		return CLI_FAILED;
+	}
+	if (v == 1 ? n != 2 : v == 3 ? n < 2 : n != 1) {
+		kx_err_set(err, EINVAL, "lib %s: %s (" SEE ")", verbs[v],
+			   v == 1   ? "one name is needed"
+			   : v == 3 ? "no file given"
+				    : "too many arguments");
+		return CLI_FAILED;
+	}
+	if (l.json && v > 1) {
+		kx_err_set(err, EINVAL, "--json: not with lib %s (" SEE ")", verbs[v]);
+		return CLI_FAILED;
+	}
+	int r = store_open(&s, v == 3, err);
+	if (err->code)
+		return CLI_FAILED;
+	if (r && v >= 3 && v <= 4) {
+		kx_err_set(err, ENOENT, "lib %s: there is no store (run a program, or set KYLINX_STORE)", verbs[v]);
+		return CLI_FAILED;
+	}
+	l.all = v == 1;
+	l.want = v == 1 ? argv[1] : NULL;
+	r = v <= 1 ? list(&l) : v == 2 ? verify(&l) : v == 3 ? add(&l, n - 1, argv + 1) : v == 4 ? gc(&l) : history(&l);
+	store_close(&s);
+	return r;
+}
