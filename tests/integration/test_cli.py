@@ -401,7 +401,7 @@ def host_is_hidden():
 @test
 def devices():
     names = ok(sh("cd /dev; echo *")).stdout.split()
-    expect(names, "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero".split(), "/dev")
+    expect(names, "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero".split(), "/dev")
     ok(sh("echo x >/dev/null && echo x >/dev/stdout"), "x\n")
     ok(py("import os\nf = open('/dev/urandom', 'rb').read(16) + open('/dev/zero', 'rb').read(4)\n"
           "m, s = os.openpty()\nprint(len(f), f[16:], os.ttyname(s))"), "20 b'\\x00\\x00\\x00\\x00' /dev/pts/0\n")
