@@ -203,10 +203,7 @@ static bool arguments_allow(const struct hcall *c)
 	return true;
 }
 
-static bool makes_descriptors(uint64_t nr)
-{
-	return nr == SYS_open || nr == SYS_openat || nr == SYS_recvmsg;
-}
+static bool makes_descriptors(uint64_t nr) { return nr == SYS_open || nr == SYS_openat || nr == SYS_recvmsg; }
 
 /* Signals that a call had sent to the thread that made it. */
 static void drop_own_signals(void)

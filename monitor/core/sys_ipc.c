@@ -10,6 +10,7 @@
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
+#include "../dev/procfs.h"
 #include "hcall.h"
 
 #define MSG_LIMIT (64 << 10) /* bytes of a message: above the default of kernel.msgmax */
@@ -162,5 +163,6 @@ int64_t hc_mq_notify(struct hcall *c)
 			return -EBADF;
 		ev.sigev_value.sival_ptr = cookie;
 	}
-	return HC6(c->nr, (int)c->arg[0], &ev, 0, 0, 0, 0);
+	int r = procfs_keep_notify();
+	return r ? r : HC6(c->nr, (int)c->arg[0], &ev, 0, 0, 0, 0);
 }

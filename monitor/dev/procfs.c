@@ -99,6 +99,8 @@ struct private_call {
 static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
+static pid_t private_last; /* the thread last made so: it may still be closing its descriptors */
+
 static __thread int proc_depth; /* who lists members looks at each */
 
 /* A child of vfork takes no lock and has a stack of its own; what it finds in /proc is its own, too. */
@@ -139,10 +141,102 @@ static int private_run(int (*fn)(void *arg), void *arg)
 	/* Nothing here may use the TLS, errno included. */
 	for (int v; tid > 0 && (v = __atomic_load_n(running, __ATOMIC_ACQUIRE));)
 		host_call(SYS_futex, (long)running, FUTEX_WAIT, v, 0, 0, 0);
+	if (!is_vfork_child())
+		private_last = tid;
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
 	if (stack != private_stack)
 		free(stack);
 	return tid < 0 ? -e : c.r;
+}
+
+/*
+ * The end of such a thread closes its copies of all descriptors, and for a message queue that counts as the process's own
+ * close: the kernel drops the process's mq_notify(2) registration. So before there is one, a thread is made that stays,
+ * with procfs alone in its table, and from then on does what needs nothing else.
+ */
+static struct {
+	pid_t pid; /* the process that it belongs to, 0 = there is none */
+	int dir;   /* procfs, in its table */
+	uint32_t asked, done;
+	int (*fn)(void *arg, int dir);
+	void *arg;
+	int r;
+	char stack[PRIVATE_STACK] __attribute__((aligned(64)));
+} * resident;
+
+static int resident_main(void *p)
+{
+	(void)p;
+	if (HC6(SYS_close_range, 0, (unsigned)resident->dir - 1, 0, 0, 0, 0) ||
+	    HC6(SYS_close_range, (unsigned)resident->dir + 1, ~0u, 0, 0, 0, 0))
+		return 0; /* `pid` stays 0: it was no use */
+	for (uint32_t n = 0;; n++) {
+		__atomic_store_n(&resident->done, n + 1, __ATOMIC_SEQ_CST);
+		HC6(SYS_futex, &resident->done, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
+		while (__atomic_load_n(&resident->asked, __ATOMIC_SEQ_CST) == n)
+			HC6(SYS_futex, &resident->asked, FUTEX_WAIT_PRIVATE, n, 0, 0, 0);
+		resident->r = resident->fn(resident->arg, resident->dir);
+	}
+}
+
+static void resident_wait(uint32_t n)
+{
+	for (uint32_t v; (v = __atomic_load_n(&resident->done, __ATOMIC_SEQ_CST)) != n;)
+		HC6(SYS_futex, &resident->done, FUTEX_WAIT_PRIVATE, v, 0, 0, 0);
+}
+
+int procfs_keep_notify(void)
+{
+	const int flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+	uint64_t all = ~0ull, old = 0;
+	int r = 0;
+	if (is_vfork_child())
+		return 0;
+	proc_enter();
+	if (!resident && !(resident = calloc(1, sizeof *resident)))
+		r = -ENOMEM;
+	if (!r && resident->pid != pvm.pid) {
+		while (private_last > 0 && !host_call(SYS_tgkill, pvm.pid, private_last, 0, 0, 0, 0))
+			host_call(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+		resident->dir = pvm.proc_fd;
+		resident->asked = resident->done = 0;
+		host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
+		if (clone(resident_main, resident->stack + PRIVATE_STACK, flags, NULL) < 0)
+			r = -errno;
+		host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
+		if (!r) {
+			resident_wait(1);
+			resident->pid = pvm.pid;
+		}
+	}
+	proc_leave();
+	return r;
+}
+
+/* fn with a descriptor of procfs, where nobody sees what it opens. Between proc_enter() and proc_leave(). */
+struct with_dir {
+	int (*fn)(void *arg, int dir);
+	void *arg;
+};
+
+static int with_dir_entry(void *p)
+{
+	struct with_dir *w = p;
+	return w->fn(w->arg, pvm.proc_fd);
+}
+
+static int private_run_dir(int (*fn)(void *arg, int dir), void *arg)
+{
+	struct with_dir w = { fn, arg };
+	if (!resident || resident->pid != pvm.pid || is_vfork_child())
+		return private_run(with_dir_entry, &w);
+	uint32_t n = resident->asked + 1;
+	resident->fn = fn;
+	resident->arg = arg;
+	__atomic_store_n(&resident->asked, n, __ATOMIC_SEQ_CST);
+	HC6(SYS_futex, &resident->asked, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
+	resident_wait(n + 1);
+	return resident->r;
 }
 
 /* There. The program may have all numbers in use that its limit allows: one less in our copy of the table. */
@@ -160,10 +254,10 @@ struct read_args {
 	struct text *t;
 };
 
-static int read_fn(void *p)
+static int read_fn(void *p, int dir)
 {
 	struct read_args *a = p;
-	long fd = private_open(pvm.proc_fd, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
+	long fd = private_open(dir, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
 	while (n >= 0) {
 		if (!text_room(a->t, 16384)) {
 			n = a->t->err;
@@ -189,7 +283,7 @@ static int host_read(const char *rel, struct text *t)
 {
 	struct read_args a = { rel, t };
 	proc_enter();
-	int r = private_run(read_fn, &a);
+	int r = private_run_dir(read_fn, &a);
 	proc_leave();
 	if (r < 0)
 		t->err = r;
@@ -204,10 +298,10 @@ struct peek_args {
 	size_t len;
 };
 
-static int peek_fn(void *p)
+static int peek_fn(void *p, int dir)
 {
 	struct peek_args *a = p;
-	long fd = private_open(pvm.proc_fd, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
+	long fd = private_open(dir, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
 	if (fd >= 0) {
 		n = HC6(SYS_read, fd, a->buf, a->len - 1, 0, 0, 0);
 		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
@@ -220,7 +314,7 @@ int procfs_peek(const char *rel, char *buf, size_t len)
 {
 	struct peek_args a = { rel, buf, len };
 	proc_enter();
-	int r = private_run(peek_fn, &a);
+	int r = private_run_dir(peek_fn, &a);
 	proc_leave();
 	return r;
 }
