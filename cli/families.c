@@ -96,7 +96,8 @@ static bool in_namespace_by_thread(int proc, const struct registry_entry *e)
 	return found;
 }
 
-/* Without those that the kernel runs in the process's name, as KVM does (PF_USER_WORKER in the flags). */
+/* Without the monitor's own (PVM_THREADS), and those that the kernel runs in the process's name, as KVM does
+ * (PF_USER_WORKER in the flags). */
 static int count_threads(int proc)
 {
 	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC), n = 0;
@@ -109,8 +110,9 @@ static int count_threads(int proc)
 		snprintf(name, sizeof name, "task/%s/stat", t->d_name);
 		if (*t->d_name == '.' || proc_read(proc, name, text, sizeof text) <= 0)
 			continue;
-		char *p = strrchr(text, ')'), state;
-		n += p && sscanf(p + 1, " %c %*d %*d %*d %*d %*d %lu", &state, &flags) == 2 && !(flags & 0x4000) &&
+		char *p = strrchr(text, ')'), *own = strchr(text, '('), state;
+		n += p && strncmp(own + 1, PVM_THREADS, sizeof PVM_THREADS - 1) &&
+		     sscanf(p + 1, " %c %*d %*d %*d %*d %*d %lu", &state, &flags) == 2 && !(flags & 0x4000) &&
 		     state != 'Z' && state != 'X';
 	}
 	closedir(d);

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -612,6 +613,7 @@ static void *flusher_main(void *arg)
 {
 	const struct timespec ts = { 0, TICK_NS };
 	int idle = 0;
+	prctl(PR_SET_NAME, PVM_THREADS "flusher");
 	for (;;) {
 		host_call(SYS_nanosleep, (long)&ts, 0, 0, 0, 0, 0);
 		idle = tick() ? 0 : idle + 1;

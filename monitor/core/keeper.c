@@ -6,6 +6,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -94,6 +95,7 @@ static void *keeper_main(void *arg)
 {
 	/* A table of its own: what it opens is not seen in the program's, what that closes is closed. */
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
+	host_call(SYS_prctl, PR_SET_NAME, (long)PVM_THREADS "keeper", 0, 0, 0, 0);
 	__atomic_store_n(&keeper.tid, (pid_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0), __ATOMIC_SEQ_CST);
 	set(arg);
 	for (;;) {

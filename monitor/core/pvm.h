@@ -24,6 +24,9 @@
 /* Steps of a start: family, registry and trace; VM, memory and LibOS; namespaces and root; program; filter. */
 enum { PVM_PREPARED, PVM_MADE, PVM_JAILED, PVM_LOADED, PVM_STARTED, PVM_BOOT_STEPS };
 
+/* Begin of the names of threads that are the monitor's own and nobody sees. */
+#define PVM_THREADS "kx-"
+
 /* What `kylinx run` was told. Strings belong to the caller and live as long as the process. */
 struct kx_volume {
 	const char *src, *dst;

@@ -378,7 +378,7 @@ static void *serve_main(void *arg)
 {
 	struct kx_serve *s = shared();
 	self = &svc;
-	prctl(PR_SET_NAME, "kx-service");
+	prctl(PR_SET_NAME, PVM_THREADS "service");
 	for (;;) {
 		int seen = __atomic_load_n(&serve.wake, __ATOMIC_SEQ_CST);
 		session(s);

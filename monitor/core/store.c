@@ -631,8 +631,10 @@ void store_begin(const struct kx_config *cfg, const char *program)
 	unsigned stored_now = 0;
 	int r = store_open(&s, true, &err);
 	if (r) {
+		/* A home that is not there, or somebody else's, is nobody's mistake unless it was asked for. */
+		bool asked = getenv("KYLINX_STORE") || (err.code != EACCES && err.code != ENOENT);
 		if (err.code)
-			kx_log(KX_LOG_WARN, "store", "not used: %s", err.msg);
+			kx_log(asked ? KX_LOG_WARN : KX_LOG_INFO, "store", "not used: %s", err.msg);
 		return;
 	}
 	snprintf(program_path, sizeof program_path, "%s", s.path);

@@ -776,7 +776,7 @@ static void *service(void *arg)
 	uint64_t mask = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(KICK_SIG));
 	/* A table of its own: what it receives is not seen in the program's. */
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
-	prctl(PR_SET_NAME, "kylinx-update");
+	prctl(PR_SET_NAME, PVM_THREADS "update");
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
 		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))

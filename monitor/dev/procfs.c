@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
@@ -99,7 +100,8 @@ struct private_call {
 static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
-static pid_t private_last; /* the thread last made so: it may still be closing its descriptors */
+static bool private_direct; /* no such thread could be had */
+static pid_t private_last;  /* the thread last made so: it may still be closing its descriptors */
 
 static __thread int proc_depth; /* who lists members looks at each */
 
@@ -146,6 +148,15 @@ static int private_run(int (*fn)(void *arg), void *arg)
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
 	if (stack != private_stack)
 		free(stack);
+	if (tid < 0 && e == EAGAIN && !is_vfork_child() && pvm.nr_threads == 1) {
+		/* The limit of processes. Nobody else of the program's is there to see a descriptor. */
+		private_direct = true;
+		fd_limit_lift();
+		c.r = fn(arg);
+		fd_limit_drop();
+		private_direct = false;
+		return c.r;
+	}
 	return tid < 0 ? -e : c.r;
 }
 
@@ -167,6 +178,7 @@ static struct {
 static int resident_main(void *p)
 {
 	(void)p;
+	HC6(SYS_prctl, PR_SET_NAME, PVM_THREADS "proc", 0, 0, 0, 0);
 	if (HC6(SYS_close_range, 0, (unsigned)resident->dir - 1, 0, 0, 0, 0) ||
 	    HC6(SYS_close_range, (unsigned)resident->dir + 1, ~0u, 0, 0, 0, 0))
 		return 0; /* `pid` stays 0: it was no use */
@@ -243,7 +255,7 @@ static int private_run_dir(int (*fn)(void *arg, int dir), void *arg)
 static long private_open(int dirfd, const char *path, int flags)
 {
 	long fd = HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
-	if (fd != -EMFILE)
+	if (fd != -EMFILE || private_direct)
 		return fd;
 	HC6(SYS_close, 0, 0, 0, 0, 0, 0);
 	return HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
@@ -1176,8 +1188,9 @@ static bool task_is_shown(pid_t pid, pid_t tid)
 	snprintf(rel, sizeof rel, "%d/task/%d/stat", pid, tid);
 	bool shown = false;
 	if (host_read(rel, &in) >= 0) {
-		char *p = strrchr(in.p, ')');
-		shown = p && sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 && !(flags & USER_WORKER);
+		char *name = strchr(in.p, '('), *p = strrchr(in.p, ')');
+		shown = p && name && strncmp(name + 1, PVM_THREADS, sizeof PVM_THREADS - 1) &&
+			sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 && !(flags & USER_WORKER);
 	}
 	text_free(&in);
 	return shown;

@@ -15,8 +15,8 @@ import time
 
 TOP = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(TOP, "build/kylinx")))
-# The registry of an ordinary user stays; test_family looks into it.
-IGNORE = re.compile(r"hsperfdata_|^/tmp entry kylinx-\d+$|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
+# The registry of an ordinary user stays, and the store of one whose home is /tmp; test_family looks into it.
+IGNORE = re.compile(r"hsperfdata_|^/tmp entry (kylinx-\d+|\.cache)$|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
 
 
 def kvm_missing():

@@ -66,7 +66,7 @@ def compare(name, argv, options=(), skip=None):
         os.chmod(d, 0o777)
         status = []
         for kind, cmd in (("native", ["strace", "-f", "-o", f"{d}/native", *argv]),
-                          ("pvm", lib.pvm(argv, f"--strace={d}/pvm", *options))):
+                          ("pvm", lib.pvm(argv, "--io", "exit", f"--strace={d}/pvm", *options))):
             r = lib.run(cmd, 60, cwd="/usr", env={"PWD": "/usr"})
             status.append(r.status)
         if status[0] != status[1]:
