@@ -120,7 +120,7 @@ int vm_create(struct kx_err *err)
 	if (r)
 		return kx_err_set(err, -r, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
 	/* Needed by VMX without unrestricted guest only; harmless where it is not. */
-	ioctl(fd, KVM_SET_TSS_ADDR, 0xfffbd000ul);
+	ioctl(pvm.vm_fd, KVM_SET_TSS_ADDR, 0xfffbd000ul);
 	return 0;
 }
 
