@@ -629,6 +629,22 @@ static const char *env_get(char **envp, const char *name)
 	return NULL;
 }
 
+/* "/opt/bin/../lib/x" leads through /opt/bin: it is there then, empty unless it is shown for another reason. */
+static void steps_expose(struct jail *j, const char *path)
+{
+	char step[PATH_MAX], clean[PATH_MAX];
+	struct stat st;
+	for (const char *p = path; (p = strstr(p, "/../")); p += 3) {
+		snprintf(step, sizeof step, "%.*s", (int)(p - path), path);
+		if (!*step || lstat(step, &st) || !S_ISDIR(st.st_mode) || !path_clean(j->cwd, step, clean) ||
+		    path_special(clean) || visible(j, clean))
+			continue;
+		int fd = view_make(j, clean, true);
+		if (fd >= 0)
+			close(fd);
+	}
+}
+
 /* What isn't there, or can't be executed, is path_search()'s to report, later; the view must not hide why. */
 static int program_expose(struct jail *j)
 {
@@ -645,6 +661,7 @@ static int program_expose(struct jail *j)
 			close(fd);
 		return 0;
 	}
+	steps_expose(j, found);
 	/* Where it really is, by the name it has in the real directory, and as typed. */
 	slash = strrchr(found, '/');
 	snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash - found) + 1 : 1, slash ? found : ".");

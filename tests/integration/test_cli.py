@@ -358,6 +358,8 @@ def program_directory():
         ok(run(d + "/other/busybox", "cat", d + "/real/data"), "data\n")
         ok(run("../real/busybox", "cat", "data", cwd=d + "/real"), "data\n")
         ok(run("../real/busybox", "echo", "x", cwd=d + "/other"), "x\n")
+        os.mkdir(d + "/bin")
+        ok(run(d + "/bin/../real/busybox", "cat", d + "/real/data"), "data\n")
     name = tempfile.mktemp(prefix="busybox-kylinx-", dir="/tmp")
     shutil.copy("/bin/busybox", name)
     try:
