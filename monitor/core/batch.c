@@ -16,6 +16,7 @@
 #include <time.h>
 #include "gmem.h"
 #include "keeper.h"
+#include "thread.h"
 #include "sig.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
@@ -638,19 +639,11 @@ static void flusher_wake(void)
 
 static bool flusher_start(void)
 {
-	pthread_attr_t attr;
-	pthread_t thread;
 	if (flusher.pid == pvm.pid)
 		return true;
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, FLUSHER_STACK);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	uint64_t old = sig_block_everything();
 	flusher.awake = 1;
-	if (!pthread_create(&thread, &attr, flusher_main, NULL))
+	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
 		flusher.pid = pvm.pid;
-	sig_restore(old, self);
-	pthread_attr_destroy(&attr);
 	return flusher.pid == pvm.pid;
 }
 

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "thread.h"
 #include "sig.h"
 
 #define KEEPER_STACK (256 << 10)
@@ -136,16 +137,8 @@ static int start_locked(void)
 		return -EAGAIN;
 	}
 	r = fd_keep(&keeper.sock[1], s[1]) ? EMFILE : 0;
-	pthread_attr_t attr;
-	pthread_t thread;
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, KEEPER_STACK);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	uint64_t old = sig_block_everything();
 	if (!r)
-		r = pthread_create(&thread, &attr, keeper_main, &ready);
-	sig_restore(old, self);
-	pthread_attr_destroy(&attr);
+		r = thread_own_start(NULL, KEEPER_STACK, keeper_main, &ready);
 	if (r) {
 		close(keeper.sock[0]);
 		close(keeper.sock[1]);

@@ -433,13 +433,7 @@ static void start_locked(void)
 	s->wait_ticks = ticks(WAIT_NS);
 	svc.pid = pvm.pid;
 	serve.quit = serve.asleep = 0;
-	pthread_attr_t attr;
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, SERVE_STACK);
-	uint64_t old = sig_block_everything();
-	int r = pthread_create(&serve.thread, &attr, serve_main, NULL);
-	sig_restore(old, self);
-	pthread_attr_destroy(&attr);
+	int r = thread_own_start(&serve.thread, SERVE_STACK, serve_main, NULL);
 	serve.running = !r;
 	if (r)
 		back_off(BACKOFF_MAX);

@@ -515,3 +515,18 @@ int64_t hc_clone3(struct hcall *c)
 		return -EBADF;
 	return clone_common(&s);
 }
+
+int thread_own_start(pthread_t *out, size_t stack, void *(*fn)(void *arg), void *arg)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, stack);
+	if (!out)
+		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	uint64_t old = sig_block_everything();
+	int r = pthread_create(out ? out : &thread, &attr, fn, arg);
+	sig_restore(old, self);
+	pthread_attr_destroy(&attr);
+	return r;
+}

@@ -16,6 +16,11 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 void thread_release_guest(struct thread *t, bool is_last, bool is_exec);
 /* For a process that ends: of every thread, what the host's kernel does not see to. */
 void thread_release_all(void);
+/*
+ * A thread of the monitor's own, with no signal of the guest's ever: fn(arg) on a stack of so many bytes. Detached unless
+ * `out` takes its handle. 0 or an errno, as pthread_create(3).
+ */
+int thread_own_start(pthread_t *out, size_t stack, void *(*fn)(void *arg), void *arg);
 /* Back to the pool. Take all of it: only in a process with one thread. */
 void thread_pool_put(struct thread *t);
 /* fn for the descriptor of each vCPU in the pool, until one returns other than 0; that is returned. */

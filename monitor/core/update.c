@@ -18,6 +18,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "relink.h"
+#include "thread.h"
 #include "sig.h"
 #include "unwind.h"
 #include "vcpu.h"
@@ -806,15 +807,7 @@ bool update_poked(void)
 	int r = -fd_grow();
 	pthread_mutex_lock(&pvm.thr_lock);
 	if (!r && served_by != pvm.pid) {
-		pthread_attr_t attr;
-		pthread_t thread;
-		pthread_attr_init(&attr);
-		pthread_attr_setstacksize(&attr, STACK);
-		pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-		uint64_t old = sig_block_everything();
-		r = pthread_create(&thread, &attr, service, NULL);
-		sig_restore(old, self);
-		pthread_attr_destroy(&attr);
+		r = thread_own_start(NULL, STACK, service, NULL);
 		if (!r)
 			served_by = pvm.pid;
 	}
