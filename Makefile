@@ -130,7 +130,7 @@ BENCH_PY = bench/run.py bench/harness.py bench/groups.py bench/report.py
 BENCH = BUILD=$(BUILD) python3 bench/run.py --claims README.md --claims SPECIFICATION.md
 
 # The programs are measured, so they are built alike whatever the rest is built with.
-$(BUILD)/bench/%: bench/%.c
+$(BUILD)/bench/%: bench/%.c bench/bench.h
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(WARN) -Wno-clobbered -O2 -pthread -o $@ $<
 

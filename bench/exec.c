@@ -5,25 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+#include "bench.h"
 
 #define ROUNDS 15
 
 extern char **environ;
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static int cmp(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-	return x < y ? -1 : x > y;
-}
 
 int main(void)
 {
@@ -45,8 +32,6 @@ int main(void)
 			return 1;
 		by_vfork[i] = now() - a;
 	}
-	qsort(by_fork, ROUNDS, sizeof *by_fork, cmp);
-	qsort(by_vfork, ROUNDS, sizeof *by_vfork, cmp);
-	printf("fork_exec_wait %.1f\nspawn_wait %.1f\n", by_fork[ROUNDS / 2], by_vfork[ROUNDS / 2]);
+	printf("fork_exec_wait %.1f\nspawn_wait %.1f\n", median(by_fork, ROUNDS), median(by_vfork, ROUNDS));
 	return 0;
 }

@@ -9,31 +9,14 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+#include "bench.h"
 
 #define ROUNDS 7
 #define SIZE (16ul << 20)
 #define HUGE_SIZE (2ul << 20)
 
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e9 + t.tv_nsec;
-}
-
-static int cmp(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-	return x < y ? -1 : x > y;
-}
-
-static void report(const char *name, double *v)
-{
-	qsort(v, ROUNDS, sizeof *v, cmp);
-	printf("%s %.1f\n", name, v[ROUNDS / 2]);
-}
+static void report(const char *name, double *v) { printf("%s %.1f\n", name, median(v, ROUNDS)); }
 
 static char *map(int advice)
 {
@@ -48,7 +31,7 @@ static double touch(char *p)
 	double a = now();
 	for (size_t i = 0; i < SIZE; i += 4096)
 		p[i]++;
-	return (now() - a) / (SIZE / 4096);
+	return (now() - a) * 1e3 / (SIZE / 4096);
 }
 
 static void run(int advice, const char *first_name, const char *cow_name)

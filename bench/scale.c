@@ -11,23 +11,10 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+#include "bench.h"
 
 #define ROUNDS 15
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static int cmp(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-	return x < y ? -1 : x > y;
-}
 
 static void *asleep(void *p)
 {
@@ -60,10 +47,8 @@ int main(int argc, char **argv)
 			parent[k] = b - a;
 			all[k] = now() - a;
 		}
-		qsort(parent, ROUNDS, sizeof *parent, cmp);
-		qsort(all, ROUNDS, sizeof *all, cmp);
-		printf("fork_parent_%s_%d %.1f\nfork_wait_%s_%d %.1f\n", kind, have, parent[ROUNDS / 2], kind, have,
-		       all[ROUNDS / 2]);
+		printf("fork_parent_%s_%d %.1f\nfork_wait_%s_%d %.1f\n", kind, have, median(parent, ROUNDS), kind, have,
+		       median(all, ROUNDS));
 	}
 	fflush(stdout);
 	_exit(0);

@@ -4,22 +4,9 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
+#include "bench.h"
 
 #define ROUNDS 101
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static int cmp(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-	return x < y ? -1 : x > y;
-}
 
 static void *body(void *at)
 {
@@ -39,8 +26,6 @@ int main(void)
 		join[i] = now() - a;
 		run[i] = at - a;
 	}
-	qsort(run, ROUNDS, sizeof *run, cmp);
-	qsort(join, ROUNDS, sizeof *join, cmp);
-	printf("thread_runs %.2f\nthread_create_join %.2f\n", run[ROUNDS / 2], join[ROUNDS / 2]);
+	printf("thread_runs %.2f\nthread_create_join %.2f\n", median(run, ROUNDS), median(join, ROUNDS));
 	return 0;
 }
