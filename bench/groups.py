@@ -275,6 +275,15 @@ class Server:
         self.stats_file.close()
 
 
+def served(plan, once, exits):
+    """Rates, and _p99 in ms, of once(side); exits per request, which it has added by name to exits."""
+    for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
+        p99 = name.endswith("_p99")
+        yield Metric(name, "servers", "ms" if p99 else "1/s", pvm, native, "lower" if p99 else "higher")
+    for name, v in exits.items():
+        yield Metric(name, "servers", "", v, None)
+
+
 def redis(plan):
     for p in ("redis-server", "redis-benchmark"):
         if not shutil.which(p):
@@ -302,11 +311,7 @@ def redis(plan):
                                  []).append(s.stats["exits"] / (2 * count))
         return out
 
-    for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
-        p99 = name.endswith("_p99")
-        yield Metric(name, "servers", "ms" if p99 else "1/s", pvm, native, "lower" if p99 else "higher")
-    for name, v in exits.items():
-        yield Metric(name, "servers", "", v, None)
+    yield from served(plan, once, exits)
 
 
 def nginx(plan):
@@ -349,11 +354,7 @@ def nginx(plan):
                                      []).append(s.stats["exits"] / n)
             return out
 
-        for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
-            p99 = name.endswith("_p99")
-            yield Metric(name, "servers", "ms" if p99 else "1/s", pvm, native, "lower" if p99 else "higher")
-        for name, v in exits.items():
-            yield Metric(name, "servers", "", v, None)
+        yield from served(plan, once, exits)
 
 
 def dns(plan):
@@ -373,7 +374,7 @@ def dns(plan):
                     f' zonesdir: "{d}"\n database: ""\n pidfile: "{d}/pid"\n xfrdfile: ""\n'
                     f' zonelistfile: "{d}/zones"\n xfrdir: "{d}"\nremote-control:\n control-enable: no\n'
                     f'zone:\n name: example\n zonefile: zone\n')
-        exits = []
+        exits = {}
 
         def once(side):
             seconds = 1 if plan.quick else 3
@@ -389,13 +390,10 @@ def dns(plan):
                 if "Queries completed" in line:
                     sent = int(line.split()[2])
             if side == "pvm" and sent and "exits" in s.stats:
-                exits.append(s.stats["exits"] / sent)
+                exits.setdefault("nsd_exits_per_request", []).append(s.stats["exits"] / sent)
             return v
 
-        for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
-            yield Metric(name, "servers", "1/s", pvm, native, "higher")
-        if exits:
-            yield Metric("nsd_exits_per_request", "servers", "", exits, None)
+        yield from served(plan, once, exits)
 
 
 # ---- Others ------------------------------------------------------------------------------------------------------

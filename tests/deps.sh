@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# deps.sh [demo|bench]: install what the build and the tests (the demo, the benchmarks) need and this Debian lacks. Only root installs. Packages that can't be had are
-# named, and are no failure: the tests that need them say so. Starts no services.
+# deps.sh [demo|bench]: install what the build and the tests (the demo, the benchmarks) need and this Debian lacks. Only
+# root installs. Packages that can't be had are named, and are no failure: the tests that need them say so. Starts no
+# services.
 set -u
 build='gcc make libc6-dev libzydis-dev libsodium-dev libseccomp-dev pkg-config binutils'
 tests='musl-tools clang clang-format libclang-rt-dev busybox-static redis-server redis-tools memcached sqlite3 lua5.4
