@@ -31,43 +31,10 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../check.h"
 
-static int step, first_failed;
 static void *volatile nowhere = (void *)16;
 static volatile int minus_one = -1;
-
-static void check_at(bool good, const char *name, int line)
-{
-	int e = errno;
-	step++;
-	if (good) {
-		printf("ok %s\n", name);
-		return;
-	}
-	printf("FAILED %s (%d, line %d): %s\n", name, step, line, strerror(e));
-	if (!first_failed)
-		first_failed = step > 250 ? 250 : step;
-}
-#define check(good, name) check_at(good, name, __LINE__)
-
-#define NEED(c) \
-	do { \
-		if (!(c)) { \
-			dprintf(2, "line %d: %s: %s\n", __LINE__, #c, strerror(errno)); \
-			_exit(99); \
-		} \
-	} while (0)
-
-#define FORK(...) \
-	({ \
-		fflush(stdout); \
-		pid_t p_ = fork(); \
-		if (p_ == 0) { \
-			__VA_ARGS__; \
-			_exit(0); \
-		} \
-		p_; \
-	})
 
 static int status_of(pid_t p)
 {

@@ -42,45 +42,11 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../check.h"
 
 #define RTN(n) (SIGRTMIN + (n))
 
-static int step, first_failed;
 static char dir[128];
-
-static void check_at(bool good, const char *name, int line)
-{
-	int e = errno;
-	step++;
-	if (good) {
-		printf("ok %s\n", name);
-		return;
-	}
-	printf("FAILED %s (%d, line %d): %s\n", name, step, line, strerror(e));
-	if (!first_failed)
-		first_failed = step > 250 ? 250 : step;
-}
-#define check(good, name) check_at(good, name, __LINE__)
-
-/* In a child: say where, and end. */
-#define NEED(c) \
-	do { \
-		if (!(c)) { \
-			dprintf(2, "line %d: %s: %s\n", __LINE__, #c, strerror(errno)); \
-			_exit(99); \
-		} \
-	} while (0)
-
-#define FORK(...) \
-	({ \
-		fflush(stdout); \
-		pid_t p_ = fork(); \
-		if (p_ == 0) { \
-			__VA_ARGS__; \
-			_exit(0); \
-		} \
-		p_; \
-	})
 
 static void ms(int n)
 {

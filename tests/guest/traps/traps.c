@@ -25,42 +25,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-static int step, first_failed;
-
-static void check_at(bool good, const char *name, int line)
-{
-	int e = errno;
-	step++;
-	if (good) {
-		printf("ok %s\n", name);
-		fflush(stdout);
-		return;
-	}
-	printf("FAILED %s (%d, line %d): %s\n", name, step, line, strerror(e));
-	fflush(stdout);
-	if (!first_failed)
-		first_failed = step > 250 ? 250 : step;
-}
-#define check(good, name) check_at(good, name, __LINE__)
-
-#define NEED(c) \
-	do { \
-		if (!(c)) { \
-			dprintf(2, "line %d: %s: %s\n", __LINE__, #c, strerror(errno)); \
-			_exit(99); \
-		} \
-	} while (0)
-
-#define FORK(...) \
-	({ \
-		pid_t p_ = fork(); \
-		if (p_ == 0) { \
-			__VA_ARGS__; \
-			_exit(0); \
-		} \
-		p_; \
-	})
+#include "../check.h"
 
 static int status_of(pid_t p)
 {

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the tests of processes share. The exit status of a test is the number of the first check that failed. */
+#ifndef KX_GUEST_CHECK_H
+#define KX_GUEST_CHECK_H
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int step, first_failed;
+
+static inline void check_at(bool good, const char *name, int line)
+{
+	int e = errno;
+	step++;
+	if (good) {
+		printf("ok %s\n", name);
+		fflush(stdout);
+		return;
+	}
+	printf("FAILED %s (%d, line %d): %s\n", name, step, line, strerror(e));
+	fflush(stdout);
+	if (!first_failed)
+		first_failed = step > 250 ? 250 : step;
+}
+#define check(good, name) check_at(good, name, __LINE__)
+
+/* In a child: say where, and end. */
+#define NEED(c) \
+	do { \
+		if (!(c)) { \
+			dprintf(2, "line %d: %s: %s\n", __LINE__, #c, strerror(errno)); \
+			_exit(99); \
+		} \
+	} while (0)
+
+/* The pid of a child that does this and ends with FORK_STATUS. */
+#ifndef FORK_STATUS
+#define FORK_STATUS 0
+#endif
+#define FORK(...) \
+	({ \
+		fflush(stdout); \
+		pid_t p_ = fork(); \
+		if (p_ == 0) { \
+			__VA_ARGS__; \
+			_exit(FORK_STATUS); \
+		} \
+		p_; \
+	})
+#endif
