@@ -4,6 +4,7 @@
 Environment: KYLINX (the binary; default build/kylinx), TEST_LEAK_IGNORE (a regular expression of leak lines that
 are somebody else's, on a machine that does other work meanwhile).
 """
+import ctypes
 import os
 import re
 import shutil
@@ -231,3 +232,75 @@ def leaks(before, after):
     """In words, what is there now and was not before."""
     found = [f"{kind} {item}" for kind in after for item in sorted(after[kind] - before[kind])]
     return [f for f in found if not IGNORE.search(f)]
+
+
+# ---- running tests ----------------------------------------------------------------------------------------------
+
+class Skip(Exception):
+    """Raised by a test that can't run here, with the reason."""
+
+
+def expect(got, want, what):
+    if got != want:
+        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
+
+
+def reap():
+    for c in children():
+        try:
+            os.waitpid(int(c.split()[0]), os.WNOHANG)
+        except OSError:
+            pass
+
+
+def settled(before):
+    """What is left over after a moment; processes among it are ended."""
+    for _ in range(50):
+        reap()
+        found = leaks(before, state())
+        if not found:
+            return []
+        time.sleep(0.1)
+    for f in found:
+        if f.startswith("process "):
+            try:
+                os.kill(int(f.split()[1]), signal.SIGKILL)
+            except OSError:
+                pass
+    time.sleep(0.1)
+    reap()
+    return found
+
+
+def run_tests(tests, only="", left=settled, native=(), slow=10):
+    """
+    Run each (name, function) whose name matches `only`; the status for the script. A test fails by an exception, or by
+    what is left over after it. Without KVM all are skipped but those named in `native`. Those that take longer than
+    `slow` seconds are told.
+    """
+    tap, why = Tap(), kvm_missing()
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    for name, fn in tests:
+        if not re.search(only, name):
+            continue
+        if why and name not in native:
+            tap.skip(name, why)
+            continue
+        before, failure, began = state(), None, time.monotonic()
+        try:
+            fn()
+        except Skip as e:
+            tap.skip(name, e)
+            continue
+        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
+            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
+        found = left(before)
+        if found:
+            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
+        if failure:
+            tap.fail(name, failure)
+        else:
+            tap.ok(name)
+        if time.monotonic() - began > slow:
+            print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
+    return tap.end()

@@ -5,15 +5,12 @@
 test_bench.py [KYLINX] [--only PATTERN] [--golden]; prints TAP. --golden writes bench/counts.golden anew instead.
 """
 import argparse
-import ctypes
 import json
 import os
 import random
 import re
 import shutil
-import signal
 import sys
-import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -25,6 +22,7 @@ args = parser.parse_args()
 if args.kylinx:
     os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
 
 BUILD = os.path.abspath(os.path.join(lib.TOP, os.environ.get("BUILD", "build")))
 GOLDEN = os.path.join(lib.TOP, "bench/counts.golden")
@@ -37,18 +35,9 @@ CALLS = "getpid getuid rt_sigprocmask sigaltstack futex_wake".split()
 tests = []
 
 
-class Skip(Exception):
-    pass
-
-
 def test(fn):
-    tests.append(fn)
+    tests.append((fn.__name__, fn))
     return fn
-
-
-def expect(got, want, what):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
 
 
 # ---- counts ------------------------------------------------------------------------------------------------------
@@ -303,33 +292,6 @@ def the_page_in_a_browser():
 
 # ---- running -----------------------------------------------------------------------------------------------------
 
-def reap():
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def settled(before):
-    """What is left over, after some time to end; processes are killed then."""
-    found = []
-    for _ in range(50):
-        reap()
-        found = lib.leaks(before, lib.state())
-        if not found:
-            return []
-        time.sleep(0.1)
-    for f in found:
-        if f.startswith("process "):
-            try:
-                os.kill(int(f.split()[1]), signal.SIGKILL)
-            except OSError:
-                pass
-    reap()
-    return found
-
-
 def write_golden():
     g = {"per_operation": {op: dict(zip(("exits", "hypercalls"), per_op(op, lib.KYLINX))) for op in OPS},
          "compiler": compiler(), "instructions": {c: instructions(c) for c in CALLS}}
@@ -340,33 +302,7 @@ def write_golden():
 
 
 def main():
-    if args.golden:
-        return write_golden()
-    tap = lib.Tap()
-    why = lib.kvm_missing()
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    for fn in tests:
-        if not re.search(args.only, fn.__name__):
-            continue
-        if why:
-            tap.skip(fn.__name__, why)
-            continue
-        before, failure = lib.state(), None
-        try:
-            fn()
-        except Skip as e:
-            tap.skip(fn.__name__, e)
-            continue
-        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
-            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
-        found = settled(before)
-        if found:
-            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
-        if failure:
-            tap.fail(fn.__name__, failure)
-        else:
-            tap.ok(fn.__name__)
-    return tap.end()
+    return write_golden() if args.golden else lib.run_tests(tests, args.only)
 
 
 if __name__ == "__main__":

@@ -29,15 +29,12 @@ args = parser.parse_args()
 if args.kylinx:
     os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0
 libc = ctypes.CDLL(None, use_errno=True)
 tests = []
-
-
-class Skip(Exception):
-    pass
 
 
 def test(fn):
@@ -54,11 +51,6 @@ def need(*programs):
 def root_only():
     if not ROOT:
         raise Skip("run as root")
-
-
-def expect(got, want, what):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
 
 
 def until(fn, what, timeout=15):
@@ -472,7 +464,7 @@ def exec_keeps_the_family():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(m["pid"], signal.SIGKILL)
             p.wait()
-            until(lambda: reap() or lib.children() == [f"{e.pid} sleep"], "orphans that came to us")
+            until(lambda: lib.reap() or lib.children() == [f"{e.pid} sleep"], "orphans that came to us")
             until(lambda: list(members("last")) == ["sleep 98"], "alone")
             refused(kx("run", "--name", "last", "true"), "last")
             ok(kx("exec", "last", "cat", "/tmp/f"), "mark\n")
@@ -691,19 +683,10 @@ def own_mounts():
         libc.mount(b"/run/kvm", b"/dev/kvm", None, 4096, None)
 
 
-def reap():
-    """Orphans that came to us."""
-    for child in lib.children():
-        pid = int(child.split()[0])
-        if lib.read(f"/proc/{pid}/stat").rsplit(")", 1)[-1].split()[:1] == ["Z"]:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-
-
 def settled(before):
     """What is left, after what is ending had time to."""
     for _ in range(40):
-        reap()
+        lib.reap()
         found = lib.leaks(before, lib.state())
         if not found:
             break
@@ -716,35 +699,9 @@ def settled(before):
 
 
 def main():
-    tap = lib.Tap()
-    why = lib.kvm_missing()
-    libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     if ROOT:
         own_mounts()
-    for name, fn in tests:
-        if not re.search(args.only, name):
-            continue
-        if why and name != "help_texts":
-            tap.skip(name, why)
-            continue
-        before, failure, began = lib.state(), None, time.monotonic()
-        try:
-            fn()
-        except Skip as e:
-            tap.skip(name, e)
-            continue
-        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
-            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
-        found = settled(before)
-        if found:
-            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
-        if failure:
-            tap.fail(name, failure)
-        else:
-            tap.ok(name)
-        if time.monotonic() - began > 10:
-            print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
-    return tap.end()
+    return lib.run_tests(tests, args.only, settled, native=("help_texts",))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ test_processes.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failu
 with what it prints natively. After each test no process is left, and no file.
 """
 import argparse
-import ctypes
 import json
 import os
 import pty
 import random
-import re
 import select
 import shutil
 import signal
@@ -29,15 +27,12 @@ args = parser.parse_args()
 if args.kylinx:
     os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
        "TERM": "dumb", "HOME": "/tmp", "GIT_CONFIG_NOSYSTEM": "1"}
 PY = "/usr/bin/python3"
 tests = []
-
-
-class Skip(Exception):
-    pass
 
 
 def test(fn):
@@ -49,11 +44,6 @@ def need(*programs):
     for p in programs:
         if not shutil.which(p, path=ENV["PATH"]):
             raise Skip(f"{p} is not installed")
-
-
-def expect(got, want, what):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
 
 
 def volume(d):
@@ -843,61 +833,8 @@ def number_of_the_dead():
             x.wait()
 
 
-def settled(before):
-    """What is left over after a moment; processes among it are ended."""
-    for _ in range(30):
-        for c in lib.children():
-            try:
-                os.waitpid(int(c.split()[0]), os.WNOHANG)
-            except OSError:
-                pass
-        found = lib.leaks(before, lib.state())
-        if not found:
-            return []
-        time.sleep(0.1)
-    for f in found:
-        if f.startswith("process "):
-            try:
-                os.kill(int(f.split()[1]), signal.SIGKILL)
-            except OSError:
-                pass
-    time.sleep(0.1)
-    for c in lib.children():
-        try:
-            os.waitpid(int(c.split()[0]), os.WNOHANG)
-        except OSError:
-            pass
-    return found
-
-
 def main():
-    tap = lib.Tap()
-    why = lib.kvm_missing()
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    for name, fn in tests:
-        if not re.search(args.only, name):
-            continue
-        if why:
-            tap.skip(name, why)
-            continue
-        before, failure, began = lib.state(), None, time.monotonic()
-        try:
-            fn()
-        except Skip as e:
-            tap.skip(name, e)
-            continue
-        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
-            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
-        found = settled(before)
-        if found:
-            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
-        if failure:
-            tap.fail(name, failure)
-        else:
-            tap.ok(name)
-        if time.monotonic() - began > 10:
-            print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
-    return tap.end()
+    return lib.run_tests(tests, args.only)
 
 
 if __name__ == "__main__":

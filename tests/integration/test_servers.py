@@ -6,7 +6,6 @@ test_servers.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure
 same program natively. After each test no process is left, and no file. Most need root.
 """
 import argparse
-import ctypes
 import glob
 import hashlib
 import http.client
@@ -31,14 +30,11 @@ args = parser.parse_args()
 if args.kylinx:
     os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
        "TERM": "dumb", "HOME": "/tmp"}
 tests = []
-
-
-class Skip(Exception):
-    pass
 
 
 def test(fn):
@@ -52,11 +48,6 @@ def need(*programs, root=True):
     for p in programs:
         if not shutil.which(p, path=ENV["PATH"]):
             raise Skip(f"{p} is not installed")
-
-
-def expect(got, want, what):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
 
 
 def options(*volumes):
@@ -543,49 +534,8 @@ def redis_under_load():
                 expect(sum(int(r("HLEN", f"h:{w}:{i}")) for i in range(50)), n, "hashes")
 
 
-def settled(before):
-    """What is left; what is just ending gets a moment."""
-    for _ in range(40):
-        while True:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    break
-            except ChildProcessError:
-                break
-        found = lib.leaks(before, lib.state())
-        if not found:
-            return found
-        time.sleep(0.1)
-    return found
-
-
 def main():
-    tap = lib.Tap()
-    why = lib.kvm_missing()
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    for name, fn in tests:
-        if not re.search(args.only, name):
-            continue
-        if why:
-            tap.skip(name, why)
-            continue
-        before, failure, began = lib.state(), None, time.monotonic()
-        try:
-            fn()
-        except Skip as e:
-            tap.skip(name, e)
-            continue
-        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
-            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
-        found = settled(before)
-        if found:
-            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
-        if failure:
-            tap.fail(name, failure)
-        else:
-            tap.ok(name)
-        print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
-    return tap.end()
+    return lib.run_tests(tests, args.only, slow=0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ test_storm.py [KYLINX] [--only PATTERN]; prints TAP. About 30 s. KX_STORM=SECOND
 (KX_STORM_SEED: the first one). KX_LONG=1: 10,000 forks, 1,000 execs, 300 pVMs at once, 1,000 children of vfork killed.
 """
 import argparse
-import ctypes
 import os
 import random
 import re
@@ -26,6 +25,7 @@ args = parser.parse_args()
 if args.kylinx:
     os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
 
 GUEST = os.path.abspath(os.path.join(lib.TOP, os.environ.get("BUILD", "build"), "tests/guest"))
 STORM, MANY, TRAPS = (f"{GUEST}/{n}.dyn" for n in ("storm", "many", "traps"))
@@ -33,18 +33,9 @@ LONG = bool(os.environ.get("KX_LONG"))
 tests = []
 
 
-class Skip(Exception):
-    pass
-
-
 def test(fn):
-    tests.append(fn)
+    tests.append((fn.__name__, fn))
     return fn
-
-
-def expect(got, want, what):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
 
 
 def await_(what, name, timeout=30):
@@ -471,67 +462,14 @@ def storm_killed():
                 os.killpg(p.pid, signal.SIGKILL)
             except ProcessLookupError:
                 break
-            reap()
+            lib.reap()
             time.sleep(0.01)
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------
 
-def reap():
-    for c in lib.children():
-        try:
-            os.waitpid(int(c.split()[0]), os.WNOHANG)
-        except OSError:
-            pass
-
-
-def settled(before):
-    for _ in range(50):
-        reap()
-        found = lib.leaks(before, lib.state())
-        if not found:
-            return []
-        time.sleep(0.1)
-    for f in found:
-        if f.startswith("process "):
-            try:
-                os.kill(int(f.split()[1]), signal.SIGKILL)
-            except OSError:
-                pass
-    time.sleep(0.1)
-    reap()
-    return found
-
-
 def main():
-    tap = lib.Tap()
-    why = lib.kvm_missing()
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    for fn in tests:
-        name = fn.__name__
-        if not re.search(args.only, name):
-            continue
-        if why:
-            tap.skip(name, why)
-            continue
-        before, failure, began = lib.state(), None, time.monotonic()
-        try:
-            fn()
-        except Skip as e:
-            tap.skip(name, e)
-            continue
-        except Exception as e:  # noqa: BLE001, whatever it is, this test failed
-            failure = str(e) if isinstance(e, AssertionError) else f"{type(e).__name__}: {e}"
-        found = settled(before)
-        if found:
-            failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
-        if failure:
-            tap.fail(name, failure)
-        else:
-            tap.ok(name)
-        if time.monotonic() - began > 10:
-            print(f"# {name} took {time.monotonic() - began:.0f} s", flush=True)
-    return tap.end()
+    return lib.run_tests(tests, args.only)
 
 
 if __name__ == "__main__":

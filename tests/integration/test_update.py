@@ -26,15 +26,12 @@ args = parser.parse_args()
 if args.kylinx:
     os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
 
 LONG = bool(os.environ.get("KX_LONG"))
 HARDEN = ["-O2", "-fPIC", "-Wl,-z,relro", "-Wl,-z,now", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
 tests = []
 pauses = []
-
-
-class Skip(Exception):
-    pass
 
 
 def test(fn):
@@ -46,11 +43,6 @@ def need(*programs):
     for p in programs:
         if not shutil.which(p):
             raise Skip(f"{p} is not installed")
-
-
-def expect(got, want, what):
-    if got != want:
-        raise AssertionError(f"{what}: {got!r}, not {want!r}")
 
 
 def build(d, out, source, *options, cc="gcc"):
@@ -504,26 +496,11 @@ def sqlite():
 
 
 def main():
-    why = lib.kvm_missing()
-    if why:
-        print(f"1..0 # SKIP {why}")
-        return 0
-    failed = 0
-    chosen = [(n, f) for n, f in tests if re.search(args.only, n)]
-    print(f"1..{len(chosen)}", flush=True)
-    for i, (name, fn) in enumerate(chosen, 1):
-        try:
-            fn()
-            print(f"ok {i} - {name}", flush=True)
-        except Skip as e:
-            print(f"ok {i} - {name} # SKIP {e}", flush=True)
-        except Exception as e:
-            failed += 1
-            print(f"not ok {i} - {name}\n# {type(e).__name__}: {e}", flush=True)
+    status = lib.run_tests(tests, args.only)
     if pauses:
         pauses.sort()
         print(f"# {len(pauses)} updates: pause {pauses[len(pauses) // 2]:.2f} ms median, {pauses[-1]:.2f} ms worst")
-    return failed != 0
+    return status
 
 
 if __name__ == "__main__":
