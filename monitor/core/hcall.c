@@ -54,6 +54,10 @@ static int check_buffer(struct hcall *c, int i, uint64_t len)
 		c->host[i] = 0;
 		return 0;
 	}
+	if (c->row->arg[i].kind == KX_A_IN && c->arg[i] >= KX_USER_END && gva_readable(c->arg[i], len)) {
+		c->host[i] = (long)gva_ptr(c->arg[i]);
+		return 0;
+	}
 	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
 	if (c->arg[i] >= KX_USER_END)
 		return -EFAULT;
@@ -98,6 +102,7 @@ static int check_iov(struct hcall *c, int i)
 	uint64_t n = c->row->arg[c->row->arg[i].aux].kind == KX_A_SIZE ? c->arg[c->row->arg[i].aux]
 								       : (uint32_t)c->arg[c->row->arg[i].aux];
 	uint64_t total = 0;
+	bool (*ok)(uint64_t, uint64_t) = c->row->arg[i].kind == KX_A_IOVI ? gva_readable : gva_ok;
 	if (n > IOV_LIMIT)
 		return -EINVAL;
 	if (guest_read(iov_space, c->arg[i], n * sizeof *iov_space))
@@ -106,7 +111,7 @@ static int check_iov(struct hcall *c, int i)
 		uint64_t base = (uint64_t)iov_space[k].iov_base, len = iov_space[k].iov_len;
 		if ((int64_t)len < 0 || (total += len) > INT64_MAX)
 			return -EINVAL;
-		if (len && !gva_ok(base, len))
+		if (len && !ok(base, len))
 			return -EFAULT;
 		iov_space[k].iov_base = len ? gva_ptr(base) : NULL;
 	}

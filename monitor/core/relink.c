@@ -519,6 +519,8 @@ static int read_list(struct relink *r)
 	for (unsigned i = 0; at && i < IMAGES_MAX; i++, at = h.next) {
 		if (guest_read(&h, at, sizeof h))
 			return -EFAULT;
+		if (h.addr == KX_VDSO_BASE) /* nobody is bound to it by name */
+			continue;
 		int e = image_add(r, at, h.addr, h.ld, i == 0);
 		if (e == -ENOMEM || (i == 0 && e))
 			return e;

@@ -100,7 +100,7 @@ long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 
 int guest_read(void *dst, uint64_t gva, size_t len)
 {
-	if (!gva_ok(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
+	if (!gva_readable(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
 		return -EFAULT;
 	return 0;
 }
