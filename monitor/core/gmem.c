@@ -13,6 +13,7 @@
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
 #include "text.h"
+#include "written.h"
 #include "keeper.h"
 #include "rseq.h"
 
@@ -259,11 +260,15 @@ static uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t al
 
 /* ---- memory slots ----------------------------------------------------------------------------------------- */
 
+static bool logging; /* KVM notes which pages of the program's are written */
+
 static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
 {
 	struct kvm_userspace_memory_region r = {
 		.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)pvm.base + gpa
 	};
+	if (logging && gpa < KX_USER_END)
+		r.flags = KVM_MEM_LOG_DIRTY_PAGES;
 	return ioctl(pvm.vm_fd, KVM_SET_USER_MEMORY_REGION, &r) < 0 ? -errno : 0;
 }
 
@@ -279,6 +284,46 @@ static size_t slot_find(uint64_t addr)
 			lo = mid + 1;
 	}
 	return lo;
+}
+
+int gmem_log_writes(bool on)
+{
+	int r = 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	logging = on;
+	for (size_t i = 0; i < nr_slots; i++)
+		if (slots[i].start < KX_USER_END) {
+			int x = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
+			r = x ? x : r;
+		}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
+{
+	static uint64_t bits[SLOT_MAX / PAGE / 64];
+	for (size_t i = 0; i < nr_slots; i++) {
+		struct slot s = slots[i];
+		struct kvm_dirty_log log = { .slot = s.id, .dirty_bitmap = bits };
+		if (s.start >= KX_USER_END)
+			continue;
+		if (s.end - s.start > SLOT_MAX)
+			return -E2BIG;
+		if (ioctl(pvm.vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
+			return -errno;
+		for (uint64_t w = 0; w < (s.end - s.start) / PAGE / 64; w++)
+			for (uint64_t b = bits[w]; b;) {
+				unsigned from = (unsigned)__builtin_ctzll(b);
+				uint64_t rest = ~(b >> from);
+				unsigned n = rest ? (unsigned)__builtin_ctzll(rest) : 64; /* ones in a row */
+				n = n > 64 - from ? 64 - from : n;
+				uint64_t at = s.start + (w * 64 + from) * PAGE;
+				fn(arg, at, at + n * PAGE);
+				b &= from + n == 64 ? 0 : ~0ull << (from + n);
+			}
+	}
+	return 0;
 }
 
 /*
@@ -1080,6 +1125,8 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 			if (region_reserve(4))
 				return -ENOMEM;
 			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
+			if (prot & ~r.prot & PROT_WRITE)
+				written_mark(a, e - a);
 			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
 				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
@@ -1165,6 +1212,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		return -errno;
 	sites_forget(new_addr, new_addr + new_len);
 	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
+	written_mark(new_addr, new_len);
 	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
 		host_release(old, old + old_len);
 		region_carve(old, old + old_len);
@@ -1426,6 +1474,7 @@ void gmem_fork_populate(uint64_t sp)
 int gmem_fork_child(void)
 {
 	int r = 0;
+	logging = false;
 	for (size_t i = 0; i < nr_slots && !r; i++)
 		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
 	return r;

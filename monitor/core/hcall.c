@@ -21,6 +21,7 @@
 #include "strace.h"
 #include "update.h"
 #include "vfs.h"
+#include "written.h"
 
 #define IOV_LIMIT 1024
 
@@ -481,6 +482,7 @@ void hcall_dispatch(struct thread *t)
 	} else {
 		__atomic_add_fetch(&pvm.hcall_count[c.nr], 1, __ATOMIC_RELAXED);
 		t->hcall = &c;
+		written_mark_call(c.nr, c.arg);
 		/* A signal that is already on its way must stop this call from sleeping. */
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))

@@ -14,6 +14,7 @@
 #include "serve.h"
 #include "strace.h"
 #include "update.h"
+#include "written.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
 extern const char host_copy_begin[], host_copy_end[], host_restorer[];
@@ -107,6 +108,7 @@ int guest_read(void *dst, uint64_t gva, size_t len)
 
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
+	written_mark(gva, len);
 	if (!gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
 		return -EFAULT;
 	return 0;
