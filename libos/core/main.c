@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* System calls: what can be answered here is; the rest goes to the monitor. */
 #include "ktime.h"
+#include "../../abi/kx_libfile.h"
 #include "libos.h"
 #include "random.h"
 
@@ -140,6 +141,8 @@ static int64_t sys_sched_yield(struct kx_thread *t, struct kx_frame *f)
 /* Answer f's call here if possible: true and *ret set. */
 static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
+	if (((struct kx_libfile *)KX_LIBFILE_BASE)->on && libfile_call(f, ret))
+		return true;
 	switch (f->orig_rax) {
 	case NR_getpid:
 		*ret = t->pid;

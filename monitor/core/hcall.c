@@ -12,6 +12,7 @@
 #include "../../util/log.h"
 #include "batch.h"
 #include "keeper.h"
+#include "libfile.h"
 #include "pipe.h"
 #include "thread.h"
 #include "robust.h"
@@ -470,6 +471,7 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	libfile_settle(c.nr);
 	if (t->robust_head && !t->robust_host)
 		robust_renew(t);
 	if (t->scratch && is_vfork_child())

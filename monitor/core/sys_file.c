@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "libfile.h"
 #include "../dev/procfs.h"
 #include "hcall.h"
 #include "pipe.h"
@@ -59,7 +60,10 @@ int64_t hc_open(struct hcall *c)
 	long r = HB6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
 	if (r == -EINTR && !may_sleep(AT_FDCWD, c->host[0]))
 		r = HC6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
-	return fd_result(r);
+	r = fd_result(r);
+	if (!creat)
+		libfile_opened(c, 0, (int)r);
+	return r;
 }
 
 int64_t hc_openat(struct hcall *c)
@@ -69,7 +73,9 @@ int64_t hc_openat(struct hcall *c)
 	long r = HB6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
 	if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
 		r = HC6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
-	return fd_result(r);
+	r = fd_result(r);
+	libfile_opened(c, 1, (int)r);
+	return r;
 }
 
 int64_t hc_openat2(struct hcall *c)

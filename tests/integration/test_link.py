@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -232,6 +233,23 @@ def variables():
             if want not in text:
                 raise AssertionError(f"LD_AUDIT: {want!r} is not said: {text!r}")
         both(d, [f"{d}/chain-enable"], env=["GLIBC_TUNABLES=glibc.rtld.optional_static_tls=2048:glibc.rtld.nns=8"])
+
+
+@test
+def opened_libraries():
+    """What is answered without the monitor for a dynamic linker holds for whoever opens a library."""
+    with lib.Dir() as d:
+        library(d, "a", 1)
+        cc(f"{d}/libfile", "libfile.c", "-Wno-unused-result", "-pthread")
+        text = both(d, [f"{d}/libfile", d])
+        expect("read 832  at 832" in text and "again 832  at 1664" in text, True, "offsets")
+        both(d, [f"{d}/libfile", d], env=["LD_BIND_NOW=1"])
+        with tempfile.NamedTemporaryFile("r", prefix="kylinx-test-") as trace:
+            lib.run([lib.KYLINX, "run", f"--strace={trace.name}", "--", "/bin/ls", "/bin/ls"], 30)
+            lines = trace.read().split("\n")
+        for call in (r"read\(3, \"\\177ELF", r"newfstatat\(3, \"\", ", r"close\(3\)"):
+            if not any(re.match(call, x) and x.endswith("<libos>") for x in lines):
+                raise AssertionError(f"{call}: not answered without the monitor")
 
 
 @test
