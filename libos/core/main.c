@@ -39,8 +39,25 @@ int user_write(uint64_t dst, const void *src, size_t len)
 	return user_ok(dst, len) ? uaccess_copy((void *)dst, src, len) : -KX_EFAULT;
 }
 
+static void trace(struct kx_thread *t, struct kx_frame *f, int64_t ret);
+
+/* Answered here after all, and told of: not for who looks at call.nr to do that. */
+__attribute__((noinline)) static bool library_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
+{
+	if (!libfile_call(f, ret))
+		return false;
+	if (SHARED->trace)
+		trace(t, f, *ret);
+	SHARED->local_calls++;
+	t->call.nr = f->orig_rax;
+	return true;
+}
+
 int64_t forward(struct kx_thread *t, struct kx_frame *f)
 {
+	int64_t r;
+	if (((const struct kx_libfile *)KX_LIBFILE_BASE)->on && library_call(t, f, &r))
+		return r;
 	return hypercall(t, f->orig_rax, f->rdi, f->rsi, f->rdx, f->r10, f->r8, f->r9);
 }
 
@@ -141,8 +158,6 @@ static int64_t sys_sched_yield(struct kx_thread *t, struct kx_frame *f)
 /* Answer f's call here if possible: true and *ret set. */
 static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
-	if (((struct kx_libfile *)KX_LIBFILE_BASE)->on && libfile_call(f, ret))
-		return true;
 	switch (f->orig_rax) {
 	case NR_getpid:
 		*ret = t->pid;
