@@ -45,7 +45,7 @@ MONITOR_SRC = \
 	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
 CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-lib.c cli/cmd-lib-keys.c cli/cmd-lib-policy.c cli/cmd-bench.c cli/families.c
-UTIL_SRC = util/err.c util/log.c
+UTIL_SRC = util/err.c util/log.c util/sha256.c
 LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/batch.c libos/core/pipe.c libos/core/ktime.c libos/core/random.c libos/core/string.c libos/core/serve.c
 LIBOS_ASM = libos/arch/x86_64/entry.S
 
@@ -117,6 +117,7 @@ install: all bench-programs
 	install -D -m 644 include/kylinx.h $(DESTDIR)$(PREFIX)/include/kylinx.h
 	install -D -m 644 docs/libkylinx.3 $(DESTDIR)$(PREFIX)/share/man/man3/libkylinx.3
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
+	install -D -m 644 docs/kylinx-policy.5 $(DESTDIR)$(PREFIX)/share/man/man5/kylinx-policy.5
 	install -d $(DESTDIR)$(PREFIX)/libexec/kylinx/bench
 	install -m 755 $(BENCH_BIN) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/
 	install -m 644 $(BENCH_PY) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The block, checked; and decisions from it. Nothing is opened here. */
 #include "policy.h"
-#include <sodium/crypto_hash_sha256.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "../../util/sha256.h"
 #include "policy_priv.h"
 
 /* ---- the block -------------------------------------------------------------------------------------------------- */
@@ -201,7 +201,7 @@ struct question {
 static const uint8_t *hash_of(struct question *q)
 {
 	if (!q->hashed && q->facts == &q->own && q->i->bytes)
-		crypto_hash_sha256(q->own.sha256, q->i->bytes, q->i->size);
+		sha256(q->own.sha256, q->i->bytes, q->i->size);
 	q->hashed = true;
 	return q->facts->sha256;
 }

@@ -276,7 +276,7 @@ static bool set_bits(struct build *b, struct policy_cond *c, char *v)
 		const char *name;
 		uint32_t type, bits;
 	} all[] = {
-		{ "group", POLICY_WRITABLE_BY, 020 },
+		{ "group", POLICY_WRITABLE_BY, 022 },
 		{ "others", POLICY_WRITABLE_BY, 002 },
 		{ "program", POLICY_KIND, POLICY_KIND_PROGRAM },
 		{ "linker", POLICY_KIND, POLICY_KIND_INTERP },

@@ -2,12 +2,12 @@
 #include "sign.h"
 #include <elf.h>
 #include <errno.h>
-#include <sodium/crypto_hash_sha256.h>
 #include <sodium/crypto_sign_ed25519.h>
 #include <sodium/utils.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "../../util/sha256.h"
 #include "elf.h"
 
 #define DYN_MAX 4096 /* entries of a dynamic section; usual are under 50 */
@@ -180,7 +180,7 @@ void image_facts_elf(const void *bytes, size_t size, struct image_facts *f)
 void image_facts(const void *bytes, size_t size, struct image_facts *f)
 {
 	image_facts_elf(bytes, size, f);
-	crypto_hash_sha256(f->sha256, bytes, size);
+	sha256(f->sha256, bytes, size);
 }
 
 /* ---- versions --------------------------------------------------------------------------------------------------- */
@@ -298,7 +298,7 @@ bool hex_get(const char *s, size_t digits, uint8_t *out, size_t n)
 void sign_key_id(const uint8_t pub[SIGN_PUBLIC], uint8_t id[SIGN_ID])
 {
 	uint8_t hash[SIGN_HASH];
-	crypto_hash_sha256(hash, pub, SIGN_PUBLIC);
+	sha256(hash, pub, SIGN_PUBLIC);
 	memcpy(id, hash, SIGN_ID);
 }
 

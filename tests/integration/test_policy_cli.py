@@ -429,6 +429,24 @@ def decides(p):
 
 
 @test
+def examples_of_the_manual(p):
+    """Each policy in kylinx-policy(5) is one, without a remark; the built-in one is what is shown."""
+    p.key("release")
+    p.key("security")
+    page = lib.read(f"{lib.TOP}/docs/kylinx-policy.5")
+    found = [e for e in re.findall(r"\.nf\n(.*?)\.fi\n", page, re.S) if "[default]" in e]
+    expect(len(found), 4, "examples")
+    for e in found:
+        path = p.policy(e.replace("\\-", "-").replace("/etc/kylinx/keys", f"{p.d}/c/keys"))
+        expect(p.json("policy", "check")["remarks"], [], e)
+    shown = [e for e in found if "deny writable-by others" in e]
+    p.policy(shown[0])
+    rules = p.json("policy", "show")["sections"]
+    os.unlink(path)
+    expect(p.json("policy", "show")["sections"], rules, "built-in policy")
+
+
+@test
 def found_where_documented(p):
     """Root's and a user's policy and keyring."""
     if os.geteuid() != 0:

@@ -9,6 +9,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sodium/crypto_hash_sha256.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 #include "../../monitor/core/keys.h"
 #include "../../monitor/core/policy_priv.h"
 #include "../../monitor/core/policy_read.h"
+#include "../../util/sha256.h"
 
 static int checks, failures;
 static char dir[] = "/tmp/kx-test-policy-XXXXXX";
@@ -234,6 +236,21 @@ static void keyring_reset(void)
 }
 
 /* ---- tests ------------------------------------------------------------------------------------------------------ */
+
+static void test_sha256(void)
+{
+	static const size_t lens[] = { 0, 1, 55, 56, 57, 63, 64, 65, 119, 120, 127, 128, 129, 4096, 100001 };
+	for (size_t n = 0; n < sizeof lens / sizeof *lens + 200; n++) {
+		size_t len = n < sizeof lens / sizeof *lens ? lens[n] : rnd(1000);
+		uint8_t *all = malloc(len + 3), *p = all + rnd(4), ours[32], theirs[32];
+		for (size_t i = 0; i < len; i++)
+			p[i] = (uint8_t)rnd(256);
+		sha256(ours, p, len);
+		crypto_hash_sha256(theirs, p, len);
+		CHECK(!memcmp(ours, theirs, 32), "%zu bytes", len);
+		free(all);
+	}
+}
 
 static bool glob_slow(const char *g, const char *t)
 {
@@ -500,6 +517,7 @@ static void test_conditions(void)
 	NO("allow not writable-by group", &i, "it is: writable-by group");
 	i.mode = 0100646;
 	NO("allow not writable-by others", &i, "it is: writable-by others");
+	NO("allow not writable-by group", &i, "it is: writable-by group");
 	i.path = "/usr/lib/../../tmp/x.so";
 	NO("allow path /usr/lib/**", &i, "not a plain one");
 	i.path = "lib/x.so";
@@ -1061,6 +1079,7 @@ int main(int argc, char **argv)
 	umask(022);
 	if (!mkdtemp(dir) || setenv("KYLINX_CONFIG", dir, 1))
 		return 2;
+	test_sha256();
 	test_globs();
 	test_versions();
 	test_files();
