@@ -226,12 +226,13 @@ static int public_text(const struct sign_key *k, char out[KEY_FILE_MAX])
 
 static int public_load(int fd, const char *shown, struct sign_key *k, struct kx_err *err)
 {
-	char *text;
-	size_t len;
-	int r = file_read(fd, shown, KEY_FILE_MAX, &text, &len, err);
-	if (r)
-		return r;
-	if (!public_parse(text, len, k))
+	char *text = NULL;
+	size_t len = 0;
+	struct kx_err why = { 0 };
+	int r = file_read(fd, shown, KEY_FILE_MAX, &text, &len, &why);
+	if (r && r != -EFBIG)
+		return kx_err_set(err, -r, "%s", why.msg);
+	if (r || !public_parse(text, len, k))
 		r = kx_err_set(err, EINVAL, "%s: no public key of KylinX (make one by `kylinx lib keygen`)", shown);
 	free(text);
 	return r;
@@ -291,25 +292,27 @@ int key_secret_read(const char *path, uint8_t seed[SIGN_SEED], struct kx_err *er
 {
 	struct stat st;
 	uint64_t format;
-	char *text;
-	size_t len;
+	char *text = NULL;
+	size_t len = 0;
 	int fd = any_open(path, err);
 	if (fd < 0)
 		return fd;
-	if (fstat(fd, &st) || st.st_mode & 077 || (st.st_uid != geteuid() && st.st_uid)) {
-		close(fd);
-		return kx_err_set(err, EPERM,
-				  "%s: others can read this secret key (chmod 600; make a new key if they did)", path);
-	}
-	int r = file_read(fd, path, KEY_FILE_MAX, &text, &len, err);
+	int r = fstat(fd, &st) ? kx_err_set(err, errno, "%s: %s (check it)", path, strerror(errno)) : 0;
+	struct kx_err why = { 0 };
+	if (!r && (r = file_read(fd, path, KEY_FILE_MAX, &text, &len, &why)) && r != -EFBIG)
+		kx_err_set(err, -r, "%s", why.msg);
 	close(fd);
-	if (r)
+	if (r && r != -EFBIG)
 		return r;
-	const char *at = text, *end = text + len;
-	if (!line_number(&at, end, "kylinx-secret-key", &format) || format != 1 ||
+	const char *at = text ? text : "", *end = at + len;
+	if (r || !line_number(&at, end, "kylinx-secret-key", &format) || format != 1 ||
 	    !line_hex(&at, end, "seed", seed, SIGN_SEED) || at != end)
 		r = kx_err_set(err, EINVAL, "%s: no secret key of KylinX (make one by `kylinx lib keygen`)", path);
-	sodium_memzero(text, len);
+	else if (st.st_mode & 077 || (st.st_uid != geteuid() && st.st_uid))
+		r = kx_err_set(err, EPERM,
+			       "%s: others can read this secret key (chmod 600; make a new key if they did)", path);
+	if (text)
+		sodium_memzero(text, len);
 	free(text);
 	return r;
 }

@@ -344,6 +344,7 @@ static void add_rule(struct build *b, int n, char **word)
 				 .line = b->line,
 				 .first = b->conds.n / (uint32_t)sizeof(struct policy_cond) };
 	struct policy_section *s = section_now(b);
+	b->has_rules = true; /* or would have, but for an error */
 	for (int i = 1; i < n;) {
 		bool negated = !strcmp(word[i], "not");
 		uint32_t type = 0;
@@ -385,7 +386,6 @@ static void add_rule(struct build *b, int n, char **word)
 	put(b, &b->rules, &r, sizeof r);
 	if (s)
 		s->nr++;
-	b->has_rules = true;
 }
 
 /* ---- sections --------------------------------------------------------------------------------------------------- */
