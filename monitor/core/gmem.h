@@ -19,8 +19,10 @@ struct gmem_region {
 	uint64_t start, end; /* page-aligned, [start, end) */
 	int prot;            /* PROT_* as the guest asked */
 	int flags;           /* MAP_SHARED, MAP_ANONYMOUS, MAP_STACK... and GMEM_TRAMP */
+	uint32_t origin;     /* under a policy: which mapping of a file it comes from; 0 = not noted */
 };
 #define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
+#define GMEM_CLEAN 0x08000000 /* with origin: nobody could write to it since it was mapped */
 #define GMEM_DATA 0x10000000  /* writable part of an image, by its loader: not one that follows its file */
 #define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
 
@@ -71,7 +73,10 @@ bool gmem_pc_entering(uint64_t rip);
 /* A single step of the program's that ended in a trampoline at rip is none that it would have made unpatched. */
 bool gmem_pc_step_hidden(uint64_t rip);
 
-/* Of which file, at which offset the text at gva is that lies in a region with GMEM_TEXT. False when it is not. */
+/* Map one page of the monitor's own code, which the program can't have changed. Its address, or -errno. */
+int64_t gmem_code(const void *code, size_t len);
+/* Of which file, at which offset the memory at gva is where the host has another file for it: a region with GMEM_TEXT, or
+ * with the copy that a policy was asked for. False when it is not. */
 struct gmem_text_file {
 	uint64_t dev, ino, off;
 	char path[168];

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "admit.h"
 #include "batch.h"
 #include "keeper.h"
 #include "pipe.h"
@@ -324,6 +325,8 @@ int fd_grow(void)
 		r = fd_move(&self->vcpu_fd);
 	if (!r)
 		r = thread_pool_fds(fd_move);
+	if (!r)
+		r = admit_fds(fd_move);
 	fd_limit_drop();
 	kx_log_use(pvm.log_fd);
 	if (!r)

@@ -45,6 +45,7 @@ struct kx_config {
 	int io; /* enum kx_io */
 	bool net_none;
 	const char *name;
+	const char *policy; /* file, or "off"; NULL: what the user has set up (policy.h) */
 	bool strace, stats;
 	const char *strace_file, *stats_file; /* NULL = stderr */
 	const char *log_level;
@@ -207,6 +208,7 @@ struct kx_join {
 	int member_proc; /* its directory in /proc */
 	int family, registry, proc;
 	int update[2];               /* -1: it has none */
+	int policy;                  /* -1: it has none */
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
 };

@@ -13,6 +13,7 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#include "admit.h"
 #include "stats.h"
 #include "strace.h"
 
@@ -172,6 +173,8 @@ static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum
 	fn(c.faults, &a->faults, &f->faults);
 	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->local_calls : 0, &a->local_calls, &f->local_calls);
 	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->batched : 0, &a->batched, &f->batched);
+	fn(admit_refused, &a->policy_refused, &f->policy_refused);
+	fn(admit_warned, &a->policy_warned, &f->policy_warned);
 	fn(pvm.nr_forks, &a->forks, &f->forks);
 	fn(pvm.nr_enosys, &a->enosys, &f->enosys);
 	for (i = 0; i < STATS_NR_HCALLS; i++)
@@ -303,6 +306,10 @@ static void put_report(void)
 	put_member("patched", pvm.nr_cpuid_sites);
 	put_member("answered", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids : 0);
 	put_member("trapped", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids_real : 0);
+	puts_("}");
+	puts_(",\"policy\":{");
+	put_num("refused", f.sums.policy_refused);
+	put_member("warned", f.sums.policy_warned);
 	puts_("}");
 	put_member("max_rss_kib", (uint64_t)ru.ru_maxrss);
 	puts_("}\n");

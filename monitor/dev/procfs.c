@@ -964,7 +964,7 @@ static void maps_piece(void *arg, const struct piece *p)
 	const struct hvma *v = p->v;
 	bool file = v && !(v->inode_len == 1 && v->inode[0] == '0');
 	struct gmem_text_file f;
-	if (p->r->flags & GMEM_TEXT && gmem_text_file(p->start, &f)) {
+	if ((p->r->flags & GMEM_TEXT || p->r->origin) && gmem_text_file(p->start, &f)) {
 		char dev[16], ino[24];
 		int dl = snprintf(dev, sizeof dev, "%02x:%02x", major(f.dev), minor(f.dev));
 		int il = snprintf(ino, sizeof ino, "%" PRIu64, f.ino);

@@ -36,6 +36,7 @@
 #define MEM_END 0x30000u
 
 struct pvm pvm;
+uint64_t admit_refused = 2, admit_warned = 1;
 __thread struct thread *self;
 
 #undef KX_CALL
@@ -494,7 +495,8 @@ static void test_stats(void)
 		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"forks\":0,\"execs\":0,",
 		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
-		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},\"max_rss_kib\":",
+		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},"
+		"\"policy\":{\"refused\":2,\"warned\":1},\"max_rss_kib\":",
 	};
 	char name[] = "/tmp/kx-stats-XXXXXX", got[20000] = "", *at = got;
 	int fd = mkstemp(name);
