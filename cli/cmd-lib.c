@@ -226,7 +226,10 @@ static int verify_signature(struct lib *l, const char *path, bool unsigned_too)
 
 static int lib_signed(const struct store_entry *e, bool sound, void *arg)
 {
-	return sound && *e->path == '/' ? verify_signature(arg, e->path, false) : 0;
+	struct lib *l = arg;
+	size_t n = strlen(l->s->path);
+	bool own = !strncmp(e->path, l->s->path, n) && e->path[n] == '/'; /* a copy, which has no signature beside it */
+	return sound && !own && *e->path == '/' ? verify_signature(arg, e->path, false) : 0;
 }
 
 static int keyring_of(struct lib *l)

@@ -15,6 +15,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "sign.h"
+#include "store.h"
 
 #define PAGE 4096ull
 #define FILE_MAX (512ll << 20)
@@ -47,6 +48,7 @@ struct image {
 	unsigned verdict[POLICY_WAY_OTHER + 1]; /* 1 + enum policy_verdict, 0 = not asked for yet */
 	int held;                               /* by mappings, or by being the program's */
 	bool listed;
+	bool hashed, sig_read; /* facts.sha256 is known; and the signature */
 	struct image_facts facts;
 	char sig[SIGN_MAX];
 	size_t sig_size;
@@ -67,6 +69,8 @@ static uint64_t loader_start, loader_end;
 /* ---- the policy of a family -------------------------------------------------------------------------------------- */
 
 int admit_fd(void) { return policy_fd; }
+
+bool admit_wants_copies(void) { return policy && policy_needs_bytes(policy, NULL); }
 
 int admit_adopt(int fd, struct kx_err *err)
 {
@@ -253,6 +257,19 @@ static int copy_make(int from, uint64_t size)
 	return r ? r : fd;
 }
 
+/* What the store has of it. */
+static int copy_stored(const struct stat *st, struct image *m)
+{
+	int fd = store_copy_open(st, m->facts.sha256);
+	if (fd < 0)
+		return fd;
+	fd_limit_lift();
+	fd = fd_hide(fd);
+	fd_limit_drop();
+	m->hashed = fd >= 0;
+	return fd;
+}
+
 static bool pread_all(int fd, void *p, size_t len, uint64_t off)
 {
 	return pread(fd, p, len, (off_t)off) == (ssize_t)len;
@@ -308,7 +325,10 @@ static int image_make(int fd, const struct stat *st, const char *path, bool byte
 	memcpy(m->path, path, len);
 	int r = 0;
 	if (bytes) {
-		if ((m->fd = r = copy_make(fd, m->size)) >= 0)
+		m->fd = r = copy_stored(st, m);
+		if (m->fd < 0)
+			m->fd = r = copy_make(fd, m->size);
+		if (r >= 0)
 			r = fstat(m->fd, &copy) ? -errno : 0;
 		if (r) {
 			if (m->fd >= 0)
@@ -352,7 +372,17 @@ static enum policy_verdict image_ask(const struct admit_subject *who, struct ima
 		}
 	}
 	if (m->fd >= 0 && !m->facts.size) {
-		image_facts(p, m->size, &m->facts);
+		uint8_t sha256[SIGN_HASH];
+		memcpy(sha256, m->facts.sha256, sizeof sha256);
+		if (m->hashed) {
+			image_facts_elf(p, m->size, &m->facts);
+			memcpy(m->facts.sha256, sha256, sizeof sha256);
+		} else {
+			image_facts(p, m->size, &m->facts);
+		}
+	}
+	if (m->fd >= 0 && !m->sig_read) {
+		m->sig_read = true;
 		if (!m->sig_size)
 			read_sig(m);
 	}

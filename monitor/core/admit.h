@@ -2,8 +2,9 @@
 /*
  * Enforcement of a policy of libraries (policy.h): what becomes executable is asked for here, where it is mapped.
  *
- * A file that rules judge by its content is copied once, whole, into a sealed memfd; the decision is made from the copy,
- * and what is mapped is the copy. A file that rules judge by owner, mode and path alone is mapped itself: the rule trusts
+ * A file that rules judge by its content is copied once, whole: by an earlier start into the store, which nobody in the
+ * jail can write, with its hash; else into a sealed memfd. The decision is made from the copy, and what is mapped is the
+ * copy. A file that rules judge by owner, mode and path alone is mapped itself: the rule trusts
  * whoever can write it. Device, inode, size and times serve to find the copy again, never to trust the file.
  *
  * The table of images belongs to the process, under pvm.mm_lock. In a child of vfork, and where a thread has descriptors
@@ -31,6 +32,8 @@ int admit_begin(const struct kx_config *cfg, struct kx_err *err);
 /* After exec, or as a new member: the sealed memfd of the family, -1 = it has no policy. */
 int admit_adopt(int fd, struct kx_err *err);
 int admit_fd(void);
+/* Contents decide for some program of the family. */
+bool admit_wants_copies(void);
 
 /* ---- a program (load.c) ---- */
 void admit_ask_for(struct admit_subject *who, const char *program);

@@ -168,11 +168,10 @@ static const struct policy_rule *rule_at(const struct policy *p, const struct po
 	return &p->rule[i < p->h->nr_common ? i : c->first + i - p->h->nr_common];
 }
 
-bool policy_needs_bytes(const struct policy *p, const struct policy_subject *s)
+static bool section_needs_bytes(const struct policy *p, const struct policy_section *c)
 {
 	static const uint32_t outside = 1u << POLICY_PATH | 1u << POLICY_LOADER | 1u << POLICY_OWNER |
 					1u << POLICY_WRITABLE_BY | 1u << POLICY_KIND;
-	const struct policy_section *c = policy_section(p, s);
 	if (c->mode == POLICY_MODE_OFF)
 		return false;
 	for (uint32_t i = 0; i < p->h->nr_common + c->nr; i++) {
@@ -182,6 +181,16 @@ bool policy_needs_bytes(const struct policy *p, const struct policy_subject *s)
 				return true;
 	}
 	return p->h->nr_revoked > 0;
+}
+
+bool policy_needs_bytes(const struct policy *p, const struct policy_subject *s)
+{
+	if (s)
+		return section_needs_bytes(p, policy_section(p, s));
+	for (uint32_t i = 0; i < p->h->nr_sections; i++)
+		if (section_needs_bytes(p, &p->section[i]))
+			return true;
+	return false;
 }
 
 /* One question: what it is about, and what has been found out so far. */

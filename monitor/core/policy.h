@@ -73,7 +73,7 @@ void policy_free(struct policy *p);
 
 /* False: mode is off for this subject, and nothing needs to be asked. */
 bool policy_active(const struct policy *p, const struct policy_subject *s);
-/* False: rules for this subject look at owner, mode and path alone, and no content decides. */
+/* False: rules for this subject (NULL: for any) look at owner, mode and path alone, and no content decides. */
 bool policy_needs_bytes(const struct policy *p, const struct policy_subject *s);
 enum policy_verdict policy_image(const struct policy *p, const struct policy_subject *s, const struct policy_image *i,
 				 char why[POLICY_WHY]);

@@ -402,7 +402,7 @@ static void store_prepare(const struct kx_config *cfg)
 {
 	char found[4096], real[PATH_MAX];
 	if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
-		store_begin(cfg, real);
+		store_begin(cfg, real, admit_wants_copies());
 }
 
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
