@@ -411,6 +411,15 @@ int admit_judge(const struct admit_subject *who, struct image *m, enum policy_wa
 	return verdict_tell(v, why, tell);
 }
 
+/* Another number for it, out of the guest's reach. */
+static int fd_again(int fd)
+{
+	fd_limit_lift();
+	int n = fcntl(fd, F_DUPFD_CLOEXEC, (int)pvm.fd_limit), e = errno;
+	fd_limit_drop();
+	return n < 0 ? -e : n;
+}
+
 int admit_take(const struct admit_subject *who, int *fd, struct image **out, char why[POLICY_WHY])
 {
 	char path[PATH_MAX];
@@ -421,8 +430,8 @@ int admit_take(const struct admit_subject *who, int *fd, struct image **out, cha
 		return r;
 	r = image_make(*fd, &st, path, who->bytes, out);
 	if (!r && (*out)->fd >= 0) {
-		int own = fcntl((*out)->fd, F_DUPFD_CLOEXEC, (int)pvm.fd_limit);
-		r = own < 0 ? -errno : 0;
+		int own = fd_again((*out)->fd);
+		r = own < 0 ? own : 0;
 		if (!r) {
 			close(*fd);
 			*fd = own;
@@ -555,15 +564,17 @@ void admit_origin(const struct image *m, uint64_t *dev, uint64_t *ino, char path
 
 int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 {
-	char path[PATH_MAX];
+	char path[PATH_MAX] = "";
 	struct image *m = NULL;
 	struct stat st;
+	*why = 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	int r = fstat(fd, &st) ? -errno : 0;
-	snprintf(why, POLICY_WHY, "cannot be looked at: %s", strerror(-r));
 	if (!r && !path_of(fd, &st, path)) {
-		r = policy_anonymous(policy, &who_runs.s, why) == POLICY_DENY ? -EACCES : 0;
-		r = r ? r : fcntl(fd, F_DUPFD_CLOEXEC, (int)pvm.fd_limit);
+		r = admit_memory("update");
+		snprintf(why, POLICY_WHY, "the new version is memory, and jit is deny");
+		if (!r)
+			r = fd_again(fd);
 	} else if (!r) {
 		/* Always a copy: it is read before it is mapped, and both must be the same. */
 		r = image_make(fd, &st, path, true, &m);
@@ -571,17 +582,17 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 			ssize_t n = pread(sig_fd, m->sig, sizeof m->sig, 0);
 			m->sig_size = n > 0 ? (size_t)n : 0;
 		}
-		if (r)
-			snprintf(why, POLICY_WHY, "%.160s: cannot be looked at: %s", path, strerror(-r));
-		else
+		if (!r)
 			r = admit_judge(&who_runs, m, POLICY_WAY_LOADER, *loader_path ? loader_path : NULL, true, why);
 		if (!r && !image_list(m))
 			r = -ENOMEM;
 		if (!r)
-			r = fcntl(m->fd, F_DUPFD_CLOEXEC, (int)pvm.fd_limit);
+			r = fd_again(m->fd);
 		if (r < 0)
 			admit_image_free(m);
 	}
+	if (r < 0 && !*why)
+		snprintf(why, POLICY_WHY, "%.160s: cannot be looked at: %s", path, strerror(-r));
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
 }
