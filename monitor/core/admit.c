@@ -156,11 +156,12 @@ bool admit_is_of(const struct image *m, const struct stat *st)
 	return (m->dev == st->st_dev && m->ino == st->st_ino) || is_copy(m, st);
 }
 
-static struct image *image_find(const struct stat *st)
+/* path: as it is called now, since rules may ask for that; NULL: by any name. */
+static struct image *image_find(const struct stat *st, const char *path)
 {
 	for (unsigned i = 0; i < nr_images; i++)
-		if (is_copy(images[i], st) ||
-		    (is_file(images[i], st) && (images[i]->fd >= 0) == who_runs.bytes && copy_at_hand(images[i])))
+		if (is_copy(images[i], st) || (is_file(images[i], st) && (images[i]->fd >= 0) == who_runs.bytes &&
+					       copy_at_hand(images[i]) && (!path || !strcmp(images[i]->path, path))))
 			return images[i];
 	return NULL;
 }
@@ -503,10 +504,11 @@ int admit_file(int fd, struct image **out)
 	*out = NULL;
 	if (fstat(fd, &st))
 		return -errno;
-	struct image *m = image_find(&st);
+	bool place = path_of(fd, &st, path);
+	struct image *m = image_find(&st, path);
 	int r = 0;
 	if (!m) {
-		if (!path_of(fd, &st, path))
+		if (!place)
 			return admit_memory(S_ISREG(st.st_mode) ? "memfd" : "mmap");
 		if ((r = image_make(fd, &st, path, who_runs.bytes, &m))) {
 			snprintf(line, sizeof line, "%.160s: cannot be looked at: %s", path, strerror(-r));
@@ -527,7 +529,7 @@ int admit_file(int fd, struct image **out)
 struct image *admit_known(int fd)
 {
 	struct stat st;
-	return fstat(fd, &st) ? NULL : image_find(&st);
+	return fstat(fd, &st) ? NULL : image_find(&st, NULL);
 }
 
 int admit_map_fd(const struct image *m, int fd)

@@ -229,6 +229,57 @@ def the_program_itself(p):
 
 
 @test
+def programs_without_a_file(p):
+    """A program in a memfd is executable memory that comes from no file."""
+    code = ("import os; fd = os.memfd_create('x', 0); os.write(fd, open('/bin/true', 'rb').read())\n"
+            "try:\n os.execve(fd, ['true'], {})\nexcept OSError as e:\n print(e.strerror)")
+    r = p.run(PYTHON, "-c", code)
+    expect((r.status, r.out, b"policy: executable memory" in r.err), (0, b"Permission denied\n", True), r.err)
+    p.policy("", jit="allow")
+    r = p.run(PYTHON, "-c", code)
+    expect((r.status, r.out, r.err), (0, b"", b""), "with jit")
+
+
+@test
+def threads_and_descriptors(p):
+    """What is mapped from is found wherever the monitor's descriptors have moved to."""
+    code = ("import ctypes, os, threading\n"
+            f"first = ctypes.CDLL('{p.good}').value()\n"
+            "t = threading.Thread(target=lambda: None); t.start(); t.join()\n"
+            "import resource as r; hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (hard, hard))\n"
+            "fds = [os.open('/dev/null', os.O_RDONLY) for i in range(min(3000, hard - 100))]\n"
+            f"h = ctypes.CDLL('{p.good}')\n"
+            "import _ctypes; _ctypes.dlclose(h._handle)\n"
+            "def load(): out.append([ctypes.CDLL(f).value() for f in files])\n"
+            f"files, out = ['{p.d}/l%d.so' % i for i in range(8)], []\n"
+            "threads = [threading.Thread(target=load) for i in range(4)]\n"
+            "[t.start() for t in threads]; [t.join() for t in threads]\n"
+            "pid = os.fork()\n"
+            "if not pid:\n os.closerange(3, 3010); load(); os._exit(out[-1] != [1] * 8)\n"
+            "print(first, h.value and out == [[1] * 8] * 4, os.waitpid(pid, 0)[1])\n")
+    for i in range(8):
+        shutil.copy(p.good, f"{p.d}/l{i}.so")
+        p.sign(f"{p.d}/l{i}.so")
+    r = p.run(PYTHON, "-c", code)
+    expect((r.status, r.out, r.err), (0, b"1 True 0\n", b""), "loaded")
+
+
+@test
+def other_roots(p):
+    """Paths are those of the view; the policy is the host's."""
+    os.makedirs(f"{p.d}/root/bin")
+    with open(f"{p.d}/main.c", "w") as f:
+        f.write("int main(void) { return 7; }\n")
+    subprocess.run(["gcc", "-static", "-o", f"{p.d}/root/bin/prog", f"{p.d}/main.c"], check=True)
+    run = [lib.KYLINX, "run", "--root", f"{p.d}/root", "--", "/bin/prog"]
+    r = lib.run(run, env=p.env)
+    expect((r.status, b"policy: /bin/prog: " in r.err), (126, True), r.err)
+    p.policy("allow path /bin/prog")
+    r = lib.run(run, env=p.env)
+    expect((r.status, r.err), (7, b""), "allowed")
+
+
+@test
 def each_program_has_its_own(p):
     """Over fork, exec, vfork, scripts, and for who comes by `kylinx exec`."""
     p.text(f"[program {p.attack}]\nallow kind program\nallow signed-by release\n{USR}"
