@@ -857,8 +857,8 @@ static int text_own(uint64_t start, uint64_t end)
 
 /* A private mapping of a file, as it was made. Regions name it by its number + 1. */
 struct origin {
-	uint64_t start, off, dev, ino; /* as fstat() has the file, or the image's copy */
-	struct image *image;           /* NULL: not asked for */
+	uint64_t start, len, off, dev, ino; /* as fstat() has the file, or the image's copy */
+	struct image *image;                /* NULL: not asked for */
 };
 static struct origin *origins;
 static uint32_t nr_origins, cap_origins;
@@ -885,7 +885,7 @@ static uint32_t origin_free(void)
 }
 
 /* 0 = no memory. */
-static uint32_t origin_add(uint64_t start, uint64_t off, const struct stat *st, struct image *image)
+static uint32_t origin_add(uint64_t start, uint64_t len, uint64_t off, const struct stat *st, struct image *image)
 {
 	uint32_t k = nr_origins == cap_origins ? origin_free() : nr_origins;
 	if (k == cap_origins) {
@@ -898,7 +898,7 @@ static uint32_t origin_add(uint64_t start, uint64_t off, const struct stat *st, 
 	}
 	if (k == nr_origins)
 		nr_origins++;
-	origins[k] = (struct origin){ start, off, st->st_dev, st->st_ino, image };
+	origins[k] = (struct origin){ start, len, off, st->st_dev, st->st_ino, image };
 	if (image)
 		admit_hold(image, 1);
 	return k + 1;
@@ -955,21 +955,42 @@ static int map_admit(uint64_t addr, uint64_t len, int prot, int flags, uint64_t 
 	return 0;
 }
 
-/* The rest of the mapping in which a text lies comes from the same image. */
-static int map_rebase(uint32_t origin, struct image *image, int fd, const struct stat *st)
+/* The next region from *i on that is a part of span's file, within span, and of no image yet. NULL = none. */
+static const struct gmem_region *part_next(const struct origin *span, size_t *i)
 {
-	struct origin *o = &origins[origin - 1];
-	for (size_t i = 0; i < nr_regions; i++) {
-		const struct gmem_region *r = &regions[i];
-		if (r->origin == origin && r->flags & GMEM_CLEAN &&
-		    mmap(gva_ptr(r->start), r->end - r->start, host_prot(r->prot), MAP_PRIVATE | MAP_FIXED, fd,
+	for (; *i < nr_regions && regions[*i].start < span->start + span->len; ++*i) {
+		const struct gmem_region *r = &regions[*i];
+		const struct origin *o = r->origin ? &origins[r->origin - 1] : NULL;
+		if (o && !o->image && o->dev == span->dev && o->ino == span->ino)
+			return ++*i, r;
+	}
+	return NULL;
+}
+
+/*
+ * A text was mapped over a part of span, as ld.so does: the other parts of the same file come from the same image. One that
+ * was writable already can't be exchanged any more.
+ */
+static int map_rebase(const struct origin span, struct image *image, int fd, const struct stat *st)
+{
+	const struct gmem_region *r;
+	bool copy = st->st_dev != span.dev || st->st_ino != span.ino;
+	size_t first = region_find(span.start);
+	for (size_t i = first; copy && (r = part_next(&span, &i));) {
+		const struct origin *o = &origins[r->origin - 1];
+		if (!(r->flags & GMEM_CLEAN))
+			return -EACCES;
+		if (mmap(gva_ptr(r->start), r->end - r->start, host_prot(r->prot), MAP_PRIVATE | MAP_FIXED, fd,
 			 (off_t)(o->off + (r->start - o->start))) == MAP_FAILED)
 			return -errno;
 	}
-	o->image = image;
-	o->dev = st->st_dev;
-	o->ino = st->st_ino;
-	admit_hold(image, 1);
+	for (size_t i = first; (r = part_next(&span, &i));) {
+		struct origin *o = &origins[r->origin - 1];
+		o->image = image;
+		o->dev = st->st_dev;
+		o->ino = st->st_ino;
+		admit_hold(image, 1);
+	}
 	return 0;
 }
 
@@ -980,14 +1001,14 @@ static int map_note(uint64_t addr, uint64_t len, int prot, uint64_t off, int fd,
 	struct stat st;
 	if (fstat(fd, &st))
 		return -errno;
-	uint32_t n = origin_add(addr, off, &st, image);
+	uint32_t n = origin_add(addr, len, off, &st, image);
 	region_mark(addr, n, n && !(prot & PROT_WRITE) ? GMEM_CLEAN : 0);
 	if (!(prot & PROT_EXEC) || !image)
 		return 0;
 	int r = 0;
 	if (under && !origins[under - 1].image &&
 	    admit_is_of(image, &(struct stat){ .st_dev = origins[under - 1].dev, .st_ino = origins[under - 1].ino }))
-		r = map_rebase(under, image, fd, &st);
+		r = map_rebase(origins[under - 1], image, fd, &st);
 	return !r && end < addr + len ? do_mprotect(end, addr + len - end, prot & ~PROT_EXEC) : r;
 }
 

@@ -483,6 +483,18 @@ def written_afterwards(p):
 
 
 @test
+def parts_of_one_copy(p):
+    """All parts of a library come from the bytes that were looked at, also those that are mapped later."""
+    with subprocess.Popen([lib.KYLINX, "run", "--volume", f"{p.d}:{p.d}", "--", p.attack, "parts", p.good],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **p.env}) as g:
+        expect([g.stdout.readline() for _ in range(2)], [b"code after data: EACCES\n", b"code: ok\n"], "code")
+        with open(p.bad, "rb") as f, open(p.good, "r+b") as to:
+            to.write(f.read())
+        last = g.communicate(b"\n", 20)[0]
+    expect(last, b"data: ok\nbytes: the same\n", "parts")
+
+
+@test
 def links(p):
     """By path rules, a link counts as what it leads to; a signature is the file's under its own name."""
     p.policy(f"allow path {p.d}/allowed/** owner user")

@@ -52,8 +52,8 @@ static void try_run(const char *what, const void *p)
 	printf("%s: %s\n", what, WIFSIGNALED(st) && WTERMSIG(st) == SIGSEGV ? "SIGSEGV" : "ran");
 }
 
-/* File offset and length of the executable segment. */
-static int code_of(int fd, off_t *off, size_t *len)
+/* File offset and length of the first segment with that flag, in whole pages. */
+static int segment_of(int fd, unsigned flag, off_t *off, size_t *len)
 {
 	Elf64_Ehdr e;
 	Elf64_Phdr p;
@@ -61,13 +61,15 @@ static int code_of(int fd, off_t *off, size_t *len)
 		return -1;
 	for (int i = 0; i < e.e_phnum && i < 64; i++)
 		if (pread(fd, &p, sizeof p, (off_t)(e.e_phoff + (size_t)i * sizeof p)) == sizeof p &&
-		    p.p_type == PT_LOAD && p.p_flags & PF_X) {
+		    p.p_type == PT_LOAD && p.p_flags & flag) {
 			*off = (off_t)(p.p_offset & -PAGE);
-			*len = (p.p_filesz + PAGE - 1) & -PAGE;
+			*len = ((p.p_offset + p.p_filesz + PAGE - 1) & -PAGE) - (size_t)*off;
 			return 0;
 		}
 	return -1;
 }
+
+static int code_of(int fd, off_t *off, size_t *len) { return segment_of(fd, PF_X, off, len); }
 
 static void try_open(const char *what, void *h)
 {
@@ -316,6 +318,30 @@ static int cmd_watch(char **arg)
 	return 0;
 }
 
+/* PATH: the parts of a file, by hand as ld.so does it. The file changes when the code is mapped. */
+static int cmd_parts(char **arg)
+{
+	struct stat st;
+	off_t x, w;
+	size_t xlen, wlen;
+	int fd = open(arg[0], O_RDONLY);
+	if (fd < 0 || fstat(fd, &st) || code_of(fd, &x, &xlen) || segment_of(fd, PF_W, &w, &wlen))
+		return 1;
+	uint8_t *was = malloc((size_t)st.st_size);
+	if (pread(fd, was, (size_t)st.st_size, 0) != st.st_size)
+		return 1;
+	uint8_t *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	mmap(p + w, wlen, RW, MAP_PRIVATE | MAP_FIXED, fd, w);
+	say("code after data", err_of(mmap(p + x, xlen, X, MAP_PRIVATE | MAP_FIXED, fd, x)));
+	p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	say("code", err_of(mmap(p + x, xlen, X, MAP_PRIVATE | MAP_FIXED, fd, x)));
+	fflush(stdout);
+	getchar();
+	say("data", err_of(mmap(p + w, wlen, RW, MAP_PRIVATE | MAP_FIXED, fd, w)));
+	printf("bytes: %s\n", memcmp(p, was, (size_t)st.st_size) ? "changed" : "the same");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -323,7 +349,8 @@ int main(int argc, char **argv)
 		int (*fn)(char **arg);
 		int args;
 	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },   { "variants", cmd_variants, 2 },
-			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 }, { "watch", cmd_watch, 1 } };
+			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 }, { "watch", cmd_watch, 1 },
+			 { "parts", cmd_parts, 1 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
