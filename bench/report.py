@@ -146,7 +146,7 @@ def ratio_plot(metrics):
     if not rows:
         return ""
     ticks = log_ticks(min(min(v[1], v[2], 0.5) for _, v in rows), max(max(v[1], v[2], 2) for _, v in rows))
-    left, right, top, step = 300, 880, 26, 18
+    left, right, top, step = 300, 860, 26, 18
     s = Svg(900, top + step * len(rows) + 34, "cost of a pVM relative to a process, by metric")
     span = math.log10(ticks[-1] / ticks[0])
 
