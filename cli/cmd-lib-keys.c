@@ -94,11 +94,13 @@ int lib_print_free(FILE *o, char **text, struct kx_err *err)
 int lib_map(const char *path, void **p, size_t *size, struct kx_err *err)
 {
 	struct stat st;
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	if (fd < 0)
+	bool other = !stat(path, &st) && !S_ISREG(st.st_mode); /* the open of a device would do something */
+	int fd = other ? -1 : open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0 && !other)
 		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || !st.st_size || (uint64_t)st.st_size > LIBRARY_MAX) {
-		close(fd);
+	if (other || fstat(fd, &st) || !S_ISREG(st.st_mode) || !st.st_size || (uint64_t)st.st_size > LIBRARY_MAX) {
+		if (fd >= 0)
+			close(fd);
 		return kx_err_set(err, EINVAL, "%s: no regular file of 1 byte to 512 MiB (give a library)", path);
 	}
 	/* A copy: what is hashed and what is looked at are the same bytes. */

@@ -21,13 +21,13 @@ static const char *const modes[] = { "enforce", "warn", "off" }, *const fors[] =
 
 static void put_text(FILE *o, const char *s) { put_json(o, s, strlen(s)); }
 
-/* A file that is named, or the one that holds. False: it is the built-in policy. */
-static bool policy_path(const char *given, char path[PATH_MAX])
+/* A file that is named, or the one that holds. 1; 0: it is the built-in policy; -errno with err set. */
+static int policy_path(const char *given, char path[PATH_MAX], struct kx_err *err)
 {
 	if (!given)
-		return policy_find(path);
+		return policy_find(path, err);
 	snprintf(path, PATH_MAX, "%s", given);
-	return true;
+	return 1;
 }
 
 /* ---- check ------------------------------------------------------------------------------------------------------ */
@@ -62,7 +62,10 @@ static int check(const char *given, bool json, struct kx_err *err)
 	char path[PATH_MAX], *text = NULL;
 	size_t len;
 	struct policy *p = NULL;
-	if (!policy_path(given, path)) {
+	int where = policy_path(given, path, err);
+	if (where < 0)
+		return CLI_FAILED;
+	if (!where) {
 		snprintf(path, sizeof path, "built-in policy");
 		if (policy_read_builtin(&p, err))
 			return CLI_FAILED;
@@ -175,7 +178,8 @@ static void show_all(FILE *o, const struct policy *p, bool json)
 static int policy_of(const char *given, struct policy **p, struct kx_err *err)
 {
 	char path[PATH_MAX];
-	return policy_path(given, path) ? policy_read(path, p, err) : policy_read_builtin(p, err);
+	int r = policy_path(given, path, err);
+	return r < 0 ? r : r ? policy_read(path, p, err) : policy_read_builtin(p, err);
 }
 
 static int show(const char *given, bool json, struct kx_err *err)

@@ -3,6 +3,7 @@
 #include "../monitor/core/store.h"
 #include "cli.h"
 #include "lib.h"
+#include "ps.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -16,7 +17,7 @@
 const char cmd_lib_help[] =
 	"Usage: kylinx lib list [--json]\n"
 	"       kylinx lib show NAME [--json]\n"
-	"       kylinx lib verify [FILE...]\n"
+	"       kylinx lib verify [FILE...] [--json]\n"
 	"       kylinx lib add FILE...\n"
 	"       kylinx lib gc\n"
 	"       kylinx lib history\n"
@@ -61,20 +62,38 @@ struct lib {
 	struct keyring keys;
 	char **seen; /* files whose signature was looked at */
 	unsigned nr_seen, nr_signed, nr_bad;
+	FILE *o; /* of verify */
+	char *text;
+	bool shown; /* something is in the list already */
 	struct kx_err *err;
 };
+
+/* A line of verify, or an object of its list in JSON. */
+static void say(struct lib *l, const char *path, const char *key, const char *value, const char *text)
+{
+	if (l->json) {
+		fprintf(l->o, "%s\n  {\"file\": ", l->shown ? "," : "");
+		put_json(l->o, path, strlen(path));
+		fprintf(l->o, ", \"%s\": \"%s\", \"text\": ", key, value);
+		put_json(l->o, text, strlen(text));
+		fputs("}", l->o);
+	} else {
+		put_line(l->o, path, strlen(path), 4096);
+		fprintf(l->o, ": %s\n", text);
+	}
+	l->shown = true;
+}
 
 static int lib_verify(const struct store_entry *e, bool sound, void *arg)
 {
 	struct lib *l = arg;
-	char line[512];
 	l->n++;
 	int r = !sound ? -EBADMSG : e->has_image ? store_verify_image(l->s, e->image) : 0;
 	if (!r)
 		return 0;
 	l->bad++;
-	snprintf(line, sizeof line, "%s: %s\n", e->path, r == -ENOENT ? "no image" : "damaged");
-	return cli_print(line, l->err) ? -1 : 0;
+	say(l, e->path, "image", r == -ENOENT ? "missing" : "damaged", r == -ENOENT ? "no image" : "damaged");
+	return 0;
 }
 
 static size_t put_string(char *out, const char *s)
@@ -195,10 +214,10 @@ static int gc(struct lib *l)
 	return cli_print(line, l->err) ? CLI_FAILED : 0;
 }
 
-/* One line about the signature of a file, each file once. unsigned_too: also when there is none. */
+/* About the signature of a file, each file once. unsigned_too: also when there is none. */
 static int verify_signature(struct lib *l, const char *path, bool unsigned_too)
 {
-	char line[PATH_MAX + 450], found[400];
+	char found[400];
 	struct sign_manifest m;
 	for (unsigned i = 0; i < l->nr_seen; i++)
 		if (!strcmp(l->seen[i], path))
@@ -215,13 +234,9 @@ static int verify_signature(struct lib *l, const char *path, bool unsigned_too)
 	int r = lib_signature(path, &l->keys, found, &m);
 	l->nr_signed += r > 0;
 	l->nr_bad += r < 0;
-	if (!r && !unsigned_too)
-		return 0;
-	snprintf(line, sizeof line, "%s: %s\n", path, found);
-	for (char *c = line; c[1]; c++)
-		if ((unsigned char)*c < ' ' || *c == 127)
-			*c = '?';
-	return cli_print(line, l->err);
+	if (r || unsigned_too)
+		say(l, path, "signature", r > 0 ? "good" : r ? "bad" : "none", found);
+	return 0;
 }
 
 static int lib_signed(const struct store_entry *e, bool sound, void *arg)
@@ -232,56 +247,73 @@ static int lib_signed(const struct store_entry *e, bool sound, void *arg)
 	return sound && !own && *e->path == '/' ? verify_signature(arg, e->path, false) : 0;
 }
 
-static int keyring_of(struct lib *l)
+static int verify_begin(struct lib *l)
 {
+	static size_t len;
 	char path[4096];
 	l->keys = (struct keyring){ .dir = -1, .lock = -1 };
-	if (config_dir(path))
-		return 0;
-	strcat(path, "/keys");
-	int r = keyring_read(path, &l->keys, l->err);
-	if (r == -ENOENT) { /* nobody is trusted: every signature is by a key that isn't in the keyring */
-		*l->err = (struct kx_err){ 0 };
-		r = 0;
+	int r = config_dir(path);
+	if (r == -EINVAL)
+		return lib_keyring_path(path, l->err);
+	if (!r) {
+		strcat(path, "/keys");
+		r = keyring_read(path, &l->keys, l->err);
+		if (r && r != -ENOENT)
+			return r;
+		*l->err = (struct kx_err){ 0 }; /* nobody is trusted: every signature is a stranger's */
 	}
-	return r;
+	if (!(l->o = open_memstream(&l->text, &len)))
+		return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
+	if (l->json)
+		fputs("{\"version\": 1, \"found\": [", l->o);
+	return 0;
 }
 
-static void verify_end(struct lib *l)
+static int verify_end(struct lib *l, int status)
 {
 	for (unsigned i = 0; i < l->nr_seen; i++)
 		free(l->seen[i]);
 	free(l->seen);
 	keyring_free(&l->keys);
+	if (!l->o)
+		return CLI_FAILED;
+	if (l->err->code) {
+		fclose(l->o);
+		free(l->text);
+		return CLI_FAILED;
+	}
+	return lib_print_free(l->o, &l->text, l->err) ? CLI_FAILED : status;
 }
 
 static int verify(struct lib *l)
 {
-	char line[128];
-	int r = keyring_of(l);
-	if (!r && l->s->dir >= 0)
-		r = store_each(l->s, lib_verify, l);
-	if (!r && l->s->dir >= 0)
+	int r = verify_begin(l);
+	if (!r && l->s->dir >= 0 && (r = store_each(l->s, lib_verify, l)) >= 0)
 		r = store_each(l->s, lib_signed, l);
-	verify_end(l);
-	snprintf(line, sizeof line, "%u of %u sound; of %u files %u signed, %u with a bad signature\n", l->n - l->bad,
-		 l->n, l->nr_seen, l->nr_signed, l->nr_bad);
-	return r || cli_print(line, l->err) ? CLI_FAILED : l->bad || l->nr_bad ? 1 : 0;
+	if (r < 0)
+		kx_err_set(l->err, -r, "%s: %s (check it)", l->s->path, strerror(-r));
+	else
+		fprintf(l->o,
+			l->json ? "], \"images\": %u, \"damaged\": %u, \"files\": %u, \"signed\": %u, "
+				  "\"bad_signatures\": %u}\n"
+				: "%u images, %u damaged; of %u files %u signed, %u with a bad signature\n",
+			l->n, l->bad, l->nr_seen, l->nr_signed, l->nr_bad);
+	return verify_end(l, l->bad || l->nr_bad ? 1 : 0);
 }
 
 /* These files, in the store or not. Unsigned is bad here. */
 static int verify_files(struct lib *l, int argc, char **argv)
 {
-	int r = keyring_of(l);
+	int r = verify_begin(l);
 	for (int i = 0; i < argc && !r; i++) {
 		char *real = realpath(argv[i], NULL);
 		r = real ? verify_signature(l, real, true)
 			 : kx_err_set(l->err, errno, "%s: %s (check the path)", argv[i], strerror(errno));
 		free(real);
 	}
-	r = r ? CLI_FAILED : l->nr_signed < l->nr_seen ? 1 : 0;
-	verify_end(l);
-	return r;
+	if (!r && l->json)
+		fputs("]}\n", l->o);
+	return verify_end(l, l->nr_signed < l->nr_seen ? 1 : 0);
 }
 
 static bool wants_help(int argc, char **argv)
@@ -335,7 +367,7 @@ int cmd_lib(int argc, char **argv, struct kx_err *err)
 				    : "too many arguments");
 		return CLI_FAILED;
 	}
-	if (l.json && v > 1) {
+	if (l.json && v > 2) {
 		kx_err_set(err, EINVAL, "--json: not with lib %s (" SEE ")", verbs[v]);
 		return CLI_FAILED;
 	}

@@ -27,14 +27,14 @@ int config_dir(char out[4096])
 	const char *s = getenv("KYLINX_CONFIG"), *home = getenv("HOME"), *config = getenv("XDG_CONFIG_HOME");
 	int n;
 	if (s)
-		n = *s == '/' ? snprintf(out, 4000, "%s", s) : 0;
+		n = *s == '/' ? snprintf(out, 4000, "%s", s) : *s ? 4000 : 0;
 	else if (geteuid() == 0)
 		n = snprintf(out, 4000, "/etc/kylinx");
 	else if (config && *config == '/')
 		n = snprintf(out, 4000, "%s/kylinx", config);
 	else
 		n = home && *home == '/' ? snprintf(out, 4000, "%s/.config/kylinx", home) : 0;
-	return n > 0 && n < 4000 ? 0 : -ENOENT;
+	return n >= 4000 ? -EINVAL : n > 0 ? 0 : -ENOENT;
 }
 
 static int owner_check(const char *path, const struct stat *st, struct kx_err *err)
@@ -61,14 +61,15 @@ int trusted_open(const char *path, bool directory, struct kx_err *err)
 				     : owner_check(real, &st, err);
 		*cut = keep;
 	}
+	/* Before the open, which has side effects on devices. */
+	if (!r && !directory && !stat(real, &st) && !S_ISREG(st.st_mode))
+		r = kx_err_set(err, EINVAL, "%s: no regular file (check the path)", path);
 	int fd = r ? r : open(real, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | (directory ? O_DIRECTORY : 0));
 	if (!r && fd < 0)
 		r = kx_err_set(err, errno, "%s: %s (check owner and mode)", path, strerror(errno));
 	/* A directory must not be a shared one itself. */
 	if (!r && !fstat(fd, &st) && !(r = owner_check(real, &st, err)) && directory && st.st_mode & 022)
 		r = kx_err_set(err, EPERM, "%s: others can write it (chmod go-w)", real);
-	if (!r && !directory && !S_ISREG(st.st_mode))
-		r = kx_err_set(err, EINVAL, "%s: no regular file (check the path)", path);
 	free(real);
 	if (r && fd >= 0)
 		close(fd);
@@ -238,16 +239,14 @@ static int public_load(int fd, const char *shown, struct sign_key *k, struct kx_
 	return r;
 }
 
+/* By whomever it is; a device is not opened, which would have side effects. */
 static int any_open(const char *path, struct kx_err *err)
 {
 	struct stat st;
+	if (!stat(path, &st) && !S_ISREG(st.st_mode))
+		return kx_err_set(err, EINVAL, "%s: no regular file (check the path)", path);
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-	if (fd < 0)
-		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
-	if (!fstat(fd, &st) && S_ISREG(st.st_mode))
-		return fd;
-	close(fd);
-	return kx_err_set(err, EINVAL, "%s: no regular file (check the path)", path);
+	return fd < 0 ? kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno)) : fd;
 }
 
 int key_public_read(const char *path, struct sign_key *k, struct kx_err *err)

@@ -32,7 +32,8 @@ struct keyring {
 	int dir, lock; /* descriptors, -1: none */
 };
 
-/* $KYLINX_CONFIG, else /etc/kylinx for root, else $XDG_CONFIG_HOME/kylinx or ~/.config/kylinx. 0 or -ENOENT: no place. */
+/* $KYLINX_CONFIG, else /etc/kylinx for root, else $XDG_CONFIG_HOME/kylinx or ~/.config/kylinx. 0; -ENOENT:
+ * there is no place, or none is wanted (KYLINX_CONFIG is empty); -EINVAL: it is no absolute path. */
 int config_dir(char out[4096]);
 /*
  * Open a file (or directory) that decides: it and all directories above it must be the caller's or root's, and others

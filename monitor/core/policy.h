@@ -61,8 +61,8 @@ struct policy;
  * one that is built in.
  */
 int policy_open(const char *file, struct policy **out, struct kx_err *err);
-/* Where it is. 1 with out filled, 0: there is no file, the built-in policy holds. */
-int policy_find(char out[4096]);
+/* Where it is. 1 with out filled, 0: there is no file, the built-in policy holds. -errno with err set. */
+int policy_find(char out[4096], struct kx_err *err);
 /* Read a policy file and what it names. 0, or -errno with err naming file, line and remedy. Freed by policy_free(). */
 int policy_read(const char *path, struct policy **out, struct kx_err *err);
 /* The block: *len bytes that live as long as the policy. */

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #include "keys.h"
@@ -652,12 +653,18 @@ int policy_read_builtin(struct policy **out, struct kx_err *err)
 	return r;
 }
 
-int policy_find(char out[4096])
+int policy_find(char out[4096], struct kx_err *err)
 {
 	const char *env = getenv("KYLINX_CONFIG");
-	if (!config_dir(out)) {
+	struct stat st;
+	int r = config_dir(out);
+	if (r == -EINVAL)
+		return kx_err_set(err, EINVAL, "KYLINX_CONFIG=%.200s: no absolute path (give one, or none)",
+				  env ? env : "");
+	if (!r) {
 		strcat(out, "/policy");
-		if (!access(out, F_OK) || (errno != ENOENT && errno != ENOTDIR))
+		/* Whatever is there is meant, a link to nothing, too. */
+		if (!lstat(out, &st) || (errno != ENOENT && errno != ENOTDIR))
 			return 1;
 	}
 	if (env || !geteuid())
@@ -675,5 +682,6 @@ int policy_open(const char *file, struct policy **out, struct kx_err *err)
 		return 0;
 	if (file)
 		return policy_read(file, out, err);
-	return policy_find(path) ? policy_read(path, out, err) : policy_read_builtin(out, err);
+	int r = policy_find(path, err);
+	return r < 0 ? r : r ? policy_read(path, out, err) : policy_read_builtin(out, err);
 }

@@ -10,7 +10,8 @@
 #include "../../util/sha256.h"
 #include "elf.h"
 
-#define DYN_MAX 4096 /* entries of a dynamic section; usual are under 50 */
+#define DYN_MAX 4096   /* entries of a dynamic section; usual are under 50 */
+#define NOTES_MAX 4096 /* of a file; usual are under 10 */
 
 /* ---- what a file says of itself --------------------------------------------------------------------------------- */
 
@@ -96,7 +97,7 @@ static void read_dynamic(const struct view *v, uint64_t vaddr, struct image_fact
 	WRONG(f, "its SONAME has no end");
 }
 
-static void read_notes(const struct view *v, const Elf64_Phdr *ph, struct image_facts *f)
+static void read_notes(const struct view *v, const Elf64_Phdr *ph, unsigned *left, struct image_facts *f)
 {
 	uint64_t at = ph->p_offset, end, align = ph->p_align == 8 ? 8 : 4;
 	if (__builtin_add_overflow(at, ph->p_filesz, &end) || end > v->size) {
@@ -105,6 +106,10 @@ static void read_notes(const struct view *v, const Elf64_Phdr *ph, struct image_
 	}
 	while (end - at >= sizeof(Elf64_Nhdr)) {
 		Elf64_Nhdr n;
+		if (!--*left) {
+			WRONG(f, "it has more than %d notes", NOTES_MAX);
+			return;
+		}
 		memcpy(&n, v->bytes + at, sizeof n);
 		at += sizeof n;
 		uint64_t name = ((uint64_t)n.n_namesz + align - 1) & -align, desc = n.n_descsz;
@@ -132,7 +137,7 @@ static void read_notes(const struct view *v, const Elf64_Phdr *ph, struct image_
 static void read_headers(struct view *v, struct image_facts *f)
 {
 	struct kx_err err = { 0 };
-	unsigned nr_dynamic = 0;
+	unsigned nr_dynamic = 0, notes_left = NOTES_MAX;
 	uint64_t dynamic = 0;
 	if (!elf_parse(v->bytes, v->size < 64 ? v->size : 64, v->size, &v->im, &err)) {
 		v->im.interp[0] = '?'; /* the name isn't looked at here, nor the entry, which libraries need not have */
@@ -148,7 +153,7 @@ static void read_headers(struct view *v, struct image_facts *f)
 		Elf64_Phdr ph;
 		memcpy(&ph, v->bytes + v->im.phoff + i * sizeof ph, sizeof ph);
 		if (ph.p_type == PT_NOTE)
-			read_notes(v, &ph, f);
+			read_notes(v, &ph, &notes_left, f);
 		if (ph.p_type != PT_DYNAMIC)
 			continue;
 		dynamic = ph.p_vaddr;

@@ -174,6 +174,7 @@ def what_is_not_signed(p):
 def bad_signatures(p):
     key = p.key("release")
     p.run("verify", p.lib, status=1, out="not signed")
+    expect(p.json("verify", p.lib, status=1)["found"], [{"file": p.lib, "signature": "none", "text": "not signed"}], "JSON")
     p.run("keygen", f"{p.d}/stranger")
     p.run("sign", p.lib, "--key", f"{p.d}/stranger")
     p.run("verify", p.lib, status=1, out="by a key that is not in the keyring")
@@ -210,6 +211,13 @@ def store_and_signatures(p):
     p.run("verify", out=r"libx.so.1.2.3: signed by release(.|\n)*of 2 files 1 signed, 0 with a bad")
     p.run("revoke", p.lib)
     p.run("verify", status=1, out=r"libx.so.1.2.3: this file is revoked(.|\n)*0 signed, 1 with a bad")
+    got = p.json("verify", status=1)
+    expect((got["images"], got["damaged"], got["files"], got["signed"], got["bad_signatures"], got["found"]),
+           (2, 0, 2, 0, 1, [{"file": p.lib, "signature": "bad", "text": "this file is revoked"}]), "JSON")
+    image, = [os.path.join(top, n) for top, _, names in os.walk(f"{p.d}/s") for n in names if top.endswith("/images")]
+    with open(image, "ab") as f:
+        f.write(b"x")
+    expect(p.json("verify", status=1)["found"][0], {"file": p.lib, "image": "damaged", "text": "damaged"}, "a damaged image")
 
 
 @test
