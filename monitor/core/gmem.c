@@ -878,13 +878,15 @@ struct origin {
 static struct origin *origins;
 static uint32_t nr_origins, cap_origins;
 
-/* A number that no region has. */
-static uint32_t origin_free(void)
+static uint32_t origins_unused; /* number + 1 of the first of those that no region has; the next is its off */
+
+/* Returns how many there are. */
+static uint32_t origins_collect(void)
 {
-	uint32_t found = 0;
 	uint8_t *used = calloc(1, nr_origins ? nr_origins : 1);
+	uint32_t n = 0;
 	if (!used)
-		return nr_origins;
+		return 0;
 	for (size_t i = 0; i < nr_regions; i++)
 		if (regions[i].origin)
 			used[regions[i].origin - 1] = 1;
@@ -892,31 +894,37 @@ static uint32_t origin_free(void)
 		if (!used[i]) {
 			if (origins[i].image)
 				admit_hold(origins[i].image, -1);
-			origins[i].image = NULL;
-			found = i + 1;
+			origins[i] = (struct origin){ .off = origins_unused };
+			origins_unused = i + 1;
+			n++;
 		}
 	free(used);
-	return found ? found - 1 : nr_origins;
+	return n;
 }
 
-/* 0 = no memory. */
+/* Number + 1, 0 = no memory. Regions that are to keep theirs must have it. */
 static uint32_t origin_add(uint64_t start, uint64_t len, uint64_t off, const struct stat *st, struct image *image)
 {
-	uint32_t k = nr_origins == cap_origins ? origin_free() : nr_origins;
-	if (k == cap_origins) {
+	/* Grown until a collection pays: it looks at all regions. */
+	if (!origins_unused && nr_origins == cap_origins && origins_collect() < cap_origins / 2 + nr_regions / 16 + 1) {
 		uint32_t cap = cap_origins ? 2 * cap_origins : 64;
 		struct origin *p = realloc(origins, cap * sizeof *p);
-		if (!p)
+		if (p) {
+			origins = p;
+			cap_origins = cap;
+		} else if (!origins_unused) {
 			return 0;
-		origins = p;
-		cap_origins = cap;
+		}
 	}
-	if (k == nr_origins)
-		nr_origins++;
-	origins[k] = (struct origin){ start, len, off, st->st_dev, st->st_ino, image };
+	uint32_t k = origins_unused;
+	if (k)
+		origins_unused = (uint32_t)origins[k - 1].off;
+	else
+		k = ++nr_origins;
+	origins[k - 1] = (struct origin){ start, len, off, st->st_dev, st->st_ino, image };
 	if (image)
 		admit_hold(image, 1);
-	return k + 1;
+	return k;
 }
 
 static struct origin *origin_at(uint64_t gva)

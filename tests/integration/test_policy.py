@@ -122,7 +122,7 @@ class Place:
                 raise AssertionError(f"{way}: {said[way]}; {log}")
         if not re.search(rf"kylinx: error pvm=\d+ policy: [^\n]*{why}", log):
             raise AssertionError(f"log: {log!r} has no {why!r}")
-        r = self.run("/bin/true", env={"LD_PRELOAD": path})
+        r = self.run("/bin/true", options=("--env", f"LD_PRELOAD={path}"))
         expect((r.status, b"cannot be preloaded" in r.err), (0, True), f"LD_PRELOAD ({r.err})")
         expect(self.tell(self.attack, "map", path)[0]["private"], "EACCES", "by hand")
 
@@ -140,7 +140,7 @@ def signed_libraries(p):
     said, _ = p.tell(p.attack, "map", p.good)
     expect((said["private"], said["later"]), ("ok", "ok"), "by hand")
     expect([said[k] for k in ("shared", "writable", "headers", "behind")], ["EACCES"] * 4, "what is no code")
-    r = p.run("/bin/echo", "hello", env={"LD_PRELOAD": p.good})
+    r = p.run("/bin/echo", "hello", options=("--env", f"LD_PRELOAD={p.good}"))
     expect((r.status, r.out, r.err), (0, b"hello\n", b""), "LD_PRELOAD")
     with open(f"{p.d}/main.c", "w") as f:
         f.write("int value(void), printf(const char *, ...);\nint main(void) { printf(\"%d\\n\", value()); }\n")
