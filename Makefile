@@ -39,7 +39,7 @@ MONITOR_SRC = \
 	monitor/core/update.c monitor/core/relink.c monitor/core/unwind.c monitor/core/admit.c \
 	monitor/core/policy.c monitor/core/policy_read.c monitor/core/keys.c monitor/core/sign.c \
 	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/store.c monitor/core/jail.c \
-	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
+	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/kvmstats.c monitor/core/timepage.c monitor/core/vfs.c \
 	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
 	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c

@@ -304,7 +304,10 @@ static int slot_cover(uint64_t start, uint64_t end)
 			start = slots[i].end;
 			continue;
 		}
-		uint64_t limit = i < nr_slots ? slots[i].start : KX_SPACE_SIZE;
+		uint64_t zone = start < KX_SPACE_SIZE ? 0 : KX_SPACE_SIZE;
+		uint64_t limit = zone ? pvm.high_end : KX_SPACE_SIZE;
+		if (i < nr_slots && slots[i].start < limit)
+			limit = slots[i].start;
 		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
 		bool above = i > 0 && slots[i - 1].end == start, below = i < nr_slots && slots[i].start == start + want;
 		if (above) {
@@ -316,6 +319,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 				size = limit - s;
 		} else if (below) {
 			uint64_t grow = slots[i].end - slots[i].start, floor = i > 0 ? slots[i - 1].end : 0;
+			floor = floor < zone ? zone : floor;
 			size = grow > size ? grow : size;
 			if (size > SLOT_MAX && size > want)
 				size = want > SLOT_MAX ? want : SLOT_MAX;
@@ -377,7 +381,14 @@ static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)
 {
-	uint64_t *pdpte = &table(KX_SYS_BASE + 0x1000)[gva >> 30];
+	uint64_t *pml4e = &table(KX_SYS_BASE + GMEM_PML4)[gva >> 39];
+	if (!(*pml4e & PTE_P)) {
+		uint64_t pdpt = gmem_sys_alloc(1);
+		if (!pdpt)
+			return NULL;
+		__atomic_store_n(pml4e, pdpt | PTE_LEAF, __ATOMIC_RELEASE);
+	}
+	uint64_t *pdpte = &table(*pml4e)[(gva >> 30) & 511];
 	if (!(*pdpte & PTE_P)) {
 		uint64_t pd = gmem_sys_alloc(1);
 		if (!pd)
@@ -440,7 +451,7 @@ int gmem_populate(uint64_t gva)
 	if (keeper_needed())
 		return KEEPER6(gmem_populate, gva, 0, 0, 0, 0, 0);
 	int r = 0;
-	if (gva >= KX_SPACE_SIZE)
+	if (gva >= KX_SPACE_SIZE && !gva_ok(gva, 1))
 		return 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(gva);
@@ -636,8 +647,12 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 		return image - size;
 	uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
 	uint64_t high = gva + 2 * GiB - 64 * MiB - size;
-	if (high > KX_USER_END)
+	if (gva < KX_USER_END && high > KX_USER_END)
 		high = KX_USER_END;
+	if (gva >= KX_SPACE_SIZE && low < KX_SPACE_SIZE)
+		low = KX_SPACE_SIZE;
+	if (gva >= KX_SPACE_SIZE && high > pvm.high_end)
+		high = pvm.high_end;
 	uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
 	uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
 	return t ? t : find_free(low, high, size, PAGE);
@@ -1093,6 +1108,41 @@ static bool range_has_tramp(uint64_t start, uint64_t end)
 	return false;
 }
 
+/* Bytes that the processor's physical addresses can tell apart, as the guest sees it; guest-physical is guest-virtual. */
+static uint64_t physical_end(void)
+{
+	for (uint32_t i = 0; i < pvm.cpuid->nent; i++)
+		if (pvm.cpuid->entries[i].function == 0x80000008) {
+			unsigned bits = pvm.cpuid->entries[i].eax & 0xff;
+			return bits < 63 ? 1ull << bits : 1ull << 63;
+		}
+	return 0;
+}
+
+/* Make sure that there is a high zone. */
+static bool high_open(void)
+{
+	uint64_t end = physical_end();
+	/* With a base, the end stays below where the host's kernel puts programs. */
+	uint64_t most = pvm.base ? KX_HIGH_END / 2 : KX_HIGH_END;
+	if (end > most)
+		end = most;
+	if (pvm.high_end || end <= KX_SPACE_SIZE)
+		return pvm.high_end;
+	void *want = gva_ptr(KX_SPACE_SIZE);
+	void *p = mmap(want, end - KX_SPACE_SIZE, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (p == MAP_FAILED)
+		return false;
+	if (p != want) { /* a kernel before 4.17 */
+		munmap(p, end - KX_SPACE_SIZE);
+		return false;
+	}
+	madvise(p, end - KX_SPACE_SIZE, MADV_DONTDUMP);
+	pvm.high_end = end;
+	return true;
+}
+
 static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 {
 	if (hint && hint >= KX_USER_MIN && gva_ok(hint, len) && range_free(hint, hint + len))
@@ -1107,6 +1157,8 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 		a = find_free(ANON_LOW, anon_high, len, align);
 	if (!a)
 		a = find_free(HUGE, KX_USER_END, len, PAGE);
+	if (!a && high_open())
+		a = find_free(KX_SPACE_SIZE, pvm.high_end, len, HUGE);
 	return a;
 }
 
@@ -1143,10 +1195,12 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		return -EINVAL;
 	if (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
 		return -EINVAL;
-	if (len > KX_USER_END)
+	if (len > KX_HIGH_END)
 		return -ENOMEM;
 	len = ALIGN_UP(len, PAGE);
 	if (fixed) {
+		if (addr >= KX_SPACE_SIZE && addr < KX_HIGH_END)
+			high_open();
 		if (!gva_ok(addr, len))
 			return -ENOMEM;
 		if (addr < KX_USER_MIN)
@@ -1373,7 +1427,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	if ((old & (PAGE - 1)) || !new_len || (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) ||
 	    ((flags & MREMAP_FIXED) && !(flags & MREMAP_MAYMOVE)))
 		return -EINVAL;
-	if (!gva_ok(old, old_len) || new_len > KX_USER_END)
+	if (!gva_ok(old, old_len) || new_len > KX_HIGH_END)
 		return -EFAULT;
 	old_len = ALIGN_UP(old_len, PAGE);
 	new_len = ALIGN_UP(new_len, PAGE);
@@ -1689,7 +1743,7 @@ void gmem_fork_populate(uint64_t sp)
 	for (i = nr_regions; i-- && left;) {
 		const struct gmem_region *r = &regions[i];
 		/* A page of a file that was not written yet shows what becomes of the file. */
-		if (r->start >= KX_USER_END || !(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
+		if (!(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
 		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
 		    r->end - r->start > HOT_REGION)
 			continue;

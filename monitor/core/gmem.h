@@ -8,6 +8,10 @@
  * all of its 2 MiB, so an access can never become an MMIO exit. A directory entry is a 2 MiB NX leaf while nothing
  * in it is executable, and a table of 4 KiB leaves from the first executable page on.
  *
+ * The space ends at 512 GiB, so that it fits the physical addresses of every processor, and is one top-level entry. What
+ * does not fit, and what is asked for by an address above, gets the high zone: from there to 32 TiB, or to where the
+ * processor's physical addresses end, reserved when it is first needed (to 16 TiB where pvm.base is not 0).
+ *
  * All functions take pvm.mm_lock themselves. Addresses and lengths are bytes. Unless said otherwise they return 0
  * or -errno with mmap(2)'s meanings; the guest controls every argument.
  */
@@ -25,6 +29,9 @@ struct gmem_region {
 #define GMEM_CLEAN 0x08000000 /* with origin: nobody could write to it since it was mapped */
 #define GMEM_DATA 0x10000000  /* writable part of an image, by its loader: not one that follows its file */
 #define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
+
+/* Of no program's: trampolines, the LibOS's memory. */
+static inline bool gmem_own(const struct gmem_region *r) { return r->flags & GMEM_TRAMP; }
 
 /* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
 int gmem_init(struct kx_err *err);

@@ -56,9 +56,7 @@ static int check_buffer(struct hcall *c, int i, uint64_t len)
 		return 0;
 	}
 	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
-	if (c->arg[i] >= KX_USER_END)
-		return -EFAULT;
-	if (len > KX_USER_END - c->arg[i])
+	if (!gva_ok(c->arg[i], len))
 		return -EFAULT;
 	c->host[i] = (long)gva_ptr(c->arg[i]);
 	return 0;

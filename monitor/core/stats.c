@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "admit.h"
+#include "kvmstats.h"
 #include "stats.h"
 #include "strace.h"
 
@@ -203,7 +204,11 @@ static void forget_number(uint64_t now, uint64_t *before, uint64_t *sum)
 void stats_share(struct stats_family *f) { family = f; }
 void stats_begin(void) { __atomic_fetch_add(&family->processes, 1, __ATOMIC_RELAXED); }
 void stats_exec(void) { __atomic_fetch_add(&family->execs, 1, __ATOMIC_RELAXED); }
-void stats_flush(void) { each_number(add_number); }
+void stats_flush(void)
+{
+	each_number(add_number);
+	add_number(kvmstats_page_faults(), &added.page_faults, &family->sums.page_faults);
+}
 
 void stats_end(void)
 {
@@ -214,6 +219,7 @@ void stats_end(void)
 void stats_fork_child(void)
 {
 	each_number(forget_number);
+	added.page_faults = 0; /* its VM is a new one */
 	stats_begin();
 	if (report_fd >= 0)
 		close(report_fd); /* who reads the report waits for the first process alone */
@@ -292,6 +298,7 @@ static void put_report(void)
 	put_member("local_calls", f.sums.local_calls);
 	put_member("batched", f.sums.batched);
 	put_member("faults", f.sums.faults);
+	put_member("page_faults", f.sums.page_faults);
 	put_member("forks", f.sums.forks);
 	put_member("execs", f.execs);
 	put_calls("enosys", f.sums.enosys, f.sums.enosys_count, STATS_NR_ENOSYS);
