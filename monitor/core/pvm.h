@@ -165,6 +165,8 @@ static inline bool gva_ok(uint64_t gva, uint64_t len) { return gva < KX_USER_END
 /* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
 int guest_read(void *dst, uint64_t gva, size_t len);
 int guest_write(uint64_t gva, const void *src, size_t len);
+/* An aligned word from *old to new. 0; -EAGAIN: it is something else, now in *old; -EFAULT. */
+int guest_swap(uint64_t gva, uint32_t *old, uint32_t new);
 /* Copy a string with its NUL. Returns its length (without NUL), -EFAULT, or -ENAMETOOLONG when none within max. */
 ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
 
