@@ -352,6 +352,21 @@ int fd_grow(void)
 	return r;
 }
 
+void log_follow(void)
+{
+	struct stat log, st;
+	int fd = pvm.log_fd;
+	if (fd < 0 || is_vfork_child() || fstat(fd, &log) || (!S_ISFIFO(log.st_mode) && !S_ISSOCK(log.st_mode)))
+		return;
+	for (int i = 0; i < 3; i++)
+		if (!fstat(i, &st) && st.st_ino == log.st_ino && st.st_dev == log.st_dev)
+			return;
+	kx_log_use(-1);
+	pvm.log_fd = -1;
+	close(fd);
+	keeper_fd_closed(fd);
+}
+
 bool fd_admit(int fd)
 {
 	/* A message brings up to 253 descriptors at once. In a child of vfork the numbers are its parent's, too. */

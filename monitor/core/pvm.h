@@ -189,6 +189,9 @@ bool fd_admit(int fd);
 /* Give the guest its full range. Before the process gets a second thread: descriptors that are in use can't move.
  * 0 or -errno. */
 int fd_grow(void);
+/* The log goes where the program's standard streams go. Once none of them is what the log's copy is, and that is a pipe or
+ * a socket, whose reader would wait for an end that only we keep open, there is no log any more. */
+void log_follow(void);
 /* Around a call that makes a descriptor for the monitor: it must not fail because the guest has used up its own.
  * May be nested. forget: after exec or the end of a child of vfork, which had the same thread-local storage. */
 void fd_limit_lift(void);

@@ -16,7 +16,15 @@
 #define CMD_DUPFD_QUERY 1027
 #define CMD_CREATED_QUERY 1028
 
-int64_t hc_close(struct hcall *c) { return pipe_close((int)c->arg[0]); }
+/* A standard stream has become another one, or none. */
+static int64_t stream_changed(unsigned fd, int64_t r)
+{
+	if (fd < 3 && r >= 0)
+		log_follow();
+	return r;
+}
+
+int64_t hc_close(struct hcall *c) { return stream_changed((unsigned)c->arg[0], pipe_close((int)c->arg[0])); }
 
 static int64_t dup_any(int fd, uint64_t arg, int cmd)
 {
@@ -32,7 +40,7 @@ int64_t hc_dup2(struct hcall *c)
 {
 	if (!fd_admit((int)c->arg[1]))
 		return -EBADF;
-	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true);
+	return stream_changed((unsigned)c->arg[1], pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true));
 }
 
 int64_t hc_dup3(struct hcall *c)
@@ -41,7 +49,7 @@ int64_t hc_dup3(struct hcall *c)
 		return -EINVAL;
 	if (!fd_admit((int)c->arg[1]))
 		return (int)c->arg[0] == (int)c->arg[1] ? -EINVAL : -EBADF;
-	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false);
+	return stream_changed((unsigned)c->arg[1], pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false));
 }
 
 /*
@@ -59,7 +67,7 @@ int64_t hc_close_range(struct hcall *c)
 		return 0;
 	if (last >= pvm.fd_limit)
 		last = pvm.fd_limit - 1;
-	return pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
+	return stream_changed(first, pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE));
 }
 
 /* pipe, pipe2 */
