@@ -97,6 +97,13 @@ static void look(void *arg, uint64_t start, uint64_t end)
 			look_range(s, g.start > at ? g.start : at, g.end < end ? g.end : end);
 }
 
+static void look_all(struct sweep *s)
+{
+	look(s, 0, KX_USER_END);
+	if (pvm.high_end)
+		look(s, KX_SPACE_SIZE, pvm.high_end);
+}
+
 static void look_again(void *arg, uint64_t start, uint64_t end)
 {
 	const struct sweep *s = arg;
@@ -118,7 +125,7 @@ void sweep_ahead(struct sweep *s)
 	s->limit = AHEAD_MAX;
 	s->total = 0;
 	s->nr = 0;
-	look(s, 0, KX_USER_END);
+	look_all(s);
 	s->ahead = s->tracked && !s->error;
 	s->error = 0;
 }
@@ -192,7 +199,7 @@ int sweep_apply(struct sweep *s)
 		s->ahead = false;
 		s->nr = 0;
 		s->total = 0;
-		look(s, 0, KX_USER_END);
+		look_all(s);
 	}
 	r = s->error;
 	s->error = 0;

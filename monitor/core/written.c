@@ -46,10 +46,11 @@ static void add_range(uint64_t start, uint64_t end)
 
 void written_add(uint64_t gva, uint64_t len)
 {
-	if (!len || gva >= KX_USER_END)
+	uint64_t limit = gva < KX_USER_END ? KX_USER_END : pvm.high_end;
+	if (!len || gva >= limit || (gva >= KX_USER_END && gva < KX_SPACE_SIZE))
 		return;
-	uint64_t end = len > KX_USER_END - gva ? KX_USER_END : gva + len, first = gva / PAGE, last = (end - 1) / PAGE;
-	if (last - first >= FEW) {
+	uint64_t end = len > limit - gva ? limit : gva + len, first = gva / PAGE, last = (end - 1) / PAGE;
+	if (last - first >= FEW || gva >= KX_SPACE_SIZE) {
 		add_range(first * PAGE, (last + 1) * PAGE);
 		return;
 	}
