@@ -43,8 +43,7 @@
 #define STATS_NR_ENOSYS (sizeof pvm.enosys_count / sizeof pvm.enosys_count[0])
 
 struct stats_sums {
-	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, enosys, polled, poll_failed,
-		page_faults;
+	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, enosys, polled, poll_failed, page_faults;
 	uint64_t policy_refused, policy_warned;
 	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
 };
