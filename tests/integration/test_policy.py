@@ -72,7 +72,7 @@ class Place:
         for v, name in ((1, "good"), (2, "bad")):
             shutil.copy(compiled(f"{name}.so", "lib.c", "-shared", "-fPIC", f"-DV={v}", "-Wl,-soname,libv.so.1"), d)
             os.chmod(f"{d}/{name}.so", 0o644)
-        shutil.copy(compiled("attack", "attack.c"), d)
+        shutil.copy(compiled("attack", "attack.c", "-pthread"), d)
         self.good, self.bad, self.attack = f"{d}/good.so", f"{d}/bad.so", f"{d}/attack"
         self.key = self.new_key("release")
         self.sign(self.good)
@@ -495,6 +495,15 @@ def parts_of_one_copy(p):
 
 
 @test
+def text_is_never_writable(p):
+    """Not even for the moment in which it is patched: a thread has the kernel write there all the time."""
+    shutil.copy(compiled("big.so", "lib.c", "-shared", "-fPIC", "-DBIG", "-Wl,-soname,libv.so.1"), p.d)
+    p.sign(f"{p.d}/big.so")
+    r = p.run(p.attack, "window", f"{p.d}/big.so", "300" if LONG else "40")
+    expect((r.status, r.out, r.err), (0, b"failed 0, changed 0\n", b""), "text")
+
+
+@test
 def links(p):
     """By path rules, a link counts as what it leads to; a signature is the file's under its own name."""
     p.policy(f"allow path {p.d}/allowed/** owner user")
@@ -535,7 +544,7 @@ def memory(p):
 def wrong_loader(p):
     """A dynamic linker of one's own; mmap by hand where the rule wants the linker."""
     shutil.copy(LOADER, f"{p.d}/ld.so")
-    subprocess.run(["gcc", "-std=gnu11", "-O2", "-o", f"{p.d}/own", os.path.join(HERE, "policy/attack.c"),
+    subprocess.run(["gcc", "-std=gnu11", "-O2", "-o", f"{p.d}/own", os.path.join(HERE, "policy/attack.c"), "-pthread",
                     f"-Wl,--dynamic-linker={p.d}/ld.so"], check=True)
     r = p.run(f"{p.d}/own", "open", p.good)
     expect((r.status, b"/ld.so: " in r.err), (126, True), r.err)

@@ -10,6 +10,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -342,15 +343,48 @@ static int cmd_parts(char **arg)
 	return 0;
 }
 
+static uint8_t *volatile target;
+
+static void *write_to_it(void *arg)
+{
+	int fd = open("/dev/zero", O_RDONLY);
+	for (uint8_t *p; (p = target);)
+		(void)!read(fd, p, 1);
+	return arg;
+}
+
+/* PATH ROUNDS: another thread has the kernel write into a text while it is being mapped. */
+static int cmd_window(char **arg)
+{
+	pthread_t t;
+	off_t off;
+	size_t len;
+	int fd = open(arg[0], O_RDONLY), changed = 0, failed = 0;
+	if (fd < 0 || code_of(fd, &off, &len))
+		return 1;
+	uint8_t *p = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	target = p + len / 2;
+	pthread_create(&t, NULL, write_to_it, NULL);
+	for (int i = atoi(arg[1]); i; i--) {
+		failed += mmap(p, len, X, MAP_PRIVATE | MAP_FIXED, fd, off) != p;
+		changed += p[len / 2] != 0x90;
+		mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	}
+	target = NULL;
+	pthread_join(t, NULL);
+	printf("failed %d, changed %d\n", failed, changed);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
 		const char *name;
 		int (*fn)(char **arg);
 		int args;
-	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },   { "variants", cmd_variants, 2 },
-			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 }, { "watch", cmd_watch, 1 },
-			 { "parts", cmd_parts, 1 } };
+	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },      { "variants", cmd_variants, 2 },
+			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },    { "watch", cmd_watch, 1 },
+			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
