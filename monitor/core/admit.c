@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -311,7 +312,7 @@ static void read_sig(struct image *m)
 }
 
 /* The whole file at this moment, in memory that nobody can change from then on. */
-static int copy_make(int from, uint64_t size)
+static int copy_fill(int from, uint64_t size)
 {
 	fd_limit_lift();
 	int fd = memfd_create("kylinx-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -331,6 +332,21 @@ static int copy_make(int from, uint64_t size)
 	if (r && fd >= 0)
 		close(fd);
 	return r ? r : fd;
+}
+
+/* The program's limit of what it writes to files is not meant. */
+static int copy_make(int from, uint64_t size)
+{
+	struct rlimit was, all;
+	if (getrlimit(RLIMIT_FSIZE, &was) || was.rlim_cur >= size)
+		return copy_fill(from, size);
+	if (was.rlim_max < size)
+		return -EFBIG;
+	all = (struct rlimit){ was.rlim_max, was.rlim_max };
+	setrlimit(RLIMIT_FSIZE, &all);
+	int r = copy_fill(from, size);
+	setrlimit(RLIMIT_FSIZE, &was);
+	return r;
 }
 
 /* What the store has of it. */
