@@ -128,8 +128,14 @@ int admit_begin(const struct kx_config *cfg, struct kx_err *err)
 /* ---- the root directory ------------------------------------------------------------------------------------------ */
 
 static struct admit_root root;
+/* Children of vfork have roots of their own, in the memory of their parent. What is left of one is told by its root. */
+#define CHILDREN 16
+static struct {
+	pid_t pid;
+	struct admit_root root;
+} of_child[CHILDREN];
+static unsigned next_child;
 
-const struct admit_root *admit_root(void) { return &root; }
 void admit_root_adopt(const struct admit_root *from) { root = *from; }
 
 void admit_root_begin(void)
@@ -140,45 +146,83 @@ void admit_root_begin(void)
 	root = (struct admit_root){ st.st_dev, st.st_ino, st.st_dev, st.st_ino, "" };
 }
 
+static bool is_root(const struct admit_root *r, const struct stat *st)
+{
+	return r->ino && st->st_dev == r->dev && st->st_ino == r->ino;
+}
+
 /* NULL: the process is somewhere else. */
-static const char *root_prefix(void)
+static const struct admit_root *root_now(void)
 {
 	struct stat st;
-	return !stat("/", &st) && st.st_dev == root.dev && st.st_ino == root.ino && root.ino ? root.prefix : NULL;
+	if (stat("/", &st))
+		return NULL;
+	for (unsigned i = 0; is_vfork_child() && i < CHILDREN; i++)
+		if (of_child[i].pid == my_pid() && is_root(&of_child[i].root, &st))
+			return &of_child[i].root;
+	return is_root(&root, &st) ? &root : NULL;
+}
+
+const struct admit_root *admit_root(void)
+{
+	static const struct admit_root unknown;
+	const struct admit_root *r = root_now();
+	return r ? r : &unknown;
+}
+
+static const char *root_prefix(void)
+{
+	const struct admit_root *r = root_now();
+	return r ? r->prefix : NULL;
+}
+
+static void root_set(const struct admit_root *new)
+{
+	if (!is_vfork_child()) {
+		root = *new;
+		return;
+	}
+	unsigned i = __atomic_fetch_add(&next_child, 1, __ATOMIC_SEQ_CST) % CHILDREN;
+	of_child[i].pid = 0;
+	of_child[i].root = *new;
+	__atomic_store_n(&of_child[i].pid, my_pid(), __ATOMIC_RELEASE);
 }
 
 int64_t admit_chroot(const char *path)
 {
 	char link[32], name[PATH_MAX] = "";
+	struct admit_root new = *admit_root();
 	struct stat to, now;
-	if (!policy || is_vfork_child()) /* whose root is not its parent's: it has none that is known */
+	if (!policy)
 		return HC6(SYS_chroot, path, 0, 0, 0, 0, 0);
-	const char *prefix = root_prefix();
+	new.top = root.top;
+	new.top_ino = root.top_ino;
 	fd_limit_lift();
 	int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	fd_limit_drop();
 	snprintf(link, sizeof link, "thread-self/fd/%d", fd);
 	ssize_t n = fd < 0 ? -1 : readlinkat(pvm.proc_fd, link, name, sizeof name - 1);
-	bool known = prefix && n > 0 && *name == '/' && !fstat(fd, &to);
+	bool known = new.ino &&n > 0 && *name == '/' && !fstat(fd, &to);
 	if (fd >= 0)
 		close(fd);
 	int64_t r = HC6(SYS_chroot, path, 0, 0, 0, 0, 0);
 	if (r)
 		return r;
 	/* It may have become another directory meanwhile; or the way out. */
-	if (stat("/", &now))
-		root.ino = 0;
-	else if (now.st_dev == root.top && now.st_ino == root.top_ino)
-		root.dev = now.st_dev, root.ino = now.st_ino, root.prefix[0] = 0;
-	else if (known && now.st_dev == to.st_dev && now.st_ino == to.st_ino &&
-		 strlen(prefix) + (size_t)n < sizeof root.prefix) {
-		root.dev = now.st_dev;
-		root.ino = now.st_ino;
+	if (stat("/", &now)) {
+		new.ino = 0;
+	} else if (root.top_ino && now.st_dev == root.top && now.st_ino == root.top_ino) {
+		new = (struct admit_root){ now.st_dev, now.st_ino, root.top, root.top_ino, "" };
+	} else if (known && now.st_dev == to.st_dev && now.st_ino == to.st_ino &&
+		   strlen(new.prefix) + (size_t)n < sizeof new.prefix) {
+		new.dev = now.st_dev;
+		new.ino = now.st_ino;
 		if (strcmp(name, "/"))
-			strcat(root.prefix, name);
+			strcat(new.prefix, name);
 	} else {
-		root.ino = 0;
+		new.ino = 0;
 	}
+	root_set(&new);
 	return 0;
 }
 

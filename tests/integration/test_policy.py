@@ -292,6 +292,7 @@ def chroot_is_no_place(p):
     with open(f"{p.d}/main.c", "w") as f:
         f.write("int main(void) { return 7; }\n")
     subprocess.run(["gcc", "-static", "-o", f"{root}/usr/lib/prog", f"{p.d}/main.c"], check=True)
+    p.policy("allow signed-by release")
     code = ("import ctypes, os, sys\n"
             "def load(f):\n"
             " try:\n  return ctypes.CDLL(f).value()\n"
@@ -316,6 +317,10 @@ def chroot_is_no_place(p):
     p.policy(f"allow path {root}/usr/lib/*")
     r = p.run(PYTHON, "-c", code)
     expect((r.status, r.out), (0, b"2 1 7\nTrue 2\n"), f"allowed ({r.err})")
+    expect(p.tell(p.attack, "vchroot", root, "/usr/lib/prog")[0]["status"], "7", "by a child of vfork")
+    p.policy("")
+    for _ in range(3):
+        expect(p.tell(p.attack, "vchroot", root, "/usr/lib/prog")[0]["status"], "13", "by a child of vfork, not allowed")
 
 
 @test
