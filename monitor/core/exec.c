@@ -12,7 +12,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "../../util/log.h"
-#include "admit.h"
 #include "hcall.h"
 #include "load.h"
 #include "sig.h"
@@ -182,6 +181,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.update_fd[1] = update_fd(1);
 	st.store_fd = store_fd();
 	st.policy_fd = admit_fd();
+	st.root = *admit_root();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);

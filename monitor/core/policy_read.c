@@ -656,6 +656,14 @@ int policy_read_builtin(struct policy **out, struct kx_err *err)
 	return r;
 }
 
+/* A home that is somebody else's, as after su(1) without a login, holds nothing of this user's. */
+static bool home_is_own(void)
+{
+	const char *config = getenv("XDG_CONFIG_HOME"), *home = config && *config == '/' ? config : getenv("HOME");
+	struct stat st;
+	return stat(home ? home : "", &st) ? errno != EACCES : st.st_uid == geteuid();
+}
+
 int policy_find(char out[4096], struct kx_err *err)
 {
 	const char *env = getenv("KYLINX_CONFIG");
@@ -666,8 +674,10 @@ int policy_find(char out[4096], struct kx_err *err)
 				  env ? env : "");
 	if (!r) {
 		strcat(out, "/policy");
-		/* Whatever is there is meant, a link to nothing, too. But a home that is closed to the caller isn't his. */
-		if (!lstat(out, &st) || (errno != ENOENT && errno != ENOTDIR && (env || errno != EACCES)))
+		/* Whatever is there is meant, a link to nothing, too. */
+		if (!lstat(out, &st))
+			return 1;
+		if (errno != ENOENT && errno != ENOTDIR && (errno != EACCES || env || !geteuid() || home_is_own()))
 			return 1;
 	}
 	if (env || !geteuid())

@@ -18,7 +18,6 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
-#include "admit.h"
 #include "exec.h"
 #include "batch.h"
 #include "family.h"
@@ -373,6 +372,7 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	uint64_t mask = 0;
 	int r;
 	vfs_init();
+	admit_root_begin();
 	futexes_view();
 	futexes_inherited();
 	limits_init();
@@ -519,6 +519,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 			stats_begin();
 	}
 	vfs_init();
+	admit_root_adopt(&st->root);
 	exec_init();
 	futexes_view();
 	limits_import(st->limits);

@@ -17,6 +17,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
+#include "admit.h"
 #include "hcall.h"
 #include "pipe.h"
 #include "vfs.h"
@@ -195,7 +196,7 @@ int64_t hc_chroot(struct hcall *c)
 {
 	if (c->proc[0])
 		return vfs_proc_generic(c);
-	int64_t r = HC6(SYS_chroot, c->host[0], 0, 0, 0, 0, 0);
+	int64_t r = admit_chroot((const char *)c->host[0]);
 	if (r == 0)
 		vfs_cwd_changed();
 	return r;
