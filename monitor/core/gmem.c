@@ -1585,19 +1585,8 @@ uint64_t gmem_place_stack(uint64_t len, uint64_t random)
 	return len + PAGE > STACK_ROOM ? 0 : file_high + len + (random % (STACK_ROOM - len) & -PAGE);
 }
 
-int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+static int64_t shm_attach(int shmid, uint64_t addr, uint64_t len, int flags)
 {
-	if (keeper_needed())
-		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
-	struct shmid64 {
-		char pad[48];
-		uint64_t segsz;
-		char rest[256];
-	} ds;
-	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
-	if (q < 0)
-		return q;
-	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
 	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
@@ -1628,6 +1617,25 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	}
 out:
 	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+{
+	if (keeper_needed())
+		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
+	struct shmid64 {
+		char pad[48];
+		uint64_t segsz;
+		char rest[256];
+	} ds;
+	/* What is attached keeps its number: else that could be a larger segment's by the time that it is mapped. */
+	int64_t pin = host_call(SYS_shmat, shmid, 0, flags & 010000 /* SHM_RDONLY */, 0, 0, 0);
+	if (pin < 0 && pin > -4096)
+		return pin;
+	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
+	int64_t r = q < 0 ? q : shm_attach(shmid, addr, ALIGN_UP(ds.segsz, PAGE), flags);
+	host_call(SYS_shmdt, pin, 0, 0, 0, 0, 0);
 	return r;
 }
 

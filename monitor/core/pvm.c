@@ -503,6 +503,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
+	log_follow();
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
 	store_adopt(st->store_fd);

@@ -172,6 +172,8 @@ static inline bool gva_ok(uint64_t gva, uint64_t len)
 /* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
 int guest_read(void *dst, uint64_t gva, size_t len);
 int guest_write(uint64_t gva, const void *src, size_t len);
+/* An aligned word from *old to new. 0; -EAGAIN: it is something else, now in *old; -EFAULT. */
+int guest_swap(uint64_t gva, uint32_t *old, uint32_t new);
 /* Copy a string with its NUL. Returns its length (without NUL), -EFAULT, or -ENAMETOOLONG when none within max. */
 ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
 
@@ -194,6 +196,9 @@ bool fd_admit(int fd);
 /* Give the guest its full range. Before the process gets a second thread: descriptors that are in use can't move.
  * 0 or -errno. */
 int fd_grow(void);
+/* The log goes where the program's standard streams go. Once none of them is what the log's copy is, and that is a pipe or
+ * a socket, whose reader would wait for an end that only we keep open, there is no log any more. */
+void log_follow(void);
 /* Around a call that makes a descriptor for the monitor: it must not fail because the guest has used up its own.
  * May be nested. forget: after exec or the end of a child of vfork, which had the same thread-local storage. */
 void fd_limit_lift(void);

@@ -362,6 +362,18 @@ static int list_locked(int dirfd, const char *path, struct text *t)
 	return private_run(list_fn, &a);
 }
 
+int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *arg)
+{
+	struct text t = { 0 };
+	proc_enter();
+	int r = list_locked(pvm.proc_fd, rel, &t);
+	proc_leave();
+	for (size_t i = 0; !r && i < t.len; i += strlen(t.p + i) + 1)
+		fn(t.p + i, arg);
+	text_free(&t);
+	return r;
+}
+
 /* ---- names ----------------------------------------------------------------------------------------------------- */
 
 enum kind {
