@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "admit.h"
 #include "hcall.h"
 #include "load.h"
 #include "sig.h"
@@ -180,6 +181,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.update_fd[0] = update_fd(0);
 	st.update_fd[1] = update_fd(1);
 	st.store_fd = store_fd();
+	st.policy_fd = admit_fd();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -236,6 +238,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     update_fd(0),
 			     update_fd(1),
 			     store_fd(),
+			     admit_fd(),
 			     pvm.kvm_fd,
 			     pvm.proc_fd,
 			     pvm.exe_fd,

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
+#include "admit.h"
 #include "batch.h"
 #include "keeper.h"
 #include "pipe.h"
@@ -57,9 +58,7 @@ static int check_buffer(struct hcall *c, int i, uint64_t len)
 		return 0;
 	}
 	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
-	if (c->arg[i] >= KX_USER_END)
-		return -EFAULT;
-	if (len > KX_USER_END - c->arg[i])
+	if (!gva_ok(c->arg[i], len))
 		return -EFAULT;
 	c->host[i] = (long)gva_ptr(c->arg[i]);
 	return 0;
@@ -340,6 +339,8 @@ int fd_grow(void)
 		r = fd_move(&self->vcpu_fd);
 	if (!r)
 		r = thread_pool_fds(fd_move);
+	if (!r)
+		r = admit_fds(fd_move);
 	if (!r)
 		r = batch_fds(fd_move);
 	fd_limit_drop();

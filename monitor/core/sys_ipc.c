@@ -145,7 +145,7 @@ int64_t hc_msgrcv(struct hcall *c)
 	uint64_t size = c->arg[2];
 	if ((int64_t)size < 0)
 		return -EINVAL;
-	if (size > KX_USER_END - 8 || !gva_ok(c->arg[1], size + 8))
+	if (size > SIZE_MAX / 2 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
 	return HB6(SYS_msgrcv, (int)c->arg[0], gva_ptr(c->arg[1]), size, (long)c->arg[3], (int)c->arg[4], 0);
 }

@@ -136,8 +136,8 @@ int64_t hc_mlockall(struct hcall *c)
 		return -EINVAL;
 	struct gmem_region g;
 	int64_t r = 0;
-	for (uint64_t a = 0; gmem_query(a, &g) && g.start < KX_USER_END; a = g.end)
-		if (!(g.flags & GMEM_TRAMP) && g.prot != PROT_NONE && r == 0)
+	for (uint64_t a = 0; gmem_query(a, &g); a = g.end)
+		if (!gmem_own(&g) && g.prot != PROT_NONE && r == 0)
 			r = HC6(c->nr == SYS_mlockall ? SYS_mlock2 : SYS_munlock, gva_ptr(g.start), g.end - g.start,
 				c->nr == SYS_mlockall ? 1 /* as touched: all at once would fault everything in */ : 0,
 				0, 0, 0);
