@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
+#include "../../util/procstat.h"
 #include "admit.h"
 #include "exec.h"
 #include "batch.h"
@@ -271,7 +272,7 @@ static int machine_init(struct kx_err *err)
 static void show_arguments(void)
 {
 	char text[1024];
-	uint64_t f[52] = { 0 };
+	struct proc_stat s;
 	fd_limit_lift();
 	int fd = openat(pvm.proc_fd, "self/stat", O_RDONLY | O_CLOEXEC);
 	fd_limit_drop();
@@ -279,10 +280,8 @@ static void show_arguments(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')'), *save;
-	int i = 3;
-	for (char *s = p ? strtok_r(p + 1, " \n", &save) : NULL; s && i < 52; s = strtok_r(NULL, " \n", &save))
-		f[i++] = strtoull(s, NULL, 10);
+	bool known = !proc_stat_read(text, &s) && s.n >= 51;
+	const uint64_t *f = s.f;
 	struct prctl_mm_map map = { .start_code = f[26],
 				    .end_code = f[27],
 				    .start_data = f[45],
@@ -295,7 +294,7 @@ static void show_arguments(void)
 				    .env_start = (uint64_t)gva_ptr(pvm.env_start),
 				    .env_end = (uint64_t)gva_ptr(pvm.env_end),
 				    .exe_fd = (uint32_t)-1 };
-	pvm.args_shown = i == 52 && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
+	pvm.args_shown = known && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
 }
 
 /* Everything is loaded: let the first thread run. */

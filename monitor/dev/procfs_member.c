@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "../../util/procstat.h"
 
 /* ---- other members ---------------------------------------------------------------------------------------------
  *
@@ -18,13 +19,12 @@ bool task_is_shown(pid_t pid, pid_t tid)
 {
 	struct out in = { 0 };
 	char rel[64];
-	unsigned long flags;
 	snprintf(rel, sizeof rel, "%d/task/%d/stat", pid, tid);
 	bool shown = false;
 	if (host_read(rel, &in) >= 0) {
-		char *name = strchr(in.p, '('), *p = strrchr(in.p, ')');
-		shown = p && name && strncmp(name + 1, PVM_THREADS, sizeof PVM_THREADS - 1) &&
-			sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 && !(flags & USER_WORKER);
+		struct proc_stat s;
+		shown = !proc_stat_read(in.p, &s) && s.n >= STAT_FLAGS &&
+			strncmp(s.name, PVM_THREADS, sizeof PVM_THREADS - 1) && !(s.f[STAT_FLAGS] & USER_WORKER);
 	}
 	out_free(&in);
 	return shown;

@@ -292,6 +292,15 @@ struct vm_sizes vm_sizes(void)
 	return s;
 }
 
+/* Is that file about the calling thread? It runs, but for looking here. */
+static bool is_caller(const char *host)
+{
+	char task[32];
+	int n = snprintf(task, sizeof task, "self/task/%d/", own_tid());
+	return !strncmp(host, task, (size_t)n) ||
+	       (own_tid() == my_pid() && key_is(host, "self/") && !key_is(host, "self/task/"));
+}
+
 int gen_status(struct out *t, const char *host)
 {
 	struct out in = { 0 };
@@ -316,7 +325,7 @@ int gen_status(struct out *t, const char *host)
 			if (!size[i].cap || v > size[i].kb)
 				v = size[i].kb;
 			out_printf(t, "%s\t%8" PRIu64 " kB\n", size[i].key, v);
-		} else if (key_is(p, "State:\tD")) { /* it waits for private_run() */
+		} else if (key_is(p, "State:") && is_caller(host)) {
 			out_printf(t, "State:\tR (running)\n");
 		} else if (key_is(p, "FDSize:")) {
 			unsigned long n = strtoul(p + 7, NULL, 10);
@@ -350,8 +359,8 @@ int gen_stat(struct out *t, const char *host)
 	for (char *save, *tok = strtok_r(p + 1, " \n", &save); tok; tok = strtok_r(NULL, " \n", &save), field++) {
 		uint64_t v, pages = s.total / PAGE;
 		switch (field) {
-		case 3: /* it waits for private_run() */
-			out_printf(t, " %s", *tok == 'D' ? "R" : tok);
+		case 3:
+			out_printf(t, " %s", is_caller(host) ? "R" : tok);
 			continue;
 		case 20:
 			v = (uint64_t)nr_threads();
