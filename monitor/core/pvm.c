@@ -364,6 +364,18 @@ static void trace_start(const struct kx_config *cfg, const char *program, const 
 	strace_start(self, program, cfg->argv, start->sp + 8 * (argc + 2), n);
 }
 
+/* What the starter has left open for the program. */
+static int inherited_check(struct kx_err *err)
+{
+	for (int fd = 0; fd < (int)pvm.fd_limit; fd++)
+		if (fcntl(fd, F_GETFD) >= 0 && vfs_is_proc_dir(fd))
+			return kx_err_set(err, EPERM,
+					  "descriptor %d: a directory of the host's /proc (close it: by it the "
+					  "program would reach out of its pVM)",
+					  fd);
+	return 0;
+}
+
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
 static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 {
@@ -375,7 +387,7 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	futexes_view();
 	futexes_inherited();
 	limits_init();
-	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	if ((r = inherited_check(err)) || (r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
 	pvm.boot_ns[PVM_LOADED] = now_ns();
