@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../abi/kx_pipe.h"
+#include "../../util/procstat.h"
 #include "../dev/procfs.h"
 #include "pvm.h"
 #include "stats.h"
@@ -106,15 +107,11 @@ static int stat_read(const char *name, bool own, uint64_t *start, bool *zombie)
 	int n = own ? text_read(name, text, sizeof text) : procfs_peek(name, text, sizeof text);
 	if (n <= 0)
 		return n ? n : -ESRCH;
-	char *p = strrchr(text, ')');
-	if (!p || p[1] != ' ')
+	struct proc_stat s;
+	if (proc_stat_read(text, &s) || s.n < STAT_START)
 		return -EIO;
-	*zombie = p[2] == 'Z' || p[2] == 'X';
-	for (int field = 2; field < 22 && p; field++)
-		p = strchr(p + 1, ' ');
-	if (!p)
-		return -EIO;
-	*start = strtoull(p + 1, NULL, 10);
+	*zombie = proc_stat_ended(&s);
+	*start = s.f[STAT_START];
 	return 0;
 }
 

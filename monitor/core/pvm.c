@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
+#include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
 #include "family.h"
@@ -270,7 +271,7 @@ static int machine_init(struct kx_err *err)
 static void show_arguments(void)
 {
 	char text[1024];
-	uint64_t f[52] = { 0 };
+	struct proc_stat s;
 	fd_limit_lift();
 	int fd = openat(pvm.proc_fd, "self/stat", O_RDONLY | O_CLOEXEC);
 	fd_limit_drop();
@@ -278,10 +279,8 @@ static void show_arguments(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')'), *save;
-	int i = 3;
-	for (char *s = p ? strtok_r(p + 1, " \n", &save) : NULL; s && i < 52; s = strtok_r(NULL, " \n", &save))
-		f[i++] = strtoull(s, NULL, 10);
+	bool known = !proc_stat_read(text, &s) && s.n >= 51;
+	const uint64_t *f = s.f;
 	struct prctl_mm_map map = { .start_code = f[26],
 				    .end_code = f[27],
 				    .start_data = f[45],
@@ -294,7 +293,7 @@ static void show_arguments(void)
 				    .env_start = (uint64_t)gva_ptr(pvm.env_start),
 				    .env_end = (uint64_t)gva_ptr(pvm.env_end),
 				    .exe_fd = (uint32_t)-1 };
-	pvm.args_shown = i == 52 && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
+	pvm.args_shown = known && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
 }
 
 /* Everything is loaded: let the first thread run. */
@@ -364,6 +363,18 @@ static void trace_start(const struct kx_config *cfg, const char *program, const 
 	strace_start(self, program, cfg->argv, start->sp + 8 * (argc + 2), n);
 }
 
+/* What the starter has left open for the program. */
+static int inherited_check(struct kx_err *err)
+{
+	for (int fd = 0; fd < (int)pvm.fd_limit; fd++)
+		if (fcntl(fd, F_GETFD) >= 0 && vfs_is_proc_dir(fd))
+			return kx_err_set(err, EPERM,
+					  "descriptor %d: a directory of the host's /proc (close it: by it the "
+					  "program would reach out of its pVM)",
+					  fd);
+	return 0;
+}
+
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
 static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 {
@@ -376,7 +387,7 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	futexes_view();
 	futexes_inherited();
 	limits_init();
-	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	if ((r = inherited_check(err)) || (r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
 	pvm.boot_ns[PVM_LOADED] = now_ns();

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/procstat.h"
 #include "admit.h"
 #include "update.h"
 
@@ -139,10 +140,8 @@ static uint64_t own_start(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')');
-	for (int field = 2; field < 22 && p; field++)
-		p = strchr(p + 1, ' ');
-	return p ? strtoull(p + 1, NULL, 10) : 0;
+	struct proc_stat s;
+	return proc_stat_read(text, &s) ? 0 : s.f[STAT_START];
 }
 
 __attribute__((format(printf, 1, 2))) static void put(const char *fmt, ...)

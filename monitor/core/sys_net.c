@@ -20,6 +20,7 @@
 #include "hcall.h"
 #include "pipe.h"
 #include "sig.h"
+#include "vfs.h"
 
 #define IOV_LIMIT 1024
 #define CTL_LIMIT (64u << 10) /* bytes of control data; the kernel's own limit is net.core.optmem_max */
@@ -362,14 +363,14 @@ static bool cmsg_fds_ok(const struct cmsghdr *cm)
 {
 	if (is_scm(cm, SCM_RIGHTS) || is_scm(cm, SCM_PIDFD_NR))
 		for (unsigned i = 0; i < cmsg_fds(cm); i++)
-			if (cmsg_fd(cm, i) >= 0 && !fd_admit(cmsg_fd(cm, i)))
+			if (cmsg_fd(cm, i) >= 0 && (!fd_admit(cmsg_fd(cm, i)) || vfs_is_proc_dir(cmsg_fd(cm, i))))
 				return false;
 	return true;
 }
 
 /*
  * What came in. RLIMIT_NOFILE keeps descriptors below the monitor's, except while fd_hide() lifts it: then the
- * message ends before the one that has such.
+ * message ends before the one that has such. So it does before a directory of the host's /proc.
  */
 static void ctl_received(struct msghdr *h)
 {

@@ -191,12 +191,16 @@ int64_t hc_prlimit64(struct hcall *c)
 		return -EINVAL;
 	if ((in || c->nr == SYS_setrlimit) && guest_read(&new, in, sizeof new))
 		return -EFAULT;
+	/* Another thread may have lifted that of descriptors for a moment, and puts the old one back. */
+	bool lock = resource == RLIMIT_NOFILE && my_pid() == pvm.pid;
+	if (lock)
+		fd_limit_fork_lock();
 	limit_get(resource, &old);
-	if (in || c->nr == SYS_setrlimit) {
-		int64_t r = limit_set(resource, &old, &new);
-		if (r)
-			return r;
-	}
+	int64_t r = in || c->nr == SYS_setrlimit ? limit_set(resource, &old, &new) : 0;
+	if (lock)
+		fd_limit_fork_unlock();
+	if (r)
+		return r;
 	if ((out || c->nr == SYS_getrlimit) && guest_write(out, &old, sizeof old))
 		return -EFAULT;
 	return 0;

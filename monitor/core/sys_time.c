@@ -10,6 +10,7 @@
 #include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/procstat.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
@@ -195,8 +196,8 @@ static void look_for_task(pid_t pid, void *arg)
 		t->alive = n != -ENOENT && n != -ESRCH;
 		return;
 	}
-	const char *state = strrchr(text, ')');
-	t->alive = state && state[1] == ' ' && state[2] != 'Z' && state[2] != 'X';
+	struct proc_stat s;
+	t->alive = !proc_stat_read(text, &s) && !proc_stat_ended(&s);
 }
 
 /* A thread of the family that has not ended. Nobody else is looked at. */
