@@ -49,6 +49,8 @@ int family_init(int fd, struct kx_err *err);
 unsigned family_cpus(void);
 /* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
 uint64_t family_pipes_offset(void);
+/* ... and its semaphores and queues (abi/kx_ipc.h). */
+uint64_t family_ipc_offset(void);
 /* Map the family's struct kx_futexes there. 0 or -errno. */
 int family_map_futexes(void *at);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */

@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "family.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "rseq.h"
 #include "thread.h"
@@ -35,6 +36,7 @@ int64_t hc_setid(struct hcall *c)
 	pipe_identity_before();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
 	pipe_identity_after();
+	ipc_identity_after();
 	refresh_ids();
 	return r;
 }
