@@ -41,7 +41,7 @@ MONITOR_SRC = \
 	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
 	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
 	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
-	monitor/core/pipe.c monitor/core/ipc.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
+	monitor/core/pipe.c monitor/core/ipc.c monitor/core/mqueue.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
 CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-lib.c cli/cmd-bench.c cli/families.c
 UTIL_SRC = util/err.c util/log.c

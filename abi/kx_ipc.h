@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SysV semaphores and message queues in memory that a family shares. The host's object is always there; while an object
+ * SysV semaphores, SysV and POSIX message queues in memory that a family shares. The host's object is always there; while an object
  * is in the state RING, what it holds is here instead, and every operation that need not sleep is done by the LibOS of
  * whoever makes it. Nobody sleeps in that state: who must moves everything back to the host's object first, and sleeps
  * there. Members don't trust this memory: what is nonsense here hurts the family alone.
@@ -13,8 +13,9 @@
 #include <stdint.h>
 
 #define KX_IPC_BASE 0x7f11000000 /* in every member that has objects of this kind */
-#define KX_IPC_SIZE 0x600000
-#define KX_IPC_OBJECTS 64 /* of each kind: an id has the one at its index modulo this */
+#define KX_IPC_SIZE 0x900000
+#define KX_IPC_OBJECTS 64                  /* of each kind: an id has the one at its index modulo this */
+#define KX_IPC_QUEUES (2 * KX_IPC_OBJECTS) /* SysV, POSIX */
 #define KX_IPC_USERS 48
 #define KX_IPC_SEMS 64    /* a set of more is the host's */
 #define KX_IPC_IDS 32768u /* the kernel's index of an object is its id modulo this */
@@ -59,28 +60,34 @@ struct kx_ipc_obj {
 /* In the ring, at multiples of 16. The text follows; none goes over the ring's end. */
 struct kx_ipc_msg {
 	uint32_t size, state; /* KX_IPC_MSG_*: the store that takes a message out */
-	int64_t type;
+	int64_t type;         /* POSIX: priority */
 };
 #define KX_IPC_MSG_HERE 1u
 #define KX_IPC_MSG_GONE 2u
 
 struct kx_ipc {
-	struct kx_ipc_obj sem[KX_IPC_OBJECTS], msg[KX_IPC_OBJECTS];
+	struct kx_ipc_obj sem[KX_IPC_OBJECTS], msg[KX_IPC_OBJECTS], mq[KX_IPC_OBJECTS];
 	uint64_t word[KX_IPC_OBJECTS][KX_IPC_SEMS];
 	uint32_t undo
 		[KX_IPC_IDS]; /* by index: id + 1 of a set that SEM_UNDO was used on, which is the host's for ever */
 	uint32_t used;        /* 1: something was LIVE once */
-	uint8_t pad[0x40000 - 2 * KX_IPC_OBJECTS * 1024 - KX_IPC_OBJECTS * KX_IPC_SEMS * 8 - 4];
-	uint8_t ring[KX_IPC_OBJECTS][KX_IPC_RING];
+	uint8_t pad[0x80000 - 3 * KX_IPC_OBJECTS * 1024 - KX_IPC_OBJECTS * KX_IPC_SEMS * 8 - 4 * KX_IPC_IDS - 4];
+	uint8_t ring[KX_IPC_QUEUES][KX_IPC_RING];
 };
 
 /* Of the process: written by the monitor. */
 #define KX_IPC_TABLE 0x7f000e0000
+#define KX_IPC_FDS 1024
 struct kx_ipc_table {
 	uint32_t on; /* 1: KX_IPC_BASE is mapped */
 	uint32_t cpus;
 	uint32_t exit_cycles; /* what an exit costs lately */
+	uint32_t pad[13];
+	uint64_t mq[KX_IPC_FDS]; /* by descriptor: KX_IPC_MQ_*; 0 = no POSIX queue's, as far as is known */
 };
+#define KX_IPC_MQ_READ 1u
+#define KX_IPC_MQ_WRITE 2u
+#define KX_IPC_MQ_ID(key) ((int32_t)((key) >> 32)) /* its inode, which is its id here */
 
 /* A semaphore: low half of the generation << 40 | pid of the last operation << 17 | frozen << 16 | value */
 #define KX_IPC_FROZEN 0x10000ull
@@ -95,6 +102,7 @@ struct kx_ipc_table {
 _Static_assert(sizeof(struct kx_ipc_obj) == 1024, "objects don't share cache lines");
 _Static_assert(__builtin_offsetof(struct kx_ipc_obj, spin) == 64, "what all read and what changes lie apart");
 _Static_assert(__builtin_offsetof(struct kx_ipc_obj, lock) == 128, "likewise");
+_Static_assert(sizeof(struct kx_ipc_table) <= 0x10000, "lies before the futexes");
 _Static_assert(sizeof(struct kx_ipc) <= KX_IPC_SIZE, "all of it fits");
 _Static_assert(sizeof(struct kx_ipc_msg) == 16, "messages are aligned to it");
 

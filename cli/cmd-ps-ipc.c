@@ -119,6 +119,7 @@ static void posix(const char *path, enum kind kind)
 			continue;
 		x.kind = is_sem ? POSIX_SEM : kind;
 		snprintf(x.name, sizeof x.name, "/%s", e->d_name + (is_sem ? 4 : 0));
+		x.id = (int32_t)st.st_ino;
 		x.mode = st.st_mode & 07777;
 		x.uid = st.st_uid;
 		x.gid = st.st_gid;
@@ -163,22 +164,26 @@ static int by_kind(const void *a, const void *b)
 	const struct object *x = a, *y = b;
 	if (x->kind != y->kind)
 		return x->kind < y->kind ? -1 : 1;
-	return x->id != y->id ? (x->id < y->id ? -1 : 1) : strcmp(x->name, y->name);
+	return x->kind <= SYSV_MSG && x->id != y->id ? (x->id < y->id ? -1 : 1) : strcmp(x->name, y->name);
 }
 
 /* A queue whose messages are in the family's memory (abi/kx_ipc.h); it may say anything. */
 static void from_table(int table, struct object *x)
 {
 	struct kx_ipc_obj o;
-	off_t at = (off_t)(family_ipc_offset() + offsetof(struct kx_ipc, msg) + kx_ipc_slot(x->id) * sizeof o);
-	if (x->kind != SYSV_MSG || table < 0 || pread(table, &o, sizeof o, at) != sizeof o || o.id != x->id)
+	size_t of = x->kind == SYSV_MSG ? offsetof(struct kx_ipc, msg) : offsetof(struct kx_ipc, mq);
+	off_t at = (off_t)(family_ipc_offset() + of + kx_ipc_slot(x->id) * sizeof o);
+	if ((x->kind != SYSV_MSG && x->kind != POSIX_MQ) || table < 0 || pread(table, &o, sizeof o, at) != sizeof o ||
+	    o.id != x->id)
 		return;
-	x->first = o.lspid;
-	x->last = o.lrpid;
-	if (!kx_ipc_is_live(o.state))
-		return;
-	x->bytes = o.cbytes;
-	x->count = o.qnum;
+	if (kx_ipc_is_live(o.state)) {
+		x->bytes = o.cbytes;
+		x->count = o.qnum;
+	}
+	if (x->kind == SYSV_MSG) {
+		x->first = o.lspid;
+		x->last = o.lrpid;
+	}
 }
 
 /* Through any member. 0, -ESRCH when none is left, or -errno. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * semop, msgsnd and msgrcv on objects that are in the family's memory (abi/kx_ipc.h), as long as nobody has to sleep.
+ * semop, msgsnd, msgrcv, mq_timedsend and mq_timedreceive on objects that are in the family's memory (abi/kx_ipc.h), as long as nobody has to sleep.
  * All else is the monitor's (monitor/core/ipc.c).
  */
 #include "../../abi/kx_ipc.h"
@@ -13,12 +13,13 @@
 #define MSG_NOERROR 010000
 #define MSG_EXCEPT 020000
 #define SEM_MAX 32767
+#define MQ_PRIO_MAX 32768
 #define SPIN_LEAST 30000u /* cycles */
 #define SPIN_MOST 600000u
 #define RETRY 16 /* sleeps until one that did not spin tries it again */
 #define LOCK_SPINS 2000
 
-enum { NR_semop = 65, NR_msgsnd = 69, NR_msgrcv = 70, NR_semtimedop = 220 };
+enum { NR_semop = 65, NR_msgsnd = 69, NR_msgrcv = 70, NR_semtimedop = 220, NR_mq_send = 242, NR_mq_receive = 243 };
 
 static uint64_t cycles(void) { return __builtin_ia32_rdtsc(); }
 
@@ -127,7 +128,7 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 
 static struct kx_ipc_msg *msg_at(struct kx_ipc_obj *o, uint64_t pos)
 {
-	return (struct kx_ipc_msg *)(IPC->ring[o - IPC->msg] + pos % KX_IPC_RING);
+	return (struct kx_ipc_msg *)(IPC->ring[o - IPC->msg] + pos % KX_IPC_RING); /* SysV, then POSIX */
 }
 
 /* Bytes in the ring of the message at pos. 0: nonsense. */
@@ -157,6 +158,43 @@ static bool lock(struct kx_thread *t, struct kx_ipc_obj *o, int id)
 
 static void unlock(struct kx_ipc_obj *o) { __atomic_store_n(&o->lock, 0, __ATOMIC_RELEASE); }
 
+/* Room for a message of `size` at the head; its place's offset from there in *fill. NULL: not in the ring. */
+static struct kx_ipc_msg *msg_room(struct kx_ipc_obj *o, uint64_t size, uint32_t *fill)
+{
+	uint32_t rest = KX_IPC_RING - (uint32_t)(o->head % KX_IPC_RING), bytes = kx_ipc_msg_bytes((uint32_t)size);
+	*fill = rest < bytes ? rest : 0;
+	if (o->head % 16 || o->head + *fill + bytes - o->tail > KX_IPC_RING)
+		return NULL;
+	return msg_at(o, o->head + *fill);
+}
+
+/* The text is there: the message is in the queue. */
+static void msg_put(struct kx_ipc_obj *o, struct kx_ipc_msg *m, uint64_t size, int64_t type, uint32_t fill)
+{
+	if (fill)
+		*msg_at(o, o->head) = (struct kx_ipc_msg){ fill - 16, KX_IPC_MSG_GONE, 0 };
+	*m = (struct kx_ipc_msg){ (uint32_t)size, KX_IPC_MSG_HERE, type };
+	__atomic_store_n(&o->head, o->head + fill + kx_ipc_msg_bytes((uint32_t)size), __ATOMIC_SEQ_CST);
+	o->cbytes += size;
+	o->qnum++;
+	o->ops++;
+}
+
+static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
+{
+	uint64_t tail = o->tail;
+	uint32_t n;
+	__atomic_store_n(&m->state, KX_IPC_MSG_GONE, __ATOMIC_SEQ_CST);
+	o->cbytes -= m->size;
+	o->qnum--;
+	o->ops++;
+	while (tail < o->head && msg_at(o, tail)->state != KX_IPC_MSG_HERE && (n = msg_bytes(o, tail)))
+		tail += n;
+	__atomic_store_n(&o->tail, tail, __ATOMIC_SEQ_CST);
+}
+
+/* ---- SysV ------------------------------------------------------------------------------------------------------------- */
+
 static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
 {
 	int id = (int)f->rdi;
@@ -166,11 +204,9 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 	if (!is_live(o, id) || size > o->msgmax || size > KX_IPC_RING / 2 || user_read(&type, f->rsi, sizeof type) ||
 	    type < 1 || !user_ok(f->rsi + 8, size))
 		return false;
-	uint32_t bytes = kx_ipc_msg_bytes((uint32_t)size);
 	batch_flush(t);
 	while (lock(t, o, id)) {
-		uint64_t head = o->head, tail = o->tail;
-		uint32_t rest = KX_IPC_RING - (uint32_t)(head % KX_IPC_RING);
+		uint64_t tail = o->tail;
 		if (o->cbytes + size > o->qbytes || o->qnum + 1 > o->qbytes) {
 			unlock(o);
 			*ret = -KX_EAGAIN;
@@ -181,29 +217,17 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 			*spun = true;
 			return false;
 		}
-		uint32_t fill = rest < bytes ? rest : 0;
-		if (head % 16 || head + fill + bytes - tail > KX_IPC_RING) {
-			unlock(o);
-			return false;
+		uint32_t fill;
+		struct kx_ipc_msg *m = msg_room(o, size, &fill);
+		bool bad = m && uaccess_copy(m + 1, (const void *)(f->rsi + 8), size);
+		if (m && !bad) {
+			msg_put(o, m, size, type, fill);
+			o->lspid = (int32_t)t->pid;
+			o->stime = seconds(o);
 		}
-		struct kx_ipc_msg *m = msg_at(o, head + fill);
-		if (uaccess_copy(m + 1, (const void *)(f->rsi + 8), size)) {
-			unlock(o);
-			*ret = -KX_EFAULT;
-			return true;
-		}
-		if (fill)
-			*msg_at(o, head) = (struct kx_ipc_msg){ fill - 16, KX_IPC_MSG_GONE, 0 };
-		*m = (struct kx_ipc_msg){ (uint32_t)size, KX_IPC_MSG_HERE, type };
-		__atomic_store_n(&o->head, head + fill + bytes, __ATOMIC_SEQ_CST);
-		o->cbytes += size;
-		o->qnum++;
-		o->lspid = (int32_t)t->pid;
-		o->stime = seconds(o);
-		o->ops++;
 		unlock(o);
-		*ret = 0;
-		return true;
+		*ret = bad ? -KX_EFAULT : 0;
+		return m;
 	}
 	return false;
 }
@@ -230,18 +254,6 @@ static uint64_t msg_find(struct kx_ipc_obj *o, int64_t type, bool except)
 		}
 	}
 	return found;
-}
-
-static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
-{
-	uint64_t tail = o->tail;
-	uint32_t n;
-	__atomic_store_n(&m->state, KX_IPC_MSG_GONE, __ATOMIC_SEQ_CST);
-	o->cbytes -= m->size;
-	o->qnum--;
-	while (tail < o->head && msg_at(o, tail)->state != KX_IPC_MSG_HERE && (n = msg_bytes(o, tail)))
-		tail += n;
-	__atomic_store_n(&o->tail, tail, __ATOMIC_SEQ_CST);
 }
 
 static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
@@ -284,7 +296,98 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 		msg_take(o, m);
 		o->lrpid = (int32_t)t->pid;
 		o->rtime = seconds(o);
-		o->ops++;
+		unlock(o);
+		*ret = bad ? -KX_EFAULT : (int64_t)n;
+		return true;
+	}
+	return false;
+}
+
+/* ---- POSIX ------------------------------------------------------------------------------------------------------------ */
+
+/* The queue of a descriptor that has this right; NULL: the monitor's matter. */
+static struct kx_ipc_obj *mq_of(int fd, unsigned right, int *id)
+{
+	uint64_t key = fd < KX_IPC_FDS ? __atomic_load_n(&TABLE->mq[fd], __ATOMIC_ACQUIRE) : 0;
+	*id = KX_IPC_MQ_ID(key);
+	struct kx_ipc_obj *o = &IPC->mq[kx_ipc_slot(*id)];
+	return key & right && is_live(o, *id) ? o : NULL;
+}
+
+static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
+{
+	int id;
+	struct kx_ipc_obj *o = mq_of((int)f->rdi, KX_IPC_MQ_WRITE, &id);
+	uint64_t size = f->rdx;
+	uint32_t prio = (uint32_t)f->r10;
+	if (!o || size > o->msgmax || size > KX_IPC_RING / 2 || prio >= MQ_PRIO_MAX || !user_ok(f->rsi, size) ||
+	    !timeout_ok(f->r8))
+		return false;
+	batch_flush(t);
+	while (lock(t, o, id)) {
+		uint64_t tail = o->tail;
+		if (o->qnum >= o->qbytes) {
+			unlock(o);
+			if (spin(t, o, &o->tail, tail))
+				continue;
+			*spun = true;
+			return false;
+		}
+		uint32_t fill;
+		struct kx_ipc_msg *m = msg_room(o, size, &fill);
+		bool bad = m && uaccess_copy(m + 1, (const void *)f->rsi, size);
+		if (m && !bad)
+			msg_put(o, m, size, prio, fill);
+		unlock(o);
+		*ret = bad ? -KX_EFAULT : 0;
+		return m;
+	}
+	return false;
+}
+
+/* The oldest of those with the highest priority. */
+static uint64_t mq_find(struct kx_ipc_obj *o)
+{
+	uint64_t found = o->head;
+	int64_t most = -1;
+	uint32_t n;
+	for (uint64_t pos = o->tail; pos < o->head; pos += n) {
+		const struct kx_ipc_msg *m = msg_at(o, pos);
+		if (!(n = msg_bytes(o, pos)))
+			return UINT64_MAX;
+		if (m->state == KX_IPC_MSG_HERE && m->type > most) {
+			most = m->type;
+			found = pos;
+		}
+	}
+	return found;
+}
+
+static bool mq_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
+{
+	int id;
+	struct kx_ipc_obj *o = mq_of((int)f->rdi, KX_IPC_MQ_READ, &id);
+	if (!o || f->rdx < o->msgmax || !user_ok(f->rsi, f->rdx) || !timeout_ok(f->r8))
+		return false;
+	batch_flush(t);
+	while (lock(t, o, id)) {
+		uint64_t head = o->head, pos = mq_find(o);
+		if (pos == UINT64_MAX) {
+			unlock(o);
+			return false;
+		}
+		if (pos == head) {
+			unlock(o);
+			if (spin(t, o, &o->head, head))
+				continue;
+			*spun = true;
+			return false;
+		}
+		struct kx_ipc_msg *m = msg_at(o, pos);
+		uint64_t n = m->size < f->rdx ? m->size : f->rdx;
+		uint32_t prio = (uint32_t)m->type;
+		bool bad = uaccess_copy((void *)f->rsi, m + 1, n) || (f->r10 && user_write(f->r10, &prio, sizeof prio));
+		msg_take(o, m);
 		unlock(o);
 		*ret = bad ? -KX_EFAULT : (int64_t)n;
 		return true;
@@ -301,18 +404,22 @@ static bool here(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *sp
 		return msg_send(t, f, ret, spun);
 	case NR_msgrcv:
 		return msg_receive(t, f, ret, spun);
+	case NR_mq_send:
+		return mq_send(t, f, ret, spun);
+	case NR_mq_receive:
+		return mq_receive(t, f, ret, spun);
 	}
 	return sem_op(t, f, ret, spun);
 }
 
 int64_t ipc_call(struct kx_thread *t, struct kx_frame *f)
 {
-	for (;;) {
+	for (bool again = false;; again = true) {
 		bool spun = false;
 		int64_t r;
 		if (here(t, f, &r, &spun))
 			return r;
-		r = exit_timed(t, f, spun);
+		r = exit_timed(t, f, spun || again); /* LIVE, and not for this call: it sleeps */
 		if (r != -KX_EIPC_LIVE)
 			return r;
 		t->call.nr = ~0ull; /* the exit was no call of the program's */

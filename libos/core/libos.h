@@ -77,7 +77,7 @@ void rseq_work(struct kx_thread *t, struct kx_frame *f);
 /* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
 bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 
-/* ipc.c: semop, semtimedop, msgsnd, msgrcv. */
+/* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
 int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
 
 /* signal.c */

@@ -193,6 +193,8 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	case 69:
 	case 70:
 	case 220:
+	case 242:
+	case 243:
 		r = ipc_call(t, f);
 		break;
 	case 13:

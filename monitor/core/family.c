@@ -54,6 +54,13 @@ unsigned family_cpus(void) { return table->cpus; }
 uint64_t family_pipes_offset(void) { return PIPES_AT; }
 uint64_t family_ipc_offset(void) { return IPC_AT; }
 
+uint64_t family_queues(uint64_t dev)
+{
+	if (dev)
+		__atomic_store_n(&table->queues, dev, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&table->queues, __ATOMIC_SEQ_CST);
+}
+
 int family_init(int fd, struct kx_err *err)
 {
 	bool new = fd < 0;

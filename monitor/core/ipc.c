@@ -3,6 +3,7 @@
 #include "ipc.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <mqueue.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@
 #include "thread.h"
 
 #define QBYTES_MAX 32768 /* a queue that may hold more is the host's */
+#define MQ_MESSAGES 1024 /* likewise */
 #define STREAK 4u        /* operations in a row after which an object becomes LIVE */
 #define COPY_MAX 64      /* messages of a queue that becomes LIVE */
 #define BACKOFF_MAX 8
@@ -107,21 +109,30 @@ static bool is_dead(uint32_t tid)
 }
 
 /* Who is said to be at work on an object; somebody who is no member of the family is not. */
-static bool is_gone(uint32_t tid) { return tid != my_tid() && (is_dead(tid) || !family_owner((pid_t)tid)); }
-
-static struct kx_ipc_obj *object(enum ipc_kind kind, int id)
+static bool is_gone(uint32_t tid)
 {
-	return &(kind == IPC_SEM ? ipc->sem : ipc->msg)[kx_ipc_slot(id)];
+	return tid != my_tid() && (is_dead(tid) || (!is_vfork_child() && !family_owner((pid_t)tid)));
 }
-static bool is_sem(const struct kx_ipc_obj *o) { return o < ipc->sem + KX_IPC_OBJECTS; }
-static unsigned place(const struct kx_ipc_obj *o) { return (unsigned)(o - (is_sem(o) ? ipc->sem : ipc->msg)); }
+
+static struct kx_ipc_obj *object(struct ipc_name n)
+{
+	return &(n.kind == IPC_SEM ? ipc->sem : n.kind == IPC_MSG ? ipc->msg : ipc->mq)[kx_ipc_slot(n.id)];
+}
+static uint64_t *words(int id) { return ipc->word[kx_ipc_slot(id)]; }
+static uint8_t *ring_of(struct ipc_name n)
+{
+	return ipc->ring[kx_ipc_slot(n.id) + (n.kind == IPC_MQ ? KX_IPC_OBJECTS : 0)];
+}
+static struct ipc_name sysv(enum ipc_kind kind, int id) { return (struct ipc_name){ kind, id, -1 }; }
+/* What can be an object's at all. */
+static bool may_be(struct ipc_name n) { return (n.id >= 0 || n.kind == IPC_MQ) && map(); }
 
 /* ---- back to the host ------------------------------------------------------------------------------------------------ */
 
 /* By one operation for each value that differs, so the set's own time of change stays. */
-static int64_t sem_move(struct kx_ipc_obj *o, int id)
+static int64_t sem_move(int id)
 {
-	uint64_t *word = ipc->word[place(o)];
+	uint64_t *word = words(id);
 	struct sembuf ops[KX_IPC_SEMS];
 	struct semid_ds ds;
 	size_t n = 0;
@@ -139,15 +150,35 @@ static int64_t sem_move(struct kx_ipc_obj *o, int id)
 	return n ? HC6(SYS_semtimedop, id, ops, n, NULL, 0, 0) : 0;
 }
 
-/* With the queue's lock. Nobody else touches the host's queue, which was empty: what it holds has been moved. */
-static int64_t msg_move(struct kx_ipc_obj *o, int id)
+/* How many messages the host's queue holds. */
+static int64_t queue_count(struct ipc_name n)
 {
-	uint8_t *ring = ipc->ring[place(o)];
 	struct msqid_ds ds;
-	int64_t r = HC6(SYS_msgctl, id, IPC_STAT, &ds, 0, 0, 0);
+	struct mq_attr a;
+	int64_t r = n.kind == IPC_MSG ? HC6(SYS_msgctl, n.id, IPC_STAT, &ds, 0, 0, 0)
+				      : HC6(SYS_mq_getsetattr, n.fd, NULL, &a, 0, 0, 0);
+	return r < 0 ? r : n.kind == IPC_MSG ? (int64_t)ds.msg_qnum : (int64_t)a.mq_curmsgs;
+}
+
+/* A descriptor that never waits, and with which messages can be sent. */
+static int mq_other(int fd)
+{
+	char name[40];
+	snprintf(name, sizeof name, "self/fd/%d", fd);
+	fd_limit_lift();
+	long r = HC6(SYS_openat, pvm.proc_fd, name, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
+	fd_limit_drop();
+	return (int)r;
+}
+
+/* With the queue's lock. Nobody else touches the host's queue, which was empty: what it holds has been moved. */
+static int64_t queue_move(struct kx_ipc_obj *o, struct ipc_name n)
+{
+	uint8_t *ring = ring_of(n);
+	int64_t r = queue_count(n), moved = r;
 	if (r < 0)
 		return r;
-	uint64_t head = o->head, at = o->tail, moved = ds.msg_qnum;
+	uint64_t head = o->head, at = o->tail;
 	if (head - at > KX_IPC_RING || head % 16 || at % 16)
 		return 0;
 	while (at < head) {
@@ -163,7 +194,8 @@ static int64_t msg_move(struct kx_ipc_obj *o, int id)
 			moved--;
 			continue;
 		}
-		r = HC6(SYS_msgsnd, id, &m->type, size, IPC_NOWAIT, 0, 0);
+		r = n.kind == IPC_MSG ? HC6(SYS_msgsnd, n.id, &m->type, size, IPC_NOWAIT, 0, 0)
+				      : HC6(SYS_mq_timedsend, n.fd, m + 1, size, m->type, NULL, 0);
 		if (r < 0 && r != -EINVAL && r != -EAGAIN)
 			return r;
 	}
@@ -194,25 +226,33 @@ static bool queue_lock(struct kx_ipc_obj *o)
 	}
 }
 
+static int64_t move_host(struct kx_ipc_obj *o, struct ipc_name n)
+{
+	if (n.kind == IPC_SEM)
+		return sem_move(n.id);
+	if (n.kind == IPC_MQ && (n.fd = mq_other(n.fd)) < 0)
+		return n.fd;
+	int64_t r = -EINTR;
+	if (queue_lock(o)) {
+		r = queue_move(o, n);
+		__atomic_store_n(&o->lock, 0, __ATOMIC_SEQ_CST);
+	}
+	if (n.kind == IPC_MQ)
+		HC6(SYS_close, n.fd, 0, 0, 0, 0, 0);
+	return r;
+}
+
 /* LIVE, or a move that nobody makes any more, `state`. 0: look again; else -errno. */
-static int64_t move(struct kx_ipc_obj *o, uint64_t state, int id)
+static int64_t move(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 {
 	uint64_t mine = with_kind(state, my_tid(), KX_IPC_MOVE);
 	struct semid_ds ds;
-	int64_t r;
-	if (is_sem(o) && HC6(SYS_semctl, id, 0, IPC_STAT, &ds, 0, 0) == -EACCES)
+	if (n.kind == IPC_SEM && HC6(SYS_semctl, n.id, 0, IPC_STAT, &ds, 0, 0) == -EACCES)
 		return -EACCES;
 	if (!swap(&o->state, state, mine))
 		return 0;
-	if (is_sem(o)) {
-		r = sem_move(o, id);
-	} else if (!queue_lock(o)) {
-		r = -EINTR;
-	} else {
-		r = msg_move(o, id);
-		__atomic_store_n(&o->lock, 0, __ATOMIC_SEQ_CST);
-	}
-	bool again = r == -EINTR || r == -ENOMEM || r == -EACCES;
+	int64_t r = move_host(o, n);
+	bool again = r == -EINTR || r == -ENOMEM || r == -EACCES || r == -ENFILE || r == -EMFILE;
 	if (!again) {
 		uint32_t ops = __atomic_load_n(&o->ops, __ATOMIC_RELAXED);
 		o->backoff = ops >= OPS_WORTH ? 0 : o->backoff < BACKOFF_MAX ? o->backoff + 1 : BACKOFF_MAX;
@@ -256,43 +296,44 @@ static void msg_drain(int id)
 }
 
 /* For somebody who was killed. */
-static void drain_on(struct kx_ipc_obj *o, uint64_t state, int id)
+static void drain_on(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 {
 	uint64_t mine = with_kind(state, my_tid(), KX_IPC_DRAIN);
 	if (!swap(&o->state, state, mine))
 		return;
-	if (!is_sem(o))
-		msg_drain(id);
+	if (n.kind == IPC_MSG)
+		msg_drain(n.id);
 	swap(&o->state, mine, with_kind(mine, 0, KX_IPC_LIVE));
 }
 
-int ipc_enter(struct ipc_visit *v, enum ipc_kind kind, int id)
+int ipc_enter(struct ipc_visit *v, struct ipc_name n)
 {
 	const struct timespec nap = { 0, 20000 };
 	v->obj = NULL;
-	if (id < 0 || !map())
+	if (!may_be(n))
 		return 0;
-	struct kx_ipc_obj *o = v->obj = object(kind, id);
-	v->user = announce(o, id);
+	struct kx_ipc_obj *o = v->obj = object(n);
+	v->user = announce(o, n.id);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	for (unsigned i = 0;; i++) {
 		uint64_t s = state_of(o);
 		unsigned k = kind_of(s);
-		bool ours = __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) == id;
-		int64_t r = 0;
+		bool ours = __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) == n.id;
 		if (k == KX_IPC_HOST || k > KX_IPC_DRAIN || (k != KX_IPC_ADOPT && !ours))
 			return 0;
-		if (k == KX_IPC_LIVE || (k == KX_IPC_MOVE && (!worker(s) || (i % 32 == 31 && is_gone(worker(s))))))
-			r = move(o, s, id);
-		else if (k == KX_IPC_ADOPT && i % 32 == 31 && is_gone(worker(s)))
+		bool left = k != KX_IPC_LIVE && (!worker(s) || (i % 32 == 31 && is_gone(worker(s))));
+		int64_t r = 0;
+		if (k == KX_IPC_LIVE || (k == KX_IPC_MOVE && left))
+			r = move(o, s, n);
+		else if (k == KX_IPC_ADOPT && left)
 			swap(&o->state, s, with_kind(s, 0, KX_IPC_HOST));
-		else if (k == KX_IPC_DRAIN && i % 32 == 31 && is_gone(worker(s)))
-			drain_on(o, s, id);
+		else if (k == KX_IPC_DRAIN && left)
+			drain_on(o, s, n);
 		else if (must_leave())
 			r = -EINTR;
 		else
 			HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
-		if (r == -EACCES) /* the host refuses what comes as well */
+		if (r == -EACCES && n.kind != IPC_MQ) /* the host refuses what comes as well */
 			return 0;
 		if (r) {
 			ipc_leave(v);
@@ -330,7 +371,7 @@ static bool perm_ok(const struct ipc_perm *p)
 
 static bool sem_adopt(struct kx_ipc_obj *o, uint64_t state, int id)
 {
-	uint64_t *word = ipc->word[place(o)];
+	uint64_t *word = words(id);
 	struct semid_ds ds;
 	if (__atomic_load_n(&ipc->undo[(unsigned)id % KX_IPC_IDS], __ATOMIC_SEQ_CST) == (uint32_t)id + 1 ||
 	    HC6(SYS_semctl, id, 0, IPC_STAT, &ds, 0, 0) < 0 || ds.sem_nsems > KX_IPC_SEMS || !perm_ok(&ds.sem_perm))
@@ -352,7 +393,7 @@ static bool sem_adopt(struct kx_ipc_obj *o, uint64_t state, int id)
 /* Copies of what the host's queue holds. The ring is empty, and nobody else is at the queue. */
 static bool msg_copy(struct kx_ipc_obj *o, int id, uint64_t n)
 {
-	uint8_t *ring = ipc->ring[place(o)];
+	uint8_t *ring = ring_of(sysv(IPC_MSG, id));
 	uint64_t head = 0, bytes = 0;
 	for (uint64_t i = 0; i < n; i++) {
 		struct kx_ipc_msg *m = (struct kx_ipc_msg *)(ring + head);
@@ -375,12 +416,9 @@ static bool msg_adopt(struct kx_ipc_obj *o, int id)
 {
 	struct msqid_ds ds;
 	struct msginfo info;
-	uint64_t lock = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
 	if (HC6(SYS_msgctl, id, IPC_STAT, &ds, 0, 0, 0) < 0 || ds.msg_qnum > COPY_MAX || ds.msg_qbytes > QBYTES_MAX ||
 	    !perm_ok(&ds.msg_perm) || HC6(SYS_msgctl, 0, IPC_INFO, &info, 0, 0, 0) < 0 || info.msgmax < 0)
 		return false;
-	if (lock && is_dead((uint32_t)lock))
-		swap(&o->lock, lock, 0);
 	if (o->id != id) {
 		o->lspid = ds.msg_lspid;
 		o->lrpid = ds.msg_lrpid;
@@ -393,10 +431,51 @@ static bool msg_adopt(struct kx_ipc_obj *o, int id)
 	return msg_copy(o, id, ds.msg_qnum);
 }
 
-static bool adopt(enum ipc_kind kind, int id)
+/* A queue of the family's namespace, empty. */
+static bool mq_adopt(struct kx_ipc_obj *o, struct ipc_name n)
 {
-	struct kx_ipc_obj *o = object(kind, id);
+	struct stat st;
+	struct mq_attr a;
+	if (fstat(n.fd, &st) || (int)st.st_ino != n.id || st.st_dev != family_queues(0) ||
+	    HC6(SYS_mq_getsetattr, n.fd, NULL, &a, 0, 0, 0) < 0 || a.mq_curmsgs || a.mq_maxmsg > MQ_MESSAGES ||
+	    a.mq_msgsize > (long)KX_IPC_RING / 4)
+		return false;
+	struct ipc_perm p = { .uid = st.st_uid, .cuid = st.st_uid, .mode = (unsigned short)st.st_mode };
+	if (!perm_ok(&p))
+		return false;
+	o->qbytes = (uint64_t)a.mq_maxmsg;
+	o->msgmax = (uint32_t)a.mq_msgsize;
+	o->head = o->tail = o->cbytes = o->qnum = 0;
+	return true;
+}
+
+static bool fill(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
+{
+	uint64_t lock = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
+	if (lock && is_gone((uint32_t)lock))
+		swap(&o->lock, lock, 0);
+	return n.kind == IPC_SEM ? sem_adopt(o, state, n.id) : n.kind == IPC_MSG ? msg_adopt(o, n.id) : mq_adopt(o, n);
+}
+
+/* Another queue's, which is empty, and may be gone for good. */
+static void evict(struct kx_ipc_obj *o, uint64_t s)
+{
+	uint64_t mine = with_kind(s, my_tid(), KX_IPC_MOVE);
+	if (__atomic_load_n(&o->qnum, __ATOMIC_RELAXED) || !swap(&o->state, s, mine))
+		return;
+	bool locked = queue_lock(o), empty = locked && o->head == o->tail;
+	swap(&o->state, mine, with_kind(mine, 0, empty ? KX_IPC_HOST : KX_IPC_MOVE));
+	if (locked)
+		__atomic_store_n(&o->lock, 0, __ATOMIC_SEQ_CST);
+}
+
+static bool adopt(struct ipc_name n)
+{
+	struct kx_ipc_obj *o = object(n);
+	int id = n.id;
 	uint64_t s = state_of(o), mine = with_kind(s + (1ull << 32), my_tid(), KX_IPC_ADOPT);
+	if (n.kind == IPC_MQ && kind_of(s) == KX_IPC_LIVE && __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) != id)
+		evict(o, s);
 	if (kind_of(s) != KX_IPC_HOST || __atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) || !map_guest())
 		return false;
 	if (anybody(o, id)) {
@@ -407,8 +486,7 @@ static bool adopt(enum ipc_kind kind, int id)
 	if (!swap(&o->state, s, mine))
 		return false;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	bool ok = !anybody(o, id) && !__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) &&
-		  (kind == IPC_SEM ? sem_adopt(o, mine, id) : msg_adopt(o, id));
+	bool ok = !anybody(o, id) && !__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) && fill(o, mine, n);
 	if (ok) {
 		__atomic_store_n(&o->id, id, __ATOMIC_SEQ_CST);
 		o->ops = 0;
@@ -416,7 +494,7 @@ static bool adopt(enum ipc_kind kind, int id)
 		__atomic_store_n(&ipc->used, 1, __ATOMIC_RELAXED);
 	}
 	/* The guest may have written anything there meanwhile. */
-	if (ok && kind == IPC_MSG) {
+	if (ok && n.kind == IPC_MSG) {
 		uint64_t drains = with_kind(mine, my_tid(), KX_IPC_DRAIN);
 		if (!swap(&o->state, mine, drains))
 			return false;
@@ -447,15 +525,15 @@ static void succeeded(const struct ipc_call *c, struct kx_ipc_obj *o)
 {
 	if (!c->simple)
 		return;
-	if (o->streak_id != c->id) {
-		o->streak_id = c->id;
+	if (o->streak_id != c->n.id) {
+		o->streak_id = c->n.id;
 		o->streak = 0;
 	}
 	uint32_t backoff = o->backoff < BACKOFF_MAX ? o->backoff : BACKOFF_MAX;
 	if (++o->streak < (STREAK << backoff))
 		return;
 	o->streak = 0;
-	if (!adopt(c->kind, c->id) && o->backoff < BACKOFF_MAX)
+	if (!adopt(c->n) && o->backoff < BACKOFF_MAX)
 		o->backoff++;
 }
 
@@ -463,7 +541,7 @@ static void succeeded(const struct ipc_call *c, struct kx_ipc_obj *o)
 static int64_t once(struct ipc_call *c, bool wait)
 {
 	struct ipc_visit v;
-	int64_t r = ipc_enter(&v, c->kind, c->id);
+	int64_t r = ipc_enter(&v, c->n);
 	if (r)
 		return r;
 	r = c->host(c, wait);
@@ -473,17 +551,18 @@ static int64_t once(struct ipc_call *c, bool wait)
 	return r;
 }
 
-static int64_t removed(int64_t r) { return r == -EINVAL ? -EIDRM : r; }
+/* A SysV object that was there when the call began. */
+static int64_t removed(const struct ipc_call *c, int64_t r) { return r == -EINVAL && c->n.kind != IPC_MQ ? -EIDRM : r; }
 
 int64_t ipc_call(struct ipc_call *c)
 {
-	struct kx_ipc_obj *o = c->id < 0 || !map() ? NULL : object(c->kind, c->id);
+	struct kx_ipc_obj *o = may_be(c->n) ? object(c->n) : NULL;
 	int64_t r;
 	if (!o)
 		return c->host(c, c->waits);
 	r = once(c, false);
 	if (c->spun)
-		r = removed(r);
+		r = removed(c, r);
 	if (r >= 0)
 		succeeded(c, o);
 	if (r != c->none || !c->waits)
@@ -491,19 +570,19 @@ int64_t ipc_call(struct ipc_call *c)
 	if (may_spin(c, o)) {
 		uint32_t most = spin_most();
 		for (uint64_t end = cycles() + most; cycles() < end && !self->sig_stop && !self->exiting;) {
-			if (adopt(c->kind, c->id)) {
+			if (adopt(c->n)) {
 				o->spin = most;
 				return -KX_EIPC_LIVE;
 			}
 			if ((r = once(c, false)) != c->none)
-				return removed(r);
+				return removed(c, r);
 			for (int i = 0; i < 100; i++)
 				__builtin_ia32_pause();
 		}
 		o->spin = o->spin > most / 4 ? o->spin - most / 4 : 0;
 	}
 	o->streak = 0;
-	return removed(once(c, true));
+	return removed(c, once(c, true));
 }
 
 /* ---- what is told of them -------------------------------------------------------------------------------------------- */
@@ -513,7 +592,7 @@ static bool noted(const struct kx_ipc_obj *o, int id) { return __atomic_load_n(&
 /* By the caller. */
 static void pid_note(struct kx_ipc_obj *o, int num)
 {
-	uint64_t *word = &ipc->word[place(o)][num], w = __atomic_load_n(word, __ATOMIC_SEQ_CST);
+	uint64_t *word = &words(o->id)[num], w = __atomic_load_n(word, __ATOMIC_SEQ_CST);
 	swap(word, w, (w & ~(0x3fffffull << 17)) | ((uint64_t)my_pid() & 0x3fffff) << 17);
 }
 
@@ -527,7 +606,7 @@ void ipc_sem_done(const struct ipc_visit *v, int id, int num)
 
 void ipc_sem_set(int id, int num)
 {
-	struct kx_ipc_obj *o = id < 0 || !map() ? NULL : object(IPC_SEM, id);
+	struct kx_ipc_obj *o = id < 0 || !map() ? NULL : object(sysv(IPC_SEM, id));
 	if (!o || !noted(o, id))
 		return;
 	for (int i = 0; i < KX_IPC_SEMS; i++)
@@ -545,13 +624,13 @@ void ipc_msg_done(const struct ipc_visit *v, int id, bool sent)
 
 void ipc_sem_stat(int id, struct semid_ds *ds)
 {
-	if (id >= 0 && map() && noted(object(IPC_SEM, id), id))
-		ds->sem_otime = object(IPC_SEM, id)->otime;
+	if (id >= 0 && map() && noted(object(sysv(IPC_SEM, id)), id))
+		ds->sem_otime = object(sysv(IPC_SEM, id))->otime;
 }
 
 void ipc_msg_stat(int id, struct msqid_ds *ds)
 {
-	struct kx_ipc_obj *o = id < 0 || !map() ? NULL : object(IPC_MSG, id);
+	struct kx_ipc_obj *o = id < 0 || !map() ? NULL : object(sysv(IPC_MSG, id));
 	if (!o || !noted(o, id))
 		return;
 	ds->msg_lspid = o->lspid;
@@ -562,8 +641,8 @@ void ipc_msg_stat(int id, struct msqid_ds *ds)
 
 int ipc_sem_pid(int id, int num)
 {
-	struct kx_ipc_obj *o = id < 0 || num < 0 || num >= KX_IPC_SEMS || !map() ? NULL : object(IPC_SEM, id);
-	return o && noted(o, id) ? (int)KX_IPC_PID(__atomic_load_n(&ipc->word[place(o)][num], __ATOMIC_SEQ_CST)) : 0;
+	struct kx_ipc_obj *o = id < 0 || num < 0 || num >= KX_IPC_SEMS || !map() ? NULL : object(sysv(IPC_SEM, id));
+	return o && noted(o, id) ? (int)KX_IPC_PID(__atomic_load_n(&words(id)[num], __ATOMIC_SEQ_CST)) : 0;
 }
 
 void ipc_sem_undo(int id)
@@ -578,19 +657,50 @@ void ipc_settle(void)
 	if (!map())
 		return;
 	for (unsigned i = 0; i < KX_IPC_OBJECTS; i++)
-		if (kind_of(state_of(&ipc->msg[i])) != KX_IPC_HOST && !ipc_enter(&v, IPC_MSG, ipc->msg[i].id))
+		if (kind_of(state_of(&ipc->msg[i])) != KX_IPC_HOST && !ipc_enter(&v, sysv(IPC_MSG, ipc->msg[i].id)))
 			ipc_leave(&v);
+}
+
+void ipc_close(struct ipc_name n)
+{
+	struct ipc_visit v;
+	if (!may_be(n))
+		return;
+	__atomic_store_n(&object(n)->closed, 1, __ATOMIC_SEQ_CST);
+	if (!ipc_enter(&v, n))
+		ipc_leave(&v);
 }
 
 /* ---- processes -------------------------------------------------------------------------------------------------------- */
 
-/* Of threads of this process that will not go on in there. */
-static void locks_drop(void)
+/* Of a thread of this process that will not go on in there. */
+static void lock_drop(struct kx_ipc_obj *o)
+{
+	uint64_t l = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
+	if (l >> 32 == (uint32_t)pvm.pid)
+		swap(&o->lock, l, 0);
+}
+
+/* What threads with a number of this process's have left. */
+static void left_drop(struct kx_ipc_obj *o)
+{
+	uint64_t s = state_of(o);
+	lock_drop(o);
+	if (kind_of(s) != KX_IPC_HOST && worker(s) == (uint32_t)pvm.pid)
+		swap(&o->state, s, with_kind(s, 0, kind_of(s)));
+	for (unsigned i = 0; i < KX_IPC_USERS; i++) {
+		uint64_t u = __atomic_load_n(&o->users[i], __ATOMIC_SEQ_CST);
+		if (u >> 32 == (uint32_t)pvm.pid)
+			swap(&o->users[i], u, 0);
+	}
+}
+
+static void all_drop(void)
 {
 	for (unsigned i = 0; i < KX_IPC_OBJECTS; i++) {
-		uint64_t l = __atomic_load_n(&ipc->msg[i].lock, __ATOMIC_SEQ_CST);
-		if (l >> 32 == (uint32_t)pvm.pid)
-			swap(&ipc->msg[i].lock, l, 0);
+		left_drop(&ipc->sem[i]);
+		left_drop(&ipc->msg[i]);
+		left_drop(&ipc->mq[i]);
 	}
 }
 
@@ -603,23 +713,25 @@ void ipc_identity_after(void)
 	/* Other threads may be in there: what they find is empty, and whose locks they had is known. */
 	if (gmem_map_family(KX_IPC_BASE, KX_IPC_SIZE, -1, 0))
 		pvm_panic("ipc: cannot give up the family's memory");
-	locks_drop();
+	for (unsigned i = 0; i < KX_IPC_OBJECTS; i++) {
+		lock_drop(&ipc->msg[i]);
+		lock_drop(&ipc->mq[i]);
+	}
+}
+
+void ipc_fork_child(bool own)
+{
+	if (!own)
+		mq_forget();
+	if (ipc && __atomic_load_n(&ipc->used, __ATOMIC_RELAXED))
+		all_drop();
 }
 
 void ipc_resume(void)
 {
 	uint32_t used = 0;
-	if (pread(pvm.family_fd, &used, sizeof used, (off_t)(family_ipc_offset() + offsetof(struct kx_ipc, used))) !=
-		    sizeof used ||
-	    !used || !map())
-		return;
-	locks_drop();
-	for (unsigned i = 0; i < 2 * KX_IPC_OBJECTS; i++) {
-		struct kx_ipc_obj *o = i < KX_IPC_OBJECTS ? &ipc->sem[i] : &ipc->msg[i - KX_IPC_OBJECTS];
-		for (unsigned k = 0; k < KX_IPC_USERS; k++) {
-			uint64_t u = __atomic_load_n(&o->users[k], __ATOMIC_SEQ_CST);
-			if (u >> 32 == (uint32_t)pvm.pid)
-				swap(&o->users[k], u, 0);
-		}
-	}
+	off_t at = (off_t)(family_ipc_offset() + offsetof(struct kx_ipc, used));
+	if (pread(pvm.family_fd, &used, sizeof used, at) == sizeof used && used && map())
+		all_drop();
+	mq_resume();
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SysV semaphores and queues without exits: "Life of a semaphore" in ARCHITECTURE.md, layout in abi/kx_ipc.h. This side
+ * SysV semaphores, SysV and POSIX queues without exits: "Life of a semaphore" in ARCHITECTURE.md, layout in abi/kx_ipc.h. This side
  * moves objects between the host and the family's memory, and makes every operation on the host's object that the LibOS
  * leaves to it.
  *
@@ -14,7 +14,13 @@
 #define KX_IPC_MONITOR_H
 #include "hcall.h"
 
-enum ipc_kind { IPC_SEM, IPC_MSG };
+enum ipc_kind { IPC_SEM, IPC_MSG, IPC_MQ };
+
+/* An object: a POSIX queue is its inode, and a descriptor of it. */
+struct ipc_name {
+	enum ipc_kind kind;
+	int id, fd;
+};
 
 struct ipc_visit {
 	struct kx_ipc_obj *obj; /* NULL: not there, as with ids that can't be */
@@ -22,7 +28,7 @@ struct ipc_visit {
 };
 
 /* Before and after an operation on the host's object, which holds everything between the two. 0 or -errno. */
-int ipc_enter(struct ipc_visit *v, enum ipc_kind kind, int id);
+int ipc_enter(struct ipc_visit *v, struct ipc_name n);
 void ipc_leave(struct ipc_visit *v);
 /* An operation was made with the host's object; with the visit going on. */
 void ipc_sem_done(const struct ipc_visit *v, int id, int num);
@@ -43,8 +49,7 @@ void ipc_settle(void);
 
 /* One semop, msgsnd or msgrcv. host() makes it, with `wait` as it is, else without ever sleeping. */
 struct ipc_call {
-	enum ipc_kind kind;
-	int id;
+	struct ipc_name n;
 	bool waits;  /* it may sleep */
 	bool simple; /* the LibOS could make it */
 	bool spun;   /* it has waited there already */
@@ -55,8 +60,27 @@ struct ipc_call {
 };
 int64_t ipc_call(struct ipc_call *c);
 
+/* Never LIVE again, nor anything at its place. With a visit going on, or before one. */
+void ipc_close(struct ipc_name n);
+
+/* ---- POSIX queues (mqueue.c) ------------------------------------------------------------------------------------------ */
+/* A descriptor was closed, or is about to be; it may be no queue's. */
+void mq_gone(int fd);
+/* `to` is a copy of fd now. */
+void mq_copied(int fd, int to);
+/* A descriptor that is waited for by other means, that others get, or that was opened by another name: the host's for
+ * ever if it is a queue's. */
+void mq_plain(int fd);
+void mq_opened(int fd, const char *path);
+/* Before a change of user ids, and after exec. */
+void mq_plain_all(void);
+void mq_resume(void);
+/* In a child whose descriptors are not those that are noted here. */
+void mq_forget(void);
+
 /* A change of user ids was made. */
 void ipc_identity_after(void);
-/* After exec, and with it: locks of threads that are no more. */
+/* In a child (own: descriptors are those of this table), and after exec: what threads with the same numbers have left. */
+void ipc_fork_child(bool own);
 void ipc_resume(void);
 #endif

@@ -7,6 +7,8 @@
 #include <unistd.h>
 #include "family.h"
 #include "hcall.h"
+#include "../../abi/kx_ipc.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "thread.h"
 
@@ -14,7 +16,20 @@
 #define CMD_DUPFD_QUERY 1027
 #define CMD_CREATED_QUERY 1028
 
-int64_t hc_close(struct hcall *c) { return pipe_close((int)c->arg[0]); }
+int64_t hc_close(struct hcall *c)
+{
+	mq_gone((int)c->arg[0]);
+	int64_t r = pipe_close((int)c->arg[0]);
+	mq_gone((int)c->arg[0]);
+	return r;
+}
+
+static int64_t copied(int64_t r, int fd)
+{
+	if (r >= 0 && r != fd)
+		mq_copied(fd, (int)r);
+	return r;
+}
 
 static int64_t dup_any(int fd, uint64_t arg, int cmd)
 {
@@ -24,13 +39,13 @@ static int64_t dup_any(int fd, uint64_t arg, int cmd)
 
 static int64_t dup_from(int fd, uint64_t arg, int cmd) { return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0)); }
 
-int64_t hc_dup(struct hcall *c) { return pipe_dup((int)c->arg[0], dup_any, 0, 0); }
+int64_t hc_dup(struct hcall *c) { return copied(pipe_dup((int)c->arg[0], dup_any, 0, 0), (int)c->arg[0]); }
 
 int64_t hc_dup2(struct hcall *c)
 {
 	if (!fd_admit((int)c->arg[1]))
 		return -EBADF;
-	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true);
+	return copied(pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true), (int)c->arg[0]);
 }
 
 int64_t hc_dup3(struct hcall *c)
@@ -39,7 +54,7 @@ int64_t hc_dup3(struct hcall *c)
 		return -EINVAL;
 	if (!fd_admit((int)c->arg[1]))
 		return (int)c->arg[0] == (int)c->arg[1] ? -EINVAL : -EBADF;
-	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false);
+	return copied(pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false), (int)c->arg[0]);
 }
 
 /*
@@ -57,7 +72,10 @@ int64_t hc_close_range(struct hcall *c)
 		return 0;
 	if (last >= pvm.fd_limit)
 		last = pvm.fd_limit - 1;
-	return pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
+	int64_t r = pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
+	for (unsigned fd = first; !r && !(flags & CLOSE_RANGE_CLOEXEC) && fd <= last && fd < KX_IPC_FDS; fd++)
+		mq_gone((int)fd);
+	return r;
 }
 
 /* pipe, pipe2 */
@@ -161,7 +179,7 @@ int64_t hc_fcntl(struct hcall *c)
 	case F_DUPFD_CLOEXEC:
 		if (!fd_admit((int)arg))
 			return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;
-		return pipe_dup(fd, dup_from, arg, cmd);
+		return copied(pipe_dup(fd, dup_from, arg, cmd), fd);
 	case CMD_DUPFD_QUERY:
 		return fd_is_guest((int)arg) ? HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0) : -EBADF;
 	case F_GETFD:

@@ -54,7 +54,7 @@ int64_t hc_shmctl(struct hcall *c)
 static int64_t visit(struct hcall *c, enum ipc_kind kind, int64_t (*fn)(struct hcall *c))
 {
 	struct ipc_visit v;
-	int64_t r = ipc_enter(&v, kind, (int)c->arg[0]);
+	int64_t r = ipc_enter(&v, (struct ipc_name){ kind, (int)c->arg[0], -1 });
 	if (r)
 		return r;
 	r = fn(c);
@@ -186,21 +186,21 @@ static int64_t sem_host(struct ipc_call *c, bool wait)
 	const struct sem_call *s = c->arg;
 	struct sembuf ops[SEM_OPS_LIMIT];
 	if (s->undo)
-		ipc_sem_undo(c->id);
+		ipc_sem_undo(c->n.id);
 	if (wait)
-		return HB6(SYS_semtimedop, c->id, s->ops, s->n, s->timeout, 0, 0);
+		return HB6(SYS_semtimedop, c->n.id, s->ops, s->n, s->timeout, 0, 0);
 	for (uint64_t i = 0; i < s->n; i++) {
 		ops[i] = s->ops[i];
 		ops[i].sem_flg |= IPC_NOWAIT;
 	}
-	return HC6(SYS_semtimedop, c->id, ops, s->n, s->timeout, 0, 0);
+	return HC6(SYS_semtimedop, c->n.id, ops, s->n, s->timeout, 0, 0);
 }
 
 static void sem_done(struct ipc_call *c, const struct ipc_visit *v)
 {
 	const struct sem_call *s = c->arg;
 	for (uint64_t i = 0; i < s->n; i++)
-		ipc_sem_done(v, c->id, s->ops[i].sem_num);
+		ipc_sem_done(v, c->n.id, s->ops[i].sem_num);
 }
 
 int64_t hc_semtimedop(struct hcall *c)
@@ -216,7 +216,7 @@ int64_t hc_semtimedop(struct hcall *c)
 		return -EFAULT;
 	struct sem_call s = { ops, n, timeout, false };
 	struct ipc_call call = {
-		IPC_SEM, (int)c->arg[0], false, n == 1, c->arg[5] == 1, -EAGAIN, sem_host, sem_done, &s
+		{ IPC_SEM, (int)c->arg[0], -1 }, false, n == 1, c->arg[5] == 1, -EAGAIN, sem_host, sem_done, &s
 	};
 	for (uint64_t i = 0; i < n; i++) {
 		call.waits |= !(ops[i].sem_flg & IPC_NOWAIT);
@@ -230,11 +230,11 @@ static int64_t send_host(struct ipc_call *call, bool wait)
 {
 	const struct hcall *c = call->arg;
 	int flags = (int)c->arg[3];
-	return wait ? HB6(SYS_msgsnd, call->id, gva_ptr(c->arg[1]), c->arg[2], flags, 0, 0)
-		    : HC6(SYS_msgsnd, call->id, gva_ptr(c->arg[1]), c->arg[2], flags | IPC_NOWAIT, 0, 0);
+	return wait ? HB6(SYS_msgsnd, call->n.id, gva_ptr(c->arg[1]), c->arg[2], flags, 0, 0)
+		    : HC6(SYS_msgsnd, call->n.id, gva_ptr(c->arg[1]), c->arg[2], flags | IPC_NOWAIT, 0, 0);
 }
 
-static void send_done(struct ipc_call *c, const struct ipc_visit *v) { ipc_msg_done(v, c->id, true); }
+static void send_done(struct ipc_call *c, const struct ipc_visit *v) { ipc_msg_done(v, c->n.id, true); }
 
 int64_t hc_msgsnd(struct hcall *c)
 {
@@ -243,9 +243,14 @@ int64_t hc_msgsnd(struct hcall *c)
 		return -EINVAL;
 	if (!gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
-	struct ipc_call call = { IPC_MSG,   (int)c->arg[0], !(c->arg[3] & IPC_NOWAIT),
-				 true,      c->arg[5] == 1, -EAGAIN,
-				 send_host, send_done,      c };
+	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
+				 !(c->arg[3] & IPC_NOWAIT),
+				 true,
+				 c->arg[5] == 1,
+				 -EAGAIN,
+				 send_host,
+				 send_done,
+				 c };
 	return ipc_call(&call);
 }
 
@@ -253,15 +258,16 @@ static int64_t receive_host(struct ipc_call *call, bool wait)
 {
 	const struct hcall *c = call->arg;
 	int flags = (int)c->arg[4];
-	return wait ? HB6(SYS_msgrcv, call->id, gva_ptr(c->arg[1]), c->arg[2], (long)c->arg[3], flags, 0)
-		    : HC6(SYS_msgrcv, call->id, gva_ptr(c->arg[1]), c->arg[2], (long)c->arg[3], flags | IPC_NOWAIT, 0);
+	return wait ? HB6(SYS_msgrcv, call->n.id, gva_ptr(c->arg[1]), c->arg[2], (long)c->arg[3], flags, 0)
+		    : HC6(SYS_msgrcv, call->n.id, gva_ptr(c->arg[1]), c->arg[2], (long)c->arg[3], flags | IPC_NOWAIT,
+			  0);
 }
 
 static void receive_done(struct ipc_call *c, const struct ipc_visit *v)
 {
 	const struct hcall *h = c->arg;
 	if (!(h->arg[4] & MSG_COPY))
-		ipc_msg_done(v, c->id, false);
+		ipc_msg_done(v, c->n.id, false);
 }
 
 int64_t hc_msgrcv(struct hcall *c)
@@ -273,8 +279,7 @@ int64_t hc_msgrcv(struct hcall *c)
 	if (size > KX_USER_END - 8 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
 	/* MSG_COPY without IPC_NOWAIT is an error. */
-	struct ipc_call call = { IPC_MSG,
-				 (int)c->arg[0],
+	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
 				 !(flags & IPC_NOWAIT),
 				 !(flags & MSG_COPY),
 				 c->arg[5] == 1,
@@ -302,6 +307,7 @@ int64_t hc_mq_notify(struct hcall *c)
 			return -EBADF;
 		ev.sigev_value.sival_ptr = cookie;
 	}
+	mq_plain((int)c->arg[0]);
 	int r = procfs_keep_notify();
 	return r ? r : HC6(c->nr, (int)c->arg[0], &ev, 0, 0, 0, 0);
 }

@@ -34,6 +34,7 @@ static void refresh_ids(void)
 int64_t hc_setid(struct hcall *c)
 {
 	pipe_identity_before();
+	mq_plain_all();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
 	pipe_identity_after();
 	ipc_identity_after();

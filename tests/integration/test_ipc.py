@@ -114,7 +114,7 @@ def outside(tap):
 def trips(tap):
     """Round trips between two processes that both run make few exits."""
     cpus = len(os.sched_getaffinity(0))
-    for what in ("sem", "msg"):
+    for what in ("sem", "msg", "queue"):
         name = f"{what}: round trips in the family's memory"
         if cpus < 2:
             tap.skip(name, "one processor")

@@ -23,12 +23,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
+#include <sys/select.h>
 #include <sys/shm.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -695,17 +697,22 @@ static void sem_busy(void)
 	struct sembuf b[3] = { { 0, -1, 0 }, { 1, -2, 0 }, { 2, -3, 0 } };
 	B, R(semop(id, b, 3));
 	B, R(semctl(id, 0, GETVAL) * 100 + semctl(id, 1, GETVAL) * 10 + semctl(id, 2, GETVAL));
-	SLEEPER(B, op1(id, 0, -1, 0), R(semctl(id, 0, GETNCNT)); R(op1(id, 0, 1, 0)));
+	B;
+	SLEEPER(, op1(id, 0, -1, 0), R(semctl(id, 0, GETNCNT)); R(op1(id, 0, 1, 0)));
 	R(op1(id, 0, 1, 0));
-	SLEEPER(B, op1(id, 0, 0, 0), R(semctl(id, 0, GETZCNT)); R(op1(id, 0, -1, 0)));
-	SLEEPER(B; handle(SIGUSR1, SA_RESTART), op1(id, 0, -1, 0), kill(s_, SIGUSR1));
-	SLEEPER(B, op1(id, 0, -1, 0), kill(s_, SIGKILL));
+	B;
+	SLEEPER(, op1(id, 0, 0, 0), R(semctl(id, 0, GETZCNT)); R(op1(id, 0, -1, 0)));
+	B;
+	SLEEPER(handle(SIGUSR1, SA_RESTART), op1(id, 0, -1, 0), kill(s_, SIGUSR1));
+	B;
+	SLEEPER(, op1(id, 0, -1, 0), kill(s_, SIGKILL));
 	B, R(semctl(id, 0, GETNCNT));
 	R(IN_CHILD(B; R(op1(id, 0, 4, SEM_UNDO)); B; R(op1(id, 0, 1, 0)); raise(SIGKILL)));
 	B, R(semctl(id, 0, GETVAL));
 	B, R(AS_NOBODY(R(op1(id, 0, 1, 0)); R(op1(id, 1, 0, IPC_NOWAIT)); R(semctl(id, 0, GETVAL));
 		       R(semctl(id, 0, IPC_RMID))));
-	SLEEPER(B, op1(id, 1, -1, 0), R(semctl(id, 0, IPC_RMID)));
+	B;
+	SLEEPER(, op1(id, 1, -1, 0), R(semctl(id, 0, IPC_RMID)));
 	R(op1(id, 0, 1, 0));
 	/* Shared by users */
 	R((id = semget(0x4b580012, 3, IPC_CREAT | 0666)) >= 0);
@@ -723,7 +730,7 @@ static void sem_busy(void)
 }
 
 /* One after the other or at once, with pauses that make some sleep: sums and orders must be right. */
-#define TURNS 4000
+#define TURNS 1500
 static void sem_turns(void)
 {
 	SECTION("semop, turns");
@@ -815,11 +822,14 @@ static void msg_busy(void)
 		n++;
 	R(n);
 	SECTION("msg, busy and sleeping");
-	SLEEPER(B, rcv(id, 100, 7, 0), R(snd(id, 6, "not you", 0)); R(snd(id, 7, "you", 0)));
+	B;
+	SLEEPER(, rcv(id, 100, 7, 0), R(snd(id, 6, "not you", 0)); R(snd(id, 7, "you", 0)));
 	R(msgctl(id, IPC_STAT, &ds) == 0 && ds.msg_lspid == getpid() && ds.msg_lrpid != getpid());
 	R(rcv(id, 100, 6, 0));
-	SLEEPER(B; handle(SIGUSR1, SA_RESTART), rcv(id, 100, 7, 0), kill(s_, SIGUSR1));
-	SLEEPER(B, rcv(id, 100, 7, 0), kill(s_, SIGKILL));
+	B;
+	SLEEPER(handle(SIGUSR1, SA_RESTART), rcv(id, 100, 7, 0), kill(s_, SIGUSR1));
+	B;
+	SLEEPER(, rcv(id, 100, 7, 0), kill(s_, SIGKILL));
 	B, R(AS_NOBODY(R(rcv(id, 100, 0, IPC_NOWAIT)); R(snd(id, 1, "x", IPC_NOWAIT)); R(msgctl(id, IPC_RMID, NULL))));
 	B, R(msgctl(id, IPC_STAT, &ds));
 	ds.msg_qbytes = 100;
@@ -827,7 +837,8 @@ static void msg_busy(void)
 	B, R(msgsnd(id, &m, 101, IPC_NOWAIT));
 	R(msgsnd(id, &m, 100, IPC_NOWAIT));
 	R(msgrcv(id, &m, 100, 0, 0));
-	SLEEPER(B, rcv(id, 100, 99, 0), R(msgctl(id, IPC_RMID, NULL)));
+	B;
+	SLEEPER(, rcv(id, 100, 99, 0), R(msgctl(id, IPC_RMID, NULL)));
 	R(snd(id, 1, "x", 0));
 #undef B
 }
@@ -865,10 +876,16 @@ static void msg_turns(void)
 }
 
 /* Round trips by a set or a queue; the number of exits is looked at from outside. */
-static int trips(bool queue)
+static int trips(const char *kind)
 {
+	struct mq_attr a = { .mq_maxmsg = 1, .mq_msgsize = 8 };
 	int s = semget(IPC_PRIVATE, 2, 0600), q = msgget(IPC_PRIVATE, 0600), bad = 0;
-	long a[2] = { 0 };
+	mqd_t m[2];
+	long b[2] = { 0 };
+	for (int i = 0; i < 2; i++) {
+		m[i] = mq_open("/kx-ipc-trips", O_RDWR | O_CREAT, 0600, &a);
+		mq_unlink("/kx-ipc-trips");
+	}
 	pid_t p = fork();
 	int me = p == 0;
 	cpu_set_t all, one;
@@ -880,9 +897,13 @@ static int trips(bool queue)
 	sched_setaffinity(0, sizeof one, &one);
 	for (int i = 0; i < 20000 && !bad; i++) {
 		if (!p || i)
-			bad |= queue ? msgrcv(q, a, 8, 1 + me, 0) != 8 : op1(s, me, -1, 0);
-		a[0] = 2 - me;
-		bad |= queue ? msgsnd(q, a, 8, 0) : op1(s, 1 - me, 1, 0);
+			bad |= *kind == 's'           ? op1(s, me, -1, 0)
+			       : !strcmp(kind, "msg") ? msgrcv(q, b, 8, 1 + me, 0) != 8
+						      : mq_receive(m[me], (char *)b, 8, NULL) != 8;
+		b[0] = 2 - me;
+		bad |= *kind == 's'           ? op1(s, 1 - me, 1, 0)
+		       : !strcmp(kind, "msg") ? msgsnd(q, b, 8, 0)
+					      : mq_send(m[1 - me], (char *)b, 8, 0);
 	}
 	if (!p)
 		_exit(bad);
@@ -1065,6 +1086,203 @@ static void mq(void)
 	R(qrcv(q));
 	R(mq_close(q));
 	R(mq_send(q, "x", 2, 0));
+}
+
+static void busy_mq(mqd_t q)
+{
+	char b[64];
+	for (int i = 0; i < 40; i++)
+		if (mq_send(q, "busy", 5, i % 3) || mq_receive(q, b, sizeof b, NULL) != 5)
+			line("busy", -1);
+}
+
+static int set_of_one(int fd)
+{
+	fd_set s;
+	struct timeval tv = { 0, 20000 };
+	FD_ZERO(&s);
+	FD_SET(fd, &s);
+	return select(fd + 1, &s, NULL, NULL, &tv);
+}
+
+static int epoll_of_one(int fd)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+	int e = epoll_create1(0), r = epoll_ctl(e, EPOLL_CTL_ADD, fd, &ev);
+	if (!r)
+		r = epoll_wait(e, &ev, 1, 20);
+	close(e);
+	return r;
+}
+
+static void mq_busy(void)
+{
+	SECTION("mq, busy");
+	const char *n = "/kx-ipc-busy";
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 }, o;
+	struct timespec past = { 1, 0 }, wrong = { 1, 1000000000 };
+	char text[128];
+	mqd_t q, r, w = -1;
+	mq_unlink(n);
+	R((q = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+#define B busy_mq(q)
+	B, R(mq_send(q, "low", 4, 1));
+	R(mq_send(q, "high", 5, 31));
+	R(mq_send(q, "low too", 8, 1));
+	R(mq_send(q, "zero", 5, 0));
+	R(mq_timedsend(q, "x", 2, 1, &past));
+	R(mq_timedsend(q, "x", 2, 1, &wrong));
+	R(qrcv(q));
+	R(qrcv(q));
+	R(mq_getattr(q, &o) == 0 && o.mq_curmsgs == 2);
+	R(mq_send(q, "second", 7, 2));
+	for (int i = 0; i < 3; i++)
+		R(qrcv(q));
+	B, R(mq_timedreceive(q, text, 64, NULL, &past));
+	B, R(mq_timedreceive(q, text, 64, NULL, &wrong));
+	struct timespec soon = in_ms(CLOCK_REALTIME, 60);
+	int64_t t = now_ms();
+	B, R(mq_timedreceive(q, text, 64, NULL, &soon));
+	R(now_ms() - t >= 55);
+	B, R(mq_send(q, "x", 2, 32768));
+	B, R(mq_send(q, text, 65, 0));
+	B, R(mq_send(q, text, 64, 32767));
+	R(mq_receive(q, text, 63, NULL));
+	R(mq_receive(q, text, 100, NULL));
+	B, R(mq_send(q, BAD, 4, 0));
+	B, R(mq_send(q, "", 0, 7));
+	R(qrcv(q));
+	B, R(mq_send(q, "lost", 5, 7));
+	R(mq_receive(q, BAD, 64, NULL));
+	B, R(mq_send(q, "lost", 5, 7));
+	R(mq_receive(q, text, 64, BAD));
+	SECTION("mq, busy: descriptors");
+	R((r = mq_open(n, O_RDONLY)) >= 0 && (w = mq_open(n, O_WRONLY)) >= 0);
+	for (int i = 0; i < 40; i++)
+		if (mq_send(w, "busy", 5, 0) || mq_receive(r, text, 64, NULL) != 5)
+			line("busy", -1);
+	R(mq_send(r, "x", 2, 0));
+	R(mq_receive(w, text, 64, NULL));
+	B, R(mq_send(w, "by w", 5, 0));
+	R(qrcv(r));
+	mqd_t d = dup(q);
+	B, R(mq_send(d, "by d", 5, 0));
+	R(qrcv(q));
+	R(mq_close(d));
+	R(mq_send(d, "x", 2, 0));
+	B;
+	/* its number is another's now */
+	int e = eventfd(0, EFD_NONBLOCK), e2 = dup2(e, w);
+	R(e2 == w && mq_send(w, "x", 2, 0));
+	R(mq_getattr(q, &o) == 0 && o.mq_curmsgs == 0);
+	close(e), close(w);
+	R(close_range(r, r, 0));
+	R(mq_receive(r, text, 64, NULL));
+	B, R(IN_CHILD(B; R(mq_send(q, "the child's", 12, 0))));
+	R(qrcv(q));
+	R(IN_CHILD(mqd_t c = mq_open(n, O_RDWR); B; R(mq_send(c, "by name", 8, 0));
+		   R(mq_getattr(q, &o) == 0 && o.mq_curmsgs == 1)));
+	R(qrcv(q));
+	a.mq_flags = O_NONBLOCK;
+	B, R(mq_setattr(q, &a, NULL));
+	R(qrcv(q));
+	B, R(IN_CHILD(R(qrcv(q))));
+	a.mq_flags = 0;
+	B, R(mq_setattr(q, &a, NULL));
+	pid_t p = vfork();
+	if (!p)
+		_exit(mq_send(q, "vfork", 6, 0) != 0);
+	R(status_of(p));
+	R(qrcv(q));
+	fcntl(q, F_SETFD, 0);
+	snprintf(text, sizeof text, "%d", q);
+	B, R(IN_CHILD(execl("/proc/self/exe", "ipc", "mqsend", text, NULL)));
+	R(qrcv(q));
+	SECTION("mq, busy: sleeping");
+	B;
+	SLEEPER(, qrcv(q), R(mq_send(q, "wake", 5, 3)));
+	B;
+	SLEEPER(handle(SIGUSR1, 0), qrcv(q), kill(s_, SIGUSR1));
+	B;
+	for (int i = 0; i < 4; i++)
+		mq_send(q, "fill", 5, 0);
+	SLEEPER(, mq_send(q, "room", 5, 1), R(qrcv(q)));
+	for (int i = 0; i < 4; i++)
+		R(qrcv(q));
+	B;
+	SLEEPER(, qrcv(q), kill(s_, SIGKILL));
+	B, R(AS_NOBODY(B; R(mq_send(q, "nobody's", 9, 0))));
+	R(qrcv(q));
+	SECTION("mq, busy: waited for");
+	B, R(IN_CHILD(R(mq_send(q, "file", 5, 0)); int f = open("/dev/mqueue/kx-ipc-busy", O_RDONLY);
+		      R(f < 0 || (read(f, text, sizeof text) > 0 && !strncmp(text, "QSIZE:5 ", 8)))));
+	R(qrcv(q));
+	R(mq_unlink(n));
+	R((w = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	B, busy_mq(w), R(mq_send(w, "x", 2, 0));
+	struct pollfd pf[2] = { { q, POLLIN | POLLOUT, 0 }, { w, POLLIN, 0 } };
+	R(poll(pf, 2, 0));
+	R(pf[0].revents * 1000 + pf[1].revents);
+	R(set_of_one(w));
+	R(epoll_of_one(w));
+	R(qrcv(w));
+	B, busy_mq(w), R(set_of_one(w));
+	R(epoll_of_one(w));
+	SLEEPER(, set_of_one(w), );
+	p = CHILD(struct pollfd pc = { w, POLLIN, 0 }; R(poll(&pc, 1, 5000)));
+	ms(100);
+	for (int i = 0; i < 40; i++)
+		mq_send(w, "seen", 5, 0), i < 39 ? mq_receive(w, text, 64, NULL) : 0;
+	R(status_of(p));
+	R(qrcv(w));
+	R(mq_close(w));
+	R(mq_unlink(n));
+	R((w = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	struct sigevent ev = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1, .sigev_value.sival_int = 77 };
+	handle(SIGUSR1, 0);
+	busy_mq(w), R(mq_notify(w, &ev));
+	p = CHILD(mq_send(w, "note", 5, 0));
+	while (!got)
+		ms(1);
+	R(status_of(p));
+	R(got_info.si_code == SI_MESGQ && got_info.si_pid == p);
+	R(qrcv(w));
+	R(mq_close(w));
+	R(mq_unlink(n));
+	/* left behind by whoever closes it last */
+	R((q = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	B, R(mq_send(q, "left", 5, 4));
+	R(mq_close(q));
+	R((q = mq_open(n, O_RDWR)) >= 0);
+	R(qrcv(q));
+	B, R(mq_close(q));
+	R(mq_unlink(n));
+#undef B
+}
+
+static void mq_turns(void)
+{
+	SECTION("mq, turns");
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
+	mqd_t q = mq_open("/kx-ipc-turns", O_RDWR | O_CREAT, 0600, &a);
+	int x[16] = { 0 };
+	mq_unlink("/kx-ipc-turns");
+	pid_t p = CHILD(for (int i = 0; i < TURNS; i++) {
+		x[0] = i;
+		if (mq_send(q, (char *)x, 4 + (unsigned)i % 60, 0))
+			_exit(1);
+		if (i % 256 == 5)
+			ms(1);
+	});
+	pid_t c = CHILD(for (int i = 0; i < TURNS; i++) {
+		if (mq_receive(q, (char *)x, 64, NULL) != 4 + i % 60 || x[0] != i)
+			_exit(2);
+		if (i % 256 == 99)
+			ms(1);
+	});
+	R(status_of(p));
+	R(status_of(c));
+	R(mq_close(q));
 }
 
 /* ---- POSIX shared memory, semaphores ---------------------------------------------------------------------------------- */
@@ -1901,6 +2119,7 @@ static int make(void)
 	void *p = shmat(id, NULL, 0);
 	mqd_t m1 = mq_open(NAME, O_RDWR | O_CREAT | O_EXCL, 0600, &a);
 	int fd = shm_open(NAME, O_RDWR | O_CREAT | O_EXCL, 0600);
+	busy_msg(q), busy_mq(m1); /* what is told of them must be as true then */
 	if (p == (void *)-1 || semget(KEY, 3, IPC_CREAT | IPC_EXCL | 0600) < 0 || snd(q, 1, "hello", 0) || m1 < 0 ||
 	    mq_send(m1, "hello", 5, 1) || fd < 0 || ftruncate(fd, 8192) ||
 	    sem_open(NAME, O_CREAT | O_EXCL, 0600, 1) == SEM_FAILED || un_socket(SOCK_STREAM, ABSTRACT, true) < 0) {
@@ -1982,6 +2201,8 @@ int main(int argc, char **argv)
 		      { "msg_busy", msg_busy },
 		      { "msg_turns", msg_turns },
 		      { "mq", mq },
+		      { "mq_busy", mq_busy },
+		      { "mq_turns", mq_turns },
 		      { "posix_shm", posix_shm },
 		      { "posix_sem", posix_sem },
 		      { "sync", sync_objects },
@@ -2002,7 +2223,9 @@ int main(int argc, char **argv)
 	if (argc > 2 && (!strcmp(argv[1], "give") || !strcmp(argv[1], "take")))
 		return passed(argv[2], argv[1][0] == 'g');
 	if (argc > 2 && !strcmp(argv[1], "trips"))
-		return trips(argv[2][0] == 'm');
+		return trips(argv[2]);
+	if (argc > 2 && !strcmp(argv[1], "mqsend"))
+		return mq_send(atoi(argv[2]), "after exec", 11, 0) != 0;
 	signal(SIGPIPE, SIG_IGN);
 	for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++)
 		if (argc < 2 || !strcmp(argv[1], parts[i].name))
