@@ -276,6 +276,8 @@ static void users_sweep(struct kx_ipc_obj *o)
 static int announce(struct kx_ipc_obj *o, int id)
 {
 	uint64_t me = (uint64_t)my_tid() << 32 | (uint32_t)id;
+	if (__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST))
+		return -1;
 	for (int round = 0; round < 2; round++) {
 		for (int i = 0; i < KX_IPC_USERS; i++)
 			if (!__atomic_load_n(&o->users[i], __ATOMIC_RELAXED) && swap(&o->users[i], 0, me))

@@ -62,7 +62,8 @@ void mq_gone(int fd)
 	if (!__atomic_load_n(&any, __ATOMIC_ACQUIRE) || !has_place(fd))
 		return;
 	__atomic_store_n(&published()->mq[fd], 0, __ATOMIC_SEQ_CST);
-	__atomic_and_fetch(&known[fd / 64], ~(1ull << fd % 64), __ATOMIC_SEQ_CST);
+	if (!is_vfork_child()) /* in its parent's table, the descriptor is still there */
+		__atomic_and_fetch(&known[fd / 64], ~(1ull << fd % 64), __ATOMIC_SEQ_CST);
 }
 
 void mq_copied(int fd, int to)

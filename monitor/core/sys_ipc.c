@@ -15,6 +15,7 @@
 
 #define MSG_LIMIT (64 << 10) /* bytes of a message: above the default of kernel.msgmax */
 #define SEM_OPS_LIMIT 500    /* kernel.sem's default */
+#define SEMS_LIMIT 32000     /* of one set: the default, which nobody can change in the family's namespace */
 
 /* One struct in, one out, by command. */
 static int64_t ctl(struct hcall *c, long a, long b, int cmd, int ptr_arg, size_t size, bool three)
@@ -98,17 +99,17 @@ int64_t hc_msgctl(struct hcall *c)
 	return -EINVAL;
 }
 
-/* GETALL and SETALL: an array as long as the set. Room for the longest that can be: another may take its number. */
+/* GETALL and SETALL: an array as long as the set. */
 static int64_t sem_all(struct hcall *c)
 {
 	int cmd = (int)c->arg[2];
 	struct semid_ds ds;
-	struct seminfo info;
 	long r = HC6(SYS_semctl, (int)c->arg[0], 0, IPC_STAT, &ds, 0, 0);
-	if (r < 0 || (r = HC6(SYS_semctl, 0, 0, IPC_INFO, &info, 0, 0)) < 0)
+	if (r < 0)
 		return r;
-	size_t most = (size_t)info.semmsl * sizeof(unsigned short), size = ds.sem_nsems * sizeof(unsigned short);
-	unsigned short *v = calloc(1, most > size ? most : size);
+	size_t size = ds.sem_nsems * sizeof(unsigned short);
+	/* The number may be another set's by the next call, when relatives remove and make sets: room for the largest. */
+	unsigned short *v = ds.sem_nsems <= SEMS_LIMIT ? malloc(SEMS_LIMIT * sizeof *v) : NULL;
 	if (!v)
 		return -ENOMEM;
 	if (cmd == SETALL && guest_read(v, c->arg[3], size))
@@ -276,7 +277,7 @@ int64_t hc_msgrcv(struct hcall *c)
 	int flags = (int)c->arg[4];
 	if ((int64_t)size < 0)
 		return -EINVAL;
-	if (size > KX_USER_END - 8 || !gva_ok(c->arg[1], size + 8))
+	if (size > SIZE_MAX / 2 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
 	/* MSG_COPY without IPC_NOWAIT is an error. */
 	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },

@@ -1229,6 +1229,12 @@ static void mq_busy(void)
 	B, busy_mq(w), R(set_of_one(w));
 	R(epoll_of_one(w));
 	SLEEPER(, set_of_one(w), );
+	R(mq_close(w));
+	R(mq_unlink(n));
+	R((w = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	if (!(p = vfork())) /* its parent has it still */
+		_exit(close_range(3, ~0u, 0));
+	R(status_of(p));
 	p = CHILD(struct pollfd pc = { w, POLLIN, 0 }; R(poll(&pc, 1, 5000)));
 	ms(100);
 	for (int i = 0; i < 40; i++)
@@ -1283,6 +1289,109 @@ static void mq_turns(void)
 	R(status_of(p));
 	R(status_of(c));
 	R(mq_close(q));
+}
+
+/* One sends numbers, the other takes them and posts back, with pauses of all lengths; one of them is killed. What is left
+ * in the queue must follow on what was taken, up to what was sent, and the semaphore must count it. */
+static struct deaths {
+	volatile int sent, taken, posted, waited;
+} * d;
+
+static void pause_some(unsigned *seed)
+{
+	*seed = *seed * 1103515245 + 12345;
+	unsigned n = *seed >> 16;
+	if (n % 64 == 0)
+		usleep(n / 64 % 500);
+	else if (n % 16 == 0)
+		sched_yield();
+}
+
+static int next_left(int q, mqd_t m)
+{
+	struct {
+		long type;
+		int n;
+	} x;
+	struct timespec past = { 1, 0 };
+	if (q >= 0)
+		return msgrcv(q, &x, 4, 0, IPC_NOWAIT) == 4 ? x.n : -1;
+	return mq_timedreceive(m, (char *)&x.n, 4, NULL, &past) == 4 ? x.n : -1;
+}
+
+static bool death(unsigned seed, bool posix)
+{
+	struct mq_attr a = { .mq_maxmsg = 8, .mq_msgsize = 4 };
+	int q = posix ? -1 : msgget(IPC_PRIVATE, 0600), sem = semget(IPC_PRIVATE, 1, 0600), st;
+	mqd_t m = posix ? mq_open("/kx-ipc-deaths", O_RDWR | O_CREAT, 0600, &a) : -1;
+	struct {
+		long type;
+		int n;
+	} x = { 1, 0 };
+	memset(d, 0, sizeof *d);
+	if (posix)
+		mq_unlink("/kx-ipc-deaths");
+	pid_t p[2];
+	p[0] = CHILD(for (unsigned r = seed;; pause_some(&r)) {
+		x.n = d->sent;
+		if (posix ? mq_send(m, (char *)&x.n, 4, 0) : msgsnd(q, &x, 4, 0))
+			_exit(1);
+		d->sent++;
+		if (op1(sem, 0, -1, 0))
+			_exit(1);
+		d->waited++;
+	});
+	p[1] = CHILD(for (unsigned r = seed + 1;; pause_some(&r)) {
+		if (posix ? mq_receive(m, (char *)&x.n, 4, NULL) != 4 : msgrcv(q, &x, 4, 0, 0) != 4)
+			_exit(2);
+		d->taken = x.n + 1;
+		for (int i = 0; i < 1 + (d->posted < 4); i++) { /* so that several are on their way */
+			if (op1(sem, 0, 1, 0))
+				_exit(2);
+			d->posted++;
+		}
+	});
+	while (!d->taken)
+		usleep(100);
+	usleep(seed * 7919 % 6000);
+	kill(p[seed % 2], SIGKILL);
+	usleep(500);
+	kill(p[1 - seed % 2], SIGKILL);
+	waitpid(p[0], &st, 0);
+	bool good = WIFSIGNALED(st);
+	waitpid(p[1], &st, 0);
+	good = good && WIFSIGNALED(st);
+	int first = next_left(q, m), n = first;
+	for (int next; n >= 0 && (next = next_left(q, m)) >= 0; n = next)
+		good = good && next == n + 1;
+	if (first >= 0)
+		good = good && (first == d->taken || first == d->taken + 1) && (n + 1 == d->sent || n == d->sent);
+	else
+		good = good && d->sent - d->taken >= -1 && d->sent - d->taken <= 1;
+	int v = semctl(sem, 0, GETVAL), want = d->posted - d->waited;
+	good = good && v >= want - 1 && v <= want + 1;
+	if (!good)
+		printf("seed %u: %d sent, %d taken, %d..%d left, %d posted, %d waited, value %d\n", seed, d->sent,
+		       d->taken, first, n, d->posted, d->waited, v);
+	good = good && !op1(sem, 0, 1, 0) && !semctl(sem, 0, IPC_RMID);
+	if (posix)
+		return good && !mq_send(m, (char *)&x.n, 4, 0) && next_left(q, m) == x.n && !mq_close(m);
+	return good && !snd(q, 1, "abc", 0) && next_left(q, m) >= 0 && !msgctl(q, IPC_RMID, NULL);
+}
+
+static int deaths(unsigned seed, int rounds)
+{
+	int good = 0;
+	d = shared(4096);
+	for (int i = 0; i < rounds; i++)
+		good += death(seed + (unsigned)i, i / 2 % 2);
+	return good;
+}
+
+static void deaths_some(void)
+{
+	SECTION("deaths");
+	R(deaths(1, 60));
 }
 
 /* ---- POSIX shared memory, semaphores ---------------------------------------------------------------------------------- */
@@ -2203,6 +2312,7 @@ int main(int argc, char **argv)
 		      { "mq", mq },
 		      { "mq_busy", mq_busy },
 		      { "mq_turns", mq_turns },
+		      { "deaths", deaths_some },
 		      { "posix_shm", posix_shm },
 		      { "posix_sem", posix_sem },
 		      { "sync", sync_objects },
@@ -2224,6 +2334,8 @@ int main(int argc, char **argv)
 		return passed(argv[2], argv[1][0] == 'g');
 	if (argc > 2 && !strcmp(argv[1], "trips"))
 		return trips(argv[2]);
+	if (argc > 3 && !strcmp(argv[1], "deaths"))
+		return alarm(0), deaths((unsigned)atoi(argv[2]), atoi(argv[3])) != atoi(argv[3]);
 	if (argc > 2 && !strcmp(argv[1], "mqsend"))
 		return mq_send(atoi(argv[2]), "after exec", 11, 0) != 0;
 	signal(SIGPIPE, SIG_IGN);
