@@ -189,6 +189,14 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 		if (!pipe_call(t, f, &r))
 			r = forward(t, f);
 		break;
+	case 65:
+	case 69:
+	case 70:
+	case 220:
+	case 242:
+	case 243:
+		r = ipc_call(t, f);
+		break;
 	case 13:
 		r = sys_rt_sigaction(t, f);
 		break;

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../abi/kx_ipc.h"
 #include "../../abi/kx_pipe.h"
 #include "../../util/procstat.h"
 #include "../dev/procfs.h"
@@ -21,6 +22,7 @@
 #define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
 #define FUTEXES_AT ((TABLE_SIZE + 4095) & ~4095ul) /* in the file: a page that guests map, and nothing else of it */
 #define PIPES_AT ((FUTEXES_AT + sizeof(struct kx_futexes) + 0x1fffff) & ~0x1fffffull)
+#define IPC_AT (PIPES_AT + KX_PIPE_SIZE)
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
@@ -51,13 +53,21 @@ static unsigned used(void)
 unsigned family_cpus(void) { return table->cpus; }
 
 uint64_t family_pipes_offset(void) { return PIPES_AT; }
+uint64_t family_ipc_offset(void) { return IPC_AT; }
+
+uint64_t family_queues(uint64_t dev)
+{
+	if (dev)
+		__atomic_store_n(&table->queues, dev, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&table->queues, __ATOMIC_SEQ_CST);
+}
 
 int family_init(int fd, struct kx_err *err)
 {
 	bool new = fd < 0;
 	if (new) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, PIPES_AT + KX_PIPE_SIZE))
+		if (fd < 0 || ftruncate(fd, (off_t)(IPC_AT + KX_IPC_SIZE)))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}

@@ -36,10 +36,11 @@ struct family_slot {
 
 struct family_table {
 	uint32_t magic, slot_size;
-	uint32_t used;  /* slots at and above it were never taken */
-	uint32_t cpus;  /* that it was started on */
-	uint64_t forks; /* children made, of all members */
-	uint64_t pad2[29];
+	uint32_t used;   /* slots at and above it were never taken */
+	uint32_t cpus;   /* that it was started on */
+	uint64_t forks;  /* children made, of all members */
+	uint64_t queues; /* device of its POSIX queues, once one was opened */
+	uint64_t pad2[28];
 	struct family_slot slot[];
 };
 
@@ -49,6 +50,10 @@ int family_init(int fd, struct kx_err *err);
 unsigned family_cpus(void);
 /* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
 uint64_t family_pipes_offset(void);
+/* ... and its semaphores and queues (abi/kx_ipc.h). */
+uint64_t family_ipc_offset(void);
+/* The device of the family's POSIX queues, 0 as long as none was opened. dev: it is that. */
+uint64_t family_queues(uint64_t dev);
 /* Map the family's struct kx_futexes there. 0 or -errno. */
 int family_map_futexes(void *at);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */

@@ -21,6 +21,7 @@
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "robust.h"
 #include "rseq.h"
@@ -429,6 +430,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		faults_wait(false);
 		child_identity(t, a);
 		pipe_fork_child(table);
+		ipc_fork_child(table);
 		if (pvm.cfg->stats)
 			stats_fork_child();
 		update_fork_child();

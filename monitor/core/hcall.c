@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../abi/kx_ipc.h"
 #include "../dev/procfs.h"
 #include "admit.h"
 #include "batch.h"
@@ -486,7 +487,7 @@ static void traced(struct hcall *c, int64_t ret)
 {
 	/* A child's part of it is no call of its own. */
 	bool child = !ret && (c->nr == SYS_clone || c->nr == SYS_fork || c->nr == SYS_vfork || c->nr == SYS_clone3);
-	if (!is_private(c->nr) && !child)
+	if (!is_private(c->nr) && !child && ret != -KX_EIPC_LIVE)
 		strace_call(c->t, c->row, c->nr, c->arg,
 			    ret <= -KX_ERESTART && ret >= -KX_ERESTART_NOHAND ? -EINTR : ret,
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);

@@ -26,6 +26,7 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "registry.h"
 #include "seccomp.h"
@@ -535,6 +536,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	futexes_view();
 	limits_import(st->limits);
 	pipe_resume();
+	ipc_resume();
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

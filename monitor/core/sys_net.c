@@ -18,6 +18,7 @@
 #include "batch.h"
 #include "futexes.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
 #include "vfs.h"
@@ -339,6 +340,7 @@ static int ctl_check(const struct msghdr *h)
 				if ((r = pipe_plain(cmsg_fd(cm, i)))) /* EINTR among others */
 					return r;
 				batch_share(cmsg_fd(cm, i));
+				mq_plain(cmsg_fd(cm, i));
 				futexes_passed(cmsg_fd(cm, i));
 			}
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {
@@ -385,8 +387,10 @@ static void ctl_received(struct msghdr *h)
 		if (cut)
 			cmsg_close(cm);
 		else if (is_scm(cm, SCM_RIGHTS))
-			for (unsigned i = 0; i < cmsg_fds(cm); i++)
+			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				futexes_passed(cmsg_fd(cm, i));
+				mq_opened(cmsg_fd(cm, i), "");
+			}
 	}
 	if (cut) {
 		h->msg_controllen = end;

@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "family.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "rseq.h"
 #include "thread.h"
@@ -33,8 +34,10 @@ static void refresh_ids(void)
 int64_t hc_setid(struct hcall *c)
 {
 	pipe_identity_before();
+	mq_plain_all();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
 	pipe_identity_after();
+	ipc_identity_after();
 	refresh_ids();
 	return r;
 }

@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../core/family.h"
 #include "../core/gmem.h"
+#include "../core/ipc.h"
 #include "../core/keeper.h"
 #include "../core/thread.h"
 
@@ -233,6 +234,8 @@ static int parse_plain(const char *s, struct node *n)
 	}
 	if (in_list(global_files, s) || (!strncmp(s, "sysvipc/", 8) && in_list(sysvipc_files, s + 8))) {
 		n->kind = F_GLOBAL;
+		if (!strcmp(s, "sysvipc/msg"))
+			ipc_settle();
 		return set_name(n, s) ? 0 : -ENOENT;
 	}
 	int k = !strncmp(s, "sys/", 4) ? sys_kind(s + 4) : 0;
