@@ -671,10 +671,88 @@ def alive(plan):
         end(ps)
 
 
+# ---- Libraries ---------------------------------------------------------------------------------------------------
+
+
+LIBRARY = """
+#define CAT_(a, b) a##b
+#define CAT(a, b) CAT_(a, b)
+int CAT(data, N)[100] = { N };
+static int *CAT(table, N)[20] = { CAT(data, N), CAT(data, N) + 1 };
+int CAT(f, N)(int x) { return x + *CAT(table, N)[x & 1]; }
+"""
+
+
+def with_libraries(d, n):
+    """A program that is linked with n libraries of its own, and calls each."""
+    calls_ = "".join(f"extern int f{i}(int); s += f{i}(s);" for i in range(n))
+    for name, text in (("l.c", LIBRARY), (f"m{n}.c", f"int main(void) {{ int s = 0; {calls_} return s < 0; }}\n")):
+        with open(f"{d}/{name}", "w", encoding="ascii") as f:
+            f.write(text)
+    for i in range(n):
+        if not os.path.exists(f"{d}/libl{i}.so"):
+            subprocess.run(["gcc", "-O2", "-fPIC", "-shared", f"-DN={i}", f"-Wl,-soname,libl{i}.so", "-o", f"{d}/libl{i}.so",
+                            f"{d}/l.c"], check=True)
+    subprocess.run(["gcc", "-O2", "-o", f"{d}/m{n}", f"{d}/m{n}.c", *[f"{d}/libl{i}.so" for i in range(n)],
+                    f"-Wl,-rpath,{d}"], check=True)
+    return f"{d}/m{n}"
+
+
+def libraries(plan):
+    """dlopen(), warm, and starts with 1, 10 and 30 libraries."""
+    if not shutil.which("gcc"):
+        raise Skip("gcc is not installed")
+    yield from from_program(plan, "libraries", "dlopen")
+    with plain_dir() as d:
+        for n in (1, 10, 30):
+            argv = [with_libraries(d, n)]
+            if n == 1:
+                time.sleep(1.1)  # files that have just been made are not stored
+            got = h.pairs(lambda s, argv=argv: {"ms": start_to_exit(plan.argv(s, argv, "--volume", f"{d}:{d}")
+                                                                   if s == "pvm" else plan.argv(s, argv))},
+                          plan.micro if plan.quick else 2 * plan.micro, warm=3)
+            yield Metric(f"start_{n}_libraries", "libraries", "ms", *got["ms"])
+
+
+def update(plan):
+    """How long redis-server stands while its allocator is replaced under load, as `kylinx update` tells it."""
+    new = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
+    if not shutil.which("redis-server") or not shutil.which("redis-benchmark") or not os.path.exists(new):
+        raise Skip("redis-server with libjemalloc is not installed")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    name, load = f"bench-update-{os.getpid()}", None
+    argv = ["redis-server", "--port", port, "--save", "", "--jemalloc-bg-thread", "no"]
+    server = subprocess.Popen(plan.argv("pvm", argv, "--name", name), stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            if subprocess.run(["redis-cli", "-p", port, "ping"], capture_output=True, check=False).stdout == b"PONG\n":
+                break
+            time.sleep(0.05)
+        load = subprocess.Popen(["redis-benchmark", "-p", port, "-l", "-q", "-t", "set,get", "-r", "10000"],
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pauses = []
+        with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+            copy = shutil.copy(new, d)
+            for _ in range(10 if plan.quick else 50):
+                out = h.run([plan.kylinx, "update", "--timeout", "20", name, copy])
+                pauses.append(float(out.rsplit("pause ", 1)[1].split()[0]))
+                time.sleep(0.05)
+        yield Metric("update_pause_redis", "update", "ms", pauses, None)
+        yield Metric("update_pause_redis_worst", "update", "ms", [max(pauses)], None)
+    finally:
+        for p in (load, server):
+            if p:
+                p.kill()
+                p.wait()
+
+
 GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "sync": sync,
           "start": start, "boot": boot, "counts": counts,
           "memory": memory, "density": density, "redis": redis, "memcached": memcached,
-          "nginx": nginx, "dns": dns, "scale": scale, "alive": alive, "peers": peers}
+          "nginx": nginx, "dns": dns, "scale": scale, "alive": alive, "peers": peers,
+          "libraries": libraries, "update": update}
 # What is measured in the first round alone: it takes long, or is the same each time.
 ONCE = ("counts", "density", "alive", "peers")
 # What a comparison of two commits runs.

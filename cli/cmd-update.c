@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "../monitor/core/sig.h"
 #include "../monitor/core/update.h"
@@ -24,7 +25,8 @@
 #define TIMEOUT_MS 5000
 #define TIMEOUT_MAX_S 600
 #define ANSWER_MS 5000 /* beyond the timeout: how long a pVM may take to answer at all */
-#define TRIES 5
+#define POKE_MS 200
+#define TRIES 20
 
 const char cmd_update_help[] =
 	"Usage: kylinx update [--all] [--dry-run] [--reset] [--timeout SECONDS] PID|FAMILY LIBRARY\n"
@@ -117,24 +119,42 @@ static int request_send(int sock, const struct update_request *q, int file, int 
 	return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
-/* Print what it says until its last word. 0 with *last, or -errno. */
-static int answers(int sock, pid_t pid, int limit_ms, struct update_reply *last)
+static long long now_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000ll + t.tv_nsec / 1000000;
+}
+
+/*
+ * Poke it, and print what it says until its last word. 0 with *last, or -errno. A poke that comes to a thread which is on
+ * its way to sleep is noticed when that wakes: another one follows.
+ */
+static int answers(int sock, int pidfd, int proc, pid_t pid, long long limit_ms, struct update_reply *last)
 {
 	struct pollfd p = { .fd = sock, .events = POLLIN };
-	for (;;) {
-		int n = poll(&p, 1, limit_ms);
+	bool heard = false;
+	for (long long end = now_ms() + limit_ms, now; (now = now_ms()) < end;) {
+		int r = heard ? 0 : poke(pidfd, proc, pid);
+		if (r)
+			return r;
+		int n = poll(&p, 1, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
-			return n ? -errno : -ETIME;
-		ssize_t r = recv(sock, last, sizeof *last, 0);
-		if (r != sizeof *last)
-			return r < 0 ? -errno : -ECONNRESET;
+		if (n < 0)
+			return -errno;
+		if (!n)
+			continue;
+		ssize_t got = recv(sock, last, sizeof *last, MSG_DONTWAIT);
+		if (got != sizeof *last)
+			return got < 0 ? -errno : -ECONNRESET;
+		heard = true;
 		clean(last->text, sizeof last->text);
 		if (last->last)
 			return 0;
 		dprintf(STDERR_FILENO, "kylinx: process %d: %s\n", pid, last->text);
 	}
+	return -ETIME;
 }
 
 /* One pVM. 0, or an errno with err set. */
@@ -160,9 +180,7 @@ static int update_one(const struct family *f, const struct member *m, const stru
 		r = request_send(sock, &q, o->file, s[1], o->signature);
 		close(s[1]);
 		if (!r)
-			r = poke(pidfd, proc, m->pid);
-		if (!r)
-			r = answers(s[0], m->pid, (int)o->timeout_ms + ANSWER_MS, &a);
+			r = answers(s[0], pidfd, proc, m->pid, (long long)o->timeout_ms + ANSWER_MS, &a);
 		close(s[0]);
 		if (r != -ECONNRESET && (r || a.error != EAGAIN))
 			break;

@@ -96,6 +96,9 @@ void sys_rt_sigreturn(struct kx_thread *t, struct kx_frame *f);
 /* Where to continue so that the program counts as being at rip (which may lie in a patched window). */
 uint64_t site_resume(uint64_t rip);
 
+/* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
+bool libfile_call(struct kx_frame *f, int64_t *ret);
+
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* Before something that other processes see without the monitor: what this thread has written comes first. */

@@ -14,6 +14,7 @@
 #include "../arch/x86_64/patch.h"
 #include "admit.h"
 #include "text.h"
+#include "written.h"
 #include "keeper.h"
 #include "rseq.h"
 
@@ -49,6 +50,7 @@
  * in all but the heap. */
 #define AHEAD_HEAP MiB
 #define AHEAD_SMALL (128ull << 10)
+#define AHEAD_LIBRARY MiB /* its data, which is relocated */
 #define AHEAD_STACK (64ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
 #define REGION_MAX 65530 /* vm.max_map_count's default */
@@ -268,11 +270,18 @@ static uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t al
 
 /* ---- memory slots ----------------------------------------------------------------------------------------- */
 
+/* None of the system region's, nor of the LibOS's. */
+static bool is_program(uint64_t gpa) { return gpa < KX_USER_END || gpa >= KX_SPACE_SIZE; }
+
+static bool logging; /* KVM notes which pages of the program's are written */
+
 static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
 {
 	struct kvm_userspace_memory_region r = {
 		.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)pvm.base + gpa
 	};
+	if (logging && is_program(gpa))
+		r.flags = KVM_MEM_LOG_DIRTY_PAGES;
 	return ioctl(pvm.vm_fd, KVM_SET_USER_MEMORY_REGION, &r) < 0 ? -errno : 0;
 }
 
@@ -288,6 +297,46 @@ static size_t slot_find(uint64_t addr)
 			lo = mid + 1;
 	}
 	return lo;
+}
+
+int gmem_log_writes(bool on)
+{
+	int r = 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	logging = on;
+	for (size_t i = 0; i < nr_slots; i++)
+		if (is_program(slots[i].start)) {
+			int x = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
+			r = x ? x : r;
+		}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
+{
+	static uint64_t bits[SLOT_MAX / PAGE / 64];
+	for (size_t i = 0; i < nr_slots; i++) {
+		struct slot s = slots[i];
+		struct kvm_dirty_log log = { .slot = s.id, .dirty_bitmap = bits };
+		if (!is_program(s.start))
+			continue;
+		if (s.end - s.start > SLOT_MAX)
+			return -E2BIG;
+		if (ioctl(pvm.vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
+			return -errno;
+		for (uint64_t w = 0; w < (s.end - s.start) / PAGE / 64; w++)
+			for (uint64_t b = bits[w]; b;) {
+				unsigned from = (unsigned)__builtin_ctzll(b);
+				uint64_t rest = ~(b >> from);
+				unsigned n = rest ? (unsigned)__builtin_ctzll(rest) : 64; /* ones in a row */
+				n = n > 64 - from ? 64 - from : n;
+				uint64_t at = s.start + (w * 64 + from) * PAGE;
+				fn(arg, at, at + n * PAGE);
+				b &= from + n == 64 ? 0 : ~0ull << (from + n);
+			}
+	}
+	return 0;
 }
 
 /*
@@ -1179,7 +1228,9 @@ static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		start = end - AHEAD_STACK;
 		len = AHEAD_STACK;
 	}
-	if ((len > AHEAD_SMALL && (len > AHEAD_HEAP || len > heap_used / 8)) || len > ahead_left)
+	bool library = (flags & (MAP_DENYWRITE | MAP_FIXED | MAP_ANONYMOUS)) == (MAP_DENYWRITE | MAP_FIXED);
+	if ((len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) ||
+	    len > ahead_left)
 		return;
 	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
 		ahead_left -= len;
@@ -1404,6 +1455,8 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 				return -ENOMEM;
 			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~(GMEM_TEXT | GMEM_CLEAN) : r.flags);
 			region_mark(a, r.origin, 0);
+			if (prot & ~r.prot & PROT_WRITE)
+				written_mark(a, e - a);
 			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
 				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
@@ -1492,6 +1545,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		return -errno;
 	sites_forget(new_addr, new_addr + new_len);
 	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
+	written_mark(new_addr, new_len);
 	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
 		host_release(old, old + old_len);
 		region_carve(old, old + old_len);
@@ -1763,6 +1817,7 @@ void gmem_fork_populate(uint64_t sp)
 int gmem_fork_child(void)
 {
 	int r = 0;
+	logging = false;
 	for (size_t i = 0; i < nr_slots && !r; i++)
 		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
 	return r;

@@ -46,6 +46,11 @@ int gmem_fork_areas(uint64_t own);
 /* After a fork, on both sides: what will be written soon gets pages of its own, all at once instead of by faults. */
 void gmem_fork_populate(uint64_t sp);
 
+/* Let KVM note which pages of the program's are written, and tell of those since the last time (with pvm.mm_lock). 0 or
+ * -errno. For written.c. */
+int gmem_log_writes(bool on);
+int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg);
+
 /* As mmap(2). Executable private file mappings get their `syscall` sites patched. */
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
 int gmem_munmap(uint64_t addr, uint64_t len);

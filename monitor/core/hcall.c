@@ -16,6 +16,7 @@
 #include "admit.h"
 #include "batch.h"
 #include "keeper.h"
+#include "libfile.h"
 #include "pipe.h"
 #include "thread.h"
 #include "robust.h"
@@ -25,6 +26,7 @@
 #include "strace.h"
 #include "update.h"
 #include "vfs.h"
+#include "written.h"
 
 #define IOV_LIMIT 1024
 
@@ -56,6 +58,10 @@ static int check_buffer(struct hcall *c, int i, uint64_t len)
 {
 	if (!c->arg[i] && !len) {
 		c->host[i] = 0;
+		return 0;
+	}
+	if (c->row->arg[i].kind == KX_A_IN && c->arg[i] >= KX_USER_END && gva_readable(c->arg[i], len)) {
+		c->host[i] = (long)gva_ptr(c->arg[i]);
 		return 0;
 	}
 	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
@@ -100,6 +106,7 @@ static int check_iov(struct hcall *c, int i)
 	uint64_t n = c->row->arg[c->row->arg[i].aux].kind == KX_A_SIZE ? c->arg[c->row->arg[i].aux]
 								       : (uint32_t)c->arg[c->row->arg[i].aux];
 	uint64_t total = 0;
+	bool (*ok)(uint64_t, uint64_t) = c->row->arg[i].kind == KX_A_IOVI ? gva_readable : gva_ok;
 	if (n > IOV_LIMIT)
 		return -EINVAL;
 	if (guest_read(iov_space, c->arg[i], n * sizeof *iov_space))
@@ -108,7 +115,7 @@ static int check_iov(struct hcall *c, int i)
 		uint64_t base = (uint64_t)iov_space[k].iov_base, len = iov_space[k].iov_len;
 		if ((int64_t)len < 0 || (total += len) > INT64_MAX)
 			return -EINVAL;
-		if (len && !gva_ok(base, len))
+		if (len && !ok(base, len))
 			return -EFAULT;
 		iov_space[k].iov_base = len ? gva_ptr(base) : NULL;
 	}
@@ -501,6 +508,7 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	libfile_settle(c.nr);
 	if (t->robust_head && !t->robust_host)
 		robust_renew(t);
 	if (t->scratch && is_vfork_child())
@@ -513,6 +521,7 @@ void hcall_dispatch(struct thread *t)
 	} else {
 		__atomic_add_fetch(&pvm.hcall_count[c.nr], 1, __ATOMIC_RELAXED);
 		t->hcall = &c;
+		written_mark_call(c.nr, c.arg);
 		/* A signal that is already on its way must stop this call from sleeping. */
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))

@@ -413,7 +413,9 @@ static void share_texts(int fd, int fd_ro)
 static void store_prepare(const struct kx_config *cfg)
 {
 	char found[4096], real[PATH_MAX];
-	if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
+	if (cfg->root) /* which file of it a bare name stands for is not known yet */
+		store_begin(cfg, *cfg->program == '/' ? cfg->program : NULL, admit_wants_copies());
+	else if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
 		store_begin(cfg, real, admit_wants_copies());
 }
 
@@ -477,6 +479,8 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 	if ((r = admit_adopt(join->policy, err)) || (r = family_init(fd, err)))
 		return r;
 	share_texts(-1, -1);
+	store_begin(cfg, NULL, false);
+	store_join(join->member, join->member_proc);
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_join(join, err)))
 		return r;

@@ -169,6 +169,11 @@ static inline bool gva_ok(uint64_t gva, uint64_t len)
 	return gva < KX_USER_END ? len <= KX_USER_END - gva
 				 : gva >= KX_SPACE_SIZE && gva < pvm.high_end && len <= pvm.high_end - gva;
 }
+/* The same, or all of it in the vDSO, which a program may name as the source of what it writes (ldd prints its name). */
+static inline bool gva_readable(uint64_t gva, uint64_t len)
+{
+	return gva_ok(gva, len) || (gva - KX_VDSO_BASE < KX_VVAR_BASE - KX_VDSO_BASE && len <= KX_VVAR_BASE - gva);
+}
 /* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
 int guest_read(void *dst, uint64_t gva, size_t len);
 int guest_write(uint64_t gva, const void *src, size_t len);

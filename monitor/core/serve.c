@@ -23,9 +23,11 @@
 #include "../../abi/kx_serve.h"
 #include "../../util/log.h"
 #include "keeper.h"
+#include "libfile.h"
 #include "sig.h"
 #include "strace.h"
 #include "thread.h"
+#include "written.h"
 
 #define SERVE_STACK (256 << 10)
 #define US 1000ull
@@ -222,6 +224,8 @@ static bool answer(struct hcall *c, int64_t *r)
 	if (c->nr >= KX_SERVE_CALLS || !served[c->nr] || !c->row || !arguments_allow(c) ||
 	    (serve.near_limit && makes_descriptors(c->nr)))
 		return false;
+	libfile_settle(c->nr);
+	written_mark_call(c->nr, c->arg);
 	*r = hcall_check(c);
 	for (int i = 0; i < 6; i++)
 		if (c->proc[i]) /* /proc knows its reader */

@@ -14,6 +14,7 @@
 #include "serve.h"
 #include "strace.h"
 #include "update.h"
+#include "written.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
 extern const char host_copy_begin[], host_copy_end[], host_restorer[];
@@ -102,13 +103,14 @@ long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 
 int guest_read(void *dst, uint64_t gva, size_t len)
 {
-	if (!gva_ok(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
+	if (!gva_readable(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
 		return -EFAULT;
 	return 0;
 }
 
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
+	written_mark(gva, len);
 	if (!gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
 		return -EFAULT;
 	return 0;

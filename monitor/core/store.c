@@ -13,6 +13,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include "../arch/x86_64/patch.h"
 #include "elf.h"
 #include "gmem.h"
+#include "needed.h"
 #include "rseq.h"
 
 #define PAGE 4096ull
@@ -48,7 +50,7 @@ struct note {
 #define NOTES_SIZE (64ull << 10)
 struct notes {
 	uint64_t magic;
-	uint32_t nr, pad;
+	uint32_t nr, looked; /* looked: what the program needs has been prepared */
 	struct note note[];
 };
 #define NOTES_MAX ((NOTES_SIZE - sizeof(struct notes)) / sizeof(struct note))
@@ -552,6 +554,9 @@ static bool have(struct store *s, const struct text_key *key)
 	return !fstatat(s->dir, name, &st, AT_SYMLINK_NOFOLLOW) && image_is(&e, &st);
 }
 
+static bool preparing; /* the program's libraries, whose paths have the root's in front */
+static size_t root_len;
+
 int store_add(struct store *s, const char *path, uint64_t off, uint64_t len, struct kx_err *err)
 {
 	struct text_key key;
@@ -578,6 +583,9 @@ int store_add(struct store *s, const char *path, uint64_t off, uint64_t len, str
 					   : "see kylinx help lib");
 	}
 	close(fd);
+	/* So that each start looks whether it is still there. */
+	if (r >= 0 && preparing)
+		store_note(&key, path + root_len);
 	return r;
 }
 
@@ -710,13 +718,44 @@ static struct notes *notes_map(struct store *s, const char *program)
 		return NULL;
 	struct notes *n = p;
 	if (n->magic != NOTES_MAGIC) {
-		n->nr = 0;
+		n->nr = n->looked = 0;
 		n->magic = NOTES_MAGIC;
 	}
 	return n;
 }
 
 static struct stat tree_is;
+
+static const char *env_of(const struct kx_config *cfg, const char *name)
+{
+	size_t n = strlen(name);
+	for (char **e = cfg->envp; e && *e; e++)
+		if (!strncmp(*e, name, n) && (*e)[n] == '=')
+			return *e + n + 1;
+	return NULL;
+}
+
+struct prepare {
+	struct store *s;
+	unsigned stored_now;
+	bool stopped;
+};
+
+/* What can't be stored now is noted when it is mapped. */
+static int prepare_file(void *arg, const char *path)
+{
+	struct prepare *p = arg;
+	struct kx_err err = { 0 };
+	int r = store_add_file(p->s, path, &err);
+	if (r > 0)
+		p->stored_now += (unsigned)r;
+	if (r == -ENOSPC || r == -EDQUOT || r == -EROFS || r == -EIO)
+		kx_log(KX_LOG_WARN, "store", "not stored: %s", err.msg);
+	else if (r >= 0 || r != -EAGAIN)
+		return 0;
+	p->stopped = true;
+	return 1;
+}
 
 void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 {
@@ -737,10 +776,21 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 	bool known = !fstat(s.dir, &tree_is);
 	if (!known)
 		program_path[0] = 0;
-	notes = notes_map(&s, program);
-	if (!notes)
+	notes = program ? notes_map(&s, program) : NULL;
+	if (program && !notes)
 		kx_log(KX_LOG_WARN, "store", "%s: %s: nothing new is stored (make room, or set KYLINX_STORE)", s.path,
 		       strerror(errno));
+	/* Before its first start: the libraries that it is linked with. */
+	if (notes && !notes->looked && !copies) {
+		struct prepare p = { &s, 0, false };
+		preparing = true;
+		root_len = cfg->root ? strlen(cfg->root) : 0;
+		needed_each(cfg->root, program, env_of(cfg, "LD_LIBRARY_PATH"), prepare_file, &p);
+		preparing = false;
+		stored_now = p.stored_now;
+		notes->looked = !p.stopped;
+		r = p.stopped ? -ENOSPC : 0;
+	}
 	uint32_t nr = notes ? notes->nr : 0;
 	for (uint32_t i = 0; i < nr && i < NOTES_MAX && !(r < 0 && r != -EINVAL && r != -ENOENT && r != -EBUSY); i++) {
 		struct note n = notes->note[i]; /* a copy: hostile monitors write there */
@@ -755,6 +805,28 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 	if (stored_now)
 		kx_log(KX_LOG_INFO, "store", "prepared %u texts", stored_now);
 	store_close(&s);
+}
+
+void store_join(int member, int member_proc)
+{
+	struct stat st;
+	struct statvfs fs;
+	int dir = program_path[0] ? openat(member_proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	for (struct dirent *e; d && tree < 0 && (e = readdir(d));) {
+		if (fstatat(dirfd(d), e->d_name, &st, 0) || !S_ISDIR(st.st_mode) || st.st_dev != tree_is.st_dev ||
+		    st.st_ino != tree_is.st_ino)
+			continue;
+		int fd = (int)syscall(SYS_pidfd_getfd, member, atoi(e->d_name), 0);
+		/* The guest may have it open, too, if its view has it; what is taken is what can't be written through. */
+		if (fd >= 0 && !fstat(fd, &st) && st.st_dev == tree_is.st_dev && st.st_ino == tree_is.st_ino &&
+		    !fstatvfs(fd, &fs) && fs.f_flag & ST_RDONLY)
+			fd_keep(&tree, fd);
+		else if (fd >= 0)
+			close(fd);
+	}
+	if (d)
+		closedir(d);
 }
 
 void store_enter(void)

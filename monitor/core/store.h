@@ -11,8 +11,8 @@
  * FORMAT names what makes the images: another version of KylinX has a directory of its own. ROOT: $KYLINX_STORE (empty:
  * no store), /var/lib/kylinx/store for root, $XDG_CACHE_HOME/kylinx/store or ~/.cache/kylinx/store for others.
  *
- * Only code outside of the jail writes: `kylinx run` stores what the notes of the program name before it enters, and
- * `kylinx lib`. Files are written under another name, synced, renamed. In the jail there is a descriptor of a detached
+ * Only code outside of the jail writes: `kylinx run` stores what the program is linked with (the first time) and what its
+ * notes name before it enters, and `kylinx lib`. Files are written under another name, synced, renamed. In the jail there is a descriptor of a detached
  * read-only mount of FORMAT. An entry holds inode, size and times of its image: a file that has changed since is not
  * used. Notes are hints of hostile code: names of files, which are opened with the rights of the user and prepared from
  * a copy in memory. The jail can write to them by a mapping of fixed size alone.
@@ -72,10 +72,14 @@ void store_hex(const uint8_t hash[STORE_HASH], char out[2 * STORE_HASH + 1]);
 int store_history_add(struct store *s, const char *event, const char *object, const char *detail);
 
 /* ---- of a run ---- */
-/* Before the jail: prepare what the program is known to need, with copies of whole files if a policy wants them. Never fails: what is wrong is told in one line. */
+/* Before the jail: prepare what the program is known to need (before its first start: needed.h), with copies of whole files
+ * if a policy wants them. program: its path on the host, or below --root; NULL: not known, prepare nothing. Never fails: what
+ * is wrong is told in one line. */
 void store_begin(const struct kx_config *cfg, const char *program, bool copies);
 /* In the new mount namespace, with the old root still there: take hold of the tree. */
 void store_enter(void);
+/* Before the jail, instead of that: a family's own, if it is the same store. */
+void store_join(int member, int member_proc);
 /* After exec. fd: -1 = none. */
 void store_adopt(int fd);
 int store_fd(void);

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "libfile.h"
 #include "../dev/procfs.h"
 #include "admit.h"
 #include "hcall.h"
@@ -69,7 +70,10 @@ int64_t hc_open(struct hcall *c)
 	long r = HB6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
 	if (r == -EINTR && !may_sleep(AT_FDCWD, c->host[0]))
 		r = HC6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
-	return opened(r, c->host[0]);
+	r = opened(r, c->host[0]);
+	if (!creat)
+		libfile_opened(c, 0, (int)r);
+	return r;
 }
 
 int64_t hc_openat(struct hcall *c)
@@ -79,7 +83,9 @@ int64_t hc_openat(struct hcall *c)
 	long r = HB6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
 	if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
 		r = HC6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
-	return opened(r, c->host[1]);
+	r = opened(r, c->host[1]);
+	libfile_opened(c, 1, (int)r);
+	return r;
 }
 
 int64_t hc_openat2(struct hcall *c)
