@@ -49,6 +49,9 @@ static unsigned used(void)
 
 unsigned family_cpus(void) { return table->cpus; }
 
+uint32_t *family_birth(int slot) { return &table->slot[slot].birth; }
+uint64_t *family_failed_ns(void) { return &table->failed_ns; }
+
 uint64_t family_pipes_offset(void) { return PIPES_AT; }
 
 int family_init(int fd, struct kx_err *err)

@@ -20,8 +20,8 @@
 #ifndef FAMILY_MAX /* a unit test has fewer */
 #define FAMILY_MAX 32768
 #endif
-#define FAMILY_EXE_MAX 244
-#define FAMILY_MAGIC 0x6e66786bu
+#define FAMILY_EXE_MAX 240
+#define FAMILY_MAGIC 0x6f66786bu
 
 /* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 typedef uint64_t family_key;
@@ -31,20 +31,25 @@ typedef uint64_t family_key;
 struct family_slot {
 	family_key key;           /* pid | start time in clock ticks since boot << 22 (0: not known yet); 0 = free */
 	uint32_t from_host;       /* 1: by `kylinx exec` */
+	uint32_t birth;           /* birth.h */
 	char exe[FAMILY_EXE_MAX]; /* path of its program in the view; empty: not known, or too long */
 };
 
 struct family_table {
 	uint32_t magic, slot_size;
-	uint32_t used;  /* slots at and above it were never taken */
-	uint32_t cpus;  /* that it was started on */
-	uint64_t forks; /* children made, of all members */
-	uint64_t pad2[29];
+	uint32_t used;      /* slots at and above it were never taken */
+	uint32_t cpus;      /* that it was started on */
+	uint64_t forks;     /* children made, of all members */
+	uint64_t failed_ns; /* when a child last got no VM, CLOCK_MONOTONIC; 0 = never */
+	uint64_t pad2[28];
 	struct family_slot slot[];
 };
 
 /* Make the table (fd < 0) or map an inherited one. Sets pvm.family_fd. */
 int family_init(int fd, struct kx_err *err);
+/* The words of birth.h. */
+uint32_t *family_birth(int slot);
+uint64_t *family_failed_ns(void);
 /* How many processors the family was started on: members may have bound themselves to fewer. */
 unsigned family_cpus(void);
 /* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
