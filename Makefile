@@ -34,7 +34,7 @@ GUEST_CFLAGS = $(WARN) -O2 -g -ffreestanding -nostdlib -fno-stack-protector -fcf
 
 MONITOR_SRC = \
 	monitor/core/pvm.c monitor/core/vcpu.c monitor/core/gmem.c monitor/core/fault.c monitor/core/sig.c \
-	monitor/core/thread.c monitor/core/fork.c monitor/core/birth.c monitor/core/exec.c monitor/core/family.c monitor/core/registry.c \
+	monitor/core/thread.c monitor/core/fork.c monitor/core/birth.c monitor/core/spare.c monitor/core/exec.c monitor/core/family.c monitor/core/registry.c \
 	monitor/core/keeper.c monitor/core/alloc.c monitor/core/robust.c monitor/core/futexes.c monitor/core/rseq.c monitor/core/batch.c \
 	monitor/core/update.c monitor/core/relink.c monitor/core/unwind.c \
 	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/store.c monitor/core/jail.c \

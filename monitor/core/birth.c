@@ -83,7 +83,7 @@ static void signal_take(int signo, pid_t pid, bool some_before)
 	HC6(SYS_rt_sigqueueinfo, my_pid(), signo, &info, 0, 0, 0);
 }
 
-static void forget(pid_t pid, int exit_signal)
+void birth_forget(pid_t pid, int exit_signal)
 {
 	siginfo_t info;
 	memset(&info, 0, sizeof info);
@@ -107,6 +107,6 @@ int birth_await(int slot, pid_t pid, int exit_signal)
 	}
 	if (v == TOLD)
 		return 0;
-	forget(pid, exit_signal);
+	birth_forget(pid, exit_signal);
 	return v == FAILED + ENOMEM ? -ENOMEM : -EAGAIN;
 }

@@ -15,4 +15,6 @@ bool birth_begin(int slot);
 void birth_tell(int slot, int error);
 /* In the parent, all signals blocked. 0, or -EAGAIN or -ENOMEM: the child is gone, waited for, and its signal taken out. */
 int birth_await(int slot, pid_t pid, int exit_signal);
+/* Wait for a child that nobody is to hear of, and take out its signal; likewise. */
+void birth_forget(pid_t pid, int exit_signal);
 #endif

@@ -41,7 +41,9 @@ struct family_table {
 	uint32_t cpus;      /* that it was started on */
 	uint64_t forks;     /* children made, of all members */
 	uint64_t failed_ns; /* when a child last got no VM, CLOCK_MONOTONIC; 0 = never */
-	uint64_t pad2[28];
+	uint32_t reapers;   /* a member has asked to be a subreaper */
+	uint32_t pad3;
+	uint64_t pad2[27];
 	struct family_slot slot[];
 };
 
@@ -50,6 +52,7 @@ int family_init(int fd, struct kx_err *err);
 /* The words of birth.h. */
 uint32_t *family_birth(int slot);
 uint64_t *family_failed_ns(void);
+uint32_t *family_reapers(void);
 /* How many processors the family was started on: members may have bound themselves to fewer. */
 unsigned family_cpus(void);
 /* Where in the table's file the family's pipes are (abi/kx_pipe.h). */

@@ -27,6 +27,7 @@
 #include "rseq.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "thread.h"
 #include "timepage.h"
@@ -256,8 +257,8 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 			  const struct kvm_xsave *xsave, int slot, bool awaited)
 {
 	struct kx_err err = { 0 };
-	int r;
-	for (long ms = 1; (r = machine_make(t, xsave, &err)) && ms <= (awaited ? VM_PATIENCE_SEEN : VM_PATIENCE);
+	int r = spare_born() ? spare_machine(t, xsave) : -EAGAIN;
+	for (long ms = 1; r && (r = machine_make(t, xsave, &err)) && ms <= (awaited ? VM_PATIENCE_SEEN : VM_PATIENCE);
 	     ms *= 2)
 		host_call(SYS_nanosleep, (long)&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, 0, 0, 0, 0, 0);
 	if (r)
@@ -266,17 +267,30 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 	vcpu_set_regs(t, regs, sregs);
 }
 
+/* What fork(3) does, and nothing that a child made ahead has not. */
+static bool is_plain(const struct fork_args *a)
+{
+	const uint64_t plain = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_PARENT_SETTID | CLONE_SETTLS |
+			       CLONE_CLEAR_SIGHAND;
+	return !(a->flags & ~plain) && a->exit_signal == SIGCHLD;
+}
+
 /* gate: to be opened, NULL = none. *e: errno. */
-static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
+static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
 	pipe_fork_lock();
 	pipe_fork_before();
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
 	batch_fork_share();
-	pid_t pid = *e ? -1 : raw ? raw_fork(a, pidfd) : fork();
-	if (pid < 0 && !*e)
-		*e = errno;
+	pid_t pid = *e || !is_plain(a) ? -1 : spare_fork(t);
+	if (pid < 0 && !*e) {
+		spare_fork_before();
+		pid = raw ? raw_fork(a, pidfd) : fork();
+		*e = pid < 0 ? errno : 0;
+		if (!pid)
+			spare_fork_child();
+	}
 	hooks_done();
 	if (pid)
 		pipe_fork_after(pid);
@@ -284,13 +298,13 @@ static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *g
 	return pid;
 }
 
-static void all_prepare(void)
+void fork_locks_take(void)
 {
 	pipe_fork_lock();
 	hooks_prepare();
 }
 
-static void all_done(void)
+void fork_locks_release(void)
 {
 	hooks_done();
 	pipe_fork_unlock();
@@ -302,14 +316,16 @@ static pid_t fork_by_vfork_child(int *gate, int *e)
 {
 	struct keeper_hold h;
 	pipe_plain_all();
-	bool held = keeper_hold(&h, all_prepare, all_done);
+	bool held = keeper_hold(&h, fork_locks_take, fork_locks_release);
 	*e = gate ? -gate_open(gate) : 0;
+	spare_fork_before();
 	pid_t pid = *e ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0 && !*e)
 		*e = errno;
-	if (pid == 0) /* those of somebody who is not here */
-		all_done();
-	else if (held)
+	if (pid == 0) { /* those of somebody who is not here */
+		spare_fork_child();
+		fork_locks_release();
+	} else if (held)
 		keeper_release(&h);
 	return pid;
 }
@@ -356,7 +372,7 @@ static void area_save(struct fork_state *s, struct thread *t, uint64_t rsp)
 
 static void area_restore(const struct fork_state *s, struct thread *t, int slot, bool awaited)
 {
-	int r = gmem_fork_areas(t->area_gva);
+	int r = spare_born() ? 0 : gmem_fork_areas(t->area_gva);
 	if (r)
 		unborn(slot, awaited, -r, "no memory", strerror(-r));
 	memcpy(t->area, s->area, KX_AREA_ACTIONS + sizeof pvm.shared->sigaction);
@@ -412,7 +428,9 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	/* Whoever is not its parent could not forget it. */
 	bool awaited = birth_begin(slot) && !(a->flags & CLONE_PARENT);
 	int *opens = waits ? gate : NULL;
-	pid_t pid = e ? -1 : is_vfork_child() ? fork_by_vfork_child(opens, &e) : fork_locked(a, raw, &pidfd, opens, &e);
+	pid_t pid = e                  ? -1
+		    : is_vfork_child() ? fork_by_vfork_child(opens, &e)
+				       : fork_locked(t, a, raw, &pidfd, opens, &e);
 	if (pid) {
 		faults_wait(false);
 		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
@@ -447,7 +465,8 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		return 0;
 	}
 	free(st);
-	if (pid > 0 && awaited && (e = -birth_await(slot, pid, a->exit_signal))) {
+	bool ahead = pid > 0 && spare_was_used();
+	if (pid > 0 && awaited && !ahead && (e = -birth_await(slot, pid, a->exit_signal))) {
 		close_if(raw ? pidfd : -1);
 		pid = -1;
 	}
@@ -456,7 +475,10 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		if (reserves)
 			pidfd_make(pidfd, pid);
 		tell_parent(a, pid, pidfd);
-		gmem_fork_populate(user_sp(t));
+		if (is_plain(a) && !is_vfork_child())
+			spare_fork_seen();
+		if (!ahead)
+			gmem_fork_populate(user_sp(t));
 		if (waits) {
 			robust_pause();
 			gate_wait(gate[0]);

@@ -17,6 +17,7 @@
 #include "robust.h"
 #include "rseq.h"
 #include "serve.h"
+#include "spare.h"
 #include "sig.h"
 #include "strace.h"
 #include "update.h"
@@ -316,6 +317,8 @@ int fd_grow(void)
 	int r = 0;
 	if (pvm.fd_limit == pvm.fd_max)
 		return 0;
+	spare_changed();
+	spare_remove();
 	serve_lock();
 	fd_limit_lift();
 	for (unsigned i = 0; i < nr_kept && !r; i++)
@@ -481,6 +484,7 @@ void hcall_dispatch(struct thread *t)
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
 		serve_before(&c);
+		spare_call(&c);
 		if (pvm.cfg->strace)
 			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */

@@ -24,6 +24,7 @@
 #include "../core/family.h"
 #include "../core/gmem.h"
 #include "../core/keeper.h"
+#include "../core/spare.h"
 #include "../core/thread.h"
 
 #define PAGE 4096ul
@@ -2094,6 +2095,8 @@ static int64_t open_file(const struct node *n, const char *rel, int flags)
 {
 	char host[512];
 	bool write = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
+	if (write) /* of what a child inherits, perhaps */
+		spare_forbid();
 	if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
 		return -EEXIST;
 	if (flags & O_DIRECTORY)
