@@ -371,6 +371,14 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	return p;
 }
 
+bool gmem_has_huge(void)
+{
+	bool has = heap_used >= HUGE_FROM;
+	for (size_t i = 0; i < nr_regions && !has; i++)
+		has = is_heap(regions[i].prot, regions[i].flags) && regions[i].end - regions[i].start >= HUGE_ALONE;
+	return has;
+}
+
 uint64_t gmem_sys_used(uint64_t gva)
 {
 	bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;

@@ -32,10 +32,12 @@
 #define SCAN_MAX (24576)         /* pages looked at */
 #define SCAN_CHUNK 4096          /* entries of pagemap at once */
 #define STACK_BYTES (64ul << 10) /* of a spare */
+#define TOUCH_MAX 96             /* pages that a spare has its VM map ahead */
+#define TOUCH_STACK 1024         /* bytes of the program's stack that are searched for addresses of its text */
 #define IDLE_SECONDS 5           /* then it is not waiting for a fork any more */
-#define PATIENCE_NS 2000000
-#define SOON_NS 1000000000ull /* forks that follow each other in less are a habit */
-#define BACKOFF_MAX 1024      /* forks without one, after one that came to nothing */
+#define PATIENCE_NS 20000000     /* for the last child, which is done with what it shares with its parent */
+#define SOON_NS 1000000000ull    /* forks that follow each other in less are a habit */
+#define BACKOFF_MAX 1024         /* forks without one, after one that came to nothing */
 #define PM_PRESENT (1ull << 63)
 #define PM_SWAP (1ull << 62)
 #define PM_FILE (1ull << 61) /* of a file, or shared */
@@ -57,6 +59,7 @@ struct common {
 	int vm_fd, vcpu_fd;
 	struct kvm_run *run;
 	struct kx_sigaction actions[65];
+	uint64_t touch[TOUCH_MAX + 1];
 	unsigned nr_pages;
 	uint64_t page[PAGES_MAX];
 	uint64_t entry[SCAN_CHUNK];
@@ -75,7 +78,10 @@ static struct {
 	pid_t opened_by;
 	bool shm; /* there is or was SysV memory */
 	uint64_t last_fork_ns, prev_fork_ns;
+	long faults, faults_between; /* of this process, at its last fork and since the one before */
 	unsigned backoff, skip;
+	uint64_t hot[TOUCH_MAX / 2]; /* pages of the guest that were handed over last */
+	unsigned nr_hot;
 	struct range range[RANGES_MAX];
 	unsigned nr_ranges;
 	uint64_t ranges_gen;
@@ -320,9 +326,12 @@ static _Noreturn void rest(struct common *sh)
 	int vm_fd = sh->vm_fd, vcpu_fd = sh->vcpu_fd;
 	__atomic_store_n(&sh->vm_fd, -1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&sh->vcpu_fd, -1, __ATOMIC_SEQ_CST);
-	close(vcpu_fd);
-	close(vm_fd);
-	munmap(sh->run, pvm.kvm_run_size);
+	if (vcpu_fd >= 0)
+		close(vcpu_fd);
+	if (vm_fd >= 0)
+		close(vm_fd);
+	if (sh->run)
+		munmap(sh->run, pvm.kvm_run_size);
 	munmap(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN);
 	for (;;) {
 		const uint64_t all = ~0ull;
@@ -365,6 +374,27 @@ static _Noreturn void become(struct common *sh, int *tid)
 	longjmp(sp.fork, 1);
 }
 
+/*
+ * A fault of the child's VM takes as long for each page as copying a dozen: let it map ahead what the child will
+ * touch, while nobody waits. The registers that this leaves do not matter.
+ */
+static void touch(struct thread *t, struct common *sh)
+{
+	const uint64_t list = t->area_gva + PAGE;
+	memcpy(gva_ptr(list), sh->touch, sizeof sh->touch);
+	vcpu_start_state(t, 0);
+	t->run->s.regs.regs.rip = pvm.libos.touch;
+	t->run->s.regs.regs.rdi = list;
+	t->run->immediate_exit = 0;
+	/* A page that can't be had ends it: then the rest is not mapped ahead. */
+	for (int i = 0; i < 4 && ioctl(t->vcpu_fd, KVM_RUN, 0) < 0 && errno == EINTR; i++)
+		;
+	t->run->immediate_exit = 1; /* what an exit has left to be done */
+	ioctl(t->vcpu_fd, KVM_RUN, 0);
+	t->run->immediate_exit = 0;
+	memset(gva_ptr(list), 0, sizeof sh->touch);
+}
+
 static int *tid_word; /* where libc keeps the thread's number */
 
 /* On a stack of its own. What it changes of the memory it puts back: that has to stay what it was at the fork. */
@@ -396,14 +426,17 @@ static int spare_main(void *arg)
 		r = gmem_fork_child();
 	if (!r)
 		r = vcpu_set_up(t);
+	if (!r)
+		touch(t, sh);
 	t->vcpu_fd = was.vcpu_fd;
 	t->vcpu_pid = was.vcpu_pid;
 	t->run = was.run;
 	pvm.vm_fd = vm_fd;
-	if (r)
-		leave();
+	if (r) { /* not its end, of which its parent would hear */
+		store(&sh->state, SPENT);
+		rest(sh);
+	}
 	store(&sh->state, IDLE);
-	futex_wake(&sh->state);
 	idle(sh);
 	become(sh, tid);
 }
@@ -481,8 +514,13 @@ bool spare_is_last(void)
 
 void spare_fork_seen(void)
 {
+	struct rusage u;
 	sp.prev_fork_ns = sp.last_fork_ns;
 	sp.last_fork_ns = now_ns();
+	if (!getrusage(RUSAGE_SELF, &u)) {
+		sp.faults_between = u.ru_minflt - sp.faults;
+		sp.faults = u.ru_minflt;
+	}
 	if (sp.skip && sp.skip != ~0u)
 		sp.skip--;
 }
@@ -495,22 +533,31 @@ static void in_vain(void)
 
 bool spare_wanted(struct thread *t)
 {
+	/* One that is no use any more would have the parent copy each page that it writes to. */
+	if (sp.pid && !sp.valid && my_pid() == pvm.pid)
+		spare_remove();
 #ifdef __SANITIZE_ADDRESS__
 	(void)t;
 	return false;
 #endif
 	if (is_vfork_child() || sp.skip || !sp.prev_fork_ns || t->tid != t->pid || pvm.nr_threads > 1 ||
-	    pvm.proc_fd < 0 || (sp.pid && sp.valid))
+	    pvm.proc_fd < 0 || (sp.pid && sp.valid) || gmem_has_huge())
 		return false;
 	uint64_t now = now_ns();
-	if (now - sp.last_fork_ns > SOON_NS || sp.last_fork_ns - sp.prev_fork_ns > SOON_NS)
+	/* What it writes between two forks must be little: each page is a fault, and would be handed over. */
+	if (now - sp.last_fork_ns > SOON_NS || sp.last_fork_ns - sp.prev_fork_ns > SOON_NS ||
+	    sp.faults_between > PAGES_MAX)
 		return false;
 	/* Then a wait lasts until the last child has ended, which it would be. */
 	const struct kx_sigaction *chld = &actions_of(t)[SIGCHLD];
 	return chld->handler != (uint64_t)SIG_IGN && !(chld->flags & SA_NOCLDWAIT);
 }
 
-bool spare_look(struct thread *t) { return (sp.pid && my_pid() == pvm.pid) || spare_wanted(t); }
+bool spare_look(struct thread *t)
+{
+	(void)t;
+	return my_pid() == pvm.pid && (sp.pid || sp.prev_fork_ns);
+}
 
 static bool prepare(void)
 {
@@ -540,7 +587,7 @@ static bool prepare(void)
 		}
 	}
 	if (!load(&sp.sh->done)) /* its last child still reads there */
-		futex_wait(&sp.sh->done, 0, 10 * PATIENCE_NS);
+		futex_wait(&sp.sh->done, 0, PATIENCE_NS);
 	if (!load(&sp.sh->done))
 		return false;
 	char statm[32];
@@ -556,6 +603,55 @@ static bool prepare(void)
 	return true;
 }
 
+static void touch_add(struct common *sh, unsigned *n, uint64_t page, bool write)
+{
+	for (unsigned i = 0; i < *n; i++)
+		if ((sh->touch[i] & -PAGE) == page)
+			return;
+	if (*n < TOUCH_MAX)
+		sh->touch[(*n)++] = page | write;
+}
+
+/* What a child is likely to touch first: the LibOS, what was written between the last forks, and the text that it
+ * returns to, as far as addresses on its stack tell. */
+static void touch_list(struct thread *t, struct common *sh)
+{
+	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	uint64_t word[TOUCH_STACK / 8], rsp = f->rsp;
+	struct gmem_region g;
+	unsigned n = 0;
+	touch_add(sh, &n, KX_LIBOS_BASE, false);
+	touch_add(sh, &n, pvm.libos.entry & -PAGE, false);
+	touch_add(sh, &n, t->area_gva, true);
+	touch_add(sh, &n, (t->area_gva + KX_AREA_SIZE - 1) & -PAGE, true);
+	touch_add(sh, &n, KX_BOOT_BASE, true);
+	touch_add(sh, &n, KX_VVAR_BASE, false);
+	for (unsigned i = 0; i < sp.nr_hot; i++)
+		touch_add(sh, &n, sp.hot[i], true);
+	touch_add(sh, &n, f->rip & -PAGE, false);
+	uint64_t room = PAGE - rsp % PAGE;
+	size_t len = room < sizeof word ? room & -8ul : sizeof word;
+	if (guest_read(word, rsp, len))
+		len = 0;
+	for (size_t i = 0; i < len / 8; i++)
+		if (word[i] >= KX_USER_MIN && word[i] < KX_USER_END && gmem_query(word[i], &g) && g.start <= word[i] &&
+		    g.prot & PROT_EXEC)
+			touch_add(sh, &n, word[i] & -PAGE, false);
+	sh->touch[n] = 0;
+}
+
+/* What the guest can write of what was handed over. */
+static void hot_note(struct common *sh)
+{
+	struct gmem_region g;
+	sp.nr_hot = 0;
+	for (unsigned i = 0; i < sh->nr_pages && sp.nr_hot < TOUCH_MAX / 2; i++) {
+		uint64_t a = sh->page[i] - (uint64_t)pvm.base;
+		if (a < KX_USER_END && gmem_query(a, &g) && g.start <= a && g.prot & PROT_WRITE)
+			sp.hot[sp.nr_hot++] = a;
+	}
+}
+
 void spare_make(struct thread *t)
 {
 	spare_remove();
@@ -568,6 +664,8 @@ void spare_make(struct thread *t)
 	sh->state = MAKING;
 	sh->opened = sh->done = 0;
 	sh->parent = pvm.pid;
+	hot_note(sh);
+	touch_list(t, sh);
 	memcpy(sh->actions, pvm.shared->sigaction, sizeof sh->actions);
 	tid_word = NULL;
 	if (prctl(PR_GET_TID_ADDRESS, &tid_word) ||
@@ -590,6 +688,8 @@ void spare_make(struct thread *t)
 				store(&sh->opened, 2);
 		}
 		sp.valid = load(&sh->opened) == 1;
+		if (!sp.valid)
+			spare_remove();
 	} else {
 		sh->done = 1;
 	}
@@ -647,10 +747,10 @@ pid_t spare_fork(struct thread *t)
 	(void)t;
 	if (!usable())
 		return -1;
-	if (load(&sp.sh->state) == MAKING) /* almost there */
-		futex_wait(&sp.sh->state, MAKING, PATIENCE_NS);
-	if (!swap(&sp.sh->state, IDLE, TAKEN))
+	if (!swap(&sp.sh->state, IDLE, TAKEN)) { /* not ready: to wait for it takes longer than it would save */
+		in_vain();
 		return -1;
+	}
 	if (setjmp(sp.fork)) {
 		sp.born = true;
 		return 0;
@@ -663,6 +763,7 @@ pid_t spare_fork(struct thread *t)
 		return -1;
 	}
 	sp.backoff = 0;
+	pvm.nr_forks_ahead++;
 	sp.used = true;
 	forget();
 	store(&sp.sh->state, GO);
@@ -692,6 +793,7 @@ static void child_forget(void)
 	forget();
 	sp.vm_fd = sp.vcpu_fd = -1;
 	sp.backoff = 0;
+	sp.faults = 0;
 	sp.skip = sp.shm ? ~0u : 0;
 	sp.last_fork_ns = sp.prev_fork_ns = 0;
 }
@@ -711,7 +813,12 @@ void spare_fork_child(void)
 int spare_machine(struct thread *t, const struct kvm_xsave *xsave)
 {
 	struct common *sh = sp.sh;
+	/* The parent may have ended meanwhile: a child is not told. */
+	const uint64_t kick = SIGBIT(KICK_SIG);
+	const struct timespec zero = { 0, 0 };
 	prctl(PR_SET_PDEATHSIG, 0);
+	while (host_call(SYS_rt_sigtimedwait, (long)&kick, 0, (long)&zero, 8, 0, 0) == KICK_SIG)
+		;
 	pvm.vm_fd = sh->vm_fd;
 	t->vcpu_fd = sh->vcpu_fd;
 	t->vcpu_pid = pvm.pid;

@@ -21,6 +21,7 @@
  *   batched             of them, reads and writes of sockets (batch.h)
  *   faults              exits that became a signal
  *   forks               children, by fork or vfork
+ *   forks_ahead         of them, made ahead (spare.h)
  *   execs               programs that replaced another
  *   enosys              total, and by name or number the calls that have no row
  *   processes           that were counted or should have been: the first, and each child with a VM of its own
@@ -40,7 +41,7 @@
 #define STATS_NR_ENOSYS (sizeof pvm.enosys_count / sizeof pvm.enosys_count[0])
 
 struct stats_sums {
-	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, enosys, polled, poll_failed;
+	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, forks_ahead, enosys, polled, poll_failed;
 	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
 };
 
