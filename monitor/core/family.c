@@ -245,12 +245,32 @@ void family_born(int slot, pid_t pid)
 		swap((unsigned)slot, k, make_key(pid, 0));
 }
 
-void family_child(int slot, bool known)
+static int due_slot = -1;
+
+void family_settle(void)
 {
-	family_key mine = own_key(known), k = load((unsigned)slot);
+	int i = due_slot;
+	due_slot = -1;
+	family_key mine = own_key(true);
+	swap((unsigned)i, make_key(key_pid(mine), 0), mine);
+}
+
+bool family_is_due(void) { return due_slot >= 0; }
+
+static void child_enter(int slot, family_key mine)
+{
+	family_key k = load((unsigned)slot);
 	set_exe(&table->slot[slot]);
 	while ((k & FAMILY_RESERVED || k == make_key(key_pid(mine), 0)) && !swap((unsigned)slot, k, mine))
 		k = load((unsigned)slot);
+}
+
+void family_child(int slot, bool known) { child_enter(slot, own_key(known)); }
+
+void family_child_later(int slot)
+{
+	due_slot = slot;
+	child_enter(slot, own_key(false));
 }
 
 void family_set_exe(void)

@@ -72,6 +72,11 @@ void family_cancel(int slot);
 void family_born(int slot, pid_t pid);
 /* known: read the start time now; not where another process has the same descriptors. */
 void family_child(int slot, bool known);
+/* The same in a child with memory of its own, which gets to know its start time with family_settle(), if it is due: before
+ * its first call that takes long enough. */
+void family_child_later(int slot);
+bool family_is_due(void);
+void family_settle(void);
 
 /* The calling process runs pvm.exe from now on. */
 void family_set_exe(void);

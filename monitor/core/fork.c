@@ -460,7 +460,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		}
 		gmem_fork_populate(user_sp(t));
 		free(st);
-		family_child(slot, true);
+		family_child_later(slot);
 		sig_thread_start(t);
 		return 0;
 	}

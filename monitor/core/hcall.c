@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "batch.h"
+#include "family.h"
 #include "keeper.h"
 #include "pipe.h"
 #include "thread.h"
@@ -459,6 +460,12 @@ static void traced(struct hcall *c, int64_t ret)
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
 }
 
+/* Calls that many children make first and do not come back from. */
+static bool ends_soon(uint64_t nr)
+{
+	return nr == SYS_exit || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat;
+}
+
 void hcall_dispatch(struct thread *t)
 {
 	struct kx_call call = t->area->call;
@@ -485,6 +492,8 @@ void hcall_dispatch(struct thread *t)
 			sig_sync_plain(t);
 		serve_before(&c);
 		spare_call(&c);
+		if (family_is_due() && !ends_soon(c.nr))
+			family_settle();
 		if (pvm.cfg->strace)
 			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */

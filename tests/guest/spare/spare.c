@@ -92,7 +92,8 @@ static void memory_set(int i)
 
 static bool memory_is(int i)
 {
-	bool good = value == i * 3 && zero[2000 + i] == i && heap[i * 1000] == i * 5 && map[i * 1024] == i * 7 && *shared == i;
+	bool good = value == i * 3 && zero[2000 + i] == i && heap[i * 1000] == i * 5 && map[i * 1024] == i * 7 &&
+		    *shared == i;
 	for (int k = i + 1; k <= ROUNDS; k++)
 		good = good && (i > 1 || !map[k * 1024]);
 	*shared = 100 + i; /* shared both ways; the rest is the child's own */
@@ -183,8 +184,8 @@ static bool fd_is(int i)
 {
 	char b = 1;
 	if (i % 2)
-		return fcntl(fd, F_GETFD) == FD_CLOEXEC && read(fd, &b, 1) == 1 && !b && fcntl(pipe_fd[1], F_GETFD) == 0 &&
-		       write(pipe_fd[1], "x", 1) == 1 && dup(0) == pipe_fd[1] + 1;
+		return fcntl(fd, F_GETFD) == FD_CLOEXEC && read(fd, &b, 1) == 1 && !b &&
+		       fcntl(pipe_fd[1], F_GETFD) == 0 && write(pipe_fd[1], "x", 1) == 1 && dup(0) == pipe_fd[1] + 1;
 	return fcntl(fd, F_GETFD) < 0 && fcntl(pipe_fd[1], F_GETFD) < 0 && dup(0) == fd;
 }
 
@@ -376,8 +377,8 @@ static bool waits_see_children_alone(void)
 			ms(8);
 			_exit(7);
 		}
-		good = good && !strangers(p) && waitpid(-1, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 7 && got == 1 &&
-		       got_pid == p && no_child();
+		good = good && !strangers(p) && waitpid(-1, &st, 0) == p && WIFEXITED(st) && WEXITSTATUS(st) == 7 &&
+		       got == 1 && got_pid == p && no_child();
 	}
 	ms(20);
 	good = good && got == 1;
@@ -486,7 +487,8 @@ static bool stranger_is_nobody(void)
 	bool good = true;
 	warm();
 	for (pid_t p = getpid() + 1; p < getpid() + 60; p++)
-		good = good && waitpid(p, NULL, WNOHANG) == -1 && errno == ECHILD && (kill(p, 0) == 0 || errno == ESRCH || errno == EPERM);
+		good = good && waitpid(p, NULL, WNOHANG) == -1 && errno == ECHILD &&
+		       (kill(p, 0) == 0 || errno == ESRCH || errno == EPERM);
 	return good;
 }
 
