@@ -4,7 +4,8 @@
  * guest's address space, what the two share, and how a hypercall is made. Included by both sides and by
  * assembly; it includes nothing of ours.
  *
- * Guest-virtual addresses equal guest-physical ones in the low 512 GiB. Everything in guest memory is under
+ * Guest-virtual addresses equal guest-physical ones in the low 512 GiB, and above, where a program that reserves more
+ * gets it. Everything in guest memory is under
  * the guest's control: the monitor copies what it needs once, checks the copy, and uses the copy.
  */
 #ifndef KX_ABI_H
@@ -16,6 +17,7 @@
 #define KX_SPACE_SIZE 0x8000000000 /* 512 GiB: what the monitor reserves and PML4 slot 0 maps            */
 #define KX_USER_MIN 0x10000        /* below it nothing is ever mapped (as vm.mmap_min_addr)              */
 #define KX_USER_END 0x7effe00000   /* 508 GiB - 2 MiB: first address that a program cannot have         */
+#define KX_HIGH_END 0x200000000000 /* 32 TiB: end of what lies above KX_SPACE_SIZE for large reservations   */
 #define KX_LIBOS_BASE 0x7f00000000 /* LibOS image (text and constants)                                   */
 #define KX_LIBOS_SIZE 0x80000      /* 512 KiB                                                            */
 #define KX_VDSO_BASE 0x7f00080000  /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */

@@ -17,6 +17,7 @@
 #include "../monitor/core/sig.h"
 #include "../monitor/core/update.h"
 #include "cli.h"
+#include "../monitor/core/sign.h"
 #include "families.h"
 
 #define SEE "see `kylinx help update`"
@@ -46,7 +47,7 @@ const char cmd_update_help[] =
 struct options {
 	bool all;
 	unsigned flags, timeout_ms;
-	int file;
+	int file, signature; /* -1: it is not signed */
 };
 
 /* Text of a pVM's: of any bytes. */
@@ -99,16 +100,20 @@ static int poke(int pidfd, int proc, pid_t pid)
 	return syscall(SYS_pidfd_send_signal, pidfd, KICK_SIG, &info, 0) ? -errno : 0;
 }
 
-static int request_send(int sock, const struct update_request *q, int file, int answer)
+/* signature: -1 = none. */
+static int request_send(int sock, const struct update_request *q, int file, int answer, int signature)
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(2 * sizeof(int))];
-	} c = { .h = { CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+		char space[CMSG_SPACE(3 * sizeof(int))];
+	} c;
+	const int fd[3] = { file, answer, signature };
+	const size_t len = (signature < 0 ? 2 : 3) * sizeof(int);
 	struct iovec v = { (void *)q, sizeof *q };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
-	int fd[2] = { file, answer };
-	memcpy(CMSG_DATA(&c.h), fd, sizeof fd);
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = CMSG_SPACE(len) };
+	memset(&c, 0, sizeof c);
+	c.h = (struct cmsghdr){ CMSG_LEN(len), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(&c.h), fd, len);
 	return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
@@ -152,7 +157,7 @@ static int update_one(const struct family *f, const struct member *m, const stru
 			r = kx_err_set(err, errno, "update: %s (free some descriptors)", strerror(errno));
 			break;
 		}
-		r = request_send(sock, &q, o->file, s[1]);
+		r = request_send(sock, &q, o->file, s[1], o->signature);
 		close(s[1]);
 		if (!r)
 			r = poke(pidfd, proc, m->pid);
@@ -251,6 +256,9 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 			   argv[rest + 1], o.file < 0 ? strerror(errno) : "not a file");
 		return CLI_FAILED;
 	}
+	char name[PATH_MAX];
+	int len = snprintf(name, sizeof name, "%s" SIGN_SUFFIX, argv[rest + 1]);
+	o.signature = len < PATH_MAX ? open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
 	if (families_read(&all, false, err))
 		return CLI_FAILED;
 	struct family *f = families_find(&all, argv[rest], &m, err);
@@ -260,5 +268,7 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
 	families_free(&all);
 	close(o.file);
+	if (o.signature >= 0)
+		close(o.signature);
 	return r ? CLI_FAILED : 0;
 }

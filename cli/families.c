@@ -197,33 +197,42 @@ static void args_read(int proc, struct member *m)
 	}
 }
 
-static bool is_table(const struct family *f, int proc, const char *link)
+static bool is_file(int proc, const char *link, uint64_t dev, uint64_t ino)
 {
 	struct stat st;
-	return !fstatat(proc, link, &st, 0) && st.st_ino == f->e.family_ino && st.st_dev == f->e.family_dev;
+	return !fstatat(proc, link, &st, 0) && st.st_ino == ino && st.st_dev == dev;
 }
+
+static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
+{
+	char link[300];
+	int fd = -ENOENT, dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	if (!d)
+		return -errno;
+	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
+		snprintf(link, sizeof link, "fd/%s", e->d_name);
+		if (*e->d_name != '.' && is_file(proc, link, dev, ino) &&
+		    (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
+			fd = -errno;
+	}
+	closedir(d);
+	return fd;
+}
+
+int member_file(int proc, uint64_t dev, uint64_t ino) { return file_search(proc, dev, ino, O_RDONLY); }
 
 int member_table(const struct family *f, int proc, int flags)
 {
 	char link[300];
 	int fd = -ENOENT;
 	snprintf(link, sizeof link, "fd/%d", f->e.family_fd);
-	if (is_table(f, proc, link)) {
+	if (is_file(proc, link, f->e.family_dev, f->e.family_ino)) {
 		fd = openat(proc, link, flags | O_CLOEXEC);
 		return fd < 0 ? -errno : fd;
 	}
 	/* A member that came by `kylinx exec` has other numbers. */
-	int dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = dir < 0 ? NULL : fdopendir(dir);
-	if (!d)
-		return -errno;
-	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
-		snprintf(link, sizeof link, "fd/%s", e->d_name);
-		if (*e->d_name != '.' && is_table(f, proc, link) && (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
-			fd = -errno;
-	}
-	closedir(d);
-	return fd;
+	return file_search(proc, f->e.family_dev, f->e.family_ino, flags);
 }
 
 int member_socket(int pidfd, int proc, uint64_t ino)

@@ -59,7 +59,11 @@ int uaccess_xsave(void *area, uint64_t features);
 int uaccess_xrstor(const void *area, uint64_t features);
 int user_read(void *dst, uint64_t src, size_t len);
 int user_write(uint64_t dst, const void *src, size_t len);
-static inline bool user_ok(uint64_t p, size_t len) { return p < KX_USER_END && len <= KX_USER_END - p; }
+static inline bool user_ok(uint64_t p, size_t len)
+{
+	return p < KX_USER_END ? len <= KX_USER_END - p
+			       : p >= KX_SPACE_SIZE && p < KX_HIGH_END && len <= KX_HIGH_END - p;
+}
 
 /* futex.c */
 int64_t sys_futex(struct kx_thread *t, struct kx_frame *f);

@@ -82,8 +82,7 @@ static bool setup(struct transfer *x, struct kx_thread *t, struct kx_frame *f, b
 	x->i = 0;
 	x->at = x->total = 0;
 	for (unsigned k = 0; k < x->n; k++) {
-		if (x->v[k].len > 0x7ffff000 ||
-		    (x->v[k].len && (x->v[k].base >= KX_USER_END || x->v[k].len > KX_USER_END - x->v[k].base)))
+		if (x->v[k].len > 0x7ffff000 || (x->v[k].len && !user_ok(x->v[k].base, x->v[k].len)))
 			return false;
 		x->total += x->v[k].len;
 	}

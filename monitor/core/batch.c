@@ -872,6 +872,20 @@ void batch_fork_share(void)
 	nr_held = nr_socks;
 }
 
+int batch_fds(int (*move)(int *fd))
+{
+	int r = 0;
+	pthread_mutex_lock(&lock);
+	for (int i = 0; i < nr_leases && !r; i++)
+		r = move(&leases[i]);
+	int *const inherited[] = { &lease_new, &lease_mine };
+	for (int i = 0; i < 2 && !r; i++)
+		if (*inherited[i] >= 0 && !(r = move(inherited[i])))
+			fcntl(*inherited[i], F_SETFD, 0);
+	pthread_mutex_unlock(&lock);
+	return r;
+}
+
 void batch_lease_begin(bool files)
 {
 	int fd[2] = { -1, -1 };

@@ -24,6 +24,8 @@ bool batch_enter(struct hcall *c, int64_t *r);
 void batch_leave(struct hcall *c, int64_t r);
 /* Has this process such sockets? Then its calls go through batch_enter() and batch_leave(). */
 bool batch_active(void);
+/* Call move for each descriptor of this module's: the guest's range grows. 0, or what move said. */
+int batch_fds(int (*move)(int *fd));
 /* fd goes to somebody else. */
 void batch_share(int fd);
 /* Around the making of a process, outermost the lease's. share: with the lock, by a thread that has the program's descriptors. Sockets that

@@ -44,10 +44,22 @@
 
 /* ---- locks: a child must not inherit one that another thread held ------------------------------------------------ */
 
+/* The service thread, with its lock, closes files and passes on descriptors: that comes before those of pipes and batch. */
+static void first_prepare(void)
+{
+	serve_lock();
+	pipe_fork_lock();
+}
+
+static void first_done(void)
+{
+	pipe_fork_unlock();
+	serve_unlock();
+}
+
 static void hooks_prepare(void)
 {
 	batch_fork_lock();
-	serve_lock();
 	update_fork_prepare();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
@@ -66,7 +78,6 @@ static void hooks_done(void)
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	update_fork_done();
-	serve_unlock();
 	batch_fork_unlock();
 }
 
@@ -278,7 +289,7 @@ static bool is_plain(const struct fork_args *a)
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
-	pipe_fork_lock();
+	first_prepare();
 	pipe_fork_before();
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
@@ -294,20 +305,20 @@ static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, 
 	hooks_done();
 	if (pid)
 		pipe_fork_after(pid);
-	pipe_fork_unlock();
+	first_done();
 	return pid;
 }
 
 void fork_locks_take(void)
 {
-	pipe_fork_lock();
+	first_prepare();
 	hooks_prepare();
 }
 
 void fork_locks_release(void)
 {
 	hooks_done();
-	pipe_fork_unlock();
+	first_done();
 }
 
 /* It may be killed at any instant, so the keeper holds the locks, and libc, whose fork() has some of its own, knows

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
+#include "admit.h"
 #include "text.h"
 #include "keeper.h"
 #include "rseq.h"
@@ -214,10 +215,18 @@ static void region_set(uint64_t start, uint64_t end, int prot, int flags)
 	memory_used += counts(prot, flags) ? end - start : 0;
 	heap_used += is_heap(prot, flags) ? end - start : 0;
 	size_t i = region_find(start);
-	region_insert_at(i, (struct gmem_region){ start, end, prot, flags });
+	region_insert_at(i, (struct gmem_region){ start, end, prot, flags, 0 });
 	if (i + 1 < nr_regions)
 		region_merge_around(i + 1);
 	region_merge_around(i);
+}
+
+/* The region that begins at start. */
+static void region_mark(uint64_t start, uint32_t origin, int flags)
+{
+	size_t i = region_find(start);
+	regions[i].origin = origin;
+	regions[i].flags |= flags;
 }
 
 static bool range_mapped(uint64_t start, uint64_t end)
@@ -300,7 +309,10 @@ static int slot_cover(uint64_t start, uint64_t end)
 			start = slots[i].end;
 			continue;
 		}
-		uint64_t limit = i < nr_slots ? slots[i].start : KX_SPACE_SIZE;
+		uint64_t zone = start < KX_SPACE_SIZE ? 0 : KX_SPACE_SIZE;
+		uint64_t limit = zone ? pvm.high_end : KX_SPACE_SIZE;
+		if (i < nr_slots && slots[i].start < limit)
+			limit = slots[i].start;
 		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
 		bool above = i > 0 && slots[i - 1].end == start, below = i < nr_slots && slots[i].start == start + want;
 		if (above) {
@@ -312,6 +324,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 				size = limit - s;
 		} else if (below) {
 			uint64_t grow = slots[i].end - slots[i].start, floor = i > 0 ? slots[i - 1].end : 0;
+			floor = floor < zone ? zone : floor;
 			size = grow > size ? grow : size;
 			if (size > SLOT_MAX && size > want)
 				size = want > SLOT_MAX ? want : SLOT_MAX;
@@ -392,7 +405,14 @@ static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)
 {
-	uint64_t *pdpte = &table(KX_SYS_BASE + 0x1000)[gva >> 30];
+	uint64_t *pml4e = &table(KX_SYS_BASE + GMEM_PML4)[gva >> 39];
+	if (!(*pml4e & PTE_P)) {
+		uint64_t pdpt = gmem_sys_alloc(1);
+		if (!pdpt)
+			return NULL;
+		__atomic_store_n(pml4e, pdpt | PTE_LEAF, __ATOMIC_RELEASE);
+	}
+	uint64_t *pdpte = &table(*pml4e)[(gva >> 30) & 511];
 	if (!(*pdpte & PTE_P)) {
 		uint64_t pd = gmem_sys_alloc(1);
 		if (!pd)
@@ -455,7 +475,7 @@ int gmem_populate(uint64_t gva)
 	if (keeper_needed())
 		return KEEPER6(gmem_populate, gva, 0, 0, 0, 0, 0);
 	int r = 0;
-	if (gva >= KX_SPACE_SIZE)
+	if (gva >= KX_SPACE_SIZE && !gva_ok(gva, 1))
 		return 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(gva);
@@ -625,6 +645,9 @@ static int host_prot(int prot)
 	return prot & (PROT_READ | PROT_EXEC) ? PROT_READ : PROT_NONE;
 }
 
+static int do_mprotect(uint64_t addr, uint64_t len, int prot);
+static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
+
 /* ---- patched text ------------------------------------------------------------------------------------------- */
 
 /* What becomes of an executable private file mapping. */
@@ -648,8 +671,12 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 		return image - size;
 	uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
 	uint64_t high = gva + 2 * GiB - 64 * MiB - size;
-	if (high > KX_USER_END)
+	if (gva < KX_USER_END && high > KX_USER_END)
 		high = KX_USER_END;
+	if (gva >= KX_SPACE_SIZE && low < KX_SPACE_SIZE)
+		low = KX_SPACE_SIZE;
+	if (gva >= KX_SPACE_SIZE && high > pvm.high_end)
+		high = pvm.high_end;
 	uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
 	uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
 	return t ? t : find_free(low, high, size, PAGE);
@@ -737,33 +764,51 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 		use->fd = text_open(use->shared);
 }
 
-/* Map the trampolines, and patch the text where it is not the family's copy. The text is mapped, and writable then. */
-static void text_finish(uint64_t gva, uint64_t len, struct text_use *use)
+/* Put [p, p + len), which is ready, in its place at once: until then no call of the program's can write to it. */
+static int place_ready(void *p, uint64_t len, int hp, uint64_t gva)
+{
+	if (!mprotect(p, len, hp) && mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(gva)) != MAP_FAILED)
+		return 0;
+	int r = -errno;
+	munmap(p, len);
+	return r;
+}
+
+static bool tramp_map(uint64_t t, uint64_t size)
+{
+	if (region_reserve(3) || pt_set(t, t + size, PROT_READ | PROT_EXEC, true))
+		return false;
+	region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	return true;
+}
+
+/* Patch a text that is not the family's copy, at p, where the program has no access yet; with its trampolines. True:
+ * its sites hold. */
+static bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use)
 {
 	uint64_t t = use->tramp, size = use->tramp_size;
-	if (!use->shared && !use->plan.n)
-		return;
-	struct kx_site *s = use->shared ? text_sites(use->shared, use->fd, gva) : use->plan.sites;
-	uint64_t at = use->shared ? use->shared->at + ALIGN_UP(use->shared->key.len, PAGE) : 0;
-	if (s && region_reserve(3) == 0 && pt_set(t, t + size, PROT_READ | PROT_EXEC, true) == 0 &&
-	    (use->shared ? mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at)
-			 : mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-				0)) != MAP_FAILED) {
-		region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
-		if (use->shared) {
-			sites_add(s, use->shared->nr_sites);
-		} else {
-			memset(gva_ptr(t), 0xcc, size);
-			if (patch_apply(gva_ptr(gva), len, gva, &use->plan, gva_ptr(t), t, size) == 0)
-				sites_add(use->plan.sites, use->plan.n);
-			mprotect(gva_ptr(t), size, PROT_READ);
-		}
-	} else if (use->shared) {
-		/* Its jumps lead to trampolines that are not there. */
+	void *q = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (q == MAP_FAILED)
+		return false;
+	memset(q, 0xcc, size);
+	int r = patch_apply(p, len, gva, &use->plan, q, t, size);
+	if (place_ready(q, size, PROT_READ, t) || !tramp_map(t, size))
+		pvm_panic("no memory for the trampolines of a text"); /* its jumps lead to them */
+	return !r;
+}
+
+/* Map the trampolines of the family's copy. */
+static void text_finish(uint64_t gva, struct text_use *use)
+{
+	uint64_t t = use->tramp, size = use->tramp_size;
+	struct kx_site *s = text_sites(use->shared, use->fd, gva);
+	uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
+	/* Its jumps lead to trampolines that are not there. */
+	if (!s || mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at) == MAP_FAILED ||
+	    !tramp_map(t, size))
 		pvm_panic("no memory for the trampolines of a text");
-	}
-	if (use->shared)
-		free(s);
+	sites_add(s, use->shared->nr_sites);
+	free(s);
 }
 
 /* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
@@ -847,9 +892,215 @@ static int text_own(uint64_t start, uint64_t end)
 	return 0;
 }
 
+/* ---- under a policy: what a mapping of a file is ---------------------------------------------------------------- */
+
+/* A private mapping of a file, as it was made. Regions name it by its number + 1. */
+struct origin {
+	uint64_t start, len, off, dev, ino; /* as fstat() has the file, or the image's copy */
+	struct image *image;                /* NULL: not asked for */
+};
+static struct origin *origins;
+static uint32_t nr_origins, cap_origins;
+
+static uint32_t origins_unused; /* number + 1 of the first of those that no region has; the next is its off */
+
+/* Returns how many there are. */
+static uint32_t origins_collect(void)
+{
+	uint8_t *used = calloc(1, nr_origins ? nr_origins : 1);
+	uint32_t n = 0;
+	if (!used)
+		return 0;
+	for (size_t i = 0; i < nr_regions; i++)
+		if (regions[i].origin)
+			used[regions[i].origin - 1] = 1;
+	for (uint32_t i = nr_origins; i-- > 0;)
+		if (!used[i]) {
+			if (origins[i].image)
+				admit_hold(origins[i].image, -1);
+			origins[i] = (struct origin){ .off = origins_unused };
+			origins_unused = i + 1;
+			n++;
+		}
+	free(used);
+	return n;
+}
+
+/* Number + 1, 0 = no memory. Regions that are to keep theirs must have it. */
+static uint32_t origin_add(uint64_t start, uint64_t len, uint64_t off, const struct stat *st, struct image *image)
+{
+	/* Grown until a collection pays: it looks at all regions. */
+	if (!origins_unused && nr_origins == cap_origins && origins_collect() < cap_origins / 2 + nr_regions / 16 + 1) {
+		uint32_t cap = cap_origins ? 2 * cap_origins : 64;
+		struct origin *p = realloc(origins, cap * sizeof *p);
+		if (p) {
+			origins = p;
+			cap_origins = cap;
+		} else if (!origins_unused) {
+			return 0;
+		}
+	}
+	uint32_t k = origins_unused;
+	if (k)
+		origins_unused = (uint32_t)origins[k - 1].off;
+	else
+		k = ++nr_origins;
+	origins[k - 1] = (struct origin){ start, len, off, st->st_dev, st->st_ino, image };
+	if (image)
+		admit_hold(image, 1);
+	return k;
+}
+
+static struct origin *origin_at(uint64_t gva)
+{
+	size_t i = region_find(gva);
+	return i < nr_regions && regions[i].start <= gva && regions[i].origin ? &origins[regions[i].origin - 1] : NULL;
+}
+
+static bool origin_file(uint64_t gva, struct gmem_text_file *out)
+{
+	const struct origin *o = origin_at(gva);
+	if (!o || !o->image)
+		return false;
+	admit_origin(o->image, &out->dev, &out->ino, out->path);
+	out->off = o->off + (gva - o->start);
+	return true;
+}
+
+/*
+ * What a mapping of a file is to be, under the policy. *fd becomes what is mapped in its place. *end: where what is
+ * executable of it ends. 0 or -errno.
+ */
+static int map_admit(uint64_t addr, uint64_t len, int prot, int flags, uint64_t off, int *fd, struct image **image,
+		     uint64_t *end)
+{
+	const struct origin *under = flags & MAP_FIXED ? origin_at(addr) : NULL;
+	bool exec = prot & PROT_EXEC;
+	struct stat st;
+	int r = 0;
+	*end = addr + len;
+	*image = NULL;
+	if (flags & MAP_ANONYMOUS || (flags & MAP_TYPE) != MAP_PRIVATE)
+		return exec ? admit_memory("mmap") : 0;
+	if (!exec) {
+		/* Another part of an image is of the same copy. */
+		if (under && under->image && !fstat(*fd, &st) && admit_is_of(under->image, &st))
+			*image = under->image;
+		else
+			*image = admit_known(*fd);
+	} else if (!(r = admit_file(*fd, image)) && prot & PROT_WRITE) {
+		r = admit_memory("mmap");
+	}
+	if (r || !*image)
+		return r;
+	if (exec && (*end = addr + (admit_code_end(*image, off, len) - off)) == addr)
+		return admit_memory("mmap of what is no code in its file");
+	int at = admit_map_fd(*image, *fd);
+	if (at < 0) /* made where descriptors are others, and in use */
+		return -EACCES;
+	*fd = at;
+	return 0;
+}
+
+/* The next region from *i on that is a part of span's file, within span, and of no image yet. NULL = none. */
+static const struct gmem_region *part_next(const struct origin *span, size_t *i)
+{
+	for (; *i < nr_regions && regions[*i].start < span->start + span->len; ++*i) {
+		const struct gmem_region *r = &regions[*i];
+		const struct origin *o = r->origin ? &origins[r->origin - 1] : NULL;
+		if (o && !o->image && o->dev == span->dev && o->ino == span->ino)
+			return ++*i, r;
+	}
+	return NULL;
+}
+
+/*
+ * A text was mapped over a part of span, as ld.so does: the other parts of the same file come from the same image. One that
+ * was writable already can't be exchanged any more.
+ */
+static int map_rebase(const struct origin span, struct image *image, int fd, const struct stat *st)
+{
+	const struct gmem_region *r;
+	bool copy = st->st_dev != span.dev || st->st_ino != span.ino;
+	size_t first = region_find(span.start);
+	for (size_t i = first; copy && (r = part_next(&span, &i));) {
+		const struct origin *o = &origins[r->origin - 1];
+		if (!(r->flags & GMEM_CLEAN))
+			return -EACCES;
+		if (mmap(gva_ptr(r->start), r->end - r->start, host_prot(r->prot), MAP_PRIVATE | MAP_FIXED, fd,
+			 (off_t)(o->off + (r->start - o->start))) == MAP_FAILED)
+			return -errno;
+	}
+	for (size_t i = first; (r = part_next(&span, &i));) {
+		struct origin *o = &origins[r->origin - 1];
+		o->image = image;
+		o->dev = st->st_dev;
+		o->ino = st->st_ino;
+		admit_hold(image, 1);
+	}
+	return 0;
+}
+
+/* Note what was mapped: under, the number of what was there before. The region is set. */
+static int map_note(uint64_t addr, uint64_t len, int prot, uint64_t off, int fd, struct image *image, uint32_t under,
+		    uint64_t end)
+{
+	struct stat st;
+	if (fstat(fd, &st))
+		return -errno;
+	uint32_t n = origin_add(addr, len, off, &st, image);
+	region_mark(addr, n, n && !(prot & PROT_WRITE) ? GMEM_CLEAN : 0);
+	if (!(prot & PROT_EXEC) || !image)
+		return 0;
+	int r = 0;
+	if (under && !origins[under - 1].image &&
+	    admit_is_of(image, &(struct stat){ .st_dev = origins[under - 1].dev, .st_ino = origins[under - 1].ino }))
+		r = map_rebase(origins[under - 1], image, fd, &st);
+	return !r && end < addr + len ? do_mprotect(end, addr + len - end, prot & ~PROT_EXEC) : r;
+}
+
+/* [a, e) of region r is to be executable, or writable as well. 0 or -EACCES. */
+static int protect_admit(const struct gmem_region *r, uint64_t a, uint64_t e, int prot)
+{
+	const struct origin *o = r->origin ? &origins[r->origin - 1] : NULL;
+	if (r->prot & PROT_EXEC && !(prot & PROT_WRITE & ~r->prot))
+		return 0;
+	if (!o || !o->image || !(r->flags & GMEM_CLEAN) || prot & PROT_WRITE)
+		return admit_memory("mprotect");
+	uint64_t off = o->off + (a - o->start);
+	if (admit_code_end(o->image, off, e - a) < off + (e - a))
+		return admit_memory("mprotect of what is no code in its file");
+	return admit_again(o->image);
+}
+
+int64_t gmem_code(const void *code, size_t len)
+{
+	int64_t r = -ENOMEM;
+	pthread_mutex_lock(&pvm.mm_lock);
+	uint8_t *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t a = p == MAP_FAILED ? 0 : place(0, PAGE, 0, true);
+	if (a && !region_reserve(4) && !pt_set(a, a + PAGE, PROT_READ | PROT_EXEC, true)) {
+		memcpy(p, code, len);
+		r = place_ready(p, PAGE, PROT_READ, a);
+		p = MAP_FAILED;
+		if (!r) {
+			region_set(a, a + PAGE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
+			r = (int64_t)a;
+		}
+	}
+	if (p != MAP_FAILED)
+		munmap(p, PAGE);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
 bool gmem_text_file(uint64_t gva, struct gmem_text_file *out)
 {
 	pthread_mutex_lock(&pvm.mm_lock);
+	if (origin_file(gva, out)) {
+		pthread_mutex_unlock(&pvm.mm_lock);
+		return true;
+	}
 	const struct text_map *m = text_map_find(gva);
 	const struct text *t = m ? m->text : NULL;
 	if (t) {
@@ -881,6 +1132,41 @@ static bool range_has_tramp(uint64_t start, uint64_t end)
 	return false;
 }
 
+/* Bytes that the processor's physical addresses can tell apart, as the guest sees it; guest-physical is guest-virtual. */
+static uint64_t physical_end(void)
+{
+	for (uint32_t i = 0; i < pvm.cpuid->nent; i++)
+		if (pvm.cpuid->entries[i].function == 0x80000008) {
+			unsigned bits = pvm.cpuid->entries[i].eax & 0xff;
+			return bits < 63 ? 1ull << bits : 1ull << 63;
+		}
+	return 0;
+}
+
+/* Make sure that there is a high zone. */
+static bool high_open(void)
+{
+	uint64_t end = physical_end();
+	/* With a base, the end stays below where the host's kernel puts programs. */
+	uint64_t most = pvm.base ? KX_HIGH_END / 2 : KX_HIGH_END;
+	if (end > most)
+		end = most;
+	if (pvm.high_end || end <= KX_SPACE_SIZE)
+		return pvm.high_end;
+	void *want = gva_ptr(KX_SPACE_SIZE);
+	void *p = mmap(want, end - KX_SPACE_SIZE, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (p == MAP_FAILED)
+		return false;
+	if (p != want) { /* a kernel before 4.17 */
+		munmap(p, end - KX_SPACE_SIZE);
+		return false;
+	}
+	madvise(p, end - KX_SPACE_SIZE, MADV_DONTDUMP);
+	pvm.high_end = end;
+	return true;
+}
+
 static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 {
 	if (hint && hint >= KX_USER_MIN && gva_ok(hint, len) && range_free(hint, hint + len))
@@ -895,6 +1181,8 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 		a = find_free(ANON_LOW, anon_high, len, align);
 	if (!a)
 		a = find_free(HUGE, KX_USER_END, len, PAGE);
+	if (!a && high_open())
+		a = find_free(KX_SPACE_SIZE, pvm.high_end, len, HUGE);
 	return a;
 }
 
@@ -921,6 +1209,8 @@ static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		ahead_left -= len;
 }
 
+static int do_munmap(uint64_t addr, uint64_t len);
+
 static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
@@ -929,10 +1219,12 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		return -EINVAL;
 	if (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
 		return -EINVAL;
-	if (len > KX_USER_END)
+	if (len > KX_HIGH_END)
 		return -ENOMEM;
 	len = ALIGN_UP(len, PAGE);
 	if (fixed) {
+		if (addr >= KX_SPACE_SIZE && addr < KX_HIGH_END)
+			high_open();
 		if (!gva_ok(addr, len))
 			return -ENOMEM;
 		if (addr < KX_USER_MIN)
@@ -948,6 +1240,16 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	}
 	if (region_reserve(4) || !within_limit(addr, addr + len, prot, flags))
 		return -ENOMEM;
+	struct image *image = NULL;
+	uint64_t code_end = addr + len;
+	uint32_t under = 0;
+	if (admit_on) {
+		int r = map_admit(addr, len, prot, flags, off, &fd, &image, &code_end);
+		if (r)
+			return r;
+		const struct origin *o = fixed ? origin_at(addr) : NULL;
+		under = o ? (uint32_t)(o - origins) + 1 : 0;
+	}
 	if (prot != PROT_NONE) {
 		bool small = file || (addr >= FILE_LOW && addr < FILE_HIGH && !(flags & MAP_STACK));
 		int r = pt_set(addr, addr + len, prot, small);
@@ -962,10 +1264,23 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	if (patch)
 		text_prepare(addr, len, prot, fd, off, &use);
 	const struct text *shared = use.shared;
-	int hp = host_prot(prot) | (use.plan.n && !shared ? PROT_READ | PROT_WRITE : 0);
-	void *p = shared ? mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, use.fd,
-				(off_t)shared->at)
-			 : mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	const int hp = host_prot(prot);
+	bool patched = false;
+	void *p;
+	if (shared) {
+		p = mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, use.fd,
+			 (off_t)shared->at);
+	} else if (use.plan.n) { /* elsewhere first: while the monitor writes to it, a call of the program's could */
+		p = mmap(NULL, len, PROT_READ | PROT_WRITE, keep & ~MAP_FIXED, fd, off);
+		if (p != MAP_FAILED) {
+			patched = text_patch(addr, len, p, &use);
+			int r = place_ready(p, len, hp, addr);
+			p = r ? MAP_FAILED : gva_ptr(addr);
+			errno = -r;
+		}
+	} else {
+		p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	}
 	if (p != MAP_FAILED && shared && text_map_note(addr, addr + len, shared, fd)) {
 		host_release(addr, addr + len);
 		p = MAP_FAILED;
@@ -990,13 +1305,19 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
 	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
 		madvise(p, len, MADV_HUGEPAGE);
-	if (patch) {
-		text_finish(addr, len, &use);
-		if (shared)
-			text_close(shared, use.fd);
-		patch_plan_free(&use.plan);
-		if (hp != host_prot(prot))
-			mprotect(p, len, host_prot(prot));
+	if (shared) {
+		text_finish(addr, &use);
+		text_close(shared, use.fd);
+	}
+	if (patched)
+		sites_add(use.plan.sites, use.plan.n);
+	patch_plan_free(&use.plan);
+	if (admit_on && file && type == MAP_PRIVATE) {
+		int r = map_note(addr, len, prot, off, fd, image, under, code_end);
+		if (r) { /* of two minds: better none */
+			do_munmap(addr, len);
+			return r;
+		}
 	}
 	return addr;
 }
@@ -1098,12 +1419,15 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 		if (r.prot != prot) {
 			if (!within_limit(a, e, prot, r.flags))
 				return -ENOMEM;
+			if (admit_on && prot & PROT_EXEC && protect_admit(&r, a, e, prot))
+				return -EACCES;
 			int x = protect_part(a, e, r.prot, prot, !(r.flags & MAP_ANONYMOUS));
 			if (x)
 				return x;
 			if (region_reserve(4))
 				return -ENOMEM;
-			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
+			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~(GMEM_TEXT | GMEM_CLEAN) : r.flags);
+			region_mark(a, r.origin, 0);
 			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
 				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
@@ -1127,7 +1451,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	if ((old & (PAGE - 1)) || !new_len || (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) ||
 	    ((flags & MREMAP_FIXED) && !(flags & MREMAP_MAYMOVE)))
 		return -EINVAL;
-	if (!gva_ok(old, old_len) || new_len > KX_USER_END)
+	if (!gva_ok(old, old_len) || new_len > KX_HIGH_END)
 		return -EFAULT;
 	old_len = ALIGN_UP(old_len, PAGE);
 	new_len = ALIGN_UP(new_len, PAGE);
@@ -1143,6 +1467,9 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	struct gmem_region r = regions[i];
 	if (!old_len && (r.flags & MAP_TYPE) == MAP_PRIVATE)
 		return -EINVAL;
+	if (admit_on && r.prot & PROT_EXEC && new_len > old_len && admit_memory("mremap"))
+		return -EACCES;
+	r.flags &= ~GMEM_CLEAN; /* its pages have other addresses from then on */
 	if (region_reserve(6))
 		return -ENOMEM;
 	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && old_len) {
@@ -1282,19 +1609,8 @@ uint64_t gmem_place_stack(uint64_t len, uint64_t random)
 	return len + PAGE > STACK_ROOM ? 0 : file_high + len + (random % (STACK_ROOM - len) & -PAGE);
 }
 
-int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+static int64_t shm_attach(int shmid, uint64_t addr, uint64_t len, int flags)
 {
-	if (keeper_needed())
-		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
-	struct shmid64 {
-		char pad[48];
-		uint64_t segsz;
-		char rest[256];
-	} ds;
-	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
-	if (q < 0)
-		return q;
-	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
 	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
@@ -1312,6 +1628,8 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 		r = -ENOMEM;
 		goto out;
 	}
+	if (admit_on && prot & PROT_EXEC && (r = admit_memory("shmat")))
+		goto out;
 	if (region_reserve(4) || pt_set(addr, addr + len, prot, false)) {
 		r = -ENOMEM;
 		goto out;
@@ -1324,6 +1642,25 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	}
 out:
 	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+{
+	if (keeper_needed())
+		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
+	struct shmid64 {
+		char pad[48];
+		uint64_t segsz;
+		char rest[256];
+	} ds;
+	/* What is attached keeps its number: else that could be a larger segment's by the time that it is mapped. */
+	int64_t pin = host_call(SYS_shmat, shmid, 0, flags & 010000 /* SHM_RDONLY */, 0, 0, 0);
+	if (pin < 0 && pin > -4096)
+		return pin;
+	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
+	int64_t r = q < 0 ? q : shm_attach(shmid, addr, ALIGN_UP(ds.segsz, PAGE), flags);
+	host_call(SYS_shmdt, pin, 0, 0, 0, 0, 0);
 	return r;
 }
 
@@ -1439,7 +1776,7 @@ void gmem_fork_populate(uint64_t sp)
 	for (i = nr_regions; i-- && left;) {
 		const struct gmem_region *r = &regions[i];
 		/* A page of a file that was not written yet shows what becomes of the file. */
-		if (r->start >= KX_USER_END || !(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
+		if (!(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
 		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
 		    r->end - r->start > HOT_REGION)
 			continue;

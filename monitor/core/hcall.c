@@ -2,6 +2,7 @@
 #include "hcall.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -10,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../dev/procfs.h"
+#include "admit.h"
 #include "batch.h"
 #include "family.h"
 #include "keeper.h"
@@ -57,9 +60,7 @@ static int check_buffer(struct hcall *c, int i, uint64_t len)
 		return 0;
 	}
 	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
-	if (c->arg[i] >= KX_USER_END)
-		return -EFAULT;
-	if (len > KX_USER_END - c->arg[i])
+	if (!gva_ok(c->arg[i], len))
 		return -EFAULT;
 	c->host[i] = (long)gva_ptr(c->arg[i]);
 	return 0;
@@ -313,6 +314,20 @@ static int fd_move(int *where)
 	return 0;
 }
 
+/* A descriptor above the limit that nobody has noted, as what forefathers have left open (batch.c): not the guest's either. */
+static void fd_move_stray(const char *name, void *arg)
+{
+	int fd = atoi(name);
+	(void)arg;
+	if (fd < (int)pvm.fd_limit || fd >= (int)pvm.fd_max)
+		return;
+	fd_limit_lift();
+	int flags = fcntl(fd, F_GETFD);
+	if (flags >= 0 && fcntl(fd, flags & FD_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, (int)pvm.fd_max + 1) >= 0)
+		close(fd);
+	fd_limit_drop();
+}
+
 int fd_grow(void)
 {
 	int r = 0;
@@ -328,12 +343,33 @@ int fd_grow(void)
 		r = fd_move(&self->vcpu_fd);
 	if (!r)
 		r = thread_pool_fds(fd_move);
+	if (!r)
+		r = admit_fds(fd_move);
+	if (!r)
+		r = batch_fds(fd_move);
 	fd_limit_drop();
+	if (!r && pvm.is_child)
+		procfs_each("self/fd", fd_move_stray, NULL);
 	kx_log_use(pvm.log_fd);
 	if (!r)
 		pvm.fd_limit = pvm.fd_max;
 	serve_unlock();
 	return r;
+}
+
+void log_follow(void)
+{
+	struct stat log, st;
+	int fd = pvm.log_fd;
+	if (fd < 0 || is_vfork_child() || fstat(fd, &log) || (!S_ISFIFO(log.st_mode) && !S_ISSOCK(log.st_mode)))
+		return;
+	for (int i = 0; i < 3; i++)
+		if (!fstat(i, &st) && st.st_ino == log.st_ino && st.st_dev == log.st_dev)
+			return;
+	kx_log_use(-1);
+	pvm.log_fd = -1;
+	close(fd);
+	keeper_fd_closed(fd);
 }
 
 bool fd_admit(int fd)

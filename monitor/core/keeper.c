@@ -180,6 +180,14 @@ void keeper_fd_moved(int from, int to)
 		KEEPER6(move_here, from, to, 0, 0, 0, 0);
 }
 
+static int64_t close_here(int fd) { return HC6(SYS_close, fd, 0, 0, 0, 0, 0); }
+
+void keeper_fd_closed(int fd)
+{
+	if (keeper.pid == pvm.pid && !is_vfork_child())
+		KEEPER6(close_here, fd, 0, 0, 0, 0, 0);
+}
+
 /* ---- its clients ------------------------------------------------------------------------------------------------------ */
 
 bool keeper_needed(void) { return is_vfork_child() && !keeper.gone; }

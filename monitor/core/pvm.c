@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
+#include "admit.h"
 #include "exec.h"
 #include "batch.h"
 #include "family.h"
@@ -404,14 +405,14 @@ static void store_prepare(const struct kx_config *cfg)
 {
 	char found[4096], real[PATH_MAX];
 	if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
-		store_begin(cfg, real);
+		store_begin(cfg, real, admit_wants_copies());
 }
 
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
-	if ((r = monitor_init(cfg, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
-	    (r = family_enter(false)))
+	if ((r = monitor_init(cfg, err)) || (r = admit_begin(cfg, err)) || (r = registry_add(cfg, err)) ||
+	    (r = family_init(-1, err)) || (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
@@ -464,7 +465,7 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 	if (fd < 0 || fd_keep(&pvm.registry_fd, join->registry) || fd_keep(&pvm.proc_fd, join->proc))
 		return kx_err_set(err, EMFILE, "exec: no descriptor left (raise `ulimit -n`)");
 	update_adopt(join->update[0], join->update[1]);
-	if ((r = family_init(fd, err)))
+	if ((r = admit_adopt(join->policy, err)) || (r = family_init(fd, err)))
 		return r;
 	share_texts(-1, -1);
 	cpus_limit(cfg->cpus);
@@ -500,18 +501,19 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.cpus = st->cpu_set;
 	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,       pvm.log_fd,     st->family_fd,
 			     st->registry_fd, st->trace_fd,     st->stats_fd,     st->program_fd, st->text_fd,
-			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd };
+			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd,   st->policy_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
+	log_follow();
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
 	store_adopt(st->store_fd);
 	if (st->text_fd >= 0)
 		share_texts(st->text_fd, st->text_fd_ro);
 	update_adopt(st->update_fd[0], st->update_fd[1]);
-	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
+	if ((r = admit_adopt(st->policy_fd, err)) || (r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
 	if (cfg->stats) {
 		stats_adopt(st->stats_fd);

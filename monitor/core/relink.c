@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "admit.h"
 #include "elf.h"
 #include "gmem.h"
 
@@ -1854,11 +1855,8 @@ uint64_t relink_return_stub(void)
 	/* The program may have unmapped or changed it. */
 	if (at && !guest_read(now, at, sizeof now) && !memcmp(now, code, sizeof code))
 		return at;
-	int64_t a = gmem_mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (a < 0 || guest_write((uint64_t)a, code, sizeof code) ||
-	    gmem_mprotect((uint64_t)a, PAGE, PROT_READ | PROT_EXEC))
-		return 0;
-	return at = (uint64_t)a;
+	int64_t a = gmem_code(code, sizeof code);
+	return at = a < 0 ? 0 : (uint64_t)a;
 }
 
 bool relink_is_runtime(const struct relink *r, uint64_t pc)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "robust.h"
+#include <errno.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -118,11 +119,11 @@ static void death(struct thread *t, uint64_t entry, int64_t offset, bool pending
 			host_call(SYS_futex, (long)gva_ptr(word), FUTEX_WAKE, 1, 0, 0, 0);
 		if ((v & FUTEX_TID_MASK) != (uint32_t)t->tid)
 			return;
-		uint32_t want = (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
-		/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
-		if (guest_write(word, &v, 0) || !__atomic_compare_exchange_n((uint32_t *)gva_ptr(word), &v, want, false,
-									     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		int r = guest_swap(word, &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED);
+		if (r == -EAGAIN)
 			continue;
+		if (r)
+			return;
 		if (!(entry & 1) && v & FUTEX_WAITERS)
 			host_call(SYS_futex, (long)gva_ptr(word), FUTEX_WAKE, 1, 0, 0, 0);
 		return;

@@ -333,6 +333,8 @@ static _Noreturn void rest(struct common *sh)
 	if (sh->run)
 		munmap(sh->run, pvm.kvm_run_size);
 	munmap(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN);
+	if (pvm.high_end)
+		munmap(gva_ptr(KX_SPACE_SIZE), pvm.high_end - KX_SPACE_SIZE);
 	for (;;) {
 		const uint64_t all = ~0ull;
 		host_call(SYS_rt_sigtimedwait, (long)&all, 0, 0, 8, 0, 0);
@@ -634,7 +636,7 @@ static void touch_list(struct thread *t, struct common *sh)
 	if (guest_read(word, rsp, len))
 		len = 0;
 	for (size_t i = 0; i < len / 8; i++)
-		if (word[i] >= KX_USER_MIN && word[i] < KX_USER_END && gmem_query(word[i], &g) && g.start <= word[i] &&
+		if (word[i] >= KX_USER_MIN && gva_ok(word[i], 1) && gmem_query(word[i], &g) && g.start <= word[i] &&
 		    g.prot & PROT_EXEC)
 			touch_add(sh, &n, word[i] & -PAGE, false);
 	sh->touch[n] = 0;
@@ -647,7 +649,7 @@ static void hot_note(struct common *sh)
 	sp.nr_hot = 0;
 	for (unsigned i = 0; i < sh->nr_pages && sp.nr_hot < TOUCH_MAX / 2; i++) {
 		uint64_t a = sh->page[i] - (uint64_t)pvm.base;
-		if (a < KX_USER_END && gmem_query(a, &g) && g.start <= a && g.prot & PROT_WRITE)
+		if (gva_ok(a, 1) && gmem_query(a, &g) && g.start <= a && g.prot & PROT_WRITE)
 			sp.hot[sp.nr_hot++] = a;
 	}
 }

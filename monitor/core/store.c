@@ -174,6 +174,38 @@ int store_image_open(const struct text *t)
 	return -ENOENT;
 }
 
+/* The key of a file as a whole; no text has this offset. */
+static bool copy_key(const struct stat *st, struct text_key *key)
+{
+	if (!S_ISREG(st->st_mode) || st->st_size <= 0 || (uint64_t)st->st_size > ARENA_LIMIT)
+		return false;
+	*key = (struct text_key){ .dev = st->st_dev,
+				  .ino = st->st_ino,
+				  .size = (uint64_t)st->st_size,
+				  .off = UINT64_MAX,
+				  .mtime_ns = ns_of(&st->st_mtim),
+				  .ctime_ns = ns_of(&st->st_ctim) };
+	return true;
+}
+
+bool store_is_copy(const struct store_entry *e) { return e->key.off == UINT64_MAX; }
+
+int store_copy_open(const struct stat *st, uint8_t sha256[STORE_HASH])
+{
+	struct text_key key;
+	struct store_entry e;
+	if (tree < 0 || !copy_key(st, &key))
+		return -ENOENT;
+	fd_limit_lift();
+	int fd = entry_read(tree, &key, &e);
+	if (!fd)
+		fd = e.has_image && e.size == key.size ? image_open(tree, &e) : -EBADMSG;
+	fd_limit_drop();
+	if (fd >= 0)
+		memcpy(sha256, e.image, STORE_HASH);
+	return fd;
+}
+
 static bool text_load(const struct store_entry *e, struct text *t)
 {
 	struct image m;
@@ -486,7 +518,7 @@ static int text_store(struct store *s, int fd, const struct text_key *key, const
 	clock_gettime(CLOCK_REALTIME, &now);
 	if (key->size > FILE_MAX)
 		return -EFBIG;
-	if (ns_of(&now) - key->ctime_ns < YOUNG_NS)
+	if (!s->own && ns_of(&now) - key->ctime_ns < YOUNG_NS)
 		return -EBUSY;
 	uint8_t *file = mmap(NULL, key->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (file == MAP_FAILED)
@@ -586,6 +618,69 @@ int store_add_file(struct store *s, const char *path, struct kx_err *err)
 	return r ? r : n;
 }
 
+/* As the writer. */
+static int copy_store(struct store *s, int fd, const struct text_key *key, const char *path, struct kx_err *err)
+{
+	struct store_entry e = { .magic = ENTRY_MAGIC, .key = *key };
+	char name[128], copy[sizeof s->path + 256];
+	struct text_key again;
+	struct timespec now;
+	struct stat st;
+	clock_gettime(CLOCK_REALTIME, &now);
+	if (ns_of(&now) - key->ctime_ns < YOUNG_NS)
+		return -EBUSY;
+	uint8_t *file = mmap(NULL, key->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (file == MAP_FAILED)
+		return -errno;
+	int r = 0;
+	if (!read_full(fd, file, key->size, 0) || fstat(fd, &st) || !copy_key(&st, &again) ||
+	    memcmp(&again, key, sizeof again))
+		r = -EBUSY;
+	else if (key->size < SELFMAG || memcmp(file, ELFMAG, SELFMAG))
+		r = -EINVAL;
+	if (!r)
+		r = image_put(s, &e, file, key->size);
+	munmap(file, key->size);
+	if (r)
+		return r;
+	/* Its texts before its entry: who finds the copy finds them, too. */
+	image_name(e.image, name);
+	snprintf(copy, sizeof copy, "%s/" STORE_FORMAT "/%s", s->path, name);
+	if (strlen(copy) < STORE_PATH) {
+		s->own = true;
+		r = store_add_file(s, copy, err);
+		s->own = false;
+		if (r < 0)
+			return r;
+	}
+	snprintf(e.path, sizeof e.path, "%s", path);
+	crypto_hash_sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
+	entry_name(key, name);
+	return file_put(s, name, &e, sizeof e);
+}
+
+int store_add_copy(struct store *s, const char *path, struct kx_err *err)
+{
+	struct text_key key;
+	struct stat st;
+	if (stat(path, &st))
+		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
+	int fd = S_ISREG(st.st_mode) ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
+	if (fd < 0 || fstat(fd, &st) || !copy_key(&st, &key)) {
+		if (fd >= 0)
+			close(fd);
+		return kx_err_set(err, EINVAL, "%s: no file that can be stored (give a library)", path);
+	}
+	int r = 0;
+	if (!have(s, &key) && !(r = store_lock(s)) && !have(s, &key))
+		r = (r = copy_store(s, fd, &key, path, err)) ? r : 1;
+	close(fd);
+	return r < 0 ? kx_err_set(err, -r, "%s: %s (%s)", path, strerror(-r),
+				  r == -ENOSPC ? "make room in the store's file system, or set KYLINX_STORE"
+					       : "it has just changed, or another start writes: try again")
+		     : r;
+}
+
 /* ---- of a run --------------------------------------------------------------------------------------------------- */
 
 /* The program's notes, made when they are missing: what is mapped here is all of the store that the jail can write. */
@@ -623,7 +718,7 @@ static struct notes *notes_map(struct store *s, const char *program)
 
 static struct stat tree_is;
 
-void store_begin(const struct kx_config *cfg, const char *program)
+void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 {
 	struct kx_err err = { 0 };
 	struct store s;
@@ -652,7 +747,7 @@ void store_begin(const struct kx_config *cfg, const char *program)
 		struct kx_err e = { 0 };
 		n.path[sizeof n.path - 1] = 0;
 		snprintf(path, sizeof path, "%s%s", cfg->root ? cfg->root : "", n.path);
-		r = store_add(&s, path, n.off, n.len, &e);
+		r = copies ? store_add_copy(&s, path, &e) : store_add(&s, path, n.off, n.len, &e);
 		stored_now += r > 0;
 		if (r < 0 && r != -EINVAL && r != -ENOENT && r != -EBUSY && r != -EAGAIN)
 			kx_log(KX_LOG_WARN, "store", "not stored: %s", e.msg);
@@ -733,7 +828,10 @@ static int gc_entry(const struct store_entry *e, bool sound, void *arg)
 	}
 	struct stat st;
 	int fd = stat(e->path, &st) || !S_ISREG(st.st_mode) ? -1 : open(e->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	bool same = fd >= 0 && text_key(fd, e->key.off, PAGES(e->key.len), &key) && !memcmp(&key, &e->key, sizeof key);
+	bool same = fd >= 0 &&
+		    (store_is_copy(e) ? !fstat(fd, &st) && copy_key(&st, &key)
+				      : text_key(fd, e->key.off, PAGES(e->key.len), &key)) &&
+		    !memcmp(&key, &e->key, sizeof key);
 	if (fd >= 0)
 		close(fd);
 	if (!same || (e->has_image && store_verify_image(g->s, e->image))) {

@@ -15,6 +15,7 @@
 
 #define MSG_LIMIT (64 << 10) /* bytes of a message: above the default of kernel.msgmax */
 #define SEM_OPS_LIMIT 500    /* kernel.sem's default */
+#define SEMS_LIMIT 32000     /* of one set: the default, which nobody can change in the family's namespace */
 
 /* One struct in, one out, by command. */
 static int64_t ctl(struct hcall *c, long a, long b, int cmd, int ptr_arg, size_t size, bool three)
@@ -75,7 +76,8 @@ static int64_t sem_all(struct hcall *c, int cmd)
 	if (r < 0)
 		return r;
 	size_t size = ds.sem_nsems * sizeof(unsigned short);
-	unsigned short *v = malloc(size ? size : 1);
+	/* The number may be another set's by the next call, when relatives remove and make sets: room for the largest. */
+	unsigned short *v = ds.sem_nsems <= SEMS_LIMIT ? malloc(SEMS_LIMIT * sizeof *v) : NULL;
 	if (!v)
 		return -ENOMEM;
 	if (cmd == SETALL && guest_read(v, c->arg[3], size))
@@ -143,7 +145,7 @@ int64_t hc_msgrcv(struct hcall *c)
 	uint64_t size = c->arg[2];
 	if ((int64_t)size < 0)
 		return -EINVAL;
-	if (size > KX_USER_END - 8 || !gva_ok(c->arg[1], size + 8))
+	if (size > SIZE_MAX / 2 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
 	return HB6(SYS_msgrcv, (int)c->arg[0], gva_ptr(c->arg[1]), size, (long)c->arg[3], (int)c->arg[4], 0);
 }

@@ -51,6 +51,12 @@ int64_t hc_clock_gettime(struct hcall *c)
 	return r < 0 ? r : guest_write(c->arg[1], &ts, sizeof ts);
 }
 
+int64_t hc_clock_getres(struct hcall *c)
+{
+	int clk = (int)c->arg[0];
+	return clock_is_ours(clk) ? HC6(SYS_clock_getres, clk, c->host[1], 0, 0, 0, 0) : -EINVAL;
+}
+
 int64_t hc_gettimeofday(struct hcall *c)
 {
 	struct timespec ts;
@@ -86,7 +92,6 @@ int64_t hc_getcpu(struct hcall *c)
 	return 0;
 }
 
-/* nanosleep(req, rem) and clock_nanosleep(clock, flags, req, rem). */
 /* adjtimex(buf), clock_adjtime(clock, buf) */
 int64_t hc_adjtimex(struct hcall *c)
 {
@@ -105,6 +110,7 @@ int64_t hc_adjtimex(struct hcall *c)
 	return r >= 0 && guest_write(gva, &tx, sizeof tx) ? -EFAULT : r;
 }
 
+/* nanosleep(req, rem) and clock_nanosleep(clock, flags, req, rem). */
 int64_t hc_clock_nanosleep(struct hcall *c)
 {
 	bool plain = c->nr == SYS_nanosleep;
@@ -113,6 +119,8 @@ int64_t hc_clock_nanosleep(struct hcall *c)
 	struct timespec req, rem;
 	if (guest_read(&req, c->arg[plain ? 0 : 2], sizeof req))
 		return -EFAULT;
+	if (!clock_is_ours(clk))
+		return -EINVAL;
 	for (;;) {
 		rem = req;
 		long r = HB6(SYS_clock_nanosleep, clk, flags, &req, &rem, 0, 0);
@@ -210,9 +218,7 @@ static bool robust_owner_died(uint64_t gva, uint32_t expected)
 	uint32_t v, tid = expected & FUTEX_TID_MASK;
 	if (guest_read(&v, gva, sizeof v) || v != expected || task_is_alive((pid_t)tid))
 		return false;
-	/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
-	return __atomic_compare_exchange_n((uint32_t *)gva_ptr(gva), &v, FUTEX_WAITERS | FUTEX_OWNER_DIED, false,
-					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	return !guest_swap(gva, &v, FUTEX_WAITERS | FUTEX_OWNER_DIED);
 }
 
 /*
@@ -227,9 +233,7 @@ static bool robust_pi_owner_died(struct hcall *c)
 	    (head.pending & ~1ull) + head.offset != c->arg[0] || guest_read(&v, c->arg[0], sizeof v) ||
 	    !(v & FUTEX_TID_MASK) || task_is_alive((pid_t)(v & FUTEX_TID_MASK)))
 		return false;
-	__atomic_compare_exchange_n((uint32_t *)gva_ptr(c->arg[0]), &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED, false,
-				    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-	return true;
+	return guest_swap(c->arg[0], &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED) != -EFAULT;
 }
 
 static long robust_wait(struct hcall *c, int op, const struct timespec *timeout, uint32_t val3)

@@ -126,6 +126,19 @@ int thread_pool_fds(int (*fn)(int *fd))
 	return r;
 }
 
+void thread_each_vcpu(int (*fn)(int vcpu_fd, void *arg), void *arg)
+{
+	int r = 0;
+	if (pthread_mutex_trylock(&pvm.thr_lock))
+		return;
+	for (struct thread *t = pvm.threads; t && !r; t = t->next)
+		if (t->vcpu_fd > 0 && t->vcpu_pid == pvm.pid)
+			r = fn(t->vcpu_fd, arg);
+	for (struct thread *t = pool; t && !r; t = t->next)
+		r = fn(t->vcpu_fd, arg);
+	pthread_mutex_unlock(&pvm.thr_lock);
+}
+
 struct thread *thread_pool_take(void)
 {
 	struct thread *all = pool;

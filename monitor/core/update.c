@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "admit.h"
 #include "fork.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -730,21 +731,21 @@ static void update(struct job *j, int fd)
 	}
 }
 
-/* The next request, with its two descriptors. False: none is there. */
-static bool receive(struct job *j, int fd[2])
+/* The next request, with its two descriptors, or three: the new version's signature. False: none is there. */
+static bool receive(struct job *j, int fd[3])
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(2 * sizeof(int))];
+		char space[CMSG_SPACE(3 * sizeof(int))];
 	} c = { .h = { 0 } };
 	struct iovec v = { &j->q, sizeof j->q };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
-	fd[0] = fd[1] = -1;
+	fd[0] = fd[1] = fd[2] = -1;
 	long n = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
 	if (n < 0)
 		return false;
 	if (m.msg_controllen >= CMSG_LEN(2 * sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(&c.h), 2 * sizeof(int));
+		memcpy(fd, CMSG_DATA(&c.h), (m.msg_controllen >= CMSG_LEN(3 * sizeof(int)) ? 3 : 2) * sizeof(int));
 	if (n != sizeof j->q || j->q.magic != UPDATE_MAGIC || fd[0] < 0 || fd[1] < 0)
 		j->q.magic = 0;
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
@@ -752,10 +753,25 @@ static bool receive(struct job *j, int fd[2])
 	return true;
 }
 
+/* The new version has to pass the policy. What is looked at and mapped from then on is the policy's copy. */
+static bool admit(struct job *j, int fd[3])
+{
+	char why[POLICY_WHY];
+	int own = admit_on ? admit_update(fd[0], fd[2], why) : fd[0];
+	if (own < 0) {
+		finish(j, -own, "nothing is changed: %s", why);
+		return false;
+	}
+	if (own != fd[0])
+		close(fd[0]);
+	fd[0] = own;
+	return true;
+}
+
 static void serve(void)
 {
 	static struct job j;
-	int fd[2];
+	int fd[3];
 	for (;;) {
 		memset(&j, 0, sizeof j);
 		if (!receive(&j, fd))
@@ -764,10 +780,10 @@ static void serve(void)
 		pthread_mutex_lock(&lock);
 		if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
 			finish(&j, EAGAIN, "a request for another process");
-		else if (j.q.magic)
+		else if (j.q.magic && admit(&j, fd))
 			update(&j, fd[0]);
 		pthread_mutex_unlock(&lock);
-		for (int i = 0; i < 2; i++)
+		for (int i = 0; i < 3; i++)
 			if (fd[i] >= 0)
 				close(fd[i]);
 	}
@@ -779,6 +795,7 @@ static void *service(void *arg)
 	/* A table of its own: what it receives is not seen in the program's. */
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	prctl(PR_SET_NAME, PVM_THREADS "update");
+	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
 		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -50,6 +51,9 @@ static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion
 
 int vm_open(struct kx_err *err)
 {
+	if (getauxval(AT_SYSINFO_EHDR) == KX_VDSO_BASE)
+		return kx_err_set(err, ENOTSUP,
+				  "run: this is a pVM already (start the program itself: it gets a pVM of its own)");
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENODEV || errno == ENXIO)

@@ -363,6 +363,18 @@ static int list_locked(int dirfd, const char *path, struct text *t)
 	return private_run(list_fn, &a);
 }
 
+int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *arg)
+{
+	struct text t = { 0 };
+	proc_enter();
+	int r = list_locked(pvm.proc_fd, rel, &t);
+	proc_leave();
+	for (size_t i = 0; !r && i < t.len; i += strlen(t.p + i) + 1)
+		fn(t.p + i, arg);
+	text_free(&t);
+	return r;
+}
+
 /* ---- names ----------------------------------------------------------------------------------------------------- */
 
 enum kind {
@@ -783,7 +795,7 @@ static bool hvma_parse(const char *line, const char *eol, struct hvma *v)
 	if (*p != '-')
 		return false;
 	uint64_t end = strtoull(p + 1, &p, 16);
-	if (start < base || end > base + KX_SPACE_SIZE || p + 6 > eol)
+	if (start < base || end > base + (pvm.high_end ? pvm.high_end : KX_SPACE_SIZE) || p + 6 > eol)
 		return false;
 	v->start = start - base;
 	v->end = end - base;
@@ -860,8 +872,8 @@ static void for_pieces(struct hmaps *m, void (*fn)(void *arg, const struct piece
 {
 	struct gmem_region r;
 	size_t i = 0;
-	for (uint64_t at = 0; gmem_query(at, &r) && r.start < KX_USER_END; at = r.end) {
-		if (r.flags & GMEM_TRAMP)
+	for (uint64_t at = 0; gmem_query(at, &r); at = r.end) {
+		if (gmem_own(&r))
 			continue;
 		for (uint64_t a = r.start; a < r.end;) {
 			while (i < m->n && m->v[i].end <= a)
@@ -965,7 +977,7 @@ static void maps_piece(void *arg, const struct piece *p)
 	const struct hvma *v = p->v;
 	bool file = v && !(v->inode_len == 1 && v->inode[0] == '0');
 	struct gmem_text_file f;
-	if (p->r->flags & GMEM_TEXT && gmem_text_file(p->start, &f)) {
+	if ((p->r->flags & GMEM_TEXT || p->r->origin) && gmem_text_file(p->start, &f)) {
 		char dev[16], ino[24];
 		int dl = snprintf(dev, sizeof dev, "%02x:%02x", major(f.dev), minor(f.dev));
 		int il = snprintf(ino, sizeof ino, "%" PRIu64, f.ino);
@@ -1025,9 +1037,9 @@ static struct vm_sizes vm_sizes(void)
 	static uint64_t peak;
 	struct vm_sizes s = { 0 };
 	struct gmem_region r;
-	for (uint64_t at = 0; gmem_query(at, &r) && r.start < KX_USER_END; at = r.end) {
+	for (uint64_t at = 0; gmem_query(at, &r); at = r.end) {
 		uint64_t n = r.end - r.start;
-		if (r.flags & GMEM_TRAMP)
+		if (gmem_own(&r))
 			continue;
 		s.total += n;
 		if (r.start < pvm.stack_top && r.end >= pvm.stack_top)

@@ -667,6 +667,43 @@ def ended_members_are_strangers():
             stranger.wait()
 
 
+GROUP_SIGNALS = """
+import ctypes, fcntl, os, signal, socket, struct
+group, got = os.getpgrp(), []
+a, b = socket.socketpair()
+def attempt(what, fn):
+    try:
+        got.append(f"{what} done" if fn() != -1 else f"{what} refused")
+    except OSError:
+        got.append(f"{what} refused")
+signal.signal(signal.SIGUSR1, lambda *_: None)
+attempt("F_SETOWN", lambda: fcntl.fcntl(a, fcntl.F_SETOWN, -group))
+attempt("F_SETOWN_EX", lambda: fcntl.fcntl(a, 15, struct.pack("ii", 2, group)))
+attempt("SIOCSPGRP", lambda: fcntl.ioctl(a, 0x8902, struct.pack("i", -group)))
+attempt("FIOSETOWN", lambda: fcntl.ioctl(a, 0x8901, struct.pack("i", -group)))
+fcntl.fcntl(a, 10, signal.SIGUSR1)
+fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+b.send(b"x")
+pidfd = os.pidfd_open(os.getpid())
+attempt("pidfd", lambda: ctypes.CDLL(None).syscall(424, pidfd, signal.SIGUSR1, 0, 4))
+print("; ".join(got))
+"""
+
+
+@test
+def signals_of_descriptors_stay_inside():
+    """The process group that kylinx was started in has somebody else in it, who would die of SIGUSR1."""
+    attempts = ["F_SETOWN", "F_SETOWN_EX", "SIOCSPGRP", "FIOSETOWN", "pidfd"]
+    script = "sleep 60 & \"$@\"; kill -0 $! && kill -KILL $! && echo alive"
+    for argv, want in ((["sh", "-c", script, "sh", lib.KYLINX, "run", "--"], "refused"),
+                       ([lib.KYLINX, "run", "--"], "done")):
+        p = subprocess.run([*argv, "python3", "-c", GROUP_SIGNALS], cwd="/", stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=60)
+        # A group of the family's own may get them; by pidfd no group does.
+        lines = ["; ".join(f"{a} {'refused' if a == 'pidfd' else want}" for a in attempts)]
+        expect(p.stdout.splitlines(), lines + (["alive"] if want == "refused" else []), "what was said")
+
+
 # ---- all --------------------------------------------------------------------------------------------------------
 
 def own_mounts():

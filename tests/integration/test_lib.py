@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The library store. Usage: test_lib.py [KYLINX]; prints TAP, ends nonzero on a failure."""
 import ctypes
+import hashlib
 import json
 import os
 import re
@@ -295,6 +296,87 @@ def headers_that_lie(d):
         r = kylinx(d + "/s", "lib", "add", d + "/" + name, timeout=30)
         assert r.status in (0, 125), (name, r.why())
     ok(kylinx(d + "/s", "lib", "verify"))
+
+
+def governed(d, rules):
+    """kylinx under a policy that looks at contents, with its store."""
+    os.makedirs(d + "/c", exist_ok=True)
+    with open(d + "/c/policy", "w") as f:
+        f.write("[default]\n" + rules + "\n")
+    return {"KYLINX_STORE": d + "/s", "KYLINX_CONFIG": d + "/c"}
+
+
+@test
+def copies_for_policies(d):
+    """Under a policy that looks at contents, a warm start maps the store's copies: it copies, hashes, patches nothing."""
+    env = governed(d, "allow soname *\nallow kind program not soname x*")
+    for _ in range(2):
+        ok(lib.run([lib.KYLINX, "run", "--", "/bin/sleep", "0"], env=env))
+    before = files(d + "/s")
+    ps = [subprocess.Popen([lib.KYLINX, "run", "--", "/bin/sleep", "1000"], env={**os.environ, **env},
+                           stdin=subprocess.DEVNULL) for _ in range(5)]
+    try:
+        end = time.monotonic() + 30
+        while time.monotonic() < end and min(lib.read(f"/proc/{p.pid}/maps").count("/images/") for p in ps) < 8:
+            time.sleep(0.1)
+        private, inodes = 0, set()
+        for p in ps:
+            mapped = None
+            for line in lib.read(f"/proc/{p.pid}/smaps").splitlines():
+                if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                    assert "kylinx-image" not in line, line
+                    mapped = line.split()[4] if "/images/" in line else None
+                    writable = "w" in line.split()[1]
+                    inodes |= {mapped} - {None}
+                elif mapped and not writable and line.startswith("Private_Dirty:"):
+                    private += int(line.split()[1])
+        # sleep, ld.so, libc; and the patched texts of the last two
+        expect((len(inodes), files(d + "/s")), (5, before), "files mapped by all, and the store")
+        assert private < 5 * 64, f"{private} KiB of what is not written are private"  # relocated, then read-only
+    finally:
+        for p in ps:
+            p.kill()
+        for p in ps:
+            p.wait()
+    ok(lib.run([lib.KYLINX, "lib", "verify"], env=env))
+    # Damage: the copy isn't used, and the file is looked at anew.
+    for f in images(d + "/s"):
+        with open(f, "r+b") as o:
+            o.seek(5000)
+            o.write(b"\xcc" * 64)
+    r = lib.run([lib.KYLINX, "run", "--", "/bin/ls", "/bin/true"], env=env)
+    expect((r.status, r.out), (0, b"/bin/true\n"), "with a damaged store")
+
+
+@test
+def a_copy_is_not_the_file_after_a_change(d):
+    """A file that was allowed, stored and then changed, is judged by what it is now, whatever its times."""
+    os.mkdir(d + "/p")
+    src = d + "/p.c"
+    for value in (1, 2):
+        with open(src, "w") as f:
+            f.write(f"int main(void) {{ return {value}; }}\n")
+        subprocess.run(["gcc", "-static", "-o", f"{d}/v{value}", src], check=True)
+    prog = shutil.copy(d + "/v1", d + "/p/prog")
+    with open(prog, "rb") as f:
+        digest = hashlib.sha256(f.read()).hexdigest()
+    env = governed(d, f"allow sha256 {digest}")
+    time.sleep(1.1)
+    for _ in range(3):
+        expect(lib.run([lib.KYLINX, "run", "--", prog], env=env).status, 1, "allowed")
+    copy, = [f for f in images(d + "/s") if f.endswith(digest)]
+    st = os.stat(prog)
+    with open(d + "/v2", "rb") as new, open(prog, "r+b") as p:
+        p.write(new.read())
+    os.utime(prog, ns=(st.st_atime_ns, st.st_mtime_ns))
+    for _ in range(2):
+        r = lib.run([lib.KYLINX, "run", "--", prog], env=env)
+        assert r.status == 126 and b"sha256" in r.err, r.why()
+    ok(lib.run([lib.KYLINX, "lib", "gc"], env=env))
+    assert not os.path.exists(copy), "the old copy is kept"
+    os.unlink(prog)
+    os.rename(shutil.copy(d + "/v1", d + "/p/next"), prog)
+    expect(lib.run([lib.KYLINX, "run", "--", prog], env=env).status, 1, "allowed again")
 
 
 @test

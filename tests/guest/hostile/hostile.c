@@ -321,6 +321,8 @@ static void add_pointers(struct values *s)
 		KX_USER_END - 8,
 		KX_USER_END - PAGE,
 		KX_USER_END,
+		KX_SPACE_SIZE,
+		KX_HIGH_END - 8,
 		KX_LIBOS_BASE + 0x1000,
 		KX_VDSO_BASE,
 		KX_VVAR_BASE,
