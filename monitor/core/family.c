@@ -230,6 +230,12 @@ int family_reserve(void)
 	return i;
 }
 
+void family_spare(int slot, pid_t pid)
+{
+	table->slot[slot].birth = (uint32_t)pid;
+	__atomic_store_n(&table->slot[slot].from_host, FAMILY_SPARE, __ATOMIC_RELEASE);
+}
+
 void family_cancel(int slot)
 {
 	family_key k = load((unsigned)slot);

@@ -25,12 +25,13 @@
 
 /* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 typedef uint64_t family_key;
-#define FAMILY_PID_BITS 22                    /* the kernel's pids are below 4194304 */
+#define FAMILY_SPARE 2     /* no member: reserved for a child made ahead (spare.h), whose pid is in `birth` */
+#define FAMILY_PID_BITS 22 /* the kernel's pids are below 4194304 */
 #define FAMILY_RESERVED ((family_key)1 << 63) /* for a child that the process with this pid and start time makes */
 
 struct family_slot {
 	family_key key;           /* pid | start time in clock ticks since boot << 22 (0: not known yet); 0 = free */
-	uint32_t from_host;       /* 1: by `kylinx exec` */
+	uint32_t from_host;       /* 1: by `kylinx exec`; FAMILY_SPARE */
 	uint32_t birth;           /* birth.h */
 	char exe[FAMILY_EXE_MAX]; /* path of its program in the view; empty: not known, or too long */
 };
@@ -69,6 +70,8 @@ int family_enter(bool from_host);
  */
 int family_reserve(void);
 void family_cancel(int slot);
+/* A reserved place tells of a process that is no member. */
+void family_spare(int slot, pid_t pid);
 void family_born(int slot, pid_t pid);
 /* known: read the start time now; not where another process has the same descriptors. */
 void family_child(int slot, bool known);

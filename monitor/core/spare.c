@@ -69,7 +69,9 @@ struct common {
 static struct {
 	struct common *sh;
 	uint8_t *stack;
-	pid_t pid;                /* 0: none */
+	pid_t pid; /* 0: none */
+	pid_t parent;
+	int slot;                 /* in the family's table */
 	bool valid;               /* may still be used */
 	bool born;                /* this process was one */
 	bool used;                /* the last fork of this process used one */
@@ -447,6 +449,8 @@ static int spare_main(void *arg)
 
 static void forget(void)
 {
+	if (sp.pid && sp.parent == my_pid())
+		family_cancel(sp.slot);
 	sp.pid = 0;
 	sp.valid = false;
 }
@@ -482,6 +486,7 @@ void spare_exit(void)
 {
 	if (!sp.pid || my_pid() != pvm.pid)
 		return;
+	family_cancel(sp.slot);
 	if (*family_reapers())
 		spare_remove();
 	else
@@ -663,6 +668,12 @@ void spare_make(struct thread *t)
 		return;
 	}
 	struct common *sh = sp.sh;
+	sp.parent = pvm.pid;
+	sp.slot = family_reserve();
+	if (sp.slot < 0) {
+		in_vain();
+		return;
+	}
 	sh->state = MAKING;
 	sh->opened = sh->done = 0;
 	sh->parent = pvm.pid;
@@ -680,6 +691,7 @@ void spare_make(struct thread *t)
 			  CLONE_FILES | SIGCHLD | (tid_word ? CLONE_CHILD_SETTID : 0), t, NULL, NULL, tid_word);
 	fork_locks_release();
 	if (pid > 0) {
+		family_spare(sp.slot, pid);
 		sp.pid = pid;
 		/* It makes descriptors in the table of both: until then none may be made here. */
 		while (!load(&sh->opened)) {
@@ -693,6 +705,7 @@ void spare_make(struct thread *t)
 		if (!sp.valid)
 			spare_remove();
 	} else {
+		family_cancel(sp.slot);
 		sh->done = 1;
 	}
 	host_call(SYS_rt_sigprocmask, SIG_UNBLOCK, (long)&faults, 0, 8, 0, 0);
@@ -809,6 +822,7 @@ void spare_fork_child(void)
 		if (sp.vm_fd >= 0)
 			close(sp.vm_fd);
 	}
+	sp.pid = 0;
 	child_forget();
 }
 
