@@ -387,8 +387,7 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 	for (size_t i = 0; i < f->nr; i++) {
 		if (f->list[i].nr)
 			qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
-		if (details)
-			table_read(&f->list[i]);
+		table_read(&f->list[i]); /* who is no member yet, too */
 	}
 	return 0;
 }
