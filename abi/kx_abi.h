@@ -151,6 +151,7 @@ struct kx_thread {
 	uint32_t mm_cid, pad;
 	uint32_t futex_slot, pad2; /* of kx_futexes.waiters, + 1: counted there for the call in progress; 0 = not */
 	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
+	uint64_t robust_ready;          /* a new child: the list of robust locks that it has already; 0 = none */
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
@@ -255,6 +256,7 @@ struct kx_libos_header {
 	uint64_t image_end;
 	uint64_t cpuid;             /* entry of a `cpuid`: rbx address after it, rdx where to resume */
 	uint64_t cpuid_flags_saved; /* as flags_saved, of this entry */
+	uint64_t touch; /* rdi: addresses to be read, with bit 0 set written, up to a 0; then KX_PORT_RETURN */
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
 

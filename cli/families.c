@@ -244,6 +244,16 @@ int member_socket(int pidfd, int proc, uint64_t ino)
 	return fd;
 }
 
+/* A child made ahead is nobody yet. */
+static void member_drop(struct family *f, pid_t pid, pid_t parent)
+{
+	struct member *m = member_by_pid(f, pid);
+	if (m && m->ppid == parent) {
+		memmove(m, m + 1, (size_t)(f->members + f->nr - (m + 1)) * sizeof *m);
+		f->nr--;
+	}
+}
+
 /* What members say of themselves: for show alone. */
 static void table_read(struct family *f)
 {
@@ -267,6 +277,8 @@ static void table_read(struct family *f)
 			struct family_slot s;
 			if (pread(fd, &s, sizeof s, (off_t)(sizeof t + i * sizeof s)) != sizeof s)
 				break;
+			if (s.key & FAMILY_RESERVED && s.from_host == FAMILY_SPARE)
+				member_drop(f, (pid_t)s.birth, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));
 			struct member *m = member_by_pid(f, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));
 			if (!m || s.key & FAMILY_RESERVED)
 				continue;
@@ -358,8 +370,7 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 	for (size_t i = 0; i < f->nr; i++) {
 		if (f->list[i].nr)
 			qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
-		if (details)
-			table_read(&f->list[i]);
+		table_read(&f->list[i]); /* who is no member yet, too */
 	}
 	return 0;
 }

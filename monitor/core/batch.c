@@ -18,6 +18,7 @@
 #include "keeper.h"
 #include "thread.h"
 #include "sig.h"
+#include "spare.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -642,6 +643,7 @@ static bool flusher_start(void)
 	if (flusher.pid == pvm.pid)
 		return true;
 	flusher.awake = 1;
+	spare_forbid(); /* it shares the table of descriptors */
 	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
 		flusher.pid = pvm.pid;
 	return flusher.pid == pvm.pid;

@@ -52,6 +52,10 @@ static unsigned used(void)
 
 unsigned family_cpus(void) { return table->cpus; }
 
+uint32_t *family_birth(int slot) { return &table->slot[slot].birth; }
+uint64_t *family_failed_ns(void) { return &table->failed_ns; }
+uint32_t *family_reapers(void) { return &table->reapers; }
+
 uint64_t family_pipes_offset(void) { return PIPES_AT; }
 uint64_t family_ipc_offset(void) { return IPC_AT; }
 
@@ -233,6 +237,12 @@ int family_reserve(void)
 	return i;
 }
 
+void family_spare(int slot, pid_t pid)
+{
+	table->slot[slot].birth = (uint32_t)pid;
+	__atomic_store_n(&table->slot[slot].from_host, FAMILY_SPARE, __ATOMIC_RELEASE);
+}
+
 void family_cancel(int slot)
 {
 	family_key k = load((unsigned)slot);
@@ -248,12 +258,32 @@ void family_born(int slot, pid_t pid)
 		swap((unsigned)slot, k, make_key(pid, 0));
 }
 
-void family_child(int slot, bool known)
+static int due_slot = -1;
+
+void family_settle(void)
 {
-	family_key mine = own_key(known), k = load((unsigned)slot);
+	int i = due_slot;
+	due_slot = -1;
+	family_key mine = own_key(true);
+	swap((unsigned)i, make_key(key_pid(mine), 0), mine);
+}
+
+bool family_is_due(void) { return due_slot >= 0; }
+
+static void child_enter(int slot, family_key mine)
+{
+	family_key k = load((unsigned)slot);
 	set_exe(&table->slot[slot]);
 	while ((k & FAMILY_RESERVED || k == make_key(key_pid(mine), 0)) && !swap((unsigned)slot, k, mine))
 		k = load((unsigned)slot);
+}
+
+void family_child(int slot, bool known) { child_enter(slot, own_key(known)); }
+
+void family_child_later(int slot)
+{
+	due_slot = slot;
+	child_enter(slot, own_key(false));
 }
 
 void family_set_exe(void)

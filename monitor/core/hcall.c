@@ -15,6 +15,7 @@
 #include "../dev/procfs.h"
 #include "admit.h"
 #include "batch.h"
+#include "family.h"
 #include "keeper.h"
 #include "libfile.h"
 #include "pipe.h"
@@ -22,6 +23,7 @@
 #include "robust.h"
 #include "rseq.h"
 #include "serve.h"
+#include "spare.h"
 #include "sig.h"
 #include "strace.h"
 #include "update.h"
@@ -339,6 +341,8 @@ int fd_grow(void)
 	int r = 0;
 	if (pvm.fd_limit == pvm.fd_max)
 		return 0;
+	spare_changed();
+	spare_remove();
 	serve_lock();
 	fd_limit_lift();
 	for (unsigned i = 0; i < nr_kept && !r; i++)
@@ -500,6 +504,12 @@ static void traced(struct hcall *c, int64_t ret)
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
 }
 
+/* Calls that many children make first and do not come back from. */
+static bool ends_soon(uint64_t nr)
+{
+	return nr == SYS_exit || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat;
+}
+
 void hcall_dispatch(struct thread *t)
 {
 	struct kx_call call = t->area->call;
@@ -527,6 +537,9 @@ void hcall_dispatch(struct thread *t)
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
 		serve_before(&c);
+		spare_call(&c);
+		if (family_is_due() && !ends_soon(c.nr))
+			family_settle();
 		if (pvm.cfg->strace)
 			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */

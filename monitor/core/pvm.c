@@ -32,6 +32,7 @@
 #include "seccomp.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
@@ -99,6 +100,7 @@ _Noreturn void pvm_exit_group(int status)
 	thread_release_all();
 	text_note_family();
 	pipe_exit();
+	spare_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -119,6 +121,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 		thread_release_all();
 	}
 	text_note_family();
+	spare_exit();
 	report_end("killed by signal %d", sig);
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);

@@ -25,6 +25,7 @@
 #include "keeper.h"
 #include "libfile.h"
 #include "sig.h"
+#include "spare.h"
 #include "strace.h"
 #include "thread.h"
 #include "written.h"
@@ -447,7 +448,7 @@ static void start(void)
 {
 	if (pthread_mutex_trylock(&gate))
 		return;
-	if (!serve.running && !serve.forbidden)
+	if (!serve.running && !serve.forbidden && !spare_waits())
 		start_locked();
 	pthread_mutex_unlock(&gate);
 }
@@ -464,6 +465,12 @@ static void stop(bool for_good)
 	}
 	serve.forbidden |= for_good;
 	pthread_mutex_unlock(&gate);
+}
+
+void serve_stop(void)
+{
+	if (!serve.forbidden && __atomic_load_n(&serve.running, __ATOMIC_RELAXED))
+		stop(false);
 }
 
 /* ---- hooks ---------------------------------------------------------------------------------------------------------- */

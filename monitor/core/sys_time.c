@@ -353,6 +353,7 @@ int64_t hc_set_robust_list(struct hcall *c)
 {
 	if (c->arg[1] != 24)
 		return -EINVAL;
+	c->t->area->robust_ready = 0;
 	robust_set(c->t, c->arg[0]);
 	return 0;
 }
@@ -362,7 +363,7 @@ int64_t hc_get_robust_list(struct hcall *c)
 	int pid = (int)c->arg[0];
 	uint64_t head = 0, len = 24;
 	if (pid == 0 || pid == c->t->tid) {
-		head = c->t->robust_head;
+		head = c->t->area->robust_ready ? 0 : c->t->robust_head;
 	} else if (c->t->pid != pvm.pid) { /* a child of vfork has no other threads */
 		return -ESRCH;
 	} else {

@@ -20,6 +20,7 @@
 #include "../core/gmem.h"
 #include "../core/ipc.h"
 #include "../core/keeper.h"
+#include "../core/spare.h"
 #include "../core/thread.h"
 
 #define MEM_NAME "kxproc:" /* our memory files in links of self/fd */
@@ -1104,6 +1105,8 @@ static int64_t open_file(const struct node *n, const char *rel, int flags)
 {
 	char host[512];
 	bool write = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
+	if (write) /* of what a child inherits, perhaps */
+		spare_forbid();
 	if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
 		return -EEXIST;
 	if (flags & O_DIRECTORY)
