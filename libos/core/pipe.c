@@ -257,7 +257,8 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	struct transfer x;
 	bool writes = f->orig_rax == 1 || f->orig_rax == 20;
-	if (!setup(&x, t, f, writes))
+	/* Who reads it may send a signal that is blocked here and ignored by the host until it learns so by an exit. */
+	if ((writes && serve_mask_lags(t)) || !setup(&x, t, f, writes))
 		return false;
 	batch_flush(t);
 	return writes ? write_ring(&x, ret) : read_ring(&x, ret);
