@@ -486,10 +486,11 @@ static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
 
-static struct ctx *ctx_of(struct thread *t)
+/* By index: the service thread has that of the thread it acts for. */
+static struct ctx *ctx_of(const struct thread *t)
 {
 	for (int i = 0; i < nr_ctxs; i++)
-		if (ctxs[i].t == t)
+		if (ctxs[i].t && ctxs[i].t->index == t->index)
 			return &ctxs[i];
 	return NULL;
 }
@@ -499,6 +500,8 @@ static bool flusher_start(void);
 static struct ctx *ctx_make(struct thread *t)
 {
 	struct ctx *x = NULL;
+	if (t->vcpu_fd < 0) /* the service thread */
+		return NULL;
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
@@ -751,6 +754,16 @@ static bool is_inner(uint64_t nr) { return nr >= HC_FIRST && nr <= HC_LAST; }
 bool batch_active(void)
 {
 	return __atomic_load_n(&nr_socks, __ATOMIC_RELAXED) || __atomic_load_n(&nr_ctxs, __ATOMIC_RELAXED);
+}
+
+bool batch_may_serve(struct hcall *c)
+{
+	if (!is_wait(c->nr) || !batch_active())
+		return true;
+	pthread_mutex_lock(&lock);
+	bool has = ctx_of(c->t) != NULL;
+	pthread_mutex_unlock(&lock);
+	return has;
 }
 
 bool batch_enter(struct hcall *c, int64_t *r)

@@ -43,8 +43,8 @@
 
 static void hooks_prepare(void)
 {
-	batch_fork_lock();
 	serve_lock();
+	batch_fork_lock();
 	update_fork_prepare();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
@@ -63,8 +63,8 @@ static void hooks_done(void)
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	update_fork_done();
-	serve_unlock();
 	batch_fork_unlock();
+	serve_unlock();
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
