@@ -200,6 +200,7 @@ struct kx_futexes {
 #define KX_BATCH_RX 0x80000       /* offset of what was fetched                          */
 #define KX_BATCH_RX_SIZE 0x80000  /* its bytes                                           */
 #define KX_BATCH_SEND_MAX 0x10000 /* longest record's data                               */
+#define KX_BATCH_FILES 8          /* that a context's thread sends from                  */
 
 /* A socket; `owner` is the context (number + 1) whose thread may use it. */
 struct kx_bsock {
@@ -227,6 +228,12 @@ struct kx_bctx {
 	uint64_t exits;      /* hypercalls of this thread */
 	uint64_t mark;       /* head at the last of them */
 	uint64_t turn;       /* grows with each wait that brings events */
+	struct kx_bfile {
+		uint64_t size;
+		int32_t fd;     /* -1 = none */
+		uint32_t uses;  /* counted by the LibOS */
+		uint64_t calls; /* kx_batch.calls as `size` was looked at */
+	} file[KX_BATCH_FILES];
 };
 
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
@@ -235,11 +242,19 @@ struct kx_brec {
 	uint32_t gen, len, flags; /* flags of send(2) */
 	uint64_t ticket, pad;     /* order among contexts */
 };
+#define KX_BREC_FILE 0x80000000u /* in flags: the data is a kx_bfrom, its length is `len` */
+
+struct kx_bfrom {
+	uint64_t offset;
+	int32_t fd;
+	uint32_t len;
+};
 
 struct kx_batch {
 	uint64_t ticket;
 	uint32_t selfish, pad; /* 1: this process has connected sockets, perhaps with each other */
-	uint64_t pad2[6];
+	uint64_t calls;        /* hypercalls of all threads */
+	uint64_t pad2[5];
 	uint8_t ctx_of[KX_AREA_MAX]; /* by kx_thread.index: context + 1, 0 = none */
 };
 

@@ -10,6 +10,7 @@
 #define NR_write 1
 #define NR_readv 19
 #define NR_writev 20
+#define NR_sendfile 40
 #define NR_sendto 44
 #define NR_recvfrom 45
 #define NR_sendmsg 46
@@ -147,28 +148,74 @@ static bool take_credit(struct kx_bsock *s, uint32_t cost)
 	       __atomic_compare_exchange_n(&s->credit, &have, have - cost, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
-static bool transmit(struct io *io, int64_t *ret)
+/* Room for a record with len bytes, which send `total`; NULL: none, or the socket may not send so much. `*head`: where
+ * the ring ends then. */
+static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
 {
 	struct kx_bctx *c = io->ctx;
 	uint8_t *ring = (uint8_t *)c + KX_BATCH_TX;
-	uint64_t len = io->total, head = c->head, tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
-	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = head % KX_BATCH_TX_SIZE;
+	uint64_t tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
+	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = c->head % KX_BATCH_TX_SIZE;
 	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
-	if (!len || len > KX_BATCH_SEND_MAX || (uint32_t)c->turn - io->s->turn > 1 ||
-	    io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE) || head + fill + size - tail > KX_BATCH_TX_SIZE ||
-	    !take_credit(io->s, KX_BATCH_COST((uint32_t)len)))
-		return false;
+	if (!total || total > KX_BATCH_SEND_MAX || (uint32_t)c->turn - io->s->turn > 1 ||
+	    c->head + fill + size - tail > KX_BATCH_TX_SIZE || !take_credit(io->s, KX_BATCH_COST((uint32_t)total)))
+		return NULL;
+	*head = c->head + fill + size;
 	struct kx_brec *r = (struct kx_brec *)(ring + at);
-	if (fill) {
-		*r = (struct kx_brec){ .fd = -1, .len = (uint32_t)(fill - RECORD) };
-		r = (struct kx_brec *)ring;
-	}
-	if (!gather(io, (uint8_t *)(r + 1)))
-		return false;
-	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = io->flags };
+	if (!fill)
+		return r;
+	*r = (struct kx_brec){ .fd = -1, .len = (uint32_t)(fill - RECORD) };
+	return (struct kx_brec *)ring;
+}
+
+static void publish(struct io *io, struct kx_brec *r, uint64_t len, uint32_t flags, uint64_t head)
+{
+	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = flags };
 	r->ticket = __atomic_fetch_add(&BATCH->ticket, 1, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&c->head, head + fill + size, __ATOMIC_SEQ_CST);
-	*ret = len;
+	__atomic_store_n(&io->ctx->head, head, __ATOMIC_SEQ_CST);
+}
+
+static bool transmit(struct io *io, int64_t *ret)
+{
+	uint64_t head;
+	if (io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE))
+		return false;
+	struct kx_brec *r = reserve(io, io->total, io->total, &head);
+	if (!r || !gather(io, (uint8_t *)(r + 1)))
+		return false;
+	publish(io, r, io->total, io->flags, head);
+	*ret = (int64_t)io->total;
+	return true;
+}
+
+/* Only while no thread has made a call since the file's size was looked at: by one it could have learnt of another. */
+static struct kx_bfile *file_of(struct kx_bctx *c, uint64_t fd)
+{
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		if (c->file[i].fd == (int32_t)fd)
+			return c->file[i].calls == __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE) ? &c->file[i]
+												    : NULL;
+	return NULL;
+}
+
+static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t count, int64_t *ret)
+{
+	struct kx_bfile *file = (int32_t)fd >= 0 && at_gva ? file_of(io->ctx, fd) : NULL;
+	struct kx_bfrom from = { .fd = (int32_t)fd };
+	uint64_t head;
+	if (!file || user_read(&from.offset, at_gva, sizeof from.offset) || from.offset >= file->size)
+		return false;
+	if (count > file->size - from.offset)
+		count = file->size - from.offset;
+	uint64_t next = from.offset + count;
+	struct kx_brec *r = reserve(io, sizeof from, count, &head);
+	if (!r || user_write(at_gva, &next, sizeof next))
+		return false;
+	from.len = (uint32_t)count;
+	*(struct kx_bfrom *)(r + 1) = from;
+	publish(io, r, sizeof from, KX_BREC_FILE, head);
+	file->uses++;
+	*ret = (int64_t)count;
 	return true;
 }
 
@@ -205,6 +252,8 @@ static bool try_call(struct io *io, struct kx_frame *f, int64_t *ret)
 		return one(io, f->rsi, f->rdx) && transmit(io, ret);
 	case NR_writev:
 		return many(io, f->rsi, (uint32_t)f->rdx) && transmit(io, ret);
+	case NR_sendfile:
+		return send_file(io, f->rsi, f->rdx, f->r10, ret);
 	case NR_sendto:
 		io->flags = f->r10;
 		return !f->r8 && one(io, f->rsi, f->rdx) && transmit(io, ret);
@@ -217,7 +266,8 @@ static bool try_call(struct io *io, struct kx_frame *f, int64_t *ret)
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	static const uint64_t mine = 1ull << NR_read | 1ull << NR_write | 1ull << NR_readv | 1ull << NR_writev |
-				     1ull << NR_sendto | 1ull << NR_recvfrom | 1ull << NR_sendmsg | 1ull << NR_recvmsg;
+				     1ull << NR_sendfile | 1ull << NR_sendto | 1ull << NR_recvfrom |
+				     1ull << NR_sendmsg | 1ull << NR_recvmsg;
 	struct io io;
 	if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
 		return false;

@@ -42,14 +42,6 @@ static uint32_t used_of(const struct kx_pipe *o)
 	return n > KX_PIPE_RING ? 0 : (uint32_t)n;
 }
 
-/* Whoever learns of this may send a signal that is blocked here, and ignored by the host, which does not know: an exit tells
- * it first. */
-static bool mask_lags(const struct kx_thread *t)
-{
-	const struct kx_serve *s = (const struct kx_serve *)KX_SERVE_BASE;
-	return t->sigmask & ~t->host_mask & s->plain;
-}
-
 /* False after a while: its holder lost the CPU, or was killed. */
 static bool lock(const struct transfer *x, uint64_t *l)
 {
@@ -69,7 +61,9 @@ static void unlock(uint64_t *l) { __atomic_store_n(l, 0, __ATOMIC_RELEASE); }
 static bool setup(struct transfer *x, struct kx_thread *t, struct kx_frame *f, bool writes)
 {
 	x->fd = f->rdi;
-	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork || mask_lags(t))
+	/* Whoever learns of this may send a signal that is blocked here, and ignored by the host, which does not know: an exit
+	 * tells it first. */
+	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork || serve_mask_lags(t))
 		return false;
 	x->e = &TABLE->fd[(uint32_t)x->fd];
 	uint64_t key = __atomic_load_n(&x->e->key, __ATOMIC_ACQUIRE);

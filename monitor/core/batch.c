@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include "gmem.h"
@@ -31,6 +32,7 @@
 #define TICK_NS 500000 /* of the flusher: what it sees twice is sent */
 #define TICKS_IDLE 16  /* after so many without anything to do it sleeps */
 #define DRAIN_MS 5000  /* how long the end of a socket waits for what the kernel would not take */
+#define FILE_IDLE 64   /* calls of a thread until a file that it does not send is forgotten */
 #define FLUSHER_STACK (128 << 10)
 
 enum kind { NONE, TCP, UNIX };
@@ -66,6 +68,11 @@ struct ctx {
 	int fd[FETCHES_MAX];
 	uint32_t nr_live; /* sockets that may be written to */
 	struct pollfd live[FETCHES_MAX];
+	struct file {
+		int fd; /* -1 = none; a regular file that was sent from */
+		uint32_t uses, idle;
+	} file[KX_BATCH_FILES];
+	unsigned next_file;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -224,7 +231,8 @@ static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 		__atomic_signal_fence(__ATOMIC_SEQ_CST);
 		uint64_t size = sizeof *r + (((uint64_t)r->len + 31) & ~31ull);
 		if (there > KX_BATCH_TX_SIZE || there % 32 || size > there || at + size > KX_BATCH_TX_SIZE ||
-		    (r->fd != -1 && r->len > KX_BATCH_SEND_MAX))
+		    (r->fd != -1 && r->len > KX_BATCH_SEND_MAX) ||
+		    (r->fd != -1 && r->flags & KX_BREC_FILE && r->len != sizeof(struct kx_bfrom)))
 			pvm_panic("LibOS: the queue of sends is broken");
 		*data = ring + at + sizeof *r;
 		if (r->fd != -1)
@@ -234,20 +242,52 @@ static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 	}
 }
 
-static void send_record(const struct kx_brec *r, const uint8_t *data)
+static void send_data(int fd, struct sock *s, const uint8_t *data, uint32_t len, uint32_t flags)
+{
+	if (s->left) {
+		keep(fd, s, data, len, flags);
+		return;
+	}
+	long n = try_send(fd, data, len, flags);
+	if (n < 0 && n != -EAGAIN)
+		send_failed(fd, s, n);
+	else if (n < (long)len)
+		keep(fd, s, data + (n < 0 ? 0 : n), len - (n < 0 ? 0 : (uint32_t)n), flags);
+}
+
+/* The program has been told that all of it went: where the file has become shorter meanwhile, the stream ends. */
+static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t *data)
+{
+	static uint8_t buf[KX_BATCH_SEND_MAX];
+	struct kx_bfrom from;
+	bool known = false;
+	memcpy(&from, data, sizeof from);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		known |= from.fd >= 0 && x->file[i].fd == from.fd;
+	if (!known || from.len > sizeof buf || from.offset > INT64_MAX - sizeof buf)
+		pvm_panic("LibOS: the queue of sends is broken");
+	uint32_t got = 0;
+	for (long r = 1; got < from.len && r > 0; got += r > 0 ? (uint32_t)r : 0)
+		r = HC6(SYS_pread64, from.fd, buf + got, from.len - got, from.offset + got, 0, 0);
+	if (got)
+		send_data(fd, s, buf, got, 0);
+	if (got < from.len) {
+		drain_left(fd, s);
+		HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+		send_failed(fd, s, -EIO);
+	}
+}
+
+static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	struct sock *s = find(r->fd);
 	if (!s || s->gen != r->gen)
 		return; /* closed by another thread at the same moment */
-	if (s->left) {
-		keep(r->fd, s, data, r->len, r->flags);
-		return;
-	}
-	long n = try_send(r->fd, data, r->len, r->flags);
-	if (n < 0 && n != -EAGAIN)
-		send_failed(r->fd, s, n);
-	else if (n < (long)r->len)
-		keep(r->fd, s, data + (n < 0 ? 0 : n), r->len - (n < 0 ? 0 : (uint32_t)n), r->flags);
+	if (r->flags & KX_BREC_FILE)
+		send_file(x, r->fd, s, data);
+	else
+		send_data(r->fd, s, data, r->len, r->flags);
 }
 
 /* Send all that is queued, in the order of the writes. */
@@ -266,7 +306,7 @@ static void flush(void)
 			}
 		if (!first)
 			return;
-		send_record(&best, best_data);
+		send_record(first, &best, best_data);
 		first->tail += sizeof best + (((uint64_t)best.len + 31) & ~31ull);
 		__atomic_store_n(&first->g->tail, first->tail, __ATOMIC_RELEASE);
 	}
@@ -487,10 +527,11 @@ static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
 
-static struct ctx *ctx_of(struct thread *t)
+/* By index: the service thread has that of the thread it acts for. */
+static struct ctx *ctx_of(const struct thread *t)
 {
 	for (int i = 0; i < nr_ctxs; i++)
-		if (ctxs[i].t == t)
+		if (ctxs[i].t && ctxs[i].t->index == t->index)
 			return &ctxs[i];
 	return NULL;
 }
@@ -500,6 +541,8 @@ static bool flusher_start(void);
 static struct ctx *ctx_make(struct thread *t)
 {
 	struct ctx *x = NULL;
+	if (t->vcpu_fd < 0) /* the service thread */
+		return NULL;
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
@@ -510,11 +553,58 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
 		nr_ctxs = (int)(x - ctxs) + 1;
 	__atomic_store_n(&shared()->ctx_of[t->index], (uint8_t)(x - ctxs + 1), __ATOMIC_SEQ_CST);
 	pvm.shared->batch = 1;
 	return x;
+}
+
+/* ---- files that are sent from --------------------------------------------------------------------------------------- */
+
+static void file_forget(struct ctx *x, int i)
+{
+	x->g->file[i].fd = -1;
+	x->file[i].fd = -1;
+}
+
+static void file_sent(struct ctx *x, int fd)
+{
+	struct stat st;
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		if (x->file[i].fd == fd)
+			return;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+		return;
+	unsigned i = x->next_file++ % KX_BATCH_FILES;
+	file_forget(x, (int)i);
+	x->file[i] = (struct file){ .fd = fd, .uses = x->g->file[i].uses };
+}
+
+/* How long they are now, as the thread may know that makes no call from here on. */
+static void files_look(struct ctx *x)
+{
+	for (int i = 0; i < KX_BATCH_FILES; i++) {
+		struct file *f = &x->file[i];
+		struct kx_bfile *g = &x->g->file[i];
+		struct stat st;
+		if (f->fd < 0)
+			continue;
+		f->idle = f->uses == g->uses ? f->idle + 1 : 0;
+		f->uses = g->uses;
+		uint64_t calls = __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST);
+		long fl = HC6(SYS_fcntl, f->fd, F_GETFL, 0, 0, 0, 0);
+		if (f->idle > FILE_IDLE || fl < 0 || (fl & O_ACCMODE) == O_WRONLY || fl & O_PATH || fstat(f->fd, &st) ||
+		    !S_ISREG(st.st_mode)) {
+			file_forget(x, i);
+			continue;
+		}
+		g->size = (uint64_t)st.st_size;
+		g->calls = calls;
+		__atomic_store_n(&g->fd, f->fd, __ATOMIC_SEQ_CST);
+	}
 }
 
 static void ctx_give_up(struct ctx *x)
@@ -755,6 +845,16 @@ bool batch_active(void)
 	return __atomic_load_n(&nr_socks, __ATOMIC_RELAXED) || __atomic_load_n(&nr_ctxs, __ATOMIC_RELAXED);
 }
 
+bool batch_may_serve(struct hcall *c)
+{
+	if (!is_wait(c->nr) || !batch_active())
+		return true;
+	pthread_mutex_lock(&lock);
+	bool has = ctx_of(c->t) != NULL;
+	pthread_mutex_unlock(&lock);
+	return has;
+}
+
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
@@ -762,6 +862,8 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
+	if (mapped)
+		__atomic_add_fetch(&shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x) {
 		x->in_guest = false;
 		x->g->exits++;
@@ -806,6 +908,8 @@ static void note_result(struct hcall *c, int64_t r)
 		 guest_sock(fd)->owner == (uint32_t)(x - ctxs) + 1) {
 		tell_credit(fd, s);
 		may_write(x, fd);
+		if (c->nr == SYS_sendfile && r > 0 && c->arg[2])
+			file_sent(x, (int)c->arg[1]);
 	}
 }
 
@@ -823,9 +927,12 @@ void batch_leave(struct hcall *c, int64_t r)
 		return;
 	pthread_mutex_lock(&lock);
 	note_result(c, r);
+	if (mapped)
+		__atomic_add_fetch(&shared()->calls, 1, __ATOMIC_SEQ_CST);
 	struct ctx *x = ctx_of(c->t);
 	if (x) {
 		still_live(x);
+		files_look(x);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		x->seen = 0;

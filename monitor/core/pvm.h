@@ -54,6 +54,8 @@ struct kx_config {
 /* Where a thread is, for an update (update.h): out of the guest, perhaps in it, or waiting to be let in. */
 enum { GATE_MONITOR, GATE_GUEST, GATE_PARKED };
 
+#define SIG_STOP_NEVER 2 /* of a thread that no signal reaches: they are not even tried */
+
 struct thread {
 	struct thread *next;    /* pvm.threads, or the pool */
 	struct kx_thread *area; /* host address of the thread's area */
@@ -73,7 +75,7 @@ struct thread {
 	/* Signals (signal.c). `acc` is filled by the host signal handler on this thread only. */
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
-	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
+	volatile int sig_stop; /* 1: blocking calls must not sleep (a signal waits to be delivered) */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */

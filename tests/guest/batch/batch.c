@@ -23,6 +23,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -610,6 +611,101 @@ static void test_close(void)
 	bye(0, fd);
 }
 
+/* ---- files ---------------------------------------------------------------------------------------------------------------- */
+
+static int file_with(const char *name, char first, int n)
+{
+	static char b[5000];
+	int f = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
+	for (int i = 0; i < n; i++)
+		b[i] = (char)(first + i % 23);
+	if (f < 0 || write(f, b, n) != n)
+		exit(115);
+	return f;
+}
+
+/* The peer gets exactly these bytes: a head of one byte, len bytes of a file of file_with() from offset at, a tail. */
+static bool arrives(char first, int at, int len)
+{
+	static uint8_t b[5002];
+	b[0] = 'h';
+	for (int i = 0; i < len; i++)
+		b[1 + i] = (uint8_t)(first + (at + i) % 23);
+	b[1 + len] = 't';
+	return tell(RECV, 0, len + 2, NULL) == len + 2 && last.sum == sum_of(0, b, len + 2);
+}
+
+static bool next_turn(int fd)
+{
+	char b[8];
+	tell(SEND, 0, 1, "x");
+	return turn(fd, 2000) && read(fd, b, sizeof b) == 1;
+}
+
+static bool one_file(int fd, int f, off_t at, size_t count, long expect)
+{
+	off_t was = at;
+	return write(fd, "h", 1) == 1 && sendfile(fd, f, &at, count) == expect && at == was + expect &&
+	       write(fd, "t", 1) == 1;
+}
+
+static void test_sendfile(void)
+{
+	char a[] = "/tmp/kx-batch-XXXXXX", b[sizeof a + 2], buf[8];
+	int f = mkstemp(a), fd = conn(0);
+	close(f);
+	snprintf(b, sizeof b, "%s.b", a);
+	f = file_with(a, 'a', 3000);
+	for (int i = 0; i < 3; i++)
+		check(next_turn(fd) && one_file(fd, f, i, 1000, 1000) && arrives('a', i, 1000),
+		      "sendfile: between writes");
+	check(next_turn(fd) && one_file(fd, f, 2900, 1000, 100) && arrives('a', 2900, 100), "sendfile: up to the end");
+	check(next_turn(fd) && one_file(fd, f, 3000, 10, 0) && arrives('a', 0, 0), "sendfile: at the end");
+	check(next_turn(fd) && one_file(fd, f, 5, 0, 0) && arrives('a', 0, 0), "sendfile: of no bytes");
+	off_t off = -1;
+	next_turn(fd);
+	fails(sendfile(fd, f, &off, 10), EINVAL, "sendfile: before the beginning");
+	next_turn(fd);
+	fails(sendfile(fd, f, BAD, 10), EFAULT, "sendfile: an offset that can't be read");
+	next_turn(fd);
+	check(lseek(f, 7, SEEK_SET) == 7 && next_turn(fd) && write(fd, "h", 1) == 1 &&
+		      sendfile(fd, f, NULL, 20) == 20 && lseek(f, 0, SEEK_CUR) == 27 && write(fd, "t", 1) == 1 &&
+		      arrives('a', 7, 20),
+	      "sendfile: at the file's position");
+	check(next_turn(fd), "turn");
+	long sum = 0;
+	for (int i = 0; i < 20; i++)
+		sum += sendfile(fd, f, (off = i, &off), 500);
+	check(sum == 10000 && tell(RECV, 0, 10000, NULL) == 10000, "sendfile: twenty in one turn");
+	int g = open(a, O_RDWR);
+	check(next_turn(fd) && !ftruncate(g, 1500) && one_file(fd, f, 1000, 1000, 500) && arrives('a', 1000, 500),
+	      "sendfile: the file became shorter");
+	check(next_turn(fd) && pwrite(g, "bcde", 4, 1500) == 4 && one_file(fd, f, 1490, 1000, 14) &&
+		      tell(RECV, 0, 16, NULL) == 16 && !memcmp(last.data + 11, "bcdet", 5),
+	      "sendfile: and longer");
+	close(g);
+	/* The number becomes another file's, with something of the first one on its way. */
+	g = file_with(b, 'B', 700);
+	check(next_turn(fd) && one_file(fd, f, 0, 600, 600) && dup2(g, f) == f, "dup2 over the file");
+	check(arrives('a', 0, 600), "what was sent before is of the old file");
+	check(one_file(fd, f, 0, 1000, 700) && arrives('B', 0, 700), "what is sent then, of the new one");
+	check(next_turn(fd) && one_file(fd, f, 0, 600, 600) && close(f) == 0 && arrives('B', 0, 600),
+	      "close of the file");
+	fails(sendfile(fd, f, &off, 1), EBADF, "sendfile: closed");
+	check(open(b, O_WRONLY) == f && next_turn(fd), "open for writing");
+	fails(sendfile(fd, f, (off = 0, &off), 1), EBADF, "sendfile: not open for reading");
+	close(f);
+	check(next_turn(fd) && sendfile(fd, g, (off = 0, &off), 9) == 9 && tell(RECV, 0, 9, NULL) == 9, "once more");
+	check(next_turn(fd) && sendfile(fd, g, (off = 9, &off), 9) == 9 && !shutdown(fd, SHUT_WR) &&
+		      tell(RECV, 0, 100, NULL) == 9,
+	      "sendfile and shutdown");
+	fails(read(fd, buf, 1), EAGAIN, "read: nothing");
+	close(g);
+	unlink(a);
+	unlink(b);
+	bye(0, fd);
+}
+
 static void test_dup(void)
 {
 	char b[8];
@@ -923,6 +1019,7 @@ static void all(bool un)
 	test_compute();
 	test_backpressure();
 	test_close();
+	test_sendfile();
 	test_dup();
 	test_blocking();
 	test_rights();

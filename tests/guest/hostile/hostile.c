@@ -31,6 +31,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -1246,12 +1247,33 @@ static void lie_batch_ring(void)
 	r->len = below(2) ? (uint32_t)any_value() : (uint32_t)below(200);
 	r->fd = (int32_t)below(40) - 1;
 	r->gen = (uint32_t)below(3);
+	if (below(2))
+		return;
+	volatile struct kx_bfrom *from = (void *)(r + 1);
+	*from = (struct kx_bfrom){ below(2) ? any_value() : below(200), (int32_t)below(40) - 1, (uint32_t)below(200) };
+	if (below(8) == 0)
+		from->len = (uint32_t)any_value();
+	r->len = sizeof *from;
+	r->flags = KX_BREC_FILE;
+}
+
+/* Sizes and numbers of the files that a thread sends from. */
+static void lie_batch_files(void)
+{
+	volatile struct kx_bctx *x = (void *)(KX_BATCH_BASE + KX_BATCH_CTX);
+	volatile struct kx_bfile *f = &x->file[below(KX_BATCH_FILES)];
+	f->size = any_value();
+	f->calls = ((volatile struct kx_batch *)KX_BATCH_BASE)->calls;
+	f->uses = (uint32_t)any_value();
+	if (below(16) == 0)
+		f->fd = (int32_t)below(40) - 1;
 }
 
 /* A turn of an event loop, with a socket whose reads and writes are batched. */
 static void batch_turn(void)
 {
-	static int l = -1, ep, c, s;
+	static int l = -1, ep, c, s, file;
+	off_t off = 0;
 	char buf[64] = "request";
 	struct epoll_event ev = { .events = EPOLLIN };
 	if (l < 0) {
@@ -1264,6 +1286,7 @@ static void batch_turn(void)
 		    connect(c, (void *)&a, len))
 			return;
 		s = accept4(l, NULL, NULL, SOCK_NONBLOCK);
+		file = open("/proc/self/exe", O_RDONLY);
 		epoll_ctl(ep, EPOLL_CTL_ADD, s, &ev);
 	}
 	ssize_t r = send(c, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -1271,6 +1294,7 @@ static void batch_turn(void)
 	for (int i = 0; i < 3; i++) {
 		r += recv(s, buf, 20, MSG_DONTWAIT);
 		r += send(s, buf, 20, MSG_DONTWAIT | MSG_NOSIGNAL);
+		r += sendfile(s, file, &off, 20);
 	}
 	r += recv(c, buf, sizeof buf, MSG_DONTWAIT);
 	*(volatile ssize_t *)lie_struct = r;
@@ -1737,6 +1761,7 @@ static const struct {
 	{ "ipc-ring", lie_ipc_ring },
 	{ "batch", lie_batch },
 	{ "batch-ring", lie_batch_ring },
+	{ "batch-files", lie_batch_files },
 };
 
 static void mode_init(uint64_t seed)
