@@ -211,6 +211,8 @@ struct kx_bsock {
 	uint32_t gen;    /* of the descriptor's use: records carry it */
 	uint32_t epoch;  /* low half of kx_bctx.exits as `rx` was set */
 	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
+	uint32_t fresh;  /* 1: in no epoll yet, and may be put into one by a record */
+	uint32_t pad;
 };
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
@@ -228,6 +230,7 @@ struct kx_bctx {
 	uint64_t exits;      /* hypercalls of this thread */
 	uint64_t mark;       /* head at the last of them */
 	uint64_t turn;       /* grows with each wait that brings events */
+	int32_t epoll, pad;  /* the last wait's, -1 = it may be closed */
 	struct kx_bfile {
 		uint64_t size;
 		int32_t fd;     /* -1 = none */
@@ -242,12 +245,20 @@ struct kx_brec {
 	uint32_t gen, len, flags; /* flags of send(2) */
 	uint64_t ticket, pad;     /* order among contexts */
 };
-#define KX_BREC_FILE 0x80000000u /* in flags: the data is a kx_bfrom, its length is `len` */
+#define KX_BREC_FILE 0x80000000u  /* in flags: the data is a kx_bfrom, its length is `len` */
+#define KX_BREC_CLOSE 0x40000000u /* close(fd); no data */
+#define KX_BREC_ADD 0x20000000u   /* epoll_ctl(EPOLL_CTL_ADD, fd): the data is a kx_badd */
 
 struct kx_bfrom {
 	uint64_t offset;
 	int32_t fd;
 	uint32_t len;
+};
+
+struct kx_badd {
+	uint64_t data;
+	uint32_t events;
+	int32_t epoll;
 };
 
 struct kx_batch {

@@ -8,6 +8,7 @@
 
 #define NR_read 0
 #define NR_write 1
+#define NR_close 3
 #define NR_readv 19
 #define NR_writev 20
 #define NR_sendfile 40
@@ -15,6 +16,7 @@
 #define NR_recvfrom 45
 #define NR_sendmsg 46
 #define NR_recvmsg 47
+#define NR_epoll_ctl 233
 #define F_PEEK 2u
 #define F_DONTWAIT 0x40u
 #define F_NOSIGNAL 0x4000u
@@ -47,8 +49,8 @@ struct io {
 	struct vec v[IOV_FEW];
 };
 
-/* The socket behind fd, if this thread may use it. */
-static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
+/* The socket behind fd; false: of this thread there is nothing in batches. */
+static bool look(struct kx_thread *t, struct io *io, uint64_t fd, uint32_t *of)
 {
 	uint32_t ctx = BATCH->ctx_of[t->index % KX_AREA_MAX];
 	io->fd = (uint32_t)fd;
@@ -56,7 +58,15 @@ static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
 		return false;
 	io->s = &SOCKS[io->fd];
 	io->ctx = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(ctx - 1) * 0x100000);
-	return __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx;
+	*of = ctx;
+	return true;
+}
+
+/* The same, if this thread may use it. */
+static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
+{
+	uint32_t ctx;
+	return look(t, io, fd, &ctx) && __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx;
 }
 
 static bool one(struct io *io, uint64_t base, uint64_t len)
@@ -148,17 +158,14 @@ static bool take_credit(struct kx_bsock *s, uint32_t cost)
 	       __atomic_compare_exchange_n(&s->credit, &have, have - cost, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
-/* Room for a record with len bytes, which send `total`; NULL: none, or the socket may not send so much. `*head`: where
- * the ring ends then. */
-static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
+/* Room for a record with len bytes, NULL: none. `*head`: where the ring ends then. */
+static struct kx_brec *room_for(struct kx_bctx *c, uint64_t len, uint64_t *head)
 {
-	struct kx_bctx *c = io->ctx;
 	uint8_t *ring = (uint8_t *)c + KX_BATCH_TX;
 	uint64_t tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
 	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = c->head % KX_BATCH_TX_SIZE;
 	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
-	if (!total || total > KX_BATCH_SEND_MAX || (uint32_t)c->turn - io->s->turn > 1 ||
-	    c->head + fill + size - tail > KX_BATCH_TX_SIZE || !take_credit(io->s, KX_BATCH_COST((uint32_t)total)))
+	if (c->head + fill + size - tail > KX_BATCH_TX_SIZE)
 		return NULL;
 	*head = c->head + fill + size;
 	struct kx_brec *r = (struct kx_brec *)(ring + at);
@@ -166,6 +173,15 @@ static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint
 		return r;
 	*r = (struct kx_brec){ .fd = -1, .len = (uint32_t)(fill - RECORD) };
 	return (struct kx_brec *)ring;
+}
+
+/* The same for one that sends `total`; NULL: the socket may not send so much. */
+static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
+{
+	if (!total || total > KX_BATCH_SEND_MAX || (uint32_t)io->ctx->turn - io->s->turn > 1)
+		return NULL;
+	struct kx_brec *r = room_for(io->ctx, len, head);
+	return r && take_credit(io->s, KX_BATCH_COST((uint32_t)total)) ? r : NULL;
 }
 
 static void publish(struct io *io, struct kx_brec *r, uint64_t len, uint32_t flags, uint64_t head)
@@ -219,6 +235,45 @@ static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t coun
 	return true;
 }
 
+/* ---- connections that come and go --------------------------------------------------------------------------------- */
+
+static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t *ret)
+{
+	uint32_t ctx, was;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, fd, &ctx) || (was = ctx, __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE)) != ctx ||
+	    !(r = room_for(io->ctx, 0, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->owner, &was, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	publish(io, r, 0, KX_BREC_CLOSE, head);
+	*ret = 0;
+	return true;
+}
+
+/* Of a connection just accepted, into the epoll that this thread waits with: what can't fail. */
+static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_badd add = { .epoll = (int32_t)f->rdi };
+	uint8_t ev[12]; /* struct epoll_event is packed */
+	uint32_t ctx, fresh = 1;
+	uint64_t head;
+	struct kx_brec *r;
+	if ((uint32_t)f->rsi != 1 /* EPOLL_CTL_ADD */ || !look(t, io, f->rdx, &ctx) || add.epoll < 0 ||
+	    io->ctx->epoll != add.epoll || user_read(ev, f->r10, sizeof ev))
+		return false;
+	__builtin_memcpy(&add.events, ev, 4);
+	__builtin_memcpy(&add.data, ev + 4, 8);
+	if (add.events & 1u << 28 /* EPOLLEXCLUSIVE: not with everything */ ||
+	    !(r = room_for(io->ctx, sizeof add, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->fresh, &fresh, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	*(struct kx_badd *)(r + 1) = add;
+	publish(io, r, sizeof add, KX_BREC_ADD, head);
+	*ret = 0;
+	return true;
+}
+
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
 /* A message without an address and control data. What the kernel writes back then: no address, no control data. */
@@ -269,7 +324,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 				     1ull << NR_sendfile | 1ull << NR_sendto | 1ull << NR_recvfrom |
 				     1ull << NR_sendmsg | 1ull << NR_recvmsg;
 	struct io io;
-	if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
+	if (f->orig_rax == NR_epoll_ctl ? !add_later(t, &io, f, ret)
+	    : f->orig_rax == NR_close
+		    ? !close_later(t, &io, f->rdi, ret)
+		    : f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
 		return false;
 	SHARED->batched++;
 	return true;

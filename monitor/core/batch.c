@@ -218,6 +218,14 @@ static void drain_left(int fd, struct sock *s)
 	}
 }
 
+static bool length_fits(const struct kx_brec *r)
+{
+	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
+	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_CLOSE ? !r->len
+					  : true;
+}
+
 /* The next record of x, copied: false when there is none. */
 static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 {
@@ -231,8 +239,7 @@ static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 		__atomic_signal_fence(__ATOMIC_SEQ_CST);
 		uint64_t size = sizeof *r + (((uint64_t)r->len + 31) & ~31ull);
 		if (there > KX_BATCH_TX_SIZE || there % 32 || size > there || at + size > KX_BATCH_TX_SIZE ||
-		    (r->fd != -1 && r->len > KX_BATCH_SEND_MAX) ||
-		    (r->fd != -1 && r->flags & KX_BREC_FILE && r->len != sizeof(struct kx_bfrom)))
+		    (r->fd != -1 && r->len > KX_BATCH_SEND_MAX) || (r->fd != -1 && !length_fits(r)))
 			pvm_panic("LibOS: the queue of sends is broken");
 		*data = ring + at + sizeof *r;
 		if (r->fd != -1)
@@ -279,6 +286,32 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 	}
 }
 
+static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
+static void drop(int fd, struct sock *s);
+
+/* Where the kernel has no room for one more, the connection ends. */
+static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
+{
+	struct kx_badd add;
+	memcpy(&add, data, sizeof add);
+	struct epoll_event ev = { add.events, { .u64 = add.data } };
+	if (!fd_is_guest(add.epoll) || add.events & EPOLLEXCLUSIVE)
+		pvm_panic("LibOS: the queue of sends is broken");
+	long r = HC6(SYS_epoll_ctl, add.epoll, EPOLL_CTL_ADD, fd, &ev, 0, 0);
+	if (!r) {
+		note_epoll(fd, s, add.epoll, add.events, add.data);
+		return;
+	}
+	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+	send_failed(fd, s, r);
+}
+
+static void close_socket(int fd, struct sock *s)
+{
+	drop(fd, s);
+	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
 static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	struct sock *s = find(r->fd);
@@ -286,6 +319,10 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		return; /* closed by another thread at the same moment */
 	if (r->flags & KX_BREC_FILE)
 		send_file(x, r->fd, s, data);
+	else if (r->flags & KX_BREC_ADD)
+		add_to_epoll(r->fd, s, data);
+	else if (r->flags & KX_BREC_CLOSE)
+		close_socket(r->fd, s);
 	else
 		send_data(r->fd, s, data, r->len, r->flags);
 }
@@ -318,6 +355,7 @@ static void drop(int fd, struct sock *s)
 {
 	struct kx_bsock *g = guest_sock(fd);
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -364,6 +402,14 @@ static enum kind kind_of(int fd)
 	return NONE;
 }
 
+/* Its close takes long. */
+static bool lingers(int fd)
+{
+	struct linger l = { 1, 0 };
+	socklen_t len = sizeof l;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &len, 0) || l.l_onoff;
+}
+
 static bool is_nonblocking(int fd)
 {
 	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
@@ -382,13 +428,13 @@ static bool map_region(void)
 
 static void accepted(int fd)
 {
-	enum kind k = fd < KX_BATCH_FDS && !no_new ? kind_of(fd) : NONE;
+	enum kind k = fd < KX_BATCH_FDS && !no_new && !lingers(fd) ? kind_of(fd) : NONE;
 	drop_fd(fd); /* it can't be there */
 	if (k == NONE || !map_region())
 		return;
 	struct sock *s = &socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
-	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen };
+	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1 };
 	nr_socks++;
 	if (fd > top_fd)
 		top_fd = fd;
@@ -397,6 +443,15 @@ static void accepted(int fd)
 static unsigned hint_of(int epoll, uint64_t data)
 {
 	return (unsigned)((data + (uint64_t)epoll * 0x10001) * 0x9e3779b97f4a7c15ull >> 49);
+}
+
+static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data)
+{
+	__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
+	s->epoll = epoll;
+	s->events = events;
+	s->data = data;
+	hints[hint_of(epoll, data)] = (uint16_t)fd;
 }
 
 static void registered(struct hcall *c)
@@ -414,10 +469,7 @@ static void registered(struct hcall *c)
 		drop(fd, s); /* two epolls: what one has told of the other still must */
 		return;
 	}
-	s->epoll = epoll;
-	s->events = ev.events;
-	s->data = ev.data.u64;
-	hints[hint_of(epoll, s->data)] = (uint16_t)fd;
+	note_epoll(fd, s, epoll, ev.events, ev.data.u64);
 }
 
 /* ---- what is there to read and room to write ----------------------------------------------------------------------- */
@@ -553,6 +605,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
+	x->g->epoll = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
@@ -661,8 +714,10 @@ static void after_wait(struct hcall *c, int n)
 {
 	struct ctx *x = ctx_of(c->t);
 	leases_look();
-	if (x)
+	if (x) {
 		next_turn(x);
+		x->g->epoll = (int)c->arg[0];
+	}
 	for (int i = 0; i < n; i++) {
 		struct epoll_event ev;
 		if (guest_read(&ev, c->arg[1] + (uint64_t)i * sizeof ev, sizeof ev))
@@ -764,10 +819,18 @@ static bool ends_it(const struct hcall *c)
 	case SYS_dup3:
 	case SYS_shutdown:
 		return true;
+	case SYS_setsockopt:
+		return (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_LINGER;
 	case SYS_fcntl:
 		return (int)c->arg[1] == F_DUPFD || (int)c->arg[1] == F_DUPFD_CLOEXEC;
 	}
 	return false;
+}
+
+/* Perhaps an epoll's. */
+static bool ends_descriptors(uint64_t nr)
+{
+	return nr == SYS_close || nr == SYS_dup2 || nr == SYS_dup3 || nr == SYS_close_range;
 }
 
 static bool is_harmless(const struct hcall *c)
@@ -875,6 +938,10 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		ctx_end(x);
 	if (nr_socks)
 		done = touch_all(c, r);
+	if (ends_descriptors(c->nr))
+		for (int i = 0; i < nr_ctxs; i++)
+			if (ctxs[i].t)
+				ctxs[i].g->epoll = -1;
 	pthread_mutex_unlock(&lock);
 	return done;
 }

@@ -1249,6 +1249,13 @@ static void lie_batch_ring(void)
 	r->gen = (uint32_t)below(3);
 	if (below(2))
 		return;
+	if (below(3) == 0) {
+		r->len = below(2) ? 0 : sizeof(struct kx_badd);
+		r->flags = below(2) ? KX_BREC_CLOSE : KX_BREC_ADD;
+		volatile struct kx_badd *add = (void *)(r + 1);
+		*add = (struct kx_badd){ any_value(), (uint32_t)any_value(), (int32_t)below(40) - 1 };
+		return;
+	}
 	volatile struct kx_bfrom *from = (void *)(r + 1);
 	*from = (struct kx_bfrom){ below(2) ? any_value() : below(200), (int32_t)below(40) - 1, (uint32_t)below(200) };
 	if (below(8) == 0)
