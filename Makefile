@@ -40,10 +40,10 @@ MONITOR_SRC = \
 	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/store.c monitor/core/jail.c \
 	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/kvmstats.c monitor/core/timepage.c monitor/core/vfs.c \
 	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
-	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
+	monitor/core/sys_ipc.c monitor/core/net.c monitor/core/forward.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
 	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
-CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-lib.c cli/cmd-bench.c cli/families.c
+CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/publish.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-lib.c cli/cmd-bench.c cli/families.c
 UTIL_SRC = util/err.c util/log.c
 LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/batch.c libos/core/pipe.c libos/core/ktime.c libos/core/random.c libos/core/string.c libos/core/serve.c
 LIBOS_ASM = libos/arch/x86_64/entry.S

@@ -26,6 +26,7 @@
 #include "jail.h"
 #include "load.h"
 #include "pipe.h"
+#include "net.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "serve.h"
@@ -407,8 +408,8 @@ static void store_prepare(const struct kx_config *cfg)
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
-	if ((r = monitor_init(cfg, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
-	    (r = family_enter(false)))
+	if ((r = monitor_init(cfg, err)) || (r = registry_add(cfg, err)) || (r = net_start(cfg, err)) ||
+	    (r = family_init(-1, err)) || (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
