@@ -28,6 +28,7 @@
 #include "load.h"
 #include "ipc.h"
 #include "pipe.h"
+#include "net.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "serve.h"
@@ -426,7 +427,7 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
 	if ((r = monitor_init(cfg, err)) || (r = admit_begin(cfg, err)) || (r = registry_add(cfg, err)) ||
-	    (r = family_init(-1, err)) || (r = family_enter(false)))
+	    (r = net_start(cfg, err)) || (r = family_init(-1, err)) || (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,

@@ -32,6 +32,14 @@ struct kx_volume {
 	const char *src, *dst;
 	bool ro;
 };
+/* --publish: a port of the host and the family's port that it leads to. */
+struct kx_publish {
+	const char *text; /* as listed: [IP:]PORT:PORT/tcp or /udp */
+	int family;       /* AF_INET, AF_INET6; AF_UNSPEC = all addresses of both */
+	uint8_t addr[16]; /* network order; zeros = all */
+	uint16_t port, inner;
+	bool udp;
+};
 /* Who answers hypercalls: by what pays (serve.c), by exits alone, by the service thread whenever it can. */
 enum kx_io { KX_IO_AUTO, KX_IO_EXIT, KX_IO_POLL };
 struct kx_config {
@@ -43,7 +51,9 @@ struct kx_config {
 	struct kx_volume volumes[64];
 	int nr_volumes;
 	int io; /* enum kx_io */
-	bool net_none;
+	bool net_none, net_private;
+	struct kx_publish publish[64];
+	int nr_publish;
 	const char *name;
 	const char *policy; /* file, or "off"; NULL: what the user has set up (policy.h) */
 	bool strace, stats;

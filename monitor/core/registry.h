@@ -24,7 +24,8 @@ struct registry_entry {
 	uint64_t start;
 	uint64_t memory;
 	int cpus, log_level;
-	bool net_none;
+	bool net_none, net_private;
+	char publish[64 * 64]; /* published ports, separated by blanks */
 	int family_fd, proc_fd; /* numbers in the root's table of descriptors */
 	uint64_t family_dev, family_ino, ipc_dev, ipc_ino;
 	uint64_t policy_dev, policy_ino; /* of its policy; 0 = none */
