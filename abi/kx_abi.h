@@ -151,6 +151,7 @@ struct kx_thread {
 	uint32_t mm_cid, pad;
 	uint32_t futex_slot, pad2; /* of kx_futexes.waiters, + 1: counted there for the call in progress; 0 = not */
 	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
+	uint64_t robust_ready;          /* a new child: the list of robust locks that it has already; 0 = none */
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
@@ -199,6 +200,7 @@ struct kx_futexes {
 #define KX_BATCH_RX 0x80000       /* offset of what was fetched                          */
 #define KX_BATCH_RX_SIZE 0x80000  /* its bytes                                           */
 #define KX_BATCH_SEND_MAX 0x10000 /* longest record's data                               */
+#define KX_BATCH_FILES 8          /* that a context's thread sends from                  */
 
 /* A socket; `owner` is the context (number + 1) whose thread may use it. */
 struct kx_bsock {
@@ -209,6 +211,8 @@ struct kx_bsock {
 	uint32_t gen;    /* of the descriptor's use: records carry it */
 	uint32_t epoch;  /* low half of kx_bctx.exits as `rx` was set */
 	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
+	uint32_t fresh;  /* 1: in no epoll yet, and may be put into one by a record */
+	uint32_t pad;
 };
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
@@ -226,6 +230,13 @@ struct kx_bctx {
 	uint64_t exits;      /* hypercalls of this thread */
 	uint64_t mark;       /* head at the last of them */
 	uint64_t turn;       /* grows with each wait that brings events */
+	int32_t epoll, pad;  /* the last wait's, -1 = it may be closed */
+	struct kx_bfile {
+		uint64_t size;
+		int32_t fd;     /* -1 = none */
+		uint32_t uses;  /* counted by the LibOS */
+		uint64_t calls; /* kx_batch.calls as `size` was looked at */
+	} file[KX_BATCH_FILES];
 };
 
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
@@ -234,11 +245,27 @@ struct kx_brec {
 	uint32_t gen, len, flags; /* flags of send(2) */
 	uint64_t ticket, pad;     /* order among contexts */
 };
+#define KX_BREC_FILE 0x80000000u  /* in flags: the data is a kx_bfrom, its length is `len` */
+#define KX_BREC_CLOSE 0x40000000u /* close(fd); no data */
+#define KX_BREC_ADD 0x20000000u   /* epoll_ctl(EPOLL_CTL_ADD, fd): the data is a kx_badd */
+
+struct kx_bfrom {
+	uint64_t offset;
+	int32_t fd;
+	uint32_t len;
+};
+
+struct kx_badd {
+	uint64_t data;
+	uint32_t events;
+	int32_t epoll;
+};
 
 struct kx_batch {
 	uint64_t ticket;
 	uint32_t selfish, pad; /* 1: this process has connected sockets, perhaps with each other */
-	uint64_t pad2[6];
+	uint64_t calls;        /* hypercalls of all threads */
+	uint64_t pad2[5];
 	uint8_t ctx_of[KX_AREA_MAX]; /* by kx_thread.index: context + 1, 0 = none */
 };
 
@@ -255,6 +282,7 @@ struct kx_libos_header {
 	uint64_t image_end;
 	uint64_t cpuid;             /* entry of a `cpuid`: rbx address after it, rdx where to resume */
 	uint64_t cpuid_flags_saved; /* as flags_saved, of this entry */
+	uint64_t touch; /* rdi: addresses to be read, with bit 0 set written, up to a 0; then KX_PORT_RETURN */
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
 

@@ -40,8 +40,9 @@ _Static_assert(sizeof(struct kx_shared) <= 0xf000, "does not reach it");
 #define KX_SERVE_DATA 2    /* read, write and vectors */
 #define KX_SERVE_MSG 3     /* sockets: without sleep, or not at all */
 #define KX_SERVE_READY 4   /* poll, epoll_wait: when something is ready */
-#define KX_SERVE_CLOSE 5   /* of files; a socket may linger */
+#define KX_SERVE_CLOSE 5   /* of files, and of sockets that do not linger */
 #define KX_SERVE_CHECKED 6 /* by its arguments: serve.c */
+#define KX_SERVE_FILE 7    /* sendfile: from a file into a non-blocking socket */
 
 #define KX_SERVE_CALLS 448
 /* clang-format off */
@@ -52,12 +53,15 @@ _Static_assert(sizeof(struct kx_shared) <= 0xf000, "does not reach it");
 	[6] = KX_SERVE_PLAIN,     /* lstat */         [7] = KX_SERVE_READY,     /* poll */ \
 	[8] = KX_SERVE_PLAIN,     /* lseek */         [9] = KX_SERVE_CHECKED,   /* mmap */ \
 	[10] = KX_SERVE_CHECKED,  /* mprotect */      [11] = KX_SERVE_PLAIN,    /* munmap */ \
-	[12] = KX_SERVE_PLAIN,    /* brk */           [17] = KX_SERVE_DATA,     /* pread64 */ \
-	[18] = KX_SERVE_DATA,     /* pwrite64 */      [19] = KX_SERVE_DATA,     /* readv */ \
-	[20] = KX_SERVE_DATA,     /* writev */        [21] = KX_SERVE_PLAIN,    /* access */ \
-	[28] = KX_SERVE_CHECKED,  /* madvise */ \
+	[12] = KX_SERVE_PLAIN,    /* brk */           [16] = KX_SERVE_CHECKED,  /* ioctl */ \
+	[17] = KX_SERVE_DATA,     /* pread64 */       [18] = KX_SERVE_DATA,   /* pwrite64 */ \
+	[19] = KX_SERVE_DATA,     /* readv */         [20] = KX_SERVE_DATA,     /* writev */ \
+	[21] = KX_SERVE_PLAIN,    /* access */        [28] = KX_SERVE_CHECKED,  /* madvise */ \
+	[40] = KX_SERVE_FILE,     /* sendfile */      [41] = KX_SERVE_PLAIN,    /* socket */ \
+	[42] = KX_SERVE_PLAIN,    /* connect */       [43] = KX_SERVE_PLAIN,    /* accept */ \
 	[44] = KX_SERVE_MSG,      /* sendto */        [45] = KX_SERVE_MSG,      /* recvfrom */ \
 	[46] = KX_SERVE_MSG,      /* sendmsg */       [47] = KX_SERVE_MSG,      /* recvmsg */ \
+	[48] = KX_SERVE_PLAIN,    /* shutdown */ \
 	[51] = KX_SERVE_PLAIN,    /* getsockname */   [52] = KX_SERVE_PLAIN,    /* getpeername */ \
 	[54] = KX_SERVE_PLAIN,    /* setsockopt */    [55] = KX_SERVE_PLAIN,    /* getsockopt */ \
 	[63] = KX_SERVE_PLAIN,    /* uname */         [72] = KX_SERVE_CHECKED,  /* fcntl */ \
@@ -70,7 +74,8 @@ _Static_assert(sizeof(struct kx_shared) <= 0xf000, "does not reach it");
 	[262] = KX_SERVE_PLAIN,   /* newfstatat */    [267] = KX_SERVE_PLAIN,   /* readlinkat */ \
 	[269] = KX_SERVE_PLAIN,   /* faccessat */     [281] = KX_SERVE_READY,   /* epoll_pwait */ \
 	[286] = KX_SERVE_PLAIN,   /* timerfd_settime */ [287] = KX_SERVE_PLAIN, /* timerfd_gettime */ \
-	[332] = KX_SERVE_PLAIN,   /* statx */ \
+	[288] = KX_SERVE_PLAIN,   /* accept4 */       [299] = KX_SERVE_MSG,     /* recvmmsg */ \
+	[307] = KX_SERVE_MSG,     /* sendmmsg */      [332] = KX_SERVE_PLAIN,   /* statx */ \
 	[439] = KX_SERVE_PLAIN,   /* faccessat2 */
 /* clang-format on */
 #endif

@@ -135,7 +135,7 @@ def measure(make, run, conns, seconds, pvm):
         port = free_port()
         cmd, stats = make(d, port), os.path.join(d, "stats")
         if pvm:
-            cmd = [KYLINX, "run", "--volume", f"{d}:{d}", f"--stats={stats}", "--"] + cmd
+            cmd = [KYLINX, "run", "--io", IO, "--volume", f"{d}:{d}", f"--stats={stats}", "--"] + cmd
         p = subprocess.Popen(cmd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
         try:
             wait_for(port, p)
@@ -162,7 +162,10 @@ def main():
     a.add_argument("--pairs", type=int, default=3)
     a.add_argument("--seconds", type=float, default=1)
     a.add_argument("--only", default=".")
+    a.add_argument("--io", default="auto", choices=("auto", "exit", "poll"))
     a = a.parse_args()
+    global IO
+    IO = a.io
     os.makedirs(os.path.dirname(LOAD), exist_ok=True)
     subprocess.run(["gcc", "-O2", "-w", "-o", LOAD, "bench/load.c"], check=True)
     print(f"{'requests per second':<36} {'pVM':>9} {'process':>9} {'ratio':>6} {'of pairs':>13} {'p99 us':>8} {'process':>8}"

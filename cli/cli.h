@@ -31,6 +31,8 @@ extern const char cmd_run_help[], cmd_ps_help[], cmd_kill_help[], cmd_exec_help[
 	cmd_lib_help[];
 
 struct kx_config;
+/* One more --publish. 0, or -errno and err. */
+int publish_add(struct kx_config *cfg, const char *text, struct kx_err *err);
 /* The caller's environment with room for extra variables, and one of them, NAME=VALUE, set in it. */
 char **cli_env_copy(int extra);
 int cli_env_set(struct kx_config *cfg, char *s, struct kx_err *err);

@@ -170,6 +170,7 @@ int cmd_exec(int argc, char **argv, struct kx_err *err)
 	cfg.memory = e.memory;
 	cfg.cpus = e.cpus;
 	cfg.net_none = e.net_none;
+	cfg.net_private = e.net_private;
 	cfg.name = *e.name ? e.name : NULL;
 	cfg.log_level = levels[e.log_level & 3];
 	pvm_join(&cfg, &join, err);

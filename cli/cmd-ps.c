@@ -32,7 +32,8 @@ const char cmd_ps_help[] =
 	"has;\n"
 	"SHARED, what it shares with others; PSS, private and its part of what is shared; STATE, as of ps(1); AGE;\n"
 	"PROGRAM with its arguments. A `-` is not known, or may not be looked at. `*` before PROGRAM: a member whose\n"
-	"parent has ended; `+`: started by `kylinx exec`.\n";
+	"parent has ended; `+`: started by `kylinx exec`.\n"
+	"After a family with published ports, a line that names them.\n";
 
 /* Seconds since boot, as start times count. */
 static double age(const struct member *m)
@@ -165,6 +166,14 @@ static void json_family(FILE *o, const struct family *f)
 	fprintf(o, ", \"root_pid\": %d, \"root_alive\": %s, \"program\": ", f->e.pid,
 		is_member(f, f->e.pid) ? "true" : "false");
 	put_json(o, f->e.program, strlen(f->e.program));
+	fprintf(o, ", \"net\": \"%s\", \"publish\": [", f->e.net_private ? "private" : f->e.net_none ? "none" : "host");
+	for (const char *p = f->e.publish; *p;) {
+		size_t n = strcspn(p, " ");
+		put_json(o, p, n);
+		p += n + strspn(p + n, " ");
+		fputs(*p ? ", " : "", o);
+	}
+	fputc(']', o);
 	if (f->forks < 0)
 		fputs(", \"forks\": null, \"members\": [", o);
 	else
@@ -264,6 +273,9 @@ static void table(FILE *o, const struct families *all, const struct family *only
 			if (!below)
 				table_tree(o, f, &f->members[k], 0);
 		}
+		if (*f->e.publish)
+			fprintf(o, "%8s %8s %-12s publishes %s\n", "-", "-", *f->e.name ? f->e.name : "-",
+				f->e.publish);
 	}
 }
 

@@ -28,7 +28,10 @@ const char cmd_run_help[] =
 	"  --root DIR               use DIR as its root directory, read-only\n"
 	"  --volume SRC:DST[:ro]    show it SRC of the host as DST; may be repeated\n"
 	"  --env NAME=VALUE         set an environment variable; may be repeated\n"
-	"  --net host|none          the host's network (default), or only a loopback interface\n"
+	"  --net host|private|none  the host's network (default), one of its own that reaches the outside, or only a\n"
+	"                           loopback interface\n"
+	"  -p, --publish [IP:]PORT:PORT[/udp]\n"
+	"                           lead a port of the host to one of its private network; may be repeated\n"
 	"  --io auto|exit|poll      answer system calls by what pays (default), only by exits of the virtual machine, "
 	"or\n"
 	"                           by a thread that polls whenever there is a second processor\n"
@@ -52,6 +55,7 @@ enum option {
 	OPT_VOLUME,
 	OPT_ENV,
 	OPT_NET,
+	OPT_PUBLISH,
 	OPT_IO,
 	OPT_POLICY,
 	OPT_NAME,
@@ -67,13 +71,13 @@ static const struct {
 	const char *name;
 	int arg;
 } options[] = {
-	[OPT_MEMORY] = { "memory", ARG_NEEDED }, [OPT_CPUS] = { "cpus", ARG_NEEDED },
-	[OPT_ROOT] = { "root", ARG_NEEDED },     [OPT_VOLUME] = { "volume", ARG_NEEDED },
-	[OPT_ENV] = { "env", ARG_NEEDED },       [OPT_NET] = { "net", ARG_NEEDED },
-	[OPT_NAME] = { "name", ARG_NEEDED },     [OPT_STRACE] = { "strace", ARG_OPTIONAL },
-	[OPT_STATS] = { "stats", ARG_OPTIONAL }, [OPT_LOG] = { "log", ARG_NEEDED },
-	[OPT_IO] = { "io", ARG_NEEDED },         [OPT_POLICY] = { "policy", ARG_NEEDED },
-	[OPT_HELP] = { "help", ARG_NONE },
+	[OPT_MEMORY] = { "memory", ARG_NEEDED },   [OPT_CPUS] = { "cpus", ARG_NEEDED },
+	[OPT_ROOT] = { "root", ARG_NEEDED },       [OPT_VOLUME] = { "volume", ARG_NEEDED },
+	[OPT_ENV] = { "env", ARG_NEEDED },         [OPT_NET] = { "net", ARG_NEEDED },
+	[OPT_NAME] = { "name", ARG_NEEDED },       [OPT_STRACE] = { "strace", ARG_OPTIONAL },
+	[OPT_STATS] = { "stats", ARG_OPTIONAL },   [OPT_LOG] = { "log", ARG_NEEDED },
+	[OPT_IO] = { "io", ARG_NEEDED },           [OPT_POLICY] = { "policy", ARG_NEEDED },
+	[OPT_PUBLISH] = { "publish", ARG_NEEDED }, [OPT_HELP] = { "help", ARG_NONE },
 };
 
 #define NR_OPTIONS ((int)(sizeof(options) / sizeof(*options)))
@@ -190,8 +194,9 @@ int cli_env_set(struct kx_config *cfg, char *s, struct kx_err *err)
 static int net_set(struct kx_config *cfg, const char *s, struct kx_err *err)
 {
 	cfg->net_none = !strcmp(s, "none");
-	if (!cfg->net_none && strcmp(s, "host"))
-		return kx_err_set(err, EINVAL, "--net %s: unknown network (give host or none)", s);
+	cfg->net_private = !strcmp(s, "private");
+	if (!cfg->net_none && !cfg->net_private && strcmp(s, "host"))
+		return kx_err_set(err, EINVAL, "--net %s: unknown network (give host, private or none)", s);
 	return 0;
 }
 
@@ -253,6 +258,8 @@ static int option_set(struct kx_config *cfg, enum option o, char *value, struct 
 		return cli_env_set(cfg, value, err);
 	case OPT_NET:
 		return net_set(cfg, value, err);
+	case OPT_PUBLISH:
+		return publish_add(cfg, value, err);
 	case OPT_IO:
 		return io_set(cfg, value, err);
 	case OPT_POLICY:
@@ -280,6 +287,13 @@ static int option_next(int argc, char **argv, int *i, char **value, struct kx_er
 	int o;
 	if (!strcmp(s, "-h"))
 		return OPT_HELP;
+	if (!strncmp(s, "-p", 2)) {
+		*value = s[2] ? s + 2 : *i < argc ? argv[(*i)++] : NULL;
+		if (*value)
+			return OPT_PUBLISH;
+		kx_err_set(err, EINVAL, "-p: needs a value (" SEE ")");
+		return -1;
+	}
 	eq = strchr(s, '=');
 	n = eq ? (size_t)(eq - s) : strlen(s);
 	for (o = 0; o < NR_OPTIONS; o++)
@@ -319,6 +333,7 @@ int cmd_run(int argc, char **argv, struct kx_err *err)
 {
 	static struct kx_config cfg; /* lives as long as the pVM */
 	int i = 1;
+	bool net = false;
 	char *value = NULL;
 	if (!(cfg.envp = cli_env_copy(argc))) {
 		kx_err_set(err, ENOMEM, "run: no memory (free some)");
@@ -334,7 +349,14 @@ int cmd_run(int argc, char **argv, struct kx_err *err)
 			return cli_print(cmd_run_help, err) ? CLI_FAILED : 0;
 		if (o < 0 || option_set(&cfg, (enum option)o, value, err))
 			return CLI_FAILED;
+		net = net || o == OPT_NET;
 	}
+	if (cfg.nr_publish && net && !cfg.net_private) {
+		kx_err_set(err, EINVAL,
+			   "--publish: only a private network has ports to publish (give --net private, or no --net)");
+		return CLI_FAILED;
+	}
+	cfg.net_private = cfg.net_private || cfg.nr_publish;
 	if (i >= argc) {
 		kx_err_set(err, EINVAL, "run: no program given (" SEE ")");
 		return CLI_FAILED;

@@ -38,7 +38,8 @@ if os.path.basename(BUILD) == "san":
 GUEST_COMPARED = set() if BUILD.endswith("san") else {"ipc"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
-GUEST_OPTIONS = {"serve": ["--io", "poll"]}  # more options of kylinx run, by name of the test
+# More options of kylinx run, by name of the test: a run with each of these.
+GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]]}
 SKIP_STATUS = 77
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
@@ -161,11 +162,12 @@ def guest(path):
         if lib.kvm_missing():
             raise Skip(lib.kvm_missing())
         seconds = GUEST_TIMEOUT if name != "death" else GUEST_TIMEOUT + int(GUEST_ARGS[name][1])
-        p = must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *GUEST_OPTIONS.get(name, []), *IO), seconds, cwd="/",
-                         stdin=GUEST_STDIN.get(name)))
-        if name in GUEST_COMPARED and p.out != r.out:
-            want, got = r.out.decode(errors="replace").splitlines(), p.out.decode(errors="replace").splitlines()
-            raise Failure("; ".join([f"{a!r} is {b!r}" for a, b in itertools.zip_longest(want, got) if a != b][:5]))
+        for options in GUEST_OPTIONS.get(name, [[]]):
+            p = must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *options, *IO), seconds,
+                             cwd="/", stdin=GUEST_STDIN.get(name)))
+            if name in GUEST_COMPARED and p.out != r.out:
+                want, got = r.out.decode(errors="replace").splitlines(), p.out.decode(errors="replace").splitlines()
+                raise Failure("; ".join([f"{a!r} is {b!r}" for a, b in itertools.zip_longest(want, got) if a != b][:5]))
     return ()
 
 

@@ -8,12 +8,15 @@
 
 #define NR_read 0
 #define NR_write 1
+#define NR_close 3
 #define NR_readv 19
 #define NR_writev 20
+#define NR_sendfile 40
 #define NR_sendto 44
 #define NR_recvfrom 45
 #define NR_sendmsg 46
 #define NR_recvmsg 47
+#define NR_epoll_ctl 233
 #define F_PEEK 2u
 #define F_DONTWAIT 0x40u
 #define F_NOSIGNAL 0x4000u
@@ -46,8 +49,8 @@ struct io {
 	struct vec v[IOV_FEW];
 };
 
-/* The socket behind fd, if this thread may use it. */
-static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
+/* The socket behind fd; false: of this thread there is nothing in batches. */
+static bool look(struct kx_thread *t, struct io *io, uint64_t fd, uint32_t *of)
 {
 	uint32_t ctx = BATCH->ctx_of[t->index % KX_AREA_MAX];
 	io->fd = (uint32_t)fd;
@@ -55,7 +58,15 @@ static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
 		return false;
 	io->s = &SOCKS[io->fd];
 	io->ctx = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(ctx - 1) * 0x100000);
-	return __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx;
+	*of = ctx;
+	return true;
+}
+
+/* The same, if this thread may use it. */
+static bool find(struct kx_thread *t, struct io *io, uint64_t fd)
+{
+	uint32_t ctx;
+	return look(t, io, fd, &ctx) && __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx;
 }
 
 static bool one(struct io *io, uint64_t base, uint64_t len)
@@ -147,28 +158,119 @@ static bool take_credit(struct kx_bsock *s, uint32_t cost)
 	       __atomic_compare_exchange_n(&s->credit, &have, have - cost, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
+/* Room for a record with len bytes, NULL: none. `*head`: where the ring ends then. */
+static struct kx_brec *room_for(struct kx_bctx *c, uint64_t len, uint64_t *head)
+{
+	uint8_t *ring = (uint8_t *)c + KX_BATCH_TX;
+	uint64_t tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
+	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = c->head % KX_BATCH_TX_SIZE;
+	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
+	if (c->head + fill + size - tail > KX_BATCH_TX_SIZE)
+		return NULL;
+	*head = c->head + fill + size;
+	struct kx_brec *r = (struct kx_brec *)(ring + at);
+	if (!fill)
+		return r;
+	*r = (struct kx_brec){ .fd = -1, .len = (uint32_t)(fill - RECORD) };
+	return (struct kx_brec *)ring;
+}
+
+/* The same for one that sends `total`; NULL: the socket may not send so much. */
+static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
+{
+	if (!total || total > KX_BATCH_SEND_MAX || (uint32_t)io->ctx->turn - io->s->turn > 1)
+		return NULL;
+	struct kx_brec *r = room_for(io->ctx, len, head);
+	return r && take_credit(io->s, KX_BATCH_COST((uint32_t)total)) ? r : NULL;
+}
+
+static void publish(struct io *io, struct kx_brec *r, uint64_t len, uint32_t flags, uint64_t head)
+{
+	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = flags };
+	r->ticket = __atomic_fetch_add(&BATCH->ticket, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&io->ctx->head, head, __ATOMIC_SEQ_CST);
+}
+
 static bool transmit(struct io *io, int64_t *ret)
 {
-	struct kx_bctx *c = io->ctx;
-	uint8_t *ring = (uint8_t *)c + KX_BATCH_TX;
-	uint64_t len = io->total, head = c->head, tail = __atomic_load_n(&c->tail, __ATOMIC_ACQUIRE);
-	uint64_t size = RECORD + ((len + RECORD - 1) & ~(RECORD - 1)), at = head % KX_BATCH_TX_SIZE;
-	uint64_t fill = at + size > KX_BATCH_TX_SIZE ? KX_BATCH_TX_SIZE - at : 0;
-	if (!len || len > KX_BATCH_SEND_MAX || (uint32_t)c->turn - io->s->turn > 1 ||
-	    io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE) || head + fill + size - tail > KX_BATCH_TX_SIZE ||
-	    !take_credit(io->s, KX_BATCH_COST((uint32_t)len)))
+	uint64_t head;
+	if (io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE))
 		return false;
-	struct kx_brec *r = (struct kx_brec *)(ring + at);
-	if (fill) {
-		*r = (struct kx_brec){ .fd = -1, .len = (uint32_t)(fill - RECORD) };
-		r = (struct kx_brec *)ring;
-	}
-	if (!gather(io, (uint8_t *)(r + 1)))
+	struct kx_brec *r = reserve(io, io->total, io->total, &head);
+	if (!r || !gather(io, (uint8_t *)(r + 1)))
 		return false;
-	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = io->flags };
-	r->ticket = __atomic_fetch_add(&BATCH->ticket, 1, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&c->head, head + fill + size, __ATOMIC_SEQ_CST);
-	*ret = len;
+	publish(io, r, io->total, io->flags, head);
+	*ret = (int64_t)io->total;
+	return true;
+}
+
+/* Only while no thread has made a call since the file's size was looked at: by one it could have learnt of another. */
+static struct kx_bfile *file_of(struct kx_bctx *c, uint64_t fd)
+{
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		if (c->file[i].fd == (int32_t)fd)
+			return c->file[i].calls == __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE) ? &c->file[i]
+												    : NULL;
+	return NULL;
+}
+
+static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t count, int64_t *ret)
+{
+	struct kx_bfile *file = (int32_t)fd >= 0 && at_gva ? file_of(io->ctx, fd) : NULL;
+	struct kx_bfrom from = { .fd = (int32_t)fd };
+	uint64_t head;
+	if (!file || user_read(&from.offset, at_gva, sizeof from.offset) || from.offset >= file->size)
+		return false;
+	if (count > file->size - from.offset)
+		count = file->size - from.offset;
+	uint64_t next = from.offset + count;
+	struct kx_brec *r = reserve(io, sizeof from, count, &head);
+	if (!r || user_write(at_gva, &next, sizeof next))
+		return false;
+	from.len = (uint32_t)count;
+	*(struct kx_bfrom *)(r + 1) = from;
+	publish(io, r, sizeof from, KX_BREC_FILE, head);
+	file->uses++;
+	*ret = (int64_t)count;
+	return true;
+}
+
+/* ---- connections that come and go --------------------------------------------------------------------------------- */
+
+static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t *ret)
+{
+	uint32_t ctx, was;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, fd, &ctx) || (was = ctx, __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE)) != ctx ||
+	    !(r = room_for(io->ctx, 0, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->owner, &was, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	publish(io, r, 0, KX_BREC_CLOSE, head);
+	*ret = 0;
+	return true;
+}
+
+/* Of a connection just accepted, into the epoll that this thread waits with: what can't fail. */
+static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_badd add = { .epoll = (int32_t)f->rdi };
+	uint8_t ev[12]; /* struct epoll_event is packed */
+	uint32_t ctx, fresh = 1;
+	uint64_t head;
+	struct kx_brec *r;
+	if ((uint32_t)f->rsi != 1 /* EPOLL_CTL_ADD */ || !look(t, io, f->rdx, &ctx) || add.epoll < 0 ||
+	    io->ctx->epoll != add.epoll || user_read(ev, f->r10, sizeof ev))
+		return false;
+	__builtin_memcpy(&add.events, ev, 4);
+	__builtin_memcpy(&add.data, ev + 4, 8);
+	if (add.events & 1u << 28 /* EPOLLEXCLUSIVE: not with everything */ ||
+	    !(r = room_for(io->ctx, sizeof add, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->fresh, &fresh, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	*(struct kx_badd *)(r + 1) = add;
+	publish(io, r, sizeof add, KX_BREC_ADD, head);
+	*ret = 0;
 	return true;
 }
 
@@ -205,6 +307,8 @@ static bool try_call(struct io *io, struct kx_frame *f, int64_t *ret)
 		return one(io, f->rsi, f->rdx) && transmit(io, ret);
 	case NR_writev:
 		return many(io, f->rsi, (uint32_t)f->rdx) && transmit(io, ret);
+	case NR_sendfile:
+		return send_file(io, f->rsi, f->rdx, f->r10, ret);
 	case NR_sendto:
 		io->flags = f->r10;
 		return !f->r8 && one(io, f->rsi, f->rdx) && transmit(io, ret);
@@ -217,9 +321,13 @@ static bool try_call(struct io *io, struct kx_frame *f, int64_t *ret)
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	static const uint64_t mine = 1ull << NR_read | 1ull << NR_write | 1ull << NR_readv | 1ull << NR_writev |
-				     1ull << NR_sendto | 1ull << NR_recvfrom | 1ull << NR_sendmsg | 1ull << NR_recvmsg;
+				     1ull << NR_sendfile | 1ull << NR_sendto | 1ull << NR_recvfrom |
+				     1ull << NR_sendmsg | 1ull << NR_recvmsg;
 	struct io io;
-	if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
+	if (f->orig_rax == NR_epoll_ctl ? !add_later(t, &io, f, ret)
+	    : f->orig_rax == NR_close
+		    ? !close_later(t, &io, f->rdi, ret)
+		    : f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
 		return false;
 	SHARED->batched++;
 	return true;

@@ -15,6 +15,8 @@
 #define KX_EINVAL 22
 #define KX_EBUSY 16
 #define KX_EPERM 1
+#define KX_E2BIG 7
+#define KX_ENOMSG 42
 
 enum {
 	HC_sig_next = 1024,
@@ -49,6 +51,8 @@ static inline void hypercall_exit(void)
 }
 /* serve.c: kx_thread.call answered without an exit. False: nothing was done. */
 bool serve_try(struct kx_thread *t, int64_t *ret);
+/* Does the host not know yet that t blocks a signal whose action it performs itself? */
+bool serve_mask_lags(const struct kx_thread *t);
 /* Pass a call on as it is. */
 int64_t forward(struct kx_thread *t, struct kx_frame *f);
 
@@ -78,6 +82,9 @@ void rseq_work(struct kx_thread *t, struct kx_frame *f);
 
 /* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
 bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+
+/* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
+int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
 
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))

@@ -190,6 +190,12 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case 219:
 		*ret = -KX_EINTR;
 		return true;
+	case 273: /* set_robust_list, which libc calls first in a child: as in its parent */
+		if (!t->robust_ready || f->rdi != t->robust_ready || f->rsi != 24)
+			return false;
+		t->robust_ready = 0;
+		*ret = 0;
+		return true;
 	}
 	return SHARED->batch && batch_call(t, f, ret);
 }
@@ -206,6 +212,14 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	case 20:
 		if (!pipe_call(t, f, &r))
 			r = forward(t, f);
+		break;
+	case 65:
+	case 69:
+	case 70:
+	case 220:
+	case 242:
+	case 243:
+		r = ipc_call(t, f);
 		break;
 	case 13:
 		r = sys_rt_sigaction(t, f);

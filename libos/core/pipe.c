@@ -4,6 +4,7 @@
  * monitor's (monitor/core/pipe.c): sleeping, end of file, SIGPIPE, locks whose holder was killed.
  */
 #include "../../abi/kx_pipe.h"
+#include "../../abi/kx_serve.h"
 #include "libos.h"
 
 #define TABLE ((struct kx_pipe_table *)KX_PIPE_TABLE)
@@ -60,7 +61,9 @@ static void unlock(uint64_t *l) { __atomic_store_n(l, 0, __ATOMIC_RELEASE); }
 static bool setup(struct transfer *x, struct kx_thread *t, struct kx_frame *f, bool writes)
 {
 	x->fd = f->rdi;
-	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork)
+	/* Whoever learns of this may send a signal that is blocked here, and ignored by the host, which does not know: an exit
+	 * tells it first. */
+	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork || serve_mask_lags(t))
 		return false;
 	x->e = &TABLE->fd[(uint32_t)x->fd];
 	uint64_t key = __atomic_load_n(&x->e->key, __ATOMIC_ACQUIRE);

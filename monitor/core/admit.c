@@ -8,8 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "gmem.h"
@@ -22,6 +25,7 @@
 #define IMAGES_MAX 512
 #define CODE_MAX 16   /* executable segments of a file */
 #define PHDRS_MAX 256 /* as many as are looked at */
+#define ASK_AGAIN 10  /* seconds */
 #define SEALS (F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
 
 #ifndef F_SEAL_SEAL
@@ -46,12 +50,14 @@ struct image {
 	unsigned nr_code;
 	bool elf;
 	unsigned verdict[POLICY_WAY_OTHER + 1]; /* 1 + enum policy_verdict, 0 = not asked for yet */
+	time_t until[POLICY_WAY_OTHER + 1];     /* how long it holds: signatures and keys have their time */
 	int held;                               /* by mappings, or by being the program's */
 	bool listed;
 	bool hashed, sig_read; /* facts.sha256 is known; and the signature */
 	struct image_facts facts;
 	char sig[SIGN_MAX];
 	size_t sig_size;
+	size_t own; /* where in path its name begins by which the process calls it */
 	char path[];
 };
 
@@ -119,9 +125,115 @@ int admit_begin(const struct kx_config *cfg, struct kx_err *err)
 	return admit_adopt(fd, err);
 }
 
+/* ---- the root directory ------------------------------------------------------------------------------------------ */
+
+static struct admit_root root;
+/* Children of vfork have roots of their own, in the memory of their parent. What is left of one is told by its root. */
+#define CHILDREN 16
+static struct {
+	pid_t pid;
+	struct admit_root root;
+} of_child[CHILDREN];
+static unsigned next_child;
+
+void admit_root_adopt(const struct admit_root *from) { root = *from; }
+
+void admit_root_begin(void)
+{
+	struct stat st;
+	if (!policy || stat("/", &st))
+		return;
+	root = (struct admit_root){ st.st_dev, st.st_ino, st.st_dev, st.st_ino, "" };
+}
+
+static bool is_root(const struct admit_root *r, const struct stat *st)
+{
+	return r->ino && st->st_dev == r->dev && st->st_ino == r->ino;
+}
+
+/* NULL: the process is somewhere else. */
+static const struct admit_root *root_now(void)
+{
+	struct stat st;
+	if (stat("/", &st))
+		return NULL;
+	for (unsigned i = 0; is_vfork_child() && i < CHILDREN; i++)
+		if (of_child[i].pid == my_pid() && is_root(&of_child[i].root, &st))
+			return &of_child[i].root;
+	return is_root(&root, &st) ? &root : NULL;
+}
+
+const struct admit_root *admit_root(void)
+{
+	static const struct admit_root unknown;
+	const struct admit_root *r = root_now();
+	return r ? r : &unknown;
+}
+
+static const char *root_prefix(void)
+{
+	const struct admit_root *r = root_now();
+	return r ? r->prefix : NULL;
+}
+
+static void root_set(const struct admit_root *new)
+{
+	if (!is_vfork_child()) {
+		root = *new;
+		return;
+	}
+	unsigned i = __atomic_fetch_add(&next_child, 1, __ATOMIC_SEQ_CST) % CHILDREN;
+	of_child[i].pid = 0;
+	of_child[i].root = *new;
+	__atomic_store_n(&of_child[i].pid, my_pid(), __ATOMIC_RELEASE);
+}
+
+int64_t admit_chroot(const char *path)
+{
+	char link[32], name[PATH_MAX] = "";
+	struct admit_root new = *admit_root();
+	struct stat to, now;
+	if (!policy)
+		return HC6(SYS_chroot, path, 0, 0, 0, 0, 0);
+	new.top = root.top;
+	new.top_ino = root.top_ino;
+	fd_limit_lift();
+	int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	fd_limit_drop();
+	snprintf(link, sizeof link, "thread-self/fd/%d", fd);
+	ssize_t n = fd < 0 ? -1 : readlinkat(pvm.proc_fd, link, name, sizeof name - 1);
+	bool known = new.ino &&n > 0 && *name == '/' && !fstat(fd, &to);
+	if (fd >= 0)
+		close(fd);
+	int64_t r = HC6(SYS_chroot, path, 0, 0, 0, 0, 0);
+	if (r)
+		return r;
+	/* It may have become another directory meanwhile; or the way out. */
+	if (stat("/", &now)) {
+		new.ino = 0;
+	} else if (root.top_ino && now.st_dev == root.top && now.st_ino == root.top_ino) {
+		new = (struct admit_root){ now.st_dev, now.st_ino, root.top, root.top_ino, "" };
+	} else if (known && now.st_dev == to.st_dev && now.st_ino == to.st_ino &&
+		   strlen(new.prefix) + (size_t)n < sizeof new.prefix) {
+		new.dev = now.st_dev;
+		new.ino = now.st_ino;
+		if (strcmp(name, "/"))
+			strcat(new.prefix, name);
+	} else {
+		new.ino = 0;
+	}
+	root_set(&new);
+	return 0;
+}
+
+/* ---- a program --------------------------------------------------------------------------------------------------- */
+
 void admit_ask_for(struct admit_subject *who, const char *program)
 {
-	snprintf(who->program, sizeof who->program, "%s", program);
+	const char *prefix = policy ? root_prefix() : "";
+	if (snprintf(who->program, sizeof who->program, "%s%s", prefix ? prefix : "(unknown)", program) >=
+	    (int)sizeof who->program)
+		who->program[0] = 0;
 	who->s = (struct policy_subject){ .program = who->program,
 					  .family = pvm.cfg->name ? pvm.cfg->name : "",
 					  .uid = geteuid() };
@@ -209,22 +321,30 @@ static bool image_list(struct image *m)
 	return m->listed = true;
 }
 
-/* Path in the view. Memory has a name there, too, but no place. */
-static bool path_of(int fd, const struct stat *st, char path[PATH_MAX])
+/* Path in the view; from *own on by which the process calls it. Memory has a name, too, but no place: false. */
+static bool path_of(int fd, const struct stat *st, char path[PATH_MAX], size_t *own)
 {
+	const char *prefix = root_prefix();
 	char name[32];
+	if (!prefix)
+		prefix = "(unknown)"; /* no plain path: no rule allows it */
+	*own = strlen(prefix);
+	strcpy(path, prefix);
 	snprintf(name, sizeof name, "thread-self/fd/%d", fd);
-	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path, PATH_MAX - 1) : -1;
-	path[n > 0 ? n : 0] = 0;
-	return S_ISREG(st->st_mode) && (st->st_nlink || strncmp(path, "/memfd:", 7));
+	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path + *own, PATH_MAX - 1 - *own) : -1;
+	path[*own + (n > 0 ? (size_t)n : 0)] = 0;
+	if (n >= (ssize_t)(PATH_MAX - 1 - *own)) /* cut */
+		path[0] = '?';
+	return S_ISREG(st->st_mode) && (st->st_nlink || strncmp(path + *own, "/memfd:", 7));
 }
 
 static void read_sig(struct image *m)
 {
 	char name[PATH_MAX + sizeof SIGN_SUFFIX];
 	struct stat st;
-	snprintf(name, sizeof name, "%s" SIGN_SUFFIX, m->path);
-	if (*m->path != '/' || stat(name, &st) || !S_ISREG(st.st_mode)) /* an open of a device would do something */
+	snprintf(name, sizeof name, "%s" SIGN_SUFFIX, m->path + m->own);
+	if (m->path[m->own] != '/' || stat(name, &st) ||
+	    !S_ISREG(st.st_mode)) /* an open of a device would do something */
 		return;
 	fd_limit_lift();
 	int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
@@ -236,7 +356,7 @@ static void read_sig(struct image *m)
 }
 
 /* The whole file at this moment, in memory that nobody can change from then on. */
-static int copy_make(int from, uint64_t size)
+static int copy_fill(int from, uint64_t size)
 {
 	fd_limit_lift();
 	int fd = memfd_create("kylinx-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -256,6 +376,21 @@ static int copy_make(int from, uint64_t size)
 	if (r && fd >= 0)
 		close(fd);
 	return r ? r : fd;
+}
+
+/* The program's limit of what it writes to files is not meant. */
+static int copy_make(int from, uint64_t size)
+{
+	struct rlimit was, all;
+	if (getrlimit(RLIMIT_FSIZE, &was) || was.rlim_cur >= size)
+		return copy_fill(from, size);
+	if (was.rlim_max < size)
+		return -EFBIG;
+	all = (struct rlimit){ was.rlim_max, was.rlim_max };
+	setrlimit(RLIMIT_FSIZE, &all);
+	int r = copy_fill(from, size);
+	setrlimit(RLIMIT_FSIZE, &was);
+	return r;
 }
 
 /* What the store has of it. */
@@ -306,7 +441,7 @@ uint64_t admit_code_end(const struct image *m, uint64_t off, uint64_t len)
 	return off;
 }
 
-static int image_make(int fd, const struct stat *st, const char *path, bool bytes, struct image **out)
+static int image_make(int fd, const struct stat *st, const char *path, size_t own, bool bytes, struct image **out)
 {
 	struct stat copy;
 	size_t len = strlen(path) + 1;
@@ -322,6 +457,7 @@ static int image_make(int fd, const struct stat *st, const char *path, bool byte
 			     .ctime_ns = ns_of(&st->st_ctim),
 			     .uid = st->st_uid,
 			     .mode = st->st_mode,
+			     .own = own,
 			     .fd = -1 };
 	memcpy(m->path, path, len);
 	int r = 0;
@@ -365,7 +501,7 @@ static enum policy_verdict image_ask(const struct admit_subject *who, struct ima
 				     const char *loader, char why[POLICY_WHY])
 {
 	void *p = NULL;
-	if (m->fd >= 0 && m->size) {
+	if (m->fd >= 0 && m->size && !m->facts.size) {
 		p = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, m->fd, 0);
 		if (p == MAP_FAILED) {
 			snprintf(why, POLICY_WHY, "%s: no memory to look at it", m->path);
@@ -407,8 +543,10 @@ int admit_judge(const struct admit_subject *who, struct image *m, enum policy_wa
 		char why[POLICY_WHY])
 {
 	enum policy_verdict v = m ? image_ask(who, m, way, loader, why) : policy_anonymous(policy, &who->s, why);
-	if (m)
+	if (m) {
 		m->verdict[way] = 1 + v;
+		m->until[way] = time(NULL) + ASK_AGAIN;
+	}
 	return verdict_tell(v, why, tell);
 }
 
@@ -425,11 +563,12 @@ int admit_take(const struct admit_subject *who, int *fd, struct image **out, cha
 {
 	char path[PATH_MAX];
 	struct stat st;
+	size_t own;
 	int r = fstat(*fd, &st) ? -errno : 0;
 	*out = NULL;
-	if (r || !path_of(*fd, &st, path))
+	if (r || !path_of(*fd, &st, path, &own))
 		return r;
-	r = image_make(*fd, &st, path, who->bytes, out);
+	r = image_make(*fd, &st, path, own, who->bytes, out);
 	if (!r && (*out)->fd >= 0) {
 		int own = fd_again((*out)->fd);
 		r = own < 0 ? own : 0;
@@ -492,7 +631,7 @@ int admit_memory(const char *what)
 static int image_judge(struct image *m, enum policy_way way)
 {
 	char why[POLICY_WHY];
-	if (m->verdict[way] && m->verdict[way] != 1 + POLICY_DENY)
+	if (m->verdict[way] == 1 + POLICY_WARN || (m->verdict[way] == 1 + POLICY_ALLOW && time(NULL) < m->until[way]))
 		return 0;
 	return admit_judge(&who_runs, m, way, *loader_path ? loader_path : NULL, true, why);
 }
@@ -501,16 +640,17 @@ int admit_file(int fd, struct image **out)
 {
 	char path[PATH_MAX], line[POLICY_WHY];
 	struct stat st;
+	size_t own;
 	*out = NULL;
 	if (fstat(fd, &st))
 		return -errno;
-	bool place = path_of(fd, &st, path);
+	bool place = path_of(fd, &st, path, &own);
 	struct image *m = image_find(&st, path);
 	int r = 0;
 	if (!m) {
 		if (!place)
 			return admit_memory(S_ISREG(st.st_mode) ? "memfd" : "mmap");
-		if ((r = image_make(fd, &st, path, who_runs.bytes, &m))) {
+		if ((r = image_make(fd, &st, path, own, who_runs.bytes, &m))) {
 			snprintf(line, sizeof line, "%.160s: cannot be looked at: %s", path, strerror(-r));
 			verdict_tell(POLICY_DENY, line, true);
 			return r;
@@ -542,6 +682,12 @@ int admit_map_fd(const struct image *m, int fd)
 
 int admit_again(struct image *m) { return image_judge(m, POLICY_WAY_OTHER); }
 
+static void name_put(const struct image *m, char path[168])
+{
+	const char *own = m->path + m->own;
+	snprintf(path, 168, "%s", strlen(own) < 168 ? own : "");
+}
+
 bool admit_name(int fd, char path[168])
 {
 	struct stat st;
@@ -549,7 +695,7 @@ bool admit_name(int fd, char path[168])
 		return false;
 	for (unsigned i = 0; i < nr_images; i++)
 		if (is_copy(images[i], &st)) {
-			snprintf(path, 168, "%s", strlen(images[i]->path) < 168 ? images[i]->path : "");
+			name_put(images[i], path);
 			return true;
 		}
 	return false;
@@ -559,7 +705,7 @@ void admit_origin(const struct image *m, uint64_t *dev, uint64_t *ino, char path
 {
 	*dev = m->dev;
 	*ino = m->ino;
-	snprintf(path, 168, "%s", strlen(m->path) < 168 ? m->path : "");
+	name_put(m, path);
 }
 
 /* ---- an update --------------------------------------------------------------------------------------------------- */
@@ -569,17 +715,18 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 	char path[PATH_MAX] = "";
 	struct image *m = NULL;
 	struct stat st;
+	size_t own;
 	*why = 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	int r = fstat(fd, &st) ? -errno : 0;
-	if (!r && !path_of(fd, &st, path)) {
+	if (!r && !path_of(fd, &st, path, &own)) {
 		r = admit_memory("update");
 		snprintf(why, POLICY_WHY, "the new version is memory, and jit is deny");
 		if (!r)
 			r = fd_again(fd);
 	} else if (!r) {
 		/* Always a copy: it is read before it is mapped, and both must be the same. */
-		r = image_make(fd, &st, path, true, &m);
+		r = image_make(fd, &st, path, own, true, &m);
 		if (!r && sig_fd >= 0 && !fstat(sig_fd, &st) && S_ISREG(st.st_mode)) {
 			ssize_t n = pread(sig_fd, m->sig, sizeof m->sig, 0);
 			m->sig_size = n > 0 ? (size_t)n : 0;

@@ -35,6 +35,20 @@ int admit_fd(void);
 /* Contents decide for some program of the family. */
 bool admit_wants_copies(void);
 
+/* The root directory of the process, by which it calls files, as a place in the view: chroot(2) is the program's, rules by
+ * path are not. */
+struct admit_root {
+	uint64_t dev, ino;     /* 0: no place that is known; no path in it is */
+	uint64_t top, top_ino; /* of the view */
+	char prefix[1024];     /* before each path; empty in the view's own root */
+};
+/* At the view's root; or what exec has passed on. */
+void admit_root_begin(void);
+void admit_root_adopt(const struct admit_root *from);
+const struct admit_root *admit_root(void);
+/* chroot(2). */
+int64_t admit_chroot(const char *path);
+
 /* ---- a program (load.c) ---- */
 void admit_ask_for(struct admit_subject *who, const char *program);
 /*

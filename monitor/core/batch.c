@@ -12,12 +12,14 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include "gmem.h"
 #include "keeper.h"
 #include "thread.h"
 #include "sig.h"
+#include "spare.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -30,6 +32,7 @@
 #define TICK_NS 500000 /* of the flusher: what it sees twice is sent */
 #define TICKS_IDLE 16  /* after so many without anything to do it sleeps */
 #define DRAIN_MS 5000  /* how long the end of a socket waits for what the kernel would not take */
+#define FILE_IDLE 64   /* calls of a thread until a file that it does not send is forgotten */
 #define FLUSHER_STACK (128 << 10)
 
 enum kind { NONE, TCP, UNIX };
@@ -65,6 +68,11 @@ struct ctx {
 	int fd[FETCHES_MAX];
 	uint32_t nr_live; /* sockets that may be written to */
 	struct pollfd live[FETCHES_MAX];
+	struct file {
+		int fd; /* -1 = none; a regular file that was sent from */
+		uint32_t uses, idle;
+	} file[KX_BATCH_FILES];
+	unsigned next_file;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -210,6 +218,14 @@ static void drain_left(int fd, struct sock *s)
 	}
 }
 
+static bool length_fits(const struct kx_brec *r)
+{
+	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
+	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_CLOSE ? !r->len
+					  : true;
+}
+
 /* The next record of x, copied: false when there is none. */
 static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 {
@@ -223,7 +239,7 @@ static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 		__atomic_signal_fence(__ATOMIC_SEQ_CST);
 		uint64_t size = sizeof *r + (((uint64_t)r->len + 31) & ~31ull);
 		if (there > KX_BATCH_TX_SIZE || there % 32 || size > there || at + size > KX_BATCH_TX_SIZE ||
-		    (r->fd != -1 && r->len > KX_BATCH_SEND_MAX))
+		    (r->fd != -1 && r->len > KX_BATCH_SEND_MAX) || (r->fd != -1 && !length_fits(r)))
 			pvm_panic("LibOS: the queue of sends is broken");
 		*data = ring + at + sizeof *r;
 		if (r->fd != -1)
@@ -233,20 +249,82 @@ static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 	}
 }
 
-static void send_record(const struct kx_brec *r, const uint8_t *data)
+static void send_data(int fd, struct sock *s, const uint8_t *data, uint32_t len, uint32_t flags)
+{
+	if (s->left) {
+		keep(fd, s, data, len, flags);
+		return;
+	}
+	long n = try_send(fd, data, len, flags);
+	if (n < 0 && n != -EAGAIN)
+		send_failed(fd, s, n);
+	else if (n < (long)len)
+		keep(fd, s, data + (n < 0 ? 0 : n), len - (n < 0 ? 0 : (uint32_t)n), flags);
+}
+
+/* The program has been told that all of it went: where the file has become shorter meanwhile, the stream ends. */
+static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t *data)
+{
+	static uint8_t buf[KX_BATCH_SEND_MAX];
+	struct kx_bfrom from;
+	bool known = false;
+	memcpy(&from, data, sizeof from);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		known |= from.fd >= 0 && x->file[i].fd == from.fd;
+	if (!known || from.len > sizeof buf || from.offset > INT64_MAX - sizeof buf)
+		pvm_panic("LibOS: the queue of sends is broken");
+	uint32_t got = 0;
+	for (long r = 1; got < from.len && r > 0; got += r > 0 ? (uint32_t)r : 0)
+		r = HC6(SYS_pread64, from.fd, buf + got, from.len - got, from.offset + got, 0, 0);
+	if (got)
+		send_data(fd, s, buf, got, 0);
+	if (got < from.len) {
+		drain_left(fd, s);
+		HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+		send_failed(fd, s, -EIO);
+	}
+}
+
+static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
+static void drop(int fd, struct sock *s);
+
+/* Where the kernel has no room for one more, the connection ends. */
+static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
+{
+	struct kx_badd add;
+	memcpy(&add, data, sizeof add);
+	struct epoll_event ev = { add.events, { .u64 = add.data } };
+	if (!fd_is_guest(add.epoll) || add.events & EPOLLEXCLUSIVE)
+		pvm_panic("LibOS: the queue of sends is broken");
+	long r = HC6(SYS_epoll_ctl, add.epoll, EPOLL_CTL_ADD, fd, &ev, 0, 0);
+	if (!r) {
+		note_epoll(fd, s, add.epoll, add.events, add.data);
+		return;
+	}
+	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+	send_failed(fd, s, r);
+}
+
+static void close_socket(int fd, struct sock *s)
+{
+	drop(fd, s);
+	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+}
+
+static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	struct sock *s = find(r->fd);
 	if (!s || s->gen != r->gen)
 		return; /* closed by another thread at the same moment */
-	if (s->left) {
-		keep(r->fd, s, data, r->len, r->flags);
-		return;
-	}
-	long n = try_send(r->fd, data, r->len, r->flags);
-	if (n < 0 && n != -EAGAIN)
-		send_failed(r->fd, s, n);
-	else if (n < (long)r->len)
-		keep(r->fd, s, data + (n < 0 ? 0 : n), r->len - (n < 0 ? 0 : (uint32_t)n), r->flags);
+	if (r->flags & KX_BREC_FILE)
+		send_file(x, r->fd, s, data);
+	else if (r->flags & KX_BREC_ADD)
+		add_to_epoll(r->fd, s, data);
+	else if (r->flags & KX_BREC_CLOSE)
+		close_socket(r->fd, s);
+	else
+		send_data(r->fd, s, data, r->len, r->flags);
 }
 
 /* Send all that is queued, in the order of the writes. */
@@ -265,7 +343,7 @@ static void flush(void)
 			}
 		if (!first)
 			return;
-		send_record(&best, best_data);
+		send_record(first, &best, best_data);
 		first->tail += sizeof best + (((uint64_t)best.len + 31) & ~31ull);
 		__atomic_store_n(&first->g->tail, first->tail, __ATOMIC_RELEASE);
 	}
@@ -277,6 +355,7 @@ static void drop(int fd, struct sock *s)
 {
 	struct kx_bsock *g = guest_sock(fd);
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -323,6 +402,14 @@ static enum kind kind_of(int fd)
 	return NONE;
 }
 
+/* Its close takes long. */
+static bool lingers(int fd)
+{
+	struct linger l = { 1, 0 };
+	socklen_t len = sizeof l;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &len, 0) || l.l_onoff;
+}
+
 static bool is_nonblocking(int fd)
 {
 	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
@@ -341,13 +428,13 @@ static bool map_region(void)
 
 static void accepted(int fd)
 {
-	enum kind k = fd < KX_BATCH_FDS && !no_new ? kind_of(fd) : NONE;
+	enum kind k = fd < KX_BATCH_FDS && !no_new && !lingers(fd) ? kind_of(fd) : NONE;
 	drop_fd(fd); /* it can't be there */
 	if (k == NONE || !map_region())
 		return;
 	struct sock *s = &socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
-	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen };
+	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1 };
 	nr_socks++;
 	if (fd > top_fd)
 		top_fd = fd;
@@ -356,6 +443,15 @@ static void accepted(int fd)
 static unsigned hint_of(int epoll, uint64_t data)
 {
 	return (unsigned)((data + (uint64_t)epoll * 0x10001) * 0x9e3779b97f4a7c15ull >> 49);
+}
+
+static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data)
+{
+	__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
+	s->epoll = epoll;
+	s->events = events;
+	s->data = data;
+	hints[hint_of(epoll, data)] = (uint16_t)fd;
 }
 
 static void registered(struct hcall *c)
@@ -373,10 +469,7 @@ static void registered(struct hcall *c)
 		drop(fd, s); /* two epolls: what one has told of the other still must */
 		return;
 	}
-	s->epoll = epoll;
-	s->events = ev.events;
-	s->data = ev.data.u64;
-	hints[hint_of(epoll, s->data)] = (uint16_t)fd;
+	note_epoll(fd, s, epoll, ev.events, ev.data.u64);
 }
 
 /* ---- what is there to read and room to write ----------------------------------------------------------------------- */
@@ -486,10 +579,11 @@ static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
 
-static struct ctx *ctx_of(struct thread *t)
+/* By index: the service thread has that of the thread it acts for. */
+static struct ctx *ctx_of(const struct thread *t)
 {
 	for (int i = 0; i < nr_ctxs; i++)
-		if (ctxs[i].t == t)
+		if (ctxs[i].t && ctxs[i].t->index == t->index)
 			return &ctxs[i];
 	return NULL;
 }
@@ -499,6 +593,8 @@ static bool flusher_start(void);
 static struct ctx *ctx_make(struct thread *t)
 {
 	struct ctx *x = NULL;
+	if (t->vcpu_fd < 0) /* the service thread */
+		return NULL;
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
@@ -509,11 +605,59 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
+	x->g->epoll = -1;
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
 		nr_ctxs = (int)(x - ctxs) + 1;
 	__atomic_store_n(&shared()->ctx_of[t->index], (uint8_t)(x - ctxs + 1), __ATOMIC_SEQ_CST);
 	pvm.shared->batch = 1;
 	return x;
+}
+
+/* ---- files that are sent from --------------------------------------------------------------------------------------- */
+
+static void file_forget(struct ctx *x, int i)
+{
+	x->g->file[i].fd = -1;
+	x->file[i].fd = -1;
+}
+
+static void file_sent(struct ctx *x, int fd)
+{
+	struct stat st;
+	for (int i = 0; i < KX_BATCH_FILES; i++)
+		if (x->file[i].fd == fd)
+			return;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+		return;
+	unsigned i = x->next_file++ % KX_BATCH_FILES;
+	file_forget(x, (int)i);
+	x->file[i] = (struct file){ .fd = fd, .uses = x->g->file[i].uses };
+}
+
+/* How long they are now, as the thread may know that makes no call from here on. */
+static void files_look(struct ctx *x)
+{
+	for (int i = 0; i < KX_BATCH_FILES; i++) {
+		struct file *f = &x->file[i];
+		struct kx_bfile *g = &x->g->file[i];
+		struct stat st;
+		if (f->fd < 0)
+			continue;
+		f->idle = f->uses == g->uses ? f->idle + 1 : 0;
+		f->uses = g->uses;
+		uint64_t calls = __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST);
+		long fl = HC6(SYS_fcntl, f->fd, F_GETFL, 0, 0, 0, 0);
+		if (f->idle > FILE_IDLE || fl < 0 || (fl & O_ACCMODE) == O_WRONLY || fl & O_PATH || fstat(f->fd, &st) ||
+		    !S_ISREG(st.st_mode)) {
+			file_forget(x, i);
+			continue;
+		}
+		g->size = (uint64_t)st.st_size;
+		g->calls = calls;
+		__atomic_store_n(&g->fd, f->fd, __ATOMIC_SEQ_CST);
+	}
 }
 
 static void ctx_give_up(struct ctx *x)
@@ -570,8 +714,10 @@ static void after_wait(struct hcall *c, int n)
 {
 	struct ctx *x = ctx_of(c->t);
 	leases_look();
-	if (x)
+	if (x) {
 		next_turn(x);
+		x->g->epoll = (int)c->arg[0];
+	}
 	for (int i = 0; i < n; i++) {
 		struct epoll_event ev;
 		if (guest_read(&ev, c->arg[1] + (uint64_t)i * sizeof ev, sizeof ev))
@@ -642,6 +788,7 @@ static bool flusher_start(void)
 	if (flusher.pid == pvm.pid)
 		return true;
 	flusher.awake = 1;
+	spare_forbid(); /* it shares the table of descriptors */
 	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
 		flusher.pid = pvm.pid;
 	return flusher.pid == pvm.pid;
@@ -672,10 +819,18 @@ static bool ends_it(const struct hcall *c)
 	case SYS_dup3:
 	case SYS_shutdown:
 		return true;
+	case SYS_setsockopt:
+		return (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_LINGER;
 	case SYS_fcntl:
 		return (int)c->arg[1] == F_DUPFD || (int)c->arg[1] == F_DUPFD_CLOEXEC;
 	}
 	return false;
+}
+
+/* Perhaps an epoll's. */
+static bool ends_descriptors(uint64_t nr)
+{
+	return nr == SYS_close || nr == SYS_dup2 || nr == SYS_dup3 || nr == SYS_close_range;
 }
 
 static bool is_harmless(const struct hcall *c)
@@ -753,6 +908,16 @@ bool batch_active(void)
 	return __atomic_load_n(&nr_socks, __ATOMIC_RELAXED) || __atomic_load_n(&nr_ctxs, __ATOMIC_RELAXED);
 }
 
+bool batch_may_serve(struct hcall *c)
+{
+	if (!is_wait(c->nr) || !batch_active())
+		return true;
+	pthread_mutex_lock(&lock);
+	bool has = ctx_of(c->t) != NULL;
+	pthread_mutex_unlock(&lock);
+	return has;
+}
+
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
@@ -760,6 +925,8 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
+	if (mapped)
+		__atomic_add_fetch(&shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x) {
 		x->in_guest = false;
 		x->g->exits++;
@@ -771,6 +938,10 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		ctx_end(x);
 	if (nr_socks)
 		done = touch_all(c, r);
+	if (ends_descriptors(c->nr))
+		for (int i = 0; i < nr_ctxs; i++)
+			if (ctxs[i].t)
+				ctxs[i].g->epoll = -1;
 	pthread_mutex_unlock(&lock);
 	return done;
 }
@@ -804,6 +975,8 @@ static void note_result(struct hcall *c, int64_t r)
 		 guest_sock(fd)->owner == (uint32_t)(x - ctxs) + 1) {
 		tell_credit(fd, s);
 		may_write(x, fd);
+		if (c->nr == SYS_sendfile && r > 0 && c->arg[2])
+			file_sent(x, (int)c->arg[1]);
 	}
 }
 
@@ -821,9 +994,12 @@ void batch_leave(struct hcall *c, int64_t r)
 		return;
 	pthread_mutex_lock(&lock);
 	note_result(c, r);
+	if (mapped)
+		__atomic_add_fetch(&shared()->calls, 1, __ATOMIC_SEQ_CST);
 	struct ctx *x = ctx_of(c->t);
 	if (x) {
 		still_live(x);
+		files_look(x);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		x->seen = 0;

@@ -12,7 +12,8 @@
  *     until all descendants of then have ended.
  *   - A thread that runs on without exits has its queue sent by the flusher, a thread of the monitor's, within 1 ms.
  *   - An error that a send meets is that of the program's next call on the socket, as if it had come a moment later.
- * A child of vfork takes no part (keeper.h). Lock: one, taken before all others of the monitor's.
+ * A child of vfork takes no part (keeper.h). Lock: one, taken after the service thread's and
+ * before all others of the monitor's.
  */
 #ifndef KX_BATCH_H
 #define KX_BATCH_H
@@ -26,6 +27,9 @@ void batch_leave(struct hcall *c, int64_t r);
 bool batch_active(void);
 /* Call move for each descriptor of this module's: the guest's range grows. 0, or what move said. */
 int batch_fds(int (*move)(int *fd));
+/* May the service thread answer it, by batch_enter() and batch_leave() around the handler? c->t->index is that of the
+ * thread that waits. */
+bool batch_may_serve(struct hcall *c);
 /* fd goes to somebody else. */
 void batch_share(int fd);
 /* Around the making of a process, outermost the lease's. share: with the lock, by a thread that has the program's descriptors. Sockets that

@@ -12,10 +12,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "../../util/log.h"
-#include "admit.h"
 #include "hcall.h"
 #include "load.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
@@ -182,6 +182,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.update_fd[1] = update_fd(1);
 	st.store_fd = store_fd();
 	st.policy_fd = admit_fd();
+	st.root = *admit_root();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -250,6 +251,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     pvm.is_child || t->pid != pvm.pid ? -1 : stats_fd() };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
+	spare_remove();
 	thread_release_guest(t, t->pid == pvm.pid, true);
 	if (pvm.cfg->stats && t->pid == pvm.pid)
 		stats_flush();

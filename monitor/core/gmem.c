@@ -17,6 +17,7 @@
 #include "written.h"
 #include "keeper.h"
 #include "rseq.h"
+#include "spare.h"
 
 #define PAGE 4096ull
 #define MiB (1ull << 20)
@@ -183,6 +184,10 @@ static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 /* Forget [start, end). Room for two must be reserved. */
 static void region_carve(uint64_t start, uint64_t end)
 {
+	spare_changed();
+	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
+		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
+			spare_unmapped();
 	memory_used -= counted(start, end);
 	heap_used -= heap_bytes(start, end);
 	region_split(start);
@@ -384,6 +389,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 			slots = p;
 			cap_slots = cap;
 		}
+		spare_changed();
 		int r = slot_ioctl(next_slot_id, s, size);
 		if (r) {
 			kx_log(KX_LOG_ERROR, "gmem", "memory slot of %llu bytes at %#llx: %s", (unsigned long long)size,
@@ -402,6 +408,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 /* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. */
 static void flush_all(void)
 {
+	spare_changed();
 	slot_ioctl(0, KX_SYS_END, PAGE);
 	slot_ioctl(0, KX_SYS_END, 0);
 }
@@ -411,6 +418,7 @@ static void flush_all(void)
 uint64_t gmem_sys_alloc(unsigned pages)
 {
 	uint64_t size = pages * PAGE, p = sys_next;
+	spare_changed();
 	if (sys_next + size > sys_end) {
 		bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
 		uint64_t start = first ? KX_SYS_MORE : sys_end;
@@ -423,6 +431,22 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	}
 	sys_next += size;
 	return p;
+}
+
+bool gmem_has_huge(void)
+{
+	bool has = heap_used >= HUGE_FROM;
+	for (size_t i = 0; i < nr_regions && !has; i++)
+		has = is_heap(regions[i].prot, regions[i].flags) && regions[i].end - regions[i].start >= HUGE_ALONE;
+	return has;
+}
+
+uint64_t gmem_sys_used(uint64_t gva)
+{
+	bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
+	if (gva < KX_LIBOS_BASE)
+		return first ? sys_next : KX_SYS_BASE + KX_SYS_FIRST;
+	return first ? KX_SYS_MORE : sys_next;
 }
 
 static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
@@ -1645,6 +1669,7 @@ static int64_t shm_attach(int shmid, uint64_t addr, uint64_t len, int flags)
 		addr = ALIGN_DOWN(addr, PAGE);
 	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
 		return -EINVAL;
+	spare_shm();
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = -EINVAL;
 	int prot = PROT_READ | (flags & 010000 /* SHM_RDONLY */ ? 0 : PROT_WRITE) |

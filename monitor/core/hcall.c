@@ -11,9 +11,11 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../abi/kx_ipc.h"
 #include "../dev/procfs.h"
 #include "admit.h"
 #include "batch.h"
+#include "family.h"
 #include "keeper.h"
 #include "libfile.h"
 #include "pipe.h"
@@ -21,6 +23,7 @@
 #include "robust.h"
 #include "rseq.h"
 #include "serve.h"
+#include "spare.h"
 #include "sig.h"
 #include "strace.h"
 #include "update.h"
@@ -338,6 +341,8 @@ int fd_grow(void)
 	int r = 0;
 	if (pvm.fd_limit == pvm.fd_max)
 		return 0;
+	spare_changed();
+	spare_remove();
 	serve_lock();
 	fd_limit_lift();
 	for (unsigned i = 0; i < nr_kept && !r; i++)
@@ -493,10 +498,16 @@ static void traced(struct hcall *c, int64_t ret)
 {
 	/* A child's part of it is no call of its own. */
 	bool child = !ret && (c->nr == SYS_clone || c->nr == SYS_fork || c->nr == SYS_vfork || c->nr == SYS_clone3);
-	if (!is_private(c->nr) && !child)
+	if (!is_private(c->nr) && !child && ret != -KX_EIPC_LIVE)
 		strace_call(c->t, c->row, c->nr, c->arg,
 			    ret <= -KX_ERESTART && ret >= -KX_ERESTART_NOHAND ? -EINTR : ret,
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
+}
+
+/* Calls that many children make first and do not come back from. */
+static bool ends_soon(uint64_t nr)
+{
+	return nr == SYS_exit || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat;
 }
 
 void hcall_dispatch(struct thread *t)
@@ -526,6 +537,9 @@ void hcall_dispatch(struct thread *t)
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
 		serve_before(&c);
+		spare_call(&c);
+		if (family_is_due() && !ends_soon(c.nr))
+			family_settle();
 		if (pvm.cfg->strace)
 			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */

@@ -53,7 +53,6 @@ extern const unsigned hc_nr_rows;
 
 /* The generic handler: the host's call row->nr with c->host[]; blocking form when KX_F_BLOCK. */
 int64_t hc_FWD(struct hcall *c);
-int64_t hc_eperm(struct hcall *c);
 
 #define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) int64_t hc_##handler(struct hcall *c);
 #include "../../abi/hypercalls.def"

@@ -13,6 +13,7 @@
 #define _GNU_SOURCE
 #endif
 #include "jail.h"
+#include "net.h"
 #include "store.h"
 #include <dirent.h>
 #include <errno.h>
@@ -789,7 +790,7 @@ static int lo_up(struct jail *j)
 
 static int ns_enter(struct jail *j)
 {
-	int flags = CLONE_NEWNS | CLONE_NEWIPC | (j->cfg->net_none ? CLONE_NEWNET : 0);
+	int flags = CLONE_NEWNS | CLONE_NEWIPC | (j->cfg->net_none || j->cfg->net_private ? CLONE_NEWNET : 0);
 	if (unshare(flags)) {
 		if (errno != EPERM)
 			return fail(j, "cannot make namespaces");
@@ -798,7 +799,9 @@ static int ns_enter(struct jail *j)
 	}
 	if (syscall(SYS_mount, NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		return fail(j, "cannot make mounts private");
-	return j->cfg->net_none ? lo_up(j) : 0;
+	if (!j->cfg->net_none && !j->cfg->net_private)
+		return 0;
+	return lo_up(j) ? -1 : net_attach(j->cfg, j->err);
 }
 
 /*
@@ -868,12 +871,36 @@ static int caps_drop(struct jail *j)
 	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? fail(j, "no_new_privs") : 0;
 }
 
+/* In a private network names are resolved by slirp4netns, whatever the host's resolver is. */
+static int resolver_make(struct jail *j)
+{
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
+	int r = -1;
+	if (text_make(j, "/run/resolv.conf", NET_RESOLVER))
+		return -1;
+	int tree = (int)syscall(SYS_open_tree, j->root, "run/resolv.conf", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	int at = view_make(j, "/etc/resolv.conf", false);
+	if (at < 0 && tree >= 0) /* the host, or the image, has none, and then none is looked for */
+		r = 0;
+	else if (tree >= 0 && !syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof(attr)))
+		r = attach(tree, at);
+	if (r)
+		fail(j, "/etc/resolv.conf");
+	if (tree >= 0)
+		close(tree);
+	if (at >= 0)
+		close(at);
+	return r;
+}
+
 static int view_build(struct jail *j)
 {
 	const struct kx_config *cfg = j->cfg;
 	if (root_make(j) || dev_make(j) || sys_make(j))
 		return -1;
 	if (cfg->root ? view_of_image(j) : view_of_host(j) || cwd_expose(j) || program_expose(j))
+		return -1;
+	if (cfg->net_private && resolver_make(j))
 		return -1;
 	for (int i = 0; i < cfg->nr_volumes; i++)
 		if (volume_make(j, &cfg->volumes[i]))

@@ -151,6 +151,8 @@ static int start_locked(void)
 	return 0;
 }
 
+bool keeper_runs(void) { return keeper.pid == pvm.pid; }
+
 int keeper_start(void)
 {
 	if (is_vfork_child()) /* its parent's parent has one */

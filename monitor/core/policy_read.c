@@ -41,7 +41,7 @@ struct build {
 	struct list sections, rules, conds, strings;
 	struct keyring keys;
 	char keyring_path[4096];
-	bool keyring_said, keyring_there;
+	bool keyring_said, keyring_there, keyring_home;
 	/* of the section that is being read */
 	bool mode_said, jit_said, has_rules;
 	uint32_t unconditional; /* line of a rule that always decides, 0: none yet */
@@ -235,8 +235,8 @@ static bool keyring_need(struct build *b)
 	if (b->keyring_there || !b->path || !*b->keyring_path)
 		return true;
 	int r = keyring_read(b->keyring_path, &b->keys, &err);
-	if (r == -ENOENT && !b->keyring_said)
-		r = 0; /* nobody has trusted anything yet */
+	if ((r == -ENOENT && !b->keyring_said) || (r == -EACCES && b->keyring_home))
+		r = 0; /* nobody has trusted anything yet; or the home is somebody else's */
 	else if (r)
 		wrong(b, "keyring: %s", err.msg);
 	b->keyring_there = true;
@@ -498,6 +498,7 @@ static void set_keyring(struct build *b, int n, char **word)
 	else
 		snprintf(b->keyring_path, sizeof b->keyring_path, "%s", word[1]);
 	b->keyring_said = true;
+	b->keyring_home = false;
 }
 
 static void read_line(struct build *b, char *s)
@@ -611,10 +612,12 @@ int policy_check(const char *path, struct policy **out, policy_remark_fn fn, voi
 	close(fd);
 	if (r)
 		return r;
-	if (!strcmp(path, SYSTEM_POLICY))
+	if (!strcmp(path, SYSTEM_POLICY)) {
 		strcpy(b.keyring_path, "/etc/kylinx/keys");
-	else if (!config_dir(b.keyring_path))
+	} else if (!config_dir(b.keyring_path)) {
 		strcat(b.keyring_path, "/keys");
+		b.keyring_home = !getenv("KYLINX_CONFIG");
+	}
 	r = build(&b, text, len, out, err);
 	free(text);
 	return r;
@@ -653,6 +656,14 @@ int policy_read_builtin(struct policy **out, struct kx_err *err)
 	return r;
 }
 
+/* A home that is somebody else's, as after su(1) without a login, holds nothing of this user's. */
+static bool home_is_own(void)
+{
+	const char *config = getenv("XDG_CONFIG_HOME"), *home = config && *config == '/' ? config : getenv("HOME");
+	struct stat st;
+	return stat(home ? home : "", &st) ? errno != EACCES : st.st_uid == geteuid();
+}
+
 int policy_find(char out[4096], struct kx_err *err)
 {
 	const char *env = getenv("KYLINX_CONFIG");
@@ -664,7 +675,9 @@ int policy_find(char out[4096], struct kx_err *err)
 	if (!r) {
 		strcat(out, "/policy");
 		/* Whatever is there is meant, a link to nothing, too. */
-		if (!lstat(out, &st) || (errno != ENOENT && errno != ENOTDIR))
+		if (!lstat(out, &st))
+			return 1;
+		if (errno != ENOENT && errno != ENOTDIR && (errno != EACCES || env || !geteuid() || home_is_own()))
 			return 1;
 	}
 	if (env || !geteuid())

@@ -18,7 +18,7 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
-#include "admit.h"
+#include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
 #include "family.h"
@@ -26,11 +26,14 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "ipc.h"
 #include "pipe.h"
+#include "net.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
@@ -98,6 +101,7 @@ _Noreturn void pvm_exit_group(int status)
 	thread_release_all();
 	text_note_family();
 	pipe_exit();
+	spare_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -118,6 +122,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 		thread_release_all();
 	}
 	text_note_family();
+	spare_exit();
 	report_end("killed by signal %d", sig);
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);
@@ -271,7 +276,7 @@ static int machine_init(struct kx_err *err)
 static void show_arguments(void)
 {
 	char text[1024];
-	uint64_t f[52] = { 0 };
+	struct proc_stat s;
 	fd_limit_lift();
 	int fd = openat(pvm.proc_fd, "self/stat", O_RDONLY | O_CLOEXEC);
 	fd_limit_drop();
@@ -279,10 +284,8 @@ static void show_arguments(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')'), *save;
-	int i = 3;
-	for (char *s = p ? strtok_r(p + 1, " \n", &save) : NULL; s && i < 52; s = strtok_r(NULL, " \n", &save))
-		f[i++] = strtoull(s, NULL, 10);
+	bool known = !proc_stat_read(text, &s) && s.n >= 51;
+	const uint64_t *f = s.f;
 	struct prctl_mm_map map = { .start_code = f[26],
 				    .end_code = f[27],
 				    .start_data = f[45],
@@ -295,7 +298,7 @@ static void show_arguments(void)
 				    .env_start = (uint64_t)gva_ptr(pvm.env_start),
 				    .env_end = (uint64_t)gva_ptr(pvm.env_end),
 				    .exe_fd = (uint32_t)-1 };
-	pvm.args_shown = i == 52 && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
+	pvm.args_shown = known && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
 }
 
 /* Everything is loaded: let the first thread run. */
@@ -365,6 +368,18 @@ static void trace_start(const struct kx_config *cfg, const char *program, const 
 	strace_start(self, program, cfg->argv, start->sp + 8 * (argc + 2), n);
 }
 
+/* What the starter has left open for the program. */
+static int inherited_check(struct kx_err *err)
+{
+	for (int fd = 0; fd < (int)pvm.fd_limit; fd++)
+		if (fcntl(fd, F_GETFD) >= 0 && vfs_is_proc_dir(fd))
+			return kx_err_set(err, EPERM,
+					  "descriptor %d: a directory of the host's /proc (close it: by it the "
+					  "program would reach out of its pVM)",
+					  fd);
+	return 0;
+}
+
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
 static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 {
@@ -373,10 +388,11 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	uint64_t mask = 0;
 	int r;
 	vfs_init();
+	admit_root_begin();
 	futexes_view();
 	futexes_inherited();
 	limits_init();
-	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	if ((r = inherited_check(err)) || (r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
 	pvm.boot_ns[PVM_LOADED] = now_ns();
@@ -411,7 +427,7 @@ int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
 	if ((r = monitor_init(cfg, err)) || (r = admit_begin(cfg, err)) || (r = registry_add(cfg, err)) ||
-	    (r = family_init(-1, err)) || (r = family_enter(false)))
+	    (r = net_start(cfg, err)) || (r = family_init(-1, err)) || (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
@@ -523,10 +539,12 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 			stats_begin();
 	}
 	vfs_init();
+	admit_root_adopt(&st->root);
 	exec_init();
 	futexes_view();
 	limits_import(st->limits);
 	pipe_resume();
+	ipc_resume();
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

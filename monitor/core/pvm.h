@@ -32,6 +32,14 @@ struct kx_volume {
 	const char *src, *dst;
 	bool ro;
 };
+/* --publish: a port of the host and the family's port that it leads to. */
+struct kx_publish {
+	const char *text; /* as listed: [IP:]PORT:PORT/tcp or /udp */
+	int family;       /* AF_INET, AF_INET6; AF_UNSPEC = all addresses of both */
+	uint8_t addr[16]; /* network order; zeros = all */
+	uint16_t port, inner;
+	bool udp;
+};
 /* Who answers hypercalls: by what pays (serve.c), by exits alone, by the service thread whenever it can. */
 enum kx_io { KX_IO_AUTO, KX_IO_EXIT, KX_IO_POLL };
 struct kx_config {
@@ -43,7 +51,9 @@ struct kx_config {
 	struct kx_volume volumes[64];
 	int nr_volumes;
 	int io; /* enum kx_io */
-	bool net_none;
+	bool net_none, net_private;
+	struct kx_publish publish[64];
+	int nr_publish;
 	const char *name;
 	const char *policy; /* file, or "off"; NULL: what the user has set up (policy.h) */
 	bool strace, stats;
@@ -53,6 +63,8 @@ struct kx_config {
 
 /* Where a thread is, for an update (update.h): out of the guest, perhaps in it, or waiting to be let in. */
 enum { GATE_MONITOR, GATE_GUEST, GATE_PARKED };
+
+#define SIG_STOP_NEVER 2 /* of a thread that no signal reaches: they are not even tried */
 
 struct thread {
 	struct thread *next;    /* pvm.threads, or the pool */
@@ -73,7 +85,7 @@ struct thread {
 	/* Signals (signal.c). `acc` is filled by the host signal handler on this thread only. */
 	volatile int acc_signo; /* accepted, not yet handed to the LibOS; 0 = none */
 	siginfo_t acc_info;
-	volatile int sig_stop; /* 1: blocking calls must not start (a signal waits to be delivered) */
+	volatile int sig_stop; /* 1: blocking calls must not sleep (a signal waits to be delivered) */
 	volatile int kicked;
 	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
@@ -135,10 +147,10 @@ struct pvm {
 	bool no_new_privs;
 	bool rseq_on; /* the program may have restartable sequences */
 	int exit_status;
-	bool args_shown; /* the host's cmdline and environ of this process are the program's */
-	bool is_child;   /* forked, not started by the user: writes no report of --stats */
-	bool has_family; /* has or had a parent or children in its family */
-	uint64_t nr_forks;
+	bool args_shown;                    /* the host's cmdline and environ of this process are the program's */
+	bool is_child;                      /* forked, not started by the user: writes no report of --stats */
+	bool has_family;                    /* has or had a parent or children in its family */
+	uint64_t nr_forks, nr_forks_ahead;  /* the latter by spares */
 	uint64_t nr_polled, nr_poll_failed; /* calls answered without an exit; requests that nobody took */
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1280], enosys_count[1024];

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/procstat.h"
 #include "admit.h"
 #include "update.h"
 
@@ -139,10 +140,8 @@ static uint64_t own_start(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')');
-	for (int field = 2; field < 22 && p; field++)
-		p = strchr(p + 1, ' ');
-	return p ? strtoull(p + 1, NULL, 10) : 0;
+	struct proc_stat s;
+	return proc_stat_read(text, &s) ? 0 : s.f[STAT_START];
 }
 
 __attribute__((format(printf, 1, 2))) static void put(const char *fmt, ...)
@@ -198,7 +197,12 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 		if (*c == '\n')
 			*c = '?';
 	put("kylinx %d\nprogram %s\nmemory %" PRIu64 "\ncpus %d\nlog %d\nnet %s\n", FORMAT, program, cfg->memory,
-	    cfg->cpus, kx_log_level_find(cfg->log_level), cfg->net_none ? "none" : "host");
+	    cfg->cpus, kx_log_level_find(cfg->log_level),
+	    cfg->net_private ? "private"
+	    : cfg->net_none  ? "none"
+			     : "host");
+	for (int i = 0; i < cfg->nr_publish; i++)
+		put("publish %s\n", cfg->publish[i].text);
 	for (int i = 0; i < 16; i++) {
 		struct rlimit l;
 		if (!getrlimit(i, &l))
@@ -228,6 +232,13 @@ void registry_complete(void)
 
 /* ---- those of others ------------------------------------------------------------------------------------------------ */
 
+static void entry_publish(struct registry_entry *e, const char *text)
+{
+	size_t n = strlen(e->publish);
+	if (n + strlen(text) + 2 <= sizeof e->publish)
+		sprintf(e->publish + n, "%s%s", n ? " " : "", text);
+}
+
 static bool entry_line(struct registry_entry *e, const char *line)
 {
 	unsigned long long a, b;
@@ -250,6 +261,10 @@ static bool entry_line(struct registry_entry *e, const char *line)
 		e->update_ino[0] = a, e->update_ino[1] = b;
 	else if (!strcmp(line, "net none"))
 		e->net_none = true;
+	else if (!strcmp(line, "net private"))
+		e->net_private = true;
+	else if (!strncmp(line, "publish ", 8))
+		entry_publish(e, line + 8);
 	else if (sscanf(line, "cpus %d", &e->cpus) != 1 && sscanf(line, "log %d", &e->log_level) != 1)
 		sscanf(line, "proc %d", &e->proc_fd);
 	return true;

@@ -24,11 +24,12 @@ struct registry_entry {
 	uint64_t start;
 	uint64_t memory;
 	int cpus, log_level;
-	bool net_none;
+	bool net_none, net_private;
+	char publish[64 * 64]; /* published ports, separated by blanks */
 	int family_fd, proc_fd; /* numbers in the root's table of descriptors */
 	uint64_t family_dev, family_ino, ipc_dev, ipc_ino;
 	uint64_t policy_dev, policy_ino; /* of its policy; 0 = none */
-	uint64_t update_ino[2]; /* of the sockets for updates (update.h); 0 = none */
+	uint64_t update_ino[2];          /* of the sockets for updates (update.h); 0 = none */
 	struct rlimit limits[16];
 };
 

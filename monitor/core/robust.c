@@ -55,9 +55,15 @@ void robust_pause(void)
 
 void robust_fork_child(struct thread *t)
 {
+	uint64_t head = t->robust_head;
 	vforks = 0;
-	t->robust_head = 0;
 	t->robust_host = 0;
+	/* Whoever is asked shows none until libc has set it, to the same in each child. Locks on it are the parent's, by their
+	 * words: nothing comes of it before. */
+	robust_set(t, pvm.base ? 0 : head);
+	t->area->robust_ready = t->robust_host ? head : 0;
+	if (!t->robust_host)
+		t->robust_head = 0;
 }
 
 /* How many threads other than the caller's have theirs with the kernel (or, not `held`, have one that is not). */

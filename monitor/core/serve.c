@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -25,6 +26,7 @@
 #include "keeper.h"
 #include "libfile.h"
 #include "sig.h"
+#include "spare.h"
 #include "strace.h"
 #include "thread.h"
 #include "written.h"
@@ -42,10 +44,12 @@
 #define BACKOFF_MAX (2000 * MS)
 #define DATA_MAX (256u << 10) /* bytes at once: more may take long, and an exit matters less */
 #define PIPE_ATOMIC 4096
+#define PATIENCE 8
+#define PROBE 64
 
 static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER, work = PTHREAD_MUTEX_INITIALIZER;
 static struct kx_thread no_area;
-static struct thread svc = { .area = &no_area, .vcpu_fd = -1, .sig_stop = 1 };
+static struct thread svc = { .area = &no_area, .vcpu_fd = -1, .sig_stop = SIG_STOP_NEVER };
 static const uint8_t served[KX_SERVE_CALLS] = { KX_SERVED };
 
 static struct {
@@ -56,7 +60,10 @@ static struct {
 	int cpus, load_fd;       /* processors that it may use; /proc/loadavg, -1 = says nothing */
 	uint64_t cheapest;       /* ns between two exits at least, thus what one costs at most */
 	uint64_t backoff, not_before;
-} serve = { .load_fd = -1, .cheapest = 1000 * US };
+	uint64_t mask; /* signals that the thread blocks whose call is answered */
+	int patience;  /* waits of late that were not in vain */
+	unsigned impatient;
+} serve = { .load_fd = -1, .cheapest = 1000 * US, .patience = PATIENCE };
 
 /* Of the calling thread. */
 static __thread uint64_t last_end, window_start;
@@ -148,30 +155,60 @@ static bool serve_msg(struct hcall *c, int64_t *r)
 	return true;
 }
 
-/* An event within the time that an exit would cost is waited for. */
+/*
+ * An event that comes within the time of two exits is waited for, asleep: the processor is free for whoever makes it.
+ * Where waiting was in vain time and again it is left, but for a try now and then.
+ */
+static bool worth_waiting(void) { return serve.patience > 0 || !(++serve.impatient % PROBE); }
+
 static bool serve_ready(struct hcall *c, int64_t *r)
 {
 	int i = c->nr == SYS_poll ? 2 : 3;
-	bool waits = (int)c->arg[i] != 0;
-	if (c->nr == SYS_epoll_pwait && c->arg[4])
+	int64_t ms = (int)c->arg[i];
+	/* A signalfd is as ready as the signals of the thread that looks; it goes with blocked signals. */
+	if ((c->nr == SYS_epoll_pwait && c->arg[4]) || serve.mask)
 		return false;
 	c->arg[i] = 0;
 	*r = c->row->fn(c);
-	if (*r || !waits)
+	if (*r || !ms)
 		return true;
-	if (c->nr == SYS_poll)
+	if (c->nr == SYS_poll || !worth_waiting())
 		return false;
-	for (uint64_t end = now_ns() + exit_ns(); !*r && now_ns() < end && !serve.quit;)
+	uint64_t ns = 2 * exit_ns();
+	if (ms > 0 && ns > (uint64_t)ms * MS)
+		ns = (uint64_t)ms * MS;
+	struct pollfd p = { .fd = (int)c->arg[0], .events = POLLIN };
+	struct timespec ts = { 0, (long)ns };
+	if (!serve.quit && HC6(SYS_ppoll, &p, 1, &ts, 0, 8, 0) > 0)
 		*r = c->row->fn(c);
+	serve.patience = *r ? serve.patience + (serve.patience < PATIENCE) : serve.patience - (serve.patience > 0);
 	return *r != 0;
+}
+
+static bool lingers(int fd)
+{
+	struct linger l = { 1, 0 };
+	socklen_t len = sizeof l;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &len, 0) || l.l_onoff;
 }
 
 static bool serve_close(struct hcall *c, int64_t *r)
 {
+	int fd = (int)c->arg[0];
 	struct stat st;
-	if (fstat((int)c->arg[0], &st) || (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)))
+	if (fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || (S_ISSOCK(st.st_mode) && !lingers(fd))))
 		return false;
 	*r = c->row->fn(c);
+	return true;
+}
+
+static bool serve_file(struct hcall *c, int64_t *r)
+{
+	struct stat st;
+	if (c->arg[3] > DATA_MAX || fstat((int)c->arg[0], &st) || !S_ISSOCK(st.st_mode) ||
+	    !nonblocking((int)c->arg[0]) || fstat((int)c->arg[1], &st) || !S_ISREG(st.st_mode))
+		return false;
+	*r = HC6(c->nr, c->host[0], c->host[1], c->host[2], c->host[3], 0, 0);
 	return true;
 }
 
@@ -190,6 +227,8 @@ static bool arguments_allow(const struct hcall *c)
 		int op = (int)c->arg[1] & FUTEX_CMD_MASK;
 		return op == FUTEX_WAKE || op == FUTEX_WAKE_BITSET;
 	}
+	case SYS_ioctl:
+		return (unsigned)c->arg[1] == FIONBIO || (unsigned)c->arg[1] == FIONREAD;
 	case SYS_fcntl:
 		switch ((int)c->arg[1]) {
 		case F_GETFD:
@@ -205,7 +244,11 @@ static bool arguments_allow(const struct hcall *c)
 	return true;
 }
 
-static bool makes_descriptors(uint64_t nr) { return nr == SYS_open || nr == SYS_openat || nr == SYS_recvmsg; }
+static bool makes_descriptors(uint64_t nr)
+{
+	return nr == SYS_open || nr == SYS_openat || nr == SYS_recvmsg || nr == SYS_recvmmsg || nr == SYS_socket ||
+	       nr == SYS_accept || nr == SYS_accept4;
+}
 
 /* Signals that a call had sent to the thread that made it. */
 static void drop_own_signals(void)
@@ -216,25 +259,15 @@ static void drop_own_signals(void)
 		;
 }
 
-/* False: nothing has been done that an exit would not do again. */
-static bool answer(struct hcall *c, int64_t *r)
+static bool perform(struct hcall *c, int64_t *r)
 {
 	bool good = true;
-	c->row = hc_row_find(c->nr);
-	if (c->nr >= KX_SERVE_CALLS || !served[c->nr] || !c->row || !arguments_allow(c) ||
-	    (serve.near_limit && makes_descriptors(c->nr)))
-		return false;
-	libfile_settle(c->nr);
-	written_mark_call(c->nr, c->arg);
 	*r = hcall_check(c);
 	for (int i = 0; i < 6; i++)
 		if (c->proc[i]) /* /proc knows its reader */
 			return false;
 	if (*r)
 		return true;
-	/* What is queued for sockets, or fetched of them, must be settled first: batch.c does that at exits. */
-	if (batch_active())
-		return false;
 	hc_handler fn = pipe_handler(c, r);
 	if (!fn)
 		return true;
@@ -253,6 +286,9 @@ static bool answer(struct hcall *c, int64_t *r)
 	case KX_SERVE_CLOSE:
 		good = serve_close(c, r);
 		break;
+	case KX_SERVE_FILE:
+		good = serve_file(c, r);
+		break;
 	default:
 		*r = c->row->fn(c);
 	}
@@ -263,6 +299,23 @@ static bool answer(struct hcall *c, int64_t *r)
 	bool interrupted = *r == -EINTR || *r == KX_NORESTART_EINTR ||
 			   (*r <= -KX_ERESTART && *r >= -KX_ERESTART_NOHAND);
 	return good && !interrupted;
+}
+
+/* False: nothing has been done that an exit would not do again. What batch_enter() settles is settled then, too. */
+static bool answer(struct hcall *c, int64_t *r)
+{
+	c->row = hc_row_find(c->nr);
+	if (c->nr >= KX_SERVE_CALLS || !served[c->nr] || !c->row || !arguments_allow(c) ||
+	    (serve.near_limit && makes_descriptors(c->nr)) || !batch_may_serve(c))
+		return false;
+	libfile_settle(c->nr);
+	written_mark_call(c->nr, c->arg);
+	if (batch_enter(c, r))
+		return true;
+	if (!perform(c, r))
+		return false;
+	batch_leave(c, *r);
+	return true;
 }
 
 /* A request: a thread's index, and no flag yet. */
@@ -283,6 +336,8 @@ static void serve_one(struct kx_serve *s, uint64_t v)
 	int64_t r = 0;
 	memcpy(&call, &area->call, sizeof call);
 	svc.tid = (pid_t)area->tid; /* for the trace alone */
+	svc.index = (int)index;
+	serve.mask = area->sigmask;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	uint64_t was = v;
 	if (!__atomic_compare_exchange_n(&s->slot, &was, v | KX_SLOT_TAKEN, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
@@ -447,7 +502,7 @@ static void start(void)
 {
 	if (pthread_mutex_trylock(&gate))
 		return;
-	if (!serve.running && !serve.forbidden)
+	if (!serve.running && !serve.forbidden && !spare_waits())
 		start_locked();
 	pthread_mutex_unlock(&gate);
 }
@@ -464,6 +519,12 @@ static void stop(bool for_good)
 	}
 	serve.forbidden |= for_good;
 	pthread_mutex_unlock(&gate);
+}
+
+void serve_stop(void)
+{
+	if (!serve.forbidden && __atomic_load_n(&serve.running, __ATOMIC_RELAXED))
+		stop(false);
 }
 
 /* ---- hooks ---------------------------------------------------------------------------------------------------------- */

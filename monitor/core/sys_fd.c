@@ -9,6 +9,8 @@
 #include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
+#include "../../abi/kx_ipc.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "thread.h"
 
@@ -24,7 +26,20 @@ static int64_t stream_changed(unsigned fd, int64_t r)
 	return r;
 }
 
-int64_t hc_close(struct hcall *c) { return stream_changed((unsigned)c->arg[0], pipe_close((int)c->arg[0])); }
+int64_t hc_close(struct hcall *c)
+{
+	mq_gone((int)c->arg[0]);
+	int64_t r = pipe_close((int)c->arg[0]);
+	mq_gone((int)c->arg[0]);
+	return stream_changed((unsigned)c->arg[0], r);
+}
+
+static int64_t copied(int64_t r, int fd)
+{
+	if (r >= 0 && r != fd)
+		mq_copied(fd, (int)r);
+	return r;
+}
 
 static int64_t dup_any(int fd, uint64_t arg, int cmd)
 {
@@ -34,13 +49,14 @@ static int64_t dup_any(int fd, uint64_t arg, int cmd)
 
 static int64_t dup_from(int fd, uint64_t arg, int cmd) { return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0)); }
 
-int64_t hc_dup(struct hcall *c) { return pipe_dup((int)c->arg[0], dup_any, 0, 0); }
+int64_t hc_dup(struct hcall *c) { return copied(pipe_dup((int)c->arg[0], dup_any, 0, 0), (int)c->arg[0]); }
 
 int64_t hc_dup2(struct hcall *c)
 {
 	if (!fd_admit((int)c->arg[1]))
 		return -EBADF;
-	return stream_changed((unsigned)c->arg[1], pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true));
+	int64_t r = copied(pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true), (int)c->arg[0]);
+	return stream_changed((unsigned)c->arg[1], r);
 }
 
 int64_t hc_dup3(struct hcall *c)
@@ -49,7 +65,8 @@ int64_t hc_dup3(struct hcall *c)
 		return -EINVAL;
 	if (!fd_admit((int)c->arg[1]))
 		return (int)c->arg[0] == (int)c->arg[1] ? -EINVAL : -EBADF;
-	return stream_changed((unsigned)c->arg[1], pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false));
+	int64_t r = copied(pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false), (int)c->arg[0]);
+	return stream_changed((unsigned)c->arg[1], r);
 }
 
 /*
@@ -67,7 +84,10 @@ int64_t hc_close_range(struct hcall *c)
 		return 0;
 	if (last >= pvm.fd_limit)
 		last = pvm.fd_limit - 1;
-	return stream_changed(first, pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE));
+	int64_t r = pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
+	for (unsigned fd = first; !r && !(flags & CLOSE_RANGE_CLOEXEC) && fd <= last && fd < KX_IPC_FDS; fd++)
+		mq_gone((int)fd);
+	return stream_changed(first, r);
 }
 
 /* pipe, pipe2 */
@@ -193,7 +213,7 @@ int64_t hc_fcntl(struct hcall *c)
 	case F_DUPFD_CLOEXEC:
 		if (!fd_admit((int)arg))
 			return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;
-		return pipe_dup(fd, dup_from, arg, cmd);
+		return copied(pipe_dup(fd, dup_from, arg, cmd), fd);
 	case CMD_DUPFD_QUERY:
 		return fd_is_guest((int)arg) ? HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0) : -EBADF;
 	case F_GETFD:

@@ -18,8 +18,10 @@
 #include "batch.h"
 #include "futexes.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
+#include "vfs.h"
 
 #define IOV_LIMIT 1024
 #define CTL_LIMIT (64u << 10) /* bytes of control data; the kernel's own limit is net.core.optmem_max */
@@ -338,6 +340,7 @@ static int ctl_check(const struct msghdr *h)
 				if ((r = pipe_plain(cmsg_fd(cm, i)))) /* EINTR among others */
 					return r;
 				batch_share(cmsg_fd(cm, i));
+				mq_plain(cmsg_fd(cm, i));
 				futexes_passed(cmsg_fd(cm, i));
 			}
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {
@@ -362,14 +365,14 @@ static bool cmsg_fds_ok(const struct cmsghdr *cm)
 {
 	if (is_scm(cm, SCM_RIGHTS) || is_scm(cm, SCM_PIDFD_NR))
 		for (unsigned i = 0; i < cmsg_fds(cm); i++)
-			if (cmsg_fd(cm, i) >= 0 && !fd_admit(cmsg_fd(cm, i)))
+			if (cmsg_fd(cm, i) >= 0 && (!fd_admit(cmsg_fd(cm, i)) || vfs_is_proc_dir(cmsg_fd(cm, i))))
 				return false;
 	return true;
 }
 
 /*
  * What came in. RLIMIT_NOFILE keeps descriptors below the monitor's, except while fd_hide() lifts it: then the
- * message ends before the one that has such.
+ * message ends before the one that has such. So it does before a directory of the host's /proc.
  */
 static void ctl_received(struct msghdr *h)
 {
@@ -384,8 +387,10 @@ static void ctl_received(struct msghdr *h)
 		if (cut)
 			cmsg_close(cm);
 		else if (is_scm(cm, SCM_RIGHTS))
-			for (unsigned i = 0; i < cmsg_fds(cm); i++)
+			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				futexes_passed(cmsg_fd(cm, i));
+				mq_opened(cmsg_fd(cm, i), "");
+			}
 	}
 	if (cut) {
 		h->msg_controllen = end;

@@ -10,6 +10,7 @@
 #include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/procstat.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
@@ -195,8 +196,8 @@ static void look_for_task(pid_t pid, void *arg)
 		t->alive = n != -ENOENT && n != -ESRCH;
 		return;
 	}
-	const char *state = strrchr(text, ')');
-	t->alive = state && state[1] == ' ' && state[2] != 'Z' && state[2] != 'X';
+	struct proc_stat s;
+	t->alive = !proc_stat_read(text, &s) && !proc_stat_ended(&s);
 }
 
 /* A thread of the family that has not ended. Nobody else is looked at. */
@@ -352,6 +353,7 @@ int64_t hc_set_robust_list(struct hcall *c)
 {
 	if (c->arg[1] != 24)
 		return -EINVAL;
+	c->t->area->robust_ready = 0;
 	robust_set(c->t, c->arg[0]);
 	return 0;
 }
@@ -361,7 +363,7 @@ int64_t hc_get_robust_list(struct hcall *c)
 	int pid = (int)c->arg[0];
 	uint64_t head = 0, len = 24;
 	if (pid == 0 || pid == c->t->tid) {
-		head = c->t->robust_head;
+		head = c->t->area->robust_ready ? 0 : c->t->robust_head;
 	} else if (c->t->pid != pvm.pid) { /* a child of vfork has no other threads */
 		return -ESRCH;
 	} else {

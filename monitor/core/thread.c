@@ -21,6 +21,7 @@
 #include "robust.h"
 #include "rseq.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "vcpu.h"
 
@@ -373,6 +374,7 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 static int64_t thread_create(struct start *s)
 {
 	int r = fd_grow();
+	spare_changed();
 	if (r)
 		return -EAGAIN;
 	struct thread *t = thread_clone(s->parent, s->stack, s->flags & CLONE_SETTLS, s->tls, &r);
@@ -533,6 +535,7 @@ int thread_own_start(pthread_t *out, size_t stack, void *(*fn)(void *arg), void 
 {
 	pthread_attr_t attr;
 	pthread_t thread;
+	spare_changed();
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, stack);
 	if (!out)

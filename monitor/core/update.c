@@ -23,6 +23,7 @@
 #include "thread.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "unwind.h"
 #include "vcpu.h"
 #include "written.h"
@@ -888,6 +889,7 @@ bool update_poked(void)
 	int r = -fd_grow();
 	pthread_mutex_lock(&pvm.thr_lock);
 	if (!r && served_by != pvm.pid) {
+		spare_forbid();
 		r = thread_own_start(NULL, STACK, service, NULL);
 		if (!r)
 			served_by = pvm.pid;

@@ -11,6 +11,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -123,6 +124,26 @@ def store_that_can_not_be_used():
     r = in_namespace(full)
     expect((r.status, r.out), (0, b""), "full store: " + r.err.decode())
     assert all(line.startswith(b"kylinx: warn ") for line in r.err.splitlines()), r.err
+
+
+@test
+def directories_of_proc():
+    """By one of those, openat("self/mem") would be the monitor's."""
+    text = one_error(shell("exec 5</proc; exec \"$@\" true"), 125, "an inherited one")
+    assert "descriptor 5" in text, text
+    code = "import array, socket, sys\ns = socket.socket(fileno=0)\nm, fds, flags, _ = socket.recv_fds(s, 10, 4)\n" \
+           "print(m, len(fds), bool(flags & socket.MSG_CTRUNC))"
+    for path, want in (("/proc", "b'x' 0 True"), ("/proc/self/task", "b'x' 0 True"), ("/usr", "b'x' 1 False")):
+        a, b = socket.socketpair()
+        p = subprocess.Popen([lib.KYLINX, "run", "--", "/usr/bin/python3", "-c", code], cwd="/", stdin=b,
+                             stdout=subprocess.PIPE, text=True)
+        fd = os.open(path, os.O_RDONLY)
+        socket.send_fds(a, [b"x"], [fd])
+        out = p.communicate(timeout=30)[0]
+        os.close(fd)
+        a.close()
+        b.close()
+        expect(out.strip(), want, f"a message with {path}")
 
 
 # ---- what is not there ---------------------------------------------------------------------------------------------

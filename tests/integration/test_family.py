@@ -153,6 +153,19 @@ def ps_without_families():
 
 
 @test
+def ps_hides_children_made_ahead():
+    """A shell that forks again and again has its next child made while it waits; that is nobody yet."""
+    with family("again", "while :; do (sleep 0.03; :); done", ready="sleep", program=("bash", "-c")) as p:
+        time.sleep(0.3)
+        ahead = 0
+        for _ in range(20):
+            children = [m for m in only(ps())["members"] if m["ppid"] == p.pid]
+            assert len(children) <= 1, children
+            ahead += len(lib.read(f"/proc/{p.pid}/task/{p.pid}/children").split()) > 1
+        assert ahead, "none was made ahead"
+
+
+@test
 def ps_tree():
     script = "sleep 101 & (sleep 102 & ); python3 -c 'import threading as t, time; " \
              "[t.Thread(target=time.sleep, args=(100,)).start() for i in range(3)]' & exec 9>&-; wait; sleep 103"

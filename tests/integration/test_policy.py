@@ -246,7 +246,8 @@ def threads_and_descriptors(p):
     code = ("import ctypes, os, threading\n"
             f"first = ctypes.CDLL('{p.good}').value()\n"
             "t = threading.Thread(target=lambda: None); t.start(); t.join()\n"
-            "import resource as r; hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (hard, hard))\n"
+            "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (4096, r.getrlimit(r.RLIMIT_FSIZE)[1]))\n"
+            "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (hard, hard))\n"
             "fds = [os.open('/dev/null', os.O_RDONLY) for i in range(min(3000, hard - 100))]\n"
             f"h = ctypes.CDLL('{p.good}')\n"
             "import _ctypes; _ctypes.dlclose(h._handle)\n"
@@ -277,6 +278,49 @@ def other_roots(p):
     p.policy("allow path /bin/prog")
     r = lib.run(run, env=p.env)
     expect((r.status, r.err), (7, b""), "allowed")
+
+
+@test
+def chroot_is_no_place(p):
+    """A program that makes /usr/lib its own by chroot(2) does not come under the rules for /usr/lib, nor what it executes."""
+    if os.geteuid() != 0:
+        raise Skip("run as root")
+    root = f"{p.d}/r"
+    os.makedirs(f"{root}/usr/lib")
+    shutil.copy(p.bad, f"{root}/usr/lib/evil.so")
+    shutil.copy(p.good, f"{root}/usr/lib/good.so")
+    with open(f"{p.d}/main.c", "w") as f:
+        f.write("int main(void) { return 7; }\n")
+    subprocess.run(["gcc", "-static", "-o", f"{root}/usr/lib/prog", f"{p.d}/main.c"], check=True)
+    p.policy("allow signed-by release")
+    code = ("import ctypes, os, sys\n"
+            "def load(f):\n"
+            " try:\n  return ctypes.CDLL(f).value()\n"
+            " except OSError as e:\n  return 'failed to map' in str(e)\n"
+            "def run():\n"
+            " if not os.fork():\n"
+            "  try:\n   os.execv('/usr/lib/prog', ['prog'])\n"
+            "  except OSError as e:\n   os._exit(e.errno)\n"
+            " return os.wait()[1] >> 8\n"
+            "top = os.open('/', os.O_RDONLY)\n"
+            f"os.chdir('/'); os.chroot('{root}')\n"
+            "print(load('/usr/lib/evil.so'), load('/usr/lib/good.so'), run())\n"
+            "os.fchdir(top); os.chroot('.')\n"
+            f"print(bool(ctypes.CDLL('libm.so.6')), load('{root}/usr/lib/evil.so'))\n")
+    r = p.run(PYTHON, "-c", code)
+    expect((r.status, r.out), (0, b"True True 13\nTrue True\n"), r.err)
+    assert f"{root}/usr/lib/evil.so: ".encode() in r.err, r.err
+    p.sign(f"{root}/usr/lib/good.so")
+    p.sign(f"{root}/usr/lib/prog")
+    r = p.run(PYTHON, "-c", code)
+    expect((r.status, r.out), (0, b"True 1 7\nTrue True\n"), f"signed ({r.err})")
+    p.policy(f"allow path {root}/usr/lib/*")
+    r = p.run(PYTHON, "-c", code)
+    expect((r.status, r.out), (0, b"2 1 7\nTrue 2\n"), f"allowed ({r.err})")
+    expect(p.tell(p.attack, "vchroot", root, "/usr/lib/prog")[0]["status"], "7", "by a child of vfork")
+    p.policy("")
+    for _ in range(3):
+        expect(p.tell(p.attack, "vchroot", root, "/usr/lib/prog")[0]["status"], "13", "by a child of vfork, not allowed")
 
 
 @test

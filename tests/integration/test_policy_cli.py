@@ -473,6 +473,10 @@ def found_where_documented(p):
               f"user mkdir -p {p.d}/home/xdg/kylinx; user cp /etc/kylinx/policy {p.d}/home/xdg/kylinx/; "
               f"say XDG_CONFIG_HOME={p.d}/home/xdg\n"
               f"say KYLINX_CONFIG={p.d}/home/none\n"
+              f"mkdir -p {p.d}/other/.config/kylinx/keys; touch {p.d}/other/.config/kylinx/policy; chmod 700 {p.d}/other\n"
+              f"say HOME={p.d}/other; user env HOME={p.d}/other $k lib policy check /etc/kylinx/policy\n"
+              f"user env KYLINX_CONFIG={p.d}/other/.config $k lib policy check 2>&1\n"
+              "mkdir -m 700 /etc/kylinx/keys; user env HOME=/ $k lib policy check; rmdir /etc/kylinx/keys\n"
               f"user $k lib keygen {p.d}/home/key >/dev/null; user $k lib trust {p.d}/home/key.pub >/dev/null; "
               f"ls {p.d}/home/.config/kylinx/keys\n")
     r = lib.run(["env", "-u", "KYLINX_CONFIG", "-u", "KYLINX_STORE", "-u", "XDG_CONFIG_HOME", "unshare", "-m",
@@ -483,7 +487,9 @@ def found_where_documented(p):
              "policy   /etc/kylinx/policy", "policy built-in policy keyring - ",
              f"policy {home}/.config/kylinx/policy keyring {home}/.config/kylinx/keys ",
              f"policy {home}/xdg/kylinx/policy keyring {home}/xdg/kylinx/keys ", "policy built-in policy keyring - ",
-             "key.pub"], ""), "what is used")
+             "policy /etc/kylinx/policy keyring /etc/kylinx/keys ", "/etc/kylinx/policy: 1 sections, 0 rules, 0 keys, no errors",
+             f"kylinx: {p.d}/other/.config/policy: Permission denied (check the path)",
+             "/etc/kylinx/policy: keyring: /etc/kylinx/keys: Permission denied (check owner and mode)", "key.pub"], ""), "what is used")
 
 
 def main():

@@ -72,7 +72,8 @@ static void dump_constants(void)
 	C(KX_T_SELF), C(KX_T_ENTRY), C(KX_T_FRAME_TOP), C(KX_T_FRAME), C(KX_T_USER_RSP), C(KX_T_RESUME), C(KX_T_WORK);
 	C(KX_T_CALL), C(KX_T_CPUID), C(KX_ORIG_CPUID), C(KX_CPUID_INDEXED), C(KX_CPUID_MAX);
 	C(KX_BATCH_BASE), C(KX_BATCH_FDS), C(KX_BATCH_SOCKS), C(KX_BATCH_CTX), C(KX_BATCH_CTXS), C(KX_BATCH_TX);
-	C(KX_BATCH_TX_SIZE), C(KX_BATCH_RX), C(KX_BATCH_RX_SIZE), C(KX_BATCH_SEND_MAX);
+	C(KX_BATCH_TX_SIZE), C(KX_BATCH_RX), C(KX_BATCH_RX_SIZE), C(KX_BATCH_SEND_MAX), C(KX_BATCH_FILES),
+		C(KX_BREC_FILE), C(KX_BREC_CLOSE), C(KX_BREC_ADD);
 	C(KX_RX_VALID), C(KX_RX_SHORT), C(KX_RX_EMPTY), C(KX_RX_EOF);
 	C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
 	C(KX_PATH_LIBOS), C(KX_PATH_MONITOR), C(KX_PATH_SLOW), C(KX_PATH_POLL);
@@ -112,6 +113,7 @@ static void dump_structs(void)
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes), M(kx_thread, rseq),
 		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
 	M(kx_thread, futex_slot), M(kx_thread, pad2), M(kx_thread, spin_skip), M(kx_thread, spin_fails);
+	M(kx_thread, robust_ready);
 	END(kx_thread);
 
 	SIZE(kx_shared);
@@ -131,19 +133,33 @@ static void dump_structs(void)
 
 	SIZE(kx_bsock);
 	M(kx_bsock, rx), M(kx_bsock, buf), M(kx_bsock, owner), M(kx_bsock, credit), M(kx_bsock, gen),
-		M(kx_bsock, epoch), M(kx_bsock, turn);
+		M(kx_bsock, epoch), M(kx_bsock, turn), M(kx_bsock, fresh), M(kx_bsock, pad);
 	END(kx_bsock);
 
 	SIZE(kx_bctx);
-	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn);
+	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, epoll),
+		M(kx_bctx, pad), M(kx_bctx, file);
 	END(kx_bctx);
+
+	SIZE(kx_bfile);
+	M(kx_bfile, size), M(kx_bfile, fd), M(kx_bfile, uses), M(kx_bfile, calls);
+	END(kx_bfile);
+
+	SIZE(kx_badd);
+	M(kx_badd, data), M(kx_badd, events), M(kx_badd, epoll);
+	END(kx_badd);
+
+	SIZE(kx_bfrom);
+	M(kx_bfrom, offset), M(kx_bfrom, fd), M(kx_bfrom, len);
+	END(kx_bfrom);
 
 	SIZE(kx_brec);
 	M(kx_brec, fd), M(kx_brec, gen), M(kx_brec, len), M(kx_brec, flags), M(kx_brec, ticket), M(kx_brec, pad);
 	END(kx_brec);
 
 	SIZE(kx_batch);
-	M(kx_batch, ticket), M(kx_batch, selfish), M(kx_batch, pad), M(kx_batch, pad2), M(kx_batch, ctx_of);
+	M(kx_batch, ticket), M(kx_batch, selfish), M(kx_batch, pad), M(kx_batch, calls), M(kx_batch, pad2),
+		M(kx_batch, ctx_of);
 	END(kx_batch);
 
 	SIZE(kx_vvar);

@@ -64,8 +64,8 @@ int admit_take(const struct admit_subject *who, int *fd, struct image **out, cha
 	(void)who, (void)fd, (void)out, (void)why;
 	return -ENOSYS;
 }
-int admit_judge(const struct admit_subject *who, struct image *image, enum policy_way way, const char *loader, bool tell,
-		char why[POLICY_WHY])
+int admit_judge(const struct admit_subject *who, struct image *image, enum policy_way way, const char *loader,
+		bool tell, char why[POLICY_WHY])
 {
 	(void)who, (void)image, (void)way, (void)loader, (void)tell, (void)why;
 	return -ENOSYS;

@@ -31,17 +31,23 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/sem.h>
+#include <mqueue.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include "../../../abi/kx_abi.h"
 #include "../../../abi/kx_hcall.h"
+#include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_pipe.h"
 
 #define PAGE 4096ul
@@ -1144,6 +1150,84 @@ static void lie_pipe_table(void)
 	scribble((void *)KX_PIPE_TABLE, 4096);
 }
 
+static int lie_sem = -1, lie_queue = -1, lie_mq = -1;
+static struct {
+	long type;
+	char text[64];
+} lie_text = { 1, "" };
+/* So busy that the family's memory is used. */
+static void ipc_turn(void)
+{
+	struct sembuf op = { 0, below(2) ? 1 : -1, IPC_NOWAIT };
+	semop(lie_sem, &op, 1);
+	msgsnd(lie_queue, &lie_text, below(64), IPC_NOWAIT);
+	msgrcv(lie_queue, &lie_text, 64, 0, IPC_NOWAIT | MSG_NOERROR);
+	lie_text.type = 1 + (long)below(3);
+	mq_send(lie_mq, lie_text.text, below(64), (unsigned)below(3));
+	mq_receive(lie_mq, lie_text.text, 64, NULL);
+}
+static void ipc_open(void)
+{
+	if (lie_queue >= 0)
+		return;
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
+	lie_sem = semget(IPC_PRIVATE, 4, 0600);
+	lie_mq = mq_open("/kx-hostile", O_RDWR | O_CREAT | O_NONBLOCK, 0600, &a);
+	mq_unlink("/kx-hostile");
+	int q = msgget(IPC_PRIVATE, 0600);
+	if (lie_sem < 0 || q < 0 || lie_mq < 0)
+		abort();
+	lie_queue = q;
+	for (int i = 0; i < 30; i++)
+		ipc_turn();
+}
+static void lie_ipc(void)
+{
+	ipc_open();
+	struct kx_ipc *ipc = (struct kx_ipc *)KX_IPC_BASE;
+	if (((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on) {
+		scribble(below(2) ? &ipc->sem[kx_ipc_slot(lie_sem)] : &ipc->msg[kx_ipc_slot(lie_queue)], 200);
+		scribble(&ipc->word[kx_ipc_slot(lie_sem)], 64);
+		scribble(&ipc->mq[below(KX_IPC_OBJECTS)], 200);
+		scribble((void *)KX_IPC_TABLE, sizeof(struct kx_ipc_table));
+		((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on = 1;
+	}
+}
+static void lie_ipc_ring(void)
+{
+	ipc_open();
+	struct kx_ipc *ipc = (struct kx_ipc *)KX_IPC_BASE;
+	if (!((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on)
+		return;
+	unsigned place = below(2) ? kx_ipc_slot(lie_queue) : KX_IPC_OBJECTS + (unsigned)below(KX_IPC_OBJECTS);
+	struct kx_ipc_obj *o = (struct kx_ipc_obj *)ipc->msg + place;
+	volatile struct kx_ipc_msg *m = (void *)(ipc->ring[place] + below(64) * 16);
+	m->size = below(4) ? (uint32_t)below(200) : (uint32_t)any_value();
+	m->state = (uint32_t)below(3);
+	if (below(4) == 0)
+		*(volatile uint64_t *)&o->head = below(2) ? o->tail + below(70000) : any_value();
+	if (below(8) == 0)
+		*(volatile uint64_t *)&o->lock = any_value();
+	if (below(8) == 0)
+		*(volatile uint64_t *)&o->state = (o->state & ~15ull) | below(6);
+}
+static void ipc_activity(int n)
+{
+	struct msqid_ds ds;
+	for (int i = 0; i < 10; i++)
+		ipc_turn();
+	if (n % 5 == 0)
+		semctl(lie_sem, 0, GETVAL);
+	if (n % 7 == 0)
+		msgctl(lie_queue, IPC_STAT, &ds);
+	if (n % 11 == 0)
+		close(dup(lie_mq));
+	if (n % 50 == 0) {
+		semctl(lie_sem, 0, IPC_RMID);
+		lie_sem = semget(IPC_PRIVATE, 4, 0600);
+	}
+}
+
 static void *liar(void *fn)
 {
 	while (!stop)
@@ -1163,12 +1247,40 @@ static void lie_batch_ring(void)
 	r->len = below(2) ? (uint32_t)any_value() : (uint32_t)below(200);
 	r->fd = (int32_t)below(40) - 1;
 	r->gen = (uint32_t)below(3);
+	if (below(2))
+		return;
+	if (below(3) == 0) {
+		r->len = below(2) ? 0 : sizeof(struct kx_badd);
+		r->flags = below(2) ? KX_BREC_CLOSE : KX_BREC_ADD;
+		volatile struct kx_badd *add = (void *)(r + 1);
+		*add = (struct kx_badd){ any_value(), (uint32_t)any_value(), (int32_t)below(40) - 1 };
+		return;
+	}
+	volatile struct kx_bfrom *from = (void *)(r + 1);
+	*from = (struct kx_bfrom){ below(2) ? any_value() : below(200), (int32_t)below(40) - 1, (uint32_t)below(200) };
+	if (below(8) == 0)
+		from->len = (uint32_t)any_value();
+	r->len = sizeof *from;
+	r->flags = KX_BREC_FILE;
+}
+
+/* Sizes and numbers of the files that a thread sends from. */
+static void lie_batch_files(void)
+{
+	volatile struct kx_bctx *x = (void *)(KX_BATCH_BASE + KX_BATCH_CTX);
+	volatile struct kx_bfile *f = &x->file[below(KX_BATCH_FILES)];
+	f->size = any_value();
+	f->calls = ((volatile struct kx_batch *)KX_BATCH_BASE)->calls;
+	f->uses = (uint32_t)any_value();
+	if (below(16) == 0)
+		f->fd = (int32_t)below(40) - 1;
 }
 
 /* A turn of an event loop, with a socket whose reads and writes are batched. */
 static void batch_turn(void)
 {
-	static int l = -1, ep, c, s;
+	static int l = -1, ep, c, s, file;
+	off_t off = 0;
 	char buf[64] = "request";
 	struct epoll_event ev = { .events = EPOLLIN };
 	if (l < 0) {
@@ -1181,6 +1293,7 @@ static void batch_turn(void)
 		    connect(c, (void *)&a, len))
 			return;
 		s = accept4(l, NULL, NULL, SOCK_NONBLOCK);
+		file = open("/proc/self/exe", O_RDONLY);
 		epoll_ctl(ep, EPOLL_CTL_ADD, s, &ev);
 	}
 	ssize_t r = send(c, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -1188,6 +1301,7 @@ static void batch_turn(void)
 	for (int i = 0; i < 3; i++) {
 		r += recv(s, buf, 20, MSG_DONTWAIT);
 		r += send(s, buf, 20, MSG_DONTWAIT | MSG_NOSIGNAL);
+		r += sendfile(s, file, &off, 20);
 	}
 	r += recv(c, buf, sizeof buf, MSG_DONTWAIT);
 	*(volatile ssize_t *)lie_struct = r;
@@ -1225,6 +1339,8 @@ static void activity(int n)
 	pthread_t th;
 	if (lie_pipe[0] >= 0)
 		pipe_activity(n);
+	if (lie_queue >= 0)
+		ipc_activity(n);
 	switch (n % 17) {
 	case 0:
 		HC(SYS_writev, fd_good[G_FILE], (uint64_t)lie_iov, 8);
@@ -1648,8 +1764,11 @@ static const struct {
 	{ "pipes", lie_pipes },
 	{ "pipe-cursors", lie_pipe_cursors },
 	{ "pipe-table", lie_pipe_table },
+	{ "ipc", lie_ipc },
+	{ "ipc-ring", lie_ipc_ring },
 	{ "batch", lie_batch },
 	{ "batch-ring", lie_batch_ring },
+	{ "batch-files", lie_batch_files },
 };
 
 static void mode_init(uint64_t seed)

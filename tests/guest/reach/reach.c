@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -308,6 +309,39 @@ static int exec_child(void)
 	return open_above(1000, 3000);
 }
 
+static void *maps_a_file(void *arg)
+{
+	while (!stop) {
+		void *p = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, *(int *)arg, 0);
+		if (p != MAP_FAILED)
+			munmap(p, PAGE);
+	}
+	return NULL;
+}
+
+/* The monitor lifts the limit of descriptors for itself, and puts it back: not over one that was set meanwhile. */
+static void limits(void)
+{
+	pthread_t t;
+	struct rlimit was, r;
+	int wrong = 0, fd = open("/proc/self/exe", O_RDONLY);
+	NEED(getrlimit(RLIMIT_NOFILE, &was) == 0 && fd >= 0);
+	stop = false;
+	NEED(pthread_create(&t, NULL, maps_a_file, &fd) == 0);
+	double end = now() + 1;
+	for (rlim_t n = 300; now() < end; n = n == 300 ? 400 : 300) {
+		struct rlimit want = { n, was.rlim_max };
+		NEED(setrlimit(RLIMIT_NOFILE, &want) == 0);
+		NEED(getrlimit(RLIMIT_NOFILE, &r) == 0);
+		wrong += r.rlim_cur != n;
+	}
+	stop = true;
+	pthread_join(t, NULL);
+	check(!wrong, "the limit of descriptors is what was set");
+	setrlimit(RLIMIT_NOFILE, &was);
+	close(fd);
+}
+
 /* Whether there is a process of that number, and how much it computes. */
 static void clocks(void)
 {
@@ -332,7 +366,8 @@ static const struct {
 	void (*fn)(void);
 } parts[] = { { "fork", after_fork }, /* with one thread */
 	      { "groups", groups },   { "clocks", clocks },         { "words", read_only_words },
-	      { "ids", change_ids },  { "lock", lock_of_outsider }, { "threads", many_threads } };
+	      { "ids", change_ids },  { "lock", lock_of_outsider }, { "threads", many_threads },
+	      { "limits", limits } };
 
 int main(int argc, char **argv)
 {

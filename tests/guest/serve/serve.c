@@ -4,8 +4,10 @@
  * call sends to its thread, rights of one thread, numbers of descriptors, record locks, calls that wait, in bursts that
  * wake that thread, and around forks. The same natively.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -15,6 +17,8 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -147,6 +151,49 @@ static void waits(void)
 	int st;
 	CHECK(waitpid(pid, &st, 0) == pid && st == 0);
 	CHECK(!close(p[0]) && !close(p[1]) && !close(e));
+}
+
+/* What sleeps in ways that calls answered elsewhere must not: a FIFO's other end, a connection, a signalfd's thread. */
+static void sleeps(void)
+{
+	char fifo[64];
+	snprintf(fifo, sizeof fifo, "/tmp/serve-fifo-%d", getpid());
+	struct itimerval it = { { 0, 50000 }, { 0, 50000 } }, off = { { 0, 0 }, { 0, 0 } };
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	socklen_t len = sizeof in;
+	int s = socket(AF_INET, SOCK_STREAM, 0), c, fd;
+	CHECK(!mkfifo(fifo, 0600) && !bind(s, (void *)&in, len) && !listen(s, 4) && !getsockname(s, (void *)&in, &len));
+	handle(SIGALRM, 0);
+	for (int i = 0; i < 3; i++) {
+		burst();
+		CHECK(!setitimer(ITIMER_REAL, &it, NULL));
+		CHECK(open(fifo, O_RDONLY) == -1 && errno == EINTR && got[SIGALRM] >= 1);
+		burst();
+		CHECK(accept(s, NULL, NULL) == -1 && errno == EINTR);
+		CHECK(!setitimer(ITIMER_REAL, &off, NULL));
+		burst();
+		CHECK((c = socket(AF_INET, SOCK_STREAM, 0)) > 0 && !connect(c, (void *)&in, sizeof in));
+		CHECK((fd = accept4(s, NULL, NULL, SOCK_NONBLOCK)) > 0 && fcntl(fd, F_GETFL) & O_NONBLOCK);
+		CHECK(accept4(fd, NULL, NULL, 0) == -1 && errno == EINVAL);
+		int file = open("/etc/passwd", O_RDONLY);
+		char a[64], b[64];
+		CHECK(sendfile(fd, file, NULL, 40) == 40 && recv(c, a, sizeof a, 0) == 40);
+		CHECK(pread(file, b, 40, 0) == 40 && !memcmp(a, b, 40) && lseek(file, 0, SEEK_CUR) == 40);
+		CHECK(!shutdown(fd, SHUT_WR) && recv(c, a, 1, 0) == 0 && !close(fd) && !close(c) && !close(file));
+	}
+	CHECK(!unlink(fifo) && !close(s));
+	sigset_t set, old;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	CHECK(!sigprocmask(SIG_BLOCK, &set, &old));
+	struct pollfd p = { signalfd(-1, &set, 0), POLLIN, 0 };
+	for (int i = 0; i < 20; i++) {
+		struct signalfd_siginfo si;
+		burst();
+		CHECK(poll(&p, 1, 0) == 0 && !raise(SIGUSR2) && poll(&p, 1, 0) == 1);
+		CHECK(read(p.fd, &si, sizeof si) == sizeof si && si.ssi_signo == SIGUSR2);
+	}
+	CHECK(!close(p.fd) && !sigprocmask(SIG_SETMASK, &old, NULL));
 }
 
 /* Signals that come while calls are answered: none lost, none late. */
@@ -348,6 +395,8 @@ int main(int argc, char **argv)
 	puts("numbers");
 	waits();
 	puts("waits");
+	sleeps();
+	puts("sleeps");
 	signals_meanwhile();
 	puts("signals_meanwhile");
 	forks();

@@ -343,6 +343,22 @@ static int cmd_parts(char **arg)
 	return 0;
 }
 
+/* DIRECTORY PROGRAM: vfork, chroot, exec. */
+static int cmd_vchroot(char **arg)
+{
+	char *argv[] = { arg[1], NULL };
+	int st;
+	pid_t pid = vfork();
+	if (!pid) {
+		if (!chroot(arg[0]))
+			execv(arg[1], argv);
+		_exit(errno);
+	}
+	waitpid(pid, &st, 0);
+	printf("status: %d\n", WEXITSTATUS(st));
+	return 0;
+}
+
 static uint8_t *volatile target;
 
 static void *write_to_it(void *arg)
@@ -382,9 +398,9 @@ int main(int argc, char **argv)
 		const char *name;
 		int (*fn)(char **arg);
 		int args;
-	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },      { "variants", cmd_variants, 2 },
-			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },    { "watch", cmd_watch, 1 },
-			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 } };
+	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },       { "variants", cmd_variants, 2 },
+			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },     { "watch", cmd_watch, 1 },
+			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 }, { "vchroot", cmd_vchroot, 2 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
