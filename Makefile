@@ -32,20 +32,11 @@ LDLIBS = $(ZYDIS) -l:libsodium.a -pthread
 GUEST_CFLAGS = $(WARN) -O2 -g -ffreestanding -nostdlib -fno-stack-protector -fcf-protection=none -mgeneral-regs-only \
 	-fno-asynchronous-unwind-tables -fno-builtin-memcpy -fvisibility=hidden -MMD -MP
 
-MONITOR_SRC = \
-	monitor/core/pvm.c monitor/core/vcpu.c monitor/core/gmem.c monitor/core/fault.c monitor/core/sig.c \
-	monitor/core/thread.c monitor/core/fork.c monitor/core/exec.c monitor/core/family.c monitor/core/registry.c \
-	monitor/core/keeper.c monitor/core/alloc.c monitor/core/robust.c monitor/core/futexes.c monitor/core/rseq.c monitor/core/batch.c \
-	monitor/core/update.c monitor/core/relink.c monitor/core/unwind.c \
-	monitor/core/hcall.c monitor/core/elf.c monitor/core/load.c monitor/core/text.c monitor/core/store.c monitor/core/jail.c \
-	monitor/core/seccomp.c monitor/core/strace.c monitor/core/stats.c monitor/core/timepage.c monitor/core/vfs.c \
-	monitor/core/sys_mm.c monitor/core/sys_numa.c monitor/core/sys_sig.c monitor/core/sys_time.c monitor/core/sys_proc.c \
-	monitor/core/sys_ipc.c monitor/core/sys_net.c monitor/core/sys_poll.c monitor/core/sys_file.c \
-	monitor/core/pipe.c monitor/core/sys_fd.c monitor/core/sys_ioctl.c monitor/core/serve.c monitor/dev/procfs.c monitor/arch/x86_64/patch.c
+MONITOR_SRC = $(sort $(wildcard monitor/core/*.c monitor/dev/*.c monitor/arch/x86_64/*.c))
 MONITOR_ASM = monitor/arch/x86_64/host.S monitor/core/image.S
-CLI_SRC = cli/kylinx.c cli/cmd-run.c cli/cmd-ps.c cli/cmd-ps-ipc.c cli/cmd-kill.c cli/cmd-exec.c cli/cmd-update.c cli/cmd-lib.c cli/cmd-bench.c cli/families.c
-UTIL_SRC = util/err.c util/log.c
-LIBOS_SRC = libos/core/main.c libos/core/futex.c libos/core/signal.c libos/core/rseq.c libos/core/batch.c libos/core/pipe.c libos/core/ktime.c libos/core/random.c libos/core/string.c libos/core/serve.c
+CLI_SRC = $(sort $(wildcard cli/*.c))
+UTIL_SRC = $(sort $(wildcard util/*.c))
+LIBOS_SRC = $(sort $(wildcard libos/core/*.c))
 LIBOS_ASM = libos/arch/x86_64/entry.S
 
 # What the images of the store depend on: they are shared only by monitors that would make the same.
@@ -116,6 +107,7 @@ install: all bench-programs
 	install -D -m 644 include/kylinx.h $(DESTDIR)$(PREFIX)/include/kylinx.h
 	install -D -m 644 docs/libkylinx.3 $(DESTDIR)$(PREFIX)/share/man/man3/libkylinx.3
 	install -D -m 644 docs/kylinx.1 $(DESTDIR)$(PREFIX)/share/man/man1/kylinx.1
+	install -D -m 644 docs/kylinx-policy.5 $(DESTDIR)$(PREFIX)/share/man/man5/kylinx-policy.5
 	install -d $(DESTDIR)$(PREFIX)/libexec/kylinx/bench
 	install -m 755 $(BENCH_BIN) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/
 	install -m 644 $(BENCH_PY) $(DESTDIR)$(PREFIX)/libexec/kylinx/bench/

@@ -4,7 +4,8 @@
  * guest's address space, what the two share, and how a hypercall is made. Included by both sides and by
  * assembly; it includes nothing of ours.
  *
- * Guest-virtual addresses equal guest-physical ones in the low 512 GiB. Everything in guest memory is under
+ * Guest-virtual addresses equal guest-physical ones in the low 512 GiB, and above, where a program that reserves more
+ * gets it. Everything in guest memory is under
  * the guest's control: the monitor copies what it needs once, checks the copy, and uses the copy.
  */
 #ifndef KX_ABI_H
@@ -16,6 +17,7 @@
 #define KX_SPACE_SIZE 0x8000000000 /* 512 GiB: what the monitor reserves and PML4 slot 0 maps            */
 #define KX_USER_MIN 0x10000        /* below it nothing is ever mapped (as vm.mmap_min_addr)              */
 #define KX_USER_END 0x7effe00000   /* 508 GiB - 2 MiB: first address that a program cannot have         */
+#define KX_HIGH_END 0x200000000000 /* 32 TiB: end of what lies above KX_SPACE_SIZE for large reservations   */
 #define KX_LIBOS_BASE 0x7f00000000 /* LibOS image (text and constants)                                   */
 #define KX_LIBOS_SIZE 0x80000      /* 512 KiB                                                            */
 #define KX_VDSO_BASE 0x7f00080000  /* ELF image that AT_SYSINFO_EHDR names; at most 64 KiB               */
@@ -149,6 +151,7 @@ struct kx_thread {
 	uint32_t mm_cid, pad;
 	uint32_t futex_slot, pad2; /* of kx_futexes.waiters, + 1: counted there for the call in progress; 0 = not */
 	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
+	uint64_t robust_ready;          /* a new child: the list of robust locks that it has already; 0 = none */
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
@@ -279,6 +282,7 @@ struct kx_libos_header {
 	uint64_t image_end;
 	uint64_t cpuid;             /* entry of a `cpuid`: rbx address after it, rdx where to resume */
 	uint64_t cpuid_flags_saved; /* as flags_saved, of this entry */
+	uint64_t touch; /* rdi: addresses to be read, with bit 0 set written, up to a 0; then KX_PORT_RETURN */
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
 

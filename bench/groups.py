@@ -2,6 +2,7 @@
 """What is measured: groups of metrics. Each group is a function that yields harness.Metric objects."""
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -19,12 +20,14 @@ KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(BUILD, "kylinx"))
 
 
 class Plan:
-    """How much is measured: quick or not, and by which kylinx."""
+    """How much is measured: quick or not, and by which kylinx. All is measured in rounds, minutes apart, so that the
+    intervals hold what drifts as well: 9 pairs for small things, 6 for servers."""
 
     def __init__(self, quick=False, kylinx=KYLINX, base=None):
         self.quick, self.kylinx, self.base = quick, kylinx, base
-        self.micro = 3 if quick else 7
-        self.servers = 1 if quick else 3 if base else 5
+        self.rounds = 1 if quick else 3
+        self.micro = 3  # pairs in a round
+        self.servers = 1 if quick or base else 2
 
     def argv(self, side, argv, *options):
         """The command line of one side. With a base, 'process' is the base's kylinx (bench-compare)."""
@@ -58,27 +61,27 @@ def from_program(plan, group, name, args=(), unit="us", both=False, count=None, 
 def calls(plan):
     yield from from_program(plan, "calls", "calls", unit="ns")
     # With a CPU to spare, a service thread answers the monitor's calls without exits (`--io auto`).
-    for m in from_program(plan, "calls", "calls", unit="ns", both=True, count=max(plan.micro // 2, 2)):
+    for m in from_program(plan, "calls", "calls", unit="ns", both=True, count=2 if plan.quick else 3):
         if m.name in ("getpgid_host", "read_dev_zero", "mmap_munmap_64k"):
             m.name += "_two_cpus"
             yield m
 
 
 def faults(plan):
-    yield from from_program(plan, "faults", "faults", unit="ns", count=2 if plan.quick else 5)
+    yield from from_program(plan, "faults", "faults", unit="ns", count=2 if plan.quick else 3)
 
 
 def fork(plan):
     for mib in (0, 64) if plan.quick else (0, 16, 64, 256, 1024):
-        yield from from_program(plan, "fork", "fork", [str(mib)], count=2 if plan.quick else 5)
+        yield from from_program(plan, "fork", "fork", [str(mib)], count=2 if plan.quick else 3)
 
 
 def exec_(plan):
-    yield from from_program(plan, "exec", "exec", count=2 if plan.quick else 5)
+    yield from from_program(plan, "exec", "exec", count=2 if plan.quick else 3)
 
 
 def threads(plan):
-    yield from from_program(plan, "threads", "threads", count=3 if plan.quick else 5)
+    yield from from_program(plan, "threads", "threads")
 
 
 def ipc(plan):
@@ -120,34 +123,105 @@ def start(plan):
         if not shutil.which(argv[0]):
             continue
         got = h.pairs(lambda s, argv=argv: {metric: start_to_exit(plan.argv(s, argv))},
-                      plan.micro if plan.quick else 3 * plan.micro, warm=2)
+                      plan.micro if plan.quick else 2 * plan.micro, warm=2)
         yield Metric(f"start_{metric}", "start", "ms", *got[metric])
 
 
 def boot(plan):
-    """The steps from the start of kylinx to the end of hello world; by --stats, main()'s own clock, and ours."""
+    """The steps from the start of kylinx to the end of hello world; by --stats, main()'s own clock, and ours. Once with
+    the store that holds its texts, once with an empty one."""
     prog = program("start")
-    steps = {}
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        stores = {"boot": "warm", "boot_cold": "cold"}
+        steps = {name: {} for name in stores}
+        for i in range(2 + (1 if plan.quick else 2) * plan.micro):
+            for name, which in stores.items():
+                store = f"{d}/{which}"
+                if which == "cold":
+                    shutil.rmtree(store, ignore_errors=True)
+                one = boot_steps(plan, prog, f"{d}/stats", dict(os.environ, KYLINX_STORE=store))
+                if i >= 2:
+                    for k, v in one.items():
+                        steps[name].setdefault(k, []).append(v / 1e6)
+    for name, all_ in steps.items():
+        for k, v in all_.items():
+            yield Metric(f"{name}_{k}", name, "ms", v, None)
+
+
+def boot_steps(plan, prog, stats_file, env):
+    """Nanoseconds by step of one start."""
+    a = time.monotonic_ns()
+    out = h.run(plan.argv("pvm", [prog], f"--stats={stats_file}"), env=env)
+    b = time.monotonic_ns()
+    with open(stats_file, encoding="ascii") as g:
+        stats = json.load(g)
+    at = stats["start_ns"]
+    one = {"exec": at - a, **stats["boot_ns"]}
+    main = h.numbers(out)["main_ns"]
+    at += sum(stats["boot_ns"].values())
+    one["ld.so, libc"] = main - at
+    one["main"] = stats["start_ns"] + stats["wall_ns"] - main
+    one["end"] = b - stats["start_ns"] - stats["wall_ns"]
+    return one
+
+
+# ---- Counts, for the model ---------------------------------------------------------------------------------------
+
+# What one of each costs in exits and page faults, and the metric that has its time.
+COUNTED = {"mmap": "mmap_munmap_64k", "open": None, "signal": "signal_to_self", "thread": "thread_create_join",
+           "fork": "fork_exit_wait", "spawn": "spawn_wait"}
+
+
+def counted(plan, argv):
+    """Exits and page faults of a run and all that it has started."""
     with tempfile.NamedTemporaryFile(prefix="kylinx-bench-") as f:
-        for i in range(2 + 3 * plan.micro):
-            a = time.monotonic_ns()
-            out = h.run(plan.argv("pvm", [prog], f"--stats={f.name}"))
-            b = time.monotonic_ns()
-            with open(f.name, encoding="ascii") as g:
-                stats = json.load(g)
-            if i < 2:
-                continue
-            at = stats["start_ns"]
-            one = {"exec": at - a, **stats["boot_ns"]}
-            main = h.numbers(out)["main_ns"]
-            at += sum(stats["boot_ns"].values())
-            one["ld.so, libc"] = main - at
-            one["main"] = stats["start_ns"] + stats["wall_ns"] - main
-            one["end"] = b - stats["start_ns"] - stats["wall_ns"]
-            for k, v in one.items():
-                steps.setdefault(k, []).append(v / 1e6)
-    for k, v in steps.items():
-        yield Metric(f"boot_{k}", "boot", "ms", v, None)
+        h.run(plan.argv("pvm", argv, f"--stats={f.name}", "--io", "exit"))
+        with open(f.name, encoding="ascii") as g:
+            stats = json.load(g)
+    return stats["exits"], stats["page_faults"]
+
+
+def counts(plan):
+    """They depend on the program and on KylinX, not on the machine; page faults somewhat on its memory."""
+    ops = program("ops")
+    for op in COUNTED:
+        few, many = counted(plan, [ops, op, "4"]), counted(plan, [ops, op, "20"])
+        for what, a, b in zip(("exits", "page_faults"), few, many):
+            yield Metric(f"{what}_{op}", "counts", "", [(b - a) / 16], None)
+    for name, argv in (("start_hello", [program("start")]), ("start_python3", ["/usr/bin/python3", "-c", "pass"])):
+        if os.access(argv[0], os.X_OK):
+            for what, v in zip(("exits", "page_faults"), counted(plan, argv)):
+                yield Metric(f"{what}_{name}", "counts", "", [v], None)
+
+
+# Microseconds of an exit, and of a page fault beyond a process's, where VMX or SVM run the guest.
+VMX_EXIT, VMX_FAULT = 1.5, 0.7
+
+
+def model(metrics):
+    """What the measured would be with VMX or SVM: less its exits and page faults as they cost here, plus as they cost
+    there. Computed, with all else as it is. metrics: those measured, as JSON, by name."""
+    scale = {"ns": 1e3, "us": 1.0, "ms": 1e-3}
+
+    def us(name, side):
+        m = metrics[name]
+        return m[side]["median"] / scale[m["unit"]]
+
+    try:
+        exit_ = us("getpgid_host", "pvm") - us("getpgid_host", "process")
+        fault = us("first_touch_4k", "pvm") - us("first_touch_4k", "process")
+    except KeyError:
+        return
+    todo = dict({m: op for op, m in COUNTED.items() if m}, start_hello="start_hello", start_python3="start_python3")
+    for name, op in todo.items():
+        if name not in metrics or f"exits_{op}" not in metrics or "process" not in metrics[name]:
+            continue
+        exits, faults_ = (metrics[f"{k}_{op}"]["pvm"]["median"] for k in ("exits", "page_faults"))
+        saved = exits * (exit_ - VMX_EXIT) + faults_ * (fault - VMX_FAULT)
+        unit = metrics[name]["unit"]
+        left = max(us(name, "pvm") - saved, exits * VMX_EXIT + faults_ * VMX_FAULT)
+        yield Metric(f"model_{name}", "model", unit, [left * scale[unit]], [us(name, "process") * scale[unit]],
+                     note=f"{exits:g} exits, {faults_:.0f} page faults")
 
 
 # ---- Memory ------------------------------------------------------------------------------------------------------
@@ -204,6 +278,22 @@ def memory(plan):
             finally:
                 end(ps)
         yield Metric(f"pss_each_of_{n}", "memory", "KiB", [v["pvm"]], [v["process"]])
+    for n in (10,) if plan.quick else (10, 100):
+        v = {}
+        for s in ("pvm", "process"):
+            ps = asleep(plan, s, 1, [prog, "600", str(n)])
+            try:
+                v[s] = sum(map(pss, [ps[0].pid, *children(ps[0].pid)])) / (n + 1)
+            finally:
+                for pid in children(ps[0].pid):
+                    os.kill(pid, signal.SIGKILL)
+                end(ps)
+        yield Metric(f"pss_each_of_forked_{n}", "memory", "KiB", [v["pvm"]], [v["process"]])
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as f:
+        return list(map(int, f.read().split()))
 
 
 def density(plan):
@@ -237,12 +327,13 @@ def free_port():
 
 
 class Server:
-    """A server on `cpu`, up when its port accepts; .cpu_seconds and, of a pVM, .stats after the block."""
+    """A server, up when its port accepts; .cpu, the CPU seconds of it and its waited-for children, and, of a pVM, .stats
+    after the block."""
 
     def __init__(self, plan, side, argv, port, *options):
         self.stats_file = tempfile.NamedTemporaryFile(prefix="kylinx-bench-")
         extra = [f"--stats={self.stats_file.name}"] if side == "pvm" or plan.base else []
-        self.argv, self.port, self.stats = plan.argv(side, argv, *options, *extra), port, {}
+        self.argv, self.port, self.stats, self.cpu = plan.argv(side, argv, *options, *extra), port, {}, 0.0
 
     def __enter__(self):
         self.log = tempfile.TemporaryFile()
@@ -262,12 +353,15 @@ class Server:
 
     def __exit__(self, *_):
         if self.p.poll() is None:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             self.p.terminate()
             try:
                 self.p.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(self.p.pid, signal.SIGKILL)
                 self.p.wait()
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            self.cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         self.log.close()
         self.stats_file.seek(0)
         text = self.stats_file.read()
@@ -276,39 +370,120 @@ class Server:
 
 
 def served(plan, once, exits):
-    """Rates, and _p99 in ms, of once(side); exits per request, which it has added by name to exits."""
+    """Rates of once(side), and by their ends _p50, _p99, _p999, _stall in ms and _cpu in us; exits per request, which it
+    has added by name to exits."""
     for name, (pvm, native) in h.pairs(once, plan.servers, warm=0).items():
-        p99 = name.endswith("_p99")
-        yield Metric(name, "servers", "ms" if p99 else "1/s", pvm, native, "lower" if p99 else "higher")
+        end_ = name.rsplit("_", 1)[-1]
+        unit = "ms" if end_ in ("p50", "p99", "p999", "stall") else "us" if end_ == "cpu" else "1/s"
+        yield Metric(name, "servers", unit, pvm, native, "higher" if unit == "1/s" else "lower")
     for name, v in exits.items():
         yield Metric(name, "servers", "", v, None)
+
+
+def redis_benchmark(port, op, clients, pipeline, size, seconds):
+    """Requests made, per second, and the p99 in ms: as many as take so many seconds."""
+    def one(n):
+        text = h.run(["redis-benchmark", "-p", str(port), "-t", op, "-n", str(n), "-c", str(clients), "-P", str(pipeline),
+                      "-d", str(size), "--csv"])
+        v = [x.strip('"') for x in text.splitlines()[-1].split(",")]
+        return float(v[1]), float(v[6])
+    few = 2000 * max(1, pipeline // 4)
+    n = max(few, int(one(few)[0] * seconds))
+    rate, p99 = one(n)
+    return few + n, rate, p99
 
 
 def redis(plan):
     for p in ("redis-server", "redis-benchmark"):
         if not shutil.which(p):
             raise Skip(f"{p} is not installed")
-    n = 5000 if plan.quick else 20000
-    runs = [(50, 1, 64)] if plan.quick or plan.base else [(1, 1, 64), (50, 1, 64), (50, 16, 64), (50, 1, 4096), (500, 1, 64)]
+    seconds = 0.3 if plan.quick else 0.6
+    runs = [("set,get", 50, 1, 64)] if plan.quick or plan.base else \
+        [("set,get", 1, 1, 64), ("set,get,lpush,mset", 50, 1, 64), ("set,get", 50, 16, 64), ("set,get", 50, 1, 4096),
+         ("set,get", 500, 1, 64)]
     exits = {}
 
     def once(side):
         out = {}
         port = free_port()
         argv = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1", "--daemonize", "no"]
-        for clients, pipeline, size in runs:
+        for ops, clients, pipeline, size in runs:
+            what = f"c{clients}_P{pipeline}_{size}b"
+            done = 0
             with Server(plan, side, argv, port) as s:
-                count = n if clients > 1 else n // 4
-                text = h.run(["redis-benchmark", "-p", str(port), "-t", "set,get", "-n", str(count), "-c", str(clients),
-                              "-P", str(pipeline), "-d", str(size), "--csv"])
-            for line in text.splitlines()[1:]:
-                v = [x.strip('"') for x in line.split(",")]
-                key = f"redis_{v[0].lower()}_c{clients}_P{pipeline}_{size}b"
-                out[key] = float(v[1])
-                out[key + "_p99"] = float(v[6])
+                for op in ops.split(","):
+                    n, rate, p99 = redis_benchmark(port, op, clients, pipeline, size, seconds)
+                    done += n
+                    out[f"redis_{op}_{what}"] = rate
+                    out[f"redis_{op}_{what}_p99"] = p99
+            out[f"redis_{what}_cpu"] = s.cpu / done * 1e6
             if side == "pvm":
-                exits.setdefault(f"redis_exits_per_request_c{clients}_P{pipeline}_{size}b",
-                                 []).append(s.stats["exits"] / (2 * count))
+                exits.setdefault(f"redis_exits_per_request_{what}", []).append(s.stats["exits"] / done)
+        return out
+
+    yield from served(plan, once, exits)
+    if not plan.quick and not plan.base:
+        yield from served(plan, lambda side: bgsave(plan, side), {})
+
+
+def bgsave(plan, side, mib=1024):
+    """What a client that asks one thing after the other meets while a child of the server writes mib MiB."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        argv = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1", "--daemonize", "no", "--dir", d,
+                "--enable-debug-command", "yes", "--rdbcompression", "no"]
+        options = ["--volume", f"{d}:{d}"] if side == "pvm" or plan.base else []
+        with Server(plan, side, argv, port, *options):
+            with socket.create_connection(("127.0.0.1", port), 60) as c:
+                ask(c, "DEBUG", "POPULATE", str(mib << 10), "key", "1000")
+                took = []
+                if b"started" not in ask(c, "BGSAVE"):
+                    raise RuntimeError("redis: BGSAVE was refused")
+                begin = time.perf_counter()
+                i = 0
+                while time.perf_counter() - begin < 3:
+                    a = time.perf_counter()
+                    ask(c, "SET", f"key:{i % (mib << 10)}", "x" * 1000)
+                    took.append((time.perf_counter() - a) * 1e3)
+                    i += 7919
+    return {f"redis_bgsave_{mib}m_{n}": h.quantile(took, q)
+            for n, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("stall", 1.0))}
+
+
+def ask(c, *words):
+    """One command of Redis's protocol and its reply of one line."""
+    c.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
+    got = b""
+    while not got.endswith(b"\r\n"):
+        part = c.recv(65536)
+        if not part:
+            raise RuntimeError("redis: closed the connection")
+        got += part
+    if got.startswith(b"-"):
+        raise RuntimeError(f"redis: {got.decode().strip()}")
+    return got
+
+
+def memcached(plan):
+    """50 connections, each with one request at a time, by load.c."""
+    if not shutil.which("memcached"):
+        raise Skip("memcached is not installed")
+    load = program("load")
+    exits = {}
+
+    def once(side):
+        out = {}
+        for threads_ in (1, 4):
+            port = free_port()
+            argv = ["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-t", str(threads_)]
+            with Server(plan, side, argv, port) as s:
+                seconds = 0.5 if plan.quick else 1
+                rate, _, p99 = map(float, h.run([load, str(port), "50", str(seconds), "get k\r\n", "5"]).split())
+            out[f"memcached_get_c50_t{threads_}"], out[f"memcached_get_c50_t{threads_}_p99"] = rate, p99 / 1e3
+            done = rate * seconds
+            out[f"memcached_c50_t{threads_}_cpu"] = s.cpu / done * 1e6
+            if side == "pvm":
+                exits.setdefault(f"memcached_exits_per_request_t{threads_}", []).append(s.stats["exits"] / done)
         return out
 
     yield from served(plan, once, exits)
@@ -349,6 +524,7 @@ def nginx(plan):
                         raise RuntimeError(f"nginx: {line}")
                     if line.strip().startswith("99%"):
                         out[key + "_p99"] = float(line.split()[1])
+                out[key + "_cpu"] = s.cpu / n * 1e6
                 if side == "pvm":
                     exits.setdefault(f"nginx_exits_per_request_{name}_{'keepalive' if keep else 'close'}",
                                      []).append(s.stats["exits"] / n)
@@ -389,6 +565,8 @@ def dns(plan):
                     v["nsd_udp"] = float(line.split()[-1])
                 if "Queries completed" in line:
                     sent = int(line.split()[2])
+            if sent:
+                v["nsd_udp_cpu"] = s.cpu / sent * 1e6
             if side == "pvm" and sent and "exits" in s.stats:
                 exits.setdefault("nsd_exits_per_request", []).append(s.stats["exits"] / sent)
             return v
@@ -493,8 +671,89 @@ def alive(plan):
         end(ps)
 
 
+# ---- Libraries ---------------------------------------------------------------------------------------------------
+
+
+LIBRARY = """
+#define CAT_(a, b) a##b
+#define CAT(a, b) CAT_(a, b)
+int CAT(data, N)[100] = { N };
+static int *CAT(table, N)[20] = { CAT(data, N), CAT(data, N) + 1 };
+int CAT(f, N)(int x) { return x + *CAT(table, N)[x & 1]; }
+"""
+
+
+def with_libraries(d, n):
+    """A program that is linked with n libraries of its own, and calls each."""
+    calls_ = "".join(f"extern int f{i}(int); s += f{i}(s);" for i in range(n))
+    for name, text in (("l.c", LIBRARY), (f"m{n}.c", f"int main(void) {{ int s = 0; {calls_} return s < 0; }}\n")):
+        with open(f"{d}/{name}", "w", encoding="ascii") as f:
+            f.write(text)
+    for i in range(n):
+        if not os.path.exists(f"{d}/libl{i}.so"):
+            subprocess.run(["gcc", "-O2", "-fPIC", "-shared", f"-DN={i}", f"-Wl,-soname,libl{i}.so", "-o", f"{d}/libl{i}.so",
+                            f"{d}/l.c"], check=True)
+    subprocess.run(["gcc", "-O2", "-o", f"{d}/m{n}", f"{d}/m{n}.c", *[f"{d}/libl{i}.so" for i in range(n)],
+                    f"-Wl,-rpath,{d}"], check=True)
+    return f"{d}/m{n}"
+
+
+def libraries(plan):
+    """dlopen(), warm, and starts with 1, 10 and 30 libraries."""
+    if not shutil.which("gcc"):
+        raise Skip("gcc is not installed")
+    yield from from_program(plan, "libraries", "dlopen")
+    with plain_dir() as d:
+        for n in (1, 10, 30):
+            argv = [with_libraries(d, n)]
+            if n == 1:
+                time.sleep(1.1)  # files that have just been made are not stored
+            got = h.pairs(lambda s, argv=argv: {"ms": start_to_exit(plan.argv(s, argv, "--volume", f"{d}:{d}")
+                                                                   if s == "pvm" else plan.argv(s, argv))},
+                          plan.micro if plan.quick else 2 * plan.micro, warm=3)
+            yield Metric(f"start_{n}_libraries", "libraries", "ms", *got["ms"])
+
+
+def update(plan):
+    """How long redis-server stands while its allocator is replaced under load, as `kylinx update` tells it."""
+    new = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
+    if not shutil.which("redis-server") or not shutil.which("redis-benchmark") or not os.path.exists(new):
+        raise Skip("redis-server with libjemalloc is not installed")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    name, load = f"bench-update-{os.getpid()}", None
+    argv = ["redis-server", "--port", port, "--save", "", "--jemalloc-bg-thread", "no"]
+    server = subprocess.Popen(plan.argv("pvm", argv, "--name", name), stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(200):
+            if subprocess.run(["redis-cli", "-p", port, "ping"], capture_output=True, check=False).stdout == b"PONG\n":
+                break
+            time.sleep(0.05)
+        load = subprocess.Popen(["redis-benchmark", "-p", port, "-l", "-q", "-t", "set,get", "-r", "10000"],
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pauses = []
+        with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+            copy = shutil.copy(new, d)
+            for _ in range(10 if plan.quick else 50):
+                out = h.run([plan.kylinx, "update", "--timeout", "20", name, copy])
+                pauses.append(float(out.rsplit("pause ", 1)[1].split()[0]))
+                time.sleep(0.05)
+        yield Metric("update_pause_redis", "update", "ms", pauses, None)
+        yield Metric("update_pause_redis_worst", "update", "ms", [max(pauses)], None)
+    finally:
+        for p in (load, server):
+            if p:
+                p.kill()
+                p.wait()
+
+
 GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "sync": sync,
-          "start": start, "boot": boot, "memory": memory, "density": density, "redis": redis, "nginx": nginx, "dns": dns, "scale": scale,
-          "alive": alive, "peers": peers}
+          "start": start, "boot": boot, "counts": counts,
+          "memory": memory, "density": density, "redis": redis, "memcached": memcached,
+          "nginx": nginx, "dns": dns, "scale": scale, "alive": alive, "peers": peers,
+          "libraries": libraries, "update": update}
+# What is measured in the first round alone: it takes long, or is the same each time.
+ONCE = ("counts", "density", "alive", "peers")
 # What a comparison of two commits runs.
 COMPARED = ("calls", "faults", "fork", "exec", "threads", "start", "redis")

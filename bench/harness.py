@@ -28,6 +28,11 @@ class Metric:
         self.name, self.group, self.unit, self.better, self.note = name, group, unit, better, note
         self.pvm, self.native = pvm, native
 
+    def add(self, other):
+        """The values of a later round."""
+        self.pvm = [*self.pvm, *other.pvm]
+        self.native = [*self.native, *other.native] if self.native else self.native
+
     def as_json(self):
         d = {"name": self.name, "group": self.group, "unit": self.unit, "better": self.better, "pvm": side(self.pvm)}
         if self.note:

@@ -17,8 +17,10 @@ PUBLISHED = [
     ("Firecracker", "start of a VM until its init", "125 ms at most"),
 ]
 TITLES = {"calls": "System calls", "faults": "Memory faults", "fork": "fork", "exec": "exec", "threads": "Threads",
-          "start": "Start of a program, start to exit", "boot": "Where a start's time goes", "memory": "Memory of a pVM",
+          "start": "Start of a program, start to exit", "boot": "Where a start's time goes",
+          "boot_cold": "The same with an empty store", "memory": "Memory of a pVM",
           "density": "Many idle pVMs", "servers": "Servers", "scale": "How costs grow", "peers": "Others, the same run",
+          "counts": "Exits and page faults of one", "model": "With VMX or SVM: computed from counts, not measured",
           "ipc": "IPC between processes", "sync": "Synchronisation between processes", "lib": "Libraries"}
 
 
@@ -144,7 +146,7 @@ def ratio_plot(metrics):
     if not rows:
         return ""
     ticks = log_ticks(min(min(v[1], v[2], 0.5) for _, v in rows), max(max(v[1], v[2], 2) for _, v in rows))
-    left, right, top, step = 300, 880, 26, 18
+    left, right, top, step = 300, 860, 26, 18
     s = Svg(900, top + step * len(rows) + 34, "cost of a pVM relative to a process, by metric")
     span = math.log10(ticks[-1] / ticks[0])
 
@@ -230,7 +232,7 @@ def waterfall(metrics):
     for i, m in enumerate(metrics):
         v = m["pvm"]["median"]
         x, w = left + (right - left) * at / total, (right - left) * v / total
-        s.text(left - 10, top + step * i + 14, m["name"].removeprefix("boot_"), "end")
+        s.text(left - 10, top + step * i + 14, m["name"].removeprefix(m["group"] + "_"), "end")
         s.rect(x, top + step * i + 3, w, 14, "pvm", f"{m['name']}: {v:.2f} ms")
         s.text(x + w + 6, top + step * i + 14, f"{v:.2f} ms", "start", "dim")
         at += v
@@ -265,7 +267,7 @@ def table(metrics, other):
 
 
 def plots(name, metrics):
-    if name == "boot":
+    if name in ("boot", "boot_cold"):
         return waterfall(metrics)
     if name == "fork":
         return curves(by_number(metrics, r"(?P<label>fork)_(?P<n>\d+)m_parent"), "MiB written before", "µs, parent") + \
@@ -296,7 +298,7 @@ def html(doc):
          f"<title>KylinX bench, {esc(m['commit'])}</title><style>{STYLE}</style>",
          f"<h1>KylinX against ordinary {'processes' if other == 'process' else 'another build'}</h1>",
          f"<p class=dim>{esc(m['kylinx'])}, commit {esc(m['commit'])}, {esc(m['date'])}. Linux {esc(m['kernel'])}, "
-         f"{esc(m['cpu'])}, {m['cpus']} CPUs, {m['memory_kib'] // 1048576} GiB, KVM: {esc(m['kvm'])}, THP {esc(m['thp'])}, "
+         f"{esc(m['cpu'])}, {m['cpus']} CPUs, {m['memory_kib'] // 1048576} GiB, KVM: {esc(m['kvm'])}, THP {esc(m['thp'])}, KSM {esc(m['ksm'])}, "
          f"clock {esc(m['clocksource'])}, {esc(m['libc'])}. Load before {n['load_before']:.2f}; "
          f"{n['steal'] * 100:.1f} % of CPU time was taken by the host below; {n['seconds']:.0f} s.</p>",
          "<p>Both sides ran by turns in one run. Medians; the interval holds the median of the pairs' ratios. "

@@ -85,12 +85,16 @@ static int join_open(struct family *f, struct member *first, struct kx_join *joi
 		}
 		join->family = member_table(f, join->member_proc, O_RDWR);
 		join->proc = proc_search(join->member_proc, f->e.proc_fd);
-		if (join->family >= 0 && join->proc >= 0) {
+		join->policy = f->e.policy_ino ? member_file(join->member_proc, f->e.policy_dev, f->e.policy_ino) : -1;
+		bool governed = !f->e.policy_ino || join->policy >= 0;
+		if (join->family >= 0 && join->proc >= 0 && governed) {
 			for (int k = 0; k < 2; k++)
 				join->update[k] = member_socket(join->member, join->member_proc, f->e.update_ino[k]);
 			return 0;
 		}
-		r = join->family < 0 ? join->family : join->proc;
+		r = join->family < 0 ? join->family : join->proc < 0 ? join->proc : join->policy;
+		if (join->policy >= 0)
+			close(join->policy);
 		if (join->family >= 0)
 			close(join->family);
 		if (join->proc >= 0)

@@ -2,56 +2,98 @@
 /* kylinx lib: look at the store of prepared texts, and keep it in order. */
 #include "../monitor/core/store.h"
 #include "cli.h"
+#include "lib.h"
+#include "ps.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define SEE "see `kylinx help lib`"
+#define SEE LIB_SEE
 
 const char cmd_lib_help[] =
 	"Usage: kylinx lib list [--json]\n"
 	"       kylinx lib show NAME [--json]\n"
-	"       kylinx lib verify\n"
+	"       kylinx lib verify [FILE...] [--json]\n"
 	"       kylinx lib add FILE...\n"
 	"       kylinx lib gc\n"
 	"       kylinx lib history\n"
+	"       kylinx lib keygen FILE\n"
+	"       kylinx lib sign FILE... --key FILE [--version VERSION] [--expires DATE]\n"
+	"       kylinx lib trust [FILE|NAME [--name NAME] [--from DATE] [--expires DATE]] [--json]\n"
+	"       kylinx lib revoke NAME|ID|SHA256|PATH\n"
+	"       kylinx lib policy check|show [FILE] [--json]\n"
+	"       kylinx lib policy test FILE... [--program PATH] [--family NAME] [--loader PATH|--by-hand]\n"
+	"                              [--policy FILE] [--json]\n"
 	"\n"
 	"The store keeps the executable parts of programs and libraries ready to be mapped by all pVMs. A start adds\n"
 	"what the start before has found missing; nothing else has to be done.\n"
 	"\n"
 	"  list       what is stored: image, size, file\n"
 	"  show       all that is known of the files whose path ends in NAME, or of the image that starts with NAME\n"
-	"  verify     compare each image with its name; status 1 if one is damaged\n"
+	"  verify     compare each image with its name, and each file with its signature, or these files alone;\n"
+	"             status 1 if one is damaged, or a signature is bad\n"
 	"  add        store the executable parts of FILE now\n"
 	"  gc         remove what belongs to files that are gone or changed, what is damaged, and other versions' "
 	"images\n"
-	"  history    what was done to the store, one JSON object a line\n"
+	"  history    what was done to the store, and which keys and files were trusted, signed and revoked, one JSON\n"
+	"             object a line\n"
+	"  keygen     make a key to sign with: FILE, which is secret, and FILE.pub\n"
+	"  sign       write what FILE is, signed, into FILE.kxsig\n"
+	"  trust      take a public key into the keyring, or change how long it is valid; alone: list the keyring\n"
+	"  revoke     never again accept a key, or a file\n"
+	"  policy     check: is the policy file right; show: what it says, with keys; test: what it would decide of\n"
+	"             FILE. See kylinx-policy(5)\n"
+	"\n"
+	"A DATE is YYYY-MM-DD, or days from now as 90d, or never.\n"
 	"\n"
 	"The store is $KYLINX_STORE (empty: none is used), else /var/lib/kylinx/store for root, and\n"
-	"$XDG_CACHE_HOME/kylinx/store or ~/.cache/kylinx/store for others.\n";
+	"$XDG_CACHE_HOME/kylinx/store or ~/.cache/kylinx/store for others. Policy and keyring are `policy` and `keys`\n"
+	"in $KYLINX_CONFIG, else /etc/kylinx for root, $XDG_CONFIG_HOME/kylinx or ~/.config/kylinx for others.\n";
 
 struct lib {
 	struct store *s;
 	const char *want;
 	bool json, all;
 	unsigned n, bad;
+	struct keyring keys;
+	char **seen; /* files whose signature was looked at */
+	unsigned nr_seen, nr_signed, nr_bad;
+	FILE *o; /* of verify */
+	char *text;
+	bool shown; /* something is in the list already */
 	struct kx_err *err;
 };
+
+/* A line of verify, or an object of its list in JSON. */
+static void say(struct lib *l, const char *path, const char *key, const char *value, const char *text)
+{
+	if (l->json) {
+		fprintf(l->o, "%s\n  {\"file\": ", l->shown ? "," : "");
+		put_json(l->o, path, strlen(path));
+		fprintf(l->o, ", \"%s\": \"%s\", \"text\": ", key, value);
+		put_json(l->o, text, strlen(text));
+		fputs("}", l->o);
+	} else {
+		put_line(l->o, path, strlen(path), 4096);
+		fprintf(l->o, ": %s\n", text);
+	}
+	l->shown = true;
+}
 
 static int lib_verify(const struct store_entry *e, bool sound, void *arg)
 {
 	struct lib *l = arg;
-	char line[512];
 	l->n++;
 	int r = !sound ? -EBADMSG : e->has_image ? store_verify_image(l->s, e->image) : 0;
 	if (!r)
 		return 0;
 	l->bad++;
-	snprintf(line, sizeof line, "%s: %s\n", e->path, r == -ENOENT ? "no image" : "damaged");
-	return cli_print(line, l->err) ? -1 : 0;
+	say(l, e->path, "image", r == -ENOENT ? "missing" : "damaged", r == -ENOENT ? "no image" : "damaged");
+	return 0;
 }
 
 static size_t put_string(char *out, const char *s)
@@ -172,20 +214,133 @@ static int gc(struct lib *l)
 	return cli_print(line, l->err) ? CLI_FAILED : 0;
 }
 
+/* About the signature of a file, each file once. unsigned_too: also when there is none. */
+static int verify_signature(struct lib *l, const char *path, bool unsigned_too)
+{
+	char found[400];
+	struct sign_manifest m;
+	for (unsigned i = 0; i < l->nr_seen; i++)
+		if (!strcmp(l->seen[i], path))
+			return 0;
+	if (!(l->nr_seen & (l->nr_seen - 1))) {
+		void *p = realloc(l->seen, (l->nr_seen ? 2 * l->nr_seen : 1) * sizeof *l->seen);
+		if (!p)
+			return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
+		l->seen = p;
+	}
+	if (!(l->seen[l->nr_seen] = strdup(path)))
+		return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
+	l->nr_seen++;
+	int r = lib_signature(path, &l->keys, found, &m);
+	l->nr_signed += r > 0;
+	l->nr_bad += r < 0;
+	if (r || unsigned_too)
+		say(l, path, "signature", r > 0 ? "good" : r ? "bad" : "none", found);
+	return 0;
+}
+
+static int lib_signed(const struct store_entry *e, bool sound, void *arg)
+{
+	struct lib *l = arg;
+	size_t n = strlen(l->s->path);
+	bool own = !strncmp(e->path, l->s->path, n) && e->path[n] == '/'; /* a copy, which has no signature beside it */
+	return sound && !own && *e->path == '/' ? verify_signature(arg, e->path, false) : 0;
+}
+
+static int verify_begin(struct lib *l)
+{
+	static size_t len;
+	char path[4096];
+	l->keys = (struct keyring){ .dir = -1, .lock = -1 };
+	int r = config_dir(path);
+	if (r == -EINVAL)
+		return lib_keyring_path(path, l->err);
+	if (!r) {
+		strcat(path, "/keys");
+		r = keyring_read(path, &l->keys, l->err);
+		if (r && r != -ENOENT)
+			return r;
+		*l->err = (struct kx_err){ 0 }; /* nobody is trusted: every signature is a stranger's */
+	}
+	if (!(l->o = open_memstream(&l->text, &len)))
+		return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
+	if (l->json)
+		fputs("{\"version\": 1, \"found\": [", l->o);
+	return 0;
+}
+
+static int verify_end(struct lib *l, int status)
+{
+	for (unsigned i = 0; i < l->nr_seen; i++)
+		free(l->seen[i]);
+	free(l->seen);
+	keyring_free(&l->keys);
+	if (!l->o)
+		return CLI_FAILED;
+	if (l->err->code) {
+		fclose(l->o);
+		free(l->text);
+		return CLI_FAILED;
+	}
+	return lib_print_free(l->o, &l->text, l->err) ? CLI_FAILED : status;
+}
+
 static int verify(struct lib *l)
 {
-	char line[64];
-	int r = l->s->dir >= 0 ? store_each(l->s, lib_verify, l) : 0;
-	snprintf(line, sizeof line, "%u of %u sound\n", l->n - l->bad, l->n);
-	return r || cli_print(line, l->err) ? CLI_FAILED : l->bad ? 1 : 0;
+	int r = verify_begin(l);
+	if (!r && l->s->dir >= 0 && (r = store_each(l->s, lib_verify, l)) >= 0)
+		r = store_each(l->s, lib_signed, l);
+	if (r < 0)
+		kx_err_set(l->err, -r, "%s: %s (check it)", l->s->path, strerror(-r));
+	else
+		fprintf(l->o,
+			l->json ? "], \"images\": %u, \"damaged\": %u, \"files\": %u, \"signed\": %u, "
+				  "\"bad_signatures\": %u}\n"
+				: "%u images, %u damaged; of %u files %u signed, %u with a bad signature\n",
+			l->n, l->bad, l->nr_seen, l->nr_signed, l->nr_bad);
+	return verify_end(l, l->bad || l->nr_bad ? 1 : 0);
+}
+
+/* These files, in the store or not. Unsigned is bad here. */
+static int verify_files(struct lib *l, int argc, char **argv)
+{
+	int r = verify_begin(l);
+	for (int i = 0; i < argc && !r; i++) {
+		char *real = realpath(argv[i], NULL);
+		r = real ? verify_signature(l, real, true)
+			 : kx_err_set(l->err, errno, "%s: %s (check the path)", argv[i], strerror(errno));
+		free(real);
+	}
+	if (!r && l->json)
+		fputs("]}\n", l->o);
+	return verify_end(l, l->nr_signed < l->nr_seen ? 1 : 0);
+}
+
+static bool wants_help(int argc, char **argv)
+{
+	for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+			return true;
+	return false;
 }
 
 int cmd_lib(int argc, char **argv, struct kx_err *err)
 {
 	static const char *const verbs[] = { "list", "show", "verify", "add", "gc", "history" };
+	static const struct {
+		const char *name;
+		int (*run)(int argc, char **argv, struct kx_err *err);
+	} others[] = { { "keygen", lib_keygen },
+		       { "sign", lib_sign },
+		       { "trust", lib_trust },
+		       { "revoke", lib_revoke },
+		       { "policy", lib_policy } };
 	static struct store s;
 	struct lib l = { .s = &s, .err = err };
 	int v = 0, n = 0;
+	for (unsigned k = 0; k < sizeof others / sizeof *others && argc > 1 && !wants_help(argc, argv); k++)
+		if (!strcmp(argv[1], others[k].name))
+			return others[k].run(argc - 1, argv + 1, err);
 	for (int i = 1; i < argc; i++) {
 		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
 			return cli_print(cmd_lib_help, err) ? CLI_FAILED : 0;
@@ -205,17 +360,19 @@ int cmd_lib(int argc, char **argv, struct kx_err *err)
 			   n ? argv[0] : "");
 		return CLI_FAILED;
 	}
-	if (v == 1 ? n != 2 : v == 3 ? n < 2 : n != 1) {
+	if (v == 1 ? n != 2 : v == 3 ? n < 2 : v != 2 && n != 1) {
 		kx_err_set(err, EINVAL, "lib %s: %s (" SEE ")", verbs[v],
 			   v == 1   ? "one name is needed"
 			   : v == 3 ? "no file given"
 				    : "too many arguments");
 		return CLI_FAILED;
 	}
-	if (l.json && v > 1) {
+	if (l.json && v > 2) {
 		kx_err_set(err, EINVAL, "--json: not with lib %s (" SEE ")", verbs[v]);
 		return CLI_FAILED;
 	}
+	if (v == 2 && n > 1)
+		return verify_files(&l, n - 1, argv + 1);
 	int r = store_open(&s, v == 3, err);
 	if (err->code)
 		return CLI_FAILED;

@@ -18,6 +18,8 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "../abi/kx_ipc.h"
+#include "../monitor/core/family.h"
 #include "ps.h"
 
 #define NAME_WIDTH 60
@@ -117,6 +119,7 @@ static void posix(const char *path, enum kind kind)
 			continue;
 		x.kind = is_sem ? POSIX_SEM : kind;
 		snprintf(x.name, sizeof x.name, "/%s", e->d_name + (is_sem ? 4 : 0));
+		x.id = (int32_t)st.st_ino;
 		x.mode = st.st_mode & 07777;
 		x.uid = st.st_uid;
 		x.gid = st.st_gid;
@@ -161,21 +164,44 @@ static int by_kind(const void *a, const void *b)
 	const struct object *x = a, *y = b;
 	if (x->kind != y->kind)
 		return x->kind < y->kind ? -1 : 1;
-	return x->id != y->id ? (x->id < y->id ? -1 : 1) : strcmp(x->name, y->name);
+	return x->kind <= SYSV_MSG && x->id != y->id ? (x->id < y->id ? -1 : 1) : strcmp(x->name, y->name);
+}
+
+/* A queue whose messages are in the family's memory (abi/kx_ipc.h); it may say anything. */
+static void from_table(int table, struct object *x)
+{
+	struct kx_ipc_obj o;
+	size_t of = x->kind == SYSV_MSG ? offsetof(struct kx_ipc, msg) : offsetof(struct kx_ipc, mq);
+	off_t at = (off_t)(family_ipc_offset() + of + kx_ipc_slot(x->id) * sizeof o);
+	if ((x->kind != SYSV_MSG && x->kind != POSIX_MQ) || table < 0 || pread(table, &o, sizeof o, at) != sizeof o ||
+	    o.id != x->id)
+		return;
+	if (kx_ipc_is_live(o.state)) {
+		x->bytes = o.cbytes;
+		x->count = o.qnum;
+	}
+	if (x->kind == SYSV_MSG) {
+		x->first = o.lspid;
+		x->last = o.lrpid;
+	}
 }
 
 /* Through any member. 0, -ESRCH when none is left, or -errno. */
 static int objects_read(const struct family *f, struct objects *all)
 {
 	struct object x;
-	int fd[2], pidfd = -ESRCH, st, r = 0;
+	int fd[2], pidfd = -ESRCH, proc = -1, st, r = 0;
 	for (size_t i = 0; i < f->nr && pidfd < 0; i++)
-		pidfd = f->members[i].state == 'Z' ? -ESRCH : member_open(f, &f->members[i], NULL);
+		pidfd = f->members[i].state == 'Z' ? -ESRCH : member_open(f, &f->members[i], &proc);
 	if (pidfd < 0)
 		return pidfd;
+	int table = member_table(f, proc, O_RDONLY);
+	close(proc);
 	if (pipe2(fd, O_CLOEXEC)) {
 		r = -errno;
 		close(pidfd);
+		if (table >= 0)
+			close(table);
 		return r;
 	}
 	pid_t p = fork();
@@ -189,12 +215,15 @@ static int objects_read(const struct family *f, struct objects *all)
 	FILE *in = p < 0 ? NULL : fdopen(fd[0], "r");
 	while (in && !r && fread(&x, sizeof x, 1, in) == 1) {
 		x.name[sizeof x.name - 1] = 0;
+		from_table(table, &x);
 		r = x.kind < NR_KINDS ? add(all, &x) : -EIO;
 	}
 	if (in)
 		fclose(in);
 	else
 		close(fd[0]);
+	if (table >= 0)
+		close(table);
 	if (p < 0)
 		return -EAGAIN;
 	while (waitpid(p, &st, 0) < 0 && errno == EINTR)

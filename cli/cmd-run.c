@@ -32,6 +32,7 @@ const char cmd_run_help[] =
 	"  --io auto|exit|poll      answer system calls by what pays (default), only by exits of the virtual machine, "
 	"or\n"
 	"                           by a thread that polls whenever there is a second processor\n"
+	"  --policy FILE|off        let it execute only what the policy in FILE allows (see kylinx-policy(5))\n"
 	"  --name NAME              name its family, for logs and `kylinx ps`\n"
 	"  --strace[=FILE]          write its system calls to standard error, or FILE\n"
 	"  --stats[=FILE]           write statistics to standard error, or FILE, at its end\n"
@@ -52,6 +53,7 @@ enum option {
 	OPT_ENV,
 	OPT_NET,
 	OPT_IO,
+	OPT_POLICY,
 	OPT_NAME,
 	OPT_STRACE,
 	OPT_STATS,
@@ -70,7 +72,8 @@ static const struct {
 	[OPT_ENV] = { "env", ARG_NEEDED },       [OPT_NET] = { "net", ARG_NEEDED },
 	[OPT_NAME] = { "name", ARG_NEEDED },     [OPT_STRACE] = { "strace", ARG_OPTIONAL },
 	[OPT_STATS] = { "stats", ARG_OPTIONAL }, [OPT_LOG] = { "log", ARG_NEEDED },
-	[OPT_IO] = { "io", ARG_NEEDED },         [OPT_HELP] = { "help", ARG_NONE },
+	[OPT_IO] = { "io", ARG_NEEDED },         [OPT_POLICY] = { "policy", ARG_NEEDED },
+	[OPT_HELP] = { "help", ARG_NONE },
 };
 
 #define NR_OPTIONS ((int)(sizeof(options) / sizeof(*options)))
@@ -252,6 +255,9 @@ static int option_set(struct kx_config *cfg, enum option o, char *value, struct 
 		return net_set(cfg, value, err);
 	case OPT_IO:
 		return io_set(cfg, value, err);
+	case OPT_POLICY:
+		cfg->policy = value;
+		return 0;
 	case OPT_NAME:
 		return name_set(cfg, value, err);
 	case OPT_STRACE:

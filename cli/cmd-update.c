@@ -13,17 +13,20 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "../monitor/core/sig.h"
 #include "../monitor/core/update.h"
 #include "cli.h"
+#include "../monitor/core/sign.h"
 #include "families.h"
 
 #define SEE "see `kylinx help update`"
 #define TIMEOUT_MS 5000
 #define TIMEOUT_MAX_S 600
 #define ANSWER_MS 5000 /* beyond the timeout: how long a pVM may take to answer at all */
-#define TRIES 5
+#define POKE_MS 200
+#define TRIES 20
 
 const char cmd_update_help[] =
 	"Usage: kylinx update [--all] [--dry-run] [--reset] [--timeout SECONDS] PID|FAMILY LIBRARY\n"
@@ -46,7 +49,7 @@ const char cmd_update_help[] =
 struct options {
 	bool all;
 	unsigned flags, timeout_ms;
-	int file;
+	int file, signature; /* -1: it is not signed */
 };
 
 /* Text of a pVM's: of any bytes. */
@@ -99,37 +102,59 @@ static int poke(int pidfd, int proc, pid_t pid)
 	return syscall(SYS_pidfd_send_signal, pidfd, KICK_SIG, &info, 0) ? -errno : 0;
 }
 
-static int request_send(int sock, const struct update_request *q, int file, int answer)
+/* signature: -1 = none. */
+static int request_send(int sock, const struct update_request *q, int file, int answer, int signature)
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(2 * sizeof(int))];
-	} c = { .h = { CMSG_LEN(2 * sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+		char space[CMSG_SPACE(3 * sizeof(int))];
+	} c;
+	const int fd[3] = { file, answer, signature };
+	const size_t len = (signature < 0 ? 2 : 3) * sizeof(int);
 	struct iovec v = { (void *)q, sizeof *q };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
-	int fd[2] = { file, answer };
-	memcpy(CMSG_DATA(&c.h), fd, sizeof fd);
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = CMSG_SPACE(len) };
+	memset(&c, 0, sizeof c);
+	c.h = (struct cmsghdr){ CMSG_LEN(len), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(&c.h), fd, len);
 	return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
-/* Print what it says until its last word. 0 with *last, or -errno. */
-static int answers(int sock, pid_t pid, int limit_ms, struct update_reply *last)
+static long long now_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000ll + t.tv_nsec / 1000000;
+}
+
+/*
+ * Poke it, and print what it says until its last word. 0 with *last, or -errno. A poke that comes to a thread which is on
+ * its way to sleep is noticed when that wakes: another one follows.
+ */
+static int answers(int sock, int pidfd, int proc, pid_t pid, long long limit_ms, struct update_reply *last)
 {
 	struct pollfd p = { .fd = sock, .events = POLLIN };
-	for (;;) {
-		int n = poll(&p, 1, limit_ms);
+	bool heard = false;
+	for (long long end = now_ms() + limit_ms, now; (now = now_ms()) < end;) {
+		int r = heard ? 0 : poke(pidfd, proc, pid);
+		if (r)
+			return r;
+		int n = poll(&p, 1, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n <= 0)
-			return n ? -errno : -ETIME;
-		ssize_t r = recv(sock, last, sizeof *last, 0);
-		if (r != sizeof *last)
-			return r < 0 ? -errno : -ECONNRESET;
+		if (n < 0)
+			return -errno;
+		if (!n)
+			continue;
+		ssize_t got = recv(sock, last, sizeof *last, MSG_DONTWAIT);
+		if (got != sizeof *last)
+			return got < 0 ? -errno : -ECONNRESET;
+		heard = true;
 		clean(last->text, sizeof last->text);
 		if (last->last)
 			return 0;
 		dprintf(STDERR_FILENO, "kylinx: process %d: %s\n", pid, last->text);
 	}
+	return -ETIME;
 }
 
 /* One pVM. 0, or an errno with err set. */
@@ -152,12 +177,10 @@ static int update_one(const struct family *f, const struct member *m, const stru
 			r = kx_err_set(err, errno, "update: %s (free some descriptors)", strerror(errno));
 			break;
 		}
-		r = request_send(sock, &q, o->file, s[1]);
+		r = request_send(sock, &q, o->file, s[1], o->signature);
 		close(s[1]);
 		if (!r)
-			r = poke(pidfd, proc, m->pid);
-		if (!r)
-			r = answers(s[0], m->pid, (int)o->timeout_ms + ANSWER_MS, &a);
+			r = answers(s[0], pidfd, proc, m->pid, (long long)o->timeout_ms + ANSWER_MS, &a);
 		close(s[0]);
 		if (r != -ECONNRESET && (r || a.error != EAGAIN))
 			break;
@@ -251,6 +274,9 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 			   argv[rest + 1], o.file < 0 ? strerror(errno) : "not a file");
 		return CLI_FAILED;
 	}
+	char name[PATH_MAX];
+	int len = snprintf(name, sizeof name, "%s" SIGN_SUFFIX, argv[rest + 1]);
+	o.signature = len < PATH_MAX ? open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
 	if (families_read(&all, false, err))
 		return CLI_FAILED;
 	struct family *f = families_find(&all, argv[rest], &m, err);
@@ -260,5 +286,7 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
 	families_free(&all);
 	close(o.file);
+	if (o.signature >= 0)
+		close(o.signature);
 	return r ? CLI_FAILED : 0;
 }

@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../monitor/core/family.h"
+#include "../util/procstat.h"
 
 #define ARGS_MAX 65536
 
@@ -42,35 +43,19 @@ static ssize_t proc_read(int dir, const char *name, char *buf, size_t size)
 	return (ssize_t)n;
 }
 
-static bool stat_parse(char *text, struct member *m)
+static bool stat_parse(const char *text, struct member *m)
 {
-	char *open = strchr(text, '('), *close = strrchr(text, ')'), *save;
-	int field = 3;
-	if (!open || !close || close < open)
+	struct proc_stat s;
+	if (proc_stat_read(text, &s) || s.n < STAT_START)
 		return false;
-	snprintf(m->comm, sizeof m->comm, "%.*s", (int)(close - open - 1), open + 1);
-	for (char *s = strtok_r(close + 1, " \n", &save); s; s = strtok_r(NULL, " \n", &save), field++)
-		switch (field) {
-		case 3:
-			m->state = *s;
-			break;
-		case 4:
-			m->ppid = atoi(s);
-			break;
-		case 5:
-			m->pgrp = atoi(s);
-			break;
-		case 6:
-			m->session = atoi(s);
-			break;
-		case 20:
-			m->threads = atoi(s);
-			break;
-		case 22:
-			m->start = strtoull(s, NULL, 10);
-			break;
-		}
-	return field > 22;
+	snprintf(m->comm, sizeof m->comm, "%.*s", s.name_len, s.name);
+	m->state = s.state;
+	m->ppid = (pid_t)s.f[STAT_PPID];
+	m->pgrp = (pid_t)s.f[STAT_PGRP];
+	m->session = (pid_t)s.f[STAT_SESSION];
+	m->threads = (int)s.f[STAT_THREADS];
+	m->start = s.f[STAT_START];
+	return true;
 }
 
 static bool in_namespace(int proc, const char *link, const struct registry_entry *e)
@@ -103,17 +88,15 @@ static int count_threads(int proc)
 	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC), n = 0;
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	char name[300], text[1024];
-	unsigned long flags;
 	if (!d)
 		return 0;
 	for (struct dirent *t; (t = readdir(d));) {
 		snprintf(name, sizeof name, "task/%s/stat", t->d_name);
 		if (*t->d_name == '.' || proc_read(proc, name, text, sizeof text) <= 0)
 			continue;
-		char *p = strrchr(text, ')'), *own = strchr(text, '('), state;
-		n += p && strncmp(own + 1, PVM_THREADS, sizeof PVM_THREADS - 1) &&
-		     sscanf(p + 1, " %c %*d %*d %*d %*d %*d %lu", &state, &flags) == 2 && !(flags & 0x4000) &&
-		     state != 'Z' && state != 'X';
+		struct proc_stat s;
+		n += !proc_stat_read(text, &s) && strncmp(s.name, PVM_THREADS, sizeof PVM_THREADS - 1) &&
+		     s.n >= STAT_FLAGS && !(s.f[STAT_FLAGS] & 0x4000) && !proc_stat_ended(&s);
 	}
 	closedir(d);
 	return n;
@@ -197,33 +180,42 @@ static void args_read(int proc, struct member *m)
 	}
 }
 
-static bool is_table(const struct family *f, int proc, const char *link)
+static bool is_file(int proc, const char *link, uint64_t dev, uint64_t ino)
 {
 	struct stat st;
-	return !fstatat(proc, link, &st, 0) && st.st_ino == f->e.family_ino && st.st_dev == f->e.family_dev;
+	return !fstatat(proc, link, &st, 0) && st.st_ino == ino && st.st_dev == dev;
 }
+
+static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
+{
+	char link[300];
+	int fd = -ENOENT, dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	if (!d)
+		return -errno;
+	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
+		snprintf(link, sizeof link, "fd/%s", e->d_name);
+		if (*e->d_name != '.' && is_file(proc, link, dev, ino) &&
+		    (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
+			fd = -errno;
+	}
+	closedir(d);
+	return fd;
+}
+
+int member_file(int proc, uint64_t dev, uint64_t ino) { return file_search(proc, dev, ino, O_RDONLY); }
 
 int member_table(const struct family *f, int proc, int flags)
 {
 	char link[300];
 	int fd = -ENOENT;
 	snprintf(link, sizeof link, "fd/%d", f->e.family_fd);
-	if (is_table(f, proc, link)) {
+	if (is_file(proc, link, f->e.family_dev, f->e.family_ino)) {
 		fd = openat(proc, link, flags | O_CLOEXEC);
 		return fd < 0 ? -errno : fd;
 	}
 	/* A member that came by `kylinx exec` has other numbers. */
-	int dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = dir < 0 ? NULL : fdopendir(dir);
-	if (!d)
-		return -errno;
-	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
-		snprintf(link, sizeof link, "fd/%s", e->d_name);
-		if (*e->d_name != '.' && is_table(f, proc, link) && (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
-			fd = -errno;
-	}
-	closedir(d);
-	return fd;
+	return file_search(proc, f->e.family_dev, f->e.family_ino, flags);
 }
 
 int member_socket(int pidfd, int proc, uint64_t ino)
@@ -252,6 +244,16 @@ int member_socket(int pidfd, int proc, uint64_t ino)
 	return fd;
 }
 
+/* A child made ahead is nobody yet. */
+static void member_drop(struct family *f, pid_t pid, pid_t parent)
+{
+	struct member *m = member_by_pid(f, pid);
+	if (m && m->ppid == parent) {
+		memmove(m, m + 1, (size_t)(f->members + f->nr - (m + 1)) * sizeof *m);
+		f->nr--;
+	}
+}
+
 /* What members say of themselves: for show alone. */
 static void table_read(struct family *f)
 {
@@ -275,6 +277,8 @@ static void table_read(struct family *f)
 			struct family_slot s;
 			if (pread(fd, &s, sizeof s, (off_t)(sizeof t + i * sizeof s)) != sizeof s)
 				break;
+			if (s.key & FAMILY_RESERVED && s.from_host == FAMILY_SPARE)
+				member_drop(f, (pid_t)s.birth, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));
 			struct member *m = member_by_pid(f, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));
 			if (!m || s.key & FAMILY_RESERVED)
 				continue;
@@ -366,8 +370,7 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 	for (size_t i = 0; i < f->nr; i++) {
 		if (f->list[i].nr)
 			qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
-		if (details)
-			table_read(&f->list[i]);
+		table_read(&f->list[i]); /* who is no member yet, too */
 	}
 	return 0;
 }

@@ -49,6 +49,8 @@ struct family *families_find(struct families *f, const char *who, struct member 
 int member_open(const struct family *f, const struct member *m, int *proc);
 /* A descriptor for the family's table through a member's directory in /proc; -errno. */
 int member_table(const struct family *f, int proc, int flags);
+/* A descriptor of the file with that identity which a member has open, by its directory in /proc; -errno. */
+int member_file(int proc, uint64_t dev, uint64_t ino);
 /* A copy of the member's descriptor of the socket with that inode, by its pidfd and its directory in /proc; -errno. */
 int member_socket(int pidfd, int proc, uint64_t ino);
 #endif

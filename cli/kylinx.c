@@ -52,7 +52,7 @@ int cli_print(const char *text, struct kx_err *err)
 
 static int usage(struct kx_err *err)
 {
-	char text[1024];
+	char text[8192]; /* more than all verbs need */
 	int n = snprintf(text, sizeof(text),
 			 "Usage: kylinx COMMAND [ARG...]\n"
 			 "\n"

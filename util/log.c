@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "log.h"
+#include <errno.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -43,6 +45,21 @@ static int within_rate(struct kx_log_site *site)
 	return 0;
 }
 
+/* The program must not die of a reader of the log that has gone. */
+static void write_quietly(const char *line, size_t n)
+{
+	sigset_t pipe, old, pending;
+	struct timespec none = { 0, 0 };
+	sigemptyset(&pipe);
+	sigaddset(&pipe, SIGPIPE);
+	sigprocmask(SIG_BLOCK, &pipe, &old);
+	sigpending(&pending);
+	if (write(log_fd, line, n) < 0 && errno == EPIPE && !sigismember(&pending, SIGPIPE))
+		sigtimedwait(&pipe, NULL, &none);
+	if (!sigismember(&old, SIGPIPE))
+		sigprocmask(SIG_UNBLOCK, &pipe, NULL);
+}
+
 void kx_log_at(struct kx_log_site *site, enum kx_log_level level, const char *module, const char *fmt, ...)
 {
 	char line[1024];
@@ -61,6 +78,5 @@ void kx_log_at(struct kx_log_site *site, enum kx_log_level level, const char *mo
 		site->dropped = 0;
 	}
 	line[n++] = '\n';
-	ssize_t w = write(log_fd, line, n);
-	(void)w;
+	write_quietly(line, n);
 }

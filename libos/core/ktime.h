@@ -134,9 +134,6 @@ static inline int kt_is_fine(int clk)
 	       clk == KT_TAI;
 }
 
-/* For the LibOS (ktime.c): each returns 0, or 1 = ask the monitor. */
+/* For the LibOS (ktime.c): 0, or 1 = ask the monitor. */
 int kt_clock_gettime(int clk, int64_t *sec, int64_t *nsec);
-int kt_clock_getres(int clk, int64_t *sec, int64_t *nsec);
-int kt_gettimeofday(int64_t *sec, int64_t *usec);
-int kt_time(int64_t *sec);
 #endif

@@ -15,6 +15,8 @@
 #define KX_EINVAL 22
 #define KX_EBUSY 16
 #define KX_EPERM 1
+#define KX_E2BIG 7
+#define KX_ENOMSG 42
 
 enum {
 	HC_sig_next = 1024,
@@ -49,8 +51,6 @@ static inline void hypercall_exit(void)
 }
 /* serve.c: kx_thread.call answered without an exit. False: nothing was done. */
 bool serve_try(struct kx_thread *t, int64_t *ret);
-/* Does the host not know yet that t blocks a signal whose action it performs itself? */
-bool serve_mask_lags(const struct kx_thread *t);
 /* Pass a call on as it is. */
 int64_t forward(struct kx_thread *t, struct kx_frame *f);
 
@@ -61,7 +61,11 @@ int uaccess_xsave(void *area, uint64_t features);
 int uaccess_xrstor(const void *area, uint64_t features);
 int user_read(void *dst, uint64_t src, size_t len);
 int user_write(uint64_t dst, const void *src, size_t len);
-static inline bool user_ok(uint64_t p, size_t len) { return p < KX_USER_END && len <= KX_USER_END - p; }
+static inline bool user_ok(uint64_t p, size_t len)
+{
+	return p < KX_USER_END ? len <= KX_USER_END - p
+			       : p >= KX_SPACE_SIZE && p < KX_HIGH_END && len <= KX_HIGH_END - p;
+}
 
 /* futex.c */
 int64_t sys_futex(struct kx_thread *t, struct kx_frame *f);
@@ -77,6 +81,9 @@ void rseq_work(struct kx_thread *t, struct kx_frame *f);
 /* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
 bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 
+/* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
+int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
+
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))
 /* Deliver what is there. ret: result of the interrupted call, or 0. True when a handler's frame was made. */
@@ -88,6 +95,9 @@ int64_t sys_sigaltstack(struct kx_thread *t, struct kx_frame *f);
 void sys_rt_sigreturn(struct kx_thread *t, struct kx_frame *f);
 /* Where to continue so that the program counts as being at rip (which may lie in a patched window). */
 uint64_t site_resume(uint64_t rip);
+
+/* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
+bool libfile_call(struct kx_frame *f, int64_t *ret);
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);

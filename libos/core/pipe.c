@@ -4,6 +4,7 @@
  * monitor's (monitor/core/pipe.c): sleeping, end of file, SIGPIPE, locks whose holder was killed.
  */
 #include "../../abi/kx_pipe.h"
+#include "../../abi/kx_serve.h"
 #include "libos.h"
 
 #define TABLE ((struct kx_pipe_table *)KX_PIPE_TABLE)
@@ -41,6 +42,14 @@ static uint32_t used_of(const struct kx_pipe *o)
 	return n > KX_PIPE_RING ? 0 : (uint32_t)n;
 }
 
+/* Whoever learns of this may send a signal that is blocked here, and ignored by the host, which does not know: an exit tells
+ * it first. */
+static bool mask_lags(const struct kx_thread *t)
+{
+	const struct kx_serve *s = (const struct kx_serve *)KX_SERVE_BASE;
+	return t->sigmask & ~t->host_mask & s->plain;
+}
+
 /* False after a while: its holder lost the CPU, or was killed. */
 static bool lock(const struct transfer *x, uint64_t *l)
 {
@@ -60,7 +69,7 @@ static void unlock(uint64_t *l) { __atomic_store_n(l, 0, __ATOMIC_RELEASE); }
 static bool setup(struct transfer *x, struct kx_thread *t, struct kx_frame *f, bool writes)
 {
 	x->fd = f->rdi;
-	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork)
+	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork || mask_lags(t))
 		return false;
 	x->e = &TABLE->fd[(uint32_t)x->fd];
 	uint64_t key = __atomic_load_n(&x->e->key, __ATOMIC_ACQUIRE);
@@ -82,8 +91,7 @@ static bool setup(struct transfer *x, struct kx_thread *t, struct kx_frame *f, b
 	x->i = 0;
 	x->at = x->total = 0;
 	for (unsigned k = 0; k < x->n; k++) {
-		if (x->v[k].len > 0x7ffff000 ||
-		    (x->v[k].len && (x->v[k].base >= KX_USER_END || x->v[k].len > KX_USER_END - x->v[k].base)))
+		if (x->v[k].len > 0x7ffff000 || (x->v[k].len && !user_ok(x->v[k].base, x->v[k].len)))
 			return false;
 		x->total += x->v[k].len;
 	}
@@ -257,8 +265,7 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	struct transfer x;
 	bool writes = f->orig_rax == 1 || f->orig_rax == 20;
-	/* Who reads it may send a signal that is blocked here and ignored by the host until it learns so by an exit. */
-	if ((writes && serve_mask_lags(t)) || !setup(&x, t, f, writes))
+	if (!setup(&x, t, f, writes))
 		return false;
 	batch_flush(t);
 	return writes ? write_ring(&x, ret) : read_ring(&x, ret);

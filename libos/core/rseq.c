@@ -68,7 +68,7 @@ int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f)
 	}
 	if (len < RSEQ_SIZE || (at & (RSEQ_SIZE - 1)) || (len != RSEQ_SIZE && len < FEATURES))
 		return -KX_EINVAL;
-	if (at >= KX_USER_END || len > KX_USER_END - at || cs_clear(at))
+	if (!user_ok(at, len) || cs_clear(at))
 		return -KX_EFAULT;
 	t->rseq_len = len;
 	t->rseq_sig = sig;

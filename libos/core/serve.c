@@ -46,15 +46,13 @@ static uint64_t await_answer(struct kx_thread *t, struct kx_serve *s)
 	return v;
 }
 
-bool serve_mask_lags(const struct kx_thread *t) { return t->sigmask & ~t->host_mask & SERVE->plain; }
-
 bool serve_try(struct kx_thread *t, int64_t *ret)
 {
 	struct kx_serve *s = SERVE;
 	if (!__atomic_load_n(&s->on, __ATOMIC_RELAXED) || t->call.nr >= KX_SERVE_CALLS || !served[t->call.nr])
 		return false;
 	/* A child of vfork is another process than the thread that polls. */
-	if (t->vfork || SHARED->batch || t->sigmask & ~t->host_mask & s->plain)
+	if (t->vfork || t->sigmask & ~t->host_mask & s->plain)
 		return false;
 	uint64_t seq = __atomic_add_fetch(&s->seq, 1, __ATOMIC_RELAXED);
 	uint64_t me = seq << KX_SLOT_SEQ | (t->index + 1);

@@ -236,7 +236,7 @@ static int restore_fpu(uint64_t area)
 	uint64_t all = SHARED->xfeatures, use = 3;
 	if (!area)
 		return uaccess_xrstor(&init_fpu, all);
-	if ((area & 63) || area >= KX_USER_END - 8192 || user_read(&sw, area + 464, sizeof sw))
+	if ((area & 63) || !user_ok(area, 8192) || user_read(&sw, area + 464, sizeof sw))
 		return -KX_EFAULT;
 	if (sw.magic1 == FP_MAGIC1 && sw.xstate_size >= 576 && sw.xstate_size <= SHARED->xsave_size)
 		use = sw.xfeatures & all;
@@ -320,7 +320,7 @@ static int make_frame(struct kx_thread *t, struct kx_frame *f, const struct kx_s
 	fr.uc.sigmask = t->has_saved_mask ? t->saved_mask : t->sigmask;
 	fr.uc.mc.oldmask = fr.uc.sigmask;
 	__builtin_memcpy(fr.info, s->info, sizeof fr.info);
-	if (fp >= KX_USER_END - 8192 || sp >= KX_USER_END || save_fpu(fp) || user_write(sp, &fr, sizeof fr))
+	if (!user_ok(fp, 8192) || save_fpu(fp) || user_write(sp, &fr, sizeof fr))
 		return -KX_EFAULT;
 	if (t->altstack_flags & SS_AUTODISARM && entering_alt) {
 		t->altstack_sp = t->altstack_size = 0;

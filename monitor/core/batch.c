@@ -19,6 +19,7 @@
 #include "keeper.h"
 #include "thread.h"
 #include "sig.h"
+#include "spare.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -787,6 +788,7 @@ static bool flusher_start(void)
 	if (flusher.pid == pvm.pid)
 		return true;
 	flusher.awake = 1;
+	spare_forbid(); /* it shares the table of descriptors */
 	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
 		flusher.pid = pvm.pid;
 	return flusher.pid == pvm.pid;
@@ -1042,6 +1044,20 @@ void batch_fork_share(void)
 		s->held = true;
 	}
 	nr_held = nr_socks;
+}
+
+int batch_fds(int (*move)(int *fd))
+{
+	int r = 0;
+	pthread_mutex_lock(&lock);
+	for (int i = 0; i < nr_leases && !r; i++)
+		r = move(&leases[i]);
+	int *const inherited[] = { &lease_new, &lease_mine };
+	for (int i = 0; i < 2 && !r; i++)
+		if (*inherited[i] >= 0 && !(r = move(inherited[i])))
+			fcntl(*inherited[i], F_SETFD, 0);
+	pthread_mutex_unlock(&lock);
+	return r;
 }
 
 void batch_lease_begin(bool files)

@@ -28,6 +28,8 @@ bool batch_active(void);
 /* May the service thread answer it, by batch_enter() and batch_leave() around the handler? c->t->index is that of the
  * thread that waits. */
 bool batch_may_serve(struct hcall *c);
+/* Call move for each descriptor of this module's: the guest's range grows. 0, or what move said. */
+int batch_fds(int (*move)(int *fd));
 /* fd goes to somebody else. */
 void batch_share(int fd);
 /* Around the making of a process, outermost the lease's. share: with the lock, by a thread that has the program's descriptors. Sockets that

@@ -9,11 +9,13 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "hcall.h"
 #include "load.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
@@ -121,6 +123,26 @@ static int write_all(int fd, const void *p, size_t n)
 	return 0;
 }
 
+/*
+ * For the next monitor, which believes it. The memory file has had a low number for a moment, and another thread's child
+ * may have it, too: from here on nobody can change it, and what it holds is what was written.
+ */
+static int state_seal(int fd, const struct iovec *v, unsigned n)
+{
+	char buf[4096];
+	off_t at = 0;
+	if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL))
+		return -errno;
+	for (unsigned i = 0; i < n; i++)
+		for (size_t done = 0, part; done < v[i].iov_len; done += part, at += part) {
+			part = v[i].iov_len - done < sizeof buf ? v[i].iov_len - done : sizeof buf;
+			if (pread(fd, buf, part, at) != (ssize_t)part ||
+			    memcmp(buf, (const char *)v[i].iov_base + done, part))
+				return -EAGAIN;
+		}
+	return 0;
+}
+
 static int state_write(const char *program, int program_fd, const struct strings *argv, const struct strings *envp,
 		       struct thread *t)
 {
@@ -159,22 +181,33 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.update_fd[0] = update_fd(0);
 	st.update_fd[1] = update_fd(1);
 	st.store_fd = store_fd();
+	st.policy_fd = admit_fd();
+	st.root = *admit_root();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
-	int fd = memfd_create("kylinx-exec", MFD_CLOEXEC);
+	int fd = memfd_create("kylinx-exec", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return -errno;
 	if ((fd = fd_hide(fd)) < 0)
 		return fd;
-	int r;
-	if ((r = write_all(fd, &st, sizeof st)) || (r = write_all(fd, pvm.cpuid, st.cpuid_bytes)) ||
-	    (r = write_all(fd, name, strlen(name) + 1)) || (r = write_all(fd, program, strlen(program) + 1)) ||
-	    (r = write_all(fd, argv->buf, argv->len)) || (r = write_all(fd, envp->buf, envp->len))) {
+	const struct iovec parts[] = {
+		{ &st, sizeof st },
+		{ pvm.cpuid, st.cpuid_bytes },
+		{ (char *)name, strlen(name) + 1 },
+		{ (char *)program, strlen(program) + 1 },
+		{ argv->buf, argv->len },
+		{ envp->buf, envp->len },
+	};
+	const unsigned n = sizeof parts / sizeof parts[0];
+	int r = 0;
+	for (unsigned i = 0; i < n && !r; i++)
+		r = write_all(fd, parts[i].iov_base, parts[i].iov_len);
+	if (!r)
+		r = state_seal(fd, parts, n);
+	if (r)
 		close(fd);
-		return r;
-	}
-	return fd;
+	return r ? r : fd;
 }
 
 static void keep(int fd)
@@ -206,6 +239,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     update_fd(0),
 			     update_fd(1),
 			     store_fd(),
+			     admit_fd(),
 			     pvm.kvm_fd,
 			     pvm.proc_fd,
 			     pvm.exe_fd,
@@ -217,6 +251,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     pvm.is_child || t->pid != pvm.pid ? -1 : stats_fd() };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		keep(kept[i]);
+	spare_remove();
 	thread_release_guest(t, t->pid == pvm.pid, true);
 	if (pvm.cfg->stats && t->pid == pvm.pid)
 		stats_flush();

@@ -7,6 +7,7 @@
 #ifndef KX_EXEC_H
 #define KX_EXEC_H
 #include <sys/resource.h>
+#include "admit.h"
 #include "pvm.h"
 
 #define EXEC_NAME "kylinx-exec" /* argv[0] of a monitor that continues; argv[1] is the memfd's number */
@@ -21,7 +22,8 @@ struct exec_state {
 	uint8_t strace, stats, is_child, was_vfork, has_family, log_level, io;
 	struct rlimit limits[16];
 	uint64_t xcr0;
-	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd;
+	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd;
+	struct admit_root root;
 	uint32_t cpuid_bytes;
 	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */
 };

@@ -10,7 +10,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../abi/kx_ipc.h"
 #include "../../abi/kx_pipe.h"
+#include "../../util/procstat.h"
 #include "../dev/procfs.h"
 #include "pvm.h"
 #include "stats.h"
@@ -20,6 +22,7 @@
 #define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
 #define FUTEXES_AT ((TABLE_SIZE + 4095) & ~4095ul) /* in the file: a page that guests map, and nothing else of it */
 #define PIPES_AT ((FUTEXES_AT + sizeof(struct kx_futexes) + 0x1fffff) & ~0x1fffffull)
+#define IPC_AT (PIPES_AT + KX_PIPE_SIZE)
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
@@ -49,14 +52,26 @@ static unsigned used(void)
 
 unsigned family_cpus(void) { return table->cpus; }
 
+uint32_t *family_birth(int slot) { return &table->slot[slot].birth; }
+uint64_t *family_failed_ns(void) { return &table->failed_ns; }
+uint32_t *family_reapers(void) { return &table->reapers; }
+
 uint64_t family_pipes_offset(void) { return PIPES_AT; }
+uint64_t family_ipc_offset(void) { return IPC_AT; }
+
+uint64_t family_queues(uint64_t dev)
+{
+	if (dev)
+		__atomic_store_n(&table->queues, dev, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&table->queues, __ATOMIC_SEQ_CST);
+}
 
 int family_init(int fd, struct kx_err *err)
 {
 	bool new = fd < 0;
 	if (new) {
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, PIPES_AT + KX_PIPE_SIZE))
+		if (fd < 0 || ftruncate(fd, (off_t)(IPC_AT + KX_IPC_SIZE)))
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}
@@ -106,15 +121,11 @@ static int stat_read(const char *name, bool own, uint64_t *start, bool *zombie)
 	int n = own ? text_read(name, text, sizeof text) : procfs_peek(name, text, sizeof text);
 	if (n <= 0)
 		return n ? n : -ESRCH;
-	char *p = strrchr(text, ')');
-	if (!p || p[1] != ' ')
+	struct proc_stat s;
+	if (proc_stat_read(text, &s) || s.n < STAT_START)
 		return -EIO;
-	*zombie = p[2] == 'Z' || p[2] == 'X';
-	for (int field = 2; field < 22 && p; field++)
-		p = strchr(p + 1, ' ');
-	if (!p)
-		return -EIO;
-	*start = strtoull(p + 1, NULL, 10);
+	*zombie = proc_stat_ended(&s);
+	*start = s.f[STAT_START];
 	return 0;
 }
 
@@ -226,6 +237,12 @@ int family_reserve(void)
 	return i;
 }
 
+void family_spare(int slot, pid_t pid)
+{
+	table->slot[slot].birth = (uint32_t)pid;
+	__atomic_store_n(&table->slot[slot].from_host, FAMILY_SPARE, __ATOMIC_RELEASE);
+}
+
 void family_cancel(int slot)
 {
 	family_key k = load((unsigned)slot);
@@ -241,12 +258,32 @@ void family_born(int slot, pid_t pid)
 		swap((unsigned)slot, k, make_key(pid, 0));
 }
 
-void family_child(int slot, bool known)
+static int due_slot = -1;
+
+void family_settle(void)
 {
-	family_key mine = own_key(known), k = load((unsigned)slot);
+	int i = due_slot;
+	due_slot = -1;
+	family_key mine = own_key(true);
+	swap((unsigned)i, make_key(key_pid(mine), 0), mine);
+}
+
+bool family_is_due(void) { return due_slot >= 0; }
+
+static void child_enter(int slot, family_key mine)
+{
+	family_key k = load((unsigned)slot);
 	set_exe(&table->slot[slot]);
 	while ((k & FAMILY_RESERVED || k == make_key(key_pid(mine), 0)) && !swap((unsigned)slot, k, mine))
 		k = load((unsigned)slot);
+}
+
+void family_child(int slot, bool known) { child_enter(slot, own_key(known)); }
+
+void family_child_later(int slot)
+{
+	due_slot = slot;
+	child_enter(slot, own_key(false));
 }
 
 void family_set_exe(void)

@@ -20,35 +20,49 @@
 #ifndef FAMILY_MAX /* a unit test has fewer */
 #define FAMILY_MAX 32768
 #endif
-#define FAMILY_EXE_MAX 244
-#define FAMILY_MAGIC 0x6e66786bu
+#define FAMILY_EXE_MAX 240
+#define FAMILY_MAGIC 0x6f66786bu
 
 /* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 typedef uint64_t family_key;
-#define FAMILY_PID_BITS 22                    /* the kernel's pids are below 4194304 */
+#define FAMILY_SPARE 2     /* no member: reserved for a child made ahead (spare.h), whose pid is in `birth` */
+#define FAMILY_PID_BITS 22 /* the kernel's pids are below 4194304 */
 #define FAMILY_RESERVED ((family_key)1 << 63) /* for a child that the process with this pid and start time makes */
 
 struct family_slot {
 	family_key key;           /* pid | start time in clock ticks since boot << 22 (0: not known yet); 0 = free */
-	uint32_t from_host;       /* 1: by `kylinx exec` */
+	uint32_t from_host;       /* 1: by `kylinx exec`; FAMILY_SPARE */
+	uint32_t birth;           /* birth.h */
 	char exe[FAMILY_EXE_MAX]; /* path of its program in the view; empty: not known, or too long */
 };
 
 struct family_table {
 	uint32_t magic, slot_size;
-	uint32_t used;  /* slots at and above it were never taken */
-	uint32_t cpus;  /* that it was started on */
-	uint64_t forks; /* children made, of all members */
-	uint64_t pad2[29];
+	uint32_t used;      /* slots at and above it were never taken */
+	uint32_t cpus;      /* that it was started on */
+	uint64_t forks;     /* children made, of all members */
+	uint64_t queues;    /* device of its POSIX queues, once one was opened */
+	uint64_t failed_ns; /* when a child last got no VM, CLOCK_MONOTONIC; 0 = never */
+	uint32_t reapers;   /* a member has asked to be a subreaper */
+	uint32_t pad3;
+	uint64_t pad2[26];
 	struct family_slot slot[];
 };
 
 /* Make the table (fd < 0) or map an inherited one. Sets pvm.family_fd. */
 int family_init(int fd, struct kx_err *err);
+/* The words of birth.h. */
+uint32_t *family_birth(int slot);
+uint64_t *family_failed_ns(void);
+uint32_t *family_reapers(void);
 /* How many processors the family was started on: members may have bound themselves to fewer. */
 unsigned family_cpus(void);
 /* Where in the table's file the family's pipes are (abi/kx_pipe.h). */
 uint64_t family_pipes_offset(void);
+/* ... and its semaphores and queues (abi/kx_ipc.h). */
+uint64_t family_ipc_offset(void);
+/* The device of the family's POSIX queues, 0 as long as none was opened. dev: it is that. */
+uint64_t family_queues(uint64_t dev);
 /* Map the family's struct kx_futexes there. 0 or -errno. */
 int family_map_futexes(void *at);
 /* Enter the calling process, which was not made by family_reserve() and family_child(). 0, or -EAGAIN when full. */
@@ -61,9 +75,16 @@ int family_enter(bool from_host);
  */
 int family_reserve(void);
 void family_cancel(int slot);
+/* A reserved place tells of a process that is no member. */
+void family_spare(int slot, pid_t pid);
 void family_born(int slot, pid_t pid);
 /* known: read the start time now; not where another process has the same descriptors. */
 void family_child(int slot, bool known);
+/* The same in a child with memory of its own, which gets to know its start time with family_settle(), if it is due: before
+ * its first call that takes long enough. */
+void family_child_later(int slot);
+bool family_is_due(void);
+void family_settle(void);
 
 /* The calling process runs pvm.exe from now on. */
 void family_set_exe(void);

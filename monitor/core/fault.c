@@ -36,7 +36,7 @@ static bool in_libos_text(uint64_t rip) { return rip >= KX_LIBOS_BASE && rip < K
 static int segv_code(uint64_t addr, bool write, bool fetch)
 {
 	struct gmem_region g;
-	if (addr >= KX_SPACE_SIZE || !gmem_query(addr, &g) || g.start > addr)
+	if (addr >= KX_HIGH_END || !gmem_query(addr, &g) || g.start > addr)
 		return SEGV_MAPERR;
 	if (fetch)
 		return g.prot & PROT_EXEC ? 0 : SEGV_ACCERR;

@@ -18,14 +18,17 @@
 #include "../../util/log.h"
 #include "../dev/procfs.h"
 #include "batch.h"
+#include "birth.h"
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "robust.h"
 #include "rseq.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "thread.h"
 #include "timepage.h"
@@ -37,13 +40,26 @@
 
 #define OUT_DX_EAX 0xef
 #define VM_PATIENCE 512         /* ms of the last wait for a VM, each twice the one before */
+#define VM_PATIENCE_SEEN 32     /* when the parent waits for it */
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
 
 /* ---- locks: a child must not inherit one that another thread held ------------------------------------------------ */
 
-static void hooks_prepare(void)
+/* The service thread, with its lock, closes files and passes on descriptors: that comes before those of pipes and batch. */
+static void first_prepare(void)
 {
 	serve_lock();
+	pipe_fork_lock();
+}
+
+static void first_done(void)
+{
+	pipe_fork_unlock();
+	serve_unlock();
+}
+
+static void hooks_prepare(void)
+{
 	batch_fork_lock();
 	update_fork_prepare();
 	pthread_mutex_lock(&pvm.mm_lock);
@@ -64,7 +80,6 @@ static void hooks_done(void)
 	pthread_mutex_unlock(&pvm.mm_lock);
 	update_fork_done();
 	batch_fork_unlock();
-	serve_unlock();
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------------------------- */
@@ -184,7 +199,6 @@ static pid_t raw_fork(const struct fork_args *a, int *pidfd)
 static void child_identity(struct thread *t, const struct fork_args *a)
 {
 	struct kx_thread *area = t->area;
-	pvm.pid = t->pid = t->tid = getpid();
 	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
 	serve_fork_child();
@@ -236,52 +250,76 @@ static int machine_make(struct thread *t, const struct kvm_xsave *xsave, struct 
 	return r;
 }
 
+/* A child that can't be: told to the parent that waits, else the end of a process that the parent has. */
+static _Noreturn void unborn(int slot, bool awaited, int e, const char *what, const char *why)
+{
+	kx_log(awaited ? KX_LOG_WARN : KX_LOG_ERROR, "fork", "%s for a child: %s", what, why);
+	birth_tell(slot, e);
+	while (awaited)
+		host_call(SYS_exit_group, 127, 0, 0, 0, 0, 0);
+	pvm_die_by_signal(SIGKILL);
+}
+
 /*
- * The parent has gone on, as if nothing could fail. What is short now may be there in a moment, when others have ended:
- * ask again for a second or so. After that the child dies as if killed.
+ * What is short now may be there in a moment, when others have ended: ask again for a second or so. If the parent has
+ * gone on, as if nothing could fail, the child dies after that as if killed. If it waits (birth.h) it is told much
+ * earlier, and nobody else hears of this child.
  */
 static void child_machine(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs,
-			  const struct kvm_xsave *xsave)
+			  const struct kvm_xsave *xsave, int slot, bool awaited)
 {
 	struct kx_err err = { 0 };
-	int r;
-	for (long ms = 1; (r = machine_make(t, xsave, &err)) && ms <= VM_PATIENCE; ms *= 2)
+	int r = spare_born() ? spare_machine(t, xsave) : -EAGAIN;
+	for (long ms = 1; r && (r = machine_make(t, xsave, &err)) && ms <= (awaited ? VM_PATIENCE_SEEN : VM_PATIENCE);
+	     ms *= 2)
 		host_call(SYS_nanosleep, (long)&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, 0, 0, 0, 0, 0);
-	if (r) {
-		kx_log(KX_LOG_ERROR, "fork", "no VM for a child: %s", err.code ? err.msg : strerror(-r));
-		pvm_die_by_signal(SIGKILL);
-	}
+	if (r)
+		unborn(slot, awaited, -r, "no VM", err.code ? err.msg : strerror(-r));
+	birth_tell(slot, 0);
 	vcpu_set_regs(t, regs, sregs);
 }
 
-/* gate: to be opened, NULL = none. *e: errno. */
-static pid_t fork_locked(const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
+/* What fork(3) does, and nothing that a child made ahead has not. */
+static bool is_plain(const struct fork_args *a)
 {
-	pipe_fork_lock();
+	const uint64_t plain = CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_PARENT_SETTID | CLONE_SETTLS |
+			       CLONE_CLEAR_SIGHAND;
+	return !(a->flags & ~plain) && a->exit_signal == SIGCHLD;
+}
+
+/* gate: to be opened, NULL = none. *e: errno. */
+static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
+{
+	first_prepare();
 	pipe_fork_before();
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
 	batch_fork_share();
-	pid_t pid = *e ? -1 : raw ? raw_fork(a, pidfd) : fork();
-	if (pid < 0 && !*e)
-		*e = errno;
+	pid_t pid = *e || !is_plain(a) ? -1 : spare_fork(t);
+	if (pid < 0 && !*e) {
+		spare_fork_before();
+		pid = raw ? raw_fork(a, pidfd) : fork();
+		*e = pid < 0 ? errno : 0;
+		if (!pid)
+			spare_fork_child();
+	}
 	hooks_done();
 	if (pid)
 		pipe_fork_after(pid);
-	pipe_fork_unlock();
+	first_done();
 	return pid;
 }
 
-static void all_prepare(void)
+void fork_locks_take(void)
 {
-	pipe_fork_lock();
+	first_prepare();
 	hooks_prepare();
 }
 
-static void all_done(void)
+void fork_locks_release(void)
 {
 	hooks_done();
-	pipe_fork_unlock();
+	first_done();
 }
 
 /* It may be killed at any instant, so the keeper holds the locks, and libc, whose fork() has some of its own, knows
@@ -290,14 +328,16 @@ static pid_t fork_by_vfork_child(int *gate, int *e)
 {
 	struct keeper_hold h;
 	pipe_plain_all();
-	bool held = keeper_hold(&h, all_prepare, all_done);
+	bool held = keeper_hold(&h, fork_locks_take, fork_locks_release);
 	*e = gate ? -gate_open(gate) : 0;
+	spare_fork_before();
 	pid_t pid = *e ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0 && !*e)
 		*e = errno;
-	if (pid == 0) /* those of somebody who is not here */
-		all_done();
-	else if (held)
+	if (pid == 0) { /* those of somebody who is not here */
+		spare_fork_child();
+		fork_locks_release();
+	} else if (held)
 		keeper_release(&h);
 	return pid;
 }
@@ -342,12 +382,11 @@ static void area_save(struct fork_state *s, struct thread *t, uint64_t rsp)
 	memcpy(s->area + s->area_from, (uint8_t *)t->area + s->area_from, KX_AREA_SIZE - s->area_from);
 }
 
-static void area_restore(const struct fork_state *s, struct thread *t)
+static void area_restore(const struct fork_state *s, struct thread *t, int slot, bool awaited)
 {
-	if (gmem_fork_areas(t->area_gva)) {
-		kx_log(KX_LOG_ERROR, "fork", "no memory for a child: %s", strerror(errno));
-		pvm_die_by_signal(SIGKILL);
-	}
+	int r = spare_born() ? 0 : gmem_fork_areas(t->area_gva);
+	if (r)
+		unborn(slot, awaited, -r, "no memory", strerror(-r));
 	memcpy(t->area, s->area, KX_AREA_ACTIONS + sizeof pvm.shared->sigaction);
 	memcpy((uint8_t *)t->area + s->area_from, s->area + s->area_from, KX_AREA_SIZE - s->area_from);
 }
@@ -398,15 +437,19 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	uint64_t held = t->held;
 	area_save(st, t, regs.rsp);
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
+	/* Whoever is not its parent could not forget it. */
+	bool awaited = birth_begin(slot) && !(a->flags & CLONE_PARENT);
 	int *opens = waits ? gate : NULL;
-	pid_t pid = e ? -1 : is_vfork_child() ? fork_by_vfork_child(opens, &e) : fork_locked(a, raw, &pidfd, opens, &e);
+	pid_t pid = e                  ? -1
+		    : is_vfork_child() ? fork_by_vfork_child(opens, &e)
+				       : fork_locked(t, a, raw, &pidfd, opens, &e);
 	if (pid) {
 		faults_wait(false);
 		__atomic_or_fetch(&t->held, held, __ATOMIC_RELEASE);
 		close_if(gate[1]);
 	}
 	if (pid == 0) {
-		area_restore(st, t);
+		area_restore(st, t, slot, awaited);
 		close_if(held_gate);
 		close_if(gate[0]);
 		close_if(reserves ? pidfd : -1);
@@ -415,30 +458,40 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 			fd_keep(&held_gate, gate[1]);
 		bool table = !t->area->vfork;
 		child_threads(t);
+		pvm.pid = t->pid = t->tid = getpid();
+		child_machine(t, &regs, &sregs, &st->xsave, slot, awaited);
 		faults_wait(false);
 		child_identity(t, a);
 		pipe_fork_child(table);
+		ipc_fork_child(table);
 		if (pvm.cfg->stats)
 			stats_fork_child();
 		update_fork_child();
-		child_machine(t, &regs, &sregs, &st->xsave);
 		if (a->stack) {
 			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 			f->rsp = a->stack;
 		}
 		gmem_fork_populate(user_sp(t));
 		free(st);
-		family_child(slot, true);
+		family_child_later(slot);
 		sig_thread_start(t);
 		return 0;
 	}
 	free(st);
+	bool ahead = pid > 0 && spare_was_used();
+	if (pid > 0 && awaited && !ahead && (e = -birth_await(slot, pid, a->exit_signal))) {
+		close_if(raw ? pidfd : -1);
+		pid = -1;
+	}
 	if (pid > 0) {
 		family_born(slot, pid);
 		if (reserves)
 			pidfd_make(pidfd, pid);
 		tell_parent(a, pid, pidfd);
-		gmem_fork_populate(user_sp(t));
+		if (is_plain(a) && !is_vfork_child())
+			spare_fork_seen();
+		if (!ahead)
+			gmem_fork_populate(user_sp(t));
 		if (waits) {
 			robust_pause();
 			gate_wait(gate[0]);

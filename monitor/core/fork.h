@@ -12,4 +12,7 @@ struct fork_args {
 
 /* Returns the child's pid (in the child: 0) or -errno. */
 int64_t process_create(struct thread *t, const struct fork_args *a);
+/* All locks that a child must not inherit from another thread. */
+void fork_locks_take(void);
+void fork_locks_release(void);
 #endif

@@ -12,9 +12,12 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
+#include "admit.h"
 #include "text.h"
+#include "written.h"
 #include "keeper.h"
 #include "rseq.h"
+#include "spare.h"
 
 #define PAGE 4096ull
 #define MiB (1ull << 20)
@@ -48,6 +51,7 @@
  * in all but the heap. */
 #define AHEAD_HEAP MiB
 #define AHEAD_SMALL (128ull << 10)
+#define AHEAD_LIBRARY MiB /* its data, which is relocated */
 #define AHEAD_STACK (64ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
 #define REGION_MAX 65530 /* vm.max_map_count's default */
@@ -180,6 +184,10 @@ static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 /* Forget [start, end). Room for two must be reserved. */
 static void region_carve(uint64_t start, uint64_t end)
 {
+	spare_changed();
+	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
+		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
+			spare_unmapped();
 	memory_used -= counted(start, end);
 	heap_used -= heap_bytes(start, end);
 	region_split(start);
@@ -209,10 +217,18 @@ static void region_set(uint64_t start, uint64_t end, int prot, int flags)
 	memory_used += counts(prot, flags) ? end - start : 0;
 	heap_used += is_heap(prot, flags) ? end - start : 0;
 	size_t i = region_find(start);
-	region_insert_at(i, (struct gmem_region){ start, end, prot, flags });
+	region_insert_at(i, (struct gmem_region){ start, end, prot, flags, 0 });
 	if (i + 1 < nr_regions)
 		region_merge_around(i + 1);
 	region_merge_around(i);
+}
+
+/* The region that begins at start. */
+static void region_mark(uint64_t start, uint32_t origin, int flags)
+{
+	size_t i = region_find(start);
+	regions[i].origin = origin;
+	regions[i].flags |= flags;
 }
 
 static bool range_mapped(uint64_t start, uint64_t end)
@@ -259,11 +275,18 @@ static uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t al
 
 /* ---- memory slots ----------------------------------------------------------------------------------------- */
 
+/* None of the system region's, nor of the LibOS's. */
+static bool is_program(uint64_t gpa) { return gpa < KX_USER_END || gpa >= KX_SPACE_SIZE; }
+
+static bool logging; /* KVM notes which pages of the program's are written */
+
 static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
 {
 	struct kvm_userspace_memory_region r = {
 		.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)pvm.base + gpa
 	};
+	if (logging && is_program(gpa))
+		r.flags = KVM_MEM_LOG_DIRTY_PAGES;
 	return ioctl(pvm.vm_fd, KVM_SET_USER_MEMORY_REGION, &r) < 0 ? -errno : 0;
 }
 
@@ -281,6 +304,46 @@ static size_t slot_find(uint64_t addr)
 	return lo;
 }
 
+int gmem_log_writes(bool on)
+{
+	int r = 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	logging = on;
+	for (size_t i = 0; i < nr_slots; i++)
+		if (is_program(slots[i].start)) {
+			int x = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
+			r = x ? x : r;
+		}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
+{
+	static uint64_t bits[SLOT_MAX / PAGE / 64];
+	for (size_t i = 0; i < nr_slots; i++) {
+		struct slot s = slots[i];
+		struct kvm_dirty_log log = { .slot = s.id, .dirty_bitmap = bits };
+		if (!is_program(s.start))
+			continue;
+		if (s.end - s.start > SLOT_MAX)
+			return -E2BIG;
+		if (ioctl(pvm.vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
+			return -errno;
+		for (uint64_t w = 0; w < (s.end - s.start) / PAGE / 64; w++)
+			for (uint64_t b = bits[w]; b;) {
+				unsigned from = (unsigned)__builtin_ctzll(b);
+				uint64_t rest = ~(b >> from);
+				unsigned n = rest ? (unsigned)__builtin_ctzll(rest) : 64; /* ones in a row */
+				n = n > 64 - from ? 64 - from : n;
+				uint64_t at = s.start + (w * 64 + from) * PAGE;
+				fn(arg, at, at + n * PAGE);
+				b &= from + n == 64 ? 0 : ~0ull << (from + n);
+			}
+	}
+	return 0;
+}
+
 /*
  * Cover [start, end) with slots. A new slot next to an old one is made as large as that (up to 1 GiB), so that
  * the number of slots grows with the logarithm of what is used.
@@ -295,7 +358,10 @@ static int slot_cover(uint64_t start, uint64_t end)
 			start = slots[i].end;
 			continue;
 		}
-		uint64_t limit = i < nr_slots ? slots[i].start : KX_SPACE_SIZE;
+		uint64_t zone = start < KX_SPACE_SIZE ? 0 : KX_SPACE_SIZE;
+		uint64_t limit = zone ? pvm.high_end : KX_SPACE_SIZE;
+		if (i < nr_slots && slots[i].start < limit)
+			limit = slots[i].start;
 		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
 		bool above = i > 0 && slots[i - 1].end == start, below = i < nr_slots && slots[i].start == start + want;
 		if (above) {
@@ -307,6 +373,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 				size = limit - s;
 		} else if (below) {
 			uint64_t grow = slots[i].end - slots[i].start, floor = i > 0 ? slots[i - 1].end : 0;
+			floor = floor < zone ? zone : floor;
 			size = grow > size ? grow : size;
 			if (size > SLOT_MAX && size > want)
 				size = want > SLOT_MAX ? want : SLOT_MAX;
@@ -322,6 +389,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 			slots = p;
 			cap_slots = cap;
 		}
+		spare_changed();
 		int r = slot_ioctl(next_slot_id, s, size);
 		if (r) {
 			kx_log(KX_LOG_ERROR, "gmem", "memory slot of %llu bytes at %#llx: %s", (unsigned long long)size,
@@ -340,6 +408,7 @@ static int slot_cover(uint64_t start, uint64_t end)
 /* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. */
 static void flush_all(void)
 {
+	spare_changed();
 	slot_ioctl(0, KX_SYS_END, PAGE);
 	slot_ioctl(0, KX_SYS_END, 0);
 }
@@ -349,6 +418,7 @@ static void flush_all(void)
 uint64_t gmem_sys_alloc(unsigned pages)
 {
 	uint64_t size = pages * PAGE, p = sys_next;
+	spare_changed();
 	if (sys_next + size > sys_end) {
 		bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
 		uint64_t start = first ? KX_SYS_MORE : sys_end;
@@ -363,12 +433,35 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	return p;
 }
 
+bool gmem_has_huge(void)
+{
+	bool has = heap_used >= HUGE_FROM;
+	for (size_t i = 0; i < nr_regions && !has; i++)
+		has = is_heap(regions[i].prot, regions[i].flags) && regions[i].end - regions[i].start >= HUGE_ALONE;
+	return has;
+}
+
+uint64_t gmem_sys_used(uint64_t gva)
+{
+	bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
+	if (gva < KX_LIBOS_BASE)
+		return first ? sys_next : KX_SYS_BASE + KX_SYS_FIRST;
+	return first ? KX_SYS_MORE : sys_next;
+}
+
 static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
 
 /* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
 static uint64_t *pde_of(uint64_t gva)
 {
-	uint64_t *pdpte = &table(KX_SYS_BASE + 0x1000)[gva >> 30];
+	uint64_t *pml4e = &table(KX_SYS_BASE + GMEM_PML4)[gva >> 39];
+	if (!(*pml4e & PTE_P)) {
+		uint64_t pdpt = gmem_sys_alloc(1);
+		if (!pdpt)
+			return NULL;
+		__atomic_store_n(pml4e, pdpt | PTE_LEAF, __ATOMIC_RELEASE);
+	}
+	uint64_t *pdpte = &table(*pml4e)[(gva >> 30) & 511];
 	if (!(*pdpte & PTE_P)) {
 		uint64_t pd = gmem_sys_alloc(1);
 		if (!pd)
@@ -431,7 +524,7 @@ int gmem_populate(uint64_t gva)
 	if (keeper_needed())
 		return KEEPER6(gmem_populate, gva, 0, 0, 0, 0, 0);
 	int r = 0;
-	if (gva >= KX_SPACE_SIZE)
+	if (gva >= KX_SPACE_SIZE && !gva_ok(gva, 1))
 		return 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(gva);
@@ -601,6 +694,9 @@ static int host_prot(int prot)
 	return prot & (PROT_READ | PROT_EXEC) ? PROT_READ : PROT_NONE;
 }
 
+static int do_mprotect(uint64_t addr, uint64_t len, int prot);
+static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
+
 /* ---- patched text ------------------------------------------------------------------------------------------- */
 
 /* What becomes of an executable private file mapping. */
@@ -624,8 +720,12 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 		return image - size;
 	uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
 	uint64_t high = gva + 2 * GiB - 64 * MiB - size;
-	if (high > KX_USER_END)
+	if (gva < KX_USER_END && high > KX_USER_END)
 		high = KX_USER_END;
+	if (gva >= KX_SPACE_SIZE && low < KX_SPACE_SIZE)
+		low = KX_SPACE_SIZE;
+	if (gva >= KX_SPACE_SIZE && high > pvm.high_end)
+		high = pvm.high_end;
 	uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
 	uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
 	return t ? t : find_free(low, high, size, PAGE);
@@ -713,33 +813,51 @@ static void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t 
 		use->fd = text_open(use->shared);
 }
 
-/* Map the trampolines, and patch the text where it is not the family's copy. The text is mapped, and writable then. */
-static void text_finish(uint64_t gva, uint64_t len, struct text_use *use)
+/* Put [p, p + len), which is ready, in its place at once: until then no call of the program's can write to it. */
+static int place_ready(void *p, uint64_t len, int hp, uint64_t gva)
+{
+	if (!mprotect(p, len, hp) && mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(gva)) != MAP_FAILED)
+		return 0;
+	int r = -errno;
+	munmap(p, len);
+	return r;
+}
+
+static bool tramp_map(uint64_t t, uint64_t size)
+{
+	if (region_reserve(3) || pt_set(t, t + size, PROT_READ | PROT_EXEC, true))
+		return false;
+	region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	return true;
+}
+
+/* Patch a text that is not the family's copy, at p, where the program has no access yet; with its trampolines. True:
+ * its sites hold. */
+static bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use)
 {
 	uint64_t t = use->tramp, size = use->tramp_size;
-	if (!use->shared && !use->plan.n)
-		return;
-	struct kx_site *s = use->shared ? text_sites(use->shared, use->fd, gva) : use->plan.sites;
-	uint64_t at = use->shared ? use->shared->at + ALIGN_UP(use->shared->key.len, PAGE) : 0;
-	if (s && region_reserve(3) == 0 && pt_set(t, t + size, PROT_READ | PROT_EXEC, true) == 0 &&
-	    (use->shared ? mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at)
-			 : mmap(gva_ptr(t), size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-				0)) != MAP_FAILED) {
-		region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
-		if (use->shared) {
-			sites_add(s, use->shared->nr_sites);
-		} else {
-			memset(gva_ptr(t), 0xcc, size);
-			if (patch_apply(gva_ptr(gva), len, gva, &use->plan, gva_ptr(t), t, size) == 0)
-				sites_add(use->plan.sites, use->plan.n);
-			mprotect(gva_ptr(t), size, PROT_READ);
-		}
-	} else if (use->shared) {
-		/* Its jumps lead to trampolines that are not there. */
+	void *q = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (q == MAP_FAILED)
+		return false;
+	memset(q, 0xcc, size);
+	int r = patch_apply(p, len, gva, &use->plan, q, t, size);
+	if (place_ready(q, size, PROT_READ, t) || !tramp_map(t, size))
+		pvm_panic("no memory for the trampolines of a text"); /* its jumps lead to them */
+	return !r;
+}
+
+/* Map the trampolines of the family's copy. */
+static void text_finish(uint64_t gva, struct text_use *use)
+{
+	uint64_t t = use->tramp, size = use->tramp_size;
+	struct kx_site *s = text_sites(use->shared, use->fd, gva);
+	uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
+	/* Its jumps lead to trampolines that are not there. */
+	if (!s || mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at) == MAP_FAILED ||
+	    !tramp_map(t, size))
 		pvm_panic("no memory for the trampolines of a text");
-	}
-	if (use->shared)
-		free(s);
+	sites_add(s, use->shared->nr_sites);
+	free(s);
 }
 
 /* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
@@ -823,9 +941,215 @@ static int text_own(uint64_t start, uint64_t end)
 	return 0;
 }
 
+/* ---- under a policy: what a mapping of a file is ---------------------------------------------------------------- */
+
+/* A private mapping of a file, as it was made. Regions name it by its number + 1. */
+struct origin {
+	uint64_t start, len, off, dev, ino; /* as fstat() has the file, or the image's copy */
+	struct image *image;                /* NULL: not asked for */
+};
+static struct origin *origins;
+static uint32_t nr_origins, cap_origins;
+
+static uint32_t origins_unused; /* number + 1 of the first of those that no region has; the next is its off */
+
+/* Returns how many there are. */
+static uint32_t origins_collect(void)
+{
+	uint8_t *used = calloc(1, nr_origins ? nr_origins : 1);
+	uint32_t n = 0;
+	if (!used)
+		return 0;
+	for (size_t i = 0; i < nr_regions; i++)
+		if (regions[i].origin)
+			used[regions[i].origin - 1] = 1;
+	for (uint32_t i = nr_origins; i-- > 0;)
+		if (!used[i]) {
+			if (origins[i].image)
+				admit_hold(origins[i].image, -1);
+			origins[i] = (struct origin){ .off = origins_unused };
+			origins_unused = i + 1;
+			n++;
+		}
+	free(used);
+	return n;
+}
+
+/* Number + 1, 0 = no memory. Regions that are to keep theirs must have it. */
+static uint32_t origin_add(uint64_t start, uint64_t len, uint64_t off, const struct stat *st, struct image *image)
+{
+	/* Grown until a collection pays: it looks at all regions. */
+	if (!origins_unused && nr_origins == cap_origins && origins_collect() < cap_origins / 2 + nr_regions / 16 + 1) {
+		uint32_t cap = cap_origins ? 2 * cap_origins : 64;
+		struct origin *p = realloc(origins, cap * sizeof *p);
+		if (p) {
+			origins = p;
+			cap_origins = cap;
+		} else if (!origins_unused) {
+			return 0;
+		}
+	}
+	uint32_t k = origins_unused;
+	if (k)
+		origins_unused = (uint32_t)origins[k - 1].off;
+	else
+		k = ++nr_origins;
+	origins[k - 1] = (struct origin){ start, len, off, st->st_dev, st->st_ino, image };
+	if (image)
+		admit_hold(image, 1);
+	return k;
+}
+
+static struct origin *origin_at(uint64_t gva)
+{
+	size_t i = region_find(gva);
+	return i < nr_regions && regions[i].start <= gva && regions[i].origin ? &origins[regions[i].origin - 1] : NULL;
+}
+
+static bool origin_file(uint64_t gva, struct gmem_text_file *out)
+{
+	const struct origin *o = origin_at(gva);
+	if (!o || !o->image)
+		return false;
+	admit_origin(o->image, &out->dev, &out->ino, out->path);
+	out->off = o->off + (gva - o->start);
+	return true;
+}
+
+/*
+ * What a mapping of a file is to be, under the policy. *fd becomes what is mapped in its place. *end: where what is
+ * executable of it ends. 0 or -errno.
+ */
+static int map_admit(uint64_t addr, uint64_t len, int prot, int flags, uint64_t off, int *fd, struct image **image,
+		     uint64_t *end)
+{
+	const struct origin *under = flags & MAP_FIXED ? origin_at(addr) : NULL;
+	bool exec = prot & PROT_EXEC;
+	struct stat st;
+	int r = 0;
+	*end = addr + len;
+	*image = NULL;
+	if (flags & MAP_ANONYMOUS || (flags & MAP_TYPE) != MAP_PRIVATE)
+		return exec ? admit_memory("mmap") : 0;
+	if (!exec) {
+		/* Another part of an image is of the same copy. */
+		if (under && under->image && !fstat(*fd, &st) && admit_is_of(under->image, &st))
+			*image = under->image;
+		else
+			*image = admit_known(*fd);
+	} else if (!(r = admit_file(*fd, image)) && prot & PROT_WRITE) {
+		r = admit_memory("mmap");
+	}
+	if (r || !*image)
+		return r;
+	if (exec && (*end = addr + (admit_code_end(*image, off, len) - off)) == addr)
+		return admit_memory("mmap of what is no code in its file");
+	int at = admit_map_fd(*image, *fd);
+	if (at < 0) /* made where descriptors are others, and in use */
+		return -EACCES;
+	*fd = at;
+	return 0;
+}
+
+/* The next region from *i on that is a part of span's file, within span, and of no image yet. NULL = none. */
+static const struct gmem_region *part_next(const struct origin *span, size_t *i)
+{
+	for (; *i < nr_regions && regions[*i].start < span->start + span->len; ++*i) {
+		const struct gmem_region *r = &regions[*i];
+		const struct origin *o = r->origin ? &origins[r->origin - 1] : NULL;
+		if (o && !o->image && o->dev == span->dev && o->ino == span->ino)
+			return ++*i, r;
+	}
+	return NULL;
+}
+
+/*
+ * A text was mapped over a part of span, as ld.so does: the other parts of the same file come from the same image. One that
+ * was writable already can't be exchanged any more.
+ */
+static int map_rebase(const struct origin span, struct image *image, int fd, const struct stat *st)
+{
+	const struct gmem_region *r;
+	bool copy = st->st_dev != span.dev || st->st_ino != span.ino;
+	size_t first = region_find(span.start);
+	for (size_t i = first; copy && (r = part_next(&span, &i));) {
+		const struct origin *o = &origins[r->origin - 1];
+		if (!(r->flags & GMEM_CLEAN))
+			return -EACCES;
+		if (mmap(gva_ptr(r->start), r->end - r->start, host_prot(r->prot), MAP_PRIVATE | MAP_FIXED, fd,
+			 (off_t)(o->off + (r->start - o->start))) == MAP_FAILED)
+			return -errno;
+	}
+	for (size_t i = first; (r = part_next(&span, &i));) {
+		struct origin *o = &origins[r->origin - 1];
+		o->image = image;
+		o->dev = st->st_dev;
+		o->ino = st->st_ino;
+		admit_hold(image, 1);
+	}
+	return 0;
+}
+
+/* Note what was mapped: under, the number of what was there before. The region is set. */
+static int map_note(uint64_t addr, uint64_t len, int prot, uint64_t off, int fd, struct image *image, uint32_t under,
+		    uint64_t end)
+{
+	struct stat st;
+	if (fstat(fd, &st))
+		return -errno;
+	uint32_t n = origin_add(addr, len, off, &st, image);
+	region_mark(addr, n, n && !(prot & PROT_WRITE) ? GMEM_CLEAN : 0);
+	if (!(prot & PROT_EXEC) || !image)
+		return 0;
+	int r = 0;
+	if (under && !origins[under - 1].image &&
+	    admit_is_of(image, &(struct stat){ .st_dev = origins[under - 1].dev, .st_ino = origins[under - 1].ino }))
+		r = map_rebase(origins[under - 1], image, fd, &st);
+	return !r && end < addr + len ? do_mprotect(end, addr + len - end, prot & ~PROT_EXEC) : r;
+}
+
+/* [a, e) of region r is to be executable, or writable as well. 0 or -EACCES. */
+static int protect_admit(const struct gmem_region *r, uint64_t a, uint64_t e, int prot)
+{
+	const struct origin *o = r->origin ? &origins[r->origin - 1] : NULL;
+	if (r->prot & PROT_EXEC && !(prot & PROT_WRITE & ~r->prot))
+		return 0;
+	if (!o || !o->image || !(r->flags & GMEM_CLEAN) || prot & PROT_WRITE)
+		return admit_memory("mprotect");
+	uint64_t off = o->off + (a - o->start);
+	if (admit_code_end(o->image, off, e - a) < off + (e - a))
+		return admit_memory("mprotect of what is no code in its file");
+	return admit_again(o->image);
+}
+
+int64_t gmem_code(const void *code, size_t len)
+{
+	int64_t r = -ENOMEM;
+	pthread_mutex_lock(&pvm.mm_lock);
+	uint8_t *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t a = p == MAP_FAILED ? 0 : place(0, PAGE, 0, true);
+	if (a && !region_reserve(4) && !pt_set(a, a + PAGE, PROT_READ | PROT_EXEC, true)) {
+		memcpy(p, code, len);
+		r = place_ready(p, PAGE, PROT_READ, a);
+		p = MAP_FAILED;
+		if (!r) {
+			region_set(a, a + PAGE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
+			r = (int64_t)a;
+		}
+	}
+	if (p != MAP_FAILED)
+		munmap(p, PAGE);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
 bool gmem_text_file(uint64_t gva, struct gmem_text_file *out)
 {
 	pthread_mutex_lock(&pvm.mm_lock);
+	if (origin_file(gva, out)) {
+		pthread_mutex_unlock(&pvm.mm_lock);
+		return true;
+	}
 	const struct text_map *m = text_map_find(gva);
 	const struct text *t = m ? m->text : NULL;
 	if (t) {
@@ -857,6 +1181,41 @@ static bool range_has_tramp(uint64_t start, uint64_t end)
 	return false;
 }
 
+/* Bytes that the processor's physical addresses can tell apart, as the guest sees it; guest-physical is guest-virtual. */
+static uint64_t physical_end(void)
+{
+	for (uint32_t i = 0; i < pvm.cpuid->nent; i++)
+		if (pvm.cpuid->entries[i].function == 0x80000008) {
+			unsigned bits = pvm.cpuid->entries[i].eax & 0xff;
+			return bits < 63 ? 1ull << bits : 1ull << 63;
+		}
+	return 0;
+}
+
+/* Make sure that there is a high zone. */
+static bool high_open(void)
+{
+	uint64_t end = physical_end();
+	/* With a base, the end stays below where the host's kernel puts programs. */
+	uint64_t most = pvm.base ? KX_HIGH_END / 2 : KX_HIGH_END;
+	if (end > most)
+		end = most;
+	if (pvm.high_end || end <= KX_SPACE_SIZE)
+		return pvm.high_end;
+	void *want = gva_ptr(KX_SPACE_SIZE);
+	void *p = mmap(want, end - KX_SPACE_SIZE, PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+	if (p == MAP_FAILED)
+		return false;
+	if (p != want) { /* a kernel before 4.17 */
+		munmap(p, end - KX_SPACE_SIZE);
+		return false;
+	}
+	madvise(p, end - KX_SPACE_SIZE, MADV_DONTDUMP);
+	pvm.high_end = end;
+	return true;
+}
+
 static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 {
 	if (hint && hint >= KX_USER_MIN && gva_ok(hint, len) && range_free(hint, hint + len))
@@ -871,6 +1230,8 @@ static uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 		a = find_free(ANON_LOW, anon_high, len, align);
 	if (!a)
 		a = find_free(HUGE, KX_USER_END, len, PAGE);
+	if (!a && high_open())
+		a = find_free(KX_SPACE_SIZE, pvm.high_end, len, HUGE);
 	return a;
 }
 
@@ -891,11 +1252,15 @@ static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		start = end - AHEAD_STACK;
 		len = AHEAD_STACK;
 	}
-	if ((len > AHEAD_SMALL && (len > AHEAD_HEAP || len > heap_used / 8)) || len > ahead_left)
+	bool library = (flags & (MAP_DENYWRITE | MAP_FIXED | MAP_ANONYMOUS)) == (MAP_DENYWRITE | MAP_FIXED);
+	if ((len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) ||
+	    len > ahead_left)
 		return;
 	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
 		ahead_left -= len;
 }
+
+static int do_munmap(uint64_t addr, uint64_t len);
 
 static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
@@ -905,10 +1270,12 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 		return -EINVAL;
 	if (type != MAP_PRIVATE && type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
 		return -EINVAL;
-	if (len > KX_USER_END)
+	if (len > KX_HIGH_END)
 		return -ENOMEM;
 	len = ALIGN_UP(len, PAGE);
 	if (fixed) {
+		if (addr >= KX_SPACE_SIZE && addr < KX_HIGH_END)
+			high_open();
 		if (!gva_ok(addr, len))
 			return -ENOMEM;
 		if (addr < KX_USER_MIN)
@@ -924,6 +1291,16 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	}
 	if (region_reserve(4) || !within_limit(addr, addr + len, prot, flags))
 		return -ENOMEM;
+	struct image *image = NULL;
+	uint64_t code_end = addr + len;
+	uint32_t under = 0;
+	if (admit_on) {
+		int r = map_admit(addr, len, prot, flags, off, &fd, &image, &code_end);
+		if (r)
+			return r;
+		const struct origin *o = fixed ? origin_at(addr) : NULL;
+		under = o ? (uint32_t)(o - origins) + 1 : 0;
+	}
 	if (prot != PROT_NONE) {
 		bool small = file || (addr >= FILE_LOW && addr < FILE_HIGH && !(flags & MAP_STACK));
 		int r = pt_set(addr, addr + len, prot, small);
@@ -938,10 +1315,23 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	if (patch)
 		text_prepare(addr, len, prot, fd, off, &use);
 	const struct text *shared = use.shared;
-	int hp = host_prot(prot) | (use.plan.n && !shared ? PROT_READ | PROT_WRITE : 0);
-	void *p = shared ? mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, use.fd,
-				(off_t)shared->at)
-			 : mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	const int hp = host_prot(prot);
+	bool patched = false;
+	void *p;
+	if (shared) {
+		p = mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, use.fd,
+			 (off_t)shared->at);
+	} else if (use.plan.n) { /* elsewhere first: while the monitor writes to it, a call of the program's could */
+		p = mmap(NULL, len, PROT_READ | PROT_WRITE, keep & ~MAP_FIXED, fd, off);
+		if (p != MAP_FAILED) {
+			patched = text_patch(addr, len, p, &use);
+			int r = place_ready(p, len, hp, addr);
+			p = r ? MAP_FAILED : gva_ptr(addr);
+			errno = -r;
+		}
+	} else {
+		p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
+	}
 	if (p != MAP_FAILED && shared && text_map_note(addr, addr + len, shared, fd)) {
 		host_release(addr, addr + len);
 		p = MAP_FAILED;
@@ -966,13 +1356,19 @@ static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd,
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
 	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
 		madvise(p, len, MADV_HUGEPAGE);
-	if (patch) {
-		text_finish(addr, len, &use);
-		if (shared)
-			text_close(shared, use.fd);
-		patch_plan_free(&use.plan);
-		if (hp != host_prot(prot))
-			mprotect(p, len, host_prot(prot));
+	if (shared) {
+		text_finish(addr, &use);
+		text_close(shared, use.fd);
+	}
+	if (patched)
+		sites_add(use.plan.sites, use.plan.n);
+	patch_plan_free(&use.plan);
+	if (admit_on && file && type == MAP_PRIVATE) {
+		int r = map_note(addr, len, prot, off, fd, image, under, code_end);
+		if (r) { /* of two minds: better none */
+			do_munmap(addr, len);
+			return r;
+		}
 	}
 	return addr;
 }
@@ -1074,12 +1470,17 @@ static int do_mprotect(uint64_t addr, uint64_t len, int prot)
 		if (r.prot != prot) {
 			if (!within_limit(a, e, prot, r.flags))
 				return -ENOMEM;
+			if (admit_on && prot & PROT_EXEC && protect_admit(&r, a, e, prot))
+				return -EACCES;
 			int x = protect_part(a, e, r.prot, prot, !(r.flags & MAP_ANONYMOUS));
 			if (x)
 				return x;
 			if (region_reserve(4))
 				return -ENOMEM;
-			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~GMEM_TEXT : r.flags);
+			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~(GMEM_TEXT | GMEM_CLEAN) : r.flags);
+			region_mark(a, r.origin, 0);
+			if (prot & ~r.prot & PROT_WRITE)
+				written_mark(a, e - a);
 			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
 				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
@@ -1103,7 +1504,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	if ((old & (PAGE - 1)) || !new_len || (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) ||
 	    ((flags & MREMAP_FIXED) && !(flags & MREMAP_MAYMOVE)))
 		return -EINVAL;
-	if (!gva_ok(old, old_len) || new_len > KX_USER_END)
+	if (!gva_ok(old, old_len) || new_len > KX_HIGH_END)
 		return -EFAULT;
 	old_len = ALIGN_UP(old_len, PAGE);
 	new_len = ALIGN_UP(new_len, PAGE);
@@ -1119,6 +1520,9 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	struct gmem_region r = regions[i];
 	if (!old_len && (r.flags & MAP_TYPE) == MAP_PRIVATE)
 		return -EINVAL;
+	if (admit_on && r.prot & PROT_EXEC && new_len > old_len && admit_memory("mremap"))
+		return -EACCES;
+	r.flags &= ~GMEM_CLEAN; /* its pages have other addresses from then on */
 	if (region_reserve(6))
 		return -ENOMEM;
 	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && old_len) {
@@ -1165,6 +1569,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		return -errno;
 	sites_forget(new_addr, new_addr + new_len);
 	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
+	written_mark(new_addr, new_len);
 	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
 		host_release(old, old + old_len);
 		region_carve(old, old + old_len);
@@ -1258,23 +1663,13 @@ uint64_t gmem_place_stack(uint64_t len, uint64_t random)
 	return len + PAGE > STACK_ROOM ? 0 : file_high + len + (random % (STACK_ROOM - len) & -PAGE);
 }
 
-int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+static int64_t shm_attach(int shmid, uint64_t addr, uint64_t len, int flags)
 {
-	if (keeper_needed())
-		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
-	struct shmid64 {
-		char pad[48];
-		uint64_t segsz;
-		char rest[256];
-	} ds;
-	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
-	if (q < 0)
-		return q;
-	uint64_t len = ALIGN_UP(ds.segsz, PAGE);
 	if (addr && (flags & 020000 /* SHM_RND */))
 		addr = ALIGN_DOWN(addr, PAGE);
 	if (addr & (PAGE - 1) || (!addr && flags & 040000 /* SHM_REMAP */))
 		return -EINVAL;
+	spare_shm();
 	pthread_mutex_lock(&pvm.mm_lock);
 	int64_t r = -EINVAL;
 	int prot = PROT_READ | (flags & 010000 /* SHM_RDONLY */ ? 0 : PROT_WRITE) |
@@ -1287,6 +1682,8 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 		r = -ENOMEM;
 		goto out;
 	}
+	if (admit_on && prot & PROT_EXEC && (r = admit_memory("shmat")))
+		goto out;
 	if (region_reserve(4) || pt_set(addr, addr + len, prot, false)) {
 		r = -ENOMEM;
 		goto out;
@@ -1299,6 +1696,25 @@ int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
 	}
 out:
 	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int64_t gmem_shmat(int shmid, uint64_t addr, int flags)
+{
+	if (keeper_needed())
+		return KEEPER6(gmem_shmat, shmid, addr, flags, 0, 0, 0);
+	struct shmid64 {
+		char pad[48];
+		uint64_t segsz;
+		char rest[256];
+	} ds;
+	/* What is attached keeps its number: else that could be a larger segment's by the time that it is mapped. */
+	int64_t pin = host_call(SYS_shmat, shmid, 0, flags & 010000 /* SHM_RDONLY */, 0, 0, 0);
+	if (pin < 0 && pin > -4096)
+		return pin;
+	long q = host_call(SYS_shmctl, shmid, 2 /* IPC_STAT */, (long)&ds, 0, 0, 0);
+	int64_t r = q < 0 ? q : shm_attach(shmid, addr, ALIGN_UP(ds.segsz, PAGE), flags);
+	host_call(SYS_shmdt, pin, 0, 0, 0, 0, 0);
 	return r;
 }
 
@@ -1414,7 +1830,7 @@ void gmem_fork_populate(uint64_t sp)
 	for (i = nr_regions; i-- && left;) {
 		const struct gmem_region *r = &regions[i];
 		/* A page of a file that was not written yet shows what becomes of the file. */
-		if (r->start >= KX_USER_END || !(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
+		if (!(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
 		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
 		    r->end - r->start > HOT_REGION)
 			continue;
@@ -1426,6 +1842,7 @@ void gmem_fork_populate(uint64_t sp)
 int gmem_fork_child(void)
 {
 	int r = 0;
+	logging = false;
 	for (size_t i = 0; i < nr_slots && !r; i++)
 		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
 	return r;

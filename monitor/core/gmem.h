@@ -8,6 +8,10 @@
  * all of its 2 MiB, so an access can never become an MMIO exit. A directory entry is a 2 MiB NX leaf while nothing
  * in it is executable, and a table of 4 KiB leaves from the first executable page on.
  *
+ * The space ends at 512 GiB, so that it fits the physical addresses of every processor, and is one top-level entry. What
+ * does not fit, and what is asked for by an address above, gets the high zone: from there to 32 TiB, or to where the
+ * processor's physical addresses end, reserved when it is first needed (to 16 TiB where pvm.base is not 0).
+ *
  * All functions take pvm.mm_lock themselves. Addresses and lengths are bytes. Unless said otherwise they return 0
  * or -errno with mmap(2)'s meanings; the guest controls every argument.
  */
@@ -19,10 +23,15 @@ struct gmem_region {
 	uint64_t start, end; /* page-aligned, [start, end) */
 	int prot;            /* PROT_* as the guest asked */
 	int flags;           /* MAP_SHARED, MAP_ANONYMOUS, MAP_STACK... and GMEM_TRAMP */
+	uint32_t origin;     /* under a policy: which mapping of a file it comes from; 0 = not noted */
 };
 #define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
+#define GMEM_CLEAN 0x08000000 /* with origin: nobody could write to it since it was mapped */
 #define GMEM_DATA 0x10000000  /* writable part of an image, by its loader: not one that follows its file */
 #define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
+
+/* Of no program's: trampolines, the LibOS's memory. */
+static inline bool gmem_own(const struct gmem_region *r) { return r->flags & GMEM_TRAMP; }
 
 /* Reserve the space; make page tables, descriptor tables and the LibOS's regions. Needs pvm.vm_fd. */
 int gmem_init(struct kx_err *err);
@@ -36,6 +45,11 @@ int gmem_fork_child(void);
 int gmem_fork_areas(uint64_t own);
 /* After a fork, on both sides: what will be written soon gets pages of its own, all at once instead of by faults. */
 void gmem_fork_populate(uint64_t sp);
+
+/* Let KVM note which pages of the program's are written, and tell of those since the last time (with pvm.mm_lock). 0 or
+ * -errno. For written.c. */
+int gmem_log_writes(bool on);
+int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg);
 
 /* As mmap(2). Executable private file mappings get their `syscall` sites patched. */
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
@@ -71,13 +85,20 @@ bool gmem_pc_entering(uint64_t rip);
 /* A single step of the program's that ended in a trampoline at rip is none that it would have made unpatched. */
 bool gmem_pc_step_hidden(uint64_t rip);
 
-/* Of which file, at which offset the text at gva is that lies in a region with GMEM_TEXT. False when it is not. */
+/* Map one page of the monitor's own code, which the program can't have changed. Its address, or -errno. */
+int64_t gmem_code(const void *code, size_t len);
+/* Of which file, at which offset the memory at gva is where the host has another file for it: a region with GMEM_TEXT, or
+ * with the copy that a policy was asked for. False when it is not. */
 struct gmem_text_file {
 	uint64_t dev, ino, off;
 	char path[168];
 };
 bool gmem_text_file(uint64_t gva, struct gmem_text_file *out);
 
+/* 2 MiB pages pay in this program: whoever shares them by a fork for long makes small ones of them. */
+bool gmem_has_huge(void);
+/* Where what is in use of the part of the system region ends that has gva. */
+uint64_t gmem_sys_used(uint64_t gva);
 /* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */
 uint64_t gmem_sys_alloc(unsigned pages);
 #define GMEM_SYS_VA(gpa) ((gpa)-KX_SYS_BASE + 0xffffffff80000000ull)

@@ -2,6 +2,7 @@
 #include "hcall.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -10,17 +11,24 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../abi/kx_ipc.h"
+#include "../dev/procfs.h"
+#include "admit.h"
 #include "batch.h"
+#include "family.h"
 #include "keeper.h"
+#include "libfile.h"
 #include "pipe.h"
 #include "thread.h"
 #include "robust.h"
 #include "rseq.h"
 #include "serve.h"
+#include "spare.h"
 #include "sig.h"
 #include "strace.h"
 #include "update.h"
 #include "vfs.h"
+#include "written.h"
 
 #define IOV_LIMIT 1024
 
@@ -54,10 +62,12 @@ static int check_buffer(struct hcall *c, int i, uint64_t len)
 		c->host[i] = 0;
 		return 0;
 	}
+	if (c->row->arg[i].kind == KX_A_IN && c->arg[i] >= KX_USER_END && gva_readable(c->arg[i], len)) {
+		c->host[i] = (long)gva_ptr(c->arg[i]);
+		return 0;
+	}
 	/* The kernel cuts lengths at MAX_RW_COUNT and takes a range that a program can name; so do we. */
-	if (c->arg[i] >= KX_USER_END)
-		return -EFAULT;
-	if (len > KX_USER_END - c->arg[i])
+	if (!gva_ok(c->arg[i], len))
 		return -EFAULT;
 	c->host[i] = (long)gva_ptr(c->arg[i]);
 	return 0;
@@ -98,6 +108,7 @@ static int check_iov(struct hcall *c, int i)
 	uint64_t n = c->row->arg[c->row->arg[i].aux].kind == KX_A_SIZE ? c->arg[c->row->arg[i].aux]
 								       : (uint32_t)c->arg[c->row->arg[i].aux];
 	uint64_t total = 0;
+	bool (*ok)(uint64_t, uint64_t) = c->row->arg[i].kind == KX_A_IOVI ? gva_readable : gva_ok;
 	if (n > IOV_LIMIT)
 		return -EINVAL;
 	if (guest_read(iov_space, c->arg[i], n * sizeof *iov_space))
@@ -106,7 +117,7 @@ static int check_iov(struct hcall *c, int i)
 		uint64_t base = (uint64_t)iov_space[k].iov_base, len = iov_space[k].iov_len;
 		if ((int64_t)len < 0 || (total += len) > INT64_MAX)
 			return -EINVAL;
-		if (len && !gva_ok(base, len))
+		if (len && !ok(base, len))
 			return -EFAULT;
 		iov_space[k].iov_base = len ? gva_ptr(base) : NULL;
 	}
@@ -311,11 +322,27 @@ static int fd_move(int *where)
 	return 0;
 }
 
+/* A descriptor above the limit that nobody has noted, as what forefathers have left open (batch.c): not the guest's either. */
+static void fd_move_stray(const char *name, void *arg)
+{
+	int fd = atoi(name);
+	(void)arg;
+	if (fd < (int)pvm.fd_limit || fd >= (int)pvm.fd_max)
+		return;
+	fd_limit_lift();
+	int flags = fcntl(fd, F_GETFD);
+	if (flags >= 0 && fcntl(fd, flags & FD_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, (int)pvm.fd_max + 1) >= 0)
+		close(fd);
+	fd_limit_drop();
+}
+
 int fd_grow(void)
 {
 	int r = 0;
 	if (pvm.fd_limit == pvm.fd_max)
 		return 0;
+	spare_changed();
+	spare_remove();
 	serve_lock();
 	fd_limit_lift();
 	for (unsigned i = 0; i < nr_kept && !r; i++)
@@ -324,12 +351,33 @@ int fd_grow(void)
 		r = fd_move(&self->vcpu_fd);
 	if (!r)
 		r = thread_pool_fds(fd_move);
+	if (!r)
+		r = admit_fds(fd_move);
+	if (!r)
+		r = batch_fds(fd_move);
 	fd_limit_drop();
+	if (!r && pvm.is_child)
+		procfs_each("self/fd", fd_move_stray, NULL);
 	kx_log_use(pvm.log_fd);
 	if (!r)
 		pvm.fd_limit = pvm.fd_max;
 	serve_unlock();
 	return r;
+}
+
+void log_follow(void)
+{
+	struct stat log, st;
+	int fd = pvm.log_fd;
+	if (fd < 0 || is_vfork_child() || fstat(fd, &log) || (!S_ISFIFO(log.st_mode) && !S_ISSOCK(log.st_mode)))
+		return;
+	for (int i = 0; i < 3; i++)
+		if (!fstat(i, &st) && st.st_ino == log.st_ino && st.st_dev == log.st_dev)
+			return;
+	kx_log_use(-1);
+	pvm.log_fd = -1;
+	close(fd);
+	keeper_fd_closed(fd);
 }
 
 bool fd_admit(int fd)
@@ -450,10 +498,16 @@ static void traced(struct hcall *c, int64_t ret)
 {
 	/* A child's part of it is no call of its own. */
 	bool child = !ret && (c->nr == SYS_clone || c->nr == SYS_fork || c->nr == SYS_vfork || c->nr == SYS_clone3);
-	if (!is_private(c->nr) && !child)
+	if (!is_private(c->nr) && !child && ret != -KX_EIPC_LIVE)
 		strace_call(c->t, c->row, c->nr, c->arg,
 			    ret <= -KX_ERESTART && ret >= -KX_ERESTART_NOHAND ? -EINTR : ret,
 			    c->t->area->slow ? KX_PATH_SLOW : KX_PATH_MONITOR, 0);
+}
+
+/* Calls that many children make first and do not come back from. */
+static bool ends_soon(uint64_t nr)
+{
+	return nr == SYS_exit || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat;
 }
 
 void hcall_dispatch(struct thread *t)
@@ -464,6 +518,7 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	libfile_settle(c.nr);
 	if (t->robust_head && !t->robust_host)
 		robust_renew(t);
 	if (t->scratch && is_vfork_child())
@@ -476,11 +531,15 @@ void hcall_dispatch(struct thread *t)
 	} else {
 		__atomic_add_fetch(&pvm.hcall_count[c.nr], 1, __ATOMIC_RELAXED);
 		t->hcall = &c;
+		written_mark_call(c.nr, c.arg);
 		/* A signal that is already on its way must stop this call from sleeping. */
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))
 			sig_sync_plain(t);
 		serve_before(&c);
+		spare_call(&c);
+		if (family_is_due() && !ends_soon(c.nr))
+			family_settle();
 		if (pvm.cfg->strace)
 			strace_before(c.nr, c.arg);
 		/* Calls that do not come back are told of before they happen. */

@@ -53,7 +53,6 @@ extern const unsigned hc_nr_rows;
 
 /* The generic handler: the host's call row->nr with c->host[]; blocking form when KX_F_BLOCK. */
 int64_t hc_FWD(struct hcall *c);
-int64_t hc_eperm(struct hcall *c);
 
 #define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) int64_t hc_##handler(struct hcall *c);
 #include "../../abi/hypercalls.def"
@@ -63,6 +62,8 @@ int64_t hc_eperm(struct hcall *c);
 
 /* Common checks for handlers. */
 static inline bool fd_is_guest(int fd) { return fd >= 0 && (unsigned)fd < pvm.fd_limit; }
+/* May a descriptor's signals (SIGIO, or which the program chooses) go to this process, or group? */
+bool fd_owner_allowed(bool group, pid_t pid);
 /* A new descriptor from the host: as it is, or closed and -EMFILE when it landed in the monitor's range. */
 int64_t fd_result(int64_t fd);
 /* Read a struct timespec pointer argument (0 = NULL): *out set to a host pointer into *ts or NULL. */

@@ -151,6 +151,8 @@ static int start_locked(void)
 	return 0;
 }
 
+bool keeper_runs(void) { return keeper.pid == pvm.pid; }
+
 int keeper_start(void)
 {
 	if (is_vfork_child()) /* its parent's parent has one */
@@ -176,6 +178,14 @@ void keeper_fd_moved(int from, int to)
 {
 	if (keeper.pid == pvm.pid && !is_vfork_child())
 		KEEPER6(move_here, from, to, 0, 0, 0, 0);
+}
+
+static int64_t close_here(int fd) { return HC6(SYS_close, fd, 0, 0, 0, 0, 0); }
+
+void keeper_fd_closed(int fd)
+{
+	if (keeper.pid == pvm.pid && !is_vfork_child())
+		KEEPER6(close_here, fd, 0, 0, 0, 0, 0);
 }
 
 /* ---- its clients ------------------------------------------------------------------------------------------------------ */

@@ -34,6 +34,8 @@ static inline bool is_vfork_child(void) { return my_pid() != pvm.pid; }
 bool keeper_needed(void);
 /* In the parent, before it makes such a child. 0 or -EAGAIN. */
 int keeper_start(void);
+/* It has been started in this process. */
+bool keeper_runs(void);
 /* fn(a, b, c, d, e, f), done by the keeper in its own table of descriptors. Waits for the result. */
 typedef void (*keeper_fn)(void);
 int64_t keeper_run(keeper_fn fn, long a, long b, long c, long d, long e, long f);
@@ -41,6 +43,7 @@ int64_t keeper_run(keeper_fn fn, long a, long b, long c, long d, long e, long f)
 int64_t keeper_run_fd(keeper_fn fn, long a, long b, long c, long d, int fd, long f);
 /* In the parent: the monitor's descriptor `from` has become `to`. */
 void keeper_fd_moved(int from, int to);
+void keeper_fd_closed(int fd);
 /* In the parent, after the end of a child: wait for what it asked for. */
 void keeper_settle(void);
 /* The keeper holds all locks, by prepare() and done(), until it is released or the caller has died. False: there is

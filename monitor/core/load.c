@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "admit.h"
 #include "elf.h"
 #include "gmem.h"
 #include "pvm.h"
@@ -41,12 +42,14 @@ struct load_file {
 	size_t head_len;
 	uint8_t head[PAGE]; /* start of the file: usually all that the parser wants */
 	struct elf_image img;
+	struct image *image; /* under a policy; NULL = memory */
 };
 
 struct load_plan {
 	struct load_file prog, interp; /* interp.fd < 0: none */
 	const char *execfn;
 	char exe[sizeof pvm.exe], comm[sizeof pvm.comm];
+	struct admit_subject who;
 	/* Arguments: first those that scripts put in front, then argv from `skip` on. */
 	const char *pre[2 * LOAD_SCRIPT_DEPTH + 2];
 	unsigned nr_pre;
@@ -139,6 +142,18 @@ static void file_close(struct load_file *f)
 	if (f->fd >= 0)
 		close(f->fd);
 	f->fd = -1;
+	admit_image_free(f->image);
+	f->image = NULL;
+}
+
+/* Its size, and what is at its beginning. */
+static int file_begin(struct load_file *f, const struct stat *st)
+{
+	f->size = (uint64_t)st->st_size;
+	f->head_len = 0; /* nothing there yet to answer from */
+	int64_t n = file_pread(f, f->head, sizeof f->head, 0);
+	f->head_len = n < 0 ? 0 : (size_t)n;
+	return n < 0 ? (int)n : 0;
 }
 
 /* O_NONBLOCK: a FIFO that took the place of a file must not hold us up. */
@@ -216,17 +231,8 @@ static int file_open(struct load_file *f, const char *path, int exe_fd, struct k
 		r = -EACCES;
 	if (!r)
 		r = check_executable(fd, path);
-	if (!r) {
-		int64_t n;
-
-		f->size = (uint64_t)st.st_size;
-		f->head_len = 0; /* nothing there yet to answer from */
-		n = file_pread(f, f->head, sizeof f->head, 0);
-		if (n < 0)
-			r = (int)n;
-		else
-			f->head_len = (size_t)n;
-	}
+	if (!r)
+		r = file_begin(f, &st);
 	if (r) {
 		file_close(f);
 		return fail(err, -r, path);
@@ -339,6 +345,37 @@ static int open_program(struct load_plan *p, const char *path, int exe_fd, const
 
 /* ---- preparation ---------------------------------------------------------------------------------------- */
 
+#define POLICY_REMEDY "(sign it, or allow it in the policy: see kylinx-policy(5))"
+
+/* Under a policy: from here on, f is what the policy is asked for. */
+static int file_take(const struct load_plan *p, struct load_file *f, struct kx_err *err)
+{
+	char why[POLICY_WHY] = "";
+	struct stat st;
+
+	if (!p->who.active)
+		return 0;
+	int r = admit_take(&p->who, &f->fd, &f->image, why);
+	if (!r)
+		r = fstat(f->fd, &st) ? -errno : file_begin(f, &st);
+	return r ? kx_err_exit(err, -r, 126, "%s", *why ? why : strerror(-r)) : 0;
+}
+
+/* May the program be what it is? */
+static int judge(struct load_plan *p, struct kx_err *err)
+{
+	const char *interp = p->interp.fd >= 0 ? p->prog.img.interp : NULL;
+	const bool exec = self && self->hcall; /* then nobody prints err */
+	char why[POLICY_WHY];
+
+	if (!p->who.active)
+		return 0;
+	if (admit_judge(&p->who, p->prog.image, POLICY_WAY_PROGRAM, interp, exec, why) ||
+	    (interp && admit_judge(&p->who, p->interp.image, POLICY_WAY_INTERP, interp, exec, why)))
+		return kx_err_exit(err, EACCES, 126, "policy: %s " POLICY_REMEDY, why);
+	return 0;
+}
+
 static int open_interp(struct load_plan *p, const char *path, struct kx_err *err)
 {
 	const char *name = p->prog.img.interp;
@@ -355,6 +392,8 @@ static int open_interp(struct load_plan *p, const char *path, struct kx_err *err
 				   SHOW(path), SHOW(name));
 	if (r)
 		return kx_err_exit(err, -r, sub.exit_code, "%s: its loader %s", SHOW(path), sub.msg);
+	if ((r = file_take(p, &p->interp, err)))
+		return r;
 	r = elf_parse(p->interp.head, p->interp.head_len, p->interp.size, &p->interp.img, &sub);
 	if (!r)
 		r = elf_parse_phdrs(&p->interp.img, file_pread, &p->interp, &sub);
@@ -453,6 +492,11 @@ int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct 
 	if (!r)
 		r = count_args(p, err);
 	if (!r) {
+		find_exe(p, final);
+		admit_ask_for(&p->who, p->exe);
+		r = file_take(p, &p->prog, err);
+	}
+	if (!r) {
 		struct kx_err sub = { 0 };
 
 		r = elf_parse(p->prog.head, p->prog.head_len, p->prog.size, &p->prog.img, &sub);
@@ -463,11 +507,12 @@ int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct 
 	}
 	if (!r)
 		r = open_interp(p, final, err);
+	if (!r)
+		r = judge(p, err);
 	if (r) {
 		load_free(p);
 		return r;
 	}
-	find_exe(p, final);
 	*plan = p;
 	return 0;
 }
@@ -498,6 +543,8 @@ static int map_failed(struct kx_err *err, int64_t r, uint64_t addr)
 				   (unsigned long long)addr);
 	if (r == -ENOMEM)
 		return kx_err_exit(err, ENOMEM, 126, "no memory for it (raise the limit of memory)");
+	if (r == -EACCES)
+		return kx_err_exit(err, EACCES, 126, "the policy refuses a part of it " POLICY_REMEDY);
 	return kx_err_exit(err, (int)-r, 126, "can't be mapped at 0x%llx: %s (link it elsewhere)",
 			   (unsigned long long)addr, strerror((int)-r));
 }
@@ -721,6 +768,12 @@ static uint64_t map_stack(const struct load_plan *p, uint64_t random, uint64_t a
 	}
 	if (r >= 0)
 		return top;
+	if (r == -EACCES) {
+		kx_err_exit(err, EACCES, 126,
+			    "the policy refuses its executable stack (link it with -z noexecstack, or allow jit: see "
+			    "kylinx-policy(5))");
+		return 0;
+	}
 	kx_err_exit(err, (int)-r, 126,
 		    "no memory for a stack of %llu KiB (lower ulimit -s, or raise the limit of "
 		    "memory)",
@@ -811,6 +864,8 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 	r = get_entropy(&e);
 	if (r)
 		return kx_err_set(err, -r, "no random numbers from the host: %s", strerror(-r));
+	admit_enter(&p->who, &p->prog.image, &p->interp.image);
+	admit_way(POLICY_WAY_PROGRAM);
 	r = map_image(&p->prog, &res->prog_base, tail, &sub);
 	if (tail[1])
 		gmem_munmap(tail[0], tail[1]);
@@ -824,7 +879,10 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 		pvm.brk_start = brk;
 	}
 	if (!r && p->interp.fd >= 0) {
+		admit_way(POLICY_WAY_INTERP);
 		r = map_image(&p->interp, &res->interp_base, NULL, &sub);
+		admit_loader(p->prog.img.interp, p->interp.img.low + res->interp_base,
+			     p->interp.img.high + res->interp_base);
 		res->entry = p->interp.img.entry + res->interp_base;
 		if (!p->interp.img.dyn)
 			res->interp_base = 0;
@@ -833,6 +891,7 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 	}
 	if (!r)
 		r = make_stack(p, &e, res, &sub);
+	admit_way(POLICY_WAY_OTHER);
 	if (r)
 		return kx_err_exit(err, -r, sub.exit_code ? sub.exit_code : 126, "%s: %s", SHOW(p->execfn), sub.msg);
 	memcpy(pvm.exe, p->exe, sizeof pvm.exe);

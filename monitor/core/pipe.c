@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../abi/kx_pipe.h"
+#include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -73,25 +74,25 @@ static void epoch_next(void)
 
 /* ---- who lives ----------------------------------------------------------------------------------------------------- */
 
-/* A zombie has nothing open and holds nothing. */
+/*
+ * A zombie has nothing open and holds nothing; one whose first thread alone has ended is none. Without a descriptor, which
+ * other threads of the guest's could take while it is open: the number comes from memory that the guest writes.
+ */
 static bool is_dead(pid_t pid)
 {
-	char name[32], text[256];
+	char name[32], target[8];
+	struct stat st;
 	if (pid == my_pid())
 		return false;
-	snprintf(name, sizeof name, "%d/stat", pid);
-	fd_limit_lift();
-	long fd = HC6(SYS_openat, pvm.proc_fd, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	if (fd < 0)
-		return fd == -ENOENT || fd == -ESRCH;
-	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
-	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	if (n <= 0)
-		return n == -ESRCH;
-	text[n] = 0;
-	const char *p = strrchr(text, ')');
-	return p && (p[2] == 'Z' || p[2] == 'X');
+	snprintf(name, sizeof name, "%d/task", pid);
+	long r = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0);
+	if (r)
+		return r == -ENOENT || r == -ESRCH;
+	if (st.st_nlink > 3) /* two, and one for each thread */
+		return false;
+	snprintf(name, sizeof name, "%d/exe", pid);
+	r = HC6(SYS_readlinkat, pvm.proc_fd, name, target, sizeof target, 0, 0);
+	return r == -ENOENT || r == -ESRCH; /* no memory: a zombie, or about to be one */
 }
 
 /* ---- locks of an object ------------------------------------------------------------------------------------------ */
@@ -463,24 +464,23 @@ int pipe_opened(int fd)
 	return key && !(mode & O_PATH) ? make_plain(key, fd) : 0;
 }
 
+static void each_name(const char *name, void *fn)
+{
+	int fd = atoi(name);
+	if (fd_is_guest(fd))
+		((void (*)(int))fn)(fd);
+}
+
 /* Call fn for each descriptor of the calling process's that is the guest's. */
 static void each_fd(void (*fn)(int fd))
 {
-	char buf[4096] __attribute__((aligned(8)));
-	fd_limit_lift();
-	long dir = HC6(SYS_openat, pvm.proc_fd, "self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	for (long n; dir >= 0 && (n = HC6(SYS_getdents64, dir, buf, sizeof buf, 0, 0, 0)) > 0;)
-		for (long at = 0; at < n;) {
-			unsigned short len;
-			memcpy(&len, buf + at + 16, sizeof len);
-			int fd = buf[at + 19] == '.' ? -1 : atoi(buf + at + 19);
-			if (fd >= 0 && fd != dir && fd_is_guest(fd))
-				fn(fd);
-			at += len;
-		}
-	if (dir >= 0)
-		HC6(SYS_close, dir, 0, 0, 0, 0, 0);
+	char name[48];
+	snprintf(name, sizeof name, "self/task/%d/fd", (int)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0));
+	if (!procfs_each(name, each_name, (void *)fn))
+		return;
+	for (unsigned fd = 0; fd < pvm.fd_limit; fd++) /* no thread can be had that looks */
+		if (HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) >= 0)
+			fn((int)fd);
 }
 
 static void plain_one(int fd) { pipe_opened(fd); }

@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
-#include "err.h"
+#include "../../util/err.h"
 
 enum policy_verdict {
 	POLICY_ALLOW,
@@ -30,11 +30,14 @@ enum policy_way {                     /* how the mapping came about, as far as t
 		  POLICY_WAY_OTHER,   /* mmap() from anywhere else, mprotect() */
 };
 
+struct image_facts; /* sign.h */
+
 struct policy_image {
-	const void *bytes; /* the whole file */
+	const void *bytes; /* the whole file; NULL where policy_needs_bytes() is false */
 	size_t size;
-	const char *path; /* as the family sees it; for messages and rules by path */
-	uid_t uid;        /* owner and mode of the file */
+	const struct image_facts *facts; /* what image_facts() has found in these bytes, kept by the caller; or NULL */
+	const char *path;                /* as the family sees it; for messages and rules by path */
+	uid_t uid;                       /* owner and mode of the file */
 	mode_t mode;
 	enum policy_way way;
 	const char *loader; /* path of the PT_INTERP in charge, or NULL */
@@ -52,6 +55,14 @@ struct policy_subject {
 
 struct policy;
 
+/*
+ * The policy that holds for a run. file: a path, "off" (*out = NULL), or NULL: $KYLINX_CONFIG/policy; or for root
+ * /etc/kylinx/policy, for others $XDG_CONFIG_HOME/kylinx/policy or ~/.config/kylinx/policy, else root's; else the
+ * one that is built in.
+ */
+int policy_open(const char *file, struct policy **out, struct kx_err *err);
+/* Where it is. 1 with out filled, 0: there is no file, the built-in policy holds. -errno with err set. */
+int policy_find(char out[4096], struct kx_err *err);
 /* Read a policy file and what it names. 0, or -errno with err naming file, line and remedy. Freed by policy_free(). */
 int policy_read(const char *path, struct policy **out, struct kx_err *err);
 /* The block: *len bytes that live as long as the policy. */
@@ -62,6 +73,8 @@ void policy_free(struct policy *p);
 
 /* False: mode is off for this subject, and nothing needs to be asked. */
 bool policy_active(const struct policy *p, const struct policy_subject *s);
+/* False: rules for this subject (NULL: for any) look at owner, mode and path alone, and no content decides. */
+bool policy_needs_bytes(const struct policy *p, const struct policy_subject *s);
 enum policy_verdict policy_image(const struct policy *p, const struct policy_subject *s, const struct policy_image *i,
 				 char why[POLICY_WHY]);
 /* Executable memory without a file: mmap, mprotect, memfd, shared memory. */

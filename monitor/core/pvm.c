@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
+#include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
 #include "family.h"
@@ -25,11 +26,13 @@
 #include "gmem.h"
 #include "jail.h"
 #include "load.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "registry.h"
 #include "seccomp.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "strace.h"
 #include "text.h"
@@ -97,6 +100,7 @@ _Noreturn void pvm_exit_group(int status)
 	thread_release_all();
 	text_note_family();
 	pipe_exit();
+	spare_exit();
 	report_end("exited with %d", status & 0xff);
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
@@ -117,6 +121,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 		thread_release_all();
 	}
 	text_note_family();
+	spare_exit();
 	report_end("killed by signal %d", sig);
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);
@@ -270,7 +275,7 @@ static int machine_init(struct kx_err *err)
 static void show_arguments(void)
 {
 	char text[1024];
-	uint64_t f[52] = { 0 };
+	struct proc_stat s;
 	fd_limit_lift();
 	int fd = openat(pvm.proc_fd, "self/stat", O_RDONLY | O_CLOEXEC);
 	fd_limit_drop();
@@ -278,10 +283,8 @@ static void show_arguments(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')'), *save;
-	int i = 3;
-	for (char *s = p ? strtok_r(p + 1, " \n", &save) : NULL; s && i < 52; s = strtok_r(NULL, " \n", &save))
-		f[i++] = strtoull(s, NULL, 10);
+	bool known = !proc_stat_read(text, &s) && s.n >= 51;
+	const uint64_t *f = s.f;
 	struct prctl_mm_map map = { .start_code = f[26],
 				    .end_code = f[27],
 				    .start_data = f[45],
@@ -294,7 +297,7 @@ static void show_arguments(void)
 				    .env_start = (uint64_t)gva_ptr(pvm.env_start),
 				    .env_end = (uint64_t)gva_ptr(pvm.env_end),
 				    .exe_fd = (uint32_t)-1 };
-	pvm.args_shown = i == 52 && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
+	pvm.args_shown = known && !prctl(PR_SET_MM, PR_SET_MM_MAP, &map, sizeof map, 0);
 }
 
 /* Everything is loaded: let the first thread run. */
@@ -364,6 +367,18 @@ static void trace_start(const struct kx_config *cfg, const char *program, const 
 	strace_start(self, program, cfg->argv, start->sp + 8 * (argc + 2), n);
 }
 
+/* What the starter has left open for the program. */
+static int inherited_check(struct kx_err *err)
+{
+	for (int fd = 0; fd < (int)pvm.fd_limit; fd++)
+		if (fcntl(fd, F_GETFD) >= 0 && vfs_is_proc_dir(fd))
+			return kx_err_set(err, EPERM,
+					  "descriptor %d: a directory of the host's /proc (close it: by it the "
+					  "program would reach out of its pVM)",
+					  fd);
+	return 0;
+}
+
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
 static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 {
@@ -372,10 +387,11 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	uint64_t mask = 0;
 	int r;
 	vfs_init();
+	admit_root_begin();
 	futexes_view();
 	futexes_inherited();
 	limits_init();
-	if ((r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
+	if ((r = inherited_check(err)) || (r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
 	pvm.boot_ns[PVM_LOADED] = now_ns();
@@ -400,15 +416,17 @@ static void share_texts(int fd, int fd_ro)
 static void store_prepare(const struct kx_config *cfg)
 {
 	char found[4096], real[PATH_MAX];
-	if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
-		store_begin(cfg, real);
+	if (cfg->root) /* which file of it a bare name stands for is not known yet */
+		store_begin(cfg, *cfg->program == '/' ? cfg->program : NULL, admit_wants_copies());
+	else if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
+		store_begin(cfg, real, admit_wants_copies());
 }
 
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
 {
 	int r;
-	if ((r = monitor_init(cfg, err)) || (r = registry_add(cfg, err)) || (r = family_init(-1, err)) ||
-	    (r = family_enter(false)))
+	if ((r = monitor_init(cfg, err)) || (r = admit_begin(cfg, err)) || (r = registry_add(cfg, err)) ||
+	    (r = family_init(-1, err)) || (r = family_enter(false)))
 		return r;
 	if (cfg->strace && (r = strace_init(cfg->strace_file)))
 		return kx_err_set(err, -r,
@@ -461,9 +479,11 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 	if (fd < 0 || fd_keep(&pvm.registry_fd, join->registry) || fd_keep(&pvm.proc_fd, join->proc))
 		return kx_err_set(err, EMFILE, "exec: no descriptor left (raise `ulimit -n`)");
 	update_adopt(join->update[0], join->update[1]);
-	if ((r = family_init(fd, err)))
+	if ((r = admit_adopt(join->policy, err)) || (r = family_init(fd, err)))
 		return r;
 	share_texts(-1, -1);
+	store_begin(cfg, NULL, false);
+	store_join(join->member, join->member_proc);
 	cpus_limit(cfg->cpus);
 	if ((r = machine_init(err)) || (r = jail_join(join, err)))
 		return r;
@@ -497,18 +517,19 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.cpus = st->cpu_set;
 	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,       pvm.log_fd,     st->family_fd,
 			     st->registry_fd, st->trace_fd,     st->stats_fd,     st->program_fd, st->text_fd,
-			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd };
+			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd,   st->policy_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	kx_log_init(kx_log_level_find(cfg->log_level), pvm.log_fd, cfg->name);
+	log_follow();
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
 	store_adopt(st->store_fd);
 	if (st->text_fd >= 0)
 		share_texts(st->text_fd, st->text_fd_ro);
 	update_adopt(st->update_fd[0], st->update_fd[1]);
-	if ((r = family_init(st->family_fd, err)) || (r = machine_init(err)))
+	if ((r = admit_adopt(st->policy_fd, err)) || (r = family_init(st->family_fd, err)) || (r = machine_init(err)))
 		return r;
 	if (cfg->stats) {
 		stats_adopt(st->stats_fd);
@@ -517,10 +538,12 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 			stats_begin();
 	}
 	vfs_init();
+	admit_root_adopt(&st->root);
 	exec_init();
 	futexes_view();
 	limits_import(st->limits);
 	pipe_resume();
+	ipc_resume();
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

@@ -45,6 +45,7 @@ struct kx_config {
 	int io; /* enum kx_io */
 	bool net_none;
 	const char *name;
+	const char *policy; /* file, or "off"; NULL: what the user has set up (policy.h) */
 	bool strace, stats;
 	const char *strace_file, *stats_file; /* NULL = stderr */
 	const char *log_level;
@@ -112,6 +113,7 @@ struct pvm {
 	int registry_fd;            /* holds the family's entry in the registry; -1: it has none */
 	int kvm_fd, vm_fd, proc_fd; /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
 	uint8_t *base;              /* host address of guest address 0 */
+	uint64_t high_end;          /* end of the high zone; 0: there is none (gmem.h) */
 	unsigned fd_limit;          /* descriptors >= this are the monitor's: EBADF to the guest */
 	unsigned fd_max;            /* what fd_limit can grow to: the hard limit that the guest sees */
 	const struct kx_config *cfg;
@@ -135,10 +137,10 @@ struct pvm {
 	bool no_new_privs;
 	bool rseq_on; /* the program may have restartable sequences */
 	int exit_status;
-	bool args_shown; /* the host's cmdline and environ of this process are the program's */
-	bool is_child;   /* forked, not started by the user: writes no report of --stats */
-	bool has_family; /* has or had a parent or children in its family */
-	uint64_t nr_forks;
+	bool args_shown;                    /* the host's cmdline and environ of this process are the program's */
+	bool is_child;                      /* forked, not started by the user: writes no report of --stats */
+	bool has_family;                    /* has or had a parent or children in its family */
+	uint64_t nr_forks, nr_forks_ahead;  /* the latter by spares */
 	uint64_t nr_polled, nr_poll_failed; /* calls answered without an exit; requests that nobody took */
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1280], enosys_count[1024];
@@ -162,11 +164,23 @@ static inline struct kx_sigaction *actions_of(struct thread *t)
 static inline void *gva_ptr(uint64_t gva) { return (void *)((uintptr_t)pvm.base + gva); }
 
 /* ---- guest memory from handlers (gmem.c) --------------------------------------------------------------- */
-/* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END (or LibOS data: no). */
-static inline bool gva_ok(uint64_t gva, uint64_t len) { return gva < KX_USER_END && len <= KX_USER_END - gva; }
+/* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END or in the high zone (gmem.h) once
+ * that is there. */
+static inline bool gva_ok(uint64_t gva, uint64_t len)
+{
+	return gva < KX_USER_END ? len <= KX_USER_END - gva
+				 : gva >= KX_SPACE_SIZE && gva < pvm.high_end && len <= pvm.high_end - gva;
+}
+/* The same, or all of it in the vDSO, which a program may name as the source of what it writes (ldd prints its name). */
+static inline bool gva_readable(uint64_t gva, uint64_t len)
+{
+	return gva_ok(gva, len) || (gva - KX_VDSO_BASE < KX_VVAR_BASE - KX_VDSO_BASE && len <= KX_VVAR_BASE - gva);
+}
 /* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
 int guest_read(void *dst, uint64_t gva, size_t len);
 int guest_write(uint64_t gva, const void *src, size_t len);
+/* An aligned word from *old to new. 0; -EAGAIN: it is something else, now in *old; -EFAULT. */
+int guest_swap(uint64_t gva, uint32_t *old, uint32_t new);
 /* Copy a string with its NUL. Returns its length (without NUL), -EFAULT, or -ENAMETOOLONG when none within max. */
 ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
 
@@ -189,6 +203,9 @@ bool fd_admit(int fd);
 /* Give the guest its full range. Before the process gets a second thread: descriptors that are in use can't move.
  * 0 or -errno. */
 int fd_grow(void);
+/* The log goes where the program's standard streams go. Once none of them is what the log's copy is, and that is a pipe or
+ * a socket, whose reader would wait for an end that only we keep open, there is no log any more. */
+void log_follow(void);
 /* Around a call that makes a descriptor for the monitor: it must not fail because the guest has used up its own.
  * May be nested. forget: after exec or the end of a child of vfork, which had the same thread-local storage. */
 void fd_limit_lift(void);
@@ -209,6 +226,7 @@ struct kx_join {
 	int member_proc; /* its directory in /proc */
 	int family, registry, proc;
 	int update[2];               /* -1: it has none */
+	int policy;                  /* -1: it has none */
 	uint64_t ipc_dev, ipc_ino;   /* the IPC namespace that must be reached */
 	const struct rlimit *limits; /* 16: no hard limit may be above */
 };

@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/procstat.h"
+#include "admit.h"
 #include "update.h"
 
 #define SWEEP_MAX 16 /* files that a start looks at for ended families */
@@ -138,10 +140,8 @@ static uint64_t own_start(void)
 	if (fd >= 0)
 		close(fd);
 	text[n > 0 ? n : 0] = 0;
-	char *p = strrchr(text, ')');
-	for (int field = 2; field < 22 && p; field++)
-		p = strchr(p + 1, ' ');
-	return p ? strtoull(p + 1, NULL, 10) : 0;
+	struct proc_stat s;
+	return proc_stat_read(text, &s) ? 0 : s.f[STAT_START];
 }
 
 __attribute__((format(printf, 1, 2))) static void put(const char *fmt, ...)
@@ -210,11 +210,13 @@ out:
 
 void registry_complete(void)
 {
-	struct stat ipc, family, update[2];
+	struct stat ipc, family, update[2], policy;
 	if (write_fd < 0)
 		return;
 	if (update_fd(1) >= 0 && !fstat(update_fd(0), &update[0]) && !fstat(update_fd(1), &update[1]))
 		put("update %" PRIu64 " %" PRIu64 "\n", (uint64_t)update[0].st_ino, (uint64_t)update[1].st_ino);
+	if (admit_fd() >= 0 && !fstat(admit_fd(), &policy))
+		put("policy %" PRIu64 " %" PRIu64 "\n", (uint64_t)policy.st_dev, (uint64_t)policy.st_ino);
 	if (!fstatat(pvm.proc_fd, "self/ns/ipc", &ipc, 0) && !fstat(pvm.family_fd, &family))
 		put("proc %d\nfamily %d %" PRIu64 " %" PRIu64 "\nipc %" PRIu64 " %" PRIu64 "\nend\n", pvm.proc_fd,
 		    pvm.family_fd, (uint64_t)family.st_dev, (uint64_t)family.st_ino, (uint64_t)ipc.st_dev,
@@ -241,6 +243,8 @@ static bool entry_line(struct registry_entry *e, const char *line)
 		e->family_dev = a, e->family_ino = b;
 	else if (sscanf(line, "ipc %llu %llu", &a, &b) == 2)
 		e->ipc_dev = a, e->ipc_ino = b;
+	else if (sscanf(line, "policy %llu %llu", &a, &b) == 2)
+		e->policy_dev = a, e->policy_ino = b;
 	else if (sscanf(line, "update %llu %llu", &a, &b) == 2)
 		e->update_ino[0] = a, e->update_ino[1] = b;
 	else if (!strcmp(line, "net none"))

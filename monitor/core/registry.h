@@ -27,7 +27,8 @@ struct registry_entry {
 	bool net_none;
 	int family_fd, proc_fd; /* numbers in the root's table of descriptors */
 	uint64_t family_dev, family_ino, ipc_dev, ipc_ino;
-	uint64_t update_ino[2]; /* of the sockets for updates (update.h); 0 = none */
+	uint64_t policy_dev, policy_ino; /* of its policy; 0 = none */
+	uint64_t update_ino[2];          /* of the sockets for updates (update.h); 0 = none */
 	struct rlimit limits[16];
 };
 

@@ -11,10 +11,13 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "admit.h"
 #include "elf.h"
 #include "gmem.h"
+#include "sweep.h"
 
 #define PAGE 4096ull
+#define PIECE 4096 /* of variables, at a time */
 #define UP(x) (((x) + PAGE - 1) & -PAGE)
 #define DOWN(x) ((x) & -PAGE)
 #define IMAGES_MAX 1024
@@ -113,6 +116,8 @@ struct relink {
 	bool whole_state;
 	uint8_t *state; /* the old data, as it was at the last look */
 	size_t state_len;
+	uint8_t *stale; /* by piece of it: 0 = has not been written since it was copied */
+	bool state_noted;
 	uint32_t (*pair)[2]; /* by word of the data: relocation + 1 in the old and in the new version, 0 = none */
 	uint64_t tls_mod, tls_off;
 	bool tls_known;
@@ -126,9 +131,8 @@ struct relink {
 	unsigned said;
 	uint64_t bytes;
 	uint64_t changed;
-	struct word *swept; /* pointers that were found in the program's memory, and moved */
-	size_t nr_swept, cap_swept;
-	bool same_image; /* both versions have everything at the same places */
+	struct sweep *sweep; /* of pointers in the program's memory; NULL: needs none */
+	bool same_image;     /* both versions have everything at the same places */
 };
 
 __attribute__((format(printf, 2, 3))) static void say(struct relink *r, const char *fmt, ...)
@@ -519,6 +523,8 @@ static int read_list(struct relink *r)
 	for (unsigned i = 0; at && i < IMAGES_MAX; i++, at = h.next) {
 		if (guest_read(&h, at, sizeof h))
 			return -EFAULT;
+		if (h.addr == KX_VDSO_BASE) /* nobody is bound to it by name */
+			continue;
 		int e = image_add(r, at, h.addr, h.ld, i == 0);
 		if (e == -ENOMEM || (i == 0 && e))
 			return e;
@@ -1293,6 +1299,8 @@ static int plan_state(struct relink *r)
 		return -ENOMEM;
 	if (!(r->pair = calloc(r->state_len / 8 + 1, sizeof *r->pair)))
 		return -ENOMEM;
+	if (!(r->stale = malloc(r->state_len / PIECE + 1)))
+		return -ENOMEM;
 	if (r->whole_state)
 		pair_relocations(r);
 	struct relink_hooks h = relink_hooks(r);
@@ -1330,14 +1338,15 @@ static uint64_t carry_over(const struct relink *r, size_t i, uint64_t v)
 	return translate_function(r, v);
 }
 
-#define PIECE 4096
-
-/* Carry over what has changed since the last look; all: everything. */
+/* Carry over what has changed since the last look; all: everything. Where it is noted what is written, only that. */
 static int copy_whole_state(struct relink *r, bool all)
 {
 	uint64_t buf[PIECE / 8];
 	for (size_t at = 0; at < r->state_len; at += PIECE) {
 		size_t n = r->state_len - at < PIECE ? r->state_len - at : PIECE;
+		if (!all && !r->stale[at / PIECE])
+			continue;
+		r->stale[at / PIECE] = !r->state_noted;
 		if (guest_read(buf, r->old->data + at, n))
 			return -EFAULT;
 		if (!all && !memcmp(buf, r->state + at, n))
@@ -1801,6 +1810,8 @@ static bool same_image(const struct relink *r)
 	return true;
 }
 
+static int plan_sweep(struct relink *r);
+
 int relink_bind(struct relink *r)
 {
 	const struct image *n = &r->new;
@@ -1816,6 +1827,8 @@ int relink_bind(struct relink *r)
 		r->same_image = same_image(r);
 		e = copy_whole_state(r, true);
 	}
+	if (!e)
+		e = plan_sweep(r);
 	if (e)
 		say(r, "%s", strerror(-e));
 	return e;
@@ -1854,11 +1867,8 @@ uint64_t relink_return_stub(void)
 	/* The program may have unmapped or changed it. */
 	if (at && !guest_read(now, at, sizeof now) && !memcmp(now, code, sizeof code))
 		return at;
-	int64_t a = gmem_mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (a < 0 || guest_write((uint64_t)a, code, sizeof code) ||
-	    gmem_mprotect((uint64_t)a, PAGE, PROT_READ | PROT_EXEC))
-		return 0;
-	return at = (uint64_t)a;
+	int64_t a = gmem_code(code, sizeof code);
+	return at = a < 0 ? 0 : (uint64_t)a;
 }
 
 bool relink_is_runtime(const struct relink *r, uint64_t pc)
@@ -1929,9 +1939,6 @@ static bool list_unchanged(const struct relink *r)
 
 /* ---- pointers in the program's memory ---------------------------------------------------------------------------------- */
 
-#define SWEEP_MAX (512ull << 20) /* bytes in use that are looked through */
-#define SWEEP_PIECE (1ull << 20)
-
 static bool of_a_version(const struct relink *r, uint64_t at)
 {
 	if (inside(r->old, at) || inside(&r->new, at))
@@ -1954,71 +1961,48 @@ uint64_t relink_register(const struct relink *r, uint64_t v)
 	return translate_function(r, v);
 }
 
-static int sweep_word(struct relink *r, uint64_t at, uint64_t v)
-{
-	const struct image *o = r->old;
-	uint64_t to = r->same_image                    ? v - o->base + r->new.base
-		      : v >= o->data &&v < o->data_end ? v - o->data + r->new.data
-						       : translate_function(r, v);
-	if (to == v || of_a_version(r, at))
-		return 0;
-	if (r->nr_swept == r->cap_swept) {
-		size_t cap = r->cap_swept ? 2 * r->cap_swept : 1024;
-		struct word *p = realloc(r->swept, cap * sizeof *p);
-		if (!p)
-			return -ENOMEM;
-		r->swept = p;
-		r->cap_swept = cap;
-	}
-	r->swept[r->nr_swept++] = (struct word){ at, v, to };
-	return guest_write(at, &to, 8);
-}
-
-static int sweep_piece(struct relink *r, uint64_t at, uint64_t len, uint64_t *total)
-{
-	static uint8_t there[SWEEP_PIECE / PAGE];
-	uint64_t buf[PAGE / 8], from = r->old->start, span = r->old->end - from;
-	if (HC6(SYS_mincore, gva_ptr(at), len, there, 0, 0, 0))
-		return 0;
-	for (uint64_t k = 0; k < len; k += PAGE) {
-		if (!(there[k / PAGE] & 1) || guest_read(buf, at + k, PAGE))
-			continue;
-		if ((*total += PAGE) > SWEEP_MAX)
-			return -EFBIG;
-		uint64_t any = 0;
-		for (unsigned i = 0; i < PAGE / 8; i++)
-			any |= buf[i] - from < span;
-		for (unsigned i = 0; any && i < PAGE / 8; i++)
-			if (buf[i] - from < span && sweep_word(r, at + k + i * 8, buf[i]))
-				return -EFAULT;
-	}
-	return 0;
-}
-
 /*
  * The program's memory holds pointers to the library's variables (a list that ends in one of them), and to its
- * functions. Words that are addresses in the old version are taken for such pointers: its place is random, so that no
- * number is one by chance. Everything stands still, pvm.mm_lock is held.
+ * functions.
  */
-static int sweep(struct relink *r)
+static uint64_t pointer_moved(const void *arg, uint64_t v) { return relink_register(arg, v); }
+static bool pointer_is_ours(const void *arg, uint64_t at) { return of_a_version(arg, at); }
+
+static void state_written(const void *arg, uint64_t start, uint64_t end)
 {
-	struct gmem_region g;
-	uint64_t total = 0;
-	int e = 0;
-	r->nr_swept = 0;
-	for (uint64_t at = 0; !e && at < KX_USER_END && gmem_query_locked(at, &g); at = g.end) {
-		if (!(g.prot & PROT_WRITE) || g.flags & GMEM_TRAMP || g.end > KX_USER_END)
-			continue;
-		for (uint64_t a = g.start; a < g.end && !e; a += SWEEP_PIECE)
-			e = sweep_piece(r, a, g.end - a < SWEEP_PIECE ? g.end - a : SWEEP_PIECE, &total);
-	}
-	return e;
+	const struct relink *r = arg;
+	uint64_t from = r->old->data, to = from + r->state_len;
+	start = start > from ? start : from;
+	end = end < to ? end : to;
+	if (start < end)
+		memset(r->stale + (start - from) / PIECE, 1, (end - 1 - from) / PIECE - (start - from) / PIECE + 1);
 }
 
-static void unsweep(const struct relink *r)
+static int plan_sweep(struct relink *r)
 {
-	for (size_t i = r->nr_swept; i--;)
-		guest_write(r->swept[i].at, &r->swept[i].old, 8);
+	struct sweep_of of = { r->old->start, r->old->end, pointer_moved, pointer_is_ours, state_written, r };
+	if (!r->whole_state || data_len(r->old) <= DATA_OF_COMPILER)
+		return 0;
+	r->sweep = sweep_new(&of);
+	return r->sweep ? 0 : -ENOMEM;
+}
+
+bool relink_looks(const struct relink *r) { return r->sweep; }
+int relink_note(struct relink *r) { return sweep_track(r->sweep); }
+
+void relink_ahead(struct relink *r)
+{
+	memset(r->stale, 1, r->state_len / PIECE + 1);
+	r->state_noted = true;
+	copy_whole_state(r, false);
+	sweep_ahead(r->sweep);
+}
+
+size_t relink_again(struct relink *r)
+{
+	size_t n = sweep_again(r->sweep);
+	copy_whole_state(r, false);
+	return n;
 }
 
 static void undo(const struct relink *r, size_t n)
@@ -2039,15 +2023,17 @@ int relink_apply(struct relink *r)
 			return -EAGAIN;
 		}
 	r->bytes = 0;
-	int e = r->whole_state ? copy_whole_state(r, false) : copy_named_state(r);
-	bool swept = !e && r->whole_state && data_len(r->old) > DATA_OF_COMPILER;
-	if (swept)
-		e = sweep(r);
+	int e = r->sweep ? sweep_apply(r->sweep) : 0;
+	bool swept = !e && r->sweep;
+	if (swept && !sweep_knew(r->sweep))
+		memset(r->stale, 1, r->state_len / PIECE + 1);
+	if (!e)
+		e = r->whole_state ? copy_whole_state(r, false) : copy_named_state(r);
 	for (size_t i = 0; i < r->nr_word && !e; i++)
 		if ((e = guest_write(r->word[i].at, &r->word[i].new, 8)))
 			undo(r, i);
 	if (e && swept)
-		unsweep(r);
+		sweep_undo(r->sweep);
 	return e;
 }
 
@@ -2115,8 +2101,9 @@ void relink_done(struct relink *r, bool kept)
 	free(r->word);
 	free(r->page);
 	free(r->state);
+	free(r->stale);
 	free(r->pair);
-	free(r->swept);
+	sweep_free(r->sweep);
 	free(r->call);
 	free(r->done);
 	free(r->pending);

@@ -12,6 +12,7 @@
 #define KX_RELINK_H
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct relink;
@@ -60,6 +61,15 @@ void relink_name(const struct relink *r, uint64_t pc, char *out, unsigned size);
  * something since it was prepared, prepare again; other -errno: nothing is changed.
  */
 int relink_apply(struct relink *r);
+/*
+ * After relink_bind(): must the program's memory be looked through for pointers to the library? Then relink_note() notes
+ * from there on what is written (-errno: can't be), and relink_ahead() and relink_again() do most of it while the program
+ * runs. relink_again(): how many pages had been written meanwhile.
+ */
+bool relink_looks(const struct relink *r);
+int relink_note(struct relink *r);
+void relink_ahead(struct relink *r);
+size_t relink_again(struct relink *r);
 /* After relink_apply(), everything still stands: a register's value as the new version has it. */
 uint64_t relink_register(const struct relink *r, uint64_t v);
 /* After the program goes on: give back what is not needed. kept: relink_apply() has succeeded. */

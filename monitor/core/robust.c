@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "robust.h"
+#include <errno.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -54,9 +55,15 @@ void robust_pause(void)
 
 void robust_fork_child(struct thread *t)
 {
+	uint64_t head = t->robust_head;
 	vforks = 0;
-	t->robust_head = 0;
 	t->robust_host = 0;
+	/* Whoever is asked shows none until libc has set it, to the same in each child. Locks on it are the parent's, by their
+	 * words: nothing comes of it before. */
+	robust_set(t, pvm.base ? 0 : head);
+	t->area->robust_ready = t->robust_host ? head : 0;
+	if (!t->robust_host)
+		t->robust_head = 0;
 }
 
 /* How many threads other than the caller's have theirs with the kernel (or, not `held`, have one that is not). */
@@ -112,11 +119,11 @@ static void death(struct thread *t, uint64_t entry, int64_t offset, bool pending
 			host_call(SYS_futex, (long)gva_ptr(word), FUTEX_WAKE, 1, 0, 0, 0);
 		if ((v & FUTEX_TID_MASK) != (uint32_t)t->tid)
 			return;
-		uint32_t want = (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
-		/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
-		if (guest_write(word, &v, 0) || !__atomic_compare_exchange_n((uint32_t *)gva_ptr(word), &v, want, false,
-									     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		int r = guest_swap(word, &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED);
+		if (r == -EAGAIN)
 			continue;
+		if (r)
+			return;
 		if (!(entry & 1) && v & FUTEX_WAITERS)
 			host_call(SYS_futex, (long)gva_ptr(word), FUTEX_WAKE, 1, 0, 0, 0);
 		return;

@@ -24,9 +24,12 @@
 #include "../../abi/kx_serve.h"
 #include "../../util/log.h"
 #include "keeper.h"
+#include "libfile.h"
 #include "sig.h"
+#include "spare.h"
 #include "strace.h"
 #include "thread.h"
+#include "written.h"
 
 #define SERVE_STACK (256 << 10)
 #define US 1000ull
@@ -305,6 +308,8 @@ static bool answer(struct hcall *c, int64_t *r)
 	if (c->nr >= KX_SERVE_CALLS || !served[c->nr] || !c->row || !arguments_allow(c) ||
 	    (serve.near_limit && makes_descriptors(c->nr)) || !batch_may_serve(c))
 		return false;
+	libfile_settle(c->nr);
+	written_mark_call(c->nr, c->arg);
 	if (batch_enter(c, r))
 		return true;
 	if (!perform(c, r))
@@ -497,7 +502,7 @@ static void start(void)
 {
 	if (pthread_mutex_trylock(&gate))
 		return;
-	if (!serve.running && !serve.forbidden)
+	if (!serve.running && !serve.forbidden && !spare_waits())
 		start_locked();
 	pthread_mutex_unlock(&gate);
 }
@@ -514,6 +519,12 @@ static void stop(bool for_good)
 	}
 	serve.forbidden |= for_good;
 	pthread_mutex_unlock(&gate);
+}
+
+void serve_stop(void)
+{
+	if (!serve.forbidden && __atomic_load_n(&serve.running, __ATOMIC_RELAXED))
+		stop(false);
 }
 
 /* ---- hooks ---------------------------------------------------------------------------------------------------------- */

@@ -14,11 +14,14 @@
 #include "serve.h"
 #include "strace.h"
 #include "update.h"
+#include "written.h"
 
 extern const char host_blocking_begin[], host_blocking_end[], host_blocking_abort[];
 extern const char host_copy_begin[], host_copy_end[], host_restorer[];
 long host_call_flag(volatile int *flag, const long args[7]);
 size_t host_copy(void *dst, const void *src, size_t len);
+extern const char host_swap_begin[], host_swap_end[], host_swap_fault[];
+int host_swap(uint32_t *p, uint32_t *old, uint32_t new);
 
 /* As the kernel's struct sigaction for x86-64. */
 struct ksigaction {
@@ -100,16 +103,23 @@ long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 
 int guest_read(void *dst, uint64_t gva, size_t len)
 {
-	if (!gva_ok(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
+	if (!gva_readable(gva, len) || (len && host_copy(dst, gva_ptr(gva), len)))
 		return -EFAULT;
 	return 0;
 }
 
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
+	written_mark(gva, len);
 	if (!gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
 		return -EFAULT;
 	return 0;
+}
+
+int guest_swap(uint64_t gva, uint32_t *old, uint32_t new)
+{
+	int r = gva_ok(gva, sizeof new) && !(gva & 3) ? host_swap(gva_ptr(gva), old, new) : 2;
+	return r == 2 ? -EFAULT : r ? -EAGAIN : 0;
 }
 
 ssize_t guest_read_str(char *dst, uint64_t gva, size_t max)
@@ -221,12 +231,16 @@ static bool is_fault(int signo, const siginfo_t *info, const ucontext_t *uc)
 	return false;
 }
 
-/* A fault of the monitor itself: expected inside host_copy(), else the end. */
+/* A fault of the monitor itself: expected at an access to guest memory, else the end. */
 static void monitor_fault(int signo, siginfo_t *info, ucontext_t *uc)
 {
 	greg_t *rip = &uc->uc_mcontext.gregs[REG_RIP];
 	if (*rip >= (greg_t)host_copy_begin && *rip < (greg_t)host_copy_end) {
 		*rip = (greg_t)host_copy_end;
+		return;
+	}
+	if (*rip >= (greg_t)host_swap_begin && *rip < (greg_t)host_swap_end) {
+		*rip = (greg_t)host_swap_fault;
 		return;
 	}
 	kx_log(KX_LOG_ERROR, "monitor", "internal fault: signal %d at %#llx, address %p", signo,
@@ -423,7 +437,9 @@ static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 		strace_signal(t, signo, info);
 }
 
-static uint64_t open_held(const struct thread *t) { return t->held & ~t->area->sigmask; }
+/* The guest may change its mask at any time: decide by what one look says. */
+static uint64_t guest_mask(const struct thread *t) { return __atomic_load_n(&t->area->sigmask, __ATOMIC_RELAXED); }
+static uint64_t open_held(const struct thread *t) { return t->held & ~guest_mask(t); }
 static bool waiting(const struct thread *t) { return t->acc_signo || open_held(t); }
 
 static void take_held(struct thread *t, int signo, siginfo_t *info)
@@ -436,16 +452,17 @@ static void take_held(struct thread *t, int signo, siginfo_t *info)
 static void hand_over_next(struct thread *t)
 {
 	siginfo_t info;
-	if (open_held(t)) {
-		int signo = __builtin_ctzll(open_held(t)) + 1;
+	uint64_t open = open_held(t);
+	if (open) {
+		int signo = __builtin_ctzll(open) + 1;
 		take_held(t, signo, &info);
 		hand_over(t, signo, &info);
-	} else {
+	} else if (t->acc_signo) {
 		int signo = t->acc_signo;
 		info = t->acc_info;
 		t->acc_signo = 0;
 		pipe_signal(signo);
-		if (t->area->sigmask & SIGBIT(signo))
+		if (guest_mask(t) & SIGBIT(signo))
 			put_back(t, signo, &info, false);
 		else
 			hand_over(t, signo, &info);

@@ -13,6 +13,8 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#include "admit.h"
+#include "kvmstats.h"
 #include "stats.h"
 #include "strace.h"
 
@@ -172,7 +174,10 @@ static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum
 	fn(c.faults, &a->faults, &f->faults);
 	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->local_calls : 0, &a->local_calls, &f->local_calls);
 	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->batched : 0, &a->batched, &f->batched);
+	fn(admit_refused, &a->policy_refused, &f->policy_refused);
+	fn(admit_warned, &a->policy_warned, &f->policy_warned);
 	fn(pvm.nr_forks, &a->forks, &f->forks);
+	fn(pvm.nr_forks_ahead, &a->forks_ahead, &f->forks_ahead);
 	fn(pvm.nr_enosys, &a->enosys, &f->enosys);
 	for (i = 0; i < STATS_NR_HCALLS; i++)
 		fn(pvm.hcall_count[i], &a->hcall_count[i], &f->hcall_count[i]);
@@ -200,7 +205,11 @@ static void forget_number(uint64_t now, uint64_t *before, uint64_t *sum)
 void stats_share(struct stats_family *f) { family = f; }
 void stats_begin(void) { __atomic_fetch_add(&family->processes, 1, __ATOMIC_RELAXED); }
 void stats_exec(void) { __atomic_fetch_add(&family->execs, 1, __ATOMIC_RELAXED); }
-void stats_flush(void) { each_number(add_number); }
+void stats_flush(void)
+{
+	each_number(add_number);
+	add_number(kvmstats_page_faults(), &added.page_faults, &family->sums.page_faults);
+}
 
 void stats_end(void)
 {
@@ -211,6 +220,7 @@ void stats_end(void)
 void stats_fork_child(void)
 {
 	each_number(forget_number);
+	added.page_faults = 0; /* its VM is a new one */
 	stats_begin();
 	if (report_fd >= 0)
 		close(report_fd); /* who reads the report waits for the first process alone */
@@ -289,7 +299,9 @@ static void put_report(void)
 	put_member("local_calls", f.sums.local_calls);
 	put_member("batched", f.sums.batched);
 	put_member("faults", f.sums.faults);
+	put_member("page_faults", f.sums.page_faults);
 	put_member("forks", f.sums.forks);
+	put_member("forks_ahead", f.sums.forks_ahead);
 	put_member("execs", f.execs);
 	put_calls("enosys", f.sums.enosys, f.sums.enosys_count, STATS_NR_ENOSYS);
 	put_member("processes", f.processes);
@@ -303,6 +315,10 @@ static void put_report(void)
 	put_member("patched", pvm.nr_cpuid_sites);
 	put_member("answered", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids : 0);
 	put_member("trapped", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids_real : 0);
+	puts_("}");
+	puts_(",\"policy\":{");
+	put_num("refused", f.sums.policy_refused);
+	put_member("warned", f.sums.policy_warned);
 	puts_("}");
 	put_member("max_rss_kib", (uint64_t)ru.ru_maxrss);
 	puts_("}\n");

@@ -20,7 +20,11 @@
  *   local_calls         answered by the LibOS without an exit (approximate; the guest counts them)
  *   batched             of them, reads and writes of sockets (batch.h)
  *   faults              exits that became a signal
+ *   policy              what a policy of libraries has refused, and warned of
+ *   page_faults         that KVM has resolved for the guests: first touches, copies after a fork; what neither costs an
+ *                       exit to the monitor nor is seen by it (0: the host's KVM does not count)
  *   forks               children, by fork or vfork
+ *   forks_ahead         of them, made ahead (spare.h)
  *   execs               programs that replaced another
  *   enosys              total, and by name or number the calls that have no row
  *   processes           that were counted or should have been: the first, and each child with a VM of its own
@@ -40,7 +44,9 @@
 #define STATS_NR_ENOSYS (sizeof pvm.enosys_count / sizeof pvm.enosys_count[0])
 
 struct stats_sums {
-	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, enosys, polled, poll_failed;
+	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, forks_ahead, enosys, polled, poll_failed,
+		page_faults;
+	uint64_t policy_refused, policy_warned;
 	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
 };
 

@@ -13,6 +13,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@
 #include "../arch/x86_64/patch.h"
 #include "elf.h"
 #include "gmem.h"
+#include "needed.h"
 #include "rseq.h"
 
 #define PAGE 4096ull
@@ -48,7 +50,7 @@ struct note {
 #define NOTES_SIZE (64ull << 10)
 struct notes {
 	uint64_t magic;
-	uint32_t nr, pad;
+	uint32_t nr, looked; /* looked: what the program needs has been prepared */
 	struct note note[];
 };
 #define NOTES_MAX ((NOTES_SIZE - sizeof(struct notes)) / sizeof(struct note))
@@ -172,6 +174,38 @@ int store_image_open(const struct text *t)
 			return fd;
 		}
 	return -ENOENT;
+}
+
+/* The key of a file as a whole; no text has this offset. */
+static bool copy_key(const struct stat *st, struct text_key *key)
+{
+	if (!S_ISREG(st->st_mode) || st->st_size <= 0 || (uint64_t)st->st_size > ARENA_LIMIT)
+		return false;
+	*key = (struct text_key){ .dev = st->st_dev,
+				  .ino = st->st_ino,
+				  .size = (uint64_t)st->st_size,
+				  .off = UINT64_MAX,
+				  .mtime_ns = ns_of(&st->st_mtim),
+				  .ctime_ns = ns_of(&st->st_ctim) };
+	return true;
+}
+
+bool store_is_copy(const struct store_entry *e) { return e->key.off == UINT64_MAX; }
+
+int store_copy_open(const struct stat *st, uint8_t sha256[STORE_HASH])
+{
+	struct text_key key;
+	struct store_entry e;
+	if (tree < 0 || !copy_key(st, &key))
+		return -ENOENT;
+	fd_limit_lift();
+	int fd = entry_read(tree, &key, &e);
+	if (!fd)
+		fd = e.has_image && e.size == key.size ? image_open(tree, &e) : -EBADMSG;
+	fd_limit_drop();
+	if (fd >= 0)
+		memcpy(sha256, e.image, STORE_HASH);
+	return fd;
 }
 
 static bool text_load(const struct store_entry *e, struct text *t)
@@ -486,7 +520,7 @@ static int text_store(struct store *s, int fd, const struct text_key *key, const
 	clock_gettime(CLOCK_REALTIME, &now);
 	if (key->size > FILE_MAX)
 		return -EFBIG;
-	if (ns_of(&now) - key->ctime_ns < YOUNG_NS)
+	if (!s->own && ns_of(&now) - key->ctime_ns < YOUNG_NS)
 		return -EBUSY;
 	uint8_t *file = mmap(NULL, key->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (file == MAP_FAILED)
@@ -520,6 +554,9 @@ static bool have(struct store *s, const struct text_key *key)
 	return !fstatat(s->dir, name, &st, AT_SYMLINK_NOFOLLOW) && image_is(&e, &st);
 }
 
+static bool preparing; /* the program's libraries, whose paths have the root's in front */
+static size_t root_len;
+
 int store_add(struct store *s, const char *path, uint64_t off, uint64_t len, struct kx_err *err)
 {
 	struct text_key key;
@@ -546,6 +583,9 @@ int store_add(struct store *s, const char *path, uint64_t off, uint64_t len, str
 					   : "see kylinx help lib");
 	}
 	close(fd);
+	/* So that each start looks whether it is still there. */
+	if (r >= 0 && preparing)
+		store_note(&key, path + root_len);
 	return r;
 }
 
@@ -586,6 +626,69 @@ int store_add_file(struct store *s, const char *path, struct kx_err *err)
 	return r ? r : n;
 }
 
+/* As the writer. */
+static int copy_store(struct store *s, int fd, const struct text_key *key, const char *path, struct kx_err *err)
+{
+	struct store_entry e = { .magic = ENTRY_MAGIC, .key = *key };
+	char name[128], copy[sizeof s->path + 256];
+	struct text_key again;
+	struct timespec now;
+	struct stat st;
+	clock_gettime(CLOCK_REALTIME, &now);
+	if (ns_of(&now) - key->ctime_ns < YOUNG_NS)
+		return -EBUSY;
+	uint8_t *file = mmap(NULL, key->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (file == MAP_FAILED)
+		return -errno;
+	int r = 0;
+	if (!read_full(fd, file, key->size, 0) || fstat(fd, &st) || !copy_key(&st, &again) ||
+	    memcmp(&again, key, sizeof again))
+		r = -EBUSY;
+	else if (key->size < SELFMAG || memcmp(file, ELFMAG, SELFMAG))
+		r = -EINVAL;
+	if (!r)
+		r = image_put(s, &e, file, key->size);
+	munmap(file, key->size);
+	if (r)
+		return r;
+	/* Its texts before its entry: who finds the copy finds them, too. */
+	image_name(e.image, name);
+	snprintf(copy, sizeof copy, "%s/" STORE_FORMAT "/%s", s->path, name);
+	if (strlen(copy) < STORE_PATH) {
+		s->own = true;
+		r = store_add_file(s, copy, err);
+		s->own = false;
+		if (r < 0)
+			return r;
+	}
+	snprintf(e.path, sizeof e.path, "%s", path);
+	crypto_hash_sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
+	entry_name(key, name);
+	return file_put(s, name, &e, sizeof e);
+}
+
+int store_add_copy(struct store *s, const char *path, struct kx_err *err)
+{
+	struct text_key key;
+	struct stat st;
+	if (stat(path, &st))
+		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
+	int fd = S_ISREG(st.st_mode) ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
+	if (fd < 0 || fstat(fd, &st) || !copy_key(&st, &key)) {
+		if (fd >= 0)
+			close(fd);
+		return kx_err_set(err, EINVAL, "%s: no file that can be stored (give a library)", path);
+	}
+	int r = 0;
+	if (!have(s, &key) && !(r = store_lock(s)) && !have(s, &key))
+		r = (r = copy_store(s, fd, &key, path, err)) ? r : 1;
+	close(fd);
+	return r < 0 ? kx_err_set(err, -r, "%s: %s (%s)", path, strerror(-r),
+				  r == -ENOSPC ? "make room in the store's file system, or set KYLINX_STORE"
+					       : "it has just changed, or another start writes: try again")
+		     : r;
+}
+
 /* ---- of a run --------------------------------------------------------------------------------------------------- */
 
 /* The program's notes, made when they are missing: what is mapped here is all of the store that the jail can write. */
@@ -615,7 +718,7 @@ static struct notes *notes_map(struct store *s, const char *program)
 		return NULL;
 	struct notes *n = p;
 	if (n->magic != NOTES_MAGIC) {
-		n->nr = 0;
+		n->nr = n->looked = 0;
 		n->magic = NOTES_MAGIC;
 	}
 	return n;
@@ -623,7 +726,38 @@ static struct notes *notes_map(struct store *s, const char *program)
 
 static struct stat tree_is;
 
-void store_begin(const struct kx_config *cfg, const char *program)
+static const char *env_of(const struct kx_config *cfg, const char *name)
+{
+	size_t n = strlen(name);
+	for (char **e = cfg->envp; e && *e; e++)
+		if (!strncmp(*e, name, n) && (*e)[n] == '=')
+			return *e + n + 1;
+	return NULL;
+}
+
+struct prepare {
+	struct store *s;
+	unsigned stored_now;
+	bool stopped;
+};
+
+/* What can't be stored now is noted when it is mapped. */
+static int prepare_file(void *arg, const char *path)
+{
+	struct prepare *p = arg;
+	struct kx_err err = { 0 };
+	int r = store_add_file(p->s, path, &err);
+	if (r > 0)
+		p->stored_now += (unsigned)r;
+	if (r == -ENOSPC || r == -EDQUOT || r == -EROFS || r == -EIO)
+		kx_log(KX_LOG_WARN, "store", "not stored: %s", err.msg);
+	else if (r >= 0 || r != -EAGAIN)
+		return 0;
+	p->stopped = true;
+	return 1;
+}
+
+void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 {
 	struct kx_err err = { 0 };
 	struct store s;
@@ -642,17 +776,28 @@ void store_begin(const struct kx_config *cfg, const char *program)
 	bool known = !fstat(s.dir, &tree_is);
 	if (!known)
 		program_path[0] = 0;
-	notes = notes_map(&s, program);
-	if (!notes)
+	notes = program ? notes_map(&s, program) : NULL;
+	if (program && !notes)
 		kx_log(KX_LOG_WARN, "store", "%s: %s: nothing new is stored (make room, or set KYLINX_STORE)", s.path,
 		       strerror(errno));
+	/* Before its first start: the libraries that it is linked with. */
+	if (notes && !notes->looked && !copies) {
+		struct prepare p = { &s, 0, false };
+		preparing = true;
+		root_len = cfg->root ? strlen(cfg->root) : 0;
+		needed_each(cfg->root, program, env_of(cfg, "LD_LIBRARY_PATH"), prepare_file, &p);
+		preparing = false;
+		stored_now = p.stored_now;
+		notes->looked = !p.stopped;
+		r = p.stopped ? -ENOSPC : 0;
+	}
 	uint32_t nr = notes ? notes->nr : 0;
 	for (uint32_t i = 0; i < nr && i < NOTES_MAX && !(r < 0 && r != -EINVAL && r != -ENOENT && r != -EBUSY); i++) {
 		struct note n = notes->note[i]; /* a copy: hostile monitors write there */
 		struct kx_err e = { 0 };
 		n.path[sizeof n.path - 1] = 0;
 		snprintf(path, sizeof path, "%s%s", cfg->root ? cfg->root : "", n.path);
-		r = store_add(&s, path, n.off, n.len, &e);
+		r = copies ? store_add_copy(&s, path, &e) : store_add(&s, path, n.off, n.len, &e);
 		stored_now += r > 0;
 		if (r < 0 && r != -EINVAL && r != -ENOENT && r != -EBUSY && r != -EAGAIN)
 			kx_log(KX_LOG_WARN, "store", "not stored: %s", e.msg);
@@ -660,6 +805,28 @@ void store_begin(const struct kx_config *cfg, const char *program)
 	if (stored_now)
 		kx_log(KX_LOG_INFO, "store", "prepared %u texts", stored_now);
 	store_close(&s);
+}
+
+void store_join(int member, int member_proc)
+{
+	struct stat st;
+	struct statvfs fs;
+	int dir = program_path[0] ? openat(member_proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	for (struct dirent *e; d && tree < 0 && (e = readdir(d));) {
+		if (fstatat(dirfd(d), e->d_name, &st, 0) || !S_ISDIR(st.st_mode) || st.st_dev != tree_is.st_dev ||
+		    st.st_ino != tree_is.st_ino)
+			continue;
+		int fd = (int)syscall(SYS_pidfd_getfd, member, atoi(e->d_name), 0);
+		/* The guest may have it open, too, if its view has it; what is taken is what can't be written through. */
+		if (fd >= 0 && !fstat(fd, &st) && st.st_dev == tree_is.st_dev && st.st_ino == tree_is.st_ino &&
+		    !fstatvfs(fd, &fs) && fs.f_flag & ST_RDONLY)
+			fd_keep(&tree, fd);
+		else if (fd >= 0)
+			close(fd);
+	}
+	if (d)
+		closedir(d);
 }
 
 void store_enter(void)
@@ -733,7 +900,10 @@ static int gc_entry(const struct store_entry *e, bool sound, void *arg)
 	}
 	struct stat st;
 	int fd = stat(e->path, &st) || !S_ISREG(st.st_mode) ? -1 : open(e->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	bool same = fd >= 0 && text_key(fd, e->key.off, PAGES(e->key.len), &key) && !memcmp(&key, &e->key, sizeof key);
+	bool same = fd >= 0 &&
+		    (store_is_copy(e) ? !fstat(fd, &st) && copy_key(&st, &key)
+				      : text_key(fd, e->key.off, PAGES(e->key.len), &key)) &&
+		    !memcmp(&key, &e->key, sizeof key);
 	if (fd >= 0)
 		close(fd);
 	if (!same || (e->has_image && store_verify_image(g->s, e->image))) {

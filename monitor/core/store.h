@@ -11,8 +11,8 @@
  * FORMAT names what makes the images: another version of KylinX has a directory of its own. ROOT: $KYLINX_STORE (empty:
  * no store), /var/lib/kylinx/store for root, $XDG_CACHE_HOME/kylinx/store or ~/.cache/kylinx/store for others.
  *
- * Only code outside of the jail writes: `kylinx run` stores what the notes of the program name before it enters, and
- * `kylinx lib`. Files are written under another name, synced, renamed. In the jail there is a descriptor of a detached
+ * Only code outside of the jail writes: `kylinx run` stores what the program is linked with (the first time) and what its
+ * notes name before it enters, and `kylinx lib`. Files are written under another name, synced, renamed. In the jail there is a descriptor of a detached
  * read-only mount of FORMAT. An entry holds inode, size and times of its image: a file that has changed since is not
  * used. Notes are hints of hostile code: names of files, which are opened with the rights of the user and prepared from
  * a copy in memory. The jail can write to them by a mapping of fixed size alone.
@@ -21,6 +21,8 @@
 #define KX_STORE_H
 #include "pvm.h"
 #include "text.h"
+
+struct stat;
 
 #define STORE_HASH 32
 #define STORE_PATH 256
@@ -40,6 +42,7 @@ struct store_entry {
 struct store {
 	int root, dir; /* descriptors of ROOT and FORMAT */
 	int lock;      /* held, or -1 */
+	bool own;      /* what is added is the store's own, which doesn't change */
 	char path[4096];
 };
 
@@ -51,6 +54,11 @@ void store_close(struct store *s);
 int store_lock(struct store *s);
 /* Prepare the text of path at file offset off, len bytes as mapped. 1: stored now; 0: it was there. -errno else. */
 int store_add(struct store *s, const char *path, uint64_t off, uint64_t len, struct kx_err *err);
+/* Keep an ELF file as a whole, and the texts of that copy: what a policy that looks at contents lets be mapped. The image
+ * is named by the file's SHA-256. 1: stored now; 0: it was there. -errno else. */
+int store_add_copy(struct store *s, const char *path, struct kx_err *err);
+/* An entry of a whole file, not of a text. */
+bool store_is_copy(const struct store_entry *e);
 /* All executable segments of an ELF file. Returns how many were stored now, or -errno. */
 int store_add_file(struct store *s, const char *path, struct kx_err *err);
 int store_each(struct store *s, int (*fn)(const struct store_entry *e, bool sound, void *arg), void *arg);
@@ -64,10 +72,14 @@ void store_hex(const uint8_t hash[STORE_HASH], char out[2 * STORE_HASH + 1]);
 int store_history_add(struct store *s, const char *event, const char *object, const char *detail);
 
 /* ---- of a run ---- */
-/* Before the jail: prepare what the program is known to need. Never fails: what is wrong is told in one line. */
-void store_begin(const struct kx_config *cfg, const char *program);
+/* Before the jail: prepare what the program is known to need (before its first start: needed.h), with copies of whole files
+ * if a policy wants them. program: its path on the host, or below --root; NULL: not known, prepare nothing. Never fails: what
+ * is wrong is told in one line. */
+void store_begin(const struct kx_config *cfg, const char *program, bool copies);
 /* In the new mount namespace, with the old root still there: take hold of the tree. */
 void store_enter(void);
+/* Before the jail, instead of that: a family's own, if it is the same store. */
+void store_join(int member, int member_proc);
 /* After exec. fd: -1 = none. */
 void store_adopt(int fd);
 int store_fd(void);
@@ -78,6 +90,9 @@ const struct text *store_find(const struct text_key *key);
 bool store_holds(const struct text *t);
 /* A descriptor to map a stored text from, to be closed; -errno: its image is not what it was. */
 int store_image_open(const struct text *t);
+/* A descriptor of the copy of the file that fstat() has told of, to be closed, and the SHA-256 of its content; -errno:
+ * there is none. Needs no lock. */
+int store_copy_open(const struct stat *st, uint8_t sha256[STORE_HASH]);
 /* Let the next start outside of the jail store this. */
 void store_note(const struct text_key *key, const char *path);
 #endif

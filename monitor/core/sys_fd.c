@@ -3,10 +3,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
+#include "../../abi/kx_ipc.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "thread.h"
 
@@ -14,7 +18,28 @@
 #define CMD_DUPFD_QUERY 1027
 #define CMD_CREATED_QUERY 1028
 
-int64_t hc_close(struct hcall *c) { return pipe_close((int)c->arg[0]); }
+/* A standard stream has become another one, or none. */
+static int64_t stream_changed(unsigned fd, int64_t r)
+{
+	if (fd < 3 && r >= 0)
+		log_follow();
+	return r;
+}
+
+int64_t hc_close(struct hcall *c)
+{
+	mq_gone((int)c->arg[0]);
+	int64_t r = pipe_close((int)c->arg[0]);
+	mq_gone((int)c->arg[0]);
+	return stream_changed((unsigned)c->arg[0], r);
+}
+
+static int64_t copied(int64_t r, int fd)
+{
+	if (r >= 0 && r != fd)
+		mq_copied(fd, (int)r);
+	return r;
+}
 
 static int64_t dup_any(int fd, uint64_t arg, int cmd)
 {
@@ -24,13 +49,14 @@ static int64_t dup_any(int fd, uint64_t arg, int cmd)
 
 static int64_t dup_from(int fd, uint64_t arg, int cmd) { return fd_result(HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0)); }
 
-int64_t hc_dup(struct hcall *c) { return pipe_dup((int)c->arg[0], dup_any, 0, 0); }
+int64_t hc_dup(struct hcall *c) { return copied(pipe_dup((int)c->arg[0], dup_any, 0, 0), (int)c->arg[0]); }
 
 int64_t hc_dup2(struct hcall *c)
 {
 	if (!fd_admit((int)c->arg[1]))
 		return -EBADF;
-	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true);
+	int64_t r = copied(pipe_dup_to((int)c->arg[0], (int)c->arg[1], 0, true), (int)c->arg[0]);
+	return stream_changed((unsigned)c->arg[1], r);
 }
 
 int64_t hc_dup3(struct hcall *c)
@@ -39,7 +65,8 @@ int64_t hc_dup3(struct hcall *c)
 		return -EINVAL;
 	if (!fd_admit((int)c->arg[1]))
 		return (int)c->arg[0] == (int)c->arg[1] ? -EINVAL : -EBADF;
-	return pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false);
+	int64_t r = copied(pipe_dup_to((int)c->arg[0], (int)c->arg[1], (int)c->arg[2], false), (int)c->arg[0]);
+	return stream_changed((unsigned)c->arg[1], r);
 }
 
 /*
@@ -57,7 +84,10 @@ int64_t hc_close_range(struct hcall *c)
 		return 0;
 	if (last >= pvm.fd_limit)
 		last = pvm.fd_limit - 1;
-	return pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
+	int64_t r = pipe_close_range(first, last, flags & ~CLOSE_RANGE_UNSHARE);
+	for (unsigned fd = first; !r && !(flags & CLOSE_RANGE_CLOEXEC) && fd <= last && fd < KX_IPC_FDS; fd++)
+		mq_gone((int)fd);
+	return stream_changed(first, r);
 }
 
 /* pipe, pipe2 */
@@ -104,14 +134,36 @@ static int64_t fcntl_lock(int fd, int cmd, uint64_t arg)
 	return r;
 }
 
-/* Whom SIGIO may go to: this pVM or its process group. */
-static bool owner_is_ours(int type, pid_t pid)
+struct group_look {
+	pid_t group;
+	int members, others;
+};
+
+static void look_at_process(const char *name, void *arg)
+{
+	struct group_look *g = arg;
+	pid_t pid = atoi(name);
+	if (pid <= 0 || getpgid(pid) != g->group)
+		return;
+	if (pid == my_pid() || family_has(pid))
+		g->members++;
+	else
+		g->others++;
+}
+
+/* A group that nobody outside the family is in: a script that runs kylinx, or the next program of a pipeline, may be in
+ * the caller's own. */
+static bool group_is_ours(pid_t group)
+{
+	struct group_look g = { .group = group };
+	return !procfs_each(".", look_at_process, &g) && g.members && !g.others;
+}
+
+bool fd_owner_allowed(bool group, pid_t pid)
 {
 	if (pid == 0)
 		return true;
-	if (type == F_OWNER_PGRP)
-		return pid == getpgrp() || family_has(pid);
-	return family_has(pid) || thread_is_ours(pid);
+	return group ? group_is_ours(pid) : family_has(pid) || thread_is_ours(pid);
 }
 
 static int64_t fcntl_owner(int fd, int cmd, uint64_t arg)
@@ -123,7 +175,7 @@ static int64_t fcntl_owner(int fd, int cmd, uint64_t arg)
 	case F_SETOWN:
 		if (who == INT_MIN)
 			return -EINVAL;
-		if (!owner_is_ours(who < 0 ? F_OWNER_PGRP : F_OWNER_PID, who < 0 ? -who : who))
+		if (!fd_owner_allowed(who < 0, who < 0 ? -who : who))
 			return -EPERM;
 		return HC6(SYS_fcntl, fd, cmd, who, 0, 0, 0);
 	case F_SETOWN_EX:
@@ -131,7 +183,7 @@ static int64_t fcntl_owner(int fd, int cmd, uint64_t arg)
 			return -EFAULT;
 		if (own.type != F_OWNER_TID && own.type != F_OWNER_PID && own.type != F_OWNER_PGRP)
 			return -EINVAL;
-		if (!owner_is_ours(own.type, own.pid))
+		if (!fd_owner_allowed(own.type == F_OWNER_PGRP, own.pid))
 			return -EPERM;
 		return HC6(SYS_fcntl, fd, cmd, &own, 0, 0, 0);
 	default: /* F_GETOWN_EX */
@@ -161,7 +213,7 @@ int64_t hc_fcntl(struct hcall *c)
 	case F_DUPFD_CLOEXEC:
 		if (!fd_admit((int)arg))
 			return HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) < 0 ? -EBADF : -EINVAL;
-		return pipe_dup(fd, dup_from, arg, cmd);
+		return copied(pipe_dup(fd, dup_from, arg, cmd), fd);
 	case CMD_DUPFD_QUERY:
 		return fd_is_guest((int)arg) ? HC6(SYS_fcntl, fd, cmd, (int)arg, 0, 0, 0) : -EBADF;
 	case F_GETFD:

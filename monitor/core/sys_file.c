@@ -16,8 +16,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "libfile.h"
 #include "../dev/procfs.h"
+#include "admit.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "vfs.h"
 
@@ -48,6 +51,14 @@ static int64_t proc_open(const char *rel, int flags, unsigned mode)
 	return r;
 }
 
+/* What open() gave. A POSIX queue can be opened so, too. */
+static int64_t opened(int64_t r, long path)
+{
+	if (r >= 0)
+		mq_opened((int)r, (const char *)path);
+	return fd_result(r);
+}
+
 /* open, creat. A FIFO or a lease may make it wait. */
 int64_t hc_open(struct hcall *c)
 {
@@ -59,7 +70,10 @@ int64_t hc_open(struct hcall *c)
 	long r = HB6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
 	if (r == -EINTR && !may_sleep(AT_FDCWD, c->host[0]))
 		r = HC6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
-	return fd_result(r);
+	r = opened(r, c->host[0]);
+	if (!creat)
+		libfile_opened(c, 0, (int)r);
+	return r;
 }
 
 int64_t hc_openat(struct hcall *c)
@@ -69,7 +83,9 @@ int64_t hc_openat(struct hcall *c)
 	long r = HB6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
 	if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
 		r = HC6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
-	return fd_result(r);
+	r = opened(r, c->host[1]);
+	libfile_opened(c, 1, (int)r);
+	return r;
 }
 
 int64_t hc_openat2(struct hcall *c)
@@ -89,7 +105,7 @@ int64_t hc_openat2(struct hcall *c)
 		long r = HB6(SYS_openat2, (int)c->host[0], c->host[1], &u, size, 0, 0);
 		if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
 			r = HC6(SYS_openat2, (int)c->host[0], c->host[1], &u, size, 0, 0);
-		return fd_result(r);
+		return opened(r, c->host[1]);
 	}
 	for (uint64_t i = sizeof u.how; i < size; i++)
 		if (u.bytes[i])
@@ -104,11 +120,6 @@ int64_t hc_openat2(struct hcall *c)
 int64_t hc_memfd_create(struct hcall *c)
 {
 	return fd_result(HC6(SYS_memfd_create, c->host[0], (unsigned)c->arg[1], 0, 0, 0, 0));
-}
-
-int64_t hc_mq_open(struct hcall *c)
-{
-	return fd_result(HC6(SYS_mq_open, c->host[0], (int)c->arg[1], (unsigned)c->arg[2], c->host[3], 0, 0));
 }
 
 /* inotify_init, inotify_init1 */
@@ -195,7 +206,7 @@ int64_t hc_chroot(struct hcall *c)
 {
 	if (c->proc[0])
 		return vfs_proc_generic(c);
-	int64_t r = HC6(SYS_chroot, c->host[0], 0, 0, 0, 0, 0);
+	int64_t r = admit_chroot((const char *)c->host[0]);
 	if (r == 0)
 		vfs_cwd_changed();
 	return r;

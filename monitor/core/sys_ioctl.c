@@ -89,7 +89,7 @@ static int64_t set_owner(struct hcall *c, int fd, uint64_t arg)
 		return -EFAULT;
 	if (who == INT_MIN)
 		return -EINVAL;
-	if (who < 0 ? -who != getpgrp() && !family_has(-who) : who != 0 && !family_has(who) && !thread_is_ours(who))
+	if (!fd_owner_allowed(who < 0, who < 0 ? -who : who))
 		return -EPERM;
 	return HC6(SYS_ioctl, fd, (unsigned)c->arg[1], &who, 0, 0, 0);
 }

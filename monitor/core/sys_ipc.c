@@ -11,10 +11,11 @@
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include "../dev/procfs.h"
-#include "hcall.h"
+#include "ipc.h"
 
 #define MSG_LIMIT (64 << 10) /* bytes of a message: above the default of kernel.msgmax */
 #define SEM_OPS_LIMIT 500    /* kernel.sem's default */
+#define SEMS_LIMIT 32000     /* of one set: the default, which nobody can change in the family's namespace */
 
 /* One struct in, one out, by command. */
 static int64_t ctl(struct hcall *c, long a, long b, int cmd, int ptr_arg, size_t size, bool three)
@@ -50,68 +51,157 @@ int64_t hc_shmctl(struct hcall *c)
 	return -EINVAL;
 }
 
+/* A call about one object, which is the host's meanwhile. STAT: what the host does not know is put in. */
+static int64_t visit(struct hcall *c, enum ipc_kind kind, int64_t (*fn)(struct hcall *c))
+{
+	struct ipc_visit v;
+	int64_t r = ipc_enter(&v, (struct ipc_name){ kind, (int)c->arg[0], -1 });
+	if (r)
+		return r;
+	r = fn(c);
+	ipc_leave(&v);
+	return r;
+}
+
+static int64_t msg_ctl(struct hcall *c)
+{
+	return ctl(c, (int)c->arg[0], 0, (int)c->arg[1], 2, sizeof(struct msqid_ds), false);
+}
+
+static int64_t msg_stat(struct hcall *c)
+{
+	struct msqid_ds ds;
+	long r = HC6(SYS_msgctl, (int)c->arg[0], (int)c->arg[1], &ds, 0, 0, 0);
+	if (r < 0)
+		return r;
+	ipc_msg_stat((int)c->arg[1] == IPC_STAT ? (int)c->arg[0] : (int)r, &ds);
+	return guest_write(c->arg[2], &ds, sizeof ds) ? -EFAULT : r;
+}
+
 int64_t hc_msgctl(struct hcall *c)
 {
-	int cmd = (int)c->arg[1];
-	switch (cmd) {
+	switch ((int)c->arg[1]) {
 	case IPC_STAT:
-	case IPC_SET:
+		return visit(c, IPC_MSG, msg_stat);
 	case MSG_STAT:
-	case MSG_STAT_ANY:
+	case MSG_STAT_ANY: /* by their numbers in the kernel's list */
+		ipc_settle();
+		return msg_stat(c);
+	case IPC_SET:
 	case IPC_RMID:
-		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct msqid_ds), false);
-	case IPC_INFO:
+		return visit(c, IPC_MSG, msg_ctl);
 	case MSG_INFO:
-		return ctl(c, (int)c->arg[0], 0, cmd, 2, sizeof(struct msginfo), false);
+		ipc_settle();
+		return ctl(c, (int)c->arg[0], 0, MSG_INFO, 2, sizeof(struct msginfo), false);
+	case IPC_INFO:
+		return ctl(c, (int)c->arg[0], 0, IPC_INFO, 2, sizeof(struct msginfo), false);
 	}
 	return -EINVAL;
 }
 
 /* GETALL and SETALL: an array as long as the set. */
-static int64_t sem_all(struct hcall *c, int cmd)
+static int64_t sem_all(struct hcall *c)
 {
+	int cmd = (int)c->arg[2];
 	struct semid_ds ds;
-	long r = HC6(c->nr, (int)c->arg[0], 0, IPC_STAT, &ds, 0, 0);
+	long r = HC6(SYS_semctl, (int)c->arg[0], 0, IPC_STAT, &ds, 0, 0);
 	if (r < 0)
 		return r;
 	size_t size = ds.sem_nsems * sizeof(unsigned short);
-	unsigned short *v = malloc(size ? size : 1);
+	/* The number may be another set's by the next call, when relatives remove and make sets: room for the largest. */
+	unsigned short *v = ds.sem_nsems <= SEMS_LIMIT ? malloc(SEMS_LIMIT * sizeof *v) : NULL;
 	if (!v)
 		return -ENOMEM;
 	if (cmd == SETALL && guest_read(v, c->arg[3], size))
 		r = -EFAULT;
 	else
-		r = HC6(c->nr, (int)c->arg[0], 0, cmd, v, 0, 0);
+		r = HC6(SYS_semctl, (int)c->arg[0], 0, cmd, v, 0, 0);
 	if (r >= 0 && cmd == GETALL && guest_write(c->arg[3], v, size))
 		r = -EFAULT;
 	free(v);
 	return r;
 }
 
-int64_t hc_semctl(struct hcall *c)
+static int64_t sem_ctl(struct hcall *c)
 {
 	int cmd = (int)c->arg[2];
+	int64_t r;
+	if (cmd == IPC_SET || cmd == IPC_RMID)
+		return ctl(c, (int)c->arg[0], (int)c->arg[1], cmd, 3, sizeof(struct semid_ds), true);
+	r = cmd == GETALL || cmd == SETALL ? sem_all(c)
+					   : HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, (int)c->arg[3], 0, 0);
+	if (r >= 0 && (cmd == SETVAL || cmd == SETALL))
+		ipc_sem_set((int)c->arg[0], cmd == SETALL ? -1 : (int)c->arg[1]);
+	return r;
+}
+
+static int64_t sem_stat(struct hcall *c)
+{
+	struct semid_ds ds;
+	int cmd = (int)c->arg[2];
+	long r = HC6(SYS_semctl, (int)c->arg[0], (int)c->arg[1], cmd, &ds, 0, 0);
+	if (r < 0)
+		return r;
+	ipc_sem_stat(cmd == IPC_STAT ? (int)c->arg[0] : (int)r, &ds);
+	return guest_write(c->arg[3], &ds, sizeof ds) ? -EFAULT : r;
+}
+
+int64_t hc_semctl(struct hcall *c)
+{
+	int cmd = (int)c->arg[2], pid;
+	int64_t r;
 	switch (cmd) {
 	case IPC_STAT:
-	case IPC_SET:
 	case SEM_STAT:
 	case SEM_STAT_ANY:
-	case IPC_RMID:
-		return ctl(c, (int)c->arg[0], (int)c->arg[1], cmd, 3, sizeof(struct semid_ds), true);
+		return sem_stat(c);
 	case IPC_INFO:
 	case SEM_INFO:
 		return ctl(c, (int)c->arg[0], (int)c->arg[1], cmd, 3, sizeof(struct seminfo), true);
+	case IPC_SET:
+	case IPC_RMID:
 	case GETALL:
 	case SETALL:
-		return sem_all(c, cmd);
 	case GETVAL:
 	case SETVAL:
-	case GETPID:
 	case GETNCNT:
 	case GETZCNT:
-		return HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, (int)c->arg[3], 0, 0);
+		return visit(c, IPC_SEM, sem_ctl);
+	case GETPID:
+		r = HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, 0, 0, 0);
+		pid = ipc_sem_pid((int)c->arg[0], (int)c->arg[1]);
+		return r >= 0 && pid ? pid : r;
 	}
 	return -EINVAL;
+}
+
+struct sem_call {
+	struct sembuf *ops;
+	uint64_t n;
+	struct timespec *timeout;
+	bool undo;
+};
+
+static int64_t sem_host(struct ipc_call *c, bool wait)
+{
+	const struct sem_call *s = c->arg;
+	struct sembuf ops[SEM_OPS_LIMIT];
+	if (s->undo)
+		ipc_sem_undo(c->n.id);
+	if (wait)
+		return HB6(SYS_semtimedop, c->n.id, s->ops, s->n, s->timeout, 0, 0);
+	for (uint64_t i = 0; i < s->n; i++) {
+		ops[i] = s->ops[i];
+		ops[i].sem_flg |= IPC_NOWAIT;
+	}
+	return HC6(SYS_semtimedop, c->n.id, ops, s->n, s->timeout, 0, 0);
+}
+
+static void sem_done(struct ipc_call *c, const struct ipc_visit *v)
+{
+	const struct sem_call *s = c->arg;
+	for (uint64_t i = 0; i < s->n; i++)
+		ipc_sem_done(v, c->n.id, s->ops[i].sem_num);
 }
 
 int64_t hc_semtimedop(struct hcall *c)
@@ -125,8 +215,27 @@ int64_t hc_semtimedop(struct hcall *c)
 		return -EFAULT;
 	if (c->nr == SYS_semtimedop && get_timespec(c->arg[3], &ts, &timeout))
 		return -EFAULT;
-	return HB6(SYS_semtimedop, (int)c->arg[0], ops, n, timeout, 0, 0);
+	struct sem_call s = { ops, n, timeout, false };
+	struct ipc_call call = {
+		{ IPC_SEM, (int)c->arg[0], -1 }, false, n == 1, c->arg[5] == 1, -EAGAIN, sem_host, sem_done, &s
+	};
+	for (uint64_t i = 0; i < n; i++) {
+		call.waits |= !(ops[i].sem_flg & IPC_NOWAIT);
+		s.undo |= ops[i].sem_flg & SEM_UNDO;
+	}
+	call.simple &= !s.undo;
+	return ipc_call(&call);
 }
+
+static int64_t send_host(struct ipc_call *call, bool wait)
+{
+	const struct hcall *c = call->arg;
+	int flags = (int)c->arg[3];
+	return wait ? HB6(SYS_msgsnd, call->n.id, gva_ptr(c->arg[1]), c->arg[2], flags, 0, 0)
+		    : HC6(SYS_msgsnd, call->n.id, gva_ptr(c->arg[1]), c->arg[2], flags | IPC_NOWAIT, 0, 0);
+}
+
+static void send_done(struct ipc_call *c, const struct ipc_visit *v) { ipc_msg_done(v, c->n.id, true); }
 
 int64_t hc_msgsnd(struct hcall *c)
 {
@@ -135,17 +244,53 @@ int64_t hc_msgsnd(struct hcall *c)
 		return -EINVAL;
 	if (!gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
-	return HB6(SYS_msgsnd, (int)c->arg[0], gva_ptr(c->arg[1]), size, (int)c->arg[3], 0, 0);
+	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
+				 !(c->arg[3] & IPC_NOWAIT),
+				 true,
+				 c->arg[5] == 1,
+				 -EAGAIN,
+				 send_host,
+				 send_done,
+				 c };
+	return ipc_call(&call);
+}
+
+static int64_t receive_host(struct ipc_call *call, bool wait)
+{
+	const struct hcall *c = call->arg;
+	int flags = (int)c->arg[4];
+	return wait ? HB6(SYS_msgrcv, call->n.id, gva_ptr(c->arg[1]), c->arg[2], (long)c->arg[3], flags, 0)
+		    : HC6(SYS_msgrcv, call->n.id, gva_ptr(c->arg[1]), c->arg[2], (long)c->arg[3], flags | IPC_NOWAIT,
+			  0);
+}
+
+static void receive_done(struct ipc_call *c, const struct ipc_visit *v)
+{
+	const struct hcall *h = c->arg;
+	if (!(h->arg[4] & MSG_COPY))
+		ipc_msg_done(v, c->n.id, false);
 }
 
 int64_t hc_msgrcv(struct hcall *c)
 {
 	uint64_t size = c->arg[2];
+	int flags = (int)c->arg[4];
 	if ((int64_t)size < 0)
 		return -EINVAL;
-	if (size > KX_USER_END - 8 || !gva_ok(c->arg[1], size + 8))
+	if (size > SIZE_MAX / 2 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
-	return HB6(SYS_msgrcv, (int)c->arg[0], gva_ptr(c->arg[1]), size, (long)c->arg[3], (int)c->arg[4], 0);
+	/* MSG_COPY without IPC_NOWAIT is an error. */
+	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
+				 !(flags & IPC_NOWAIT),
+				 !(flags & MSG_COPY),
+				 c->arg[5] == 1,
+				 -ENOMSG,
+				 receive_host,
+				 receive_done,
+				 c };
+	if (flags & MSG_COPY && call.waits)
+		return -EINVAL;
+	return ipc_call(&call);
 }
 
 int64_t hc_mq_notify(struct hcall *c)
@@ -163,6 +308,7 @@ int64_t hc_mq_notify(struct hcall *c)
 			return -EBADF;
 		ev.sigev_value.sival_ptr = cookie;
 	}
+	mq_plain((int)c->arg[0]);
 	int r = procfs_keep_notify();
 	return r ? r : HC6(c->nr, (int)c->arg[0], &ev, 0, 0, 0, 0);
 }

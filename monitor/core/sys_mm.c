@@ -1,23 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Memory calls: what gmem.c does not do itself. */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 #include "futexes.h"
 #include "gmem.h"
 #include "hcall.h"
+#include "keeper.h"
 
 #define PAGE 4096ull
 
-int64_t hc_mmap(struct hcall *c)
+static int64_t map_file(struct hcall *c, int fd)
 {
-	int flags = (int)c->arg[3], fd = (int)c->arg[4];
-	if (!(flags & MAP_ANONYMOUS) && !fd_is_guest(fd))
+	int flags = (int)c->arg[3];
+	struct stat st;
+	if (fstat(fd, &st))
 		return -EBADF;
-	if (!(flags & MAP_ANONYMOUS) && flags & MAP_SHARED) /* MAP_SHARED_VALIDATE has its bit */
+	if (!(st.st_mode & S_IFMT)) /* none that the guest can make could be mapped */
+		return -ENODEV;
+	if (flags & MAP_SHARED) /* MAP_SHARED_VALIDATE has its bit */
 		futexes_mapped(fd, (int)c->arg[2]);
 	return gmem_mmap(c->arg[0], c->arg[1], (int)c->arg[2] & 7, flags, fd, c->arg[5]);
+}
+
+/*
+ * A vCPU's descriptor has a low number for the moment between its making and fd_hide(), and another thread of the
+ * guest's may keep a copy of it. It can do nothing with that but map the vCPU's state, which the monitor believes. What
+ * is looked at must be what is mapped: with threads, a copy out of the guest's reach.
+ */
+int64_t hc_mmap(struct hcall *c)
+{
+	int fd = (int)c->arg[4];
+	if ((int)c->arg[3] & MAP_ANONYMOUS)
+		return gmem_mmap(c->arg[0], c->arg[1], (int)c->arg[2] & 7, (int)c->arg[3], fd, c->arg[5]);
+	if (!fd_is_guest(fd))
+		return -EBADF;
+	if (__atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1 && !is_vfork_child())
+		return map_file(c, fd);
+	fd_limit_lift();
+	int own = (int)HC6(SYS_fcntl, fd, F_DUPFD_CLOEXEC, pvm.fd_limit, 0, 0, 0);
+	fd_limit_drop();
+	if (own < 0)
+		return own == -EBADF ? own : -ENOMEM;
+	int64_t r = map_file(c, own);
+	HC6(SYS_close, own, 0, 0, 0, 0, 0);
+	return r;
 }
 
 int64_t hc_munmap(struct hcall *c) { return gmem_munmap(c->arg[0], c->arg[1]); }
@@ -105,8 +136,8 @@ int64_t hc_mlockall(struct hcall *c)
 		return -EINVAL;
 	struct gmem_region g;
 	int64_t r = 0;
-	for (uint64_t a = 0; gmem_query(a, &g) && g.start < KX_USER_END; a = g.end)
-		if (!(g.flags & GMEM_TRAMP) && g.prot != PROT_NONE && r == 0)
+	for (uint64_t a = 0; gmem_query(a, &g); a = g.end)
+		if (!gmem_own(&g) && g.prot != PROT_NONE && r == 0)
 			r = HC6(c->nr == SYS_mlockall ? SYS_mlock2 : SYS_munlock, gva_ptr(g.start), g.end - g.start,
 				c->nr == SYS_mlockall ? 1 /* as touched: all at once would fault everything in */ : 0,
 				0, 0, 0);

@@ -18,8 +18,10 @@
 #include "batch.h"
 #include "futexes.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
+#include "vfs.h"
 
 #define IOV_LIMIT 1024
 #define CTL_LIMIT (64u << 10) /* bytes of control data; the kernel's own limit is net.core.optmem_max */
@@ -328,13 +330,17 @@ static int cmsg_fd(const struct cmsghdr *cm, unsigned i)
 static int ctl_check(const struct msghdr *h)
 {
 	struct cmsghdr *cm;
+	int r;
 	for (size_t off = 0; (cm = next_cmsg(h, &off));) {
 		/* Who gets a pipe may be nobody's relative. */
 		if (is_scm(cm, SCM_RIGHTS))
 			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
-				if (!fd_is_guest(cmsg_fd(cm, i)) || pipe_plain(cmsg_fd(cm, i)))
+				if (!fd_is_guest(cmsg_fd(cm, i)))
 					return -EBADF;
+				if ((r = pipe_plain(cmsg_fd(cm, i)))) /* EINTR among others */
+					return r;
 				batch_share(cmsg_fd(cm, i));
+				mq_plain(cmsg_fd(cm, i));
 				futexes_passed(cmsg_fd(cm, i));
 			}
 		if (is_scm(cm, SCM_CREDENTIALS) && cm->cmsg_len == CMSG_LEN(sizeof(struct ucred))) {
@@ -359,14 +365,14 @@ static bool cmsg_fds_ok(const struct cmsghdr *cm)
 {
 	if (is_scm(cm, SCM_RIGHTS) || is_scm(cm, SCM_PIDFD_NR))
 		for (unsigned i = 0; i < cmsg_fds(cm); i++)
-			if (cmsg_fd(cm, i) >= 0 && !fd_admit(cmsg_fd(cm, i)))
+			if (cmsg_fd(cm, i) >= 0 && (!fd_admit(cmsg_fd(cm, i)) || vfs_is_proc_dir(cmsg_fd(cm, i))))
 				return false;
 	return true;
 }
 
 /*
  * What came in. RLIMIT_NOFILE keeps descriptors below the monitor's, except while fd_hide() lifts it: then the
- * message ends before the one that has such.
+ * message ends before the one that has such. So it does before a directory of the host's /proc.
  */
 static void ctl_received(struct msghdr *h)
 {
@@ -381,8 +387,10 @@ static void ctl_received(struct msghdr *h)
 		if (cut)
 			cmsg_close(cm);
 		else if (is_scm(cm, SCM_RIGHTS))
-			for (unsigned i = 0; i < cmsg_fds(cm); i++)
+			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				futexes_passed(cmsg_fd(cm, i));
+				mq_opened(cmsg_fd(cm, i), "");
+			}
 	}
 	if (cut) {
 		h->msg_controllen = end;
@@ -601,6 +609,7 @@ static bool opt_known(int level, int opt, bool set)
 		SOL_LAST = 84,
 		ORIGINAL_DST = 80,
 		IPV6_LAST = 80,
+		AO_GET_KEYS = 41,
 		TCP_LAST = 46,
 		MPTCP_LAST = 3
 	};
@@ -611,8 +620,8 @@ static bool opt_known(int level, int opt, bool set)
 		return opt < 64 || (!set && opt == ORIGINAL_DST);
 	case IPPROTO_IPV6: /* ip6tables has some of the numbers */
 		return opt <= IPV6_LAST && opt != 64 && opt != 65 && opt != 68 && opt != 69;
-	case IPPROTO_TCP:
-		return opt <= TCP_LAST && opt != TCP_ZEROCOPY_RECEIVE;
+	case IPPROTO_TCP: /* keys are written one behind the other, as many as the value says and the length does not */
+		return opt <= TCP_LAST && opt != TCP_ZEROCOPY_RECEIVE && opt != AO_GET_KEYS;
 	case 284: /* SOL_MPTCP */
 		return opt <= MPTCP_LAST;
 	case 282: /* SOL_TLS */
@@ -685,6 +694,27 @@ int64_t hc_setsockopt(struct hcall *c)
 	return r;
 }
 
+/*
+ * The kernel writes as many sources as there are, or as the value asks for, whatever the length says: ask for no more than
+ * have room.
+ */
+static void sources_fit(int level, int opt, uint8_t *val, size_t len)
+{
+	bool old = level == IPPROTO_IP && opt == IP_MSFILTER;
+	size_t at = old ? offsetof(struct ip_msfilter, imsf_numsrc) : offsetof(struct group_filter, gf_numsrc);
+	size_t head = old ? IP_MSFILTER_SIZE(0) : GROUP_FILTER_SIZE(0);
+	size_t each = old ? sizeof(struct in_addr) : sizeof(struct sockaddr_storage);
+	uint32_t n;
+	if (!old && ((level != IPPROTO_IP && level != IPPROTO_IPV6) || opt != MCAST_MSFILTER))
+		return;
+	if (len < head)
+		return; /* EINVAL */
+	memcpy(&n, val + at, sizeof n);
+	if (n > (len - head) / each)
+		n = (uint32_t)((len - head) / each);
+	memcpy(val + at, &n, sizeof n);
+}
+
 int64_t hc_getsockopt(struct hcall *c)
 {
 	int fd = (int)c->arg[0], level = (int)c->arg[1], opt = (int)c->arg[2], len, got;
@@ -706,6 +736,7 @@ int64_t hc_getsockopt(struct hcall *c)
 	/* Some options are asked with a value (MCAST_MSFILTER); what the kernel does not write stays the guest's. */
 	if (guest_read(val, c->arg[3], len * unit))
 		memset(val, 0, len * unit);
+	sources_fit(level, opt, val, len);
 	got = len;
 	int64_t r = HC6(SYS_getsockopt, fd, level, opt, val, &got, 0);
 	if (r >= 0) {

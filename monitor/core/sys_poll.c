@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
 
@@ -105,6 +106,8 @@ static int64_t poll_fds(struct hcall *c, struct pollfd *p, struct pollfd *orig, 
 		if (p[i].fd >= 0 && !fd_is_guest(p[i].fd)) {
 			p[i].fd = -1;
 			bad++;
+		} else if (p[i].fd >= 0) {
+			mq_plain(p[i].fd);
 		}
 	int64_t r = bad ? poll_now(c, p, n) : poll_wait(c, p, n, ts, m);
 	if (r < 0)
@@ -294,6 +297,10 @@ static int64_t select_common(struct hcall *c, long nr, void *timeout, bool nowai
 		r = -KX_ERESTART_ALWAYS;
 		goto out;
 	}
+	for (unsigned fd = 0; fd < s.n; fd++)
+		for (int i = 0; i < 3; i++)
+			if (s.set[i] && s.set[i][fd / 64] >> fd % 64 & 1)
+				mq_plain((int)fd);
 	if (pipe_in_sets(s.n, s.set))
 		r = select_pipes(c, nr, timeout, nowait, m, &s);
 	else if (nowait)
@@ -357,6 +364,7 @@ int64_t hc_epoll_ctl(struct hcall *c)
 			return -EFAULT;
 		arg = &ev;
 	}
+	mq_plain((int)c->arg[2]);
 	return HC6(SYS_epoll_ctl, (int)c->arg[0], op, (int)c->arg[2], arg, 0, 0);
 }
 

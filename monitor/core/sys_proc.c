@@ -15,8 +15,10 @@
 #include "../../util/log.h"
 #include "family.h"
 #include "hcall.h"
+#include "ipc.h"
 #include "pipe.h"
 #include "rseq.h"
+#include "spare.h"
 #include "thread.h"
 
 static void refresh_ids(void)
@@ -33,8 +35,10 @@ static void refresh_ids(void)
 int64_t hc_setid(struct hcall *c)
 {
 	pipe_identity_before();
+	mq_plain_all();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
 	pipe_identity_after();
+	ipc_identity_after();
 	refresh_ids();
 	return r;
 }
@@ -191,12 +195,16 @@ int64_t hc_prlimit64(struct hcall *c)
 		return -EINVAL;
 	if ((in || c->nr == SYS_setrlimit) && guest_read(&new, in, sizeof new))
 		return -EFAULT;
+	/* Another thread may have lifted that of descriptors for a moment, and puts the old one back. */
+	bool lock = resource == RLIMIT_NOFILE && my_pid() == pvm.pid;
+	if (lock)
+		fd_limit_fork_lock();
 	limit_get(resource, &old);
-	if (in || c->nr == SYS_setrlimit) {
-		int64_t r = limit_set(resource, &old, &new);
-		if (r)
-			return r;
-	}
+	int64_t r = in || c->nr == SYS_setrlimit ? limit_set(resource, &old, &new) : 0;
+	if (lock)
+		fd_limit_fork_unlock();
+	if (r)
+		return r;
 	if ((out || c->nr == SYS_getrlimit) && guest_write(out, &old, sizeof old))
 		return -EFAULT;
 	return 0;
@@ -333,13 +341,36 @@ int64_t hc_personality(struct hcall *c)
 /* A child that is reaped leaves the family: its number is free from now on. */
 int64_t hc_wait4(struct hcall *c)
 {
-	int status = 0;
-	long r = HB6(SYS_wait4, (int)c->arg[0], &status, (int)c->arg[2], c->host[3], 0, 0);
+	int status = 0, id = (int)c->arg[0], options = (int)c->arg[2];
+	long r;
+	do {
+		if (spare_is(id))
+			return -ECHILD;
+		r = 0;
+		if (spare_look(c->t)) {
+			r = HC6(SYS_wait4, id, &status, options | WNOHANG, c->host[3], 0, 0);
+			if (!r && !(options & WNOHANG) && spare_wanted(c->t))
+				spare_make(c->t);
+			if (!r && id == -1 && spare_is_last())
+				return -ECHILD;
+		}
+		if (!r)
+			r = HB6(SYS_wait4, id, &status, options, c->host[3], 0, 0);
+	} while (r > 0 && spare_is(r) && (spare_ended(r), true));
 	if (r > 0 && (WIFEXITED(status) || WIFSIGNALED(status)))
 		family_remove(r);
 	if (r > 0 && c->arg[1] && guest_write(c->arg[1], &status, sizeof status))
 		return -EFAULT;
 	return r;
+}
+
+/* It was found by a wait for any child: take it out, and look again. */
+static bool spare_reaped(siginfo_t *info)
+{
+	HC6(SYS_wait4, info->si_pid, 0, WNOHANG, 0, 0, 0);
+	spare_ended(info->si_pid);
+	memset(info, 0, sizeof *info);
+	return true;
 }
 
 int64_t hc_waitid(struct hcall *c)
@@ -349,7 +380,21 @@ int64_t hc_waitid(struct hcall *c)
 	memset(&info, 0, sizeof info);
 	if (type == P_PIDFD && !fd_is_guest((int)c->arg[1]))
 		return -EBADF;
-	long r = HB6(SYS_waitid, type, (int)c->arg[1], &info, options, c->host[4], 0);
+	long r;
+	do {
+		if ((type == P_PID || type == P_PGID) && spare_is((int)c->arg[1]))
+			return -ECHILD;
+		r = 0;
+		if (spare_look(c->t)) {
+			r = HC6(SYS_waitid, type, (int)c->arg[1], &info, options | WNOHANG, c->host[4], 0);
+			if (!r && !info.si_pid && !(options & WNOHANG) && spare_wanted(c->t))
+				spare_make(c->t);
+			if (!r && !info.si_pid && type == P_ALL && spare_is_last())
+				return -ECHILD;
+		}
+		if (!r && !info.si_pid)
+			r = HB6(SYS_waitid, type, (int)c->arg[1], &info, options, c->host[4], 0);
+	} while (!r && spare_is(info.si_pid) && spare_reaped(&info));
 	bool ended = info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
 	if (r == 0 && info.si_pid && ended && !(options & WNOWAIT))
 		family_remove(info.si_pid);
@@ -399,6 +444,10 @@ int64_t hc_prctl(struct hcall *c)
 		return r ? r : guest_write(c->arg[1], &out, sizeof out);
 	case PR_GET_TID_ADDRESS:
 		return guest_write(c->arg[1], &c->t->clear_tid, 8);
+	case PR_SET_CHILD_SUBREAPER:
+		if (c->arg[1])
+			__atomic_store_n(family_reapers(), 1, __ATOMIC_SEQ_CST);
+		/* fall through */
 	case PR_SET_PDEATHSIG:
 	case PR_SET_KEEPCAPS:
 	case PR_GET_KEEPCAPS:
@@ -411,7 +460,6 @@ int64_t hc_prctl(struct hcall *c)
 	case PR_GET_SECUREBITS:
 	case PR_SET_SECUREBITS:
 	case PR_CAP_AMBIENT:
-	case PR_SET_CHILD_SUBREAPER:
 	case PR_SET_THP_DISABLE:
 	case PR_GET_THP_DISABLE:
 	case PR_GET_TIMING:

@@ -12,6 +12,10 @@
 #include "sig.h"
 #include "thread.h"
 
+/* Of pidfd_send_signal(2), Linux 6.9. */
+#define SIGNAL_THREAD 1u
+#define SIGNAL_THREAD_GROUP 2u
+
 static bool sig_ok(uint64_t s) { return (int)s >= 0 && (int)s <= 64; }
 
 int64_t hc_sig_next(struct hcall *c)
@@ -225,6 +229,9 @@ int64_t hc_pidfd_open(struct hcall *c)
 int64_t hc_pidfd_send_signal(struct hcall *c)
 {
 	siginfo_t info;
+	if ((unsigned)c->arg[3] &
+	    ~(SIGNAL_THREAD | SIGNAL_THREAD_GROUP)) /* a group may have others in it than the family */
+		return -EINVAL;
 	if (c->arg[2] && guest_read(&info, c->arg[2], sizeof info))
 		return -EFAULT;
 	long r = HC6(SYS_pidfd_send_signal, c->arg[0], c->arg[1], c->arg[2] ? &info : NULL, c->arg[3], 0, 0);

@@ -10,6 +10,7 @@
 #include <sys/timex.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/procstat.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "hcall.h"
@@ -51,6 +52,12 @@ int64_t hc_clock_gettime(struct hcall *c)
 	return r < 0 ? r : guest_write(c->arg[1], &ts, sizeof ts);
 }
 
+int64_t hc_clock_getres(struct hcall *c)
+{
+	int clk = (int)c->arg[0];
+	return clock_is_ours(clk) ? HC6(SYS_clock_getres, clk, c->host[1], 0, 0, 0, 0) : -EINVAL;
+}
+
 int64_t hc_gettimeofday(struct hcall *c)
 {
 	struct timespec ts;
@@ -86,7 +93,6 @@ int64_t hc_getcpu(struct hcall *c)
 	return 0;
 }
 
-/* nanosleep(req, rem) and clock_nanosleep(clock, flags, req, rem). */
 /* adjtimex(buf), clock_adjtime(clock, buf) */
 int64_t hc_adjtimex(struct hcall *c)
 {
@@ -105,6 +111,7 @@ int64_t hc_adjtimex(struct hcall *c)
 	return r >= 0 && guest_write(gva, &tx, sizeof tx) ? -EFAULT : r;
 }
 
+/* nanosleep(req, rem) and clock_nanosleep(clock, flags, req, rem). */
 int64_t hc_clock_nanosleep(struct hcall *c)
 {
 	bool plain = c->nr == SYS_nanosleep;
@@ -113,6 +120,8 @@ int64_t hc_clock_nanosleep(struct hcall *c)
 	struct timespec req, rem;
 	if (guest_read(&req, c->arg[plain ? 0 : 2], sizeof req))
 		return -EFAULT;
+	if (!clock_is_ours(clk))
+		return -EINVAL;
 	for (;;) {
 		rem = req;
 		long r = HB6(SYS_clock_nanosleep, clk, flags, &req, &rem, 0, 0);
@@ -187,8 +196,8 @@ static void look_for_task(pid_t pid, void *arg)
 		t->alive = n != -ENOENT && n != -ESRCH;
 		return;
 	}
-	const char *state = strrchr(text, ')');
-	t->alive = state && state[1] == ' ' && state[2] != 'Z' && state[2] != 'X';
+	struct proc_stat s;
+	t->alive = !proc_stat_read(text, &s) && !proc_stat_ended(&s);
 }
 
 /* A thread of the family that has not ended. Nobody else is looked at. */
@@ -210,9 +219,7 @@ static bool robust_owner_died(uint64_t gva, uint32_t expected)
 	uint32_t v, tid = expected & FUTEX_TID_MASK;
 	if (guest_read(&v, gva, sizeof v) || v != expected || task_is_alive((pid_t)tid))
 		return false;
-	/* The page was readable just now; a program that unmaps it meanwhile only harms itself. */
-	return __atomic_compare_exchange_n((uint32_t *)gva_ptr(gva), &v, FUTEX_WAITERS | FUTEX_OWNER_DIED, false,
-					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	return !guest_swap(gva, &v, FUTEX_WAITERS | FUTEX_OWNER_DIED);
 }
 
 /*
@@ -227,9 +234,7 @@ static bool robust_pi_owner_died(struct hcall *c)
 	    (head.pending & ~1ull) + head.offset != c->arg[0] || guest_read(&v, c->arg[0], sizeof v) ||
 	    !(v & FUTEX_TID_MASK) || task_is_alive((pid_t)(v & FUTEX_TID_MASK)))
 		return false;
-	__atomic_compare_exchange_n((uint32_t *)gva_ptr(c->arg[0]), &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED, false,
-				    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-	return true;
+	return guest_swap(c->arg[0], &v, (v & FUTEX_WAITERS) | FUTEX_OWNER_DIED) != -EFAULT;
 }
 
 static long robust_wait(struct hcall *c, int op, const struct timespec *timeout, uint32_t val3)
@@ -348,6 +353,7 @@ int64_t hc_set_robust_list(struct hcall *c)
 {
 	if (c->arg[1] != 24)
 		return -EINVAL;
+	c->t->area->robust_ready = 0;
 	robust_set(c->t, c->arg[0]);
 	return 0;
 }
@@ -357,7 +363,7 @@ int64_t hc_get_robust_list(struct hcall *c)
 	int pid = (int)c->arg[0];
 	uint64_t head = 0, len = 24;
 	if (pid == 0 || pid == c->t->tid) {
-		head = c->t->robust_head;
+		head = c->t->area->robust_ready ? 0 : c->t->robust_head;
 	} else if (c->t->pid != pvm.pid) { /* a child of vfork has no other threads */
 		return -ESRCH;
 	} else {

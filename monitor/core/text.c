@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "admit.h"
 #include "store.h"
 
 #define PAGE 4096ull
@@ -142,6 +143,8 @@ static struct text *entry_take(const struct text_key *key)
 static void path_of(char path[168], int fd)
 {
 	char name[32];
+	if (admit_name(fd, path))
+		return;
 	snprintf(name, sizeof name, "thread-self/fd/%d", fd); /* the keeper has other descriptors */
 	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path, 167) : -1;
 	path[n > 0 ? n : 0] = 0;

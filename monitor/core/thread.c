@@ -21,6 +21,7 @@
 #include "robust.h"
 #include "rseq.h"
 #include "sig.h"
+#include "spare.h"
 #include "stats.h"
 #include "vcpu.h"
 
@@ -123,6 +124,19 @@ int thread_pool_fds(int (*fn)(int *fd))
 		r = fn(&t->vcpu_fd);
 	pthread_mutex_unlock(&pvm.thr_lock);
 	return r;
+}
+
+void thread_each_vcpu(int (*fn)(int vcpu_fd, void *arg), void *arg)
+{
+	int r = 0;
+	if (pthread_mutex_trylock(&pvm.thr_lock))
+		return;
+	for (struct thread *t = pvm.threads; t && !r; t = t->next)
+		if (t->vcpu_fd > 0 && t->vcpu_pid == pvm.pid)
+			r = fn(t->vcpu_fd, arg);
+	for (struct thread *t = pool; t && !r; t = t->next)
+		r = fn(t->vcpu_fd, arg);
+	pthread_mutex_unlock(&pvm.thr_lock);
 }
 
 struct thread *thread_pool_take(void)
@@ -360,6 +374,7 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 static int64_t thread_create(struct start *s)
 {
 	int r = fd_grow();
+	spare_changed();
 	if (r)
 		return -EAGAIN;
 	struct thread *t = thread_clone(s->parent, s->stack, s->flags & CLONE_SETTLS, s->tls, &r);
@@ -520,6 +535,7 @@ int thread_own_start(pthread_t *out, size_t stack, void *(*fn)(void *arg), void 
 {
 	pthread_attr_t attr;
 	pthread_t thread;
+	spare_changed();
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, stack);
 	if (!out)

@@ -26,6 +26,9 @@ void thread_pool_put(struct thread *t);
 /* fn for the descriptor of each vCPU in the pool, until one returns other than 0; that is returned. */
 int thread_pool_fds(int (*fn)(int *fd));
 struct thread *thread_pool_take(void);
+/* fn for each vCPU that this process has made, in use or not, until one returns other than 0. None where another thread
+ * holds the list: for the end of the process, when it may be stopped. */
+void thread_each_vcpu(int (*fn)(int vcpu_fd, void *arg), void *arg);
 /* Wait until the host threads of ended threads are out of libc. */
 void thread_join_ended(void);
 /* In a child of fork, whose VM is still to be made: no thread has ended, all indices but t's are free. */

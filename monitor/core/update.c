@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,28 +15,38 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "admit.h"
 #include "fork.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "relink.h"
 #include "thread.h"
+#include "serve.h"
 #include "sig.h"
+#include "spare.h"
 #include "unwind.h"
 #include "vcpu.h"
+#include "written.h"
 
 #define STACK (256 << 10)
-#define STOP_NS 20000000ll   /* how long one attempt may hold threads up */
-#define LOOK_NS 50000        /* how often it looks at those that are on their way */
-#define WAIT_FIRST_NS 500000 /* between attempts, growing */
+#define STOP_NS 4000000ll       /* how long one attempt may hold threads up; */
+#define STOP_LATE_NS 20000000ll /* when half of the time is over */
+#define LOOK_NS 50000           /* how often it looks at those that are on their way */
+#define WAIT_FIRST_NS 500000    /* between attempts, growing */
 #define WAIT_MAX_NS 20000000
 #define TIMEOUT_MAX_MS 600000
 #define SCAN_MAX (1u << 20) /* bytes of a stack that are looked through where its tables end */
 #define THREADS_MAX 4096
 #define CALL_NS 5000000000ll /* how long a function of the library may take */
 #define ABORT_TRIES 50
-#define KICK_NS 2000000
-#define BEGIN_NS 200000000ll /* how long a thread may take to begin with one */
-#define PREPARE_MAX 20       /* times that the program may load or unload something meanwhile */
+#define KICK_NS 200000
+#define BEGIN_NS 200000000ll     /* how long a thread may take to begin with one */
+#define BEGIN_ALONE_NS 4000000ll /* while all others stand */
+#define NAP_NS 300000
+#define AGAIN_MAX 8     /* times that what was written meanwhile is looked at before a stop, */
+#define AGAIN_FEW 64    /* until it is no more pages than that */
+#define REPLY_TRIES 100 /* of 10 ms */
+#define PREPARE_MAX 20  /* times that the program may load or unload something meanwhile */
 
 volatile int update_stop;
 struct thread *volatile update_runner, *volatile update_caller;
@@ -113,6 +124,8 @@ struct job {
 	char found[160];
 	uint64_t pause_ns;
 	unsigned attempts;
+	uint64_t stop_ns;
+	bool ahead, noted; /* the program's memory has been looked through, and what is written is noted */
 };
 
 static void reply(int fd, bool last, int error, uint64_t pause, const char *fmt, va_list ap)
@@ -120,8 +133,20 @@ static void reply(int fd, bool last, int error, uint64_t pause, const char *fmt,
 	struct update_reply a = { .last = last, .error = (uint32_t)error, .pause_ns = pause };
 	struct iovec v = { &a, sizeof a };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
+	struct timespec ts = { 0, 10000000 };
 	vsnprintf(a.text, sizeof a.text, fmt, ap);
-	HC6(SYS_sendmsg, fd, &m, MSG_NOSIGNAL | (last ? 0 : MSG_DONTWAIT), 0, 0, 0);
+	/* Who doesn't read must not hold up forks. */
+	for (int i = 0;
+	     HC6(SYS_sendmsg, fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0, 0) == -EAGAIN && last && i < REPLY_TRIES; i++)
+		HC6(SYS_nanosleep, &ts, 0, 0, 0, 0, 0);
+}
+
+/* Whoever asked waits no more: what is done now it would not learn of. */
+static bool asker_is_gone(int fd)
+{
+	struct pollfd p = { .fd = fd };
+	struct timespec none = { 0, 0 };
+	return HC6(SYS_ppoll, &p, 1, &none, 0, 8, 0) != 0;
 }
 
 __attribute__((format(printf, 3, 4))) static void finish(struct job *j, int error, const char *fmt, ...)
@@ -189,7 +214,7 @@ static bool stop_all(struct job *j, uint64_t since)
 		pthread_mutex_unlock(&pvm.thr_lock);
 		if (all)
 			return true;
-		if (now_ns() - since > STOP_NS)
+		if (now_ns() - since > j->stop_ns)
 			return false;
 		kick = round % 64 == 63; /* one that was on its way in */
 		futex_wait(&parked, seen, LOOK_NS);
@@ -562,7 +587,7 @@ static int run_alone(struct job *j, struct relink_call *c)
 		return -EBUSY;
 	__atomic_store_n(&update_runner, t, __ATOMIC_SEQ_CST);
 	open_gate();
-	int r = call_wait(t, now_ns() + BEGIN_NS);
+	int r = call_wait(t, now_ns() + BEGIN_ALONE_NS);
 	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&runs, 1, __ATOMIC_SEQ_CST);
 	/* It may have got into the guest meanwhile. */
@@ -607,16 +632,43 @@ static void move_registers(struct job *j, struct thread *t)
 	}
 }
 
-/* One attempt. 0, -EBUSY: somebody is in the way; -EAGAIN: prepare again; or what relink_apply() says. */
+/* Look through the program's memory while it runs. */
+static void look_ahead(struct job *j)
+{
+	j->ahead = true;
+	if (relink_note(j->link))
+		return;
+	/* A call that is being answered without an exit has not been noted: it is over when its lock was free. That lock
+	 * comes before this one. */
+	pthread_mutex_unlock(&lock);
+	serve_lock();
+	serve_unlock();
+	pthread_mutex_lock(&lock);
+	relink_ahead(j->link);
+	j->noted = true;
+}
+
+/*
+ * One attempt. 0, -EBUSY: somebody is in the way; -EINPROGRESS: nobody is, look_ahead() first; -EAGAIN: prepare again; or
+ * what relink_apply() says.
+ */
 static int attempt(struct job *j)
 {
 	int r = -EBUSY;
+	for (int i = 0; j->noted && i < AGAIN_MAX && relink_again(j->link) > AGAIN_FEW; i++)
+		;
+	/* It has been busy: on a machine with more to do than it has processors its time may be over, which must not
+	 * come while all stand. */
+	rest(NAP_NS);
 	uint64_t since = now_ns();
 	j->attempts++;
 	if (!stop_all(j, since)) {
 		for (unsigned i = 0; i < j->nr; i++)
 			if (!stands(j->thread[i]))
 				note(j, j->thread[i], "the guest, and does not come out");
+	} else if (relink_looks(j->link) && !j->ahead && is_quiet(j)) {
+		r = -EINPROGRESS;
+		j->attempts--;
 	} else if (is_quiet(j)) {
 		struct relink_hooks h = relink_hooks(j->link);
 		bool hooks = h.prepare && h.commit;
@@ -641,7 +693,8 @@ static int attempt(struct job *j)
 		}
 	}
 	let_go();
-	j->pause_ns = now_ns() - since;
+	uint64_t pause = now_ns() - since;
+	j->pause_ns = pause > j->pause_ns ? pause : j->pause_ns;
 	return r;
 }
 
@@ -660,6 +713,7 @@ static void update(struct job *j, int fd)
 	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
 	long wait = WAIT_FIRST_NS;
 	int again = 0;
+	j->stop_ns = STOP_NS;
 	if (__atomic_load_n(&batch.state, __ATOMIC_SEQ_CST) == CALL_RUNNING) {
 		finish(j, EBUSY, "a function of an earlier version has not returned yet");
 		return;
@@ -699,7 +753,17 @@ static void update(struct job *j, int fd)
 			relink_done(j->link, false);
 			return;
 		}
-		while ((r = attempt(j)) == -EBUSY && now_ns() - start < timeout) {
+		j->ahead = j->noted = false;
+		while (((r = attempt(j)) == -EBUSY || r == -EINPROGRESS) && now_ns() - start < timeout) {
+			if (asker_is_gone(j->reply)) {
+				r = -EPIPE;
+				break;
+			}
+			j->stop_ns = (now_ns() - start) * 2 < timeout ? STOP_NS : STOP_LATE_NS;
+			if (r == -EINPROGRESS) {
+				look_ahead(j);
+				continue;
+			}
 			rest(wait);
 			wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
 		}
@@ -710,7 +774,7 @@ static void update(struct job *j, int fd)
 		}
 		if (!r)
 			report(j);
-		else if (r == -EBUSY)
+		else if (r == -EBUSY || r == -EINPROGRESS)
 			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: thread %d is in %s",
 			       j->attempts, j->tid, j->where);
 		else if (r == -EAGAIN && again + 1 >= PREPARE_MAX)
@@ -729,21 +793,21 @@ static void update(struct job *j, int fd)
 	}
 }
 
-/* The next request, with its two descriptors. False: none is there. */
-static bool receive(struct job *j, int fd[2])
+/* The next request, with its two descriptors, or three: the new version's signature. False: none is there. */
+static bool receive(struct job *j, int fd[3])
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(2 * sizeof(int))];
+		char space[CMSG_SPACE(3 * sizeof(int))];
 	} c = { .h = { 0 } };
 	struct iovec v = { &j->q, sizeof j->q };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
-	fd[0] = fd[1] = -1;
+	fd[0] = fd[1] = fd[2] = -1;
 	long n = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
 	if (n < 0)
 		return false;
 	if (m.msg_controllen >= CMSG_LEN(2 * sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(&c.h), 2 * sizeof(int));
+		memcpy(fd, CMSG_DATA(&c.h), (m.msg_controllen >= CMSG_LEN(3 * sizeof(int)) ? 3 : 2) * sizeof(int));
 	if (n != sizeof j->q || j->q.magic != UPDATE_MAGIC || fd[0] < 0 || fd[1] < 0)
 		j->q.magic = 0;
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
@@ -751,22 +815,39 @@ static bool receive(struct job *j, int fd[2])
 	return true;
 }
 
+/* The new version has to pass the policy. What is looked at and mapped from then on is the policy's copy. */
+static bool admit(struct job *j, int fd[3])
+{
+	char why[POLICY_WHY];
+	int own = admit_on ? admit_update(fd[0], fd[2], why) : fd[0];
+	if (own < 0) {
+		finish(j, -own, "nothing is changed: %s", why);
+		return false;
+	}
+	if (own != fd[0])
+		close(fd[0]);
+	fd[0] = own;
+	return true;
+}
+
 static void serve(void)
 {
 	static struct job j;
-	int fd[2];
+	int fd[3];
 	for (;;) {
 		memset(&j, 0, sizeof j);
 		if (!receive(&j, fd))
 			return;
 		j.reply = fd[1];
 		pthread_mutex_lock(&lock);
-		if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
+		if (j.q.magic && asker_is_gone(fd[1]))
+			kx_log(KX_LOG_INFO, "update", "a request whose asker is gone");
+		else if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
 			finish(&j, EAGAIN, "a request for another process");
-		else if (j.q.magic)
+		else if (j.q.magic && admit(&j, fd))
 			update(&j, fd[0]);
 		pthread_mutex_unlock(&lock);
-		for (int i = 0; i < 2; i++)
+		for (int i = 0; i < 3; i++)
 			if (fd[i] >= 0)
 				close(fd[i]);
 	}
@@ -778,6 +859,7 @@ static void *service(void *arg)
 	/* A table of its own: what it receives is not seen in the program's. */
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	prctl(PR_SET_NAME, PVM_THREADS "update");
+	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
 		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
@@ -807,6 +889,7 @@ bool update_poked(void)
 	int r = -fd_grow();
 	pthread_mutex_lock(&pvm.thr_lock);
 	if (!r && served_by != pvm.pid) {
+		spare_forbid();
 		r = thread_own_start(NULL, STACK, service, NULL);
 		if (!r)
 			served_by = pvm.pid;
@@ -828,6 +911,7 @@ void update_fork_child(void)
 	update_stop = 0;
 	update_runner = NULL;
 	poked = 0;
+	written_fork_child();
 	if (pending && batch.state != CALL_RUNNING)
 		relink_done(pending, false);
 	pending = NULL;

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -50,6 +51,9 @@ static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion
 
 int vm_open(struct kx_err *err)
 {
+	if (getauxval(AT_SYSINFO_EHDR) == KX_VDSO_BASE)
+		return kx_err_set(err, ENOTSUP,
+				  "run: this is a pVM already (start the program itself: it gets a pVM of its own)");
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
@@ -215,7 +219,7 @@ static int vcpu_fixed_state(struct thread *t)
 
 int vcpu_block_prepare(int index) { return vcpu_block(index); }
 
-int vcpu_create(struct thread *t)
+int vcpu_open(struct thread *t)
 {
 	int r = vcpu_block(t->index), fd;
 	if (r)
@@ -237,7 +241,15 @@ int vcpu_create(struct thread *t)
 	madvise(run, pvm.kvm_run_size, MADV_DONTFORK); /* drop_vcpu() in a child relies on it */
 	run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
 	t->run = run;
-	return vcpu_fixed_state(t);
+	return 0;
+}
+
+int vcpu_set_up(struct thread *t) { return vcpu_fixed_state(t); }
+
+int vcpu_create(struct thread *t)
+{
+	int r = vcpu_open(t);
+	return r ? r : vcpu_fixed_state(t);
 }
 
 void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs)

@@ -12,6 +12,9 @@ void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cp
 int vm_create(struct kx_err *err);
 /* Give t a vCPU: descriptor, run area, fixed registers. t->index and t->area are set. 0 or -errno. */
 int vcpu_create(struct thread *t);
+/* Its two steps: the descriptor and run area; the rest. */
+int vcpu_open(struct thread *t);
+int vcpu_set_up(struct thread *t);
 /* Let t's vCPU continue with these registers. They take effect with its next KVM_RUN, at no call of their own. */
 void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs);
 /* The part of it that takes memory of the system region: for a thread whose vCPU a child of vfork will make. */

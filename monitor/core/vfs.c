@@ -30,6 +30,13 @@ void vfs_init(void)
 	vfs_cwd_changed();
 }
 
+bool vfs_is_proc_dir(int fd)
+{
+	struct stat st;
+	struct statfs fs;
+	return !fstat(fd, &st) && S_ISDIR(st.st_mode) && !fstatfs(fd, &fs) && fs.f_type == PROC_SUPER_MAGIC;
+}
+
 static bool below_proc(const char *s) { return !strncmp(s, "/proc", 5) && (s[5] == '/' || !s[5]); }
 
 /* The working directory's path: its length, or -errno. */

@@ -12,6 +12,8 @@
 
 /* Once, inside the view and before any guest code. */
 void vfs_init(void);
+/* A directory of the host's procfs: by such a descriptor the program would reach the monitor's own mem. */
+bool vfs_is_proc_dir(int fd);
 
 /*
  * Classify the path that was just copied into path (c->path_buf[c->nr_paths - 1]; not empty). *proc becomes its

@@ -1,19 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "procfs.h"
-#include <dirent.h>
+#include "procfs_priv.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/memfd.h>
 #include <linux/stat.h>
-#include <sched.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
@@ -23,398 +18,19 @@
 #include <unistd.h>
 #include "../core/family.h"
 #include "../core/gmem.h"
+#include "../core/ipc.h"
 #include "../core/keeper.h"
+#include "../core/spare.h"
 #include "../core/thread.h"
 
-#define PAGE 4096ul
-#define TEXT_MAX (256u << 20)
 #define MEM_NAME "kxproc:" /* our memory files in links of self/fd */
-#define PRIVATE_STACK (128 << 10)
-
-/* ---- text ------------------------------------------------------------------------------------------------------ */
-
-struct text {
-	char *p;
-	size_t len, cap;
-	int err; /* 0 or -errno: the first that happened */
-};
-
-static bool text_room(struct text *t, size_t more)
-{
-	if (t->err || t->len + more + 1 <= t->cap)
-		return !t->err;
-	size_t cap = (t->len + more + 1) * 2 < 4096 ? 4096 : (t->len + more + 1) * 2;
-	char *p = cap <= TEXT_MAX ? realloc(t->p, cap) : NULL;
-	if (!p) {
-		t->err = -ENOMEM;
-		return false;
-	}
-	t->p = p;
-	t->cap = cap;
-	return true;
-}
-
-static void text_add(struct text *t, const void *s, size_t len)
-{
-	if (!text_room(t, len))
-		return;
-	memcpy(t->p + t->len, s, len);
-	t->len += len;
-	t->p[t->len] = 0;
-}
-
-__attribute__((format(printf, 2, 3))) static void text_printf(struct text *t, const char *fmt, ...)
-{
-	va_list ap;
-	va_start(ap, fmt);
-	int n = vsnprintf(NULL, 0, fmt, ap);
-	va_end(ap);
-	if (n < 0 || !text_room(t, (size_t)n))
-		return;
-	va_start(ap, fmt);
-	vsnprintf(t->p + t->len, (size_t)n + 1, fmt, ap);
-	va_end(ap);
-	t->len += (size_t)n;
-}
-
-static void text_free(struct text *t)
-{
-	free(t->p);
-	*t = (struct text){ 0 };
-}
-
-/* ---- a table of descriptors of one's own ---------------------------------------------------------------------------
- *
- * A descriptor of the host's /proc/self/maps or of a directory of procfs, open for an instant at a low number, could
- * be used by another thread of the guest in that instant. So such files are opened by a thread that lives for one
- * function, does not share the table, and for whose end the caller waits (it borrows our TLS). Not by CLONE_VFORK: who
- * waits so takes no part in a stop of the process, which would then wait for it for ever.
- * "self" is the same process for it; "thread-self" is not us.
- */
-struct private_call {
-	int (*fn)(void *arg);
-	void *arg;
-	int r;
-};
-
-static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
-static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
-
-static bool private_direct; /* no such thread could be had */
-static pid_t private_last;  /* the thread last made so: it may still be closing its descriptors */
-
-static __thread int proc_depth; /* who lists members looks at each */
-
-/* A child of vfork takes no lock and has a stack of its own; what it finds in /proc is its own, too. */
-static void proc_enter(void)
-{
-	if (!is_vfork_child() && !proc_depth++)
-		pthread_mutex_lock(&proc_lock);
-}
-
-static void proc_leave(void)
-{
-	if (!is_vfork_child() && !--proc_depth)
-		pthread_mutex_unlock(&proc_lock);
-}
-
-static int private_entry(void *p)
-{
-	struct private_call *c = p;
-	c->r = c->fn(c->arg);
-	return 0;
-}
-
-/* Between proc_enter() and proc_leave(). */
-static int private_run(int (*fn)(void *arg), void *arg)
-{
-	struct private_call c = { fn, arg, -EIO };
-	char *stack = is_vfork_child() ? malloc(PRIVATE_STACK) : private_stack;
-	uint64_t all = ~0ull, old = 0;
-	if (!stack)
-		return -ENOMEM;
-	int *running = &self->private_tid; /* cleared by the kernel at its end */
-	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
-	int tid = clone(private_entry, stack + PRIVATE_STACK,
-			CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PARENT_SETTID |
-				CLONE_CHILD_CLEARTID,
-			&c, running, NULL, running);
-	int e = errno;
-	/* Nothing here may use the TLS, errno included. */
-	for (int v; tid > 0 && (v = __atomic_load_n(running, __ATOMIC_ACQUIRE));)
-		host_call(SYS_futex, (long)running, FUTEX_WAIT, v, 0, 0, 0);
-	if (!is_vfork_child())
-		private_last = tid;
-	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
-	if (stack != private_stack)
-		free(stack);
-	if (tid < 0 && e == EAGAIN && !is_vfork_child() && pvm.nr_threads == 1) {
-		/* The limit of processes. Nobody else of the program's is there to see a descriptor. */
-		private_direct = true;
-		fd_limit_lift();
-		c.r = fn(arg);
-		fd_limit_drop();
-		private_direct = false;
-		return c.r;
-	}
-	return tid < 0 ? -e : c.r;
-}
-
-/*
- * The end of such a thread closes its copies of all descriptors, and for a message queue that counts as the process's own
- * close: the kernel drops the process's mq_notify(2) registration. So before there is one, a thread is made that stays,
- * with procfs alone in its table, and from then on does what needs nothing else.
- */
-static struct {
-	pid_t pid; /* the process that it belongs to, 0 = there is none */
-	int dir;   /* procfs, in its table */
-	uint32_t asked, done;
-	int (*fn)(void *arg, int dir);
-	void *arg;
-	int r;
-	char stack[PRIVATE_STACK] __attribute__((aligned(64)));
-} * resident;
-
-static int resident_main(void *p)
-{
-	(void)p;
-	HC6(SYS_prctl, PR_SET_NAME, PVM_THREADS "proc", 0, 0, 0, 0);
-	if (HC6(SYS_close_range, 0, (unsigned)resident->dir - 1, 0, 0, 0, 0) ||
-	    HC6(SYS_close_range, (unsigned)resident->dir + 1, ~0u, 0, 0, 0, 0))
-		return 0; /* `pid` stays 0: it was no use */
-	for (uint32_t n = 0;; n++) {
-		__atomic_store_n(&resident->done, n + 1, __ATOMIC_SEQ_CST);
-		HC6(SYS_futex, &resident->done, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
-		while (__atomic_load_n(&resident->asked, __ATOMIC_SEQ_CST) == n)
-			HC6(SYS_futex, &resident->asked, FUTEX_WAIT_PRIVATE, n, 0, 0, 0);
-		resident->r = resident->fn(resident->arg, resident->dir);
-	}
-}
-
-static void resident_wait(uint32_t n)
-{
-	for (uint32_t v; (v = __atomic_load_n(&resident->done, __ATOMIC_SEQ_CST)) != n;)
-		HC6(SYS_futex, &resident->done, FUTEX_WAIT_PRIVATE, v, 0, 0, 0);
-}
-
-int procfs_keep_notify(void)
-{
-	const int flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
-	uint64_t all = ~0ull, old = 0;
-	int r = 0;
-	if (is_vfork_child())
-		return 0;
-	proc_enter();
-	if (!resident && !(resident = calloc(1, sizeof *resident)))
-		r = -ENOMEM;
-	if (!r && resident->pid != pvm.pid) {
-		while (private_last > 0 && !host_call(SYS_tgkill, pvm.pid, private_last, 0, 0, 0, 0))
-			host_call(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
-		resident->dir = pvm.proc_fd;
-		resident->asked = resident->done = 0;
-		host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&all, (long)&old, 8, 0, 0);
-		if (clone(resident_main, resident->stack + PRIVATE_STACK, flags, NULL) < 0)
-			r = -errno;
-		host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&old, 0, 8, 0, 0);
-		if (!r) {
-			resident_wait(1);
-			resident->pid = pvm.pid;
-		}
-	}
-	proc_leave();
-	return r;
-}
-
-/* fn with a descriptor of procfs, where nobody sees what it opens. Between proc_enter() and proc_leave(). */
-struct with_dir {
-	int (*fn)(void *arg, int dir);
-	void *arg;
-};
-
-static int with_dir_entry(void *p)
-{
-	struct with_dir *w = p;
-	return w->fn(w->arg, pvm.proc_fd);
-}
-
-static int private_run_dir(int (*fn)(void *arg, int dir), void *arg)
-{
-	struct with_dir w = { fn, arg };
-	if (!resident || resident->pid != pvm.pid || is_vfork_child())
-		return private_run(with_dir_entry, &w);
-	uint32_t n = resident->asked + 1;
-	resident->fn = fn;
-	resident->arg = arg;
-	__atomic_store_n(&resident->asked, n, __ATOMIC_SEQ_CST);
-	HC6(SYS_futex, &resident->asked, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
-	resident_wait(n + 1);
-	return resident->r;
-}
-
-/* There. The program may have all numbers in use that its limit allows: one less in our copy of the table. */
-static long private_open(int dirfd, const char *path, int flags)
-{
-	long fd = HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
-	if (fd != -EMFILE || private_direct)
-		return fd;
-	HC6(SYS_close, 0, 0, 0, 0, 0, 0);
-	return HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
-}
-
-struct read_args {
-	const char *rel;
-	struct text *t;
-};
-
-static int read_fn(void *p, int dir)
-{
-	struct read_args *a = p;
-	long fd = private_open(dir, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
-	while (n >= 0) {
-		if (!text_room(a->t, 16384)) {
-			n = a->t->err;
-			break;
-		}
-		n = HC6(SYS_read, fd, a->t->p + a->t->len, a->t->cap - a->t->len - 1, 0, 0, 0);
-		if (n == -EINTR)
-			n = 0;
-		else if (n == 0)
-			break;
-		if (n > 0)
-			a->t->len += (size_t)n;
-	}
-	if (a->t->p)
-		a->t->p[a->t->len] = 0;
-	if (fd >= 0)
-		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	return n < 0 ? (int)n : 0;
-}
-
-/* Append the host's file to t (NUL-terminated). */
-static int host_read(const char *rel, struct text *t)
-{
-	struct read_args a = { rel, t };
-	proc_enter();
-	int r = private_run_dir(read_fn, &a);
-	proc_leave();
-	if (r < 0)
-		t->err = r;
-	else
-		text_add(t, "", 0);
-	return r;
-}
-
-struct peek_args {
-	const char *rel;
-	char *buf;
-	size_t len;
-};
-
-static int peek_fn(void *p, int dir)
-{
-	struct peek_args *a = p;
-	long fd = private_open(dir, a->rel, O_RDONLY | O_NOFOLLOW), n = fd;
-	if (fd >= 0) {
-		n = HC6(SYS_read, fd, a->buf, a->len - 1, 0, 0, 0);
-		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	}
-	a->buf[n > 0 ? n : 0] = 0;
-	return (int)n;
-}
-
-int procfs_peek(const char *rel, char *buf, size_t len)
-{
-	struct peek_args a = { rel, buf, len };
-	proc_enter();
-	int r = private_run_dir(peek_fn, &a);
-	proc_leave();
-	return r;
-}
-
-struct list_args {
-	int dirfd;
-	const char *path;
-	struct text *t;
-};
-
-static int list_fn(void *p)
-{
-	struct list_args *a = p;
-	char buf[8192];
-	long n, fd = private_open(a->dirfd, a->path, O_RDONLY | O_DIRECTORY);
-	if (fd < 0)
-		return (int)fd;
-	while ((n = HC6(SYS_getdents64, fd, buf, sizeof buf, 0, 0, 0)) > 0)
-		for (long i = 0; i < n;) {
-			struct dirent64 *d = (void *)(buf + i);
-			if (d->d_name[0] != '.')
-				text_add(a->t, d->d_name, strlen(d->d_name) + 1);
-			i += d->d_reclen;
-		}
-	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	return n < 0 ? (int)n : a->t->err;
-}
-
-/* Append the names in a directory to t, each with its NUL. As private_run(). */
-static int list_locked(int dirfd, const char *path, struct text *t)
-{
-	struct list_args a = { dirfd, path, t };
-	return private_run(list_fn, &a);
-}
-
 /* ---- names ----------------------------------------------------------------------------------------------------- */
-
-enum kind {
-	D_ROOT,
-	D_PID,
-	D_FD,
-	D_FDINFO,
-	D_TASKS,
-	D_NET,
-	D_SYSVIPC,
-	D_SYS,
-	L_SELF,
-	L_THREAD,
-	L_MOUNTS,
-	L_NET,
-	L_EXE,
-	L_CWD,
-	L_ROOT,
-	L_FD,
-	F_FDINFO,
-	F_PID,
-	F_GLOBAL,
-	F_NET,
-	F_SYS,
-};
-
-/* How a file about the process is made. */
-enum gen {
-	G_MAPS,
-	G_SMAPS,
-	G_ROLLUP,
-	G_STATUS,
-	G_STAT,
-	G_STATM,
-	G_CMDLINE,
-	G_ENVIRON,
-	G_AUXV,
-	G_LIMITS,
-	G_MOUNTS,
-	G_COPY,   /* the host's text; it is about this process */
-	G_THREAD, /* as G_COPY, but the same for all threads and gone with the first one: ask for a live one */
-	G_REAL,   /* the host's file, which may be written */
-};
 
 /*
  * Not loginuid and sessionid: as on a kernel without auditing. One that can be read and not be written (nobody in the
  * jail may set it) makes PAM refuse a login.
  */
-static const struct pid_file {
-	const char *name;
-	enum gen gen;
-	bool members; /* also of other members of the family */
-} pid_files[] = {
+static const struct pid_file pid_files[] = {
 	{ "maps", G_MAPS, false },
 	{ "smaps", G_SMAPS, false },
 	{ "smaps_rollup", G_ROLLUP, false },
@@ -500,15 +116,6 @@ static const char *const sys_files[] = { "vm/overcommit_memory",
 					 "fs/epoll/*",
 					 NULL };
 
-struct node {
-	enum kind kind;
-	pid_t pid; /* another member of the family; 0 = the caller */
-	pid_t tid; /* of a path below task/; 0 = of the process */
-	int fd;
-	const struct pid_file *file;
-	char name[256]; /* F_GLOBAL, F_NET: the name; D_SYS, F_SYS: path below sys/ */
-};
-
 static bool in_list(const char *const *list, const char *name)
 {
 	for (; *list; list++)
@@ -554,8 +161,6 @@ static bool set_name(struct node *n, const char *s)
 {
 	return snprintf(n->name, sizeof n->name, "%s", s) < (int)sizeof n->name;
 }
-
-static bool task_is_shown(pid_t pid, pid_t tid);
 
 /* What is below self/ or <pid>/ (n->pid), or task/<tid>/ of one (n->tid). */
 static int parse_pid(const char *s, struct node *n)
@@ -630,6 +235,8 @@ static int parse_plain(const char *s, struct node *n)
 	}
 	if (in_list(global_files, s) || (!strncmp(s, "sysvipc/", 8) && in_list(sysvipc_files, s + 8))) {
 		n->kind = F_GLOBAL;
+		if (!strcmp(s, "sysvipc/msg"))
+			ipc_settle();
 		return set_name(n, s) ? 0 : -ENOENT;
 	}
 	int k = !strncmp(s, "sys/", 4) ? sys_kind(s + 4) : 0;
@@ -641,8 +248,6 @@ static int parse_plain(const char *s, struct node *n)
 
 static bool is_dir(const struct node *n) { return n->kind <= D_SYS; }
 static bool is_link(const struct node *n) { return n->kind >= L_SELF && n->kind <= L_FD; }
-
-static pid_t own_tid(void) { return (pid_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0); }
 
 /* Links whose target is in procfs itself. */
 static void follow(struct node *n)
@@ -752,610 +357,16 @@ static void host_path(const struct node *n, char out[512])
 	}
 }
 
-/* ---- the memory map -------------------------------------------------------------------------------------------- */
-
-#define FIELDS_MAX 40
-
-/* A mapping of the host inside the guest's space. Strings point into the text that it was read from. */
-struct hvma {
-	uint64_t start, end, off; /* guest addresses */
-	const char *dev, *inode, *name;
-	int dev_len, inode_len, name_len;
-	const char *fields; /* smaps: the lines below, up to fields_end */
-	const char *fields_end;
-	uint64_t left[FIELDS_MAX]; /* kB not yet told, by line */
-	bool opened;
-};
-
-struct hmaps {
-	struct text text;
-	struct hvma *v;
-	size_t n, cap;
-};
-
-static bool hvma_parse(const char *line, const char *eol, struct hvma *v)
-{
-	char *p;
-	uint64_t base = (uint64_t)pvm.base;
-	memset(v, 0, sizeof *v);
-	uint64_t start = strtoull(line, &p, 16);
-	if (*p != '-')
-		return false;
-	uint64_t end = strtoull(p + 1, &p, 16);
-	if (start < base || end > base + KX_SPACE_SIZE || p + 6 > eol)
-		return false;
-	v->start = start - base;
-	v->end = end - base;
-	v->off = strtoull(p + 6, &p, 16);
-	while (p < eol && *p == ' ')
-		p++;
-	v->dev = p;
-	while (p < eol && *p != ' ')
-		p++;
-	v->dev_len = (int)(p - v->dev);
-	while (p < eol && *p == ' ')
-		p++;
-	v->inode = p;
-	while (p < eol && *p != ' ')
-		p++;
-	v->inode_len = (int)(p - v->inode);
-	while (p < eol && *p == ' ')
-		p++;
-	v->name = p;
-	v->name_len = (int)(eol - p);
-	return true;
-}
-
-static int hmaps_read(struct hmaps *m, bool smaps)
-{
-	char rel[64];
-	memset(m, 0, sizeof *m);
-	snprintf(rel, sizeof rel, "self/task/%d/%s", own_tid(), smaps ? "smaps" : "maps");
-	int r = host_read(rel, &m->text);
-	if (r < 0)
-		return r;
-	struct hvma *cur = NULL;
-	const char *end = m->text.p + m->text.len;
-	for (const char *s = m->text.p, *eol; s < end; s = eol + 1) {
-		eol = memchr(s, '\n', (size_t)(end - s));
-		if (!eol)
-			break;
-		if (*s >= 'A' && *s <= 'Z') { /* a field of smaps: addresses are in small letters */
-			if (cur)
-				cur->fields_end = eol + 1;
-			continue;
-		}
-		if (m->n == m->cap) {
-			size_t cap = m->cap ? m->cap * 2 : 64;
-			struct hvma *v = realloc(m->v, cap * sizeof *v);
-			if (!v)
-				return -ENOMEM;
-			m->v = v;
-			m->cap = cap;
-		}
-		cur = NULL;
-		if (hvma_parse(s, eol, &m->v[m->n])) {
-			cur = &m->v[m->n++];
-			cur->fields = cur->fields_end = eol + 1;
-		}
-	}
-	return 0;
-}
-
-static void hmaps_free(struct hmaps *m)
-{
-	text_free(&m->text);
-	free(m->v);
-}
-
-struct piece {
-	uint64_t start, end;
-	const struct gmem_region *r;
-	struct hvma *v; /* NULL: the host has changed it meanwhile */
-};
-
-/* All of the program's regions, cut where the host's mappings are. */
-static void for_pieces(struct hmaps *m, void (*fn)(void *arg, const struct piece *p), void *arg)
-{
-	struct gmem_region r;
-	size_t i = 0;
-	for (uint64_t at = 0; gmem_query(at, &r) && r.start < KX_USER_END; at = r.end) {
-		if (r.flags & GMEM_TRAMP)
-			continue;
-		for (uint64_t a = r.start; a < r.end;) {
-			while (i < m->n && m->v[i].end <= a)
-				i++;
-			struct piece p = { a, r.end, &r, NULL };
-			if (i < m->n && m->v[i].start <= a)
-				p.v = &m->v[i];
-			uint64_t stop = p.v ? p.v->end : i < m->n ? m->v[i].start : r.end;
-			if (stop < p.end)
-				p.end = stop;
-			fn(arg, &p);
-			a = p.end;
-		}
-	}
-}
-
-static const char *region_label(const struct gmem_region *r, uint64_t brk)
-{
-	if (!(r->flags & MAP_ANONYMOUS) || r->flags & MAP_SHARED)
-		return NULL;
-	if (r->start < pvm.stack_top && r->end >= pvm.stack_top)
-		return "[stack]";
-	return r->start < brk && r->end > pvm.brk_start ? "[heap]" : NULL;
-}
-
-struct maps_out {
-	struct text *t;
-	uint64_t brk;
-	bool smaps;
-	uint64_t sums[FIELDS_MAX]; /* rollup */
-	struct hmaps *m;
-};
-
-static void put_head(struct text *t, uint64_t start, uint64_t end, const char *perm, uint64_t off, const char *dev,
-		     int dev_len, const char *inode, int inode_len, const char *name, int name_len)
-{
-	size_t at = t->len;
-	text_printf(t, "%08" PRIx64 "-%08" PRIx64 " %s %08" PRIx64 " %.*s %.*s ", start, end, perm, off, dev_len, dev,
-		    inode_len, inode);
-	if (name_len) {
-		int pad = 73 - (int)(t->len - at);
-		text_printf(t, "%*s%.*s", pad > 0 ? pad : 0, "", name_len, name);
-	}
-	text_add(t, "\n", 1);
-}
-
-static bool field_kb(const char *s, const char *eol, int *key_len, uint64_t *kb)
-{
-	const char *colon = memchr(s, ':', (size_t)(eol - s));
-	if (!colon || eol - s < 4 || memcmp(eol - 3, " kB", 3))
-		return false;
-	*key_len = (int)(colon - s) + 1;
-	*kb = strtoull(colon + 1, NULL, 10);
-	return true;
-}
-
-static bool key_is(const char *s, const char *key) { return !strncmp(s, key, strlen(key)); }
-
-/*
- * The numbers of a host mapping that holds several pieces go to the first piece as far as they fit, then to the
- * next: sums stay right.
- */
-static void put_fields(struct maps_out *o, const struct piece *p, bool sum)
-{
-	uint64_t size = (p->end - p->start) >> 10;
-	int i = 0, key;
-	if (!p->v)
-		return;
-	for (const char *s = p->v->fields, *eol; s < p->v->fields_end; s = eol + 1, i++) {
-		uint64_t kb;
-		eol = memchr(s, '\n', (size_t)(p->v->fields_end - s));
-		if (!eol)
-			break;
-		if (!field_kb(s, eol, &key, &kb) || i >= FIELDS_MAX) {
-			if (!sum)
-				text_add(o->t, s, (size_t)(eol + 1 - s));
-			continue;
-		}
-		if (key_is(s, "Size:")) {
-			kb = size;
-		} else if (!key_is(s, "KernelPageSize:") && !key_is(s, "MMUPageSize:")) {
-			if (!p->v->opened)
-				p->v->left[i] = kb;
-			kb = p->v->left[i] < size ? p->v->left[i] : size;
-			p->v->left[i] -= kb;
-			o->sums[i] += kb;
-		}
-		if (!sum)
-			text_printf(o->t, "%-16.*s%8" PRIu64 " kB\n", key, s, kb);
-	}
-	p->v->opened = true;
-}
-
-static void maps_piece(void *arg, const struct piece *p)
-{
-	struct maps_out *o = arg;
-	int prot = p->r->prot;
-	char perm[5] = { prot & PROT_READ ? 'r' : '-', prot & PROT_WRITE ? 'w' : '-', prot & PROT_EXEC ? 'x' : '-',
-			 p->r->flags & MAP_SHARED ? 's' : 'p', 0 };
-	const char *label = region_label(p->r, o->brk);
-	const struct hvma *v = p->v;
-	bool file = v && !(v->inode_len == 1 && v->inode[0] == '0');
-	struct gmem_text_file f;
-	if (p->r->flags & GMEM_TEXT && gmem_text_file(p->start, &f)) {
-		char dev[16], ino[24];
-		int dl = snprintf(dev, sizeof dev, "%02x:%02x", major(f.dev), minor(f.dev));
-		int il = snprintf(ino, sizeof ino, "%" PRIu64, f.ino);
-		put_head(o->t, p->start, p->end, perm, f.off, dev, dl, ino, il, f.path, (int)strlen(f.path));
-	} else if (label || !v)
-		put_head(o->t, p->start, p->end, perm, 0, "00:00", 5, "0", 1, label ? label : "",
-			 label ? (int)strlen(label) : 0);
-	else
-		put_head(o->t, p->start, p->end, perm, file ? v->off + (p->start - v->start) : 0, v->dev, v->dev_len,
-			 v->inode, v->inode_len, v->name, v->name_len);
-	if (o->smaps)
-		put_fields(o, p, false);
-}
-
-static void rollup_piece(void *arg, const struct piece *p) { put_fields(arg, p, true); }
-
-static int gen_maps(struct text *t, enum gen gen)
-{
-	struct hmaps m;
-	struct maps_out o = { .t = t, .brk = gmem_brk(0), .smaps = gen == G_SMAPS };
-	int r = hmaps_read(&m, gen != G_MAPS);
-	if (!r && gen != G_ROLLUP) {
-		for_pieces(&m, maps_piece, &o);
-		put_head(t, KX_VDSO_BASE, KX_VDSO_BASE + 0x10000, "r-xp", 0, "00:00", 5, "0", 1, "[vdso]", 6);
-		if (o.smaps)
-			text_printf(t,
-				    "%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\n%-16s%8d kB\nVmFlags: rd ex "
-				    "mr mw me de \n",
-				    "Size:", 64, "KernelPageSize:", 4, "MMUPageSize:", 4, "Rss:", 0, "Pss:", 0);
-	} else if (!r) {
-		struct gmem_region first = { 0 };
-		gmem_query(0, &first);
-		for_pieces(&m, rollup_piece, &o);
-		put_head(t, first.start, KX_VDSO_BASE + 0x10000, "---p", 0, "00:00", 5, "0", 1, "[rollup]", 8);
-		int i = 0, key;
-		uint64_t kb;
-		/* All mappings have the same lines: take the names from any. */
-		for (const char *s = m.n ? m.v[0].fields : "", *eol; m.n && s < m.v[0].fields_end; s = eol + 1, i++) {
-			eol = strchr(s, '\n');
-			if (field_kb(s, eol, &key, &kb) && i < FIELDS_MAX && !key_is(s, "Size:") &&
-			    !key_is(s, "KernelPageSize:") && !key_is(s, "MMUPageSize:"))
-				text_printf(t, "%-16.*s%8" PRIu64 " kB\n", key, s, o.sums[i]);
-		}
-	}
-	hmaps_free(&m);
-	return r;
-}
-
-/* ---- sizes ----------------------------------------------------------------------------------------------------- */
-
-struct vm_sizes {
-	uint64_t total, peak, data, stack, exe, lib; /* bytes */
-};
-
-static struct vm_sizes vm_sizes(void)
-{
-	static uint64_t peak;
-	struct vm_sizes s = { 0 };
-	struct gmem_region r;
-	for (uint64_t at = 0; gmem_query(at, &r) && r.start < KX_USER_END; at = r.end) {
-		uint64_t n = r.end - r.start;
-		if (r.flags & GMEM_TRAMP)
-			continue;
-		s.total += n;
-		if (r.start < pvm.stack_top && r.end >= pvm.stack_top)
-			s.stack += n;
-		else if (r.prot & PROT_WRITE && !(r.flags & MAP_SHARED))
-			s.data += n;
-		else if (r.prot & PROT_EXEC)
-			*(r.end <= pvm.brk_start ? &s.exe : &s.lib) += n;
-	}
-	s.peak = __atomic_load_n(&peak, __ATOMIC_RELAXED);
-	if (s.total > s.peak)
-		__atomic_store_n(&peak, s.peak = s.total, __ATOMIC_RELAXED);
-	return s;
-}
-
-static int nr_threads(void) { return __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED); }
-
-static int gen_status(struct text *t, const char *host)
-{
-	struct text in = { 0 };
-	struct vm_sizes s = vm_sizes();
-	int r = host_read(host, &in);
-	if (r < 0)
-		return r;
-	const struct {
-		const char *key;
-		uint64_t kb;
-		bool cap; /* the host's number, but no more than this: it has the monitor in it */
-	} size[] = { { "VmPeak:", s.peak >> 10, false }, { "VmSize:", s.total >> 10, false },
-		     { "VmHWM:", s.total >> 10, true },  { "VmRSS:", s.total >> 10, true },
-		     { "VmData:", s.data >> 10, false }, { "VmStk:", s.stack >> 10, false },
-		     { "VmExe:", s.exe >> 10, false },   { "VmLib:", s.lib >> 10, false } };
-	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
-		unsigned i = 0, n = sizeof size / sizeof *size;
-		while (i < n && !key_is(p, size[i].key))
-			i++;
-		if (i < n) {
-			uint64_t v = strtoull(p + strlen(size[i].key), NULL, 10);
-			if (!size[i].cap || v > size[i].kb)
-				v = size[i].kb;
-			text_printf(t, "%s\t%8" PRIu64 " kB\n", size[i].key, v);
-		} else if (key_is(p, "State:\tD")) { /* it waits for private_run() */
-			text_printf(t, "State:\tR (running)\n");
-		} else if (key_is(p, "FDSize:")) {
-			unsigned long n = strtoul(p + 7, NULL, 10);
-			text_printf(t, "FDSize:\t%lu\n", n < 256 ? n : 256);
-		} else if (key_is(p, "Threads:")) {
-			text_printf(t, "Threads:\t%d\n", nr_threads());
-		} else if (key_is(p, "NoNewPrivs:")) {
-			text_printf(t, "NoNewPrivs:\t%d\n", pvm.no_new_privs);
-		} else {
-			text_add(t, p, (size_t)(eol + 1 - p));
-		}
-	}
-	text_free(&in);
-	return 0;
-}
-
-/* proc(5): fields by number; (2) is the name, which may hold anything. */
-static int gen_stat(struct text *t, const char *host)
-{
-	struct text in = { 0 };
-	struct vm_sizes s = vm_sizes();
-	int r = host_read(host, &in), field = 3;
-	if (r < 0)
-		return r;
-	char *p = strrchr(in.p, ')');
-	if (!p) {
-		text_free(&in);
-		return -EIO;
-	}
-	text_add(t, in.p, (size_t)(p + 1 - in.p));
-	for (char *save, *tok = strtok_r(p + 1, " \n", &save); tok; tok = strtok_r(NULL, " \n", &save), field++) {
-		uint64_t v, pages = s.total / PAGE;
-		switch (field) {
-		case 3: /* it waits for private_run() */
-			text_printf(t, " %s", *tok == 'D' ? "R" : tok);
-			continue;
-		case 20:
-			v = (uint64_t)nr_threads();
-			break;
-		case 23:
-			v = s.total;
-			break;
-		case 24:
-			v = strtoull(tok, NULL, 10) < pages ? strtoull(tok, NULL, 10) : pages;
-			break;
-		case 28:
-			v = pvm.stack_top;
-			break;
-		case 47:
-			v = pvm.brk_start;
-			break;
-		case 48:
-			v = pvm.arg_start;
-			break;
-		case 49:
-			v = pvm.arg_end;
-			break;
-		case 50:
-			v = pvm.env_start;
-			break;
-		case 51:
-			v = pvm.env_end;
-			break;
-		case 26:
-		case 27:
-		case 29:
-		case 30:
-		case 35:
-		case 45:
-		case 46:
-			v = 0;
-			break;
-		default:
-			text_printf(t, " %s", tok);
-			continue;
-		}
-		text_printf(t, " %" PRIu64, v);
-	}
-	text_add(t, "\n", 1);
-	text_free(&in);
-	return 0;
-}
-
-static int gen_statm(struct text *t, const char *host)
-{
-	struct text in = { 0 };
-	struct vm_sizes s = vm_sizes();
-	uint64_t total, rss = 0, shared = 0;
-	int r = host_read(host, &in);
-	if (r < 0)
-		return r;
-	if (sscanf(in.p, "%" SCNu64 " %" SCNu64 " %" SCNu64, &total, &rss, &shared) != 3)
-		rss = shared = 0;
-	total = s.total / PAGE;
-	rss = rss < total ? rss : total;
-	shared = shared < rss ? shared : rss;
-	text_printf(t, "%" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRIu64 " 0 %" PRIu64 " 0\n", total, rss, shared,
-		    (s.exe + s.lib) / PAGE, (s.data + s.stack) / PAGE);
-	text_free(&in);
-	return 0;
-}
-
-/* ---- other members ---------------------------------------------------------------------------------------------
- *
- * What the host's procfs says of their monitors, without what is the monitors': addresses, the reservation of guest
- * memory in sizes, threads of the kernel's. The size of a member's memory is not known here; told is what it can be at
- * least.
- */
-
-#define USER_WORKER 0x4000 /* PF_USER_WORKER in the flags of stat: KVM's */
-
-static bool task_is_shown(pid_t pid, pid_t tid)
-{
-	struct text in = { 0 };
-	char rel[64];
-	unsigned long flags;
-	snprintf(rel, sizeof rel, "%d/task/%d/stat", pid, tid);
-	bool shown = false;
-	if (host_read(rel, &in) >= 0) {
-		char *name = strchr(in.p, '('), *p = strrchr(in.p, ')');
-		shown = p && name && strncmp(name + 1, PVM_THREADS, sizeof PVM_THREADS - 1) &&
-			sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %lu", &flags) == 1 && !(flags & USER_WORKER);
-	}
-	text_free(&in);
-	return shown;
-}
-
-/* Append its threads, each with its NUL; returns their number. */
-static int member_tasks(pid_t pid, struct text *t)
-{
-	struct text all = { 0 };
-	char rel[64];
-	int n = 0;
-	snprintf(rel, sizeof rel, "%d/task", pid);
-	proc_enter();
-	int r = list_locked(pvm.proc_fd, rel, &all);
-	proc_leave();
-	for (size_t i = 0; !r && i < all.len; i += strlen(all.p + i) + 1)
-		if (task_is_shown(pid, atoi(all.p + i))) {
-			n++;
-			if (t)
-				text_add(t, all.p + i, strlen(all.p + i) + 1);
-		}
-	text_free(&all);
-	return n;
-}
-
-static uint64_t line_kb(const char *text, const char *key)
-{
-	const char *p = strstr(text, key);
-	return p ? strtoull(p + strlen(key), NULL, 10) : 0;
-}
-
-/* Kilobytes of private writable memory that a monitor has beside the program's: those of this one. */
-static uint64_t own_overhead(void)
-{
-	static uint64_t known;
-	uint64_t kb = __atomic_load_n(&known, __ATOMIC_RELAXED);
-	struct text in = { 0 };
-	if (!kb && host_read("self/status", &in) >= 0) {
-		struct vm_sizes s = vm_sizes();
-		uint64_t all = line_kb(in.p, "\nVmData:") + line_kb(in.p, "\nVmStk:"), guest = (s.data + s.stack) >> 10;
-		kb = all > guest ? all - guest : 1;
-		__atomic_store_n(&known, kb, __ATOMIC_RELAXED);
-	}
-	text_free(&in);
-	return kb;
-}
-
-static uint64_t less(uint64_t a, uint64_t b) { return a > b ? a - b : 0; }
-
-static int member_status(struct text *t, const struct node *n, const char *host)
-{
-	struct text in = { 0 };
-	int r = host_read(host, &in);
-	if (r < 0)
-		return r;
-	uint64_t rss = line_kb(in.p, "\nVmRSS:"), file = line_kb(in.p, "\nRssFile:") + line_kb(in.p, "\nRssShmem:");
-	uint64_t data = line_kb(in.p, "\nVmData:") + line_kb(in.p, "\nVmStk:"), hwm = line_kb(in.p, "\nVmHWM:");
-	data = less(data, own_overhead());
-	uint64_t size = data + file > rss ? data + file : rss;
-	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
-		if (key_is(p, "VmPeak:"))
-			text_printf(t, "VmPeak:\t%8" PRIu64 " kB\n", size > hwm ? size : hwm);
-		else if (key_is(p, "VmSize:"))
-			text_printf(t, "VmSize:\t%8" PRIu64 " kB\n", size);
-		else if (key_is(p, "VmData:"))
-			text_printf(t, "VmData:\t%8" PRIu64 " kB\n", less(data, line_kb(in.p, "\nVmStk:")));
-		else if (key_is(p, "VmExe:"))
-			text_printf(t, "VmExe:\t%8d kB\n", 0);
-		else if (key_is(p, "VmLib:"))
-			text_printf(t, "VmLib:\t%8" PRIu64 " kB\n", file);
-		else if (key_is(p, "FDSize:"))
-			text_printf(t, "FDSize:\t256\n");
-		else if (key_is(p, "Threads:"))
-			text_printf(t, "Threads:\t%d\n", member_tasks(n->pid, NULL));
-		else if (key_is(p, "NoNewPrivs:")) /* the monitor has it always */
-			text_printf(t, "NoNewPrivs:\t%d\n", pvm.no_new_privs);
-		else
-			text_add(t, p, (size_t)(eol + 1 - p));
-	}
-	text_free(&in);
-	return 0;
-}
-
-/* Pages: what statm says of the monitor, and the size. */
-static int member_pages(const struct node *n, uint64_t *size, uint64_t *rss, uint64_t *shared, uint64_t *data)
-{
-	struct text in = { 0 };
-	char rel[64];
-	snprintf(rel, sizeof rel, "%d/statm", n->pid);
-	int r = host_read(rel, &in);
-	*rss = *shared = *data = 0;
-	if (r >= 0 && sscanf(in.p, "%*u %" SCNu64 " %" SCNu64 " %*u %*u %" SCNu64, rss, shared, data) != 3)
-		r = -EIO;
-	text_free(&in);
-	*data = less(*data, own_overhead() / (PAGE >> 10));
-	*size = *data + *shared > *rss ? *data + *shared : *rss;
-	return r;
-}
-
-static int member_stat(struct text *t, const struct node *n, const char *host)
-{
-	struct text in = { 0 };
-	uint64_t size, rss, shared, data;
-	int r = member_pages(n, &size, &rss, &shared, &data), field = 3;
-	if (r < 0 || (r = host_read(host, &in)) < 0)
-		return r;
-	char *p = strrchr(in.p, ')'), *save;
-	if (!p) {
-		text_free(&in);
-		return -EIO;
-	}
-	text_add(t, in.p, (size_t)(p + 1 - in.p));
-	for (char *tok = strtok_r(p + 1, " \n", &save); tok; tok = strtok_r(NULL, " \n", &save), field++) {
-		if (field == 20)
-			text_printf(t, " %d", member_tasks(n->pid, NULL));
-		else if (field == 23)
-			text_printf(t, " %" PRIu64, size * PAGE);
-		else if ((field >= 26 && field <= 30) || field == 35 || (field >= 45 && field <= 51))
-			text_add(t, " 0", 2);
-		else
-			text_printf(t, " %s", tok);
-	}
-	text_add(t, "\n", 1);
-	text_free(&in);
-	return 0;
-}
-
-static int gen_limits(struct text *t, const char *host);
-static int gen_mounts(struct text *t, const char *host);
-
-static int member_file(const struct node *n, const char *host, struct text *t)
-{
-	uint64_t size, rss, shared, data;
-	int r;
-	switch (n->file->gen) {
-	case G_STATUS:
-		return member_status(t, n, host);
-	case G_STAT:
-		return member_stat(t, n, host);
-	case G_STATM:
-		r = member_pages(n, &size, &rss, &shared, &data);
-		text_printf(t, "%" PRIu64 " %" PRIu64 " %" PRIu64 " 0 0 %" PRIu64 " 0\n", size, rss, shared, data);
-		return r < 0 ? r : 0;
-	case G_CMDLINE:
-	case G_ENVIRON: /* whether it may be read is the kernel's to say */
-		return pvm.args_shown ? host_read(host, t) : 0;
-	case G_LIMITS:
-		return gen_limits(t, host);
-	case G_MOUNTS: /* all have the same */
-		return gen_mounts(t, host);
-	default:
-		return host_read(host, t);
-	}
-}
-
 /* ---- other files ------------------------------------------------------------------------------------------------ */
 
 /* A range of guest memory; what can't be read is left out, as by the kernel. */
-static void put_guest(struct text *t, uint64_t start, uint64_t end)
+static void put_guest(struct out *t, uint64_t start, uint64_t end)
 {
 	if (end <= start || !gva_ok(start, end - start))
 		return;
 	while (start < end) {
 		size_t n = end - start > 65536 ? 65536 : end - start;
-		if (!text_room(t, n) || guest_read(t->p + t->len, start, n))
+		if (!out_room(t, n) || guest_read(t->p + t->len, start, n))
 			return;
 		t->len += n;
 		start += n;
@@ -1363,7 +374,7 @@ static void put_guest(struct text *t, uint64_t start, uint64_t end)
 }
 
 /* As the kernel: a program that wrote over the NUL at the end of its arguments goes on into its environment. */
-static void gen_cmdline(struct text *t)
+static void gen_cmdline(struct out *t)
 {
 	put_guest(t, pvm.arg_start, pvm.arg_end);
 	if (!t->len || !t->p[t->len - 1])
@@ -1374,38 +385,38 @@ static void gen_cmdline(struct text *t)
 	t->len = n < t->len ? n + 1 : n;
 }
 
-static int gen_limits(struct text *t, const char *host)
+int gen_limits(struct out *t, const char *host)
 {
-	struct text in = { 0 };
+	struct out in = { 0 };
 	int r = host_read(host, &in);
 	if (r < 0)
 		return r;
 	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
 		unsigned long long soft, hard;
 		if (sscanf(p, "Max open files %llu %llu", &soft, &hard) == 2 && hard > pvm.fd_max)
-			text_printf(t, "%-25s %-20llu %-20u %-10s\n", "Max open files", soft, pvm.fd_max, "files");
+			out_printf(t, "%-25s %-20llu %-20u %-10s\n", "Max open files", soft, pvm.fd_max, "files");
 		else
-			text_add(t, p, (size_t)(eol + 1 - p));
+			out_add(t, p, (size_t)(eol + 1 - p));
 	}
-	text_free(&in);
+	out_free(&in);
 	return 0;
 }
 
 /* The view's mounts; its /proc looks as it should. */
-static int gen_mounts(struct text *t, const char *host)
+int gen_mounts(struct out *t, const char *host)
 {
 	static const char proc[] = "proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0\n";
-	struct text in = { 0 };
+	struct out in = { 0 };
 	int r = host_read(host, &in);
 	if (r < 0)
 		return r;
 	for (char *p = in.p, *eol; (eol = strchr(p, '\n')); p = eol + 1) {
 		char *dir = memchr(p, ' ', (size_t)(eol - p));
 		if (!dir || strncmp(dir, " /proc ", 7))
-			text_add(t, p, (size_t)(eol + 1 - p));
+			out_add(t, p, (size_t)(eol + 1 - p));
 	}
-	text_add(t, proc, sizeof proc - 1);
-	text_free(&in);
+	out_add(t, proc, sizeof proc - 1);
+	out_free(&in);
 	return 0;
 }
 
@@ -1416,9 +427,9 @@ static uint64_t private_bytes(void)
 }
 
 /* A program that may have less than the host has shall see less. */
-static int gen_meminfo(struct text *t)
+static int gen_meminfo(struct out *t)
 {
-	struct text in = { 0 };
+	struct out in = { 0 };
 	int r = host_read("meminfo", &in);
 	if (r < 0)
 		return r;
@@ -1435,11 +446,11 @@ static int gen_meminfo(struct text *t)
 		bool kb = colon && !memcmp(eol - 3, " kB", 3) && !key_is(p, "Vmalloc") && !key_is(p, "DirectMap") &&
 			  !key_is(p, "Hugepagesize");
 		if (kb && total > limit && v > max)
-			text_printf(t, "%-16.*s%8" PRIu64 " kB\n", (int)(colon + 1 - p), p, max);
+			out_printf(t, "%-16.*s%8" PRIu64 " kB\n", (int)(colon + 1 - p), p, max);
 		else
-			text_add(t, p, (size_t)(eol + 1 - p));
+			out_add(t, p, (size_t)(eol + 1 - p));
 	}
-	text_free(&in);
+	out_free(&in);
 	return 0;
 }
 
@@ -1451,9 +462,9 @@ static bool cpu_is_shown(const char *number)
 	return end != number && n < CPU_SETSIZE && CPU_ISSET(n, &pvm.cpus);
 }
 
-static int gen_cpuinfo(struct text *t)
+static int gen_cpuinfo(struct out *t)
 {
-	struct text in = { 0 };
+	struct out in = { 0 };
 	bool shown = true;
 	int r = host_read("cpuinfo", &in);
 	for (char *p = in.p, *eol; r >= 0 && (eol = strchr(p, '\n')); p = eol + 1) {
@@ -1461,48 +472,48 @@ static int gen_cpuinfo(struct text *t)
 		if (key_is(p, "processor\t") && colon)
 			shown = cpu_is_shown(colon + 2);
 		if (shown)
-			text_add(t, p, (size_t)(eol + 1 - p));
+			out_add(t, p, (size_t)(eol + 1 - p));
 	}
-	text_free(&in);
+	out_free(&in);
 	return r < 0 ? r : 0;
 }
 
 #define STAT_COLUMNS 10
 
 /* The line of all processors is the sum of those that are shown. */
-static int gen_cpu_stat(struct text *t)
+static int gen_cpu_stat(struct out *t)
 {
-	struct text in = { 0 }, lines = { 0 }, rest = { 0 };
+	struct out in = { 0 }, lines = { 0 }, rest = { 0 };
 	uint64_t sum[STAT_COLUMNS] = { 0 };
 	int r = host_read("stat", &in);
 	for (char *p = in.p, *eol; r >= 0 && (eol = strchr(p, '\n')); p = eol + 1) {
 		if (!key_is(p, "cpu")) {
-			text_add(&rest, p, (size_t)(eol + 1 - p));
+			out_add(&rest, p, (size_t)(eol + 1 - p));
 		} else if (p[3] != ' ' && cpu_is_shown(p + 3)) {
 			char *at = strchr(p, ' ');
 			for (int i = 0; i < STAT_COLUMNS && at && at < eol; i++)
 				sum[i] += strtoull(at, &at, 10);
-			text_add(&lines, p, (size_t)(eol + 1 - p));
+			out_add(&lines, p, (size_t)(eol + 1 - p));
 		}
 	}
 	if (r >= 0) {
-		text_printf(t, "cpu ");
+		out_printf(t, "cpu ");
 		for (int i = 0; i < STAT_COLUMNS; i++)
-			text_printf(t, " %" PRIu64, sum[i]);
-		text_printf(t, "\n");
-		text_add(t, lines.p ? lines.p : "", lines.len);
-		text_add(t, rest.p ? rest.p : "", rest.len);
+			out_printf(t, " %" PRIu64, sum[i]);
+		out_printf(t, "\n");
+		out_add(t, lines.p ? lines.p : "", lines.len);
+		out_add(t, rest.p ? rest.p : "", rest.len);
 	}
-	text_free(&in);
-	text_free(&lines);
-	text_free(&rest);
+	out_free(&in);
+	out_free(&lines);
+	out_free(&rest);
 	return r < 0 ? r : 0;
 }
 
 /* Files about the machine that the options change. */
 static const struct machine_file {
 	const char *name;
-	int (*gen)(struct text *t);
+	int (*gen)(struct out *t);
 	bool cpus; /* by --cpus, else by --memory */
 } machine_files[] = { { "meminfo", gen_meminfo, false },
 		      { "cpuinfo", gen_cpuinfo, true },
@@ -1520,14 +531,14 @@ static const struct machine_file *changed_file(const struct node *n)
 	return NULL;
 }
 
-static int generate(const struct node *n, struct text *t)
+static int generate(const struct node *n, struct out *t)
 {
 	char host[512];
 	host_path(n, host);
 	if (n->kind != F_PID)
 		return changed_file(n) ? changed_file(n)->gen(t) : host_read(host, t);
 	if (n->pid)
-		return member_file(n, host, t);
+		return member_generate(n, host, t);
 	switch (n->file->gen) {
 	case G_MAPS:
 	case G_SMAPS:
@@ -1546,7 +557,7 @@ static int generate(const struct node *n, struct text *t)
 		put_guest(t, pvm.env_start, pvm.env_end);
 		return 0;
 	case G_AUXV:
-		text_add(t, pvm.auxv, pvm.auxv_len < sizeof pvm.auxv ? pvm.auxv_len : sizeof pvm.auxv);
+		out_add(t, pvm.auxv, pvm.auxv_len < sizeof pvm.auxv ? pvm.auxv_len : sizeof pvm.auxv);
 		return 0;
 	case G_LIMITS:
 		return gen_limits(t, host);
@@ -1623,7 +634,7 @@ static int make_dirs(const char *path)
 
 struct fill {
 	const char *dir;
-	struct text names; /* what shall be there, each with its NUL */
+	struct out names; /* what shall be there, each with its NUL */
 };
 
 static void fill_path(const struct fill *f, const char *name, char out[1024])
@@ -1631,7 +642,7 @@ static void fill_path(const struct fill *f, const char *name, char out[1024])
 	snprintf(out, 1024, "%s/%s", f->dir, name);
 }
 
-static void put_name(struct fill *f, const char *name) { text_add(&f->names, name, strlen(name) + 1); }
+static void put_name(struct fill *f, const char *name) { out_add(&f->names, name, strlen(name) + 1); }
 
 static void put_file(struct fill *f, const char *name)
 {
@@ -1665,7 +676,7 @@ static int link_text(const struct node *n, char out[PATH_MAX]);
 
 static void fill_fds(struct fill *f, enum kind kind)
 {
-	struct text t = { 0 };
+	struct out t = { 0 };
 	char rel[64], target[PATH_MAX];
 	snprintf(rel, sizeof rel, "self/task/%d/fd", own_tid());
 	if (list_locked(pvm.proc_fd, rel, &t) == 0)
@@ -1678,23 +689,23 @@ static void fill_fds(struct fill *f, enum kind kind)
 			else if (link_text(&n, target) > 0)
 				put_link(f, t.p + i, target);
 		}
-	text_free(&t);
+	out_free(&t);
 }
 
 /* tasks: of another member. */
-static void fill_tasks(struct fill *f, const struct text *tasks)
+static void fill_tasks(struct fill *f, const struct out *tasks)
 {
 	char name[16];
 	if (tasks->p) {
-		text_add(&f->names, tasks->p, tasks->len);
+		out_add(&f->names, tasks->p, tasks->len);
 	} else if (is_vfork_child()) {
 		snprintf(name, sizeof name, "%d", my_pid());
-		text_add(&f->names, name, strlen(name) + 1);
+		out_add(&f->names, name, strlen(name) + 1);
 	} else {
 		pthread_mutex_lock(&pvm.thr_lock);
 		for (struct thread *t = pvm.threads; t; t = t->next) {
 			snprintf(name, sizeof name, "%d", t->tid);
-			text_add(&f->names, name, strlen(name) + 1);
+			out_add(&f->names, name, strlen(name) + 1);
 		}
 		pthread_mutex_unlock(&pvm.thr_lock);
 	}
@@ -1744,7 +755,7 @@ static void fill_sys(struct fill *f, const struct node *n)
 		} else if (!star) {
 			put_file(f, name);
 		} else {
-			struct text t = { 0 };
+			struct out t = { 0 };
 			char rel[512], full[512];
 			*star = 0;
 			snprintf(rel, sizeof rel, "sys/%s", n->name);
@@ -1754,7 +765,7 @@ static void fill_sys(struct fill *f, const struct node *n)
 					    snprintf(full, sizeof full, "%s/%s", n->name, t.p + i) < (int)sizeof full &&
 					    sys_kind(full) == 1)
 						put_file(f, t.p + i);
-			text_free(&t);
+			out_free(&t);
 		}
 	}
 }
@@ -1803,7 +814,7 @@ static int cmp_num(const void *a, const void *b)
 /* A thread or process that ended: its directory may hold what was made to list it. */
 static void prune_tree(const char *path, int depth)
 {
-	struct text in = { 0 };
+	struct out in = { 0 };
 	char sub[1024];
 	if (HC6(SYS_rmdir, path, 0, 0, 0, 0, 0) != -ENOTEMPTY)
 		return;
@@ -1813,13 +824,13 @@ static void prune_tree(const char *path, int depth)
 			    HC6(SYS_unlink, sub, 0, 0, 0, 0, 0) && depth)
 				prune_tree(sub, depth - 1);
 	HC6(SYS_rmdir, path, 0, 0, 0, 0, 0);
-	text_free(&in);
+	out_free(&in);
 }
 
 /* Remove what is no longer true; the numbered directories only, where names come and go. */
 static void fill_prune(struct fill *f)
 {
-	struct text old = { 0 };
+	struct out old = { 0 };
 	size_t n = 0;
 	char path[1024];
 	int *ids = malloc((f->names.len / 2 + 1) * sizeof *ids);
@@ -1837,14 +848,14 @@ static void fill_prune(struct fill *f)
 				continue;
 			prune_tree(path, PRUNE_DEPTH);
 		}
-	text_free(&old);
+	out_free(&old);
 	free(ids);
 }
 
 static void fill_dir(const struct node *n, const char *dir)
 {
 	struct fill f = { .dir = dir };
-	struct text tasks = { 0 };
+	struct out tasks = { 0 };
 	if (n->kind == D_TASKS && n->pid)
 		member_tasks(n->pid, &tasks);
 	proc_enter();
@@ -1879,8 +890,8 @@ static void fill_dir(const struct node *n, const char *dir)
 	if (n->kind == D_FD || n->kind == D_FDINFO || n->kind == D_TASKS || n->kind == D_ROOT)
 		fill_prune(&f);
 	proc_leave();
-	text_free(&f.names);
-	text_free(&tasks);
+	out_free(&f.names);
+	out_free(&tasks);
 }
 
 /* First the descriptor, then what is in the directory: a listing of self/fd holds itself, as on Linux. */
@@ -2043,7 +1054,7 @@ static bool real_is_safe(const char *host)
 
 static int64_t open_text(const struct node *n, const char *rel, int flags)
 {
-	struct text t = { 0 };
+	struct out t = { 0 };
 	struct rlimit lim;
 	char name[128];
 	int64_t fd = generate(n, &t);
@@ -2065,7 +1076,7 @@ static int64_t open_text(const struct node *n, const char *rel, int flags)
 				r = -EIO;
 		HC6(SYS_fcntl, fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL, 0, 0, 0);
 	}
-	text_free(&t);
+	out_free(&t);
 	return fd;
 }
 
@@ -2094,6 +1105,8 @@ static int64_t open_file(const struct node *n, const char *rel, int flags)
 {
 	char host[512];
 	bool write = (flags & O_ACCMODE) != O_RDONLY || flags & O_TRUNC;
+	if (write) /* of what a child inherits, perhaps */
+		spare_forbid();
 	if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
 		return -EEXIST;
 	if (flags & O_DIRECTORY)
@@ -2303,6 +1316,3 @@ pid_t procfs_pid(int fd)
 	const char *s = path + 6;
 	return !strncmp(path, "/proc/", 6) && number(&s, &pid) && !*s ? pid : 0;
 }
-
-void procfs_fork_lock(void) { pthread_mutex_lock(&proc_lock); }
-void procfs_fork_unlock(void) { pthread_mutex_unlock(&proc_lock); }

@@ -36,6 +36,8 @@ enum procfs_target { PROCFS_NONE, PROCFS_FD, PROCFS_PATH };
 enum procfs_target procfs_target(const char *rel, char *out, size_t len, int *fd);
 /* The beginning of a file of the host's procfs, as a string: bytes or -errno. No descriptor is seen. */
 int procfs_peek(const char *rel, char *buf, size_t len);
+/* Call fn for each name in a directory of the host's procfs, after it has been read. 0 or -errno. No descriptor is seen. */
+int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *arg);
 /* Before the process's first mq_notify(2) registration: from now on looks into /proc don't end it. 0 or -errno. */
 int procfs_keep_notify(void);
 /* The process whose directory a guest's descriptor is of, 0 when it is none. */

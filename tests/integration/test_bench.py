@@ -163,6 +163,45 @@ def intervals_hold_the_median():
     expect(harness.quantile([4, 1, 3, 2], 0.5), 2.5, "the median of an even number")
 
 
+@test
+def runs_agree_when_their_intervals_overlap():
+    import agree
+    r = random.Random(3)
+
+    def doc(shift):
+        return {"metrics": [harness.Metric(f"m{i}", "x", "us", [shift(i) * r.uniform(0.9, 1.1) for _ in range(9)],
+                                           [r.uniform(0.9, 1.1) for _ in range(9)]).as_json() for i in range(20)] +
+                [harness.Metric("single", "x", "KiB", [shift(0)], [1.0]).as_json()]}
+
+    names, apart = agree.compare(doc(lambda i: 1), doc(lambda i: 1))
+    expect((len(names), apart), (20, []), "two runs of the same")
+    _, apart = agree.compare(doc(lambda i: 1), doc(lambda i: 1 + (i == 7)))
+    expect([x[0] for x in apart], ["m7"], "one metric has changed")
+    with lib.Dir() as d:
+        for name, shift in (("a", lambda i: 1), ("b", lambda i: 1 + i % 2)):
+            with open(f"{d}/{name}", "w", encoding="ascii") as f:
+                json.dump(doc(shift), f)
+        tool = [sys.executable, os.path.join(lib.TOP, "bench/agree.py")]
+        expect(lib.run([*tool, f"{d}/a", f"{d}/a"]).status, 0, "a file and itself")
+        expect(lib.run([*tool, f"{d}/a", f"{d}/b"]).status, 1, "half of the metrics apart")
+        expect(lib.run([*tool, f"{d}/a", f"{d}/none"]).status, 125, "no file")
+
+
+@test
+def the_model_takes_off_exits_and_faults():
+    import groups
+
+    def one(name, unit, pvm, process):
+        return name, harness.Metric(name, "x", unit, [pvm], [process] if process else None).as_json()
+
+    m = dict([one("getpgid_host", "ns", 50100, 100), one("first_touch_4k", "ns", 21000, 1000),
+              one("fork_exit_wait", "ns", 2_000_000, 80_000), one("exits_fork", "", 4, None),
+              one("page_faults_fork", "", 30, None)])
+    got = [x.as_json() for x in groups.model(m)]
+    expect([x["name"] for x in got], ["model_fork_exit_wait"], "what has counts")
+    expect(round(got[0]["pvm"]["median"]), round(2_000_000 - 4 * (50_000 - 1500) - 30 * (20_000 - 700)), "ns")
+
+
 def bench(*argv, env=None):
     return lib.run([sys.executable, os.path.join(lib.TOP, "bench/run.py"), *argv], 180,
                    env={"KYLINX": lib.KYLINX, "BUILD": BUILD, **(env or {})})
@@ -203,6 +242,9 @@ def example():
                 for w in ("parent", "child")]
     for name, ms in (("exec", 1.2), ("machine", 0.7), ("jail", 0.8), ("end", 1.4)):
         metrics.append(harness.Metric(f"boot_{name}", "boot", "ms", [ms] * 5, None).as_json())
+    for name, ms in (("exec", 1.1), ("machine", 0.9), ("end", 1.0)):
+        metrics.append(harness.Metric(f"boot_cold_{name}", "boot_cold", "ms", [ms] * 5, None).as_json())
+    metrics += [harness.Metric("exits_fork", "counts", "", [4.0], None).as_json(), metric("model_fork", "model", "us", 90, 4)]
     metrics += [metric(f"pss_each_of_{n}", "memory", "KiB", 200, 10) for n in (1, 2, 10, 50)]
     metrics += [harness.Metric(f"memory_each_at_{n}", "density", "KiB", [900.0 + n], None).as_json() for n in (50, 100, 500)]
     metrics += [metric("redis_get_c50", "servers", "1/s", 50000, 0.9, "higher"), metric("nginx_1k", "servers", "1/s", 20000)]
@@ -213,7 +255,7 @@ def example():
                         "state": "contradicted", "found": 2.0}],
             "noise": {"load_before": 0.1, "steal": 0.0, "seconds": 10.0},
             "machine": {"date": "2026-01-01T00:00:00Z", "kernel": "6.1", "cpu": "CPU", "cpus": 2, "memory_kib": 1 << 24,
-                        "kvm": "VMX", "thp": "always", "clocksource": "tsc", "libc": "glibc 2.36", "kylinx": "kylinx 0",
+                        "kvm": "VMX", "thp": "always", "ksm": "0", "clocksource": "tsc", "libc": "glibc 2.36", "kylinx": "kylinx 0",
                         "commit": "abc"}}
 
 

@@ -153,6 +153,19 @@ def ps_without_families():
 
 
 @test
+def ps_hides_children_made_ahead():
+    """A shell that forks again and again has its next child made while it waits; that is nobody yet."""
+    with family("again", "while :; do (sleep 0.03; :); done", ready="sleep", program=("bash", "-c")) as p:
+        time.sleep(0.3)
+        ahead = 0
+        for _ in range(20):
+            children = [m for m in only(ps())["members"] if m["ppid"] == p.pid]
+            assert len(children) <= 1, children
+            ahead += len(lib.read(f"/proc/{p.pid}/task/{p.pid}/children").split()) > 1
+        assert ahead, "none was made ahead"
+
+
+@test
 def ps_tree():
     script = "sleep 101 & (sleep 102 & ); python3 -c 'import threading as t, time; " \
              "[t.Thread(target=time.sleep, args=(100,)).start() for i in range(3)]' & exec 9>&-; wait; sleep 103"
@@ -665,6 +678,43 @@ def ended_members_are_strangers():
         if stranger:
             stranger.kill()
             stranger.wait()
+
+
+GROUP_SIGNALS = """
+import ctypes, fcntl, os, signal, socket, struct
+group, got = os.getpgrp(), []
+a, b = socket.socketpair()
+def attempt(what, fn):
+    try:
+        got.append(f"{what} done" if fn() != -1 else f"{what} refused")
+    except OSError:
+        got.append(f"{what} refused")
+signal.signal(signal.SIGUSR1, lambda *_: None)
+attempt("F_SETOWN", lambda: fcntl.fcntl(a, fcntl.F_SETOWN, -group))
+attempt("F_SETOWN_EX", lambda: fcntl.fcntl(a, 15, struct.pack("ii", 2, group)))
+attempt("SIOCSPGRP", lambda: fcntl.ioctl(a, 0x8902, struct.pack("i", -group)))
+attempt("FIOSETOWN", lambda: fcntl.ioctl(a, 0x8901, struct.pack("i", -group)))
+fcntl.fcntl(a, 10, signal.SIGUSR1)
+fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+b.send(b"x")
+pidfd = os.pidfd_open(os.getpid())
+attempt("pidfd", lambda: ctypes.CDLL(None).syscall(424, pidfd, signal.SIGUSR1, 0, 4))
+print("; ".join(got))
+"""
+
+
+@test
+def signals_of_descriptors_stay_inside():
+    """The process group that kylinx was started in has somebody else in it, who would die of SIGUSR1."""
+    attempts = ["F_SETOWN", "F_SETOWN_EX", "SIOCSPGRP", "FIOSETOWN", "pidfd"]
+    script = "sleep 60 & \"$@\"; kill -0 $! && kill -KILL $! && echo alive"
+    for argv, want in ((["sh", "-c", script, "sh", lib.KYLINX, "run", "--"], "refused"),
+                       ([lib.KYLINX, "run", "--"], "done")):
+        p = subprocess.run([*argv, "python3", "-c", GROUP_SIGNALS], cwd="/", stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=60)
+        # A group of the family's own may get them; by pidfd no group does.
+        lines = ["; ".join(f"{a} {'refused' if a == 'pidfd' else want}" for a in attempts)]
+        expect(p.stdout.splitlines(), lines + (["alive"] if want == "refused" else []), "what was said")
 
 
 # ---- all --------------------------------------------------------------------------------------------------------

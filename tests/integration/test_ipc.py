@@ -111,6 +111,22 @@ def outside(tap):
                   f"{r.why()} {status} {out!r}")
 
 
+def trips(tap):
+    """Round trips between two processes that both run make few exits."""
+    cpus = len(os.sched_getaffinity(0))
+    for what in ("sem", "msg", "queue"):
+        name = f"{what}: round trips in the family's memory"
+        if cpus < 2:
+            tap.skip(name, "one processor")
+            continue
+        with lib.Dir() as d:
+            r = lib.run(lib.pvm([IPC, "trips", what], f"--stats={d}/s"), 100)
+            with open(f"{d}/s", encoding="utf-8") as f:
+                s = json.load(f) if r.status == 0 else {"local_calls": 0}
+        # What is missing had no second processor for it at that moment.
+        check(tap, name, r.status == 0 and s["local_calls"] > 20000, f"{s['local_calls']} of 80000 {r.why()}")
+
+
 def check(tap, name, ok, why=""):
     if ok:
         tap.ok(name)
@@ -120,7 +136,7 @@ def check(tap, name, ok, why=""):
 
 def main():
     tap = lib.Tap()
-    for part in (families, shown, listed, outside):
+    for part in (families, shown, listed, outside, trips):
         try:
             part(tap)
         except (AssertionError, OSError, subprocess.SubprocessError) as e:

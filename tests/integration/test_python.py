@@ -64,8 +64,6 @@ QUICK = [
 
 # Module.Class.case: why it differs. docs/python-tests.md has the same list.
 KNOWN = {
-    "test_signal.PidfdSignalTest.test_pidfd_send_signal":
-        "a directory of /proc is no pidfd: no procfs is mounted in a pVM",
     "test_posix.PosixTester.test_get_and_set_scheduler_and_param":
         "asks about its parent, which is no process of the pVM: ESRCH",
     "test_shutil.TestCopy.test_copy2_xattr": "trusted.* attributes want CAP_SYS_ADMIN, which a pVM of root has not",

@@ -160,7 +160,7 @@ def postgresql():
             pg.ready()
             pg.run(pg.user, "createdb", "bench")
             pg.run(pg.user, "pgbench", "-q", "-i", "-s", "2", "bench")
-            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "10", "bench", timeout=90)
+            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "30" if os.environ.get("KX_LONG") else "10", "bench", timeout=120)
             assert b"failed transactions: 0 " in r.out and b"tps = " in r.out, r.out
             pg.sums()
             load = subprocess.Popen([*pg.user, "pgbench", "-n", "-c", "8", "-T", "20", "bench"], cwd="/",

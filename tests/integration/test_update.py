@@ -11,6 +11,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -118,15 +119,15 @@ def threads():
     with lib.Dir() as d:
         fixtures(d, "threads")
         with Guest(d, [f"{d}/threads", "100"]) as g:
-            for _ in range(5):
-                g.update(f"{d}/v2.so", "--timeout", "20")
+            for _ in range(5 if LONG else 3):
+                g.update(f"{d}/v2.so", "--timeout", "30")
                 time.sleep(0.05)
                 g.update(f"{d}/libupd.so.1", "--timeout", "20")
                 time.sleep(0.05)
             rest = g.end()
             expect(rest[-2], "ok", f"last line of {rest}")
             changes = int(re.search(r"changes (\d+)", rest[-3])[1])
-            if changes < 8:
+            if changes < 4:
                 raise AssertionError(f"only {changes} changes were seen")
 
 
@@ -269,6 +270,53 @@ def inside():
                 raise AssertionError("the timeout is not kept")
             if not re.search(rf"thread {g.p.pid} is in with_callback\b", text):
                 raise AssertionError(f"not named: {text!r}")
+
+
+@test
+def pointers():
+    """Pointers to the library's variables, all over the memory of threads that write all the time, are moved along."""
+    with lib.Dir() as d:
+        for out, v in (("libupd.so.1", 1), ("v2.so", 2)):
+            library(d, out, f"-DV={v}", source="cells.c")
+        program(d, "pointers", "pointers.c")
+        with Guest(d, [f"{d}/pointers", "24"]) as g:
+            for i in range(60 if LONG else 8):
+                v = 2 - i % 2
+                g.update(f"{d}/{'v2.so' if v == 2 else 'libupd.so.1'}", "--timeout", "20")
+                before = 0
+                for _ in range(300):
+                    answer = g.ask("x").split()
+                    expect(answer[0], str(v), f"version ({answer})")
+                    before = before or int(answer[1])
+                    if int(answer[1]) > before + 1000: # all that is kept has been looked at
+                        break
+                    time.sleep(0.01)
+                else:
+                    raise AssertionError(f"the threads stand still: {answer}")
+
+
+@test
+def asked():
+    """A pVM that is stopped does not answer, in time, and does nothing when it goes on; one that sleeps always notices."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            os.kill(g.p.pid, signal.SIGSTOP)
+            start = time.monotonic()
+            text = g.update(f"{d}/v2.so", "--timeout", "0.5", status=125)
+            if "does not answer" not in text or time.monotonic() - start > 10:
+                raise AssertionError(f"{text!r} after {time.monotonic() - start:.1f} s")
+            os.kill(g.p.pid, signal.SIGCONT)
+            time.sleep(0.5)
+            expect(g.ask("v"), "1", "version")
+            g.update(f"{d}/v2.so")
+            expect(g.ask("v"), "2", "version")
+        for i in range(40 if LONG else 8):
+            with Guest(d, [f"{d}/state"]) as g:
+                for _ in range(i % 4 * 5):
+                    g.p.stdin.write(b"v\n")
+                g.p.stdin.flush()
+                g.update(f"{d}/v2.so", "--timeout", "2")
 
 
 @test

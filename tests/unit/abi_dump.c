@@ -113,6 +113,7 @@ static void dump_structs(void)
 	M(kx_thread, rand_left), M(kx_thread, rand_gen), M(kx_thread, rand_bytes), M(kx_thread, rseq),
 		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
 	M(kx_thread, futex_slot), M(kx_thread, pad2), M(kx_thread, spin_skip), M(kx_thread, spin_fails);
+	M(kx_thread, robust_ready);
 	END(kx_thread);
 
 	SIZE(kx_shared);

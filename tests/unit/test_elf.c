@@ -21,6 +21,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "../../monitor/core/admit.h"
 #include "../../monitor/core/elf.h"
 #include "../../monitor/core/gmem.h"
 #include "../../monitor/core/load.h"
@@ -54,6 +55,28 @@ static char dir[] = "/tmp/kx-test-elf-XXXXXX";
 /* ---- what the loader needs from the monitor ------------------------------------------------------------- */
 
 struct pvm pvm = { .proc_fd = -1 };
+__thread struct thread *self;
+
+/* No policy. */
+void admit_ask_for(struct admit_subject *who, const char *program) { (void)who, (void)program; }
+int admit_take(const struct admit_subject *who, int *fd, struct image **out, char why[POLICY_WHY])
+{
+	(void)who, (void)fd, (void)out, (void)why;
+	return -ENOSYS;
+}
+int admit_judge(const struct admit_subject *who, struct image *image, enum policy_way way, const char *loader,
+		bool tell, char why[POLICY_WHY])
+{
+	(void)who, (void)image, (void)way, (void)loader, (void)tell, (void)why;
+	return -ENOSYS;
+}
+void admit_image_free(struct image *image) { (void)image; }
+void admit_enter(const struct admit_subject *who, struct image **program, struct image **interp)
+{
+	(void)who, (void)program, (void)interp;
+}
+void admit_way(enum policy_way way) { (void)way; }
+void admit_loader(const char *path, uint64_t start, uint64_t end) { (void)path, (void)start, (void)end; }
 static uint64_t place_next, test_brk;
 static int exec_maps;     /* executable file mappings since the start of this process */
 static char *shrink_path; /* truncate this file when its first bytes are mapped */

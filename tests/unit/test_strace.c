@@ -36,6 +36,7 @@
 #define MEM_END 0x30000u
 
 struct pvm pvm;
+uint64_t admit_refused = 2, admit_warned = 1;
 __thread struct thread *self;
 
 #undef KX_CALL
@@ -63,6 +64,8 @@ int guest_read(void *dst, uint64_t gva, size_t len)
 	memcpy(dst, pvm.base + gva, len);
 	return 0;
 }
+
+uint64_t kvmstats_page_faults(void) { return 77; }
 
 int fd_keep(int *where, int fd)
 {
@@ -491,10 +494,12 @@ static void test_stats(void)
 		",\"vcpus\":2,",
 		"\"hypercalls\":{\"total\":5,\"read\":3,\"clone3\":1,\"trace\":1},\"exits\":10,\"polled\":7,\"poll_"
 		"failed\":2,\"slow_syscalls\":1,"
-		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"forks\":0,\"execs\":0,",
+		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"page_faults\":77,\"forks\":0,\"forks_ahead\":0,"
+		"\"execs\":0,",
 		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
-		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},\"max_rss_kib\":",
+		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},"
+		"\"policy\":{\"refused\":2,\"warned\":1},\"max_rss_kib\":",
 	};
 	char name[] = "/tmp/kx-stats-XXXXXX", got[20000] = "", *at = got;
 	int fd = mkstemp(name);

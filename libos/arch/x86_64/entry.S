@@ -21,6 +21,7 @@
 	.quad kx_image_end
 	.quad kx_cpuid
 	.quad kx_cpuid_flags_saved
+	.quad kx_touch
 
 	.text
 /* rax = system call, rcx = address after the syscall instruction, r11 = where to resume. */
@@ -121,6 +122,22 @@ kx_work:
 	call libos_work
 	add $8, %rsp
 	jmp kx_exit
+
+/* rdi = list of addresses, 0 at its end; one with bit 0 set is written to, with what is there. For the monitor. */
+kx_touch:
+	mov (%rdi), %rax
+	add $8, %rdi
+	test %rax, %rax
+	jz 2f
+	btr $0, %rax
+	jc 1f
+	movb (%rax), %al
+	jmp kx_touch
+1:	lock orb $0, (%rax)
+	jmp kx_touch
+2:	mov $KX_PORT_RETURN, %edx
+	out %eax, %dx
+	ud2
 
 /*
  * Accesses to the program's memory. A fault between uaccess_begin and uaccess_end continues at uaccess_fixup: each

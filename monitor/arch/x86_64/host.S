@@ -56,6 +56,23 @@ host_copy_end:
 	ret
 	.size host_copy, . - host_copy
 
+/* int host_swap(p, old, new): *p from *old to new. 0: done; 1: it is something else, which is in *old; 2: a fault. */
+	.globl host_swap, host_swap_begin, host_swap_end, host_swap_fault
+	.type host_swap, @function
+host_swap:
+	mov (%rsi), %eax
+host_swap_begin:
+	lock cmpxchg %edx, (%rdi)
+host_swap_end:
+	mov %eax, (%rsi)
+	setne %al
+	movzbl %al, %eax
+	ret
+host_swap_fault:
+	mov $2, %eax
+	ret
+	.size host_swap, . - host_swap
+
 	.globl host_restorer
 	.type host_restorer, @function
 host_restorer:

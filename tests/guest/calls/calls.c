@@ -154,6 +154,8 @@ static void prepare(void)
 		(uint64_t)ro,
 		KX_USER_END - 1,
 		KX_USER_END,
+		KX_SPACE_SIZE,
+		KX_HIGH_END - 8,
 		KX_LIBOS_BASE,
 		KX_VVAR_BASE,
 		KX_BOOT_BASE,

@@ -35,8 +35,8 @@
 #define SIG (SIGRTMIN + 1)
 
 enum { PIPE, SOCKET, MSG, SEM, MQ, COND, EVENT, SIGNAL }; /* link i leads from member i to i + 1 */
-enum { LOCK, FULL, EMPTY };                               /* of the semaphores */
-enum { FINE = 0, LOST = 2, WRONG, ODD };                  /* exit status: ended by a death, by a number, by an error */
+enum { LOCK, FULL, EMPTY };              /* of the semaphores; the lock, which uses SEM_UNDO, in a set of its own */
+enum { FINE = 0, LOST = 2, WRONG, ODD }; /* exit status: ended by a death, by a number, by an error */
 
 static struct area {
 	volatile int go, ready, dead, glibc;
@@ -48,7 +48,7 @@ static struct area {
 	pthread_cond_t c;
 	uint32_t slot[SLOTS], in, out;
 } * s;
-static int pipe_fd[2], sock[2], event, msgid, semid;
+static int pipe_fd[2], sock[2], event, msgid, semid, lockid;
 static mqd_t mq;
 
 static uint64_t rng;
@@ -90,7 +90,7 @@ static int sem_do(int n, int op, int flags, bool timed)
 {
 	struct sembuf b = { n, op, flags };
 	struct timespec ts = { 0, LOOK_MS * 1000000 };
-	return semtimedop(semid, &b, 1, timed ? &ts : NULL);
+	return semtimedop(n == LOCK ? lockid : semid, &b, 1, timed ? &ts : NULL);
 }
 
 /* ---- links: true when it went, false to try again ------------------------------------------------------------------- */
@@ -297,10 +297,11 @@ static bool objects_make(void)
 	mq_unlink(name);
 	msgid = msgget(IPC_PRIVATE, 0600);
 	semid = semget(IPC_PRIVATE, 3, 0600);
+	lockid = semget(IPC_PRIVATE, 1, 0600);
 	event = eventfd(0, EFD_SEMAPHORE);
-	unsigned short v[3] = { [LOCK] = 1, [FULL] = 0, [EMPTY] = SLOTS };
-	return mq >= 0 && msgid >= 0 && semid >= 0 && event >= 0 && !semctl(semid, 0, SETALL, v) && !pipe(pipe_fd) &&
-	       !socketpair(AF_UNIX, SOCK_STREAM, 0, sock);
+	unsigned short v[3] = { [FULL] = 0, [EMPTY] = SLOTS }, one = 1;
+	return mq >= 0 && msgid >= 0 && semid >= 0 && event >= 0 && !semctl(semid, 0, SETALL, v) &&
+	       !semctl(lockid, 0, SETALL, &one) && !pipe(pipe_fd) && !socketpair(AF_UNIX, SOCK_STREAM, 0, sock);
 }
 
 static bool round_once(unsigned number)
@@ -371,13 +372,14 @@ static bool round_once(unsigned number)
 	int64_t took = now_us() - start;
 	if (took > 1000000 && took < 5000000)
 		printf("round %u: %ld ms until the last ended\n", number, (long)(took / 1000));
-	int e = pthread_mutex_trylock(&s->m), v = semctl(semid, LOCK, GETVAL);
+	int e = pthread_mutex_trylock(&s->m), v = semctl(lockid, 0, GETVAL);
 	if ((e && e != EOWNERDEAD) || v != 1) {
 		printf("round %u: victim %u after %u us: mutex %s, semaphore %d\n", number, victim, delay, strerror(e),
 		       v);
 		good = false;
 	}
 	semctl(semid, 0, IPC_RMID);
+	semctl(lockid, 0, IPC_RMID);
 	close(event);
 	mq_close(mq);
 	return good;

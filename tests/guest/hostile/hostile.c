@@ -38,11 +38,16 @@
 #include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/sem.h>
+#include <mqueue.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include "../../../abi/kx_abi.h"
 #include "../../../abi/kx_hcall.h"
+#include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_pipe.h"
 
 #define PAGE 4096ul
@@ -322,6 +327,8 @@ static void add_pointers(struct values *s)
 		KX_USER_END - 8,
 		KX_USER_END - PAGE,
 		KX_USER_END,
+		KX_SPACE_SIZE,
+		KX_HIGH_END - 8,
 		KX_LIBOS_BASE + 0x1000,
 		KX_VDSO_BASE,
 		KX_VVAR_BASE,
@@ -1143,6 +1150,84 @@ static void lie_pipe_table(void)
 	scribble((void *)KX_PIPE_TABLE, 4096);
 }
 
+static int lie_sem = -1, lie_queue = -1, lie_mq = -1;
+static struct {
+	long type;
+	char text[64];
+} lie_text = { 1, "" };
+/* So busy that the family's memory is used. */
+static void ipc_turn(void)
+{
+	struct sembuf op = { 0, below(2) ? 1 : -1, IPC_NOWAIT };
+	semop(lie_sem, &op, 1);
+	msgsnd(lie_queue, &lie_text, below(64), IPC_NOWAIT);
+	msgrcv(lie_queue, &lie_text, 64, 0, IPC_NOWAIT | MSG_NOERROR);
+	lie_text.type = 1 + (long)below(3);
+	mq_send(lie_mq, lie_text.text, below(64), (unsigned)below(3));
+	mq_receive(lie_mq, lie_text.text, 64, NULL);
+}
+static void ipc_open(void)
+{
+	if (lie_queue >= 0)
+		return;
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
+	lie_sem = semget(IPC_PRIVATE, 4, 0600);
+	lie_mq = mq_open("/kx-hostile", O_RDWR | O_CREAT | O_NONBLOCK, 0600, &a);
+	mq_unlink("/kx-hostile");
+	int q = msgget(IPC_PRIVATE, 0600);
+	if (lie_sem < 0 || q < 0 || lie_mq < 0)
+		abort();
+	lie_queue = q;
+	for (int i = 0; i < 30; i++)
+		ipc_turn();
+}
+static void lie_ipc(void)
+{
+	ipc_open();
+	struct kx_ipc *ipc = (struct kx_ipc *)KX_IPC_BASE;
+	if (((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on) {
+		scribble(below(2) ? &ipc->sem[kx_ipc_slot(lie_sem)] : &ipc->msg[kx_ipc_slot(lie_queue)], 200);
+		scribble(&ipc->word[kx_ipc_slot(lie_sem)], 64);
+		scribble(&ipc->mq[below(KX_IPC_OBJECTS)], 200);
+		scribble((void *)KX_IPC_TABLE, sizeof(struct kx_ipc_table));
+		((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on = 1;
+	}
+}
+static void lie_ipc_ring(void)
+{
+	ipc_open();
+	struct kx_ipc *ipc = (struct kx_ipc *)KX_IPC_BASE;
+	if (!((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on)
+		return;
+	unsigned place = below(2) ? kx_ipc_slot(lie_queue) : KX_IPC_OBJECTS + (unsigned)below(KX_IPC_OBJECTS);
+	struct kx_ipc_obj *o = (struct kx_ipc_obj *)ipc->msg + place;
+	volatile struct kx_ipc_msg *m = (void *)(ipc->ring[place] + below(64) * 16);
+	m->size = below(4) ? (uint32_t)below(200) : (uint32_t)any_value();
+	m->state = (uint32_t)below(3);
+	if (below(4) == 0)
+		*(volatile uint64_t *)&o->head = below(2) ? o->tail + below(70000) : any_value();
+	if (below(8) == 0)
+		*(volatile uint64_t *)&o->lock = any_value();
+	if (below(8) == 0)
+		*(volatile uint64_t *)&o->state = (o->state & ~15ull) | below(6);
+}
+static void ipc_activity(int n)
+{
+	struct msqid_ds ds;
+	for (int i = 0; i < 10; i++)
+		ipc_turn();
+	if (n % 5 == 0)
+		semctl(lie_sem, 0, GETVAL);
+	if (n % 7 == 0)
+		msgctl(lie_queue, IPC_STAT, &ds);
+	if (n % 11 == 0)
+		close(dup(lie_mq));
+	if (n % 50 == 0) {
+		semctl(lie_sem, 0, IPC_RMID);
+		lie_sem = semget(IPC_PRIVATE, 4, 0600);
+	}
+}
+
 static void *liar(void *fn)
 {
 	while (!stop)
@@ -1254,6 +1339,8 @@ static void activity(int n)
 	pthread_t th;
 	if (lie_pipe[0] >= 0)
 		pipe_activity(n);
+	if (lie_queue >= 0)
+		ipc_activity(n);
 	switch (n % 17) {
 	case 0:
 		HC(SYS_writev, fd_good[G_FILE], (uint64_t)lie_iov, 8);
@@ -1677,6 +1764,8 @@ static const struct {
 	{ "pipes", lie_pipes },
 	{ "pipe-cursors", lie_pipe_cursors },
 	{ "pipe-table", lie_pipe_table },
+	{ "ipc", lie_ipc },
+	{ "ipc-ring", lie_ipc_ring },
 	{ "batch", lie_batch },
 	{ "batch-ring", lie_batch_ring },
 	{ "batch-files", lie_batch_files },

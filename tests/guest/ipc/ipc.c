@@ -14,6 +14,7 @@
 #include <mqueue.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -22,12 +23,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
+#include <sys/select.h>
 #include <sys/shm.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -625,6 +628,292 @@ static void msg(void)
 	R(msgget(k, 0));
 }
 
+/* ---- SysV objects that are busy ----------------------------------------------------------------------------------- */
+
+/* Many operations in a row, none of which sleeps: from then on they may be made in another way, with the same results. */
+static void busy_sem(int id, int n)
+{
+	for (int i = 0; i < 40; i++)
+		if (op1(id, n, 1, 0) || op1(id, n, -1, 0))
+			line("busy", -1);
+}
+
+static void busy_msg(int id)
+{
+	struct m *b = malloc(sizeof *b);
+	for (int i = 0; i < 40; i++) {
+		b->type = 1;
+		if (msgsnd(id, b, 8, 0) || msgrcv(id, b, 8, 0, 0) != 8)
+			line("busy", -1);
+	}
+	free(b);
+}
+
+static void sem_busy(void)
+{
+	SECTION("semop, busy");
+	union semun u = { .val = 0 };
+	struct semid_ds ds;
+	unsigned short v[3];
+	int id = semget(0x4b580012, 3, IPC_CREAT | 0600);
+#define B busy_sem(id, 2)
+	B, R(op1(id, 0, 5, 0));
+	B, R(op1(id, 0, -3, IPC_NOWAIT));
+	B, R(op1(id, 0, -3, IPC_NOWAIT));
+	B, R(op1(id, 0, 0, IPC_NOWAIT));
+	B, R(op1(id, 1, 0, IPC_NOWAIT));
+	B, R(op1(id, 0, 32767, 0));
+	B, R(op1(id, 0, -32768, IPC_NOWAIT));
+	B, R(op1(id, 3, 1, 0));
+	B, R(op1(id, 3, 0, IPC_NOWAIT));
+	B, R(op1(id, 0, 0, 0x800));
+	B, R(semop(id, NULL, 1));
+	B, R(semop(id, &(struct sembuf){ 0 }, 0));
+	B, R(top1(id, 1, -1, 30));
+	struct timespec wrong = { 0, 1000000000 };
+	B, R(semtimedop(id, &(struct sembuf){ 2, 1, 0 }, 1, &wrong));
+	B, R(semtimedop(id, &(struct sembuf){ 2, 1, 0 }, 1, BAD));
+	B, R(semctl(id, 0, GETVAL));
+	B, R(semctl(id, 2, GETPID) == getpid());
+	R(IN_CHILD(B; op1(id, 0, 1, 0)));
+	R(semctl(id, 2, GETPID) != getpid() && semctl(id, 0, GETPID) != getpid());
+	u.array = v;
+	B, R(semctl(id, 0, GETALL, u));
+	R(v[0] * 10000 + v[1] * 100 + v[2]);
+	R(semctl(id, 2, GETPID) == getpid() && semctl(id, 0, GETPID) != getpid());
+	time_t before = time(NULL);
+	u.buf = &ds;
+	B, R(semctl(id, 0, IPC_STAT, u) == 0 && ds.sem_otime >= before - 1 && ds.sem_otime <= time(NULL));
+	time_t changed = ds.sem_ctime;
+	ms(1100);
+	B, R(semctl(id, 0, GETVAL) * 0 + semctl(id, 0, IPC_STAT, u) == 0 && ds.sem_ctime == changed);
+	u.val = 9;
+	B, R(semctl(id, 0, SETVAL, u));
+	B, R(semctl(id, 0, GETVAL));
+	v[0] = 1, v[1] = 2, v[2] = 3;
+	u.array = v;
+	B, R(semctl(id, 0, SETALL, u));
+	B, R(semctl(id, 0, GETVAL) * 100 + semctl(id, 1, GETVAL) * 10 + semctl(id, 2, GETVAL));
+	struct sembuf b[3] = { { 0, -1, 0 }, { 1, -2, 0 }, { 2, -3, 0 } };
+	B, R(semop(id, b, 3));
+	B, R(semctl(id, 0, GETVAL) * 100 + semctl(id, 1, GETVAL) * 10 + semctl(id, 2, GETVAL));
+	B;
+	SLEEPER(, op1(id, 0, -1, 0), R(semctl(id, 0, GETNCNT)); R(op1(id, 0, 1, 0)));
+	R(op1(id, 0, 1, 0));
+	B;
+	SLEEPER(, op1(id, 0, 0, 0), R(semctl(id, 0, GETZCNT)); R(op1(id, 0, -1, 0)));
+	B;
+	SLEEPER(handle(SIGUSR1, SA_RESTART), op1(id, 0, -1, 0), kill(s_, SIGUSR1));
+	B;
+	SLEEPER(, op1(id, 0, -1, 0), kill(s_, SIGKILL));
+	B, R(semctl(id, 0, GETNCNT));
+	R(IN_CHILD(B; R(op1(id, 0, 4, SEM_UNDO)); B; R(op1(id, 0, 1, 0)); raise(SIGKILL)));
+	B, R(semctl(id, 0, GETVAL));
+	B, R(AS_NOBODY(R(op1(id, 0, 1, 0)); R(op1(id, 1, 0, IPC_NOWAIT)); R(semctl(id, 0, GETVAL));
+		       R(semctl(id, 0, IPC_RMID))));
+	B;
+	SLEEPER(, op1(id, 1, -1, 0), R(semctl(id, 0, IPC_RMID)));
+	R(op1(id, 0, 1, 0));
+	/* Shared by users */
+	R((id = semget(0x4b580012, 3, IPC_CREAT | 0666)) >= 0);
+	B, R(op1(id, 0, 3, 0));
+	B, R(AS_NOBODY(R(semctl(id, 0, GETVAL)); R(op1(id, 0, -1, 0)); B; R(op1(id, 0, -1, 0))));
+	B, R(semctl(id, 0, GETVAL));
+	pid_t p = vfork();
+	if (!p)
+		_exit(op1(id, 0, 1, 0) ? 1 : semctl(id, 0, GETVAL));
+	R(status_of(p));
+	R(IN_CHILD(B; execl("/bin/true", "true", NULL)));
+	B, R(op1(id, 0, -2, IPC_NOWAIT));
+	R(semctl(id, 0, IPC_RMID));
+#undef B
+}
+
+/* One after the other or at once, with pauses that make some sleep: sums and orders must be right. */
+#define TURNS 1500
+static void sem_turns(void)
+{
+	SECTION("semop, turns");
+	int id = semget(IPC_PRIVATE, 3, 0600);
+	long *sum = shared(4096);
+	pid_t p[4];
+	op1(id, 0, 1, 0);
+	for (int k = 0; k < 4; k++)
+		p[k] = CHILD(for (int i = 0; i < TURNS; i++) {
+			op1(id, 0, -1, 0);
+			++*(volatile long *)sum;
+			if (i % 512 == 17 * k)
+				ms(1);
+			op1(id, 0, 1, 0);
+			op1(id, 1, 1, 0);
+		});
+	for (int k = 0; k < 4; k++)
+		R(status_of(p[k]));
+	R(*sum);
+	R(semctl(id, 0, GETVAL));
+	R(semctl(id, 1, GETVAL));
+	R(op1(id, 1, -4 * TURNS, IPC_NOWAIT));
+	R(semctl(id, 1, GETVAL));
+	R(semctl(id, 0, IPC_RMID));
+}
+
+static void msg_busy(void)
+{
+	SECTION("msg, busy");
+	struct msqid_ds ds;
+	int id = msgget(0x4b580013, IPC_CREAT | 0600);
+#define B busy_msg(id)
+	B, R(snd(id, 3, "three", 0));
+	R(snd(id, 1, "one", 0));
+	R(snd(id, 2, "two", 0));
+	R(snd(id, 2, "two again", 0));
+	R(rcv(id, 100, 2, 0));
+	R(rcv(id, 100, 9, IPC_NOWAIT));
+	R(rcv(id, 100, -2, 0));
+	R(rcv(id, 100, 2, MSG_EXCEPT));
+	R(rcv(id, 100, -1, IPC_NOWAIT));
+	R(rcv(id, 3, 0, 0));
+	R(rcv(id, 3, 0, MSG_NOERROR));
+	R(rcv(id, 100, 0, IPC_NOWAIT));
+	B, R(snd(id, 3, "three", 0));
+	R(snd(id, 5, "five", 0));
+	R(snd(id, 4, "four", 0));
+	R(rcv(id, 100, 5, 0));
+	R(msgctl(id, IPC_STAT, &ds));
+	R(ds.msg_qnum * 1000 + ds.msg_cbytes);
+	R(ds.msg_lspid == getpid() && ds.msg_lrpid == getpid() && ds.msg_stime && ds.msg_rtime);
+	R(rcv(id, 100, 1, MSG_COPY | IPC_NOWAIT));
+	R(rcv(id, 100, 0, 0));
+	R(rcv(id, 100, 0, 0));
+	R(IN_CHILD(B; R(snd(id, 4, "the child's", 0))));
+	R(msgctl(id, IPC_STAT, &ds) == 0 && ds.msg_lspid != getpid() && ds.msg_lspid == ds.msg_lrpid);
+	R(rcv(id, 100, 0, 0));
+	B, R(snd(id, 0, "x", 0));
+	B, R(msgsnd(id, BAD, 4, 0));
+	B, R(msgsnd(id, &m, -1, 0));
+	B, R(msgsnd(id, &m, 1 << 20, 0));
+	B, R(msgrcv(id, &m, -1, 0, IPC_NOWAIT));
+	B, R(msgsnd(id, &(struct m){ 5, "" }, 0, 0));
+	R(msgrcv(id, &m, 0, 0, 0));
+	R(m.type);
+	B, R(rcv(id, 10, LONG_MIN, IPC_NOWAIT));
+	B, R(snd(id, 1, "lost", 0));
+	R(msgrcv(id, BAD, 10, 0, 0));
+	R(rcv(id, 10, 0, IPC_NOWAIT));
+	SECTION("msg, busy and full");
+	B;
+	m.type = 1;
+	R(msgsnd(id, &m, 8000, 0));
+	R(msgsnd(id, &m, 8000, 0));
+	R(msgsnd(id, &m, 8000, IPC_NOWAIT));
+	R(msgsnd(id, &m, 384, IPC_NOWAIT));
+	R(msgsnd(id, &m, 1, IPC_NOWAIT));
+	R(msgsnd(id, &m, 0, IPC_NOWAIT));
+	SLEEPER(, msgsnd(id, &m, 8000, 0), R(msgrcv(id, &m, 8000, 0, 0)));
+	R(msgctl(id, IPC_STAT, &ds) == 0 && ds.msg_qnum == 4 && ds.msg_cbytes == 16384);
+	for (int i = 0; i < 4; i++)
+		R(msgrcv(id, &m, 8000, 0, IPC_NOWAIT));
+	B;
+	int n = 0;
+	while (!msgsnd(id, &m, 0, IPC_NOWAIT))
+		n++;
+	R(n);
+	for (int i = n = 0; i < 20000 && !msgrcv(id, &m, 0, 0, IPC_NOWAIT); i++)
+		n++;
+	R(n);
+	SECTION("msg, busy and sleeping");
+	B;
+	SLEEPER(, rcv(id, 100, 7, 0), R(snd(id, 6, "not you", 0)); R(snd(id, 7, "you", 0)));
+	R(msgctl(id, IPC_STAT, &ds) == 0 && ds.msg_lspid == getpid() && ds.msg_lrpid != getpid());
+	R(rcv(id, 100, 6, 0));
+	B;
+	SLEEPER(handle(SIGUSR1, SA_RESTART), rcv(id, 100, 7, 0), kill(s_, SIGUSR1));
+	B;
+	SLEEPER(, rcv(id, 100, 7, 0), kill(s_, SIGKILL));
+	B, R(AS_NOBODY(R(rcv(id, 100, 0, IPC_NOWAIT)); R(snd(id, 1, "x", IPC_NOWAIT)); R(msgctl(id, IPC_RMID, NULL))));
+	B, R(msgctl(id, IPC_STAT, &ds));
+	ds.msg_qbytes = 100;
+	R(msgctl(id, IPC_SET, &ds));
+	B, R(msgsnd(id, &m, 101, IPC_NOWAIT));
+	R(msgsnd(id, &m, 100, IPC_NOWAIT));
+	R(msgrcv(id, &m, 100, 0, 0));
+	B;
+	SLEEPER(, rcv(id, 100, 99, 0), R(msgctl(id, IPC_RMID, NULL)));
+	R(snd(id, 1, "x", 0));
+#undef B
+}
+
+/* Two send numbers of their own type, two receive both types: nothing is lost, doubled or out of its order. */
+static void msg_turns(void)
+{
+	SECTION("msg, turns");
+	int id = msgget(IPC_PRIVATE, 0600);
+	struct {
+		long type;
+		int n;
+		char text[600];
+	} x = { 0 };
+	pid_t p[4];
+	for (int k = 0; k < 2; k++)
+		p[k] = CHILD(for (x.n = 0; x.n < TURNS; x.n++) {
+			x.type = k + 1;
+			if (msgsnd(id, &x, 4 + (unsigned)x.n * 7 % 600, 0))
+				_exit(1);
+			if (x.n % 1024 == 5)
+				ms(1);
+		});
+	for (int k = 0; k < 2; k++)
+		p[2 + k] = CHILD(for (int i = 0; i < TURNS; i++) {
+			ssize_t r = msgrcv(id, &x, sizeof x - 8, k ? -1 : 2, 0);
+			if (r != 4 + i * 7 % 600 || x.n != i || x.type != 2 - k)
+				_exit(2);
+			if (i % 1024 == 9)
+				ms(1);
+		});
+	for (int k = 0; k < 4; k++)
+		R(status_of(p[k]));
+	R(msgctl(id, IPC_RMID, NULL));
+}
+
+/* Round trips by a set or a queue; the number of exits is looked at from outside. */
+static int trips(const char *kind)
+{
+	struct mq_attr a = { .mq_maxmsg = 1, .mq_msgsize = 8 };
+	int s = semget(IPC_PRIVATE, 2, 0600), q = msgget(IPC_PRIVATE, 0600), bad = 0;
+	mqd_t m[2];
+	long b[2] = { 0 };
+	for (int i = 0; i < 2; i++) {
+		m[i] = mq_open("/kx-ipc-trips", O_RDWR | O_CREAT, 0600, &a);
+		mq_unlink("/kx-ipc-trips");
+	}
+	pid_t p = fork();
+	int me = p == 0;
+	cpu_set_t all, one;
+	sched_getaffinity(0, sizeof all, &all);
+	CPU_ZERO(&one);
+	for (int i = 0, k = 0; i < CPU_SETSIZE; i++)
+		if (CPU_ISSET(i, &all) && k++ == me)
+			CPU_SET(i, &one);
+	sched_setaffinity(0, sizeof one, &one);
+	for (int i = 0; i < 20000 && !bad; i++) {
+		if (!p || i)
+			bad |= *kind == 's'           ? op1(s, me, -1, 0)
+			       : !strcmp(kind, "msg") ? msgrcv(q, b, 8, 1 + me, 0) != 8
+						      : mq_receive(m[me], (char *)b, 8, NULL) != 8;
+		b[0] = 2 - me;
+		bad |= *kind == 's'           ? op1(s, 1 - me, 1, 0)
+		       : !strcmp(kind, "msg") ? msgsnd(q, b, 8, 0)
+					      : mq_send(m[1 - me], (char *)b, 8, 0);
+	}
+	if (!p)
+		_exit(bad);
+	*turn = 1;
+	bad |= status_of(p) != 0;
+	semctl(s, 0, IPC_RMID);
+	msgctl(q, IPC_RMID, NULL);
+	return bad;
+}
+
 /* ---- POSIX queues ---------------------------------------------------------------------------------------------------- */
 
 static pthread_mutex_t note_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -797,6 +1086,312 @@ static void mq(void)
 	R(qrcv(q));
 	R(mq_close(q));
 	R(mq_send(q, "x", 2, 0));
+}
+
+static void busy_mq(mqd_t q)
+{
+	char b[64];
+	for (int i = 0; i < 40; i++)
+		if (mq_send(q, "busy", 5, i % 3) || mq_receive(q, b, sizeof b, NULL) != 5)
+			line("busy", -1);
+}
+
+static int set_of_one(int fd)
+{
+	fd_set s;
+	struct timeval tv = { 0, 20000 };
+	FD_ZERO(&s);
+	FD_SET(fd, &s);
+	return select(fd + 1, &s, NULL, NULL, &tv);
+}
+
+static int epoll_of_one(int fd)
+{
+	struct epoll_event ev = { .events = EPOLLIN };
+	int e = epoll_create1(0), r = epoll_ctl(e, EPOLL_CTL_ADD, fd, &ev);
+	if (!r)
+		r = epoll_wait(e, &ev, 1, 20);
+	close(e);
+	return r;
+}
+
+static void mq_busy(void)
+{
+	SECTION("mq, busy");
+	const char *n = "/kx-ipc-busy";
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 }, o;
+	struct timespec past = { 1, 0 }, wrong = { 1, 1000000000 };
+	char text[128];
+	mqd_t q, r, w = -1;
+	mq_unlink(n);
+	R((q = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+#define B busy_mq(q)
+	B, R(mq_send(q, "low", 4, 1));
+	R(mq_send(q, "high", 5, 31));
+	R(mq_send(q, "low too", 8, 1));
+	R(mq_send(q, "zero", 5, 0));
+	R(mq_timedsend(q, "x", 2, 1, &past));
+	R(mq_timedsend(q, "x", 2, 1, &wrong));
+	R(qrcv(q));
+	R(qrcv(q));
+	R(mq_getattr(q, &o) == 0 && o.mq_curmsgs == 2);
+	R(mq_send(q, "second", 7, 2));
+	for (int i = 0; i < 3; i++)
+		R(qrcv(q));
+	B, R(mq_timedreceive(q, text, 64, NULL, &past));
+	B, R(mq_timedreceive(q, text, 64, NULL, &wrong));
+	struct timespec soon = in_ms(CLOCK_REALTIME, 60);
+	int64_t t = now_ms();
+	B, R(mq_timedreceive(q, text, 64, NULL, &soon));
+	R(now_ms() - t >= 55);
+	B, R(mq_send(q, "x", 2, 32768));
+	B, R(mq_send(q, text, 65, 0));
+	B, R(mq_send(q, text, 64, 32767));
+	R(mq_receive(q, text, 63, NULL));
+	R(mq_receive(q, text, 100, NULL));
+	B, R(mq_send(q, BAD, 4, 0));
+	B, R(mq_send(q, "", 0, 7));
+	R(qrcv(q));
+	B, R(mq_send(q, "lost", 5, 7));
+	R(mq_receive(q, BAD, 64, NULL));
+	B, R(mq_send(q, "lost", 5, 7));
+	R(mq_receive(q, text, 64, BAD));
+	SECTION("mq, busy: descriptors");
+	R((r = mq_open(n, O_RDONLY)) >= 0 && (w = mq_open(n, O_WRONLY)) >= 0);
+	for (int i = 0; i < 40; i++)
+		if (mq_send(w, "busy", 5, 0) || mq_receive(r, text, 64, NULL) != 5)
+			line("busy", -1);
+	R(mq_send(r, "x", 2, 0));
+	R(mq_receive(w, text, 64, NULL));
+	B, R(mq_send(w, "by w", 5, 0));
+	R(qrcv(r));
+	mqd_t d = dup(q);
+	B, R(mq_send(d, "by d", 5, 0));
+	R(qrcv(q));
+	R(mq_close(d));
+	R(mq_send(d, "x", 2, 0));
+	B;
+	/* its number is another's now */
+	int e = eventfd(0, EFD_NONBLOCK), e2 = dup2(e, w);
+	R(e2 == w && mq_send(w, "x", 2, 0));
+	R(mq_getattr(q, &o) == 0 && o.mq_curmsgs == 0);
+	close(e), close(w);
+	R(close_range(r, r, 0));
+	R(mq_receive(r, text, 64, NULL));
+	B, R(IN_CHILD(B; R(mq_send(q, "the child's", 12, 0))));
+	R(qrcv(q));
+	R(IN_CHILD(mqd_t c = mq_open(n, O_RDWR); B; R(mq_send(c, "by name", 8, 0));
+		   R(mq_getattr(q, &o) == 0 && o.mq_curmsgs == 1)));
+	R(qrcv(q));
+	a.mq_flags = O_NONBLOCK;
+	B, R(mq_setattr(q, &a, NULL));
+	R(qrcv(q));
+	B, R(IN_CHILD(R(qrcv(q))));
+	a.mq_flags = 0;
+	B, R(mq_setattr(q, &a, NULL));
+	pid_t p = vfork();
+	if (!p)
+		_exit(mq_send(q, "vfork", 6, 0) != 0);
+	R(status_of(p));
+	R(qrcv(q));
+	fcntl(q, F_SETFD, 0);
+	snprintf(text, sizeof text, "%d", q);
+	B, R(IN_CHILD(execl("/proc/self/exe", "ipc", "mqsend", text, NULL)));
+	R(qrcv(q));
+	SECTION("mq, busy: sleeping");
+	B;
+	SLEEPER(, qrcv(q), R(mq_send(q, "wake", 5, 3)));
+	B;
+	SLEEPER(handle(SIGUSR1, 0), qrcv(q), kill(s_, SIGUSR1));
+	B;
+	for (int i = 0; i < 4; i++)
+		mq_send(q, "fill", 5, 0);
+	SLEEPER(, mq_send(q, "room", 5, 1), R(qrcv(q)));
+	for (int i = 0; i < 4; i++)
+		R(qrcv(q));
+	B;
+	SLEEPER(, qrcv(q), kill(s_, SIGKILL));
+	B, R(AS_NOBODY(B; R(mq_send(q, "nobody's", 9, 0))));
+	R(qrcv(q));
+	SECTION("mq, busy: waited for");
+	B, R(IN_CHILD(R(mq_send(q, "file", 5, 0)); int f = open("/dev/mqueue/kx-ipc-busy", O_RDONLY);
+		      R(f < 0 || (read(f, text, sizeof text) > 0 && !strncmp(text, "QSIZE:5 ", 8)))));
+	R(qrcv(q));
+	R(mq_unlink(n));
+	R((w = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	B, busy_mq(w), R(mq_send(w, "x", 2, 0));
+	struct pollfd pf[2] = { { q, POLLIN | POLLOUT, 0 }, { w, POLLIN, 0 } };
+	R(poll(pf, 2, 0));
+	R(pf[0].revents * 1000 + pf[1].revents);
+	R(set_of_one(w));
+	R(epoll_of_one(w));
+	R(qrcv(w));
+	B, busy_mq(w), R(set_of_one(w));
+	R(epoll_of_one(w));
+	SLEEPER(, set_of_one(w), );
+	R(mq_close(w));
+	R(mq_unlink(n));
+	R((w = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	if (!(p = vfork())) /* its parent has it still */
+		_exit(close_range(3, ~0u, 0));
+	R(status_of(p));
+	p = CHILD(struct pollfd pc = { w, POLLIN, 0 }; R(poll(&pc, 1, 5000)));
+	ms(100);
+	for (int i = 0; i < 40; i++)
+		mq_send(w, "seen", 5, 0), i < 39 ? mq_receive(w, text, 64, NULL) : 0;
+	R(status_of(p));
+	R(qrcv(w));
+	R(mq_close(w));
+	R(mq_unlink(n));
+	R((w = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	struct sigevent ev = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1, .sigev_value.sival_int = 77 };
+	handle(SIGUSR1, 0);
+	busy_mq(w), R(mq_notify(w, &ev));
+	p = CHILD(mq_send(w, "note", 5, 0));
+	while (!got)
+		ms(1);
+	R(status_of(p));
+	R(got_info.si_code == SI_MESGQ && got_info.si_pid == p);
+	R(qrcv(w));
+	R(mq_close(w));
+	R(mq_unlink(n));
+	/* left behind by whoever closes it last */
+	R((q = mq_open(n, O_RDWR | O_CREAT | O_EXCL, 0600, &a)) >= 0);
+	B, R(mq_send(q, "left", 5, 4));
+	R(mq_close(q));
+	R((q = mq_open(n, O_RDWR)) >= 0);
+	R(qrcv(q));
+	B, R(mq_close(q));
+	R(mq_unlink(n));
+#undef B
+}
+
+static void mq_turns(void)
+{
+	SECTION("mq, turns");
+	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
+	mqd_t q = mq_open("/kx-ipc-turns", O_RDWR | O_CREAT, 0600, &a);
+	int x[16] = { 0 };
+	mq_unlink("/kx-ipc-turns");
+	pid_t p = CHILD(for (int i = 0; i < TURNS; i++) {
+		x[0] = i;
+		if (mq_send(q, (char *)x, 4 + (unsigned)i % 60, 0))
+			_exit(1);
+		if (i % 256 == 5)
+			ms(1);
+	});
+	pid_t c = CHILD(for (int i = 0; i < TURNS; i++) {
+		if (mq_receive(q, (char *)x, 64, NULL) != 4 + i % 60 || x[0] != i)
+			_exit(2);
+		if (i % 256 == 99)
+			ms(1);
+	});
+	R(status_of(p));
+	R(status_of(c));
+	R(mq_close(q));
+}
+
+/* One sends numbers, the other takes them and posts back, with pauses of all lengths; one of them is killed. What is left
+ * in the queue must follow on what was taken, up to what was sent, and the semaphore must count it. */
+static struct deaths {
+	volatile int sent, taken, posted, waited;
+} * d;
+
+static void pause_some(unsigned *seed)
+{
+	*seed = *seed * 1103515245 + 12345;
+	unsigned n = *seed >> 16;
+	if (n % 64 == 0)
+		usleep(n / 64 % 500);
+	else if (n % 16 == 0)
+		sched_yield();
+}
+
+static int next_left(int q, mqd_t m)
+{
+	struct {
+		long type;
+		int n;
+	} x;
+	struct timespec past = { 1, 0 };
+	if (q >= 0)
+		return msgrcv(q, &x, 4, 0, IPC_NOWAIT) == 4 ? x.n : -1;
+	return mq_timedreceive(m, (char *)&x.n, 4, NULL, &past) == 4 ? x.n : -1;
+}
+
+static bool death(unsigned seed, bool posix)
+{
+	struct mq_attr a = { .mq_maxmsg = 8, .mq_msgsize = 4 };
+	int q = posix ? -1 : msgget(IPC_PRIVATE, 0600), sem = semget(IPC_PRIVATE, 1, 0600), st;
+	mqd_t m = posix ? mq_open("/kx-ipc-deaths", O_RDWR | O_CREAT, 0600, &a) : -1;
+	struct {
+		long type;
+		int n;
+	} x = { 1, 0 };
+	memset(d, 0, sizeof *d);
+	if (posix)
+		mq_unlink("/kx-ipc-deaths");
+	pid_t p[2];
+	p[0] = CHILD(for (unsigned r = seed;; pause_some(&r)) {
+		x.n = d->sent;
+		if (posix ? mq_send(m, (char *)&x.n, 4, 0) : msgsnd(q, &x, 4, 0))
+			_exit(1);
+		d->sent++;
+		if (op1(sem, 0, -1, 0))
+			_exit(1);
+		d->waited++;
+	});
+	p[1] = CHILD(for (unsigned r = seed + 1;; pause_some(&r)) {
+		if (posix ? mq_receive(m, (char *)&x.n, 4, NULL) != 4 : msgrcv(q, &x, 4, 0, 0) != 4)
+			_exit(2);
+		d->taken = x.n + 1;
+		for (int i = 0; i < 1 + (d->posted < 4); i++) { /* so that several are on their way */
+			if (op1(sem, 0, 1, 0))
+				_exit(2);
+			d->posted++;
+		}
+	});
+	while (!d->taken)
+		usleep(100);
+	usleep(seed * 7919 % 6000);
+	kill(p[seed % 2], SIGKILL);
+	usleep(500);
+	kill(p[1 - seed % 2], SIGKILL);
+	waitpid(p[0], &st, 0);
+	bool good = WIFSIGNALED(st);
+	waitpid(p[1], &st, 0);
+	good = good && WIFSIGNALED(st);
+	int first = next_left(q, m), n = first;
+	for (int next; n >= 0 && (next = next_left(q, m)) >= 0; n = next)
+		good = good && next == n + 1;
+	if (first >= 0)
+		good = good && (first == d->taken || first == d->taken + 1) && (n + 1 == d->sent || n == d->sent);
+	else
+		good = good && d->sent - d->taken >= -1 && d->sent - d->taken <= 1;
+	int v = semctl(sem, 0, GETVAL), want = d->posted - d->waited;
+	good = good && v >= want - 1 && v <= want + 1;
+	if (!good)
+		printf("seed %u: %d sent, %d taken, %d..%d left, %d posted, %d waited, value %d\n", seed, d->sent,
+		       d->taken, first, n, d->posted, d->waited, v);
+	good = good && !op1(sem, 0, 1, 0) && !semctl(sem, 0, IPC_RMID);
+	if (posix)
+		return good && !mq_send(m, (char *)&x.n, 4, 0) && next_left(q, m) == x.n && !mq_close(m);
+	return good && !snd(q, 1, "abc", 0) && next_left(q, m) >= 0 && !msgctl(q, IPC_RMID, NULL);
+}
+
+static int deaths(unsigned seed, int rounds)
+{
+	int good = 0;
+	d = shared(4096);
+	for (int i = 0; i < rounds; i++)
+		good += death(seed + (unsigned)i, i / 2 % 2);
+	return good;
+}
+
+static void deaths_some(void)
+{
+	SECTION("deaths");
+	R(deaths(1, 60));
 }
 
 /* ---- POSIX shared memory, semaphores ---------------------------------------------------------------------------------- */
@@ -1633,6 +2228,7 @@ static int make(void)
 	void *p = shmat(id, NULL, 0);
 	mqd_t m1 = mq_open(NAME, O_RDWR | O_CREAT | O_EXCL, 0600, &a);
 	int fd = shm_open(NAME, O_RDWR | O_CREAT | O_EXCL, 0600);
+	busy_msg(q), busy_mq(m1); /* what is told of them must be as true then */
 	if (p == (void *)-1 || semget(KEY, 3, IPC_CREAT | IPC_EXCL | 0600) < 0 || snd(q, 1, "hello", 0) || m1 < 0 ||
 	    mq_send(m1, "hello", 5, 1) || fd < 0 || ftruncate(fd, 8192) ||
 	    sem_open(NAME, O_CREAT | O_EXCL, 0600, 1) == SEM_FAILED || un_socket(SOCK_STREAM, ABSTRACT, true) < 0) {
@@ -1709,7 +2305,14 @@ int main(int argc, char **argv)
 	} parts[] = { { "shm", shm },
 		      { "sem", sem },
 		      { "msg", msg },
+		      { "sem_busy", sem_busy },
+		      { "sem_turns", sem_turns },
+		      { "msg_busy", msg_busy },
+		      { "msg_turns", msg_turns },
 		      { "mq", mq },
+		      { "mq_busy", mq_busy },
+		      { "mq_turns", mq_turns },
+		      { "deaths", deaths_some },
 		      { "posix_shm", posix_shm },
 		      { "posix_sem", posix_sem },
 		      { "sync", sync_objects },
@@ -1729,6 +2332,12 @@ int main(int argc, char **argv)
 		return word(argv[2], argv[1][1] == 'a' && argv[1][2] == 'i');
 	if (argc > 2 && (!strcmp(argv[1], "give") || !strcmp(argv[1], "take")))
 		return passed(argv[2], argv[1][0] == 'g');
+	if (argc > 2 && !strcmp(argv[1], "trips"))
+		return trips(argv[2]);
+	if (argc > 3 && !strcmp(argv[1], "deaths"))
+		return alarm(0), deaths((unsigned)atoi(argv[2]), atoi(argv[3])) != atoi(argv[3]);
+	if (argc > 2 && !strcmp(argv[1], "mqsend"))
+		return mq_send(atoi(argv[2]), "after exec", 11, 0) != 0;
 	signal(SIGPIPE, SIG_IGN);
 	for (unsigned i = 0; i < sizeof parts / sizeof parts[0]; i++)
 		if (argc < 2 || !strcmp(argv[1], parts[i].name))

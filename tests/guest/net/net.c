@@ -1035,6 +1035,30 @@ static void test_threads(void)
 	close(l);
 }
 
+/* As many as were asked for wait to be accepted. */
+static void test_backlog(void)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof a;
+	int l = socket(AF_INET, SOCK_STREAM, 0), c[300], n = 0;
+	check(bind(l, (void *)&a, sizeof a) == 0 && listen(l, 300) == 0 && getsockname(l, (void *)&a, &len) == 0,
+	      "backlog: listen");
+	for (int i = 0; i < 300; i++) {
+		struct pollfd p = { .events = POLLOUT };
+		p.fd = c[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		if ((connect(c[i], (void *)&a, sizeof a) && errno != EINPROGRESS) || poll(&p, 1, 2000) != 1 ||
+		    p.revents != POLLOUT)
+			break;
+		n++;
+	}
+	check(n == 300, "backlog: 300 connections wait");
+	for (int i = 0; i < n; i++) {
+		close(accept(l, NULL, NULL));
+		close(c[i]);
+	}
+	close(l);
+}
+
 int main(void)
 {
 	loopback_up();
@@ -1061,6 +1085,7 @@ int main(void)
 	if (inet) {
 		test_tcp(AF_INET);
 		test_tcp_flags();
+		test_backlog();
 		test_udp(AF_INET);
 		test_pktinfo();
 		test_threads();

@@ -815,6 +815,49 @@ static void crowd(unsigned seed)
 	check(good && !late, name);
 }
 
+/* ---- a process without its first thread ---- */
+
+static volatile int *turn; /* shared: 1 the data is written, 2 others have made pipes, 3 it is there */
+static int lone[2];
+
+static void *goes_on(void *arg)
+{
+	char c = 0;
+	(void)arg;
+	NEED(write(lone[1], "x", 1) == 1);
+	*turn = 1;
+	for (int i = 0; i < 20000 && *turn != 2; i++)
+		usleep(1000);
+	if (*turn == 2 && read(lone[0], &c, 1) == 1 && c == 'x')
+		*turn = 3;
+	_exit(0);
+}
+
+/* To /proc it looks as dead as a zombie; its pipes live on when others look for those of the dead. */
+static void test_first_thread_gone(void)
+{
+	int p[2], status, made = 0, fd[600];
+	turn = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	pid_t child = FORK({
+		pthread_t t;
+		NEED(pipe2(lone, O_NONBLOCK) == 0 && pthread_create(&t, NULL, goes_on, NULL) == 0);
+		pthread_exit(NULL);
+	});
+	for (int i = 0; i < 20000 && *turn != 1; i++)
+		usleep(1000);
+	usleep(200000); /* its first thread ends */
+	while (made < 600 && pipe(p) == 0) {
+		fd[made++] = p[0];
+		fd[made++] = p[1];
+	}
+	*turn = 2;
+	NEED(waitpid(child, &status, 0) == child);
+	for (int i = 0; i < made; i++)
+		close(fd[i]);
+	check(*turn == 3, "data in the pipe of a process whose first thread has ended");
+	munmap((void *)turn, 4096);
+}
+
 int main(void)
 {
 	int (*const rounds)(const char *) = atoi;
@@ -835,6 +878,7 @@ int main(void)
 		test_fork();
 		test_atomic();
 		test_threads();
+		test_first_thread_gone();
 	}
 	for (int i = 0, k = n ? rounds(n) : 12; i < k; i++)
 		crowd((seed ? (unsigned)atoi(seed) : 1) + i);

@@ -113,6 +113,7 @@ static void about_self(void)
 	check(number_after("\nVmRSS:") > 0 && number_after("\nVmRSS:") <= number_after("\nVmSize:") &&
 		      number_after("\nVmData:") > 0 && number_after("\nThreads:") == 1,
 	      "status: sizes");
+	check(strstr(text, "\nState:\tR"), "status: who reads it runs");
 	check(!pvm || number_after("\nVmSize:") < 64 << 20, "status: size is the program's");
 	check(slurp("/proc/self/stat") > 0 && sscanf(text, "%d (", &pid) == 1 && pid == getpid(), "stat");
 	char *s = strrchr(text, ')');

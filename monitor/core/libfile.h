@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The monitor's side of kx_libfile.h. The guest can say that it has read so much of the file, and closed it: both end in
+ * what it could have done by calls.
+ */
+#ifndef KX_MONITOR_LIBFILE_H
+#define KX_MONITOR_LIBFILE_H
+#include "hcall.h"
+
+/* The guest has opened fd by c: argument i is the path (as the guest gave it), the next one the flags. */
+void libfile_opened(struct hcall *c, int i, int fd);
+/* Before anything else is done for the process: a call nr of the guest's has come. */
+void libfile_settle_now(uint64_t nr);
+extern int libfile_fd; /* -1: there is none */
+static inline void libfile_settle(uint64_t nr)
+{
+	if (libfile_fd >= 0)
+		libfile_settle_now(nr);
+}
+#endif

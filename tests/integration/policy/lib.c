@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A library: V is what it says. Its parts are whole pages, so that each is mapped. */
+#ifndef V
+#define V 1
+#endif
+extern const int kx_const[2048];
+const int kx_const[2048] = { V, V, V };
+int kx_data[2048] = { V, V, V };
+int value(void) { return kx_const[1] == V && kx_data[1] ? V : -1; }
+#ifdef BIG
+/* More text than is shared between processes, with something in it to patch. */
+__asm__(".text\n.type big, @function\nbig: mov $39, %eax\n syscall\n ret\n.size big, . - big\n"
+	".fill 9 << 20, 1, 0x90");
+#endif
+int data(void) { return kx_data[1]; }

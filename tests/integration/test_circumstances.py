@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Where and how kylinx may be started: without standard streams, variables, a directory; by other programs; on machines
+that lack something. And every error that a user can cause is one line, `kylinx: what: why (remedy)`.
+
+test_circumstances.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
+"""
+import argparse
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+parser = argparse.ArgumentParser()
+parser.add_argument("kylinx", nargs="?")
+parser.add_argument("--only", default="", metavar="PATTERN")
+args = parser.parse_args()
+if args.kylinx:
+    os.environ["KYLINX"] = os.path.abspath(args.kylinx)
+import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
+
+ERROR = re.compile(r"kylinx: [^\n]+: [^\n]+ \([^\n]+\)\n")
+tests = []
+
+
+def test(fn):
+    tests.append((fn.__name__, fn))
+    return fn
+
+
+def shell(script, *argv, timeout=30, native=False, **kw):
+    """script in sh: "$@" is `kylinx run --` (nothing natively), $K the program."""
+    full = {**os.environ, "K": lib.KYLINX, **kw.pop("env", {})}
+    run = [] if native else [lib.KYLINX, "run", "--"]
+    return lib.run(["sh", "-c", script, "sh", *run, *argv], timeout, cwd=kw.pop("cwd", "/"), env=full, **kw)
+
+
+def one_error(r, status, what):
+    expect((r.status, r.out), (status, b""), f"{what}: status and output")
+    text = r.err.decode(errors="replace")
+    assert ERROR.fullmatch(text), f"{what}: not one line of that form: {text!r}"
+    return text
+
+
+def in_namespace(script, **kw):
+    if os.geteuid():
+        raise Skip("run as root")
+    return shell(f"exec unshare -m sh -c '{script}'", **kw)
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------
+
+@test
+def errors_of_use():
+    for argv in ([], ["frob"], ["--frob"], ["run"], ["run", "--frob", "x"], ["run", "--memory"], ["run", "--memory=x",
+                 "x"], ["run", "--memory", "99999999999999999999", "x"], ["run", "--cpus", "0", "x"], ["run",
+                 "--cpus=-1", "x"], ["run", "--root", "/nonexistent", "x"], ["run", "--root=/etc/passwd", "x"], ["run",
+                 "--volume", "x", "x"], ["run", "--volume=/nonexistent:/x", "x"], ["run", "--volume=/etc:x", "x"],
+                 ["run", "--volume=/:/x:q", "x"], ["run", "--env", "x", "x"], ["run", "--net=x", "x"], ["run",
+                 "--io=x", "x"], ["run", "--name=1", "x"], ["run", "--name", "\udcff", "x"], ["run", "--log=x", "x"],
+                 ["run", "--strace=", "x"], ["run", "--strace=/nonexistent/x", "true"], ["run",
+                 "--stats=/nonexistent/x", "true"], ["run", "--strace=/", "true"], ["ps", "--frob"], ["ps", "x"],
+                 ["kill"], ["kill", "nosuch"], ["kill", "-s", "FROB", "1"], ["kill", "1"], ["exec"], ["exec", "nosuch",
+                 "true"], ["exec", "--frob"], ["update"], ["update", "nosuch", "/nonexistent"], ["lib"], ["lib",
+                 "frob"], ["bench", "frob"], ["help", "frob"], ["help", "run", "run"]):
+        one_error(lib.run([lib.KYLINX, *argv], 30, cwd="/"), 125, " ".join(argv))
+
+
+@test
+def errors_of_programs():
+    for program, status in (("/nonexistent", 127), ("nosuchprogram", 127), ("", 127), ("./x", 127),
+                            ("/etc/passwd/x", 126), ("/etc", 126), ("/etc/passwd", 126), ("/dev/null", 126),
+                            ("/" + "x" * 5000, None),
+                            ("/" + "x/" * 1500, 127), ("/\udcff\x1b[31m\n", 127)):
+        r = lib.run([lib.KYLINX, "run", "--", program], 30, cwd="/")
+        one_error(r, status or r.status, program[:40])
+        assert status or r.status in (126, 127), r.why()
+
+
+@test
+def errors_of_output():
+    one_error(shell("exec $K help >/dev/full"), 125, "help to a full disk")
+    one_error(shell("exec $K help >&-"), 125, "help to nowhere")
+    one_error(shell("exec $K ps >/dev/full"), 125, "ps to a full disk")
+    one_error(shell("exec $K run --help >/dev/full"), 125, "run --help to a full disk")
+    r = shell("$K help 2>&1 | true")
+    expect((r.status, r.out, r.err), (0, b"", b""), "help to a reader that has gone")
+    expect(shell("$K frob 2>&-; $K run -- /nonexistent 2>&-").status, 127, "errors to nowhere")
+
+
+@test
+def errors_of_the_machine():
+    one_error(in_namespace("mount -t tmpfs none /proc; exec $K run --log error -- true"), 125, "no /proc")
+    one_error(in_namespace("mount -t tmpfs none /dev; exec $K run -- true"), 125, "no /dev/kvm")
+    one_error(in_namespace("mount --bind /dev/null /dev/kvm; exec $K run -- true"), 125, "another /dev/kvm")
+    one_error(shell("ulimit -n 64; exec \"$@\" true"), 125, "few descriptors")
+    one_error(shell("ulimit -v 1000000; exec \"$@\" true"), 125, "little address space")
+
+
+@test
+def nested():
+    text = one_error(lib.run(lib.pvm([lib.KYLINX, "run", "true"]), 30, cwd="/"), 125, "kylinx in a pVM")
+    assert "this is a pVM already" in text, text
+
+
+@test
+def store_that_can_not_be_used():
+    """The program runs all the same; what is wrong is one line, if anything."""
+    for value in ("/etc/passwd", "relative", "", "/proc/x", "/dev/null/x"):
+        r = shell("exec \"$@\" echo ok", env={"KYLINX_STORE": value})
+        expect((r.status, r.out), (0, b"ok\n"), f"KYLINX_STORE={value}")
+        assert r.err.count(b"\n") <= 1 and (not r.err or r.err.startswith(b"kylinx: warn ")), r.err
+    full = "d=$(mktemp -d) && mount -t tmpfs -o size=64k,mode=700 none $d &&" \
+           " head -c 99999 /dev/zero >$d/x 2>/dev/null; export KYLINX_STORE=$d; for i in 1 2 3; do" \
+           " $K run -- /usr/bin/env true || exit; done; umount $d; rmdir $d"
+    r = in_namespace(full)
+    expect((r.status, r.out), (0, b""), "full store: " + r.err.decode())
+    assert all(line.startswith(b"kylinx: warn ") for line in r.err.splitlines()), r.err
+
+
+@test
+def directories_of_proc():
+    """By one of those, openat("self/mem") would be the monitor's."""
+    text = one_error(shell("exec 5</proc; exec \"$@\" true"), 125, "an inherited one")
+    assert "descriptor 5" in text, text
+    code = "import array, socket, sys\ns = socket.socket(fileno=0)\nm, fds, flags, _ = socket.recv_fds(s, 10, 4)\n" \
+           "print(m, len(fds), bool(flags & socket.MSG_CTRUNC))"
+    for path, want in (("/proc", "b'x' 0 True"), ("/proc/self/task", "b'x' 0 True"), ("/usr", "b'x' 1 False")):
+        a, b = socket.socketpair()
+        p = subprocess.Popen([lib.KYLINX, "run", "--", "/usr/bin/python3", "-c", code], cwd="/", stdin=b,
+                             stdout=subprocess.PIPE, text=True)
+        fd = os.open(path, os.O_RDONLY)
+        socket.send_fds(a, [b"x"], [fd])
+        out = p.communicate(timeout=30)[0]
+        os.close(fd)
+        a.close()
+        b.close()
+        expect(out.strip(), want, f"a message with {path}")
+
+
+# ---- what is not there ---------------------------------------------------------------------------------------------
+
+@test
+def closed_streams():
+    with lib.Dir() as d:
+        for closed in ("<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- 2>&-", "<&- >&- 2>&-"):
+            got = []
+            for native in (True, False):
+                path = os.path.join(d, "out")
+                look = "import os, sys\nf = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\ngot = []\n" \
+                       "for n in range(1024):\n" \
+                       " try:\n  os.fstat(n)\n  got.append(n)\n except OSError: pass\n" \
+                       "os.write(f, str(got).encode())\n"
+                cmd = f'"$@" /usr/bin/python3 -c "$LOOK" {path} {closed}'
+                if not native:
+                    cmd = cmd.replace('"$@"', f'"$K" run --volume {d}:{d} --')
+                r = shell(cmd, env={"LOOK": look}, native=native)
+                got.append((r.status, open(path).read() if os.path.exists(path) else None))
+                if os.path.exists(path):
+                    os.unlink(path)
+            expect(got[1], got[0], f"descriptors of a program started with {closed}")
+
+
+@test
+def without_variables():
+    for script, want in (("env -u HOME \"$@\" sh -c 'echo ${HOME-none}'", b"none\n"),
+                         ("env -u PATH $K run -- /bin/echo ok", b"ok\n"), ("env -i $K run -- /usr/bin/env", b""),
+                         ("PATH= exec $K run -- /bin/echo ok", b"ok\n")):
+        r = shell(script)
+        expect((r.status, r.out, r.err), (0, want, b""), script)
+
+
+@test
+def without_a_directory():
+    script = "d=$(mktemp -d); cd $d; rmdir $d; \"$@\" /usr/bin/python3 -c '" \
+             "import os\ntry: print(os.getcwd())\nexcept OSError as e: print(e.errno)'"
+    expect(shell(script).out, b"2\n", "directory that was removed")
+    expect(shell(script, native=True).out, b"2\n", "natively")
+
+
+@test
+def arguments():
+    odd = ["", " ", "\udcff\udc80", "a\nb", "-x", "--", "x" * 131071]
+    show = "import sys, hashlib; print([hashlib.md5(os.fsencode(a)).hexdigest() for a in sys.argv[1:]])"
+    got = [lib.run([*run, "/usr/bin/python3", "-c", "import os; " + show, *odd], 30, cwd="/")
+           for run in ([], [lib.KYLINX, "run", "--"])]
+    expect((got[1].status, got[1].out), (0, got[0].out), "arguments")
+    many = ["x" * 1000] * 1000
+    r = lib.run([lib.KYLINX, "run", "--", "sh", "-c", "echo $#", "sh", *many], 30, cwd="/")
+    expect((r.status, r.out), (0, b"1000\n"), "a megabyte of them")
+
+
+# ---- who starts it ------------------------------------------------------------------------------------------------
+
+@test
+def by_other_programs():
+    for how in ("setsid -w", "nohup", "timeout 20", "env -i", "nice -n 5", "ionice -c 3", "taskset 1",
+                "strace -f -o /dev/null", "stdbuf -o0", "su -s /bin/sh root -c '\"$0\" \"$@\"' --"):
+        if not shutil.which(how.split()[0]):
+            continue
+        if how.startswith("su ") and os.geteuid():
+            continue
+        r = shell(f"exec {how} $K run -- /bin/sh -c 'echo ok; exit 3'", timeout=60)
+        expect((r.status, r.out), (3, b"ok\n"), how)
+
+
+@test
+def by_gdb():
+    if not shutil.which("gdb"):
+        raise Skip("gdb is not installed")
+    r = shell("exec gdb -q -batch -nx -ex 'handle all nostop noprint pass' -ex run --args \"$@\" /bin/echo ok",
+              timeout=90)
+    assert b"ok\n" in r.out and b"exited normally" in r.out, r.why() + r.out.decode()[-300:]
+
+
+@test
+def ignored_sigpipe():
+    script = "trap '' PIPE; \"$@\" /usr/bin/python3 -c '\nimport os, signal\n" \
+             "print(signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN)'"
+    expect(shell(script).out, shell(script, native=True).out, "SIGPIPE")
+
+
+@test
+def reader_of_the_log_is_gone():
+    """It is the monitor that writes there, so the program goes on."""
+    code = "import ctypes, signal, time\nsignal.signal(signal.SIGPIPE, signal.SIG_DFL)\ninput()\n" \
+           "ctypes.CDLL(None).syscall(425, 1, 0)\nprint('alive')"
+    r, w = os.pipe()
+    p = subprocess.Popen([lib.KYLINX, "run", "--", "/usr/bin/python3", "-c", code], cwd="/", stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=w)
+    os.close(r)
+    os.close(w)
+    out, _ = p.communicate(b"\n", 30)
+    expect((p.returncode, out), (0, b"alive\n"), "program whose log nobody reads")
+
+
+@test
+def daemons_let_go_of_output():
+    """$(...) waits for the end of its pipe, which nobody who has gone to the background may have."""
+    scripts = {"shell": ["sh", "-c", "sleep 30 </dev/null >/dev/null 2>&1 & echo $!"],
+               "fork": ["/usr/bin/python3", "-c", "import os, time\npid = os.fork()\nif pid:\n print(pid, flush=True)\n"
+                        " os._exit(0)\nos.setsid()\nos.closerange(0, 3)\ntime.sleep(30)"],
+               "spawn, then fork": ["/usr/bin/python3", "-c", "import os, subprocess, time\npid = os.fork()\nif pid:\n"
+                                    " print(pid, flush=True)\n os._exit(0)\nos.setsid()\nsubprocess.call(['true'])\n"
+                                    "n = os.open('/dev/null', 2)\nfor i in 0, 1, 2: os.dup2(n, i)\ntime.sleep(30)"]}
+    for name, argv in scripts.items():
+        began = time.monotonic()
+        p = subprocess.run([lib.KYLINX, "run", "--", *argv], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, timeout=60, start_new_session=True)
+        took = time.monotonic() - began
+        os.kill(int(p.stdout), signal.SIGKILL)
+        assert took < 15, f"{name}: the output ended after {took:.0f} s"
+
+
+@test
+def terminal_hangs_up():
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir("/")
+        script = "trap 'exit 7' HUP; echo up; while :; do sleep 0.1; done"
+        os.execv(lib.KYLINX, ["kylinx", "run", "--", "sh", "-c", script])
+    text = b""
+    while b"up" not in text:
+        text += os.read(fd, 100)
+    os.close(fd)
+    expect(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 7, "status after a hangup")
+
+
+@test
+def stopped_and_continued():
+    p = subprocess.Popen([lib.KYLINX, "run", "--", "sh", "-c", "echo up; sleep 1; echo done; exit 4"], cwd="/",
+                         stdout=subprocess.PIPE)
+    p.stdout.readline()
+    p.send_signal(signal.SIGSTOP)
+    expect(os.waitpid(p.pid, os.WUNTRACED)[1] & 0xff, 0x7f, "stopped")
+    time.sleep(1.5)
+    p.send_signal(signal.SIGCONT)
+    expect((p.stdout.read(), p.wait(30)), (b"done\n", 4), "continued")
+
+
+if __name__ == "__main__":
+    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use",)))
