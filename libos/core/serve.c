@@ -46,6 +46,8 @@ static uint64_t await_answer(struct kx_thread *t, struct kx_serve *s)
 	return v;
 }
 
+bool serve_mask_lags(const struct kx_thread *t) { return t->sigmask & ~t->host_mask & SERVE->plain; }
+
 bool serve_try(struct kx_thread *t, int64_t *ret)
 {
 	struct kx_serve *s = SERVE;
