@@ -51,7 +51,7 @@ static inline void hypercall_exit(void)
 }
 /* serve.c: kx_thread.call answered without an exit. False: nothing was done. */
 bool serve_try(struct kx_thread *t, int64_t *ret);
-/* Does the host not know yet that t blocks a signal whose action it performs itself? */
+/* A signal is blocked that the host, which does not know it yet, would ignore. */
 bool serve_mask_lags(const struct kx_thread *t);
 /* Pass a call on as it is. */
 int64_t forward(struct kx_thread *t, struct kx_frame *f);

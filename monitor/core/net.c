@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -157,8 +158,10 @@ static _Noreturn void slirp_exec(pid_t target, pid_t parent, int out, int ready,
 	fcntl(hold, F_SETFD, 0);
 	if (dup2(out, 1) < 0 || dup2(out, 2) < 0)
 		_exit(1);
+	/* Its mount sandbox wants to be user 0 of the family's namespace, which maps its own user alone for ordinary ones. */
 	execlp(SLIRP, SLIRP, "--configure", "--mtu=65520", "--enable-ipv6", "--disable-host-loopback",
-	       "--enable-sandbox", "-r", r, "-e", e, pid, "tap0", (char *)NULL);
+	       "--enable-seccomp", "-r", r, "-e", e, pid, "tap0", geteuid() ? (char *)NULL : "--enable-sandbox",
+	       (char *)NULL);
 	_exit(127);
 }
 
@@ -216,8 +219,11 @@ static int helper_join(pid_t pid)
 	return 0;
 }
 
+static sem_t waits; /* the thread has made all calls that it begins with: forward_run()'s filter is for it, too */
+
 static void *wait_family(void *arg)
 {
+	sem_post(&waits);
 	while (flock((int)(intptr_t)arg, LOCK_EX) && errno == EINTR)
 		;
 	_exit(0); /* the last member has ended */
@@ -260,8 +266,11 @@ static _Noreturn void helper(int sock, int lock, struct net_port *ports, int nr,
 		l.rlim_cur = l.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &l);
 	}
+	sem_init(&waits, 0, 0);
 	if ((r = pthread_create(&t, NULL, wait_family, (void *)(intptr_t)lock)))
 		helper_fail(sock, r, "cannot start a thread", strerror(r));
+	while (sem_wait(&waits))
+		;
 	send(sock, &done, sizeof done, MSG_NOSIGNAL);
 	close(sock);
 	forward_run(ports, nr, slirp);

@@ -25,7 +25,7 @@ struct registry_entry {
 	uint64_t memory;
 	int cpus, log_level;
 	bool net_none, net_private;
-	char publish[64 * 64]; /* published ports, separated by blanks */
+	char publish[64 * 64];  /* published ports, separated by blanks */
 	int family_fd, proc_fd; /* numbers in the root's table of descriptors */
 	uint64_t family_dev, family_ino, ipc_dev, ipc_ino;
 	uint64_t policy_dev, policy_ino; /* of its policy; 0 = none */
