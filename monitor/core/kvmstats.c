@@ -17,9 +17,9 @@
 static off_t value_at(int fd, const char *name)
 {
 	struct kvm_stats_header h;
-	struct {
+	union { /* its name follows it */
 		struct kvm_stats_desc d;
-		char name[NAME_MAX_];
+		char bytes[sizeof(struct kvm_stats_desc) + NAME_MAX_];
 	} e;
 	if (pread(fd, &h, sizeof h, 0) != sizeof h || h.name_size > NAME_MAX_ || h.num_desc > DESC_MAX)
 		return -1;
@@ -27,7 +27,7 @@ static off_t value_at(int fd, const char *name)
 	for (uint32_t i = 0; i < h.num_desc; i++) {
 		if (pread(fd, &e, size, (off_t)(h.desc_offset + i * size)) != (ssize_t)size)
 			return -1;
-		if (!strncmp(e.d.name, name, h.name_size))
+		if (!strncmp(e.bytes + sizeof e.d, name, h.name_size))
 			return (off_t)h.data_offset + e.d.offset;
 	}
 	return -1;

@@ -218,7 +218,9 @@ def by_gdb():
         raise Skip("gdb is not installed")
     r = shell("exec gdb -q -batch -nx -ex 'handle all nostop noprint pass' -ex run --args \"$@\" /bin/echo ok",
               timeout=90)
-    assert b"ok\n" in r.out and b"exited normally" in r.out, r.why() + r.out.decode()[-300:]
+    # gdb may miss the end of a process whose threads end with it; then it says so instead of "exited normally".
+    assert b"ok\n" in r.out and (b"exited normally" in r.out or b"No unwaited-for children left" in r.out), \
+        r.why() + r.out.decode()[-300:]
 
 
 @test
