@@ -1247,7 +1247,7 @@ static int fresh_data(struct relink *r)
 static int plan_constructors(struct relink *r)
 {
 	const struct image *n = &r->new;
-	uint64_t array = dyn_address(n, DT_INIT_ARRAY), len = dyn_value(n, DT_INIT_ARRAYSZ) / 8, fn, none;
+	uint64_t array = dyn_address(n, DT_INIT_ARRAY), len = dyn_value(n, DT_INIT_ARRAYSZ) / 8, fn, none = 0;
 	unsigned k;
 	int e = 0;
 	if (r->whole_state)

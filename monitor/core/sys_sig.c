@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Signal calls. What can be answered without the host is answered in the LibOS (libos/core/signal.c). */
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -99,6 +100,8 @@ int64_t hc_kill(struct hcall *c)
 		pid_t owner = family_owner(pid);
 		return owner ? host_call(SYS_kill, owner, (int)c->arg[1], 0, 0, 0, 0) : -ESRCH;
 	}
+	if (pid == INT_MIN) /* no group has its negative */
+		return -ESRCH;
 	struct group_kill k = { .group = pid == -1 ? 0 : pid ? -pid : getpgrp(), .signo = (int)c->arg[1] };
 	family_each(kill_member, &k);
 	return k.hits ? 0 : k.error ? k.error : -ESRCH;

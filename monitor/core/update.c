@@ -728,7 +728,7 @@ static void update(struct job *j, int fd)
 			finish(j, r == -EAGAIN ? EBUSY : -r, "refused");
 			return;
 		}
-		struct relink_call *calls;
+		struct relink_call *calls = NULL;
 		unsigned nr;
 		pending = j->link;
 		while (!(j->q.flags & UPDATE_DRY_RUN) && (calls = relink_calls(j->link, &nr)) && nr && !r)
