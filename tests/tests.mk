@@ -11,7 +11,7 @@ UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = monitor/arch/x86_64/patch.c
 UNIT_LIBS_patch = -lZydis
 UNIT_SRC_policy = monitor/core/policy.c monitor/core/policy_read.c monitor/core/keys.c monitor/core/sign.c \
-	monitor/core/elf.c util/err.c util/sha256.c
+	monitor/core/elf.c util/dirs.c util/err.c util/sha256.c
 UNIT_LIBS_policy = -l:libsodium.a
 UNIT_SRC_random = libos/core/random.c
 UNIT_SRC_strace = monitor/core/strace.c monitor/core/stats.c

@@ -239,12 +239,12 @@ static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t coun
 
 static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t *ret)
 {
-	uint32_t ctx, was;
+	uint32_t ctx;
 	uint64_t head;
 	struct kx_brec *r;
-	if (!look(t, io, fd, &ctx) || (was = ctx, __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE)) != ctx ||
+	if (!look(t, io, fd, &ctx) || __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx ||
 	    !(r = room_for(io->ctx, 0, &head)) ||
-	    !__atomic_compare_exchange_n(&io->s->owner, &was, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	    !__atomic_compare_exchange_n(&io->s->owner, &ctx, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	publish(io, r, 0, KX_BREC_CLOSE, head);
 	*ret = 0;
@@ -324,13 +324,20 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 				     1ull << NR_sendfile | 1ull << NR_sendto | 1ull << NR_recvfrom |
 				     1ull << NR_sendmsg | 1ull << NR_recvmsg;
 	struct io io;
-	if (f->orig_rax == NR_epoll_ctl ? !add_later(t, &io, f, ret)
-	    : f->orig_rax == NR_close
-		    ? !close_later(t, &io, f->rdi, ret)
-		    : f->orig_rax > 63 || !(mine >> f->orig_rax & 1) || !find(t, &io, f->rdi) || !try_call(&io, f, ret))
-		return false;
-	SHARED->batched++;
-	return true;
+	bool done;
+	switch (f->orig_rax) {
+	case NR_epoll_ctl:
+		done = add_later(t, &io, f, ret);
+		break;
+	case NR_close:
+		done = close_later(t, &io, f->rdi, ret);
+		break;
+	default:
+		done = f->orig_rax <= 63 && mine >> f->orig_rax & 1 && find(t, &io, f->rdi) && try_call(&io, f, ret);
+	}
+	if (done)
+		SHARED->batched++;
+	return done;
 }
 
 void batch_flush(struct kx_thread *t)

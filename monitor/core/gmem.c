@@ -487,8 +487,7 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
 
 /*
  * Make [start, end) reachable. The host mapping decides what may be read and written. 4 KiB leaves tell execute
- * permission, and also say read-only where that is so: KVM with shadow page tables maps eight neighbours at a fault then,
- * instead of one, since it looks for pages of the host that it may write where the guest's leaf is writable. `table`: by 4 KiB leaves even where nothing is
+ * permission, and also say read-only where that is so. `table`: by 4 KiB leaves even where nothing is
  * executable, since something soon will be (the parts of a library): to split a 2 MiB leaf later, KVM has to drop all
  * that it has, which takes milliseconds. Must come before the host mapping changes: that
  * change makes KVM forget what it had cached of the old entries.

@@ -2,6 +2,7 @@
 #include "hcall.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -380,6 +381,16 @@ void log_follow(void)
 	keeper_fd_closed(fd);
 }
 
+int fd_reopen(int fd, int flags)
+{
+	char name[40];
+	snprintf(name, sizeof name, "self/fd/%d", fd);
+	fd_limit_lift();
+	long r = HC6(SYS_openat, pvm.proc_fd, name, flags | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
+	fd_limit_drop();
+	return (int)r;
+}
+
 bool fd_admit(int fd)
 {
 	/* A message brings up to 253 descriptors at once. In a child of vfork the numbers are its parent's, too. */
@@ -508,6 +519,30 @@ static void traced(struct hcall *c, int64_t ret)
 static bool ends_soon(uint64_t nr)
 {
 	return nr == SYS_exit || nr == SYS_exit_group || nr == SYS_execve || nr == SYS_execveat;
+}
+
+bool hcall_sets_rights(uint64_t nr)
+{
+	switch (nr) {
+	case SYS_setuid:
+	case SYS_setgid:
+	case SYS_setreuid:
+	case SYS_setregid:
+	case SYS_setresuid:
+	case SYS_setresgid:
+	case SYS_setfsuid:
+	case SYS_setfsgid:
+	case SYS_setgroups:
+	case SYS_capset:
+		return true;
+	}
+	return false;
+}
+
+bool hcall_sets_schedule(uint64_t nr)
+{
+	return nr == SYS_sched_setaffinity || nr == SYS_sched_setscheduler || nr == SYS_sched_setparam ||
+	       nr == SYS_sched_setattr || nr == SYS_setpriority || nr == SYS_ioprio_set;
 }
 
 void hcall_dispatch(struct thread *t)

@@ -46,6 +46,11 @@ void hcall_dispatch(struct thread *t);
 /* Check and translate the arguments by the row's descriptors: 0 or -errno. */
 int hcall_check(struct hcall *c);
 
+/* Does the call change what the calling thread may do: its ids, groups, capabilities? prctl(2) is left to the caller. */
+bool hcall_sets_rights(uint64_t nr);
+/* Or where and when it, or another thread, runs? */
+bool hcall_sets_schedule(uint64_t nr);
+
 /* Row by number; NULL when there is none. */
 const struct hc_row *hc_row_find(uint64_t nr);
 extern const struct hc_row hc_rows[];
@@ -64,6 +69,9 @@ int64_t hc_FWD(struct hcall *c);
 static inline bool fd_is_guest(int fd) { return fd >= 0 && (unsigned)fd < pvm.fd_limit; }
 /* May a descriptor's signals (SIGIO, or which the program chooses) go to this process, or group? */
 bool fd_owner_allowed(bool group, pid_t pid);
+/* What fd has open (a pipe: either end), opened again with these flags, never waiting; a descriptor of the monitor's, or
+ * -errno. */
+int fd_reopen(int fd, int flags);
 /* A new descriptor from the host: as it is, or closed and -EMFILE when it landed in the monitor's range. */
 int64_t fd_result(int64_t fd);
 /* Read a struct timespec pointer argument (0 = NULL): *out set to a host pointer into *ts or NULL. */

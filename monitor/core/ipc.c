@@ -160,17 +160,6 @@ static int64_t queue_count(struct ipc_name n)
 	return r < 0 ? r : n.kind == IPC_MSG ? (int64_t)ds.msg_qnum : (int64_t)a.mq_curmsgs;
 }
 
-/* A descriptor that never waits, and with which messages can be sent. */
-static int mq_other(int fd)
-{
-	char name[40];
-	snprintf(name, sizeof name, "self/fd/%d", fd);
-	fd_limit_lift();
-	long r = HC6(SYS_openat, pvm.proc_fd, name, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	return (int)r;
-}
-
 /* With the queue's lock. Nobody else touches the host's queue, which was empty: what it holds has been moved. */
 static int64_t queue_move(struct kx_ipc_obj *o, struct ipc_name n)
 {
@@ -230,7 +219,7 @@ static int64_t move_host(struct kx_ipc_obj *o, struct ipc_name n)
 {
 	if (n.kind == IPC_SEM)
 		return sem_move(n.id);
-	if (n.kind == IPC_MQ && (n.fd = mq_other(n.fd)) < 0)
+	if (n.kind == IPC_MQ && (n.fd = fd_reopen(n.fd, O_RDWR)) < 0)
 		return n.fd;
 	int64_t r = -EINTR;
 	if (queue_lock(o)) {

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/dirs.h"
 #include "policy_priv.h"
 
 #define KEY_FILE_MAX 1024
@@ -509,23 +510,11 @@ int keyring_read(const char *dir, struct keyring *k, struct kx_err *err)
 	return r;
 }
 
-static int make_dirs(const char *path)
-{
-	char p[4096];
-	snprintf(p, sizeof p, "%s", path);
-	for (char *s = p + 1; (s = strchr(s, '/')); *s++ = '/') {
-		*s = 0;
-		if (mkdir(p, 0755) && errno != EEXIST)
-			return -errno;
-	}
-	return mkdir(p, 0755) && errno != EEXIST ? -errno : 0;
-}
-
 int keyring_edit(const char *dir, struct keyring *k, struct kx_err *err)
 {
 	*k = (struct keyring){ .dir = -1, .lock = -1 };
 	mode_t old = umask(022);
-	int r = make_dirs(dir);
+	int r = make_dirs(dir, 0755);
 	umask(old);
 	if (r)
 		return kx_err_set(err, -r, "%s: %s (set KYLINX_CONFIG to a directory of yours)", dir, strerror(-r));

@@ -362,17 +362,6 @@ int64_t pipe_make(int fd[2], int flags)
 
 /* ---- to a plain pipe --------------------------------------------------------------------------------------------- */
 
-/* The other end of the pipe that fd is an end of. */
-static int other_end(int fd, int flags)
-{
-	char name[40];
-	snprintf(name, sizeof name, "self/fd/%d", fd);
-	fd_limit_lift();
-	long r = HC6(SYS_openat, pvm.proc_fd, name, flags | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	return (int)r;
-}
-
 /* Bytes in the host's pipe of a live object are tokens. With the readers' lock, so nobody else takes them. */
 static bool tokens_drain(int fd)
 {
@@ -408,7 +397,7 @@ static int make_plain(uint64_t key, int fd)
 	bool reads = (mode & O_ACCMODE) == O_RDONLY, both = (mode & O_ACCMODE) == O_RDWR;
 	if (!is_live(o, key))
 		return 0;
-	other = both ? fd : other_end(fd, reads ? O_WRONLY : O_RDONLY);
+	other = both ? fd : fd_reopen(fd, reads ? O_WRONLY : O_RDONLY);
 	if (other < 0)
 		return other;
 	if (!lock_get(&o->rlock)) {
@@ -599,7 +588,7 @@ static bool sleep_prepare(struct kx_pipe *o, uint64_t key, int fd)
 	if (!used_of(o) && is_live(o, key))
 		return true;
 	if (__atomic_sub_fetch(&o->sleepers, 1, __ATOMIC_SEQ_CST) && drained) { /* others sleep who were to see it */
-		int wfd = other_end(fd, O_WRONLY);
+		int wfd = fd_reopen(fd, O_WRONLY);
 		if (wfd >= 0) {
 			token_put(o, wfd);
 			HC6(SYS_close, wfd, 0, 0, 0, 0, 0);

@@ -538,36 +538,17 @@ void serve_init(void)
 /* The rights of the calling thread change. */
 static bool changes_rights(const struct hcall *c)
 {
-	switch (c->nr) {
-	case SYS_setuid:
-	case SYS_setgid:
-	case SYS_setreuid:
-	case SYS_setregid:
-	case SYS_setresuid:
-	case SYS_setresgid:
-	case SYS_setfsuid:
-	case SYS_setfsgid:
-	case SYS_setgroups:
-	case SYS_capset:
+	if (c->nr != SYS_prctl)
+		return hcall_sets_rights(c->nr);
+	switch ((int)c->arg[0]) {
+	case PR_SET_KEEPCAPS:
+	case PR_CAPBSET_DROP:
+	case PR_SET_SECUREBITS:
+	case PR_CAP_AMBIENT:
+	case PR_SET_NO_NEW_PRIVS:
 		return true;
-	case SYS_prctl:
-		switch ((int)c->arg[0]) {
-		case PR_SET_KEEPCAPS:
-		case PR_CAPBSET_DROP:
-		case PR_SET_SECUREBITS:
-		case PR_CAP_AMBIENT:
-		case PR_SET_NO_NEW_PRIVS:
-			return true;
-		}
 	}
 	return false;
-}
-
-/* Where and when it runs. */
-static bool changes_schedule(uint64_t nr)
-{
-	return nr == SYS_sched_setaffinity || nr == SYS_sched_setscheduler || nr == SYS_sched_setparam ||
-	       nr == SYS_sched_setattr || nr == SYS_setpriority || nr == SYS_ioprio_set;
 }
 
 void serve_before(struct hcall *c)
@@ -580,7 +561,7 @@ void serve_before(struct hcall *c)
 	/* Of several threads each has its own rights, and no one thread could act for them all. */
 	if (changes_rights(c))
 		stop(__atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1);
-	else if (changes_schedule(c->nr))
+	else if (hcall_sets_schedule(c->nr))
 		stop(false);
 }
 

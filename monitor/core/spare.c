@@ -144,25 +144,13 @@ void spare_shm(void)
 
 void spare_call(const struct hcall *c)
 {
+	if (hcall_sets_rights(c->nr) || hcall_sets_schedule(c->nr)) {
+		spare_changed();
+		return;
+	}
 	switch (c->nr) {
-	case SYS_setuid:
-	case SYS_setgid:
-	case SYS_setreuid:
-	case SYS_setregid:
-	case SYS_setresuid:
-	case SYS_setresgid:
-	case SYS_setfsuid:
-	case SYS_setfsgid:
-	case SYS_setgroups:
-	case SYS_capset:
 	case SYS_prctl:
 	case SYS_setsid:
-	case SYS_setpriority:
-	case SYS_ioprio_set:
-	case SYS_sched_setaffinity:
-	case SYS_sched_setscheduler:
-	case SYS_sched_setparam:
-	case SYS_sched_setattr:
 	case SYS_setrlimit:
 	case SYS_personality:
 	case SYS_membarrier:
@@ -189,9 +177,8 @@ void spare_call(const struct hcall *c)
 		break;
 	case SYS_fcntl:
 		/* Record locks, and watches, belong to a table of descriptors: it must stay this process's. */
-		if ((int)c->arg[1] == F_SETLK || (int)c->arg[1] == F_SETLKW || (int)c->arg[1] == F_NOTIFY) {
+		if ((int)c->arg[1] == F_SETLK || (int)c->arg[1] == F_SETLKW || (int)c->arg[1] == F_NOTIFY)
 			spare_forbid();
-		}
 		/* Who else has it open, or mapped? */
 		if ((int)c->arg[1] == F_SETLEASE || (int)c->arg[1] == F_ADD_SEALS)
 			spare_remove();

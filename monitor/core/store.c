@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/dirs.h"
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
 #include "elf.h"
@@ -300,18 +301,6 @@ static int root_path(char out[4096])
 	return n > 0 && n < 4000 ? 0 : -ENOENT;
 }
 
-static int make_dirs(const char *path)
-{
-	char p[4096];
-	snprintf(p, sizeof p, "%s", path);
-	for (char *s = p + 1; (s = strchr(s, '/')); *s++ = '/') {
-		*s = 0;
-		if (mkdir(p, 0755) && errno != EEXIST)
-			return -errno;
-	}
-	return mkdir(p, 0700) && errno != EEXIST ? -errno : 0;
-}
-
 static int dir_open(int at, const char *name, const char *shown, struct kx_err *err)
 {
 	struct stat st;
@@ -349,7 +338,7 @@ int store_open(struct store *s, bool make, struct kx_err *err)
 		return kx_err_set(err, EINVAL, "KYLINX_STORE=%s: not an absolute path (give one, or none)", env);
 	if (r)
 		return r;
-	if (make && (r = make_dirs(s->path)))
+	if (make && (r = make_dirs(s->path, 0700)))
 		return kx_err_set(err, -r, "%s: %s (set KYLINX_STORE to a directory of yours)", s->path, strerror(-r));
 	if ((s->root = dir_open(AT_FDCWD, s->path, s->path, err)) < 0)
 		return s->root;

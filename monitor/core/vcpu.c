@@ -192,7 +192,7 @@ static void fixed_sregs(struct thread *t, struct kvm_sregs *s)
 }
 
 /* What stays as it is for the life of the vCPU. Each call on a vCPU loads and unloads it, which may be dear. */
-static int vcpu_fixed_state(struct thread *t)
+int vcpu_set_up(struct thread *t)
 {
 	static bool known;
 	if (ioctl(t->vcpu_fd, KVM_SET_CPUID2, pvm.cpuid) < 0 ||
@@ -244,12 +244,10 @@ int vcpu_open(struct thread *t)
 	return 0;
 }
 
-int vcpu_set_up(struct thread *t) { return vcpu_fixed_state(t); }
-
 int vcpu_create(struct thread *t)
 {
 	int r = vcpu_open(t);
-	return r ? r : vcpu_fixed_state(t);
+	return r ? r : vcpu_set_up(t);
 }
 
 void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs)

@@ -26,6 +26,7 @@
 #include "../../monitor/core/gmem.h"
 #include "../../monitor/core/load.h"
 #include "../../monitor/core/pvm.h"
+#include "check.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define ASAN 1
@@ -38,19 +39,8 @@
 #define ASAN 0
 #endif
 
-static int checks, failures, skipped;
+static int skipped;
 static char dir[] = "/tmp/kx-test-elf-XXXXXX";
-
-#define CHECK(cond, ...) \
-	do { \
-		checks++; \
-		if (!(cond)) { \
-			failures++; \
-			fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond); \
-			fprintf(stderr, __VA_ARGS__); \
-			fputc('\n', stderr); \
-		} \
-	} while (0)
 
 /* ---- what the loader needs from the monitor ------------------------------------------------------------- */
 

@@ -21,23 +21,12 @@
 #include "../../monitor/core/policy_priv.h"
 #include "../../monitor/core/policy_read.h"
 #include "../../util/sha256.h"
+#include "check.h"
 
-static int checks, failures;
 static char dir[] = "/tmp/kx-test-policy-XXXXXX";
 static uint64_t seed = 1;
 static int rounds = 20000;
 #define NOW 1800000000ll
-
-#define CHECK(cond, ...) \
-	do { \
-		checks++; \
-		if (!(cond)) { \
-			failures++; \
-			fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond); \
-			fprintf(stderr, __VA_ARGS__); \
-			fputc('\n', stderr); \
-		} \
-	} while (0)
 
 static uint32_t rnd(uint32_t n)
 {
