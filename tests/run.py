@@ -287,7 +287,7 @@ def run_one(name, fn):
         failure, single = None, False
     except Exception as e:  # noqa: BLE001, whatever it is, this test failed
         failure = str(e) if isinstance(e, Failure) else f"{type(e).__name__}: {e}"
-    found = leaks_settled(before)
+    found = lib.settled(before, 20)
     if found:
         failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
     if failure:
@@ -296,35 +296,6 @@ def run_one(name, fn):
         report("pass", name)
     if time.monotonic() - start > 60:
         print(f"# {name} took {time.monotonic() - start:.0f} s", flush=True)
-
-
-def leaks_settled(before):
-    """Leaks that stay. A process that has been killed may need a moment; one that stays is ended, by its pid."""
-    for _ in range(20):
-        reap(before)
-        found = lib.leaks(before, lib.state())
-        if not found:
-            return []
-        time.sleep(0.1)
-    for f in found:
-        if f.startswith("process "):
-            try:
-                os.kill(int(f.split()[1]), 9)
-            except OSError:
-                pass
-    time.sleep(0.1)
-    reap(before)
-    return found
-
-
-def reap(before):
-    """Orphans that have ended; we are their parent."""
-    for child in lib.children():
-        if child not in before["process"]:
-            try:
-                os.waitpid(int(child.split()[0]), os.WNOHANG)
-            except OSError:
-                pass
 
 
 def main():

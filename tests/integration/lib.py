@@ -4,6 +4,7 @@
 Environment: KYLINX (the binary; default build/kylinx), TEST_LEAK_IGNORE (a regular expression of leak lines that
 are somebody else's, on a machine that does other work meanwhile).
 """
+import argparse
 import ctypes
 import os
 import re
@@ -18,6 +19,20 @@ TOP = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "
 KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(TOP, "build/kylinx")))
 # The registry of an ordinary user stays, and the store of one whose home is /tmp; test_family looks into it.
 IGNORE = re.compile(r"hsperfdata_|^/tmp entry (kylinx-\d+|\.cache)$|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
+
+
+def arguments(*flags):
+    """Of a test script: [KYLINX] [--only PATTERN], and these flags. That kylinx is the one tested from here on."""
+    global KYLINX
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kylinx", nargs="?")
+    parser.add_argument("--only", default="", metavar="PATTERN")
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
+    args = parser.parse_args()
+    if args.kylinx:
+        KYLINX = os.environ["KYLINX"] = os.path.abspath(args.kylinx)
+    return args
 
 
 def kvm_missing():
@@ -253,9 +268,9 @@ def reap():
             pass
 
 
-def settled(before):
-    """What is left over after a moment; processes among it are ended."""
-    for _ in range(50):
+def settled(before, tries=50):
+    """What is left over after a moment, of so many tenths of a second; processes among it are ended."""
+    for _ in range(tries):
         reap()
         found = leaks(before, state())
         if not found:

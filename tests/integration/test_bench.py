@@ -4,7 +4,6 @@
 
 test_bench.py [KYLINX] [--only PATTERN] [--golden]; prints TAP. --golden writes bench/counts.golden anew instead.
 """
-import argparse
 import json
 import os
 import random
@@ -14,15 +13,10 @@ import sys
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-parser.add_argument("--golden", action="store_true")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments("--golden")
 
 BUILD = os.path.abspath(os.path.join(lib.TOP, os.environ.get("BUILD", "build")))
 GOLDEN = os.path.join(lib.TOP, "bench/counts.golden")

@@ -5,7 +5,6 @@ that lack something. And every error that a user can cause is one line, `kylinx:
 
 test_circumstances.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 """
-import argparse
 import os
 import pty
 import re
@@ -18,14 +17,10 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = os.path.abspath(args.kylinx)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 ERROR = re.compile(r"kylinx: [^\n]+: [^\n]+ \([^\n]+\)\n")
 tests = []

@@ -6,7 +6,6 @@ test_family.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 its own with an empty /run, so other families on the machine are not seen, and a /dev/kvm for ordinary users. After
 each test no process is left, and no file, registry entries included.
 """
-import argparse
 import contextlib
 import ctypes
 import json
@@ -22,14 +21,10 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0

@@ -5,7 +5,6 @@
 test_link.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. Every program runs natively and in a
 pVM, and both must end alike and say the same. The sources are in link/.
 """
-import argparse
 import os
 import re
 import shutil
@@ -16,14 +15,10 @@ import tempfile
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 LD_SO = "/lib64/ld-linux-x86-64.so.2"
 ENV = "/usr/bin/env"

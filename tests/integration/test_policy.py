@@ -5,7 +5,6 @@
 test_policy.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. What `kylinx lib` says of keys and
 policies is test_policy_cli.py's.
 """
-import argparse
 import contextlib
 import hashlib
 import json
@@ -22,14 +21,10 @@ import time
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 LONG = bool(os.environ.get("KX_LONG"))
 SYSTEM = "owner root" if os.geteuid() == 0 else "not owner user"  # ordinary users see root as nobody

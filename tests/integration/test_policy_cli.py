@@ -4,7 +4,6 @@
 
 test_policy_cli.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -17,14 +16,10 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
 ERROR = re.compile(rb"kylinx: [^\n]+ \([^\n]+\)\n")

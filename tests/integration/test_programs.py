@@ -6,7 +6,6 @@ test_programs.py [KYLINX] [--only PATTERN] [--write-doc]; --write-doc writes doc
 Each case runs twice in a working directory of the same name and content, which is a volume of the pVM. The cases are
 in programs.py. A program that is not installed is skipped. With TEST_AUDIT set it also shows what fails natively.
 """
-import argparse
 import bz2
 import concurrent.futures
 import ctypes
@@ -32,14 +31,9 @@ import zipfile
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-parser.add_argument("--write-doc", action="store_true")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
+
+args = lib.arguments("--write-doc")
 import programs  # noqa: E402
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",

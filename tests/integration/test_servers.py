@@ -5,7 +5,6 @@
 test_servers.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. Their files are then opened by the
 same program natively. After each test no process is left, and no file. Most need root.
 """
-import argparse
 import glob
 import hashlib
 import http.client
@@ -23,14 +22,10 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
        "TERM": "dumb", "HOME": "/tmp"}

@@ -5,7 +5,6 @@
 test_storm.py [KYLINX] [--only PATTERN]; prints TAP. About 30 s. KX_STORM=SECONDS: so long a storm of random seeds
 (KX_STORM_SEED: the first one). KX_LONG=1: 10,000 forks, 1,000 execs, 300 pVMs at once, 1,000 children of vfork killed.
 """
-import argparse
 import os
 import random
 import re
@@ -18,14 +17,10 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 GUEST = os.path.abspath(os.path.join(lib.TOP, os.environ.get("BUILD", "build"), "tests/guest"))
 STORM, MANY, TRAPS = (f"{GUEST}/{n}.dyn" for n in ("storm", "many", "traps"))

@@ -5,7 +5,6 @@
 test_update.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. The fixtures in update/ are built by
 gcc and g++ as Debian builds its own: full RELRO, BIND_NOW, stripped. KX_LONG=1: 1,000 alternating updates.
 """
-import argparse
 import contextlib
 import os
 import random
@@ -20,14 +19,10 @@ import time
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-parser = argparse.ArgumentParser()
-parser.add_argument("kylinx", nargs="?")
-parser.add_argument("--only", default="", metavar="PATTERN")
-args = parser.parse_args()
-if args.kylinx:
-    os.environ["KYLINX"] = args.kylinx
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+
+args = lib.arguments()
 
 LONG = bool(os.environ.get("KX_LONG"))
 HARDEN = ["-O2", "-fPIC", "-Wl,-z,relro", "-Wl,-z,now", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
