@@ -69,9 +69,13 @@ def storms():
 
 def held(pid):
     """What a monitor holds: descriptors by kind, mappings, threads, resident KiB."""
-    kinds = {}
+    kinds, ahead = {}, set()
     for fd in lib.names(f"/proc/{pid}/fd"):
-        kind = re.sub(r"[\d\[\]()]+.*", "", lib.link(f"/proc/{pid}/fd/{fd}"))
+        name = lib.link(f"/proc/{pid}/fd/{fd}")
+        if re.search(r"^/\d+/(pagemap|statm)$", name) and name not in ahead:
+            ahead.add(name)  # one of each is opened with the first child made ahead, whenever that is
+            continue
+        kind = re.sub(r"[\d\[\]()]+.*", "", name)
         kinds[kind] = kinds.get(kind, 0) + 1
     for kind in ("anon_inode:kvm-vm", "anon_inode:kvm-vcpu:"):
         if kinds.get(kind) == 2:  # a child made ahead shares the table, and is there or not
