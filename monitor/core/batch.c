@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "dgram.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "thread.h"
@@ -588,8 +589,6 @@ static struct ctx *ctx_of(const struct thread *t)
 	return NULL;
 }
 
-static bool flusher_start(void);
-
 static struct ctx *ctx_make(struct thread *t)
 {
 	struct ctx *x = NULL;
@@ -598,7 +597,7 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !flusher_start())
+	if (!x || !batch_flusher_start())
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
@@ -753,7 +752,7 @@ static bool tick(void)
 		if (find(fd) && socks[fd].left)
 			drive_left(fd, &socks[fd]);
 	pthread_mutex_unlock(&lock);
-	return busy;
+	return dgram_tick() || busy;
 }
 
 static void *flusher_main(void *arg)
@@ -775,7 +774,7 @@ static void *flusher_main(void *arg)
 	return arg;
 }
 
-static void flusher_wake(void)
+void batch_flusher_wake(void)
 {
 	if (__atomic_load_n(&flusher.awake, __ATOMIC_SEQ_CST))
 		return;
@@ -783,7 +782,7 @@ static void flusher_wake(void)
 	host_call(SYS_futex, (long)&flusher.awake, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
 }
 
-static bool flusher_start(void)
+bool batch_flusher_start(void)
 {
 	if (flusher.pid == pvm.pid)
 		return true;
@@ -1003,7 +1002,7 @@ void batch_leave(struct hcall *c, int64_t r)
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		x->seen = 0;
-		flusher_wake();
+		batch_flusher_wake();
 	}
 	pthread_mutex_unlock(&lock);
 }

@@ -43,6 +43,9 @@ void batch_lease_end(void);
 void batch_vfork_begin(void);
 void batch_vfork_end(void);
 void batch_fork_child(void);
+/* The thread that sends what waits too long (dgram.c uses it, too): there, or made; awake. */
+bool batch_flusher_start(void);
+void batch_flusher_wake(void);
 /* The process ends: send what is queued. */
 void batch_end(void);
 #endif
