@@ -25,7 +25,7 @@
 #define KX_DGRAM_TX_SIZE 0x20000 /* its bytes                                                                 */
 #define KX_DGRAM_SEND_MAX 1472   /* longest that is queued: what Ethernet carries in one piece                */
 #define KX_DGRAM_CTL_MAX 64      /* of its control data                                                       */
-#define KX_DGRAM_AHEAD 64        /* most that are received ahead                                              */
+#define KX_DGRAM_AHEAD 128       /* most that are received ahead                                              */
 #define KX_DGRAM_NAME 28         /* struct sockaddr_in6                                                       */
 
 /* kx_dsock.rx: bytes of the buffer that are used up, of so many. */

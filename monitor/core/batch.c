@@ -690,7 +690,7 @@ static void settle_all(void)
 static void leases_look(void)
 {
 	struct timespec now = { 0, 0 };
-	if (!nr_held || lease_lost)
+	if (!nr_leases || lease_lost)
 		return;
 	for (int i = 0; i < nr_leases;) {
 		struct pollfd p = { .fd = leases[i], .events = POLLIN };
@@ -707,6 +707,16 @@ static void leases_look(void)
 	for (int fd = 0; fd <= top_fd; fd++)
 		socks[fd].held = false;
 	nr_held = 0;
+	dgram_alone_again();
+}
+
+void batch_leases_look(void)
+{
+	if (!__atomic_load_n(&nr_leases, __ATOMIC_RELAXED))
+		return;
+	pthread_mutex_lock(&lock);
+	leases_look();
+	pthread_mutex_unlock(&lock);
 }
 
 static void after_wait(struct hcall *c, int n)
@@ -1062,7 +1072,7 @@ int batch_fds(int (*move)(int *fd))
 void batch_lease_begin(bool files)
 {
 	int fd[2] = { -1, -1 };
-	if (is_vfork_child() || !nr_socks)
+	if (is_vfork_child() || (!nr_socks && !dgram_active()))
 		return;
 	fd_limit_lift();
 	bool ok = !files && !pipe2(fd, O_CLOEXEC | O_NONBLOCK);

@@ -68,25 +68,35 @@ bool dgram_has(const struct dgram_slot *s)
 	return KX_DRX_POS(w) != KX_DRX_END(w);
 }
 
+bool dgram_active(void) { return __atomic_load_n(&nr_udp, __ATOMIC_RELAXED); }
+
 bool dgram_is_sole(const struct dgram_slot *s) { return !s->passed && !s->held; }
 
-static bool is_alone(const struct dgram_slot *s) { return dgram_is_sole(s) && pvm.nr_threads == 1; }
+static bool is_alone(const struct dgram_slot *s) { return dgram_is_sole(s) && !s->crowd; }
+
+void dgram_reader(struct dgram_slot *s, const struct hcall *c)
+{
+	s->crowd |= s->reader >= 0 && s->reader != c->t->index;
+	s->reader = c->t->index;
+}
 
 /*
- * Whoever else could have a datagram must not miss it for long. So nothing is received ahead but what this process is
- * about to ask for, by its habit: as many as in the turn before, and when it asks for more than then, as many again.
+ * Whoever else could have a datagram must not miss it for long. So nothing is received ahead but what the caller is about
+ * to ask for, by its habit: as many as in the turn before, and where it asks for more than then, as many again. Of a
+ * caller who would sleep when there is none, nobody knows when it stops: nothing.
  */
-uint32_t dgram_window(const struct dgram_slot *s, uint32_t want)
+uint32_t dgram_window(const struct dgram_slot *s, uint32_t want, bool nowait)
 {
 	const struct kx_dsock *g = dgram_sock(s);
-	uint32_t had = g->attempts < KX_DGRAM_AHEAD ? g->attempts : KX_DGRAM_AHEAD;
-	uint32_t most = g->window < KX_DGRAM_AHEAD ? g->window : KX_DGRAM_AHEAD;
-	uint32_t n = most > had ? most - had : had;
-	if (is_alone(s) || n > KX_DGRAM_AHEAD)
-		n = KX_DGRAM_AHEAD;
 	if (want > KX_DGRAM_AHEAD)
 		want = KX_DGRAM_AHEAD;
-	return n > want ? n : want;
+	uint32_t had = want + (g->attempts < KX_DGRAM_AHEAD ? g->attempts : KX_DGRAM_AHEAD);
+	uint32_t most = g->window < KX_DGRAM_AHEAD ? g->window : KX_DGRAM_AHEAD;
+	uint32_t more = most > had ? most - had : had > most && had > 1 ? had : 0;
+	if (is_alone(s))
+		return KX_DGRAM_AHEAD;
+	more = nowait ? want + more : want;
+	return more < KX_DGRAM_AHEAD ? more : KX_DGRAM_AHEAD;
 }
 
 void dgram_turn_ends(struct dgram_slot *s)
@@ -469,9 +479,12 @@ static struct dgram_slot *activate(int fd)
 	}
 	if (f->slot)
 		return dgram_at(fd);
-	*s = (struct dgram_slot){
-		.gen = s->gen + 1, .word = s->word, .ino = st.st_ino, .passed = f->passed || !f->born
-	};
+	*s = (struct dgram_slot){ .gen = s->gen + 1,
+				  .word = s->word,
+				  .ino = st.st_ino,
+				  .reader = -1,
+				  .held = f->held,
+				  .passed = f->passed || !f->born };
 	*dgram_sock(s) = (struct kx_dsock){ .rx = KX_DRX_WORD(++s->word, 0), .epoll = -1, .gen = s->gen };
 	set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
 	nr_slots++;
@@ -640,6 +653,7 @@ static struct dgram_slot *receiver(const struct hcall *c, int fd)
 		return NULL;
 	}
 	ctx_make(c->t);
+	dgram_reader(dgram_at(fd), c);
 	return dgram_at(fd);
 }
 
@@ -777,9 +791,10 @@ static void note_result(struct hcall *c, int64_t r)
 	}
 	/* It has slept, or missed what came at that moment. */
 	if (dgram_is_receive(c->nr) && s && !s->plain && r >= 0 && !dgram_has(s)) {
+		uint32_t n = dgram_window(s, 1, dgram_nowait(c)) - 1;
 		dgram_sock(s)->attempts++;
 		dgram_note_sender(c, s, r);
-		dgram_fetch(s, fd, dgram_window(s, 1), true);
+		dgram_fetch(s, fd, n, true);
 		s->fresh = dgram_has(s);
 	}
 }
@@ -840,8 +855,7 @@ void dgram_fork_unlock(void) { pthread_mutex_unlock(&dgram_lock); }
 void dgram_fork_share(void)
 {
 	for (int fd = 0; nr_udp && fd < KX_DGRAM_FDS; fd++)
-		if (dgram_fds[fd].kind == DG_UDP && !dgram_fds[fd].slot)
-			dgram_fds[fd].passed = true;
+		dgram_fds[fd].held = true;
 	for (int i = 0; nr_slots && i < KX_DGRAM_SOCKS; i++)
 		dgram_slots[i].held = true;
 	if (mapped)
@@ -851,6 +865,8 @@ void dgram_fork_share(void)
 void dgram_alone_again(void)
 {
 	pthread_mutex_lock(&dgram_lock);
+	for (int fd = 0; fd < KX_DGRAM_FDS; fd++)
+		dgram_fds[fd].held = false;
 	for (int i = 0; i < KX_DGRAM_SOCKS; i++)
 		dgram_slots[i].held = false;
 	pthread_mutex_unlock(&dgram_lock);

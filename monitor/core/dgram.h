@@ -21,6 +21,8 @@
 /* Around a call's handler, its arguments checked. True: *r is its result, no handler is needed. */
 bool dgram_enter(struct hcall *c, int64_t *r);
 void dgram_leave(struct hcall *c, int64_t r);
+/* This process has UDP sockets. */
+bool dgram_active(void);
 /* May the service thread make the call, with these around it? */
 bool dgram_may_serve(const struct hcall *c);
 /* fd goes to somebody else. */

@@ -15,6 +15,7 @@ struct dgram_fd {
 	bool plain;    /* never to be one */
 	bool born;     /* made by this process */
 	bool passed;   /* given to others: for ever */
+	bool held;     /* others have it until they have ended */
 	uint16_t port;
 };
 
@@ -30,6 +31,8 @@ struct dgram_slot {
 	bool plain; /* nothing more is received ahead or queued */
 	bool nosend;
 	bool passed, held; /* others have it: for ever; until they have ended */
+	bool crowd;        /* more than one thread has waited for it or received from it */
+	int reader;        /* the one that did, by index; -1: none yet */
 	bool fresh;        /* something in the buffer has been told by no event */
 	bool self;         /* something in the buffer came from this process */
 	int err;           /* met by a call that the program did not make; the next one gets it */
@@ -69,10 +72,12 @@ static inline struct dgram_slot *dgram_at(int fd)
 bool dgram_has(const struct dgram_slot *s);
 /* Receive ahead into the buffer, which is empty: at most n. `behind`: what is there stays (dgram_note_sender()). */
 void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n, bool behind);
-/* How many may be received ahead now if the program has asked for `want` more. */
-uint32_t dgram_window(const struct dgram_slot *s, uint32_t want);
+/* How many to receive, the `want` ones that the program asks for included. */
+uint32_t dgram_window(const struct dgram_slot *s, uint32_t want, bool nowait);
 /* Does this process alone hold it? */
 bool dgram_is_sole(const struct dgram_slot *s);
+/* c's thread waits for it or receives from it. */
+void dgram_reader(struct dgram_slot *s, const struct hcall *c);
 /* A wait ends the turn. */
 void dgram_turn_ends(struct dgram_slot *s);
 bool dgram_nonblocking(int fd);
@@ -84,6 +89,8 @@ int64_t dgram_receive_rest(struct hcall *c, int64_t done);
 /* A receive that slept has brought something by itself: note from whom, as if it had been in the buffer. */
 void dgram_note_sender(struct hcall *c, struct dgram_slot *s, int64_t r);
 bool dgram_is_receive(uint64_t nr);
+/* It will not sleep. */
+bool dgram_nowait(const struct hcall *c);
 
 /* dgram_wait.c: readiness of what lies in buffers. */
 bool dgram_is_wait(uint64_t nr);

@@ -24,6 +24,8 @@ static int flags_of(const struct hcall *c)
 								: 0;
 }
 
+bool dgram_nowait(const struct hcall *c) { return flags_of(c) & MSG_DONTWAIT || dgram_nonblocking((int)c->arg[0]); }
+
 /* The next record of s, copied to *r, of word *w. NULL: there is none. */
 static const uint8_t *next_record(struct dgram_slot *s, struct kx_dgrec *r, uint64_t *w)
 {
@@ -112,10 +114,11 @@ static uint64_t asked_bytes(const struct hcall *c)
 	return c->nr == SYS_readv ? n : 1;
 }
 
-static void refill(struct dgram_slot *s, int fd, uint32_t want)
+static void refill(const struct hcall *c, struct dgram_slot *s, uint32_t want)
 {
-	if (!dgram_has(s) && !s->plain && !s->err)
-		dgram_fetch(s, fd, dgram_window(s, want), false);
+	if (dgram_has(s) || s->plain || s->err)
+		return;
+	dgram_fetch(s, (int)c->arg[0], dgram_window(s, want, dgram_nowait(c)), false);
 	s->fresh = true; /* came by no event */
 }
 
@@ -130,7 +133,7 @@ static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret)
 		if (!dgram_has(s)) {
 			if (done && dgram_sock(s)->rx & KX_DRX_EMPTY)
 				break;
-			refill(s, (int)c->arg[0], n - done);
+			refill(c, s, n - done);
 		}
 		if ((is = take_message(s, gva, flags, &r)) <= 0)
 			break;
@@ -141,7 +144,7 @@ static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret)
 			break;
 		done++;
 	}
-	if (done < n)
+	if (done < n && dgram_nowait(c))
 		dgram_sock(s)->attempts++;
 	*ret = done ? (int64_t)done : r;
 	return done ? 1 : r < 0 ? 1 : is;
@@ -149,20 +152,20 @@ static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret)
 
 bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many)
 {
-	int fd = (int)c->arg[0], flags = flags_of(c), is;
+	int flags = flags_of(c), is;
 	*many = false;
 	if (flags & ~(FLAGS_KNOWN | (c->nr == SYS_recvmmsg ? MSG_WAITFORONE : 0)) || !asked_bytes(c) ||
 	    (c->nr == SYS_recvmmsg && (flags & MSG_PEEK || !(uint32_t)c->arg[2])))
 		return false;
-	bool nowait = flags & MSG_DONTWAIT || dgram_nonblocking(fd);
+	bool nowait = dgram_nowait(c);
 	if (c->nr == SYS_recvmmsg) {
 		is = receive_some(c, s, r);
 		*many = is > 0 && *r > 0 && *r < (uint32_t)c->arg[2] && !nowait && !(flags & MSG_WAITFORONE);
 	} else {
 		if (!(flags & MSG_PEEK))
-			refill(s, fd, 1);
+			refill(c, s, 1);
 		is = c->nr == SYS_recvmsg ? take_message(s, c->arg[1], flags, r) : take_plain(c, s, r);
-		if (!is && !(flags & MSG_PEEK))
+		if (!is && nowait && !(flags & MSG_PEEK))
 			dgram_sock(s)->attempts++;
 	}
 	if (is)

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include "batch.h"
 #include "dgram_priv.h"
 #include "sys_poll.h"
 
@@ -92,6 +93,9 @@ static bool wait_epoll(struct hcall *c, int64_t *r)
 		return false;
 	pthread_mutex_lock(&dgram_lock);
 	turns_end();
+	for (int i = 0; i < dgram_nr_regs; i++)
+		if (dgram_regs[i].epoll == (int)c->arg[0] && dgram_at(dgram_regs[i].fd))
+			dgram_reader(dgram_at(dgram_regs[i].fd), c);
 	nr = epoll_ready((int)c->arg[0], reg);
 	if (nr) {
 		int theirs = max > nr ? max - nr : turn++ % 2 ? max : max - 1;
@@ -130,8 +134,11 @@ static bool wait_poll(struct hcall *c, int64_t *r)
 		return false;
 	pthread_mutex_lock(&dgram_lock);
 	turns_end();
-	for (uint64_t i = 0; i < n && !any && poll_read(c, i, &p); i++)
-		any = poll_ready(p.fd, (uint32_t)p.events) != 0;
+	for (uint64_t i = 0; i < n && poll_read(c, i, &p); i++) {
+		if (dgram_at(p.fd))
+			dgram_reader(dgram_at(p.fd), c);
+		any |= poll_ready(p.fd, (uint32_t)p.events) != 0;
+	}
 	pthread_mutex_unlock(&dgram_lock);
 	if (!any)
 		return false;
@@ -173,6 +180,8 @@ static bool wait_select(struct hcall *c, int64_t *r)
 		ready[i] = 0;
 		for (uint64_t left = asked[i]; left; left &= left - 1) {
 			int fd = (int)(i * 64) + __builtin_ctzll(left);
+			if (dgram_at(fd))
+				dgram_reader(dgram_at(fd), c);
 			if (fd < (int)c->arg[0] && poll_ready(fd, POLLIN))
 				ready[i] |= left & -left;
 		}
@@ -211,7 +220,7 @@ static void readable(int fd)
 {
 	struct dgram_slot *s = dgram_at(fd);
 	if (s && dgram_is_sole(s) && !dgram_has(s) && !s->err)
-		dgram_fetch(s, fd, dgram_window(s, 1), false);
+		dgram_fetch(s, fd, dgram_window(s, 1, true), false);
 }
 
 static void waited_epoll(struct hcall *c, int64_t n)
@@ -231,6 +240,7 @@ void dgram_waited(struct hcall *c, int64_t r)
 	uint64_t said[SET_WORDS];
 	struct pollfd p;
 	unsigned words;
+	batch_leases_look();
 	pthread_mutex_lock(&dgram_lock);
 	if (is_epoll_wait(c->nr)) {
 		waited_epoll(c, r);
