@@ -18,7 +18,9 @@
 #define KX_DGRAM_BUF 0x100000      /* offset of the first socket's buffer                                       */
 #define KX_DGRAM_BUF_SIZE 0x30000  /* of each                                                                   */
 #define KX_DGRAM_FULL 0x18000      /* so much in it: no more, lest there be no room for a longest one           */
-#define KX_DGRAM_CTX 0x1000000     /* offset of the first context; each has 512 KiB                             */
+#define KX_DGRAM_PEERS 0x2c000     /* offset in a buffer of struct kx_dpeer[KX_DGRAM_PEERS_MAX]                 */
+#define KX_DGRAM_PEERS_MAX 512
+#define KX_DGRAM_CTX 0x1000000 /* offset of the first context; each has 512 KiB                             */
 #define KX_DGRAM_CTX_SIZE 0x80000
 #define KX_DGRAM_CTXS 32         /* threads that can send so at a time                                        */
 #define KX_DGRAM_TX 0x1000       /* offset of the ring of records in a context                                */
@@ -37,7 +39,7 @@
 #define KX_DS_NONBLOCK 1u
 #define KX_DS_CONNECTED 2u
 #define KX_DS_SEND 4u  /* replies may be queued */
-#define KX_DS_ALONE 8u /* no turn of the program's is counted: nobody else waits for these datagrams */
+#define KX_DS_HEARD 8u /* something has come since it was connected */
 
 struct kx_dsock {
 	uint64_t rx;    /* changed by compare-and-swap alone */
@@ -50,8 +52,7 @@ struct kx_dsock {
 	uint32_t credit;   /* bytes that may be queued, by KX_DGRAM_COST */
 	uint32_t attempts; /* datagrams that the program has asked for since it waited last */
 	uint32_t window;   /* ... in the turn before */
-	uint32_t hint;     /* offset of the record whose sender was answered last */
-	uint64_t pad;
+	uint32_t pad[3];
 };
 #define KX_DGRAM_COST(len) ((len) + 1408) /* of a send buffer: what a packet costs beside its data */
 
@@ -63,6 +64,12 @@ struct kx_dgrec {
 	uint16_t namelen, ctllen;
 	uint8_t name[KX_DGRAM_NAME];
 	uint32_t pad;
+};
+
+/* Who has sent datagrams of late, at the place that kx_dgram_hash() says; who comes later takes it. */
+struct kx_dpeer {
+	uint8_t name[KX_DGRAM_NAME];
+	uint32_t len; /* 0: none */
 };
 
 /* In a ring, at multiples of its size: this, name, control data, data; fd = -1 fills the ring's end. */
@@ -95,11 +102,21 @@ static inline bool kx_dgrec_ok(const struct kx_dgrec *r, uint32_t left)
 	       sizeof *r + KX_D8(r->len) + r->ctllen <= r->size;
 }
 
+/* Of family, port and address. */
+static inline uint32_t kx_dgram_hash(const uint8_t *name, uint32_t len)
+{
+	uint32_t h = 0;
+	for (uint32_t i = 2; i < len && (i < 8 || len == KX_DGRAM_NAME); i++)
+		h = (h ^ name[i]) * 0x01000193;
+	return (h ^ h >> 15) % KX_DGRAM_PEERS_MAX;
+}
+
 _Static_assert(sizeof(struct kx_dsock) == 64, "a line of the cache each");
 _Static_assert(sizeof(struct kx_dgrec) == 48, "records are aligned to 8");
 _Static_assert(sizeof(struct kx_dsend) == 32, "records are aligned to it");
 _Static_assert(sizeof(struct kx_dgram) <= KX_DGRAM_SOCK, "sockets come after it");
 _Static_assert(KX_DGRAM_SOCK + KX_DGRAM_SOCKS * sizeof(struct kx_dsock) <= KX_DGRAM_BUF, "buffers come after them");
 _Static_assert(KX_DGRAM_BUF + KX_DGRAM_SOCKS * KX_DGRAM_BUF_SIZE <= KX_DGRAM_CTX, "contexts come after them");
-_Static_assert(KX_DGRAM_FULL + 0x10000 + 0x400 <= KX_DGRAM_BUF_SIZE, "a longest one fits");
+_Static_assert(KX_DGRAM_FULL + 0x10000 + 0x400 <= KX_DGRAM_PEERS, "a longest one fits");
+_Static_assert(KX_DGRAM_PEERS + KX_DGRAM_PEERS_MAX * sizeof(struct kx_dpeer) <= KX_DGRAM_BUF_SIZE, "so do they");
 #endif

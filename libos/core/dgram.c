@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Datagrams without an exit: out of what the monitor has received ahead, and replies into the queue that it sends at the
- * next exit (monitor/core/dgram.c). A reply goes to whoever has sent one of the datagrams that lie here, by the socket
- * that they came by: of such a send it is known that it can be made. All else is the monitor's.
+ * next exit (monitor/core/dgram.c). A reply goes to whoever has sent a datagram of late, by the socket that it
+ * came by: of such a send it is known that it can be made. All else is the monitor's.
  */
 #include "libos.h"
 #define KX_DG_READ user_read
@@ -182,40 +182,18 @@ static bool same(const uint8_t *a, const uint8_t *b, uint32_t n)
 	return true;
 }
 
-/* AF_INET: without what pads it. AF_INET6: all of it. */
-static bool same_name(const uint8_t *a, uint32_t n, const struct kx_dgrec *r)
+/* Has one come from there of late? Without a name: from the peer? AF_INET is compared without what pads it. */
+static bool is_reply(const struct kx_dsock *s, const uint8_t *name, uint32_t n)
 {
-	uint32_t family = a[0] | (uint32_t)a[1] << 8;
-	if (family == 2)
-		return n >= 16 && r->namelen == 16 && same(a, r->name, 8);
-	return family == 10 && n == KX_DGRAM_NAME && r->namelen == n && same(a, r->name, n);
-}
-
-/* Has one of the datagrams in the buffer come from there? Without a name: has any come from the peer? */
-static bool is_reply(struct kx_dsock *s, const uint8_t *name, uint32_t n)
-{
-	uint32_t end = KX_DRX_END(__atomic_load_n(&s->rx, __ATOMIC_ACQUIRE)), first = s->hint;
-	struct kx_dgrec r;
-	if (end > KX_DGRAM_BUF_SIZE)
-		return false;
+	const struct kx_dpeer *p = (const struct kx_dpeer *)(buffer_of(s) + KX_DGRAM_PEERS);
 	if (!n)
-		return s->flags & KX_DS_CONNECTED && end;
-	if (first >= end || first % 8)
-		first = 0;
-	for (int round = 0; round < 2; round++) {
-		uint32_t at = round ? 0 : first, stop = round ? first : end;
-		while (at < stop && end - at >= sizeof r) {
-			__builtin_memcpy(&r, buffer_of(s) + at, sizeof r);
-			if (!kx_dgrec_ok(&r, end - at))
-				return false;
-			if (same_name(name, n, &r)) {
-				s->hint = at;
-				return true;
-			}
-			at += r.size;
-		}
-	}
-	return false;
+		return (s->flags & (KX_DS_CONNECTED | KX_DS_HEARD)) == (KX_DS_CONNECTED | KX_DS_HEARD);
+	uint32_t family = name[0] | (uint32_t)name[1] << 8;
+	if (!(family == 2 && n >= 16) && !(family == 10 && n == KX_DGRAM_NAME))
+		return false;
+	n = family == 2 ? 16 : n;
+	p += kx_dgram_hash(name, n);
+	return p->len == n && same(name, p->name, family == 2 ? 8 : n);
 }
 
 /* Source addresses (IP_PKTINFO, IPV6_PKTINFO) alone. */

@@ -108,11 +108,22 @@ void dgram_turn_ends(struct dgram_slot *s)
 	g->attempts = 0;
 }
 
-/* From a socket of this process: it must find what is still queued. */
-static bool is_from_us(const struct sockaddr_storage *ss)
+/* A socket of this process must find what was sent to it: that is never queued. The port is in the same place for both. */
+static bool is_ours(const uint8_t *name)
 {
-	const struct sockaddr_in *in = (const void *)ss; /* the port is in the same place */
-	return ports[in->sin_port] != 0;
+	uint16_t port;
+	memcpy(&port, name + offsetof(struct sockaddr_in, sin_port), sizeof port);
+	return ports[port] != 0;
+}
+
+void dgram_heard(struct dgram_slot *s, const uint8_t *name, uint32_t len)
+{
+	struct kx_dpeer *p = (struct kx_dpeer *)(dgram_buffer(s) + KX_DGRAM_PEERS) + kx_dgram_hash(name, len);
+	if (len < sizeof(struct sockaddr_in) || is_ours(name))
+		return;
+	memcpy(p->name, name, len);
+	p->len = len;
+	set_flag(s, KX_DS_HEARD, true);
 }
 
 /* One datagram at p. Its size; 0: none was there. */
@@ -131,8 +142,10 @@ static uint32_t fetch_one(struct dgram_slot *s, int fd, uint8_t *p)
 	memset(ctl, 0, sizeof ctl); /* what pads it goes to the guest */
 	memset(&ss, 0, sizeof(struct sockaddr_in6));
 	long n = HC6(SYS_recvmsg, fd, &m, MSG_DONTWAIT, 0, 0, 0);
-	if (n < 0 && n != -EAGAIN)
+	if (n < 0 && n != -EAGAIN) {
 		s->err = (int)-n;
+		set_flag(s, KX_DS_HEARD, false);
+	}
 	if (n < 0 || n > 0x10000 || (!n && !m.msg_namelen)) /* the last: it was shut down */
 		return 0;
 	r.len = (uint32_t)n;
@@ -143,7 +156,7 @@ static uint32_t fetch_one(struct dgram_slot *s, int fd, uint8_t *p)
 	r.size = (uint32_t)sizeof r + KX_D8(r.len) + KX_D8((uint32_t)r.ctllen);
 	memcpy(p + sizeof r + KX_D8(r.len), ctl, r.ctllen);
 	memcpy(p, &r, sizeof r);
-	s->self |= is_from_us(&ss);
+	dgram_heard(s, r.name, r.namelen);
 	return r.size;
 }
 
@@ -157,27 +170,23 @@ static void tell_credit(const struct dgram_slot *s, int fd)
 	__atomic_store_n(&dgram_sock(s)->credit, room < INT32_MAX ? room : INT32_MAX, __ATOMIC_SEQ_CST);
 }
 
-void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n, bool behind)
+void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n)
 {
 	struct kx_dsock *g = dgram_sock(s);
-	uint64_t w = __atomic_load_n(&g->rx, __ATOMIC_ACQUIRE);
-	uint32_t begin = behind && KX_DRX_END(w) == sizeof(struct kx_dgrec) ? KX_DRX_END(w) : 0, end = begin, size = 1;
+	uint32_t end = 0, size = 1;
+	uint64_t w;
 	if (s->plain)
 		return;
-	__atomic_store_n(&g->rx, KX_DRX_WORD(++s->word, begin) + begin, __ATOMIC_SEQ_CST);
-	s->self = false;
+	__atomic_store_n(&g->rx, KX_DRX_WORD(++s->word, 0), __ATOMIC_SEQ_CST);
 	s->fresh = false;
 	while (n-- && end < KX_DGRAM_FULL && (size = fetch_one(s, fd, dgram_buffer(s) + end)))
 		end += size;
-	if (!begin)
-		g->hint = 0;
 	tell_credit(s, fd);
 	set_flag(s, KX_DS_NONBLOCK, dgram_nonblocking(fd));
-	set_flag(s, KX_DS_SEND, !s->nosend && !s->self && !s->err);
-	set_flag(s, KX_DS_ALONE, is_alone(s));
+	set_flag(s, KX_DS_SEND, !s->nosend && !s->err);
 	g->calls = __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST);
-	w = KX_DRX_WORD(++s->word, end) + begin;
-	if (!size && !s->err && !s->self)
+	w = KX_DRX_WORD(++s->word, end);
+	if (!size && !s->err)
 		w |= KX_DRX_EMPTY;
 	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
 }
@@ -207,6 +216,7 @@ static void send_one(struct dgram_slot *s, int fd, struct msghdr *m, uint32_t fl
 		return;
 	if (HC6(SYS_sendmsg, fd, m, flags, 0, 0, 0) < 0)
 		set_flag(s, KX_DS_SEND, false);
+	set_flag(s, KX_DS_HEARD, false);
 	s->err = (int)-r;
 }
 
@@ -486,6 +496,7 @@ static struct dgram_slot *activate(int fd)
 				  .held = f->held,
 				  .passed = f->passed || !f->born };
 	*dgram_sock(s) = (struct kx_dsock){ .rx = KX_DRX_WORD(++s->word, 0), .epoll = -1, .gen = s->gen };
+	memset(dgram_buffer(s) + KX_DGRAM_PEERS, 0, KX_DGRAM_PEERS_MAX * sizeof(struct kx_dpeer));
 	set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
 	nr_slots++;
 	slot_open(s, fd);
@@ -778,8 +789,10 @@ static void note_result(struct hcall *c, int64_t r)
 			registered(c);
 		return;
 	case SYS_connect:
-		if (s)
+		if (s) {
 			set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
+			set_flag(s, KX_DS_HEARD, false);
+		}
 		/* fall through */
 	case SYS_bind:
 	case SYS_sendto:
@@ -794,7 +807,7 @@ static void note_result(struct hcall *c, int64_t r)
 		uint32_t n = dgram_window(s, 1, dgram_nowait(c)) - 1;
 		dgram_sock(s)->attempts++;
 		dgram_note_sender(c, s, r);
-		dgram_fetch(s, fd, n, true);
+		dgram_fetch(s, fd, n);
 		s->fresh = dgram_has(s);
 	}
 }

@@ -34,7 +34,6 @@ struct dgram_slot {
 	bool crowd;        /* more than one thread has waited for it or received from it */
 	int reader;        /* the one that did, by index; -1: none yet */
 	bool fresh;        /* something in the buffer has been told by no event */
-	bool self;         /* something in the buffer came from this process */
 	int err;           /* met by a call that the program did not make; the next one gets it */
 	uint32_t gen, word;
 	uint64_t ino;
@@ -70,8 +69,10 @@ static inline struct dgram_slot *dgram_at(int fd)
 /* dgram.c */
 /* Is something left in the buffer? */
 bool dgram_has(const struct dgram_slot *s);
-/* Receive ahead into the buffer, which is empty: at most n. `behind`: what is there stays (dgram_note_sender()). */
-void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n, bool behind);
+/* Receive ahead into the buffer, which is empty: at most n. */
+void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n);
+/* A datagram has come from there: an answer may be queued. */
+void dgram_heard(struct dgram_slot *s, const uint8_t *name, uint32_t len);
 /* How many to receive, the `want` ones that the program asks for included. */
 uint32_t dgram_window(const struct dgram_slot *s, uint32_t want, bool nowait);
 /* Does this process alone hold it? */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Receives that come to the monitor, of sockets that are received ahead (dgram.h). */
 #include <errno.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -118,7 +119,7 @@ static void refill(const struct hcall *c, struct dgram_slot *s, uint32_t want)
 {
 	if (dgram_has(s) || s->plain || s->err)
 		return;
-	dgram_fetch(s, (int)c->arg[0], dgram_window(s, want, dgram_nowait(c)), false);
+	dgram_fetch(s, (int)c->arg[0], dgram_window(s, want, dgram_nowait(c)));
 	s->fresh = true; /* came by no event */
 }
 
@@ -191,9 +192,8 @@ int64_t dgram_receive_rest(struct hcall *c, int64_t done)
 
 void dgram_note_sender(struct hcall *c, struct dgram_slot *s, int64_t r)
 {
-	struct kx_dgrec rec = { .size = sizeof rec };
+	uint8_t bytes[KX_DGRAM_NAME];
 	struct kx_dmsghdr m;
-	struct kx_dsock *g = dgram_sock(s);
 	uint64_t name = 0;
 	int len = 0;
 	if (c->nr == SYS_recvfrom && c->arg[4]) {
@@ -206,9 +206,7 @@ void dgram_note_sender(struct hcall *c, struct dgram_slot *s, int64_t r)
 		name = m.name;
 		len = m.namelen;
 	}
-	if (name && len >= 16 && len <= (int)sizeof rec.name && !guest_read(rec.name, name, (size_t)len))
-		rec.namelen = (uint16_t)len;
-	memcpy(dgram_buffer(s), &rec, sizeof rec);
-	g->hint = 0;
-	__atomic_store_n(&g->rx, KX_DRX_WORD(++s->word, sizeof rec) + sizeof rec, __ATOMIC_SEQ_CST);
+	if (name && (len == sizeof(struct sockaddr_in) || len == (int)sizeof bytes) &&
+	    !guest_read(bytes, name, (size_t)len))
+		dgram_heard(s, bytes, (uint32_t)len);
 }

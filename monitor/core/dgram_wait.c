@@ -220,7 +220,7 @@ static void readable(int fd)
 {
 	struct dgram_slot *s = dgram_at(fd);
 	if (s && dgram_is_sole(s) && !dgram_has(s) && !s->err)
-		dgram_fetch(s, fd, dgram_window(s, 1, true), false);
+		dgram_fetch(s, fd, dgram_window(s, 1, true));
 }
 
 static void waited_epoll(struct hcall *c, int64_t n)
