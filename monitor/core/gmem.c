@@ -150,6 +150,7 @@ static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 /* Forget [start, end). Room for two must be reserved. */
 void region_carve(uint64_t start, uint64_t end)
 {
+	gmem_ahead_carved(start, end);
 	spare_changed();
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
 		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
@@ -334,7 +335,7 @@ uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
  * than an eighth of the heap, and AHEAD_TOTAL. Of files only what a dynamic linker maps, to relocate it: other programs
  * may want to see later changes of the file.
  */
-static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
+void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 {
 	if (!(prot & PROT_WRITE) || (flags & MAP_TYPE) != MAP_PRIVATE || (flags & MAP_HUGETLB) ||
 	    (flags & (MAP_NORESERVE | MAP_STACK)) == MAP_NORESERVE || !(flags & (MAP_ANONYMOUS | MAP_DENYWRITE)))
@@ -352,9 +353,7 @@ static void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		ahead_left -= len;
 }
 
-static int do_munmap(uint64_t addr, uint64_t len);
-
-static int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
+int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
 	int type = flags & MAP_TYPE;
@@ -477,7 +476,7 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 	return r;
 }
 
-static int do_munmap(uint64_t addr, uint64_t len)
+int do_munmap(uint64_t addr, uint64_t len)
 {
 	if ((addr & (PAGE - 1)) || !len || !gva_ok(addr, len))
 		return -EINVAL;

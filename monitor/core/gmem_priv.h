@@ -31,7 +31,15 @@ uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align);
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
 /* What the host's mapping gets. */
 int host_prot(int prot);
+int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
+int do_munmap(uint64_t addr, uint64_t len);
 int do_mprotect(uint64_t addr, uint64_t len, int prot);
+/* After a mmap(2) of the program's. */
+void touch_ahead(uint64_t start, uint64_t end, int prot, int flags);
+
+/* ---- gmem_ahead.c ---- */
+/* [start, end) is about to become something else. */
+void gmem_ahead_carved(uint64_t start, uint64_t end);
 
 /* ---- gmem_tables.c ---- */
 /* Index of the first slot that ends above addr. */
