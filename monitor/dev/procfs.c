@@ -962,17 +962,17 @@ static int link_text(const struct node *n, char out[PATH_MAX])
 		return snprintf(out, PATH_MAX, "/");
 	case L_FD:
 		return (int)fd_link_text(n, out);
-	case L_CWD:
-		if (n->pid) {
-			char rel[512];
-			host_path(n, rel);
-			r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
-			if (r >= 0)
-				out[r] = 0;
-			return (int)r;
-		}
-		r = HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
-		return r > 0 ? (int)r - 1 : (int)r;
+	case L_CWD: {
+		char rel[512];
+		r = n->pid ? -ENOENT : HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
+		if (r != -ENOENT)
+			return r > 0 ? (int)r - 1 : (int)r;
+		host_path(n, rel); /* another's, or one that was removed */
+		r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
+		if (r >= 0)
+			out[r] = 0;
+		return (int)r;
+	}
 	default:
 		return -EINVAL;
 	}
