@@ -916,6 +916,14 @@ static int64_t open_dir(const struct node *n, int flags)
 /* ---- links ----------------------------------------------------------------------------------------------------- */
 
 /* The host names our memory files and its own procfs in its own way. */
+/* The terminal of the host's that the view has under this name (jail.c)? */
+static bool is_console(int fd)
+{
+	struct stat a, b;
+	return !HC6(SYS_fstat, fd, &a, 0, 0, 0, 0) && !HC6(SYS_stat, "/dev/console", &b, 0, 0, 0, 0) &&
+	       a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static long fd_link_text(const struct node *n, char out[PATH_MAX])
 {
 	static const char mem[] = "/memfd:" MEM_NAME, gone[] = " (deleted)";
@@ -938,6 +946,8 @@ static long fd_link_text(const struct node *n, char out[PATH_MAX])
 	if (text[0] == '/' && HC6(SYS_fstatfs, n->fd, &fs, 0, 0, 0, 0) == 0 && fs.f_type == PROC_SUPER_MAGIC &&
 	    strncmp(text, "/proc/", 6) && len + 6 < PATH_MAX)
 		return sprintf(out, "/proc%.*s", PATH_MAX - 7, text);
+	if (!strncmp(text, "/dev/pts/", 9) && is_console(n->fd))
+		return sprintf(out, "/dev/console");
 	memcpy(out, text, (size_t)len + 1);
 	return len;
 }
