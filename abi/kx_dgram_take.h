@@ -8,6 +8,13 @@
 #define KX_DGRAM_TAKE_H
 #include "kx_dgram.h"
 
+#ifndef KX_DG_READ
+#define KX_DG_READ kx_dgram_read
+#define KX_DG_WRITE kx_dgram_write
+int kx_dgram_read(void *dst, uint64_t gva, size_t len);
+int kx_dgram_write(uint64_t gva, const void *src, size_t len);
+#endif
+
 #define KX_MSG_PEEK 2u
 #define KX_MSG_CTRUNC 8u
 #define KX_MSG_TRUNC 0x20u
