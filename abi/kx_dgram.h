@@ -89,6 +89,7 @@ struct kx_dctx {
 struct kx_dgram {
 	uint64_t ticket;
 	uint64_t calls;                /* hypercalls of all threads, and what they told each other without */
+	uint64_t looked;               /* calls as all descriptors of a wait were looked at, and only datagrams found */
 	uint8_t ctx_of[KX_AREA_MAX];   /* by kx_thread.index: context + 1, 0 = none */
 	uint8_t sock_of[KX_DGRAM_FDS]; /* by descriptor: socket + 1, 0 = none */
 };

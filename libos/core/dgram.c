@@ -24,13 +24,16 @@
 #define NR_recvmmsg 299
 #define NR_sendmmsg 307
 #define MSG_CONFIRM 0x800u
-#define RECEIVE_FLAGS (KX_MSG_PEEK | KX_MSG_TRUNC | KX_MSG_DONTWAIT | KX_MSG_NOSIGNAL | KX_MSG_CMSG_CLOEXEC)
+#define MSG_WAITALL 0x100u /* of no effect */
+#define RECEIVE_FLAGS \
+	(KX_MSG_PEEK | KX_MSG_TRUNC | KX_MSG_DONTWAIT | MSG_WAITALL | KX_MSG_NOSIGNAL | KX_MSG_CMSG_CLOEXEC)
 #define SEND_FLAGS (KX_MSG_DONTWAIT | KX_MSG_NOSIGNAL | MSG_CONFIRM)
 #define IOV_FEW 16
 #define POLL_FEW 32
 #define MMSG_MAX 1024
 #define EV_IN 1u             /* POLLIN, EPOLLIN */
 #define EV_READ (EV_IN | 64) /* and RDNORM */
+#define EV_WRITE (4u | 256)  /* POLLOUT and WRNORM */
 #define EV_ET (1u << 31)
 #define RECORD sizeof(struct kx_dsend)
 
@@ -337,19 +340,21 @@ static bool send_many(struct kx_thread *t, struct kx_dsock *s, struct kx_frame *
 	return true;
 }
 
+/* ---- waiting --------------------------------------------------------------------------------------------------- */
+
 /*
- * ---- waiting ---------------------------------------------------------------------------------------------------
  * A wait that has at least one answer here needs no look at the others: they were looked at when the buffer was filled,
  * and nobody could learn of anything since. But only where something was received since the last one: other
  * descriptors must have their turn.
  */
-
-/* It has something, and since it was filled, when all descriptors were looked at, nobody could learn of another. */
-static bool is_ready(const struct kx_dsock *s)
+static bool has(const struct kx_dsock *s)
 {
 	uint64_t w = __atomic_load_n(&s->rx, __ATOMIC_ACQUIRE);
-	return KX_DRX_POS(w) < KX_DRX_END(w) && s->calls == __atomic_load_n(&DG->calls, __ATOMIC_ACQUIRE);
+	return KX_DRX_POS(w) < KX_DRX_END(w);
 }
+
+/* Since all were looked at, and nothing but datagrams was ready, nobody could learn of anything. */
+static bool nothing_new(void) { return DG->looked == __atomic_load_n(&DG->calls, __ATOMIC_ACQUIRE); }
 
 /* A wait ends a turn: what was asked for in it says what is received ahead in the next. */
 static void turn_ends(struct kx_dsock *s)
@@ -369,11 +374,13 @@ static bool wait_poll(struct kx_frame *f, int64_t *ret)
 	uint64_t n = (uint32_t)f->rsi;
 	int64_t ready = 0;
 	bool went_on = false;
-	if (!n || n > POLL_FEW || user_read(p, f->rdi, n * sizeof p[0]))
+	if (!n || n > POLL_FEW || !nothing_new() || user_read(p, f->rdi, n * sizeof p[0]))
 		return false;
 	for (uint64_t i = 0; i < n; i++) {
 		struct kx_dsock *s = p[i].fd >= 0 ? sock_at((uint32_t)p[i].fd) : NULL;
-		p[i].revents = s && p[i].events & EV_READ && is_ready(s) ? p[i].events & EV_READ : 0;
+		if (p[i].fd >= 0 && p[i].events & EV_WRITE)
+			return false; /* ready, as a rule */
+		p[i].revents = s && p[i].events & EV_READ && has(s) ? p[i].events & EV_READ : 0;
 		ready += p[i].revents != 0;
 		went_on |= s && s->attempts;
 	}
@@ -395,14 +402,14 @@ static bool wait_epoll(struct kx_frame *f, int64_t *ret)
 	int32_t max = (int32_t)f->rdx;
 	int64_t n = 0;
 	bool went_on = false;
-	for (uint32_t i = 0; i < KX_DGRAM_SOCKS && !went_on; i++) {
+	for (uint32_t i = 0; i < KX_DGRAM_SOCKS && !went_on && nothing_new(); i++) {
 		const struct kx_dsock *s = (struct kx_dsock *)(KX_DGRAM_BASE + KX_DGRAM_SOCK) + i;
 		went_on = s->epoll >= 0 && s->epoll == (int32_t)f->rdi && s->attempts;
 	}
 	for (uint32_t i = 0; went_on && i < KX_DGRAM_SOCKS && n < max; i++) {
 		struct kx_dsock *s = (struct kx_dsock *)(KX_DGRAM_BASE + KX_DGRAM_SOCK) + i;
-		if (s->epoll < 0 || s->epoll != (int32_t)f->rdi || s->events & EV_ET || !(s->events & EV_READ) ||
-		    !is_ready(s))
+		if (s->epoll < 0 || s->epoll != (int32_t)f->rdi || s->events & (EV_ET | EV_WRITE) ||
+		    !(s->events & EV_READ) || !has(s))
 			continue;
 		struct {
 			uint32_t events;

@@ -99,6 +99,8 @@ uint32_t dgram_window(const struct dgram_slot *s, uint32_t want, bool nowait)
 	return more < KX_DGRAM_AHEAD ? more : KX_DGRAM_AHEAD;
 }
 
+void dgram_looked(bool others) { shared()->looked = others ? 0 : __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST); }
+
 void dgram_turn_ends(struct dgram_slot *s)
 {
 	struct kx_dsock *g = dgram_sock(s);
@@ -562,6 +564,9 @@ static void duplicated(int from, int to)
 		return;
 	}
 	forget(to);
+	for (int i = 0; i < dgram_nr_regs; i++) /* an epoll of two numbers */
+		if (dgram_regs[i].epoll == from)
+			make_plain(dgram_regs[i].fd);
 	if (dgram_fds[from].kind != DG_UDP)
 		return;
 	struct dgram_slot *s = dgram_at(from);
@@ -891,6 +896,7 @@ void dgram_fork_child(void)
 	if (mapped) {
 		memset(shared()->ctx_of, 0, sizeof shared()->ctx_of);
 		memset(shared()->sock_of, 0, sizeof shared()->sock_of);
+		memset(dgram_sock(dgram_slots), 0, KX_DGRAM_SOCKS * sizeof(struct kx_dsock));
 	}
 	pvm.shared->dgram = 0;
 	memset(dgram_fds, 0, sizeof dgram_fds);

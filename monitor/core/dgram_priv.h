@@ -79,6 +79,8 @@ uint32_t dgram_window(const struct dgram_slot *s, uint32_t want, bool nowait);
 bool dgram_is_sole(const struct dgram_slot *s);
 /* c's thread waits for it or receives from it. */
 void dgram_reader(struct dgram_slot *s, const struct hcall *c);
+/* A wait has looked at all that it was asked for; others: something but datagrams was ready. */
+void dgram_looked(bool others);
 /* A wait ends the turn. */
 void dgram_turn_ends(struct dgram_slot *s);
 bool dgram_nonblocking(int fd);

@@ -11,7 +11,7 @@
 #include "../../abi/kx_dgram_take.h"
 
 #define IOV_MOST 1024
-#define FLAGS_KNOWN (MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
+#define FLAGS_KNOWN (MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC)
 
 bool dgram_is_receive(uint64_t nr)
 {
@@ -156,7 +156,7 @@ bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many
 	int flags = flags_of(c), is;
 	*many = false;
 	if (flags & ~(FLAGS_KNOWN | (c->nr == SYS_recvmmsg ? MSG_WAITFORONE : 0)) || !asked_bytes(c) ||
-	    (c->nr == SYS_recvmmsg && (flags & MSG_PEEK || !(uint32_t)c->arg[2])))
+	    (c->nr == SYS_recvmmsg && !(uint32_t)c->arg[2]))
 		return false;
 	bool nowait = dgram_nowait(c);
 	if (c->nr == SYS_recvmmsg) {

@@ -223,35 +223,53 @@ static void readable(int fd)
 		dgram_fetch(s, fd, dgram_window(s, 1, true));
 }
 
-static void waited_epoll(struct hcall *c, int64_t n)
+static bool waited_epoll(struct hcall *c, int64_t n)
 {
 	struct epoll_event ev;
+	bool others = false;
 	for (int64_t i = 0; i < n; i++) {
+		bool ours = false;
 		if (guest_read(&ev, c->arg[1] + (uint64_t)i * sizeof ev, sizeof ev))
-			return;
+			return true;
 		for (int k = 0; ev.events & READ_EVENTS && k < dgram_nr_regs; k++)
-			if (dgram_regs[k].epoll == (int)c->arg[0] && dgram_regs[k].data == ev.data.u64)
+			if (dgram_regs[k].epoll == (int)c->arg[0] && dgram_regs[k].data == ev.data.u64) {
 				readable(dgram_regs[k].fd);
+				ours = true;
+			}
+		others |= !ours || ev.events & ~(uint32_t)READ_EVENTS;
 	}
+	return others || n == (int)c->arg[2]; /* there may be more */
+}
+
+static bool waited_poll(struct hcall *c)
+{
+	struct pollfd p;
+	bool others = false;
+	for (uint64_t i = 0; i < (uint32_t)c->arg[1] && poll_read(c, i, &p); i++) {
+		if (p.fd < 0 || !p.revents)
+			continue;
+		if (p.revents & READ_EVENTS)
+			readable(p.fd);
+		others |= !dgram_at(p.fd) || p.revents & ~READ_EVENTS;
+	}
+	return others;
 }
 
 void dgram_waited(struct hcall *c, int64_t r)
 {
 	uint64_t said[SET_WORDS];
-	struct pollfd p;
 	unsigned words;
+	bool others = true;
 	batch_leases_look();
 	pthread_mutex_lock(&dgram_lock);
-	if (is_epoll_wait(c->nr)) {
-		waited_epoll(c, r);
-	} else if (c->nr == SYS_poll || c->nr == SYS_ppoll) {
-		for (uint64_t i = 0; i < (uint32_t)c->arg[1] && poll_read(c, i, &p); i++)
-			if (p.revents & READ_EVENTS)
-				readable(p.fd);
-	} else if ((words = set_words(c)) && !guest_read(said, c->arg[1], words * 8)) {
+	if (is_epoll_wait(c->nr))
+		others = waited_epoll(c, r);
+	else if (c->nr == SYS_poll || c->nr == SYS_ppoll)
+		others = waited_poll(c);
+	else if ((words = set_words(c)) && !guest_read(said, c->arg[1], words * 8))
 		for (unsigned i = 0; i < words; i++)
 			for (uint64_t left = said[i]; left; left &= left - 1)
 				readable((int)(i * 64) + __builtin_ctzll(left));
-	}
+	dgram_looked(others);
 	pthread_mutex_unlock(&dgram_lock);
 }

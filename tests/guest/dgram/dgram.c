@@ -813,7 +813,7 @@ static void test_shared(void)
 		uint8_t mine[256] = { 0 };
 		int n = 0;
 		struct pollfd w = { s, POLLIN, 0 };
-		while (poll(&w, 1, 150) == 1)
+		while (poll(&w, 1, 400) == 1)
 			n += count(s, mine);
 		NEED(write(q[1], mine, sizeof mine) == sizeof mine);
 	});
@@ -823,7 +823,7 @@ static void test_shared(void)
 		hear();
 	}
 	p.fd = s;
-	while (poll(&p, 1, 150) == 1)
+	while (poll(&p, 1, 400) == 1)
 		count(s, seen);
 	NEED(read(q[0], theirs, sizeof theirs) == sizeof theirs && waitpid(pid, NULL, 0) == pid);
 	bool good = true;
@@ -911,8 +911,10 @@ static void test_threads(void)
 	for (int i = 0; i < 4; i++)
 		pthread_join(t[i], NULL);
 	bool good = true;
+	static uint8_t rest[256];
+	count(shared_s, rest); /* the machine may be slow */
 	for (int i = 0; i < 50; i++)
-		good &= got_by[0][i] + got_by[1][i] + got_by[2][i] + got_by[3][i] == 8;
+		good &= got_by[0][i] + got_by[1][i] + got_by[2][i] + got_by[3][i] + rest[i] == 8;
 	check(good, "threads: none lost, none twice");
 	int64_t at[3] = { 0 }, begin;
 	struct timeval none = { 0, 0 };
