@@ -589,6 +589,8 @@ static struct ctx *ctx_of(const struct thread *t)
 	return NULL;
 }
 
+static bool flusher_start(void);
+
 static struct ctx *ctx_make(struct thread *t)
 {
 	struct ctx *x = NULL;
@@ -597,7 +599,7 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !batch_flusher_start())
+	if (!x || !flusher_start())
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
@@ -784,7 +786,7 @@ static void *flusher_main(void *arg)
 	return arg;
 }
 
-void batch_flusher_wake(void)
+static void flusher_wake(void)
 {
 	if (__atomic_load_n(&flusher.awake, __ATOMIC_SEQ_CST))
 		return;
@@ -792,7 +794,7 @@ void batch_flusher_wake(void)
 	host_call(SYS_futex, (long)&flusher.awake, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
 }
 
-bool batch_flusher_start(void)
+static bool flusher_start(void)
 {
 	if (flusher.pid == pvm.pid)
 		return true;
@@ -801,6 +803,21 @@ bool batch_flusher_start(void)
 	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
 		flusher.pid = pvm.pid;
 	return flusher.pid == pvm.pid;
+}
+
+bool batch_flusher_start(void)
+{
+	pthread_mutex_lock(&lock);
+	bool runs = flusher_start();
+	pthread_mutex_unlock(&lock);
+	return runs;
+}
+
+void batch_flusher_wake(void)
+{
+	pthread_mutex_lock(&lock);
+	flusher_wake();
+	pthread_mutex_unlock(&lock);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
@@ -1012,7 +1029,7 @@ void batch_leave(struct hcall *c, int64_t r)
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		x->seen = 0;
-		batch_flusher_wake();
+		flusher_wake();
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -1081,6 +1098,7 @@ void batch_lease_begin(bool files)
 	fd[1] = fd_hide(fd[1]);
 	ok = ok && fd[0] >= 0 && fd[1] >= 0 && !fcntl(fd[1], F_SETFD, 0);
 	pthread_mutex_lock(&lock);
+	leases_look();
 	if (ok && nr_leases < LEASES_MAX && lease_new < 0) {
 		leases[nr_leases++] = fd[0];
 		lease_new = fd[1];
