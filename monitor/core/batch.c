@@ -2,24 +2,22 @@
 #include "batch.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "thread.h"
 #include "sig.h"
-#include "spare.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -27,13 +25,10 @@
 #define LEFT_MAX (64u << 20) /* bytes that the kernel would not take: of all sockets */
 #define HINTS 32768
 #define LEASES_MAX 16
-#define HC_FIRST 1024  /* sig_next */
-#define HC_LAST 1029   /* seed */
-#define TICK_NS 500000 /* of the flusher: what it sees twice is sent */
-#define TICKS_IDLE 16  /* after so many without anything to do it sleeps */
-#define DRAIN_MS 5000  /* how long the end of a socket waits for what the kernel would not take */
-#define FILE_IDLE 64   /* calls of a thread until a file that it does not send is forgotten */
-#define FLUSHER_STACK (128 << 10)
+#define HC_FIRST 1024 /* sig_next */
+#define HC_LAST 1029  /* seed */
+#define DRAIN_MS 5000 /* how long the end of a socket waits for what the kernel would not take */
+#define FILE_IDLE 64  /* calls of a thread until a file that it does not send is forgotten */
 
 enum kind { NONE, TCP, UNIX };
 
@@ -63,7 +58,6 @@ struct ctx {
 	struct kx_bctx *g;
 	uint64_t tail;
 	bool in_guest;
-	uint64_t seen;     /* head as the flusher saw it, since the last exit */
 	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
 	int fd[FETCHES_MAX];
 	uint32_t nr_live; /* sockets that may be written to */
@@ -89,10 +83,6 @@ static bool lease_lost; /* nobody can tell: for ever */
 static int nr_held;
 static bool mapped, selfish;
 static size_t left_bytes;
-static struct {
-	int awake;
-	pid_t pid;
-} flusher;
 
 static void close_if(int fd)
 {
@@ -174,6 +164,7 @@ static void keep(int fd, struct sock *s, const uint8_t *p, uint32_t len, uint32_
 	while (*end)
 		end = &(*end)->next;
 	*end = l;
+	flusher_due();
 	__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -588,7 +579,7 @@ static struct ctx *ctx_of(const struct thread *t)
 	return NULL;
 }
 
-static bool flusher_start(void);
+static void look(void);
 
 static struct ctx *ctx_make(struct thread *t)
 {
@@ -598,12 +589,12 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !flusher_start())
+	if (!x || !flusher_start(look))
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
 	x->g = gva_ptr(ctx_gva(x));
-	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
+	x->tail = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
@@ -734,64 +725,26 @@ static void after_wait(struct hcall *c, int n)
 
 /* ---- the flusher -------------------------------------------------------------------------------------------------------- */
 
-/* A look at everything. False: nobody could have anything to send. */
-static bool tick(void)
+/* Nobody has made a call for a while. */
+static void look(void)
 {
-	bool busy = left_bytes != 0, late = false;
+	bool busy = false, late = false;
 	pthread_mutex_lock(&lock);
 	for (int i = 0; i < nr_ctxs; i++) {
 		struct ctx *x = &ctxs[i];
 		if (!x->t || !x->in_guest)
 			continue;
 		busy = true;
-		late |= x->seen > x->tail;
-		x->seen = x->g->head;
+		late |= x->g->head != x->tail;
 	}
 	if (late)
 		flush();
 	for (int fd = 0; left_bytes && fd <= top_fd; fd++)
 		if (find(fd) && socks[fd].left)
 			drive_left(fd, &socks[fd]);
+	if (busy || left_bytes)
+		flusher_due();
 	pthread_mutex_unlock(&lock);
-	return busy;
-}
-
-static void *flusher_main(void *arg)
-{
-	const struct timespec ts = { 0, TICK_NS };
-	int idle = 0;
-	prctl(PR_SET_NAME, PVM_THREADS "flusher");
-	for (;;) {
-		host_call(SYS_nanosleep, (long)&ts, 0, 0, 0, 0, 0);
-		idle = tick() ? 0 : idle + 1;
-		if (idle < TICKS_IDLE)
-			continue;
-		__atomic_store_n(&flusher.awake, 0, __ATOMIC_SEQ_CST);
-		if (!tick())
-			host_call(SYS_futex, (long)&flusher.awake, FUTEX_WAIT_PRIVATE, 0, 0, 0, 0);
-		__atomic_store_n(&flusher.awake, 1, __ATOMIC_SEQ_CST);
-		idle = 0;
-	}
-	return arg;
-}
-
-static void flusher_wake(void)
-{
-	if (__atomic_load_n(&flusher.awake, __ATOMIC_SEQ_CST))
-		return;
-	__atomic_store_n(&flusher.awake, 1, __ATOMIC_SEQ_CST);
-	host_call(SYS_futex, (long)&flusher.awake, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
-}
-
-static bool flusher_start(void)
-{
-	if (flusher.pid == pvm.pid)
-		return true;
-	flusher.awake = 1;
-	spare_forbid(); /* it shares the table of descriptors */
-	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
-		flusher.pid = pvm.pid;
-	return flusher.pid == pvm.pid;
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
@@ -1002,8 +955,7 @@ void batch_leave(struct hcall *c, int64_t r)
 		files_look(x);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
-		x->seen = 0;
-		flusher_wake();
+		flusher_due();
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -1056,6 +1008,8 @@ int batch_fds(int (*move)(int *fd))
 	for (int i = 0; i < 2 && !r; i++)
 		if (*inherited[i] >= 0 && !(r = move(inherited[i])))
 			fcntl(*inherited[i], F_SETFD, 0);
+	if (!r)
+		r = flusher_fds(move);
 	pthread_mutex_unlock(&lock);
 	return r;
 }
@@ -1131,6 +1085,7 @@ void batch_fork_child(void)
 		lease_mine = lease_new; /* those of further forefathers stay open */
 	lease_new = -1;
 	lease_lost = false;
+	flusher_fork_child();
 	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
 
