@@ -56,7 +56,7 @@ struct sock {
 struct ctx {
 	struct thread *t; /* NULL = free */
 	struct kx_bctx *g;
-	uint64_t tail;
+	uint64_t tail, flushed; /* flushed: tail as flush() began */
 	bool in_guest;
 	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
 	int fd[FETCHES_MAX];
@@ -217,13 +217,13 @@ static bool length_fits(const struct kx_brec *r)
 					  : true;
 }
 
-/* The next record of x, copied: false when there is none. */
+/* The next record of x, copied: false when there is none. At most a full ring of them is taken between two calls of flush(). */
 static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 {
 	const uint8_t *ring = (const uint8_t *)x->g + KX_BATCH_TX;
 	for (;;) {
 		uint64_t there = __atomic_load_n(&x->g->head, __ATOMIC_ACQUIRE) - x->tail;
-		if (!there)
+		if (!there || x->tail - x->flushed >= KX_BATCH_TX_SIZE)
 			return false;
 		uint64_t at = x->tail % KX_BATCH_TX_SIZE;
 		memcpy(r, ring + at, sizeof *r);
@@ -318,15 +318,21 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		send_data(r->fd, s, data, r->len, r->flags);
 }
 
-/* Send all that is queued, in the order of the writes. */
+/*
+ * Send all that was queued before, in the order of the writes. What other threads add meanwhile is left to the next
+ * call, or they could keep this one here for ever. Its tickets tell; a guest that lies about them finds an end, too.
+ */
 static void flush(void)
 {
+	const uint64_t limit = nr_ctxs ? __atomic_load_n(&shared()->ticket, __ATOMIC_SEQ_CST) : 0;
+	for (int i = 0; i < nr_ctxs; i++)
+		ctxs[i].flushed = ctxs[i].tail;
 	for (;;) {
 		struct ctx *first = NULL;
 		struct kx_brec r, best = { 0 };
 		const uint8_t *data, *best_data = NULL;
 		for (int i = 0; i < nr_ctxs; i++)
-			if (ctxs[i].t && next_record(&ctxs[i], &r, &data) &&
+			if (ctxs[i].t && next_record(&ctxs[i], &r, &data) && (int64_t)(r.ticket - limit) < 0 &&
 			    (!first || (int64_t)(r.ticket - best.ticket) < 0)) {
 				first = &ctxs[i];
 				best = r;
@@ -594,7 +600,7 @@ static struct ctx *ctx_make(struct thread *t)
 	gmem_populate(ctx_gva(x));
 	x->t = t;
 	x->g = gva_ptr(ctx_gva(x));
-	x->tail = x->nr = x->used = x->nr_live = 0;
+	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
