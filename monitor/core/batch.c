@@ -213,6 +213,7 @@ static bool length_fits(const struct kx_brec *r)
 {
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_OPT   ? r->len == sizeof(struct kx_bopt)
 	       : r->flags & KX_BREC_CLOSE ? !r->len
 					  : true;
 }
@@ -297,6 +298,21 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
 	send_failed(fd, s, r);
 }
 
+/* Fails where an administrator's program (BPF) forbids it. */
+static void set_option(int fd, struct sock *s, const uint8_t *data)
+{
+	struct kx_bopt opt;
+	memcpy(&opt, data, sizeof opt);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (s->kind != TCP || !kx_bopt_fits(&opt))
+		pvm_panic("LibOS: the queue of sends is broken");
+	long r = HC6(SYS_setsockopt, fd, opt.level, opt.name, &opt.value, sizeof opt.value, 0);
+	if (!r)
+		return;
+	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+	send_failed(fd, s, r);
+}
+
 static void close_socket(int fd, struct sock *s)
 {
 	drop(fd, s);
@@ -312,6 +328,8 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
 		add_to_epoll(r->fd, s, data);
+	else if (r->flags & KX_BREC_OPT)
+		set_option(r->fd, s, data);
 	else if (r->flags & KX_BREC_CLOSE)
 		close_socket(r->fd, s);
 	else
@@ -353,6 +371,7 @@ static void drop(int fd, struct sock *s)
 	struct kx_bsock *g = guest_sock(fd);
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->tcp, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -423,7 +442,21 @@ static bool map_region(void)
 	return mapped;
 }
 
-static void accepted(int fd)
+/* Who it is from, for the thread's next call. */
+static void note_peer(struct ctx *x, int fd)
+{
+	struct kx_bpeer *p = &x->g->peer;
+	socklen_t len = sizeof p->addr;
+	p->fd = -1;
+	if (socks[fd].kind != TCP || HC6(SYS_getpeername, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
+		return;
+	p->gen = socks[fd].gen;
+	p->epoch = (uint32_t)x->g->exits;
+	p->len = len;
+	__atomic_store_n(&p->fd, fd, __ATOMIC_SEQ_CST);
+}
+
+static void accepted(struct ctx *x, int fd)
 {
 	enum kind k = fd < KX_BATCH_FDS && !no_new && !lingers(fd) ? kind_of(fd) : NONE;
 	drop_fd(fd); /* it can't be there */
@@ -431,8 +464,10 @@ static void accepted(int fd)
 		return;
 	struct sock *s = &socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
-	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1 };
+	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP };
 	nr_socks++;
+	if (x)
+		note_peer(x, fd);
 	if (fd > top_fd)
 		top_fd = fd;
 }
@@ -602,7 +637,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
-	x->g->epoll = -1;
+	x->g->epoll = x->g->peer.fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
@@ -914,7 +949,7 @@ static void note_result(struct hcall *c, int64_t r)
 	case SYS_accept:
 	case SYS_accept4:
 		if (r >= 0)
-			accepted((int)r);
+			accepted(ctx_of(c->t), (int)r);
 		return;
 	case SYS_epoll_ctl:
 		if (r == 0)
@@ -996,6 +1031,8 @@ void batch_fork_share(void)
 		if (!s)
 			continue;
 		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		give_up(fd, s);
 		drain_left(fd, s);

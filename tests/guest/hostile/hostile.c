@@ -1249,6 +1249,13 @@ static void lie_batch_ring(void)
 	r->gen = (uint32_t)below(3);
 	if (below(2))
 		return;
+	if (below(4) == 0) {
+		volatile struct kx_bopt *opt = (void *)(r + 1);
+		*opt = (struct kx_bopt){ (int32_t)below(8), (int32_t)below(12), (int32_t)any_value(), 0 };
+		r->len = sizeof *opt;
+		r->flags = KX_BREC_OPT;
+		return;
+	}
 	if (below(3) == 0) {
 		r->len = below(2) ? 0 : sizeof(struct kx_badd);
 		r->flags = below(2) ? KX_BREC_CLOSE : KX_BREC_ADD;
