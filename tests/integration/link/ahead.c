@@ -378,6 +378,30 @@ int main(int argc, char **argv)
 			printf(" munmap %d\n", munmap(base, span));
 			maps("nothing");
 		}
+	/* The very next call would write to what is read-only. */
+	for (unsigned w = 0; w < 6; w++) {
+		int z = open("/dev/zero", O_RDONLY);
+		struct iovec v = { NULL, 8 };
+		long r = 0;
+		load(all - 1 + (int)(w & 1));
+		v.iov_base = base + 64;
+		errno = 0;
+		switch (w >> 1) {
+		case 0:
+			r = read(z, base + 64, 8);
+			break;
+		case 1:
+			r = syscall(SYS_newfstatat, AT_FDCWD, "/", base + 128, 0);
+			break;
+		case 2:
+			r = readv(z, &v, 1);
+		}
+		printf("first %u: %ld %d, still %.3s\n", w, r, errno, base + 1);
+		maps("then");
+		content();
+		munmap(base, span);
+		close(z);
+	}
 	for (unsigned b = 0; b < sizeof betweens / sizeof betweens[0]; b++)
 		for (between_at = 0; between_at < all; between_at++) {
 			between = betweens[b];
