@@ -328,6 +328,8 @@ uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 	return a;
 }
 
+uint64_t place_library(uint64_t len) { return find_free(FILE_LOW, file_high, len, KVM_NEIGHBOURS); }
+
 /*
  * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
  * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the

@@ -322,7 +322,8 @@ static bool ops_make(const struct plan *p, int fd)
 		struct kx_libop *o = &op[i];
 		*o = p->op[i];
 		o->addr += i ? op[0].ret : 0;
-		int64_t r = op_make(o, o->addr, o->len, o->off, (int)o->flags);
+		uint64_t at = i || p->n < 2 ? o->addr : place_library(o->len);
+		int64_t r = op_make(o, at, o->len, o->off, (int)o->flags);
 		if (r < 0)
 			return false;
 		o->ret = (uint64_t)r;
@@ -357,6 +358,21 @@ static bool loader_is_musl(void)
 	return !strncmp(base ? base + 1 : path, "ld-musl", 7);
 }
 
+/* The first part; and of constants what lies in one group with the data behind them. */
+static void parts_copy(const struct plan *p)
+{
+	uint64_t base = op[0].ret;
+	const struct load *l = p->load;
+	if (l->prot == PROT_READ)
+		copy_begin(base, base + ALIGN_UP(l->file_end, PAGE));
+	for (unsigned i = 1; i + 1 < p->n; i++) {
+		uint64_t start = ALIGN_DOWN(base + l[i + 1].start, KVM_NEIGHBOURS);
+		if (l[i].prot == PROT_READ && l[i + 1].prot & PROT_WRITE &&
+		    ALIGN_UP(l[i].file_end, PAGE) == l[i + 1].start && start < base + l[i + 1].start)
+			copy_begin(start > base + l[i].start ? start : base + l[i].start, base + l[i + 1].start);
+	}
+}
+
 void gmem_ahead_library(const uint8_t *head, size_t len, int fd)
 {
 	struct plan p = { 0 };
@@ -368,8 +384,7 @@ void gmem_ahead_library(const uint8_t *head, size_t len, int fd)
 	if (plan_make(&p, fd, musl ? MUSL_READS : GLIBC_READS)) {
 		if (p.relro_end > p.relro && p.relro_end <= op[0].len)
 			later_add(op[0].ret + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
-		if (p.load[0].prot == PROT_READ)
-			copy_begin(op[0].ret, op[0].ret + ALIGN_UP(p.load[0].file_end, PAGE));
+		parts_copy(&p);
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
 }
