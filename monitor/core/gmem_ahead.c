@@ -107,11 +107,13 @@ static bool leaves_copies(uint64_t nr, const uint64_t arg[6])
 		return !arg[0] && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS);
 	case SYS_munmap:
 	case SYS_mprotect:
-		for (unsigned i = 0; i < nr_copies; i++)
-			if (arg[0] < copies[i].end && arg[1] > copies[i].start - arg[0] &&
-			    arg[0] + arg[1] > copies[i].start &&
-			    (nr == SYS_mprotect || arg[0] > copies[i].start || arg[0] + arg[1] < copies[i].end))
+		for (unsigned i = 0; i < nr_copies; i++) {
+			const struct copy *c = &copies[i];
+			bool all = arg[0] <= c->start && arg[1] >= c->end - arg[0];
+			if (arg[0] < c->end && (arg[0] >= c->start || arg[1] > c->start - arg[0]) &&
+			    !(all && nr == SYS_munmap))
 				return false;
+		}
 		return true;
 	}
 	return nr >= 1024; /* our own: the LibOS's memory */

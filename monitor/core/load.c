@@ -899,9 +899,10 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 			kx_err_wrap(&sub, SHOW(p->prog.img.interp));
 	}
 	if (!r) {
-		linker_expect(&p->prog.img, res->prog_base);
-		if (p->interp.fd >= 0)
+		if (p->interp.fd >= 0) {
+			linker_expect(&p->prog.img, res->prog_base);
 			linker_expect(&p->interp.img, res->interp_base);
+		}
 		r = make_stack(p, &e, res, &sub);
 	}
 	admit_way(POLICY_WAY_OTHER);

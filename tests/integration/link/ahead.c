@@ -379,7 +379,7 @@ int main(int argc, char **argv)
 			maps("nothing");
 		}
 	/* The very next call would write to what is read-only. */
-	for (unsigned w = 0; w < 6; w++) {
+	for (unsigned w = 0; w < 14; w++) {
 		int z = open("/dev/zero", O_RDONLY);
 		struct iovec v = { NULL, 8 };
 		long r = 0;
@@ -395,9 +395,24 @@ int main(int argc, char **argv)
 			break;
 		case 2:
 			r = readv(z, &v, 1);
+			break;
+		case 3:
+			r = munmap(base, PAGE);
+			break;
+		case 4:
+			r = munmap(base + PAGE, PAGE);
+			break;
+		case 5:
+			r = mprotect(base + PAGE, PAGE, PROT_READ | PROT_WRITE);
+			break;
+		case 6:
+			r = mprotect(base + PAGE, PAGE, PROT_NONE);
 		}
-		printf("first %u: %ld %d, still %.3s\n", w, r, errno, base + 1);
+		printf("first %u: %ld %d, still %.3s\n", w, r, errno, can_read(base) ? base + 1 : "-");
+		v.iov_base = base + 2 * PAGE + 8;
+		printf("next page %zd\n", readv(z, &v, 1));
 		maps("then");
+		written();
 		content();
 		munmap(base, span);
 		close(z);
