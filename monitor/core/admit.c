@@ -334,7 +334,7 @@ static bool path_of(int fd, const struct stat *st, char path[PATH_MAX], size_t *
 	snprintf(name, sizeof name, "thread-self/fd/%d", fd);
 	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path + *own, PATH_MAX - 1 - *own) : -1;
 	path[*own + (n > 0 ? (size_t)n : 0)] = 0;
-	if (n >= (ssize_t)(PATH_MAX - 1 - *own)) /* cut */
+	if ((n <= 0 && *own) || n >= (ssize_t)(PATH_MAX - 1 - *own)) /* none, as of a path that is too long; or cut */
 		path[0] = '?';
 	return S_ISREG(st->st_mode) && (st->st_nlink || strncmp(path + *own, "/memfd:", 7));
 }
