@@ -241,6 +241,16 @@ def by_other_programs():
 
 
 @test
+def by_a_supervisor():
+    """docs/examples/supervise.py does what docs/embedding.md says."""
+    r = lib.run(["/usr/bin/python3", os.path.join(lib.TOP, "docs/examples/supervise.py"), lib.KYLINX], 90, cwd="/")
+    out = r.out.decode().splitlines()
+    expect((r.status, out[:4]), (0, ["answer: 4999950000", "worker: exited with 0 and wrote 'done\\n' in 1 process",
+                                     "members: 2", "worker: killed by SIGKILL"]), r.why())
+    assert len(out) == 5 and out[4].startswith("worker: not started: kylinx: /no/such/program: No such file"), out
+
+
+@test
 def by_gdb():
     if not shutil.which("gdb"):
         raise Skip("gdb is not installed")
