@@ -833,10 +833,8 @@ void dgram_leave(struct hcall *c, int64_t r)
 	pthread_mutex_lock(&dgram_lock);
 	note_result(c, r);
 	struct dgram_ctx *x = mapped ? ctx_of(c->t) : NULL;
-	if (x) {
+	if (x)
 		x->in_guest = true;
-		x->seen = 0;
-	}
 	pthread_mutex_unlock(&dgram_lock);
 	if (x)
 		batch_flusher_wake();
@@ -853,8 +851,7 @@ bool dgram_tick(void)
 		if (x->index < 0 || !x->in_guest)
 			continue;
 		busy = true;
-		late |= x->seen > x->tail;
-		x->seen = x->g->head;
+		late |= x->g->head != x->tail;
 	}
 	if (late)
 		flush();

@@ -27,7 +27,7 @@ bool dgram_active(void);
 bool dgram_may_serve(const struct hcall *c);
 /* fd goes to somebody else. */
 void dgram_share(int fd);
-/* Of the flusher's looks: send what has waited for longer than a look. True: there may be more. */
+/* The flusher's look, when no call has been made for a while: send what waits. True: there may be more. */
 bool dgram_tick(void);
 /* Around the making of a process. */
 void dgram_fork_lock(void);

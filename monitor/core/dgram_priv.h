@@ -42,7 +42,7 @@ struct dgram_slot {
 struct dgram_ctx {
 	int index; /* of the thread, -1 = free */
 	struct kx_dctx *g;
-	uint64_t tail, seen; /* seen: head as the flusher saw it, since the last exit */
+	uint64_t tail;
 	bool in_guest;
 };
 

@@ -21,6 +21,7 @@
 #include "dgram.h"
 #include "birth.h"
 #include "family.h"
+#include "fsize.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "ipc.h"
@@ -69,12 +70,14 @@ static void hooks_prepare(void)
 	procfs_fork_lock();
 	timepage_fork_lock();
 	fd_limit_fork_lock();
+	fsize_fork_lock();
 	alloc_fork_lock();
 }
 
 static void hooks_done(void)
 {
 	alloc_fork_unlock();
+	fsize_fork_unlock();
 	fd_limit_fork_unlock();
 	timepage_fork_unlock();
 	procfs_fork_unlock();

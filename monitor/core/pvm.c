@@ -23,6 +23,7 @@
 #include "batch.h"
 #include "dgram.h"
 #include "family.h"
+#include "fsize.h"
 #include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
@@ -420,10 +421,13 @@ static void share_texts(int fd, int fd_ro)
 static void store_prepare(const struct kx_config *cfg)
 {
 	char found[4096], real[PATH_MAX];
+	struct fsize limit;
+	fsize_lift(&limit);
 	if (cfg->root) /* which file of it a bare name stands for is not known yet */
 		store_begin(cfg, *cfg->program == '/' ? cfg->program : NULL, admit_wants_copies());
 	else if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
 		store_begin(cfg, real, admit_wants_copies());
+	fsize_drop(&limit);
 }
 
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)
