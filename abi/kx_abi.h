@@ -171,7 +171,7 @@ struct kx_shared {
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
 	uint32_t rseq_on, pad;                 /* rseq_on: 1 = rseq(2) is there for this program */
 	uint32_t futex_outside, pad2;          /* 1: has mapped shared what others than the family can map */
-	uint32_t batch, pad3;                  /* batch: 1 = there is a struct kx_batch */
+	uint32_t batch, dgram;                 /* 1 = there is a struct kx_batch; a struct kx_dgram (kx_dgram.h) */
 	uint64_t batched;                      /* of local_calls, reads and writes of sockets */
 };
 

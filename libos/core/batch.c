@@ -393,6 +393,8 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 
 void batch_flush(struct kx_thread *t)
 {
+	if (SHARED->dgram)
+		dgram_flush(t);
 	uint32_t n = SHARED->batch && !t->vfork ? BATCH->ctx_of[t->index % KX_AREA_MAX] : 0;
 	if (!n || n > KX_BATCH_CTXS)
 		return;

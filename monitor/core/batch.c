@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "dgram.h"
 #include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
@@ -630,7 +631,7 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !flusher_start(look))
+	if (!x || !batch_flusher_start())
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
@@ -723,7 +724,7 @@ static void settle_all(void)
 static void leases_look(void)
 {
 	struct timespec now = { 0, 0 };
-	if (!nr_held || lease_lost)
+	if (!nr_leases || lease_lost)
 		return;
 	for (int i = 0; i < nr_leases;) {
 		struct pollfd p = { .fd = leases[i], .events = POLLIN };
@@ -740,6 +741,16 @@ static void leases_look(void)
 	for (int fd = 0; fd <= top_fd; fd++)
 		socks[fd].held = false;
 	nr_held = 0;
+	dgram_alone_again();
+}
+
+void batch_leases_look(void)
+{
+	if (!__atomic_load_n(&nr_leases, __ATOMIC_RELAXED))
+		return;
+	pthread_mutex_lock(&lock);
+	leases_look();
+	pthread_mutex_unlock(&lock);
 }
 
 static void after_wait(struct hcall *c, int n)
@@ -783,9 +794,14 @@ static void look(void)
 	for (int fd = 0; left_bytes && fd <= top_fd; fd++)
 		if (find(fd) && socks[fd].left)
 			drive_left(fd, &socks[fd]);
-	if (busy || left_bytes)
+	if (dgram_tick() || busy || left_bytes)
 		flusher_due();
 	pthread_mutex_unlock(&lock);
+}
+
+bool batch_flusher_start(void)
+{
+	return flusher_start(look);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
@@ -1060,7 +1076,7 @@ int batch_fds(int (*move)(int *fd))
 void batch_lease_begin(bool files)
 {
 	int fd[2] = { -1, -1 };
-	if (is_vfork_child() || !nr_socks)
+	if (is_vfork_child() || (!nr_socks && !dgram_active()))
 		return;
 	fd_limit_lift();
 	bool ok = !files && !pipe2(fd, O_CLOEXEC | O_NONBLOCK);

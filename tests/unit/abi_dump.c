@@ -124,7 +124,7 @@ static void dump_structs(void)
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
 		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad);
 	M(kx_shared, futex_outside), M(kx_shared, pad2);
-	M(kx_shared, batch), M(kx_shared, pad3), M(kx_shared, batched);
+	M(kx_shared, batch), M(kx_shared, dgram), M(kx_shared, batched);
 	END(kx_shared);
 
 	SIZE(kx_futexes);
