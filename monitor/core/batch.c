@@ -799,10 +799,7 @@ static void look(void)
 	pthread_mutex_unlock(&lock);
 }
 
-bool batch_flusher_start(void)
-{
-	return flusher_start(look);
-}
+bool batch_flusher_start(void) { return flusher_start(look); }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
 
