@@ -21,6 +21,7 @@
 #include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
+#include "dgram.h"
 #include "family.h"
 #include "fsize.h"
 #include "futexes.h"
@@ -99,6 +100,7 @@ _Noreturn void pvm_exit_group(int status)
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);
 	sig_block_all();
 	batch_end();
+	dgram_end();
 	thread_release_all();
 	text_note_family();
 	pipe_exit();
@@ -120,6 +122,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 	uint64_t empty = 0;
 	if (self) {
 		batch_end();
+		dgram_end();
 		thread_release_all();
 	}
 	text_note_family();
