@@ -30,7 +30,7 @@ import lib  # noqa: E402
 
 UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT, LONG_TIMEOUT = 180, 180, 600, 3600
 # Scripts that do more with KX_LONG.
-LONG_SCRIPTS = ["daemons", "dns", "redis", "servers", "web"]
+LONG_SCRIPTS = ["daemons", "dig", "redis", "servers", "web"]
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # What a guest test is told in a pVM. KX_DEATH: rounds of that test.
 GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get("KX_DEATH", "30")],
@@ -38,11 +38,12 @@ GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get(
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
-GUEST_COMPARED = set() if BUILD.endswith("san") else {"ipc"}
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "ipc"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.
-GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]]}
+GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]],
+                 "dgram": [[], ["--io", "poll"]]}
 SKIP_STATUS = 77
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../
 import lib
 from lib import expect
 from servers import Nginx, certificate, fds, kids, need, options, rss_kib, until
-from test_dns import Dns, query
+from test_dig import Dns, query
 
 SECONDS = float(os.environ.get("KX_SOAK", "300"))
 CALM = 3.0  # seconds after a death in which a connection may fail; a wrong answer never may come
