@@ -13,6 +13,7 @@
 #include "../../util/log.h"
 #include "../arch/x86_64/patch.h"
 #include "admit.h"
+#include "huge.h"
 #include "text.h"
 #include "written.h"
 #include "keeper.h"
@@ -171,7 +172,10 @@ static uint64_t heap_bytes(uint64_t start, uint64_t end)
  * 2 MiB pages make first touch and fork cheap and waste what is not used of them: for mappings that are large, and
  * for all that could hold one once the program has become large.
  */
-static bool huge_pays(uint64_t len) { return len >= HUGE_ALONE || (len >= HUGE && heap_used >= HUGE_FROM); }
+static bool huge_pays(uint64_t len)
+{
+	return len >= HUGE_ALONE || (len >= HUGE && (heap_used >= HUGE_FROM || huge_by_forks()));
+}
 
 /* May [start, end) become a mapping of that kind under --memory? */
 static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
@@ -435,7 +439,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 
 bool gmem_has_huge(void)
 {
-	bool has = heap_used >= HUGE_FROM;
+	bool has = heap_used >= HUGE_FROM || huge_by_forks();
 	for (size_t i = 0; i < nr_regions && !has; i++)
 		has = is_heap(regions[i].prot, regions[i].flags) && regions[i].end - regions[i].start >= HUGE_ALONE;
 	return has;
