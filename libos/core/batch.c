@@ -333,7 +333,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		done = close_later(t, &io, f->rdi, ret);
 		break;
 	default:
-		done = f->orig_rax <= 63 && mine >> f->orig_rax & 1 && find(t, &io, f->rdi) && try_call(&io, f, ret);
+		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
+			return false;
+		libfile_flush(t);
+		done = find(t, &io, f->rdi) && try_call(&io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;

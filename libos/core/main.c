@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* System calls: what can be answered here is; the rest goes to the monitor. */
 #include "ktime.h"
-#include "../../abi/kx_libfile.h"
 #include "libos.h"
 #include "random.h"
 

@@ -18,6 +18,7 @@
 #include "admit.h"
 #include "elf.h"
 #include "gmem.h"
+#include "gmem_ahead.h"
 #include "pvm.h"
 
 #define PAGE ELF_PAGE
@@ -853,6 +854,12 @@ static int make_stack(const struct load_plan *p, const struct entropy *e, struct
 	return 0;
 }
 
+static void relro_expect(const struct elf_image *m, uint64_t base)
+{
+	if (m->dyn && m->relro >= m->low && m->relro_end <= m->high)
+		gmem_ahead_relro(m->relro + base, m->relro_end + base);
+}
+
 int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err)
 {
 	struct kx_err sub = { 0 };
@@ -889,8 +896,12 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 		if (r)
 			kx_err_wrap(&sub, SHOW(p->prog.img.interp));
 	}
-	if (!r)
+	if (!r) {
+		relro_expect(&p->prog.img, res->prog_base);
+		if (p->interp.fd >= 0)
+			relro_expect(&p->interp.img, res->interp_base);
 		r = make_stack(p, &e, res, &sub);
+	}
 	admit_way(POLICY_WAY_OTHER);
 	if (r)
 		return kx_err_exit(err, -r, sub.exit_code ? sub.exit_code : 126, "%s: %s", SHOW(p->execfn), sub.msg);

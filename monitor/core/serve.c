@@ -308,7 +308,7 @@ static bool answer(struct hcall *c, int64_t *r)
 	if (c->nr >= KX_SERVE_CALLS || !served[c->nr] || !c->row || !arguments_allow(c) ||
 	    (serve.near_limit && makes_descriptors(c->nr)) || !batch_may_serve(c))
 		return false;
-	libfile_settle(c->nr);
+	libfile_settle(c->nr, c->arg);
 	written_mark_call(c->nr, c->arg);
 	if (batch_enter(c, r))
 		return true;

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "../../util/dirs.h"
 #include "../../util/log.h"
+#include "../../util/utf8.h"
 #include "../arch/x86_64/patch.h"
 #include "elf.h"
 #include "gmem.h"
@@ -976,13 +977,8 @@ static void put_json(char *out, size_t size, const char *key, const char *value)
 	if (!value)
 		return;
 	n += (size_t)snprintf(out + n, size - n, ",\"%s\":\"", key);
-	for (; *value && n + 16 < size; value++) {
-		unsigned char c = (unsigned char)*value;
-		if (c == '"' || c == '\\' || c < ' ' || c == 127)
-			n += (size_t)snprintf(out + n, size - n, "\\u%04x", c);
-		else
-			out[n++] = (char)c;
-	}
+	for (const char *end = value + strlen(value); value < end && n + 16 < size;)
+		n += (size_t)json_char(&value, end, out + n);
 	snprintf(out + n, size - n, "\"");
 }
 

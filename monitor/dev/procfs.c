@@ -916,6 +916,14 @@ static int64_t open_dir(const struct node *n, int flags)
 /* ---- links ----------------------------------------------------------------------------------------------------- */
 
 /* The host names our memory files and its own procfs in its own way. */
+/* The terminal of the host's that the view has under this name (jail.c)? */
+static bool is_console(int fd)
+{
+	struct stat a, b;
+	return !HC6(SYS_fstat, fd, &a, 0, 0, 0, 0) && !HC6(SYS_stat, "/dev/console", &b, 0, 0, 0, 0) &&
+	       a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static long fd_link_text(const struct node *n, char out[PATH_MAX])
 {
 	static const char mem[] = "/memfd:" MEM_NAME, gone[] = " (deleted)";
@@ -938,6 +946,8 @@ static long fd_link_text(const struct node *n, char out[PATH_MAX])
 	if (text[0] == '/' && HC6(SYS_fstatfs, n->fd, &fs, 0, 0, 0, 0) == 0 && fs.f_type == PROC_SUPER_MAGIC &&
 	    strncmp(text, "/proc/", 6) && len + 6 < PATH_MAX)
 		return sprintf(out, "/proc%.*s", PATH_MAX - 7, text);
+	if (!strncmp(text, "/dev/pts/", 9) && is_console(n->fd))
+		return sprintf(out, "/dev/console");
 	memcpy(out, text, (size_t)len + 1);
 	return len;
 }
@@ -962,17 +972,17 @@ static int link_text(const struct node *n, char out[PATH_MAX])
 		return snprintf(out, PATH_MAX, "/");
 	case L_FD:
 		return (int)fd_link_text(n, out);
-	case L_CWD:
-		if (n->pid) {
-			char rel[512];
-			host_path(n, rel);
-			r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
-			if (r >= 0)
-				out[r] = 0;
-			return (int)r;
-		}
-		r = HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
-		return r > 0 ? (int)r - 1 : (int)r;
+	case L_CWD: {
+		char rel[512];
+		r = n->pid ? -ENOENT : HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
+		if (r != -ENOENT)
+			return r > 0 ? (int)r - 1 : (int)r;
+		host_path(n, rel); /* another's, or one that was removed */
+		r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
+		if (r >= 0)
+			out[r] = 0;
+		return (int)r;
+	}
 	default:
 		return -EINVAL;
 	}

@@ -5,6 +5,7 @@ that lack something. And every error that a user can cause is one line, `kylinx:
 
 test_circumstances.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 """
+import contextlib
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 
 sys.dont_write_bytecode = True
@@ -269,6 +271,28 @@ def terminal_hangs_up():
         text += os.read(fd, 100)
     os.close(fd)
     expect(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 7, "status after a hangup")
+
+
+@test
+def terminal_has_a_name():
+    """The host's terminal is /dev/console: not a number of the pVM's own pseudoterminals, which may be taken there."""
+    code = "import os\nprint(os.ttyname(0), os.ttyname(1), os.readlink('/proc/self/fd/2'))\n" \
+           "m, s = os.openpty()\nprint(os.ttyname(s))\nos.write(os.open('/dev/console', os.O_WRONLY), b'written\\n')\n" \
+           "print(os.get_terminal_size(os.open('/dev/console', os.O_RDONLY)).columns)\ninput()"
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir("/")
+        os.execv(lib.KYLINX, ["kylinx", "run", "--", "/usr/bin/python3", "-c", code])
+    termios.tcsetwinsize(fd, (20, 77))
+    os.write(fd, b"\n")
+    text = b""
+    with contextlib.suppress(OSError):
+        while more := os.read(fd, 1000):
+            text += more
+    os.close(fd)
+    expect(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0, text)
+    expect(text.split(), b"/dev/console /dev/console /dev/console /dev/pts/0 written 77".split(), "its name and the others'")
+    expect(shell('"$@" test -e /dev/console').status, 1, "without a terminal it is not there")
 
 
 @test

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A library of all kinds of memory; ZEROS: some pages that are not in the file. CALLS: with a system call in its text. */
+#ifdef ZEROS
+int zeros[20000];
+#else
+int zeros[20];
+#endif
+int data[3000] = { 1 };
+const int constants[3000] = { 2 };
+const char *const names[600] = { "a", "b", [599] = "z" };
+
+int f(int i)
+{
+#ifdef CALLS
+	long r;
+	__asm__ volatile("mov $39, %%eax; syscall" : "=&a"(r) : : "rcx", "r11", "memory");
+	i += r > 0;
+#endif
+	return zeros[i] + data[i] + constants[i] + *names[i];
+}
