@@ -7,6 +7,7 @@
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../abi/kx_serve.h"
 #include "admit.h"
 #include "gmem_priv.h"
 #include "huge.h"
@@ -915,6 +916,8 @@ void gmem_fork_populate(uint64_t sp)
 	uint64_t left = HOT_TOTAL;
 	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
 		return;
+	/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
+	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(sp);
 	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
