@@ -114,5 +114,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* Before something that other processes see without the monitor: what this thread has written comes first. */
 void batch_flush(struct kx_thread *t);
 
+/* dgram.c: datagrams that need no exit. False: the monitor's. */
+bool dgram_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+/* As batch_flush(), which calls it; and what was received ahead counts no more as all that there is. */
+void dgram_flush(struct kx_thread *t);
+
 _Noreturn void libos_panic(const char *msg);
 #endif

@@ -196,7 +196,7 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		*ret = 0;
 		return true;
 	}
-	return SHARED->batch && batch_call(t, f, ret);
+	return (SHARED->batch && batch_call(t, f, ret)) || (SHARED->dgram && dgram_call(t, f, ret));
 }
 
 /* As local(), but these may end up in the monitor. */

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "fsize.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "sign.h"
@@ -95,7 +96,9 @@ int admit_adopt(int fd, struct kx_err *err)
 
 static int block_seal(const void *block, size_t len)
 {
+	struct fsize limit;
 	int fd = memfd_create("kylinx-policy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	fsize_lift(&limit);
 	size_t done = 0;
 	while (fd >= 0 && done < len) {
 		ssize_t n = write(fd, (const char *)block + done, len - done);
@@ -103,6 +106,7 @@ static int block_seal(const void *block, size_t len)
 			break;
 		done += (size_t)n;
 	}
+	fsize_drop(&limit);
 	if (fd >= 0 && done == len && !fcntl(fd, F_ADD_SEALS, SEALS))
 		return fd;
 	int e = errno;
@@ -379,18 +383,12 @@ static int copy_fill(int from, uint64_t size)
 	return r ? r : fd;
 }
 
-/* The program's limit of what it writes to files is not meant. */
 static int copy_make(int from, uint64_t size)
 {
-	struct rlimit was, all;
-	if (getrlimit(RLIMIT_FSIZE, &was) || was.rlim_cur >= size)
-		return copy_fill(from, size);
-	if (was.rlim_max < size)
-		return -EFBIG;
-	all = (struct rlimit){ was.rlim_max, was.rlim_max };
-	setrlimit(RLIMIT_FSIZE, &all);
+	struct fsize limit;
+	fsize_lift(&limit);
 	int r = copy_fill(from, size);
-	setrlimit(RLIMIT_FSIZE, &was);
+	fsize_drop(&limit);
 	return r;
 }
 

@@ -30,7 +30,7 @@
  * in all but the heap. */
 #define AHEAD_HEAP MiB
 #define AHEAD_SMALL (128ull << 10)
-#define AHEAD_LIBRARY MiB /* its data, which is relocated */
+#define AHEAD_LIBRARY (2 * MiB) /* its data, which is relocated */
 #define AHEAD_STACK (64ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
 #define REGION_MAX 65530 /* vm.max_map_count's default */
@@ -333,6 +333,8 @@ uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 	return a;
 }
 
+uint64_t place_library(uint64_t len) { return find_free(FILE_LOW, file_high, len, KVM_NEIGHBOURS); }
+
 /*
  * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
  * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
@@ -351,8 +353,12 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		len = AHEAD_STACK;
 	}
 	bool library = (flags & (MAP_DENYWRITE | MAP_FIXED | MAP_ANONYMOUS)) == (MAP_DENYWRITE | MAP_FIXED);
-	if ((len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) ||
-	    len > ahead_left)
+	if (len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) {
+		if (library || len >= HUGE)
+			return;
+		len = AHEAD_SMALL; /* an arena is used from its begin */
+	}
+	if (len > ahead_left)
 		return;
 	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
 		ahead_left -= len;

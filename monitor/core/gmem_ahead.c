@@ -12,6 +12,9 @@
 #define GLIBC_READS 832
 #define MUSL_READS 960
 #define WHOLE_MAX (4 * MiB)
+#define COPIES_MAX 64
+#define COPY_MAX MiB
+#define COPIES_TOTAL (8 * MiB)
 
 /* What was made, by its arguments; under pvm.mm_lock, as all here. */
 static struct kx_libop op[KX_LIBFILE_OPS];
@@ -22,6 +25,107 @@ static unsigned nr_later;
 bool gmem_ahead_any;
 
 static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
+
+/* ---- copies that are read once -------------------------------------------------------------------------------------- */
+
+/*
+ * A linker reads most of a library's first part: symbols, relocations. A fault of the guest's costs tens of microseconds
+ * where KVM has shadow page tables, and it maps neighbours only where the host could write to them. So for as long as the
+ * linker works these parts are private copies, which the host's mapping lets be written, the guest's page tables not. No
+ * call that could write there is made before they are files again: nobody can tell.
+ */
+static struct copy {
+	uint64_t start, end;
+} copies[COPIES_MAX];
+static unsigned nr_copies;
+static uint64_t copied;
+
+static void copy_end(uint64_t start, uint64_t end)
+{
+	copied -= end - start;
+	if (mprotect(gva_ptr(start), end - start, PROT_READ))
+		pvm_panic("no memory to protect a library's first part"); /* a call could write to it */
+	madvise(gva_ptr(start), end - start, MADV_DONTNEED);
+}
+
+static void copies_end(void)
+{
+	for (unsigned i = 0; i < nr_copies; i++)
+		copy_end(copies[i].start, copies[i].end);
+	nr_copies = 0;
+}
+
+/* What is elsewhere of [start, end) has another mapping already. */
+static void copies_carved(uint64_t start, uint64_t end)
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < nr_copies; i++) {
+		struct copy c = copies[i];
+		uint64_t a = c.start > start ? c.start : start, e = c.end < end ? c.end : end;
+		if (a >= e) {
+			copies[n++] = c;
+			continue;
+		}
+		copied -= e - a;
+		if (c.start < a)
+			copy_end(c.start, a);
+		if (e < c.end)
+			copy_end(e, c.end);
+	}
+	nr_copies = n;
+}
+
+/* [start, end) is a private mapping of a file, to be read alone. */
+static void copy_begin(uint64_t start, uint64_t end)
+{
+	uint64_t len = end - start;
+	if (nr_copies == COPIES_MAX || len > COPY_MAX || len > COPIES_TOTAL - copied ||
+	    mprotect(gva_ptr(start), len, PROT_READ | PROT_WRITE))
+		return;
+	copied += len;
+	if (madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) { /* the file is shorter; or before Linux 5.14 */
+		copy_end(start, end);
+		return;
+	}
+	copies[nr_copies++] = (struct copy){ start, end };
+	gmem_ahead_any = true;
+}
+
+/* Nothing that this call makes the host do writes to the program's memory, nor changes what a part of a copy is. */
+static bool leaves_copies(uint64_t nr, const uint64_t arg[6])
+{
+	switch (nr) {
+	case SYS_open:
+	case SYS_openat:
+	case SYS_close:
+	case SYS_access:
+	case SYS_brk:
+	case SYS_set_tid_address:
+	case SYS_set_robust_list:
+		return true;
+	case SYS_mmap:
+		return !arg[0] && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS);
+	case SYS_munmap:
+	case SYS_mprotect:
+		for (unsigned i = 0; i < nr_copies; i++) {
+			const struct copy *c = &copies[i];
+			bool all = arg[0] <= c->start && arg[1] >= c->end - arg[0];
+			if (arg[0] < c->end && (arg[0] >= c->start || arg[1] > c->start - arg[0]) &&
+			    !(all && nr == SYS_munmap))
+				return false;
+		}
+		return true;
+	}
+	return nr >= 1024; /* our own: the LibOS's memory */
+}
+
+void gmem_ahead_read(uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (end > start)
+		copy_begin(start, end);
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
 
 /* ---- calls that are made later ------------------------------------------------------------------------------------- */
 
@@ -48,6 +152,7 @@ static void later_add(uint64_t addr, uint64_t len, uint32_t nr, uint32_t prot)
 /* That memory is not what it was: who names it now means something else. */
 void gmem_ahead_carved(uint64_t start, uint64_t end)
 {
+	copies_carved(start, end);
 	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
 			later_drop(i);
@@ -219,7 +324,8 @@ static bool ops_make(const struct plan *p, int fd)
 		struct kx_libop *o = &op[i];
 		*o = p->op[i];
 		o->addr += i ? op[0].ret : 0;
-		int64_t r = op_make(o, o->addr, o->len, o->off, (int)o->flags);
+		uint64_t at = i || p->n < 2 ? o->addr : place_library(o->len);
+		int64_t r = op_make(o, at, o->len, o->off, (int)o->flags);
 		if (r < 0)
 			return false;
 		o->ret = (uint64_t)r;
@@ -254,6 +360,21 @@ static bool loader_is_musl(void)
 	return !strncmp(base ? base + 1 : path, "ld-musl", 7);
 }
 
+/* The first part; and of constants what lies in one group with the data behind them. */
+static void parts_copy(const struct plan *p)
+{
+	uint64_t base = op[0].ret;
+	const struct load *l = p->load;
+	if (l->prot == PROT_READ)
+		copy_begin(base, base + ALIGN_UP(l->file_end, PAGE));
+	for (unsigned i = 1; i + 1 < p->n; i++) {
+		uint64_t start = ALIGN_DOWN(base + l[i + 1].start, KVM_NEIGHBOURS);
+		if (l[i].prot == PROT_READ && l[i + 1].prot & PROT_WRITE &&
+		    ALIGN_UP(l[i].file_end, PAGE) == l[i + 1].start && start < base + l[i + 1].start)
+			copy_begin(start > base + l[i].start ? start : base + l[i].start, base + l[i + 1].start);
+	}
+}
+
 void gmem_ahead_library(const uint8_t *head, size_t len, int fd)
 {
 	struct plan p = { 0 };
@@ -262,12 +383,15 @@ void gmem_ahead_library(const uint8_t *head, size_t len, int fd)
 	bool musl = loader_is_musl();
 	ops_plan(&p, musl);
 	pthread_mutex_lock(&pvm.mm_lock);
-	if (plan_make(&p, fd, musl ? MUSL_READS : GLIBC_READS) && p.relro_end > p.relro && p.relro_end <= op[0].len)
-		later_add(op[0].ret + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
+	if (plan_make(&p, fd, musl ? MUSL_READS : GLIBC_READS)) {
+		if (p.relro_end > p.relro && p.relro_end <= op[0].len)
+			later_add(op[0].ret + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
+		parts_copy(&p);
+	}
 	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
-void gmem_ahead_whole(int fd, uint64_t size)
+void gmem_ahead_whole(int fd, uint64_t size, bool once)
 {
 	struct plan p = { 0 };
 	if (!size || size > WHOLE_MAX)
@@ -275,8 +399,10 @@ void gmem_ahead_whole(int fd, uint64_t size)
 	op_add(&p, (struct kx_libop){
 			   .nr = SYS_mmap, .prot = PROT_READ, .flags = MAP_PRIVATE, .len = ALIGN_UP(size, PAGE) });
 	pthread_mutex_lock(&pvm.mm_lock);
-	if (plan_make(&p, fd, 0))
+	if (plan_make(&p, fd, 0) && once) {
 		later_add(op[0].ret, op[0].len, SYS_munmap, 0);
+		copy_begin(op[0].ret, op[0].ret + op[0].len);
+	}
 	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
@@ -306,6 +432,8 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 {
 	struct kx_libfile *l = shared();
 	pthread_mutex_lock(&pvm.mm_lock);
+	if (nr_copies && !leaves_copies(nr, arg))
+		copies_end();
 	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
 		later_make();
 	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
@@ -317,6 +445,6 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 			later_drop(i);
 	if (!nr_later)
 		__atomic_and_fetch(&l->on, ~KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
-	gmem_ahead_any = nr_ops || nr_later;
+	gmem_ahead_any = nr_ops || nr_later || nr_copies;
 	pthread_mutex_unlock(&pvm.mm_lock);
 }

@@ -14,10 +14,12 @@
 
 /* The process has one thread, and that has just opened fd, whose first bytes are head: a library. */
 void gmem_ahead_library(const uint8_t *head, size_t len, int fd);
-/* ... a file that is read as a whole. */
-void gmem_ahead_whole(int fd, uint64_t size);
+/* ... a file that is mapped as a whole; once: to be read and unmapped. */
+void gmem_ahead_whole(int fd, uint64_t size, bool once);
 /* Memory that is read-only once it is relocated. */
 void gmem_ahead_relro(uint64_t start, uint64_t end);
+/* ... and that a linker reads first, of a private mapping of a file that is read-only. */
+void gmem_ahead_read(uint64_t start, uint64_t end);
 
 extern bool gmem_ahead_any; /* there is something to settle */
 /* A call nr of the guest's has come: make true what it was told. */

@@ -29,6 +29,9 @@ bool range_free(uint64_t start, uint64_t end);
 /* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
 uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align);
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
+/* For a library, so that its first pages are of those that KVM maps with each other. 0 = by place(). */
+uint64_t place_library(uint64_t len);
+#define KVM_NEIGHBOURS (8 * PAGE) /* an aligned group, from its begin up to the first that the host may not write */
 /* What the host's mapping gets. */
 int host_prot(int prot);
 int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);

@@ -25,11 +25,13 @@ static void forget(void)
 	libfile_fd = -1;
 }
 
+static const char linker_cache[] = "/etc/ld.so.cache";
+
 /* libc maps these files as they are: the cache of libraries' places, and a locale's categories. */
 static bool is_read_whole(const char *path)
 {
 	static const char locale[] = "/usr/lib/locale/";
-	return !strcmp(path, "/etc/ld.so.cache") || (!strncmp(path, locale, sizeof locale - 1) && strstr(path, "/LC_"));
+	return !strcmp(path, linker_cache) || (!strncmp(path, locale, sizeof locale - 1) && strstr(path, "/LC_"));
 }
 
 void libfile_opened(struct hcall *c, int i, int fd)
@@ -57,7 +59,7 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	moved = false;
 	libfile_fd = fd;
 	if (whole)
-		gmem_ahead_whole(fd, (uint64_t)st.st_size);
+		gmem_ahead_whole(fd, (uint64_t)st.st_size, !strcmp(path, linker_cache));
 	else if (admit_call_of_loader()) /* others may open a library to look at it */
 		gmem_ahead_library(head, (size_t)n, fd);
 	__atomic_or_fetch(&l->on, KX_LIBFILE_FILE, __ATOMIC_RELEASE);

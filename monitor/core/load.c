@@ -854,10 +854,12 @@ static int make_stack(const struct load_plan *p, const struct entropy *e, struct
 	return 0;
 }
 
-static void relro_expect(const struct elf_image *m, uint64_t base)
+static void linker_expect(const struct elf_image *m, uint64_t base)
 {
 	if (m->dyn && m->relro >= m->low && m->relro_end <= m->high)
 		gmem_ahead_relro(m->relro + base, m->relro_end + base);
+	if (m->nr_seg && m->seg[0].flags == PF_R && m->seg[0].memsz == m->seg[0].filesz)
+		gmem_ahead_read((m->seg[0].vaddr & -PAGE) + base, PAGE_UP(m->seg[0].vaddr + m->seg[0].memsz) + base);
 }
 
 int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err)
@@ -897,9 +899,10 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 			kx_err_wrap(&sub, SHOW(p->prog.img.interp));
 	}
 	if (!r) {
-		relro_expect(&p->prog.img, res->prog_base);
-		if (p->interp.fd >= 0)
-			relro_expect(&p->interp.img, res->interp_base);
+		if (p->interp.fd >= 0) {
+			linker_expect(&p->prog.img, res->prog_base);
+			linker_expect(&p->interp.img, res->interp_base);
+		}
 		r = make_stack(p, &e, res, &sub);
 	}
 	admit_way(POLICY_WAY_OTHER);

@@ -13,6 +13,8 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/log.h"
+#include "../../util/quiet.h"
 #include "../../util/utf8.h"
 #include "admit.h"
 #include "kvmstats.h"
@@ -32,7 +34,7 @@ static int report_fd = -1;
 /* ---- A buffered writer: async-signal-safe but for snprintf of integers, which doesn't allocate ------------ */
 
 static struct {
-	int fd;
+	int fd, error;
 	size_t len;
 	char buf[16384];
 } out;
@@ -42,12 +44,12 @@ static void flush(void)
 	size_t off = 0;
 	ssize_t n;
 
-	while (off < out.len) {
-		n = write(out.fd, out.buf + off, out.len - off);
+	while (!out.error && off < out.len) {
+		n = write_quietly(out.fd, out.buf + off, out.len - off);
 		if (n > 0)
 			off += (size_t)n;
-		else if (errno != EINTR)
-			break;
+		else
+			out.error = n ? errno : EIO;
 	}
 	out.len = 0;
 }
@@ -314,18 +316,16 @@ void stats_adopt(int fd)
 void stats_write(const char *file)
 {
 	int fd = report_fd >= 0 ? report_fd : file ? stats_open(file) : STDERR_FILENO;
-	sigset_t set;
 
 	if (fd < 0)
 		return;
-	/* The reader's absence must not change how the program ends. */
-	sigemptyset(&set);
-	sigaddset(&set, SIGPIPE);
-	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	out.fd = fd;
+	out.error = 0;
 	out.len = 0;
 	put_report();
 	flush();
+	if (out.error && out.error != EPIPE) /* whose reader has gone knows */
+		kx_log(KX_LOG_WARN, "stats", "the statistics cannot be written: %s", strerror(out.error));
 	if (fd != report_fd && fd != STDERR_FILENO)
 		close(fd);
 }

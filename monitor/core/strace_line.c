@@ -6,11 +6,14 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include "../../util/log.h"
+#include "../../util/quiet.h"
 #include "strace_names.h"
 
 #define TAIL_ROOM 640 /* of the line, kept for the result */
 
 static int trace_fd = -1;
+static bool told; /* that it is not complete */
 
 int strace_fd(void) { return __atomic_load_n(&trace_fd, __ATOMIC_RELAXED); }
 void strace_adopt(int fd) { fd_keep(&trace_fd, fd); }
@@ -72,29 +75,18 @@ void line_tail(struct line *l)
 	l->limit = sizeof(l->buf) - 64;
 }
 
-/* One write, so that threads' lines don't mix. A SIGPIPE that it causes is ours, not the program's. */
+/* One write, so that threads' lines don't mix. */
 void line_end(struct line *l)
 {
 	int fd = __atomic_load_n(&trace_fd, __ATOMIC_RELAXED);
-	sigset_t pipe_set, old, pending;
-	struct timespec zero = { 0, 0 };
-	ssize_t n;
 
 	l->buf[l->len++] = '\n';
-	sigemptyset(&pipe_set);
-	sigaddset(&pipe_set, SIGPIPE);
-	sigemptyset(&pending);
-	pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
-	sigpending(&pending);
-	do
-		n = write(fd, l->buf, l->len);
-	while (n < 0 && errno == EINTR);
-	if (n < 0 && errno == EPIPE) {
+	if (write_quietly(fd, l->buf, l->len) >= 0) /* of a part alone the next line will say why */
+		return;
+	if (errno != EPIPE && !__atomic_exchange_n(&told, true, __ATOMIC_RELAXED))
+		kx_log(KX_LOG_WARN, "strace", "the trace is not complete: %s", strerror(errno));
+	if (errno == EPIPE)
 		__atomic_store_n(&trace_fd, -1, __ATOMIC_RELAXED);
-		if (!sigismember(&pending, SIGPIPE))
-			sigtimedwait(&pipe_set, NULL, &zero);
-	}
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
 }
 
 /* ---- Numbers and symbols -------------------------------------------------------------------------------- */

@@ -17,6 +17,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include "../core/family.h"
+#include "../core/fsize.h"
 #include "../core/gmem.h"
 #include "../core/ipc.h"
 #include "../core/keeper.h"
@@ -1065,14 +1066,11 @@ static bool real_is_safe(const char *host)
 static int64_t open_text(const struct node *n, const char *rel, int flags)
 {
 	struct out t = { 0 };
-	struct rlimit lim;
+	struct fsize limit;
 	char name[128];
 	int64_t fd = generate(n, &t);
 	if (!fd)
 		fd = t.err;
-	/* The limit would raise SIGXFSZ. */
-	if (fd >= 0 && getrlimit(RLIMIT_FSIZE, &lim) == 0 && t.len > lim.rlim_cur)
-		fd = -EFBIG;
 	if (fd >= 0) {
 		snprintf(name, sizeof name, MEM_NAME "%s", rel);
 		fd = fd_result(HC6(SYS_memfd_create, name, MFD_ALLOW_SEALING | (flags & O_CLOEXEC ? MFD_CLOEXEC : 0), 0,
@@ -1081,10 +1079,16 @@ static int64_t open_text(const struct node *n, const char *rel, int flags)
 	if (fd >= 0) {
 		/* The guest can put another file of its own in this place meanwhile; the harm is its own. */
 		long r = 0;
+		fsize_lift(&limit);
 		for (size_t done = 0; done < t.len && r >= 0; done += (size_t)r)
 			if ((r = HC6(SYS_pwrite64, fd, t.p + done, t.len - done, done, 0, 0)) == 0)
 				r = -EIO;
+		fsize_drop(&limit);
 		HC6(SYS_fcntl, fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL, 0, 0, 0);
+		if (r < 0) {
+			HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+			fd = r;
+		}
 	}
 	out_free(&t);
 	return fd;

@@ -600,6 +600,24 @@ def not_written_from_inside(d):
 
 
 @test
+def what_was_noted_is_something_else_now(d):
+    """A file that can't be stored any more, for whatever reason, is no matter of the next start's."""
+    where = d + "/where"
+    for make in (lambda: open(where, "w").close(), lambda: os.symlink(where, where), lambda: os.mkdir(where, 0)):
+        os.mkdir(where)
+        shutil.copy("/bin/true", where + "/program")
+        time.sleep(1.1)
+        for _ in range(2):
+            ok(kylinx(d + "/s", "run", "--volume", f"{d}:{d}", "--", "/bin/sh", "-c", where + "/program; true"))
+        assert where + "/program" in stored(d + "/s"), stored(d + "/s")
+        shutil.rmtree(where)
+        make()
+        for _ in range(2):
+            ok(start(d + "/s", "/bin/sh", "-c", "echo ok"), b"ok\n")
+        os.rmdir(where) if os.path.isdir(where) else os.unlink(where)
+
+
+@test
 def names_of_any_bytes(d):
     """JSON is UTF-8 whatever files are called; a terminal gets no control characters."""
     name = os.fsencode(d) + b"/lib\xff\"\x1b[2J\n\xc3\xa9.so"

@@ -254,6 +254,7 @@ def mapped_ahead():
         cc(f"{d}/ahead", "ahead.c", compiler="musl-gcc")
         library(d, "a", 1, compiler="musl-gcc")
         for name, options in (("data", ["-DZEROS"]), ("packed", ["-Wl,-z,noseparate-code"]), ("norelro", ["-Wl,-z,norelro"]),
+                              ("symbols", ["-DSYMBOLS"]),
                               ("now", ["-DZEROS", "-Wl,-z,now"]), ("large", ["-DZEROS", "-Wl,-z,max-page-size=0x10000"])):
             cc(f"{d}/lib{name}.so", "-shared", "-fPIC", "-nostdlib", "data.c", *options)
         with open(f"{d}/libdata.so", "rb") as f:

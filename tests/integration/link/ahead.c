@@ -378,6 +378,45 @@ int main(int argc, char **argv)
 			printf(" munmap %d\n", munmap(base, span));
 			maps("nothing");
 		}
+	/* The very next call would write to what is read-only. */
+	for (unsigned w = 0; w < 14; w++) {
+		int z = open("/dev/zero", O_RDONLY);
+		struct iovec v = { NULL, 8 };
+		long r = 0;
+		load(all - 1 + (int)(w & 1));
+		v.iov_base = base + 64;
+		errno = 0;
+		switch (w >> 1) {
+		case 0:
+			r = read(z, base + 64, 8);
+			break;
+		case 1:
+			r = syscall(SYS_newfstatat, AT_FDCWD, "/", base + 128, 0);
+			break;
+		case 2:
+			r = readv(z, &v, 1);
+			break;
+		case 3:
+			r = munmap(base, PAGE);
+			break;
+		case 4:
+			r = munmap(base + PAGE, PAGE);
+			break;
+		case 5:
+			r = mprotect(base + PAGE, PAGE, PROT_READ | PROT_WRITE);
+			break;
+		case 6:
+			r = mprotect(base + PAGE, PAGE, PROT_NONE);
+		}
+		printf("first %u: %ld %d, still %.3s\n", w, r, errno, can_read(base) ? base + 1 : "-");
+		v.iov_base = base + 2 * PAGE + 8;
+		printf("next page %zd\n", readv(z, &v, 1));
+		maps("then");
+		written();
+		content();
+		munmap(base, span);
+		close(z);
+	}
 	for (unsigned b = 0; b < sizeof betweens / sizeof betweens[0]; b++)
 		for (between_at = 0; between_at < all; between_at++) {
 			between = betweens[b];

@@ -18,3 +18,10 @@ int f(int i)
 #endif
 	return zeros[i] + data[i] + constants[i] + *names[i];
 }
+
+#ifdef SYMBOLS
+/* More than a page of them. */
+__asm__(".altmacro\n.macro symbol n\n.globl s_\\n\ns_\\n:\n.endm\n.data\n.set i, 0\n.rept 400\nsymbol %i\n.set i, i + "
+	"1\n.endr\n"
+	".byte 0\n.text\n");
+#endif
