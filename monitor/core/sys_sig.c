@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
+#include "coredump.h"
 #include "family.h"
 #include "hcall.h"
 #include "sig.h"
@@ -204,6 +205,7 @@ int64_t hc_rt_sigtimedwait(struct hcall *c)
 			return r;
 		break;
 	}
+	coredump_tell(&info);
 	if (c->arg[1] && guest_write(c->arg[1], &info, sizeof info))
 		return -EFAULT;
 	return info.si_signo;

@@ -54,6 +54,7 @@ static int fds[2] = { -1, -1 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int poked;       /* a futex: a request may be there */
 static pid_t served_by; /* the process that has a service thread */
+static bool for_good;   /* the process ends: the gate stays shut */
 static int parked;      /* counts those that come to wait; a futex */
 static int opened;      /* counts whenever somebody may pass; a futex */
 
@@ -173,12 +174,12 @@ static void open_gate(void)
 
 static void let_go(void)
 {
-	__atomic_store_n(&update_stop, 0, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&for_good, __ATOMIC_SEQ_CST))
+		__atomic_store_n(&update_stop, 0, __ATOMIC_SEQ_CST);
 	open_gate();
 }
 
-/* Its registers, or its frame, are the program's: it waits at the gate or is in a call. */
-static bool stands(struct thread *t)
+bool update_stands(struct thread *t)
 {
 	return __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_PARKED ||
 	       __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
@@ -193,7 +194,7 @@ static bool all_stand(struct job *j, bool kick)
 		if (j->nr == THREADS_MAX)
 			return false;
 		j->thread[j->nr++] = t;
-		if (stands(t))
+		if (update_stands(t))
 			continue;
 		all = false;
 		if (kick && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
@@ -217,6 +218,29 @@ static bool stop_all(struct job *j, uint64_t since)
 		if (now_ns() - since > j->stop_ns)
 			return false;
 		kick = round % 64 == 63; /* one that was on its way in */
+		futex_wait(&parked, seen, LOOK_NS);
+	}
+}
+
+bool update_stop_for_good(struct thread *me, uint64_t ns)
+{
+	const uint64_t since = now_ns();
+	__atomic_store_n(&for_good, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&update_stop, 1, __ATOMIC_SEQ_CST);
+	for (unsigned round = 0;; round++) {
+		int seen = __atomic_load_n(&parked, __ATOMIC_SEQ_CST);
+		bool all = true;
+		pthread_mutex_lock(&pvm.thr_lock);
+		for (struct thread *t = pvm.threads; t; t = t->next)
+			if (t != me && !update_stands(t)) {
+				all = false;
+				if (round % 64 == 0 && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
+					sig_kick(t);
+			}
+		pthread_mutex_unlock(&pvm.thr_lock);
+		if (all || now_ns() - since > ns)
+			return all;
 		futex_wait(&parked, seen, LOOK_NS);
 	}
 }
@@ -664,7 +688,7 @@ static int attempt(struct job *j)
 	j->attempts++;
 	if (!stop_all(j, since)) {
 		for (unsigned i = 0; i < j->nr; i++)
-			if (!stands(j->thread[i]))
+			if (!update_stands(j->thread[i]))
 				note(j, j->thread[i], "the guest, and does not come out");
 	} else if (relink_looks(j->link) && !j->ahead && is_quiet(j)) {
 		r = -EINPROGRESS;
@@ -909,6 +933,7 @@ void update_fork_done(void) { pthread_mutex_unlock(&lock); }
 void update_fork_child(void)
 {
 	update_stop = 0;
+	for_good = false;
 	update_runner = NULL;
 	poked = 0;
 	written_fork_child();
