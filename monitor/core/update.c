@@ -54,6 +54,7 @@ static int fds[2] = { -1, -1 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int poked;       /* a futex: a request may be there */
 static pid_t served_by; /* the process that has a service thread */
+static int closed = -1; /* a descriptor that the process has closed, and that thread has still */
 static int parked;      /* counts those that come to wait; a futex */
 static int opened;      /* counts whenever somebody may pass; a futex */
 
@@ -291,6 +292,19 @@ static bool scan(struct job *j, uint64_t sp)
 	return false;
 }
 
+/* A call that the host's kernel is in may write to what it was given, at any time. */
+static bool in_call_on_it(const struct job *j, const struct thread *t)
+{
+	struct kx_call c;
+	if (!__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST))
+		return false;
+	memcpy(&c, (const void *)&t->area->call, sizeof c);
+	for (unsigned i = 0; i < 6; i++)
+		if (relink_where(j->link, c.arg[i]) == RELINK_OLD)
+			return true;
+	return false;
+}
+
 /* Is t in the old version, or in ld.so, or in something called from there? */
 static bool in_the_way(struct job *j, struct thread *t)
 {
@@ -302,6 +316,10 @@ static bool in_the_way(struct job *j, struct thread *t)
 	}
 	if (!user_regs(t, &u)) {
 		note(j, t, "a system call");
+		return true;
+	}
+	if (in_call_on_it(j, t)) {
+		note(j, t, "a system call on the library's variables");
 		return true;
 	}
 	bool whole = unwind_walk(&u, find_table, look, &w);
@@ -337,9 +355,18 @@ static bool lock_still(struct job *j)
 	return same;
 }
 
+/* In the service thread, whose table is its own. */
+static void close_closed(void)
+{
+	int fd = __atomic_exchange_n(&closed, -1, __ATOMIC_SEQ_CST);
+	if (fd >= 0)
+		close(fd);
+}
+
 static void rest(long ns)
 {
 	struct timespec t = { 0, ns };
+	close_closed();
 	pthread_mutex_unlock(&lock); /* a fork may come in between */
 	HC6(SYS_nanosleep, &t, 0, 0, 0, 0, 0);
 	pthread_mutex_lock(&lock);
@@ -856,12 +883,16 @@ static void serve(void)
 static void *service(void *arg)
 {
 	uint64_t mask = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(KICK_SIG));
-	/* A table of its own: what it receives is not seen in the program's. */
+	/* A table of its own: what it receives is not seen in the program's. Not while a fork has a pipe that it waits for
+	 * the end of. */
+	pthread_mutex_lock(&lock);
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
+	pthread_mutex_unlock(&lock);
 	prctl(PR_SET_NAME, PVM_THREADS "update");
 	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
+		close_closed();
 		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
 			serve();
 		else
@@ -902,6 +933,18 @@ bool update_poked(void)
 	return true;
 }
 
+void update_fd_closed(int fd)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	bool has = served_by == pvm.pid;
+	if (has)
+		__atomic_store_n(&closed, fd, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&pvm.thr_lock);
+	/* It may be anywhere before its sleep. */
+	if (has && !__atomic_exchange_n(&poked, 1, __ATOMIC_SEQ_CST))
+		futex_wake(&poked);
+}
+
 void update_fork_prepare(void) { pthread_mutex_lock(&lock); }
 void update_fork_done(void) { pthread_mutex_unlock(&lock); }
 
@@ -911,6 +954,7 @@ void update_fork_child(void)
 	update_stop = 0;
 	update_runner = NULL;
 	poked = 0;
+	closed = -1;
 	written_fork_child();
 	if (pending && batch.state != CALL_RUNNING)
 		relink_done(pending, false);

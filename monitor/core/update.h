@@ -76,6 +76,9 @@ bool update_is_poke(const siginfo_t *info);
 /* In a vCPU's thread, outside of the handler: start the service thread if a poke asks for it. True: it did. */
 bool update_poked(void);
 
+/* The process has closed one of the monitor's descriptors: the service thread has it in a table of its own. */
+void update_fd_closed(int fd);
+
 /* Around a fork, and in the child. */
 void update_fork_prepare(void);
 void update_fork_done(void);

@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -265,6 +266,35 @@ def inside():
                 raise AssertionError("the timeout is not kept")
             if not re.search(rf"thread {g.p.pid} is in with_callback\b", text):
                 raise AssertionError(f"not named: {text!r}")
+
+
+@test
+def written_by_a_call():
+    """A call that writes to the library's variables is waited for: what it writes is not lost."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            for v in (2, 1):
+                expect(g.ask("r"), "reading", "in the call")
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                expect(g.line(), "hello", "what was read")
+                expect(g.ask("v"), str(v), "version")
+
+
+@test
+def lets_go():
+    """A program that closes its standard streams after an update has closed them: whoever reads them sees their end."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            g.update(f"{d}/v2.so")
+            g.p.stdin.write(b"c\n")
+            g.p.stdin.flush()
+            for name, f in (("output", g.p.stdout), ("error", g.p.stderr)):
+                if not select.select([f], [], [], 10)[0]:
+                    raise AssertionError(f"standard {name} is still open")
+                expect(f.read(), b"", f"standard {name}")
+            expect(g.p.poll(), None, "the program's end")
 
 
 @test
