@@ -79,6 +79,18 @@ bool update_poked(void);
 /* The process has closed one of the monitor's descriptors: the service thread has it in a table of its own. */
 void update_fd_closed(int fd);
 
+/* A call that sleeps was interrupted, and no lock is held. Was it by nothing that the program may see? Then what an update
+ * wants of t has been done, and the call goes on. */
+static inline bool update_goes_on(struct thread *t)
+{
+	if (t->sig_stop || t->exiting)
+		return false;
+	t->kicked = 0;
+	update_call(t);
+	update_poked();
+	return !t->sig_stop && !t->exiting;
+}
+
 /* Around a fork, and in the child. */
 void update_fork_prepare(void);
 void update_fork_done(void);

@@ -344,6 +344,32 @@ def asked():
                 g.update(f"{d}/v2.so", "--timeout", "2")
 
 
+SLEEPS = ("pause", "sigsuspend", "poll", "poll-timeout", "ppoll", "select", "pselect", "epoll", "epoll-pwait", "read", "recv",
+          "recvmmsg", "nanosleep", "futex", "sem", "msg", "mq", "wait")
+TELLS = ("epoll", "epoll-pwait", "sem", "msg", "recvmmsg") # may end with EINTR, as after a stop and SIGCONT
+
+
+@test
+def asleep():
+    """A program that sleeps, in whatever call, is updated all the same, and sleeps on."""
+    with lib.Dir() as d:
+        fixtures(d, "asleep")
+        for how in SLEEPS:
+            with Guest(d, [f"{d}/asleep", how]) as g:
+                time.sleep(0.1)
+                for v in (2, 1, 2):
+                    try:
+                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "2")
+                    except AssertionError as e:
+                        raise AssertionError(f"{how}: {e}") from None
+                time.sleep(0.05)
+                os.kill(g.p.pid, signal.SIGUSR1)
+                answer = g.line()
+                if answer == "woken" and how in TELLS:
+                    answer = g.line()
+                expect(answer, "2", f"version in {how}")
+
+
 @test
 def alternating():
     """Alternating updates while a client checks every answer, a timer's handler is in the library, children are forked."""
