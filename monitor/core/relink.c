@@ -243,10 +243,20 @@ void relink_name(const struct relink *r, uint64_t pc, char *out, unsigned size)
 		snprintf(out, size, "%#llx", (unsigned long long)pc);
 }
 
+/* Not what a call in progress has written meanwhile. */
 static void undo(const struct relink *r, size_t n)
 {
+	uint64_t now;
 	while (n--)
-		guest_write(r->word[n].at, &r->word[n].old, 8);
+		if (!guest_read(&now, r->word[n].at, 8) && now == r->word[n].new)
+			guest_write(r->word[n].at, &r->word[n].old, 8);
+}
+
+void relink_undo(struct relink *r)
+{
+	undo(r, r->nr_word);
+	if (r->sweep)
+		sweep_undo(r->sweep);
 }
 
 int relink_apply(struct relink *r)

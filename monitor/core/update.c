@@ -9,8 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -39,6 +41,11 @@
 #define THREADS_MAX 4096
 #define CALL_NS 5000000000ll /* how long a function of the library may take */
 #define ABORT_TRIES 50
+#define HOLD_NS 40000000ll       /* how long all stand for the others of a round; */
+#define HOLD_LATE_NS 250000000ll /* when half of the time is over */
+#define ROUND_LOOK_NS 20000000
+#define FORKS_NS 1000000000 /* how long forks wait for the others of a round to be prepared */
+#define ROUND_BYTES 4096
 #define KICK_NS 200000
 #define BEGIN_NS 200000000ll     /* how long a thread may take to begin with one */
 #define BEGIN_ALONE_NS 4000000ll /* while all others stand */
@@ -120,25 +127,40 @@ struct job {
 	struct thread *thread[THREADS_MAX];
 	unsigned nr;
 	/* Who was in the way at the last attempt. */
-	pid_t tid;
-	char where[160];
+	char where[200];
 	char found[160];
 	uint64_t pause_ns;
 	unsigned attempts;
 	uint64_t stop_ns;
-	bool ahead, noted; /* the program's memory has been looked through, and what is written is noted */
+	bool ahead, noted;        /* the program's memory has been looked through, and what is written is noted */
+	volatile uint32_t *round; /* NULL: it is alone */
+	uint32_t round_nr;
+	uint64_t hold_ns;
+	struct moved *moved; /* registers, so that they can be moved back */
+	unsigned nr_moved, cap_moved;
 };
 
-static void reply(int fd, bool last, int error, uint64_t pause, const char *fmt, va_list ap)
+struct moved {
+	struct thread *t; /* NULL: it is in a frame */
+	uint64_t *at, old;
+};
+
+static uint64_t forks; /* under the lock */
+
+static void reply(const struct job *j, unsigned kind, int error, uint64_t pause, const char *fmt, va_list ap)
 {
-	struct update_reply a = { .last = last, .error = (uint32_t)error, .pause_ns = pause };
+	struct update_reply a = {
+		.kind = kind, .error = (uint32_t)error, .round = j->round_nr, .pause_ns = pause, .forks = forks
+	};
+	bool must = kind != UPDATE_SAYS;
 	struct iovec v = { &a, sizeof a };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
 	struct timespec ts = { 0, 10000000 };
 	vsnprintf(a.text, sizeof a.text, fmt, ap);
 	/* Who doesn't read must not hold up forks. */
 	for (int i = 0;
-	     HC6(SYS_sendmsg, fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0, 0) == -EAGAIN && last && i < REPLY_TRIES; i++)
+	     HC6(SYS_sendmsg, j->reply, &m, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0, 0) == -EAGAIN && must && i < REPLY_TRIES;
+	     i++)
 		HC6(SYS_nanosleep, &ts, 0, 0, 0, 0, 0);
 }
 
@@ -147,21 +169,21 @@ static bool asker_is_gone(int fd)
 {
 	struct pollfd p = { .fd = fd };
 	struct timespec none = { 0, 0 };
-	return HC6(SYS_ppoll, &p, 1, &none, 0, 8, 0) != 0;
+	return HC6(SYS_ppoll, &p, 1, &none, 0, 8, 0) > 0; /* a signal may come in between */
 }
 
 __attribute__((format(printf, 3, 4))) static void finish(struct job *j, int error, const char *fmt, ...)
 {
 	va_list ap;
 	va_start(ap, fmt);
-	reply(j->reply, true, error, j->pause_ns, fmt, ap);
+	reply(j, UPDATE_LAST, error, j->pause_ns, fmt, ap);
 	va_end(ap);
 }
 
 static void say_line(void *arg, const char *fmt, va_list ap)
 {
 	struct job *j = arg;
-	reply(j->reply, false, 0, 0, fmt, ap);
+	reply(j, UPDATE_SAYS, 0, 0, fmt, ap);
 }
 
 /* ---- stopping ------------------------------------------------------------------------------------------------------------ */
@@ -224,8 +246,10 @@ static bool stop_all(struct job *j, uint64_t since)
 
 static void note(struct job *j, struct thread *t, const char *what)
 {
-	j->tid = t->tid;
-	snprintf(j->where, sizeof j->where, "%s", what);
+	if (t)
+		snprintf(j->where, sizeof j->where, "thread %d is in %s", t->tid, what);
+	else
+		snprintf(j->where, sizeof j->where, "%s", what);
 }
 
 /* The program's registers at the place where t stands. False: it is somewhere between the program and the monitor. */
@@ -363,13 +387,80 @@ static void close_closed(void)
 		close(fd);
 }
 
-static void rest(long ns)
+static void nap(long ns)
 {
 	struct timespec t = { 0, ns };
+	HC6(SYS_nanosleep, &t, 0, 0, 0, 0, 0);
+}
+
+static void rest(long ns)
+{
 	close_closed();
 	pthread_mutex_unlock(&lock); /* a fork may come in between */
-	HC6(SYS_nanosleep, &t, 0, 0, 0, 0, 0);
+	nap(ns);
 	pthread_mutex_lock(&lock);
+}
+
+/* ---- a round ----------------------------------------------------------------------------------------------------------- */
+
+static int round_map(struct job *j, int fd)
+{
+	struct stat st;
+	if ((fcntl(fd, F_GET_SEALS) & ROUND_SEALS) != ROUND_SEALS || fstat(fd, &st) || st.st_size != ROUND_BYTES)
+		return -EINVAL;
+	void *p = mmap(NULL, ROUND_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	j->round = p;
+	return 0;
+}
+
+static uint32_t round_now(const struct job *j) { return __atomic_load_n(j->round, __ATOMIC_SEQ_CST); }
+
+__attribute__((format(printf, 3, 4))) static void round_say(struct job *j, unsigned kind, const char *fmt, ...)
+{
+	va_list ap;
+	va_start(ap, fmt);
+	reply(j, kind, 0, 0, fmt, ap);
+	va_end(ap);
+}
+
+/* Until the next one begins. Forks wait meanwhile, for a while: else a family that grows all the time would never have been
+ * asked as a whole. False: none will begin. */
+static bool round_begins(struct job *j, uint64_t limit)
+{
+	round_say(j, UPDATE_PREPARED, "%s", j->where);
+	uint64_t held_until = now_ns() + FORKS_NS;
+	for (uint32_t w; (w = round_now(j)) != ROUND_OVER && now_ns() < limit && !asker_is_gone(j->reply);) {
+		if ((w & 3) == ROUND_GO && w >> 2 != j->round_nr) {
+			j->round_nr = w >> 2;
+			return true;
+		}
+		close_closed();
+		bool open = now_ns() > held_until;
+		if (open)
+			pthread_mutex_unlock(&lock);
+		futex_wait((volatile int *)j->round, (int)w, ROUND_LOOK_NS);
+		if (open)
+			pthread_mutex_lock(&lock);
+	}
+	return false;
+}
+
+/* All stand and the change is made: is it in all others? */
+static bool round_verdict(struct job *j)
+{
+	uint32_t go = ROUND_WORD(j->round_nr, ROUND_GO), w;
+	uint64_t end = now_ns() + j->hold_ns, now;
+	round_say(j, UPDATE_READY, "ready");
+	while ((w = round_now(j)) == go) {
+		if ((now = now_ns()) < end)
+			futex_wait((volatile int *)j->round, (int)go, (long)(end - now));
+		else if (__atomic_compare_exchange_n(j->round, &go, ROUND_WORD(j->round_nr, ROUND_BACK), false,
+						     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			futex_wake((volatile int *)j->round);
+	}
+	return w == ROUND_WORD(j->round_nr, ROUND_COMMIT);
 }
 
 /* ---- functions that run in the guest --------------------------------------------------------------------------------- */
@@ -635,28 +726,54 @@ static int run_hooks(struct job *j, const struct relink_hooks *h, uint64_t *stat
 	return r ? r : (int32_t)commit.result ? -ECANCELED : 0;
 }
 
+static bool move_register(struct job *j, struct thread *t, uint64_t *at)
+{
+	uint64_t v = relink_register(j->link, *at);
+	if (v == *at)
+		return true;
+	if (j->nr_moved == j->cap_moved) {
+		unsigned cap = j->cap_moved ? 2 * j->cap_moved : 64;
+		struct moved *p = realloc(j->moved, cap * sizeof *p);
+		if (!p)
+			return false;
+		j->moved = p;
+		j->cap_moved = cap;
+	}
+	j->moved[j->nr_moved++] = (struct moved){ t, at, *at };
+	*at = v;
+	if (t)
+		t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	return true;
+}
+
+static void move_registers_back(struct job *j)
+{
+	for (; j->nr_moved; j->nr_moved--) {
+		struct moved *m = &j->moved[j->nr_moved - 1];
+		*m->at = m->old;
+		if (m->t)
+			m->t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	}
+}
+
 /* Registers may hold what was taken from a table before: the address of a function that is about to be called. */
-static void move_registers(struct job *j, struct thread *t)
+static bool move_registers(struct job *j, struct thread *t)
 {
 	struct kvm_regs *k = &t->run->s.regs.regs;
-	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE;
+	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE, good = true;
 	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || libos) {
 		struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 		uint64_t *const reg[] = { &f->r15, &f->r14, &f->r13, &f->r12, &f->rbp, &f->rbx,
 					  &f->r10, &f->r9,  &f->r8,  &f->rdi, &f->rsi, &f->rdx };
-		for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++)
-			*reg[i] = relink_register(j->link, *reg[i]);
-		return;
+		for (unsigned i = 0; i < sizeof reg / sizeof *reg && good; i++)
+			good = move_register(j, NULL, reg[i]);
+		return good;
 	}
 	__u64 *const reg[] = { &k->rax, &k->rbx, &k->rcx, &k->rdx, &k->rsi, &k->rdi, &k->rbp, &k->r8,
 			       &k->r9,  &k->r10, &k->r11, &k->r12, &k->r13, &k->r14, &k->r15 };
-	for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++) {
-		uint64_t v = relink_register(j->link, *reg[i]);
-		if (v != *reg[i]) {
-			*reg[i] = v;
-			t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
-		}
-	}
+	for (unsigned i = 0; i < sizeof reg / sizeof *reg && good; i++)
+		good = move_register(j, t, (uint64_t *)reg[i]);
+	return good;
 }
 
 /* Look through the program's memory while it runs. */
@@ -675,6 +792,27 @@ static void look_ahead(struct job *j)
 	j->noted = true;
 }
 
+/* With all locks. The others of a round have their say. */
+static int apply(struct job *j)
+{
+	j->nr_moved = 0;
+	int r = relink_apply(j->link);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < j->nr && !r; i++)
+		r = move_registers(j, j->thread[i]) ? 0 : -ENOMEM;
+	if (!r && j->round && !round_verdict(j)) {
+		note(j, NULL, "others are not ready");
+		r = -EBUSY;
+	}
+	if (r) {
+		move_registers_back(j);
+		relink_undo(j->link);
+		j->ahead = false;
+	}
+	return r;
+}
+
 /*
  * One attempt. 0, -EBUSY: somebody is in the way; -EINPROGRESS: nobody is, look_ahead() first; -EAGAIN: prepare again; or
  * what relink_apply() says.
@@ -685,8 +823,11 @@ static int attempt(struct job *j)
 	for (int i = 0; j->noted && i < AGAIN_MAX && relink_again(j->link) > AGAIN_FEW; i++)
 		;
 	/* It has been busy: on a machine with more to do than it has processors its time may be over, which must not
-	 * come while all stand. */
-	rest(NAP_NS);
+	 * come while all stand. In a round forks wait. */
+	if (j->round)
+		nap(NAP_NS);
+	else
+		rest(NAP_NS);
 	uint64_t since = now_ns();
 	j->attempts++;
 	if (!stop_all(j, since)) {
@@ -702,9 +843,7 @@ static int attempt(struct job *j)
 		uint64_t state = 0;
 		r = hooks ? run_hooks(j, &h, &state) : 0;
 		if (!r && lock_still(j)) {
-			r = relink_apply(j->link);
-			for (unsigned i = 0; i < j->nr && !r; i++)
-				move_registers(j, j->thread[i]);
+			r = apply(j);
 			pthread_mutex_unlock(&pvm.thr_lock);
 			pthread_mutex_unlock(&pvm.mm_lock);
 		} else if (!r) {
@@ -735,12 +874,51 @@ static void report(struct job *j)
 	       j->attempts, j->attempts == 1 ? "" : "s");
 }
 
+static void set_patience(struct job *j, uint64_t start, uint64_t timeout)
+{
+	bool late = (now_ns() - start) * 2 >= timeout;
+	j->stop_ns = late ? STOP_LATE_NS : STOP_NS;
+	j->hold_ns = late ? HOLD_LATE_NS : HOLD_NS;
+}
+
+static int attempts(struct job *j, uint64_t start, uint64_t timeout)
+{
+	long wait = WAIT_FIRST_NS;
+	int r;
+	while (((r = attempt(j)) == -EBUSY || r == -EINPROGRESS) && now_ns() - start < timeout) {
+		if (asker_is_gone(j->reply))
+			return -EPIPE;
+		set_patience(j, start, timeout);
+		if (r == -EINPROGRESS) {
+			look_ahead(j);
+			continue;
+		}
+		rest(wait);
+		wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
+	}
+	return r;
+}
+
+static int attempts_in_rounds(struct job *j, uint64_t start, uint64_t timeout)
+{
+	int r;
+	do {
+		if (relink_looks(j->link) && !j->ahead)
+			look_ahead(j);
+		j->ahead = true;
+		if (!round_begins(j, start + timeout))
+			return -EBUSY;
+		set_patience(j, start, timeout);
+		r = attempt(j);
+	} while (r == -EBUSY);
+	return r;
+}
+
 static void update(struct job *j, int fd)
 {
 	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
-	long wait = WAIT_FIRST_NS;
 	int again = 0;
-	j->stop_ns = STOP_NS;
+	set_patience(j, start, timeout ? timeout : 1);
 	if (__atomic_load_n(&batch.state, __ATOMIC_SEQ_CST) == CALL_RUNNING) {
 		finish(j, EBUSY, "a function of an earlier version has not returned yet");
 		return;
@@ -781,19 +959,7 @@ static void update(struct job *j, int fd)
 			return;
 		}
 		j->ahead = j->noted = false;
-		while (((r = attempt(j)) == -EBUSY || r == -EINPROGRESS) && now_ns() - start < timeout) {
-			if (asker_is_gone(j->reply)) {
-				r = -EPIPE;
-				break;
-			}
-			j->stop_ns = (now_ns() - start) * 2 < timeout ? STOP_NS : STOP_LATE_NS;
-			if (r == -EINPROGRESS) {
-				look_ahead(j);
-				continue;
-			}
-			rest(wait);
-			wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
-		}
+		r = j->round ? attempts_in_rounds(j, start, timeout) : attempts(j, start, timeout);
 		if (r == -ETIME) {
 			pending = NULL;
 			finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
@@ -802,8 +968,8 @@ static void update(struct job *j, int fd)
 		if (!r)
 			report(j);
 		else if (r == -EBUSY || r == -EINPROGRESS)
-			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: thread %d is in %s",
-			       j->attempts, j->tid, j->where);
+			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: %s", j->attempts,
+			       j->where);
 		else if (r == -EAGAIN && again + 1 >= PREPARE_MAX)
 			finish(j, EBUSY, "given up, nothing is changed: the program changes %s (%#llx) all the time",
 			       relink_changed(j->link) ? "a word that has to change" : "its list of libraries",
@@ -820,22 +986,35 @@ static void update(struct job *j, int fd)
 	}
 }
 
-/* The next request, with its two descriptors, or three: the new version's signature. False: none is there. */
-static bool receive(struct job *j, int fd[3])
+enum { FD_FILE, FD_REPLY, FD_SIGNATURE, FD_ROUND, FD_MAX };
+
+/* The next request, with its two to four descriptors: the file, the reply, the round's page, the new version's
+ * signature. False: none is there. */
+static bool receive(struct job *j, int fd[FD_MAX])
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(3 * sizeof(int))];
+		char space[CMSG_SPACE(FD_MAX * sizeof(int))];
 	} c = { .h = { 0 } };
 	struct iovec v = { &j->q, sizeof j->q };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
-	fd[0] = fd[1] = fd[2] = -1;
-	long n = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
-	if (n < 0)
+	int got[FD_MAX] = { -1, -1, -1, -1 };
+	unsigned n = 0;
+	long r = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
+	if (r < 0)
 		return false;
-	if (m.msg_controllen >= CMSG_LEN(2 * sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(&c.h), (m.msg_controllen >= CMSG_LEN(3 * sizeof(int)) ? 3 : 2) * sizeof(int));
-	if (n != sizeof j->q || j->q.magic != UPDATE_MAGIC || fd[0] < 0 || fd[1] < 0)
+	if (m.msg_controllen >= CMSG_LEN(sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS) {
+		n = (unsigned)((c.h.cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(got, CMSG_DATA(&c.h), (n < FD_MAX ? n : FD_MAX) * sizeof(int));
+	}
+	bool round = j->q.flags & UPDATE_ROUND;
+	fd[FD_FILE] = got[0];
+	fd[FD_REPLY] = got[1];
+	fd[FD_ROUND] = round ? got[2] : -1;
+	fd[FD_SIGNATURE] = round ? got[3] : got[2];
+	if (!round && got[3] >= 0)
+		close(got[3]);
+	if (r != sizeof j->q || j->q.magic != UPDATE_MAGIC || got[0] < 0 || got[1] < 0 || (round && got[2] < 0))
 		j->q.magic = 0;
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
 		j->q.timeout_ms = TIMEOUT_MAX_MS;
@@ -843,38 +1022,52 @@ static bool receive(struct job *j, int fd[3])
 }
 
 /* The new version has to pass the policy. What is looked at and mapped from then on is the policy's copy. */
-static bool admit(struct job *j, int fd[3])
+static bool admit(struct job *j, int fd[FD_MAX])
 {
 	char why[POLICY_WHY];
-	int own = admit_on ? admit_update(fd[0], fd[2], why) : fd[0];
+	int own = admit_on ? admit_update(fd[FD_FILE], fd[FD_SIGNATURE], why) : fd[FD_FILE];
 	if (own < 0) {
 		finish(j, -own, "nothing is changed: %s", why);
 		return false;
 	}
-	if (own != fd[0])
-		close(fd[0]);
-	fd[0] = own;
+	if (own != fd[FD_FILE])
+		close(fd[FD_FILE]);
+	fd[FD_FILE] = own;
 	return true;
+}
+
+/* Whoever asks several at once asks the next one when it knows that this one has it. */
+static bool take_part(struct job *j, int fd)
+{
+	int r = j->q.flags & UPDATE_ROUND ? round_map(j, fd) : 0;
+	if (r)
+		finish(j, -r, "the round's page is refused: %s", strerror(-r));
+	else if (j->round)
+		round_say(j, UPDATE_TAKEN, "taken");
+	return !r;
 }
 
 static void serve(void)
 {
 	static struct job j;
-	int fd[3];
+	int fd[FD_MAX];
 	for (;;) {
 		memset(&j, 0, sizeof j);
 		if (!receive(&j, fd))
 			return;
-		j.reply = fd[1];
+		j.reply = fd[FD_REPLY];
 		pthread_mutex_lock(&lock);
-		if (j.q.magic && asker_is_gone(fd[1]))
+		if (j.q.magic && asker_is_gone(j.reply))
 			kx_log(KX_LOG_INFO, "update", "a request whose asker is gone");
 		else if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
 			finish(&j, EAGAIN, "a request for another process");
-		else if (j.q.magic && admit(&j, fd))
-			update(&j, fd[0]);
+		else if (j.q.magic && take_part(&j, fd[FD_ROUND]) && admit(&j, fd))
+			update(&j, fd[FD_FILE]);
 		pthread_mutex_unlock(&lock);
-		for (int i = 0; i < 3; i++)
+		free(j.moved);
+		if (j.round)
+			munmap((void *)j.round, ROUND_BYTES);
+		for (int i = 0; i < FD_MAX; i++)
 			if (fd[i] >= 0)
 				close(fd[i]);
 	}
@@ -945,7 +1138,11 @@ void update_fd_closed(int fd)
 		futex_wake(&poked);
 }
 
-void update_fork_prepare(void) { pthread_mutex_lock(&lock); }
+void update_fork_prepare(void)
+{
+	pthread_mutex_lock(&lock);
+	forks++;
+}
 void update_fork_done(void) { pthread_mutex_unlock(&lock); }
 
 /* What a parent is preparing its child has as well; unless the child runs a function of it. */

@@ -430,6 +430,67 @@ def family():
             expect(g.ask("f"), "ok 2", "a child")
 
 
+def all_see(g, changes):
+    """All members look all the time: so many changes, and none is seen to go back."""
+    for _ in range(100):
+        if g.ask("e") != f"{changes - 1} ok":
+            break
+        time.sleep(0.01)
+    time.sleep(0.1)
+    expect(g.ask("e"), f"{changes} ok", "changes that were seen")
+
+
+@test
+def at_once():
+    """--at-once: nobody runs with the old version when one has run with the new, while children come and go."""
+    rounds = 20 if LONG else 4
+    with lib.Dir() as d:
+        fixtures(d, "family")
+        for forks in (0, 1):
+            with Guest(d, [f"{d}/family", "4", str(forks)]) as g:
+                for i in range(rounds):
+                    out = g.update(f"{d}/libupd.so.1" if i % 2 else f"{d}/v2.so", "--at-once", "--timeout", "30")
+                    if len(re.findall(r"pause", out)) < 5:
+                        raise AssertionError(f"less than five members: {out!r}")
+                    all_see(g, i + 1)
+                expect(g.ask("v"), "1", "version")
+
+
+@test
+def at_once_refused():
+    """--at-once: one that cannot leaves all as they were; when it dies, the others are updated; its asker's death is none."""
+    with lib.Dir() as d:
+        fixtures(d, "family")
+        library(d, "gone.so", "-DV=2", "-DGONE")
+        with Guest(d, [f"{d}/family", "3"]) as g:
+            text = g.update(f"{d}/gone.so", "--at-once", status=125)
+            if "missing: gone" not in text:
+                raise AssertionError(f"not said why: {text!r}")
+            pid = g.ask("l 1").split()[1]
+            text = g.update(f"{d}/v2.so", "--at-once", "--timeout", "1", status=125)
+            if not re.search(rf"process {pid}: .*thread {pid} is in with_callback\b", text):
+                raise AssertionError(f"not named: {text!r}")
+            all_see(g, 0)
+            expect(g.ask("v"), "1", "version")
+            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", "60", g.name, f"{d}/v2.so"],
+                                     stderr=subprocess.PIPE)
+            time.sleep(1)
+            asker.kill()
+            asker.wait()
+            asker.stderr.close()
+            time.sleep(0.2)
+            all_see(g, 0)
+            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", "60", g.name, f"{d}/v2.so"],
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            time.sleep(1)
+            expect(asker.poll(), None, "the update's end before the member's")
+            expect(g.ask("k 1"), "killed", "kill")
+            out, err = asker.communicate(timeout=60)
+            expect((asker.returncode, len(re.findall(rb"pause", out))), (0, 3), f"survivors: {out} {err}")
+            expect(g.ask("a"), "2", "alive")
+            all_see(g, 1)
+
+
 @test
 def mutated():
     """Damaged libraries never harm the monitor: they are refused, or what they break is the guest's."""
