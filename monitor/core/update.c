@@ -5,6 +5,7 @@
 #include <linux/close_range.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,8 +32,11 @@
 #include "written.h"
 
 #define STACK (256 << 10)
-#define STOP_NS 4000000ll       /* how long one attempt may hold threads up; */
+#define STOP_NS 2500000ll       /* how long one attempt may hold threads up; */
 #define STOP_LATE_NS 20000000ll /* when half of the time is over */
+#define COME_NS 40000000ll      /* how long it waits for the first one that stands */
+#define TURN_NS 100000          /* the shortest that Linux knows */
+#define SHORT_MAX 64            /* threads that ask for it */
 #define LOOK_NS 50000           /* how often it looks at those that are on their way */
 #define WAIT_FIRST_NS 500000    /* between attempts, growing */
 #define WAIT_MAX_NS 20000000
@@ -55,7 +59,11 @@
 #define REPLY_TRIES 100 /* of 10 ms */
 #define PREPARE_MAX 20  /* times that the program may load or unload something meanwhile */
 
+enum { STOP_NONE, STOP_WANTED, STOP_HELD }; /* held: all stand, and wait however long it takes */
 volatile int update_stop;
+static uint64_t stop_began;    /* when the first one came to stand; 0 = none has */
+static uint64_t stop_ns;       /* how long those that stand wait for the others */
+static uint64_t stopped_until; /* when they gave up; 0 = they did not */
 struct thread *volatile update_runner, *volatile update_caller;
 static int fds[2] = { -1, -1 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -96,26 +104,51 @@ static void futex_wait(volatile int *word, int v, long ns)
 
 static void futex_wake(volatile int *word) { host_call(SYS_futex, (long)word, FUTEX_WAKE, 1 << 30, 0, 0, 0); }
 
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* False: others go on waiting for it. */
+static bool open_if(int state, int next)
+{
+	if (!__atomic_compare_exchange_n(&update_stop, &state, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		return false;
+	if (!next) {
+		__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+		futex_wake(&opened);
+	}
+	return true;
+}
+
+/*
+ * Whoever asked for the stop may itself be waiting for a processor. So those that wait end an attempt that takes too long,
+ * as long as it is not seen that all stand.
+ */
 void update_park(struct thread *t)
 {
 	__atomic_store_n(&t->gate, GATE_PARKED, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&parked, 1, __ATOMIC_SEQ_CST);
 	futex_wake(&parked);
 	for (;;) {
-		int seen = __atomic_load_n(&opened, __ATOMIC_SEQ_CST);
-		if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) || t->exiting ||
-		    __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
+		int seen = __atomic_load_n(&opened, __ATOMIC_SEQ_CST),
+		    stop = __atomic_load_n(&update_stop, __ATOMIC_SEQ_CST);
+		uint64_t now = now_ns(), began = 0;
+		if (__atomic_compare_exchange_n(&stop_began, &began, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			began = now;
+		uint64_t until = began + stop_ns;
+		if (!stop || t->exiting || __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
 			break;
-		futex_wait(&opened, seen, 0);
+		if (stop == STOP_WANTED && now >= until) {
+			if (open_if(STOP_WANTED, STOP_NONE))
+				__atomic_store_n(&stopped_until, now, __ATOMIC_SEQ_CST);
+			break;
+		}
+		futex_wait(&opened, seen, stop == STOP_WANTED ? (long)(until - now) : 0);
 	}
 	__atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 /* ---- a request in progress -------------------------------------------------------------------------------------------- */
@@ -131,6 +164,11 @@ struct job {
 	char found[160];
 	uint64_t pause_ns;
 	unsigned attempts;
+	struct short_turn {
+		pid_t tid;
+		uint64_t was;
+	} turn[SHORT_MAX];
+	unsigned nr_short;
 	uint64_t stop_ns;
 	bool ahead, noted;        /* the program's memory has been looked through, and what is written is noted */
 	volatile uint32_t *round; /* NULL: it is alone */
@@ -196,7 +234,7 @@ static void open_gate(void)
 
 static void let_go(void)
 {
-	__atomic_store_n(&update_stop, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&update_stop, STOP_NONE, __ATOMIC_SEQ_CST);
 	open_gate();
 }
 
@@ -225,19 +263,82 @@ static bool all_stand(struct job *j, bool kick)
 	return all;
 }
 
+/*
+ * A thread that is in the guest comes out when it has its turn, which on a machine with more to do than it has processors is
+ * a matter of ten milliseconds and more. Who asks for shorter turns has them sooner (EEVDF, Linux 6.12; before that it is
+ * ignored), and needs no right for it. So threads ask for the shortest while they are to be stopped.
+ */
+struct sched {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+	uint32_t util_min, util_max;
+};
+
+static void set_turn(pid_t tid, uint64_t ns, uint64_t *was)
+{
+	struct sched a = { .size = sizeof a };
+	if (HC6(SYS_sched_getattr, tid, &a, sizeof a, 0, 0, 0) ||
+	    (a.policy != SCHED_OTHER && a.policy != SCHED_BATCH) || a.runtime == ns)
+		return;
+	if (was)
+		*was = a.runtime;
+	a.size = sizeof a;
+	a.runtime = ns;
+	HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0);
+}
+
+static void short_turns(struct job *j)
+{
+	j->nr_short = 0;
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread *t = pvm.threads; t && j->nr_short < SHORT_MAX; t = t->next)
+		if (!stands(t)) {
+			struct short_turn *s = &j->turn[j->nr_short];
+			s->tid = t->tid;
+			s->was = 0;
+			set_turn(t->tid, TURN_NS, &s->was);
+			j->nr_short += s->was != 0;
+		}
+	pthread_mutex_unlock(&pvm.thr_lock);
+}
+
+static void usual_turns(struct job *j)
+{
+	while (j->nr_short) {
+		struct short_turn *s = &j->turn[--j->nr_short];
+		set_turn(s->tid, s->was, NULL);
+	}
+}
+
 /* Every thread stands. False: not within the time that an attempt has. */
 static bool stop_all(struct job *j, uint64_t since)
 {
 	bool kick = true;
-	__atomic_store_n(&update_stop, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&stopped_until, 0, __ATOMIC_SEQ_CST);
+	/* Where some stand already, for a function that ran alone, it is held. */
+	int none = STOP_NONE;
+	if (__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) == STOP_NONE) {
+		stop_ns = j->stop_ns;
+		__atomic_store_n(&stop_began, 0, __ATOMIC_SEQ_CST);
+	}
+	__atomic_compare_exchange_n(&update_stop, &none, STOP_WANTED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	for (unsigned round = 0;; round++) {
 		int seen = __atomic_load_n(&parked, __ATOMIC_SEQ_CST);
 		pthread_mutex_lock(&pvm.thr_lock);
 		bool all = all_stand(j, kick);
 		pthread_mutex_unlock(&pvm.thr_lock);
-		if (all)
+		if (all && (none == STOP_HELD || open_if(STOP_WANTED, STOP_HELD))) {
+			uint64_t nobody = 0; /* all are in calls: whoever comes out from now on waits */
+			__atomic_compare_exchange_n(&stop_began, &nobody, now_ns(), false, __ATOMIC_SEQ_CST,
+						    __ATOMIC_SEQ_CST);
 			return true;
-		if (now_ns() - since > j->stop_ns)
+		}
+		uint64_t now = now_ns(), began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
+		if (__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) == STOP_NONE ||
+		    now - since > COME_NS + j->stop_ns || (began && now > began + j->stop_ns))
 			return false;
 		kick = round % 64 == 63; /* one that was on its way in */
 		futex_wait(&parked, seen, LOOK_NS);
@@ -828,6 +929,7 @@ static int attempt(struct job *j)
 		nap(NAP_NS);
 	else
 		rest(NAP_NS);
+	short_turns(j);
 	uint64_t since = now_ns();
 	j->attempts++;
 	if (!stop_all(j, since)) {
@@ -859,7 +961,11 @@ static int attempt(struct job *j)
 		}
 	}
 	let_go();
-	uint64_t pause = now_ns() - since;
+	uint64_t end = __atomic_load_n(&stopped_until, __ATOMIC_SEQ_CST), pause = 0;
+	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST), now = now_ns();
+	if (began)
+		pause = (end ? end : now) - began;
+	usual_turns(j);
 	j->pause_ns = pause > j->pause_ns ? pause : j->pause_ns;
 	return r;
 }
@@ -1082,6 +1188,7 @@ static void *service(void *arg)
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	pthread_mutex_unlock(&lock);
 	prctl(PR_SET_NAME, PVM_THREADS "update");
+	set_turn(0, TURN_NS, NULL);
 	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
@@ -1148,7 +1255,7 @@ void update_fork_done(void) { pthread_mutex_unlock(&lock); }
 /* What a parent is preparing its child has as well; unless the child runs a function of it. */
 void update_fork_child(void)
 {
-	update_stop = 0;
+	update_stop = STOP_NONE;
 	update_runner = NULL;
 	poked = 0;
 	closed = -1;
