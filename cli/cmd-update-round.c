@@ -39,15 +39,17 @@ struct part {
 	enum state state;
 	int error; /* NOT_IN, DONE: its errno, 0 = updated, or it has ended */
 	bool ended;
+	unsigned busy;          /* rounds that it could not stop in */
 	uint64_t forks, listed; /* how many it has made; when the family was listed last */
 	uint64_t pause_ns;
-	char text[UPDATE_LINE];
+	char text[UPDATE_LINE], where[200];
 };
 
 struct round {
 	const struct update_options *o;
 	uint32_t *word, nr;
 	bool going;
+	unsigned grown, late; /* rounds that were taken back because of a child, or of one that stood too long */
 	int fd;
 	struct part *part;
 	size_t nr_parts;
@@ -103,9 +105,12 @@ static bool part_hear(struct round *r, struct part *p)
 	case UPDATE_TAKEN:
 		return true;
 	case UPDATE_PREPARED:
+		if (r->going && a.round != r->nr) /* of before */
+			return true;
+		p->busy += r->going;
 		p->state = PREPARED;
-		if (*a.text)
-			memcpy(p->text, a.text, sizeof p->text);
+		if (*a.text && (!*p->where || strstr(a.text, "thread ")))
+			snprintf(p->where, sizeof p->where, "%.199s", a.text);
 		return true;
 	case UPDATE_READY: /* for a round that is over: it says more when it has seen that */
 		p->state = r->going && a.round == r->nr ? READY : PREPARING;
@@ -202,8 +207,10 @@ static int list_once(struct round *r, const char *who)
 	struct families all;
 	struct member *root;
 	int n = 0, e = 0;
-	for (size_t i = 0; i < r->nr_parts; i++)
+	for (size_t i = 0; i < r->nr_parts; i++) {
 		r->part[i].listed = r->part[i].forks;
+		r->part[i].ended |= r->part[i].state == NOT_IN && !r->part[i].start; /* it is found now, if it lives */
+	}
 	if (families_read(&all, false, r->err))
 		return -EIO;
 	struct family *f = families_find(&all, who, &root, r->err);
@@ -316,8 +323,11 @@ static int round_once(struct round *r)
 				return 0;
 			}
 	}
-	bool all = count(r, READY) && !count(r, PREPARED) && !has_grown(r);
-	return word_end(r, all ? ROUND_COMMIT : ROUND_BACK) && all;
+	bool all = count(r, READY) && !count(r, PREPARED), grown = all && has_grown(r);
+	bool mine = word_end(r, all && !grown ? ROUND_COMMIT : ROUND_BACK);
+	r->grown += grown;
+	r->late += !mine;
+	return mine && all && !grown;
 }
 
 static int rounds(struct round *r, const char *who)
@@ -376,12 +386,22 @@ static void give_up(struct round *r)
 			part_hear(r, &r->part[i]);
 		}
 	*r->err = why;
-	for (size_t i = 0; i < r->nr_parts && why.code == ETIME; i++)
-		if (strstr(r->part[i].text, "thread ")) {
-			*r->err = (struct kx_err){ 0 };
-			kx_err_set(r->err, ETIMEDOUT, "process %d: %.200s", r->part[i].pid, r->part[i].text);
-			break;
-		}
+	if (why.code != ETIME && why.code != ETIMEDOUT)
+		return;
+	const struct part *most = NULL;
+	for (size_t i = 0; i < r->nr_parts; i++)
+		if (r->part[i].busy && (!most || r->part[i].busy > most->busy))
+			most = &r->part[i];
+	*r->err = (struct kx_err){ 0 };
+	if (most)
+		kx_err_set(r->err, ETIMEDOUT,
+			   "process %d: %.160s (nothing is changed in any; %u rounds, it was busy in %u; %u late, %u "
+			   "children)",
+			   most->pid, most->where, r->nr, most->busy, r->late, r->grown);
+	else
+		kx_err_set(r->err, ETIMEDOUT,
+			   "update: given up (nothing is changed in any; %u rounds, %u late, %u children)", r->nr,
+			   r->late, r->grown);
 }
 
 static int page_make(struct round *r)

@@ -69,7 +69,7 @@ static pid_t service_thread(int proc)
 		if (fd >= 0)
 			close(fd);
 		text[n > 0 ? n : 0] = 0;
-		if (!strcmp(text, "kylinx-update\n"))
+		if (!strcmp(text, PVM_THREADS "update\n"))
 			tid = atoi(e->d_name);
 	}
 	closedir(d);
@@ -133,19 +133,22 @@ int update_hear(int sock, struct update_reply *a)
 int update_answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long long limit_ms,
 		   struct update_reply *last)
 {
-	struct pollfd p = { .fd = sock, .events = POLLIN };
+	struct pollfd p[2] = { { .fd = sock, .events = POLLIN }, { .fd = pidfd, .events = POLLIN } };
 	bool heard = false;
 	for (long long end = update_now_ms() + limit_ms, now; (now = update_now_ms()) < end;) {
 		int r = heard ? 0 : update_poke(pidfd, proc, pid);
 		if (r)
 			return r;
-		int n = poll(&p, 1, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
+		int n = poll(p, 2, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			return -errno;
 		if (!n)
 			continue;
+		/* It ended, and the request may lie where nobody takes it. */
+		if (!p[0].revents)
+			return -ESRCH;
 		if ((r = update_hear(sock, last)))
 			return r;
 		heard = true;

@@ -48,7 +48,7 @@
 #define HOLD_NS 40000000ll       /* how long all stand for the others of a round; */
 #define HOLD_LATE_NS 250000000ll /* when half of the time is over */
 #define ROUND_LOOK_NS 20000000
-#define FORKS_NS 1000000000 /* how long forks wait for the others of a round to be prepared */
+#define FORKS_NS 3000000000ll /* how long forks wait for the others of a round to be prepared */
 #define ROUND_BYTES 4096
 #define KICK_NS 200000
 #define BEGIN_NS 200000000ll     /* how long a thread may take to begin with one */
@@ -504,6 +504,8 @@ static void rest(long ns)
 
 /* ---- a round ----------------------------------------------------------------------------------------------------------- */
 
+static uint32_t round_now(const struct job *j) { return __atomic_load_n(j->round, __ATOMIC_SEQ_CST); }
+
 static int round_map(struct job *j, int fd)
 {
 	struct stat st;
@@ -513,10 +515,9 @@ static int round_map(struct job *j, int fd)
 	if (p == MAP_FAILED)
 		return -errno;
 	j->round = p;
+	j->round_nr = round_now(j) >> 2; /* that one is not ours */
 	return 0;
 }
-
-static uint32_t round_now(const struct job *j) { return __atomic_load_n(j->round, __ATOMIC_SEQ_CST); }
 
 __attribute__((format(printf, 3, 4))) static void round_say(struct job *j, unsigned kind, const char *fmt, ...)
 {
@@ -533,10 +534,12 @@ static bool round_begins(struct job *j, uint64_t limit)
 	round_say(j, UPDATE_PREPARED, "%s", j->where);
 	uint64_t held_until = now_ns() + FORKS_NS;
 	for (uint32_t w; (w = round_now(j)) != ROUND_OVER && now_ns() < limit && !asker_is_gone(j->reply);) {
-		if ((w & 3) == ROUND_GO && w >> 2 != j->round_nr) {
-			j->round_nr = w >> 2;
+		bool new = w >> 2 != j->round_nr;
+		j->round_nr = w >> 2;
+		if (new && (w & 3) == ROUND_GO)
 			return true;
-		}
+		if (new && (w & 3) == ROUND_BACK) /* it was over before this one woke */
+			round_say(j, UPDATE_PREPARED, "%s", j->where);
 		close_closed();
 		bool open = now_ns() > held_until;
 		if (open)
@@ -984,7 +987,9 @@ static void set_patience(struct job *j, uint64_t start, uint64_t timeout)
 {
 	bool late = (now_ns() - start) * 2 >= timeout;
 	j->stop_ns = late ? STOP_LATE_NS : STOP_NS;
-	j->hold_ns = late ? HOLD_LATE_NS : HOLD_NS;
+	/* Longer with each round, on a machine on which others take longer. */
+	uint64_t hold = HOLD_NS * (1 + j->attempts);
+	j->hold_ns = late || hold > HOLD_LATE_NS ? HOLD_LATE_NS : hold;
 }
 
 static int attempts(struct job *j, uint64_t start, uint64_t timeout)

@@ -35,7 +35,7 @@ struct update_request {
 enum { UPDATE_SAYS, UPDATE_LAST, UPDATE_TAKEN, UPDATE_PREPARED, UPDATE_READY };
 struct update_reply {
 	uint32_t kind, error; /* error: of the last, an errno; 0 = done */
-	uint32_t round, pad;  /* of UPDATE_READY */
+	uint32_t round, pad;  /* the last one that it has seen */
 	uint64_t pause_ns;
 	uint64_t forks;         /* that this process has made or tried, ever */
 	char text[UPDATE_LINE]; /* NUL-terminated, of any bytes */
