@@ -249,6 +249,25 @@ def hooks():
 
 
 @test
+def example():
+    """docs/examples/update.c does what it says, natively too: nothing of kylinx.h harms there."""
+    build_dir = os.path.dirname(lib.KYLINX)
+    own = [f"-I{lib.TOP}/include", f"{build_dir}/libkylinx.so.0", f"-Wl,-rpath,{build_dir}"]
+    source = os.path.join(lib.TOP, "docs", "examples", "update.c")
+    with lib.Dir() as d:
+        for out, v in (("libcount.so.1", 1), ("new.so", 2)):
+            library(d, out, f"-DVERSION={v}", own[0], source=source, soname="libcount.so.1")
+        build(d, "example", "example.c", f"{d}/libcount.so.1", f"-Wl,-rpath,{d}", *own)
+        r = lib.run([f"{d}/example"], 20, stdin=b"x\nx\n")
+        expect(r.out, b"ready\n1 0 1 -1 1\n2 0 1 -1 1\n", "natively")
+        with Guest(d, [f"{d}/example"], "--volume", f"{build_dir}:{build_dir}") as g:
+            for n in (1, 2):
+                expect(g.ask("x"), f"{n} 1 1 0 1", "first version")
+            g.update(f"{d}/new.so", "--timeout", "20")
+            expect(g.ask("x"), "3 1 1 0 1", "the count goes on")
+
+
+@test
 def inside():
     """A thread that is inside is waited for; one that never returns is named, and nothing is changed."""
     with lib.Dir() as d:
