@@ -171,7 +171,7 @@ struct kx_shared {
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
 	uint32_t rseq_on, pad;                 /* rseq_on: 1 = rseq(2) is there for this program */
 	uint32_t futex_outside, pad2;          /* 1: has mapped shared what others than the family can map */
-	uint32_t batch, pad3;                  /* batch: 1 = there is a struct kx_batch */
+	uint32_t batch, dgram;                 /* 1 = there is a struct kx_batch; a struct kx_dgram (kx_dgram.h) */
 	uint64_t batched;                      /* of local_calls, reads and writes of sockets */
 };
 
@@ -212,7 +212,7 @@ struct kx_bsock {
 	uint32_t epoch;  /* low half of kx_bctx.exits as `rx` was set */
 	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
 	uint32_t fresh;  /* 1: in no epoll yet, and may be put into one by a record */
-	uint32_t pad;
+	uint32_t tcp;    /* 1: it is TCP and open: options can be set by records */
 };
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
@@ -237,6 +237,11 @@ struct kx_bctx {
 		uint32_t uses;  /* counted by the LibOS */
 		uint64_t calls; /* kx_batch.calls as `size` was looked at */
 	} file[KX_BATCH_FILES];
+	struct kx_bpeer {   /* of the connection that it accepted last */
+		int32_t fd; /* -1 = none */
+		uint32_t gen, epoch, len;
+		uint8_t addr[32];
+	} peer;
 };
 
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
@@ -248,6 +253,7 @@ struct kx_brec {
 #define KX_BREC_FILE 0x80000000u  /* in flags: the data is a kx_bfrom, its length is `len` */
 #define KX_BREC_CLOSE 0x40000000u /* close(fd); no data */
 #define KX_BREC_ADD 0x20000000u   /* epoll_ctl(EPOLL_CTL_ADD, fd): the data is a kx_badd */
+#define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
 struct kx_bfrom {
 	uint64_t offset;
@@ -260,6 +266,22 @@ struct kx_badd {
 	uint32_t events;
 	int32_t epoll;
 };
+
+struct kx_bopt {
+	int32_t level, name, value, pad;
+};
+/* By number, of 32 each: TCP's and the socket's that always can be set; values are 1 to KX_BOPT_MAX, any where that is 0. */
+#define KX_BOPT_TCP (1u << 1 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 6) /* NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT */
+#define KX_BOPT_SOCKET (1u << 9)                                      /* KEEPALIVE */
+#define KX_BOPT_MAX(level, name) ((level) != 6 ? 0 : (name) == 6 ? 127 : (name) == 4 || (name) == 5 ? 32767 : 0)
+static inline int kx_bopt_fits(const struct kx_bopt *o)
+{
+	int max = KX_BOPT_MAX(o->level, o->name);
+	uint32_t set = o->level == 6 /* IPPROTO_TCP */  ? KX_BOPT_TCP
+		       : o->level == 1 /* SOL_SOCKET */ ? KX_BOPT_SOCKET
+							: 0;
+	return o->name >= 0 && o->name < 32 && set >> o->name & 1 && (!max || (o->value >= 1 && o->value <= max));
+}
 
 struct kx_batch {
 	uint64_t ticket;

@@ -6,22 +6,49 @@
  * stat here. The LibOS answers the read and the fstat that follow, and takes the close for done. What that means for the
  * descriptor, the offset and its end, the monitor makes true before it does anything else for the process (libfile.c):
  * nobody can see the difference without a hypercall.
+ *
+ * When it is the dynamic linker itself that opens it, the monitor also makes the mappings that its headers lead to
+ * (gmem_ahead.c), and says here by which calls they will be asked for. The LibOS answers these in their order. The monitor
+ * takes back what was not asked for before it does what could show it. Calls that give something up, which can't fail
+ * (relocated data that becomes read-only, the linker's cache that is unmapped), are noted, and made with the next exit.
  */
 #ifndef KX_LIBFILE_H
 #define KX_LIBFILE_H
 #include "kx_abi.h"
 
 #define KX_LIBFILE_BASE (KX_BOOT_BASE + 0xe000)
-#define KX_LIBFILE_HEAD 832 /* what glibc reads */
+#define KX_LIBFILE_HEAD 960 /* what musl reads; glibc 832 */
+#define KX_LIBFILE_OPS 14
+#define KX_LIBFILE_LATER 64
+
+/* In kx_libfile.on. */
+#define KX_LIBFILE_FILE 1u  /* `fd` and what was read of it are true */
+#define KX_LIBFILE_CALLS 2u /* there is something in `later` */
+
+/* mmap or mprotect, already made. */
+struct kx_libop {
+	uint32_t nr, prot, flags, pad; /* flags: less MAP_DENYWRITE; without MAP_ANONYMOUS, of `fd` */
+	uint64_t addr, len, off, ret;  /* len: in whole pages */
+};
+
+/* mprotect or munmap, to be made at the next exit if it was asked for. */
+struct kx_liblater {
+	uint64_t addr, len; /* addr 0: none */
+	uint32_t nr, prot;
+};
 
 struct kx_libfile {
-	uint32_t on; /* 1: the rest is true of `fd` */
+	uint32_t on;
 	int32_t fd;
-	uint32_t len;          /* bytes in `head`: fewer than KX_LIBFILE_HEAD only at the end of the file */
-	uint32_t used, closed; /* by the LibOS: bytes that were read, from the first on; it was closed */
-	uint32_t pad;
+	uint32_t len;           /* bytes in `head`: fewer than KX_LIBFILE_HEAD only at the end of the file */
+	uint32_t used, closed;  /* by the LibOS: bytes that were read, from the first on; it was closed */
+	uint32_t nr_ops, asked; /* `asked`, by the LibOS: so many of `op` */
+	uint32_t head_read;     /* bytes that whoever asks for `op` reads first: what else reads a library differs */
+	uint64_t later_asked;   /* by the LibOS: bit i of later[i] */
 	uint8_t stat[144];
 	uint8_t head[KX_LIBFILE_HEAD];
+	struct kx_libop op[KX_LIBFILE_OPS];
+	struct kx_liblater later[KX_LIBFILE_LATER];
 };
 _Static_assert(sizeof(struct kx_libfile) <= 0x1000, "a page before struct kx_serve");
 _Static_assert(sizeof(struct kx_shared) <= 0xe000, "does not reach it");

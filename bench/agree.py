@@ -19,7 +19,7 @@ from report import num  # noqa: E402
 def interval(m):
     if "ratio" in m:
         return m["ratio"]["low"], m["ratio"]["high"]
-    return tuple(harness.median_interval(m["pvm"]["samples"]))
+    return tuple(harness.interval(m["pvm"]["samples"]))
 
 
 def judged(m):

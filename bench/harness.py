@@ -3,9 +3,7 @@
 
 A measurement is a function side -> {metric: number}. It is called by turns for both sides, after a warm-up of each;
 each pair gives a ratio. Reported are the median, p10 and p90 of each side, the median of the ratios and an interval for
-it: order statistics of the ratios that hold the true median with 95 % or more (Conover, Practical Nonparametric
-Statistics, ch. 3.2), the whole range when there are fewer than six pairs. Shared machines are noisy, so a metric whose
-native runs spread more than NOISY is marked.
+it, see interval(). Shared machines are noisy, so a metric whose native runs spread more than NOISY is marked.
 """
 import math
 import os
@@ -15,6 +13,10 @@ import sys
 import time
 
 NOISY = 0.5  # (p90 - p10) / median of the process's own runs
+# By so much a whole run is off from another of the same build, whatever its pairs say: where memory and code came to lie,
+# clocks, neighbours. Measured on runs of an hour (docs/bench.md).
+RUN = 0.02
+STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 %, n - 1 degrees of freedom
 
 
 class Skip(Exception):
@@ -64,9 +66,15 @@ def side(values):
 
 
 def median_interval(values):
-    """[low, high] that holds the median of what the values are drawn from with 95 % or more where that is possible."""
+    """[low, high] that holds the median of what the values are drawn from with 95 % or more: order statistics (Conover,
+    Practical Nonparametric Statistics, ch. 3.2), which assume nothing of the distribution. Of fewer than six values not
+    even the whole range holds it so often: then Student's interval of their logarithms, if all are above 0."""
     v = sorted(values)
     n = len(v)
+    if n in STUDENT and v[0] > 0:
+        logs = [math.log(x) for x in v]
+        e = STUDENT[n] * statistics.stdev(logs) / math.sqrt(n)
+        return [min(math.exp(statistics.fmean(logs) - e), v[0]), max(math.exp(statistics.fmean(logs) + e), v[-1])]
     k = 0
     tail = 0.0
     while k < n // 2:
@@ -78,11 +86,17 @@ def median_interval(values):
     return [v[k], v[n - 1 - k]]
 
 
+def interval(values):
+    """What is printed: median_interval(), widened by what runs differ in."""
+    low, high = median_interval(values)
+    return [low * (1 - RUN), high * (1 + RUN)]
+
+
 def ratio(pvm, native):
     pairs = [p / n for p, n in zip(pvm, native) if n]
     if not pairs:
         return {"median": math.nan, "low": math.nan, "high": math.nan, "pairs": []}
-    low, high = median_interval(pairs)
+    low, high = interval(pairs)
     return {"median": statistics.median(pairs), "low": low, "high": high, "pairs": pairs}
 
 

@@ -84,7 +84,7 @@ def judge(claim, metrics):
     if claim["field"] == "ratio":
         low, high = v["low"], v["high"]
     else:
-        low, high = h.median_interval(v["samples"])
+        low, high = h.interval(v["samples"])
     bad = low > claim["limit"] if claim["op"] == "<=" else high < claim["limit"]
     return "contradicted" if bad else "holds", v["median"]
 

@@ -96,22 +96,6 @@ static int lib_verify(const struct store_entry *e, bool sound, void *arg)
 	return 0;
 }
 
-static size_t put_string(char *out, const char *s)
-{
-	size_t n = 0;
-	out[n++] = '"';
-	for (; *s; s++) {
-		unsigned char c = (unsigned char)*s;
-		if (c < ' ' || c == '"' || c == '\\' || c == 127)
-			n += (size_t)sprintf(out + n, "\\u%04x", c);
-		else
-			out[n++] = (char)c;
-	}
-	out[n++] = '"';
-	out[n] = 0;
-	return n;
-}
-
 static bool wanted(const struct lib *l, const struct store_entry *e, const char *hex)
 {
 	size_t n = l->want ? strlen(l->want) : 0, p = strlen(e->path);
@@ -119,39 +103,50 @@ static bool wanted(const struct lib *l, const struct store_entry *e, const char 
 	       (n >= 4 && e->has_image && !strncmp(hex, l->want, n));
 }
 
+static void print_json(FILE *o, const struct store_entry *e, const char *hex)
+{
+	fputs("{\"path\":", o);
+	put_json(o, e->path, strlen(e->path));
+	fprintf(o,
+		",\"image\":%s%s%s,\"size\":%llu,\"offset\":%llu,\"length\":%llu,\"device\":%llu,\"inode\":%llu,"
+		"\"syscalls\":%u,\"cpuids\":%u}",
+		e->has_image ? "\"" : "", e->has_image ? hex : "null", e->has_image ? "\"" : "",
+		(unsigned long long)e->size, (unsigned long long)e->key.off, (unsigned long long)e->key.len,
+		(unsigned long long)e->key.dev, (unsigned long long)e->key.ino, e->nr_found, e->nr_cpuid);
+}
+
 static int lib_print(const struct store_entry *e, bool sound, void *arg)
 {
 	struct lib *l = arg;
-	char hex[2 * STORE_HASH + 1] = "-", line[4096], path[6 * STORE_PATH + 3], plain[STORE_PATH];
+	char hex[2 * STORE_HASH + 1] = "-", *text = NULL;
+	size_t len;
 	if (sound && e->has_image)
 		store_hex(e->image, hex);
 	if (!sound || !wanted(l, e, hex))
 		return 0;
-	put_string(path, e->path);
-	snprintf(plain, sizeof plain, "%s", e->path);
-	for (char *c = plain; *c; c++)
-		if ((unsigned char)*c < ' ' || *c == 127)
-			*c = '?';
-	if (l->json)
-		snprintf(line, sizeof line,
-			 "%s{\"path\":%s,\"image\":%s%s%s,\"size\":%llu,\"offset\":%llu,\"length\":%llu,"
-			 "\"device\":%llu,\"inode\":%llu,\"syscalls\":%u,\"cpuids\":%u}",
-			 l->n ? ",\n" : "", path, e->has_image ? "\"" : "", e->has_image ? hex : "null",
-			 e->has_image ? "\"" : "", (unsigned long long)e->size, (unsigned long long)e->key.off,
-			 (unsigned long long)e->key.len, (unsigned long long)e->key.dev, (unsigned long long)e->key.ino,
-			 e->nr_found, e->nr_cpuid);
-	else if (l->all)
-		snprintf(line, sizeof line,
-			 "path      %s\nimage     %s\nsize      %llu\ntext      %llu bytes at %llu\nfile      device "
-			 "%llu, "
-			 "inode %llu, %llu bytes\nsyscalls  %u\ncpuids    %u\n\n",
-			 plain, hex, (unsigned long long)e->size, (unsigned long long)e->key.len,
-			 (unsigned long long)e->key.off, (unsigned long long)e->key.dev, (unsigned long long)e->key.ino,
-			 (unsigned long long)e->key.size, e->nr_found, e->nr_cpuid);
-	else
-		snprintf(line, sizeof line, "%-16.16s %9llu  %s\n", hex, (unsigned long long)e->size, plain);
+	FILE *o = open_memstream(&text, &len);
+	if (!o)
+		return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
+	if (l->json) {
+		fputs(l->n ? ",\n" : "", o);
+		print_json(o, e, hex);
+	} else if (l->all) {
+		fputs("path      ", o);
+		put_line(o, e->path, strlen(e->path), STORE_PATH);
+		fprintf(o,
+			"\nimage     %s\nsize      %llu\ntext      %llu bytes at %llu\nfile      device %llu, inode "
+			"%llu, "
+			"%llu bytes\nsyscalls  %u\ncpuids    %u\n\n",
+			hex, (unsigned long long)e->size, (unsigned long long)e->key.len,
+			(unsigned long long)e->key.off, (unsigned long long)e->key.dev, (unsigned long long)e->key.ino,
+			(unsigned long long)e->key.size, e->nr_found, e->nr_cpuid);
+	} else {
+		fprintf(o, "%-16.16s %9llu  ", hex, (unsigned long long)e->size);
+		put_line(o, e->path, strlen(e->path), STORE_PATH);
+		fputc('\n', o);
+	}
 	l->n++;
-	return cli_print(line, l->err) ? -1 : 0;
+	return lib_print_free(o, &text, l->err) ? -1 : 0;
 }
 
 static int list(struct lib *l)

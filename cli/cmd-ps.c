@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "../util/utf8.h"
 #include "cli.h"
 #include "families.h"
 #include "ps.h"
@@ -66,51 +67,24 @@ static const char *role(const struct family *f, const struct member *m)
 
 /* ---- text from guests ---------------------------------------------------------------------------------------------- */
 
-/* Length of the UTF-8 character at s, 0 when there is none; control characters are none. */
-static int utf8(const unsigned char *s, const unsigned char *end)
-{
-	if (*s < 0x80)
-		return *s >= 0x20 && *s != 0x7f;
-	int n = *s >= 0xc2 && *s < 0xe0 ? 2 : *s >= 0xe0 && *s < 0xf0 ? 3 : *s >= 0xf0 && *s < 0xf5 ? 4 : 0;
-	if (!n || end - s < n)
-		return 0;
-	for (int i = 1; i < n; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	if ((*s == 0xe0 && s[1] < 0xa0) || (*s == 0xed && s[1] > 0x9f) || (*s == 0xf0 && s[1] < 0x90) ||
-	    (*s == 0xf4 && s[1] > 0x8f))
-		return 0;
-	return *s == 0xc2 && s[1] < 0xa0 ? 0 : n; /* C1 controls move terminals, too */
-}
-
 void put_json(FILE *f, const char *s, size_t len)
 {
-	const unsigned char *p = (const unsigned char *)s, *end = p + len;
+	char text[JSON_CHAR_MAX];
 	fputc('"', f);
-	while (p < end) {
-		int n = utf8(p, end);
-		if (*p == '"' || *p == '\\')
-			fprintf(f, "\\%c", *p++);
-		else if (n)
-			for (; n; n--)
-				fputc(*p++, f);
-		else if (*p < 0x20 || *p == 0x7f)
-			fprintf(f, "\\u%04x", *p++);
-		else
-			p++, fputs("\xef\xbf\xbd", f); /* the replacement character */
-	}
+	for (const char *end = s + len; s < end;)
+		fwrite(text, 1, (size_t)json_char(&s, end, text), f);
 	fputc('"', f);
 }
 
 void put_line(FILE *f, const char *s, size_t len, int width)
 {
-	const unsigned char *p = (const unsigned char *)s, *end = p + len;
-	for (; p < end && width > 0; width--) {
-		int n = utf8(p, end);
+	const char *end = s + len;
+	for (; s < end && width > 0; width--) {
+		int n = utf8_char(s, end);
 		if (!n)
-			fputc(*p++ ? '?' : ' ', f);
+			fputc(*s++ ? '?' : ' ', f);
 		for (; n; n--)
-			fputc(*p++, f);
+			fputc(*s++, f);
 	}
 }
 

@@ -43,7 +43,7 @@ const char cmd_run_help[] =
 	"  --help                   print this\n"
 	"\n"
 	"Options end at PROGRAM. It sees /usr, /etc, its own directory and the working directory read-only; /tmp,\n"
-	"/run, /var and /home are empty and its own. Give it more with --volume.\n"
+	"/run, /var, /home and /root are empty and its own. Give it more with --volume.\n"
 	"\n"
 	"Exit status: the program's. 125 if KylinX failed, 126 if PROGRAM cannot be executed, 127 if it is not\n"
 	"found.\n";

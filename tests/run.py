@@ -35,11 +35,12 @@ GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get(
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
-GUEST_COMPARED = set() if BUILD.endswith("san") else {"ipc"}
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "ipc"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.
-GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]]}
+GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]],
+                 "dgram": [[], ["--io", "poll"]]}
 SKIP_STATUS = 77
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)

@@ -14,7 +14,7 @@ UNIT_SRC_policy = monitor/core/policy.c monitor/core/policy_read.c monitor/core/
 	monitor/core/elf.c util/dirs.c util/err.c util/sha256.c
 UNIT_LIBS_policy = -l:libsodium.a
 UNIT_SRC_random = libos/core/random.c
-UNIT_SRC_strace = monitor/core/strace.c monitor/core/stats.c
+UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_family = monitor/core/family.c
 UNIT_DEP_time = monitor/core/timepage.c $(BUILD)/vdso.so
 UNIT_SAN_time = undefined

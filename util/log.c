@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "log.h"
-#include <errno.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include "quiet.h"
 
 static enum kx_log_level log_level = KX_LOG_WARN;
 static int log_fd = 2;
@@ -45,21 +44,6 @@ static int within_rate(struct kx_log_site *site)
 	return 0;
 }
 
-/* The program must not die of a reader of the log that has gone. */
-static void write_quietly(const char *line, size_t n)
-{
-	sigset_t pipe, old, pending;
-	struct timespec none = { 0, 0 };
-	sigemptyset(&pipe);
-	sigaddset(&pipe, SIGPIPE);
-	sigprocmask(SIG_BLOCK, &pipe, &old);
-	sigpending(&pending);
-	if (write(log_fd, line, n) < 0 && errno == EPIPE && !sigismember(&pending, SIGPIPE))
-		sigtimedwait(&pipe, NULL, &none);
-	if (!sigismember(&old, SIGPIPE))
-		sigprocmask(SIG_UNBLOCK, &pipe, NULL);
-}
-
 void kx_log_at(struct kx_log_site *site, enum kx_log_level level, const char *module, const char *fmt, ...)
 {
 	char line[1024];
@@ -78,5 +62,5 @@ void kx_log_at(struct kx_log_site *site, enum kx_log_level level, const char *mo
 		site->dropped = 0;
 	}
 	line[n++] = '\n';
-	write_quietly(line, n);
+	write_quietly(log_fd, line, (size_t)n);
 }

@@ -16,6 +16,8 @@
 #define NR_recvfrom 45
 #define NR_sendmsg 46
 #define NR_recvmsg 47
+#define NR_getpeername 52
+#define NR_setsockopt 54
 #define NR_epoll_ctl 233
 #define F_PEEK 2u
 #define F_DONTWAIT 0x40u
@@ -246,6 +248,7 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	    !(r = room_for(io->ctx, 0, &head)) ||
 	    !__atomic_compare_exchange_n(&io->s->owner, &ctx, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
+	io->s->tcp = 0;
 	publish(io, r, 0, KX_BREC_CLOSE, head);
 	*ret = 0;
 	return true;
@@ -270,6 +273,45 @@ static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 		return false;
 	*(struct kx_badd *)(r + 1) = add;
 	publish(io, r, sizeof add, KX_BREC_ADD, head);
+	*ret = 0;
+	return true;
+}
+
+/*
+ * What a server sets of a connection just accepted, before it knows whether it will ever hear of it. Only what can't
+ * fail, and only of a socket that nobody else has seen or that is this thread's.
+ */
+static bool set_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_bopt opt = { .level = (int32_t)f->rsi, .name = (int32_t)f->rdx };
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, f->rdi, &ctx) || !io->s->tcp || (int32_t)f->r8 < (int32_t)sizeof opt.value ||
+	    (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx &&
+	     !__atomic_load_n(&io->s->fresh, __ATOMIC_ACQUIRE)) ||
+	    user_read(&opt.value, f->r10, sizeof opt.value) || !kx_bopt_fits(&opt) ||
+	    !(r = room_for(io->ctx, sizeof opt, &head)))
+		return false;
+	*(struct kx_bopt *)(r + 1) = opt;
+	publish(io, r, sizeof opt, KX_BREC_OPT, head);
+	*ret = 0;
+	return true;
+}
+
+/* Of the connection that this thread accepted in its last call: a reset that came since, nobody can have told it of. */
+static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	int32_t room, len;
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	const struct kx_bpeer *p = &io->ctx->peer;
+	len = (int32_t)p->len;
+	if (p->fd != (int32_t)io->fd || p->gen != io->s->gen || p->epoch != (uint32_t)io->ctx->exits || !io->s->tcp ||
+	    len > (int32_t)sizeof p->addr || user_read(&room, f->rdx, sizeof room) || room < 0 ||
+	    user_write(f->rsi, p->addr, (uint64_t)(room < len ? room : len)) || user_write(f->rdx, &len, sizeof len))
+		return false;
 	*ret = 0;
 	return true;
 }
@@ -329,11 +371,20 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case NR_epoll_ctl:
 		done = add_later(t, &io, f, ret);
 		break;
+	case NR_setsockopt:
+		done = set_later(t, &io, f, ret);
+		break;
+	case NR_getpeername:
+		done = peer_name(t, &io, f, ret);
+		break;
 	case NR_close:
 		done = close_later(t, &io, f->rdi, ret);
 		break;
 	default:
-		done = f->orig_rax <= 63 && mine >> f->orig_rax & 1 && find(t, &io, f->rdi) && try_call(&io, f, ret);
+		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
+			return false;
+		libfile_flush(t);
+		done = find(t, &io, f->rdi) && try_call(&io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;
@@ -342,6 +393,8 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 
 void batch_flush(struct kx_thread *t)
 {
+	if (SHARED->dgram)
+		dgram_flush(t);
 	uint32_t n = SHARED->batch && !t->vfork ? BATCH->ctx_of[t->index % KX_AREA_MAX] : 0;
 	if (!n || n > KX_BATCH_CTXS)
 		return;

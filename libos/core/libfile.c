@@ -2,39 +2,103 @@
 #include "../../abi/kx_libfile.h"
 #include "libos.h"
 
+#define NR_read 0
+#define NR_close 3
+#define NR_fstat 5
+#define NR_mmap 9
+#define NR_mprotect 10
+#define NR_munmap 11
+#define NR_pread64 17
+#define NR_fcntl 72
+#define NR_getppid 110
+#define NR_newfstatat 262
 #define AT_EMPTY_PATH 0x1000
+#define F_SETFD 2
+#define MAP_ANONYMOUS 0x20
+#define MAP_DENYWRITE 0x800
 
-static bool put_stat(const struct kx_libfile *l, uint64_t at, int64_t *ret)
+static struct kx_libfile *const lib = (struct kx_libfile *)KX_LIBFILE_BASE;
+
+static bool put_stat(uint64_t at, int64_t *ret)
 {
 	*ret = 0;
-	return user_write(at, l->stat, sizeof l->stat) == 0; /* else the monitor's: it knows the error */
+	return user_write(at, lib->stat, sizeof lib->stat) == 0; /* else the monitor's: it knows the error */
+}
+
+/* The next of what the monitor has made ahead. */
+static bool ahead(const struct kx_frame *f, int64_t *ret)
+{
+	const struct kx_libop *o = &lib->op[lib->asked];
+	if (lib->used != lib->head_read || lib->asked >= lib->nr_ops || lib->asked >= KX_LIBFILE_OPS ||
+	    f->orig_rax != o->nr || f->rdi != o->addr || ((f->rsi + 4095) & -4096ul) != o->len ||
+	    (uint32_t)f->rdx != o->prot)
+		return false;
+	if (o->nr == NR_mmap && (((uint32_t)f->r10 & ~MAP_DENYWRITE) != o->flags || f->r9 != o->off ||
+				 (!(o->flags & MAP_ANONYMOUS) && (int32_t)f->r8 != lib->fd)))
+		return false;
+	lib->asked++;
+	*ret = (int64_t)o->ret;
+	return true;
+}
+
+/* What the monitor will do at the next exit. */
+static bool later(const struct kx_frame *f, int64_t *ret)
+{
+	for (unsigned i = 0; i < KX_LIBFILE_LATER; i++) {
+		const struct kx_liblater *l = &lib->later[i];
+		if (l->addr && l->addr == f->rdi && l->nr == f->orig_rax && l->len == ((f->rsi + 4095) & -4096ul) &&
+		    (l->nr == NR_munmap || l->prot == (uint32_t)f->rdx) && !(lib->later_asked >> i & 1)) {
+			lib->later_asked |= 1ul << i;
+			*ret = 0;
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool file_call(struct kx_frame *f, int64_t *ret)
+{
+	uint64_t n = f->rdx < lib->len ? f->rdx : lib->len;
+	char c = 1;
+	switch (f->orig_rax) {
+	case NR_read:
+		if ((int32_t)f->rdi != lib->fd || lib->used || !n || (f->rdx > n && lib->len == KX_LIBFILE_HEAD) ||
+		    user_write(f->rsi, lib->head, n))
+			return false;
+		lib->used = (uint32_t)n;
+		*ret = (int64_t)n;
+		return true;
+	case NR_pread64: /* glibc, where the program headers are more than it has read */
+		*ret = (int64_t)n;
+		return (int32_t)f->rdi == lib->fd && n && f->rdx == n && f->r10 <= lib->len - n &&
+		       !user_write(f->rsi, lib->head + f->r10, n);
+	case NR_close:
+		if ((int32_t)f->rdi != lib->fd)
+			return false;
+		lib->on &= ~KX_LIBFILE_FILE;
+		lib->closed = 1;
+		*ret = 0;
+		return true;
+	case NR_fstat:
+		return (int32_t)f->rdi == lib->fd && put_stat(f->rsi, ret);
+	case NR_mmap:
+	case NR_mprotect:
+		return ahead(f, ret);
+	case NR_fcntl: /* musl, for kernels that don't know O_CLOEXEC */
+		*ret = 0;
+		return (int32_t)f->rdi == lib->fd && (uint32_t)f->rsi == F_SETFD && f->rdx == 1;
+	case NR_newfstatat:
+		return (int32_t)f->rdi == lib->fd && (uint32_t)f->r10 == AT_EMPTY_PATH && !user_read(&c, f->rsi, 1) &&
+		       !c && put_stat(f->rdx, ret);
+	}
+	return false;
 }
 
 bool libfile_call(struct kx_frame *f, int64_t *ret)
 {
-	struct kx_libfile *l = (struct kx_libfile *)KX_LIBFILE_BASE;
-	uint64_t n = f->rdx < l->len ? f->rdx : l->len;
-	char c = 1;
-	switch (f->orig_rax) {
-	case 0: /* read */
-		if ((int32_t)f->rdi != l->fd || l->used || !n || (f->rdx > n && l->len == KX_LIBFILE_HEAD) ||
-		    user_write(f->rsi, l->head, n))
-			return false;
-		l->used = (uint32_t)n;
-		*ret = (int64_t)n;
+	if (lib->on & KX_LIBFILE_FILE && file_call(f, ret))
 		return true;
-	case 3: /* close */
-		if ((int32_t)f->rdi != l->fd)
-			return false;
-		l->on = 0;
-		l->closed = 1;
-		*ret = 0;
-		return true;
-	case 5: /* fstat */
-		return (int32_t)f->rdi == l->fd && put_stat(l, f->rsi, ret);
-	case 262: /* newfstatat */
-		return (int32_t)f->rdi == l->fd && (uint32_t)f->r10 == AT_EMPTY_PATH && !user_read(&c, f->rsi, 1) &&
-		       !c && put_stat(l, f->rdx, ret);
-	}
-	return false;
+	return lib->on & KX_LIBFILE_CALLS && (f->orig_rax == NR_mprotect || f->orig_rax == NR_munmap) && later(f, ret);
 }
+
+void libfile_flush_now(struct kx_thread *t) { hypercall(t, NR_getppid, 0, 0, 0, 0, 0, 0); }

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include "../../abi/kx_abi.h"
+#include "../../abi/kx_libfile.h"
 
 #define KX_ENOSYS 38
 #define KX_EINTR 4
@@ -100,11 +101,23 @@ uint64_t site_resume(uint64_t rip);
 
 /* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
 bool libfile_call(struct kx_frame *f, int64_t *ret);
+/* Before anything without an exit that could bring news from outside: what was noted for the next exit is made. */
+void libfile_flush_now(struct kx_thread *t);
+static inline void libfile_flush(struct kx_thread *t)
+{
+	if (((const struct kx_libfile *)KX_LIBFILE_BASE)->later_asked)
+		libfile_flush_now(t);
+}
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* Before something that other processes see without the monitor: what this thread has written comes first. */
 void batch_flush(struct kx_thread *t);
+
+/* dgram.c: datagrams that need no exit. False: the monitor's. */
+bool dgram_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+/* As batch_flush(), which calls it; and what was received ahead counts no more as all that there is. */
+void dgram_flush(struct kx_thread *t);
 
 _Noreturn void libos_panic(const char *msg);
 #endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* System calls: what can be answered here is; the rest goes to the monitor. */
 #include "ktime.h"
-#include "../../abi/kx_libfile.h"
 #include "libos.h"
 #include "random.h"
 
@@ -197,7 +196,7 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		*ret = 0;
 		return true;
 	}
-	return SHARED->batch && batch_call(t, f, ret);
+	return (SHARED->batch && batch_call(t, f, ret)) || (SHARED->dgram && dgram_call(t, f, ret));
 }
 
 /* As local(), but these may end up in the monitor. */

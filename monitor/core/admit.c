@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "fsize.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "sign.h"
@@ -69,6 +70,7 @@ static struct admit_subject who_runs;
 static struct image **images;
 static unsigned nr_images, cap_images;
 static __thread enum policy_way way_now = POLICY_WAY_OTHER;
+static __thread bool ahead;
 static char loader_path[PATH_MAX];
 static uint64_t loader_start, loader_end;
 
@@ -94,7 +96,9 @@ int admit_adopt(int fd, struct kx_err *err)
 
 static int block_seal(const void *block, size_t len)
 {
+	struct fsize limit;
 	int fd = memfd_create("kylinx-policy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	fsize_lift(&limit);
 	size_t done = 0;
 	while (fd >= 0 && done < len) {
 		ssize_t n = write(fd, (const char *)block + done, len - done);
@@ -102,6 +106,7 @@ static int block_seal(const void *block, size_t len)
 			break;
 		done += (size_t)n;
 	}
+	fsize_drop(&limit);
 	if (fd >= 0 && done == len && !fcntl(fd, F_ADD_SEALS, SEALS))
 		return fd;
 	int e = errno;
@@ -333,7 +338,7 @@ static bool path_of(int fd, const struct stat *st, char path[PATH_MAX], size_t *
 	snprintf(name, sizeof name, "thread-self/fd/%d", fd);
 	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path + *own, PATH_MAX - 1 - *own) : -1;
 	path[*own + (n > 0 ? (size_t)n : 0)] = 0;
-	if (n >= (ssize_t)(PATH_MAX - 1 - *own)) /* cut */
+	if ((n <= 0 && *own) || n >= (ssize_t)(PATH_MAX - 1 - *own)) /* none, as of a path that is too long; or cut */
 		path[0] = '?';
 	return S_ISREG(st->st_mode) && (st->st_nlink || strncmp(path + *own, "/memfd:", 7));
 }
@@ -378,18 +383,12 @@ static int copy_fill(int from, uint64_t size)
 	return r ? r : fd;
 }
 
-/* The program's limit of what it writes to files is not meant. */
 static int copy_make(int from, uint64_t size)
 {
-	struct rlimit was, all;
-	if (getrlimit(RLIMIT_FSIZE, &was) || was.rlim_cur >= size)
-		return copy_fill(from, size);
-	if (was.rlim_max < size)
-		return -EFBIG;
-	all = (struct rlimit){ was.rlim_max, was.rlim_max };
-	setrlimit(RLIMIT_FSIZE, &all);
+	struct fsize limit;
+	fsize_lift(&limit);
 	int r = copy_fill(from, size);
-	setrlimit(RLIMIT_FSIZE, &was);
+	fsize_drop(&limit);
 	return r;
 }
 
@@ -607,16 +606,27 @@ void admit_loader(const char *path, uint64_t start, uint64_t end)
 	loader_end = end;
 }
 
+const char *admit_loader_path(void) { return loader_path; }
+
+bool admit_call_of_loader(void)
+{
+	struct kx_frame *f;
+	if (!self || !self->area || !self->hcall)
+		return false;
+	f = gva_ptr(self->area_gva + KX_AREA_SIZE - sizeof *f);
+	uint64_t rip = __atomic_load_n(&f->rip, __ATOMIC_RELAXED);
+	return rip >= loader_start && rip < loader_end;
+}
+
 /* Where the call in progress came from, as the guest has it. */
 static enum policy_way way_of_call(void)
 {
-	struct kx_frame *f;
-	if (way_now != POLICY_WAY_OTHER || !self || !self->area || !self->hcall)
+	if (way_now != POLICY_WAY_OTHER)
 		return way_now;
-	f = gva_ptr(self->area_gva + KX_AREA_SIZE - sizeof *f);
-	uint64_t rip = __atomic_load_n(&f->rip, __ATOMIC_RELAXED);
-	return rip >= loader_start && rip < loader_end ? POLICY_WAY_LOADER : POLICY_WAY_OTHER;
+	return admit_call_of_loader() ? POLICY_WAY_LOADER : POLICY_WAY_OTHER;
 }
+
+void admit_ahead(bool on) { ahead = on; }
 
 int admit_memory(const char *what)
 {
@@ -624,6 +634,8 @@ int admit_memory(const char *what)
 	enum policy_verdict v = policy_anonymous(policy, &who_runs.s, why);
 	if (v == POLICY_ALLOW)
 		return 0;
+	if (ahead)
+		return -EACCES;
 	snprintf(line, sizeof line, "%s: %s", what, why);
 	return verdict_tell(v, line, true);
 }
@@ -633,6 +645,13 @@ static int image_judge(struct image *m, enum policy_way way)
 	char why[POLICY_WHY];
 	if (m->verdict[way] == 1 + POLICY_WARN || (m->verdict[way] == 1 + POLICY_ALLOW && time(NULL) < m->until[way]))
 		return 0;
+	if (ahead) {
+		if (image_ask(&who_runs, m, way, *loader_path ? loader_path : NULL, why) != POLICY_ALLOW)
+			return -EACCES;
+		m->verdict[way] = 1 + POLICY_ALLOW;
+		m->until[way] = time(NULL) + ASK_AGAIN;
+		return 0;
+	}
 	return admit_judge(&who_runs, m, way, *loader_path ? loader_path : NULL, true, why);
 }
 
@@ -652,7 +671,8 @@ int admit_file(int fd, struct image **out)
 			return admit_memory(S_ISREG(st.st_mode) ? "memfd" : "mmap");
 		if ((r = image_make(fd, &st, path, own, who_runs.bytes, &m))) {
 			snprintf(line, sizeof line, "%.160s: cannot be looked at: %s", path, strerror(-r));
-			verdict_tell(POLICY_DENY, line, true);
+			if (!ahead)
+				verdict_tell(POLICY_DENY, line, true);
 			return r;
 		}
 	}

@@ -68,7 +68,13 @@ void admit_way(enum policy_way way);
 /* The PT_INTERP in charge: from where a call counts as its own. */
 void admit_loader(const char *path, uint64_t start, uint64_t end);
 
+/* The call in progress of this thread comes from it, as far as the guest says. */
+bool admit_call_of_loader(void);
+const char *admit_loader_path(void); /* "": there is none */
+
 /* ---- memory (gmem.c), with pvm.mm_lock ---- */
+/* This thread asks for what may never be wanted: only what is allowed without a word is, and nothing is told or counted. */
+void admit_ahead(bool on);
 extern bool admit_on; /* false: nothing is asked */
 /* Executable memory that comes from no file. 0 or -EACCES. */
 int admit_memory(const char *what);

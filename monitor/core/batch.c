@@ -2,24 +2,23 @@
 #include "batch.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "dgram.h"
+#include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "thread.h"
 #include "sig.h"
-#include "spare.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -27,13 +26,10 @@
 #define LEFT_MAX (64u << 20) /* bytes that the kernel would not take: of all sockets */
 #define HINTS 32768
 #define LEASES_MAX 16
-#define HC_FIRST 1024  /* sig_next */
-#define HC_LAST 1029   /* seed */
-#define TICK_NS 500000 /* of the flusher: what it sees twice is sent */
-#define TICKS_IDLE 16  /* after so many without anything to do it sleeps */
-#define DRAIN_MS 5000  /* how long the end of a socket waits for what the kernel would not take */
-#define FILE_IDLE 64   /* calls of a thread until a file that it does not send is forgotten */
-#define FLUSHER_STACK (128 << 10)
+#define HC_FIRST 1024 /* sig_next */
+#define HC_LAST 1029  /* seed */
+#define DRAIN_MS 5000 /* how long the end of a socket waits for what the kernel would not take */
+#define FILE_IDLE 64  /* calls of a thread until a file that it does not send is forgotten */
 
 enum kind { NONE, TCP, UNIX };
 
@@ -61,9 +57,8 @@ struct sock {
 struct ctx {
 	struct thread *t; /* NULL = free */
 	struct kx_bctx *g;
-	uint64_t tail;
+	uint64_t tail, flushed; /* flushed: tail as flush() began */
 	bool in_guest;
-	uint64_t seen;     /* head as the flusher saw it, since the last exit */
 	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
 	int fd[FETCHES_MAX];
 	uint32_t nr_live; /* sockets that may be written to */
@@ -89,10 +84,6 @@ static bool lease_lost; /* nobody can tell: for ever */
 static int nr_held;
 static bool mapped, selfish;
 static size_t left_bytes;
-static struct {
-	int awake;
-	pid_t pid;
-} flusher;
 
 static void close_if(int fd)
 {
@@ -174,6 +165,7 @@ static void keep(int fd, struct sock *s, const uint8_t *p, uint32_t len, uint32_
 	while (*end)
 		end = &(*end)->next;
 	*end = l;
+	flusher_due();
 	__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -222,17 +214,18 @@ static bool length_fits(const struct kx_brec *r)
 {
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_OPT   ? r->len == sizeof(struct kx_bopt)
 	       : r->flags & KX_BREC_CLOSE ? !r->len
 					  : true;
 }
 
-/* The next record of x, copied: false when there is none. */
+/* The next record of x, copied: false when there is none. At most a full ring of them is taken between two calls of flush(). */
 static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 {
 	const uint8_t *ring = (const uint8_t *)x->g + KX_BATCH_TX;
 	for (;;) {
 		uint64_t there = __atomic_load_n(&x->g->head, __ATOMIC_ACQUIRE) - x->tail;
-		if (!there)
+		if (!there || x->tail - x->flushed >= KX_BATCH_TX_SIZE)
 			return false;
 		uint64_t at = x->tail % KX_BATCH_TX_SIZE;
 		memcpy(r, ring + at, sizeof *r);
@@ -306,6 +299,21 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
 	send_failed(fd, s, r);
 }
 
+/* Fails where an administrator's program (BPF) forbids it. */
+static void set_option(int fd, struct sock *s, const uint8_t *data)
+{
+	struct kx_bopt opt;
+	memcpy(&opt, data, sizeof opt);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (s->kind != TCP || !kx_bopt_fits(&opt))
+		pvm_panic("LibOS: the queue of sends is broken");
+	long r = HC6(SYS_setsockopt, fd, opt.level, opt.name, &opt.value, sizeof opt.value, 0);
+	if (!r)
+		return;
+	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
+	send_failed(fd, s, r);
+}
+
 static void close_socket(int fd, struct sock *s)
 {
 	drop(fd, s);
@@ -321,21 +329,29 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
 		add_to_epoll(r->fd, s, data);
+	else if (r->flags & KX_BREC_OPT)
+		set_option(r->fd, s, data);
 	else if (r->flags & KX_BREC_CLOSE)
 		close_socket(r->fd, s);
 	else
 		send_data(r->fd, s, data, r->len, r->flags);
 }
 
-/* Send all that is queued, in the order of the writes. */
+/*
+ * Send all that was queued before, in the order of the writes. What other threads add meanwhile is left to the next
+ * call, or they could keep this one here for ever. Its tickets tell; a guest that lies about them finds an end, too.
+ */
 static void flush(void)
 {
+	const uint64_t limit = nr_ctxs ? __atomic_load_n(&shared()->ticket, __ATOMIC_SEQ_CST) : 0;
+	for (int i = 0; i < nr_ctxs; i++)
+		ctxs[i].flushed = ctxs[i].tail;
 	for (;;) {
 		struct ctx *first = NULL;
 		struct kx_brec r, best = { 0 };
 		const uint8_t *data, *best_data = NULL;
 		for (int i = 0; i < nr_ctxs; i++)
-			if (ctxs[i].t && next_record(&ctxs[i], &r, &data) &&
+			if (ctxs[i].t && next_record(&ctxs[i], &r, &data) && (int64_t)(r.ticket - limit) < 0 &&
 			    (!first || (int64_t)(r.ticket - best.ticket) < 0)) {
 				first = &ctxs[i];
 				best = r;
@@ -356,6 +372,7 @@ static void drop(int fd, struct sock *s)
 	struct kx_bsock *g = guest_sock(fd);
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->tcp, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -426,7 +443,21 @@ static bool map_region(void)
 	return mapped;
 }
 
-static void accepted(int fd)
+/* Who it is from, for the thread's next call. */
+static void note_peer(struct ctx *x, int fd)
+{
+	struct kx_bpeer *p = &x->g->peer;
+	socklen_t len = sizeof p->addr;
+	p->fd = -1;
+	if (socks[fd].kind != TCP || HC6(SYS_getpeername, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
+		return;
+	p->gen = socks[fd].gen;
+	p->epoch = (uint32_t)x->g->exits;
+	p->len = len;
+	__atomic_store_n(&p->fd, fd, __ATOMIC_SEQ_CST);
+}
+
+static void accepted(struct ctx *x, int fd)
 {
 	enum kind k = fd < KX_BATCH_FDS && !no_new && !lingers(fd) ? kind_of(fd) : NONE;
 	drop_fd(fd); /* it can't be there */
@@ -434,8 +465,10 @@ static void accepted(int fd)
 		return;
 	struct sock *s = &socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
-	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1 };
+	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP };
 	nr_socks++;
+	if (x)
+		note_peer(x, fd);
 	if (fd > top_fd)
 		top_fd = fd;
 }
@@ -588,7 +621,7 @@ static struct ctx *ctx_of(const struct thread *t)
 	return NULL;
 }
 
-static bool flusher_start(void);
+static void look(void);
 
 static struct ctx *ctx_make(struct thread *t)
 {
@@ -598,14 +631,14 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !flusher_start())
+	if (!x || !batch_flusher_start())
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
 	x->g = gva_ptr(ctx_gva(x));
-	x->tail = x->seen = x->nr = x->used = x->nr_live = 0;
+	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
-	x->g->epoll = -1;
+	x->g->epoll = x->g->peer.fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
@@ -691,7 +724,7 @@ static void settle_all(void)
 static void leases_look(void)
 {
 	struct timespec now = { 0, 0 };
-	if (!nr_held || lease_lost)
+	if (!nr_leases || lease_lost)
 		return;
 	for (int i = 0; i < nr_leases;) {
 		struct pollfd p = { .fd = leases[i], .events = POLLIN };
@@ -708,6 +741,16 @@ static void leases_look(void)
 	for (int fd = 0; fd <= top_fd; fd++)
 		socks[fd].held = false;
 	nr_held = 0;
+	dgram_alone_again();
+}
+
+void batch_leases_look(void)
+{
+	if (!__atomic_load_n(&nr_leases, __ATOMIC_RELAXED))
+		return;
+	pthread_mutex_lock(&lock);
+	leases_look();
+	pthread_mutex_unlock(&lock);
 }
 
 static void after_wait(struct hcall *c, int n)
@@ -734,65 +777,29 @@ static void after_wait(struct hcall *c, int n)
 
 /* ---- the flusher -------------------------------------------------------------------------------------------------------- */
 
-/* A look at everything. False: nobody could have anything to send. */
-static bool tick(void)
+/* Nobody has made a call for a while. */
+static void look(void)
 {
-	bool busy = left_bytes != 0, late = false;
+	bool busy = false, late = false;
 	pthread_mutex_lock(&lock);
 	for (int i = 0; i < nr_ctxs; i++) {
 		struct ctx *x = &ctxs[i];
 		if (!x->t || !x->in_guest)
 			continue;
 		busy = true;
-		late |= x->seen > x->tail;
-		x->seen = x->g->head;
+		late |= x->g->head != x->tail;
 	}
 	if (late)
 		flush();
 	for (int fd = 0; left_bytes && fd <= top_fd; fd++)
 		if (find(fd) && socks[fd].left)
 			drive_left(fd, &socks[fd]);
+	if (dgram_tick() || busy || left_bytes)
+		flusher_due();
 	pthread_mutex_unlock(&lock);
-	return busy;
 }
 
-static void *flusher_main(void *arg)
-{
-	const struct timespec ts = { 0, TICK_NS };
-	int idle = 0;
-	prctl(PR_SET_NAME, PVM_THREADS "flusher");
-	for (;;) {
-		host_call(SYS_nanosleep, (long)&ts, 0, 0, 0, 0, 0);
-		idle = tick() ? 0 : idle + 1;
-		if (idle < TICKS_IDLE)
-			continue;
-		__atomic_store_n(&flusher.awake, 0, __ATOMIC_SEQ_CST);
-		if (!tick())
-			host_call(SYS_futex, (long)&flusher.awake, FUTEX_WAIT_PRIVATE, 0, 0, 0, 0);
-		__atomic_store_n(&flusher.awake, 1, __ATOMIC_SEQ_CST);
-		idle = 0;
-	}
-	return arg;
-}
-
-static void flusher_wake(void)
-{
-	if (__atomic_load_n(&flusher.awake, __ATOMIC_SEQ_CST))
-		return;
-	__atomic_store_n(&flusher.awake, 1, __ATOMIC_SEQ_CST);
-	host_call(SYS_futex, (long)&flusher.awake, FUTEX_WAKE_PRIVATE, 1, 0, 0, 0);
-}
-
-static bool flusher_start(void)
-{
-	if (flusher.pid == pvm.pid)
-		return true;
-	flusher.awake = 1;
-	spare_forbid(); /* it shares the table of descriptors */
-	if (!thread_own_start(NULL, FLUSHER_STACK, flusher_main, NULL))
-		flusher.pid = pvm.pid;
-	return flusher.pid == pvm.pid;
-}
+bool batch_flusher_start(void) { return flusher_start(look); }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
 
@@ -955,7 +962,7 @@ static void note_result(struct hcall *c, int64_t r)
 	case SYS_accept:
 	case SYS_accept4:
 		if (r >= 0)
-			accepted((int)r);
+			accepted(ctx_of(c->t), (int)r);
 		return;
 	case SYS_epoll_ctl:
 		if (r == 0)
@@ -1002,8 +1009,7 @@ void batch_leave(struct hcall *c, int64_t r)
 		files_look(x);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
-		x->seen = 0;
-		flusher_wake();
+		flusher_due();
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -1038,6 +1044,8 @@ void batch_fork_share(void)
 		if (!s)
 			continue;
 		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		give_up(fd, s);
 		drain_left(fd, s);
@@ -1056,6 +1064,8 @@ int batch_fds(int (*move)(int *fd))
 	for (int i = 0; i < 2 && !r; i++)
 		if (*inherited[i] >= 0 && !(r = move(inherited[i])))
 			fcntl(*inherited[i], F_SETFD, 0);
+	if (!r)
+		r = flusher_fds(move);
 	pthread_mutex_unlock(&lock);
 	return r;
 }
@@ -1063,7 +1073,7 @@ int batch_fds(int (*move)(int *fd))
 void batch_lease_begin(bool files)
 {
 	int fd[2] = { -1, -1 };
-	if (is_vfork_child() || !nr_socks)
+	if (is_vfork_child() || (!nr_socks && !dgram_active()))
 		return;
 	fd_limit_lift();
 	bool ok = !files && !pipe2(fd, O_CLOEXEC | O_NONBLOCK);
@@ -1131,6 +1141,7 @@ void batch_fork_child(void)
 		lease_mine = lease_new; /* those of further forefathers stay open */
 	lease_new = -1;
 	lease_lost = false;
+	flusher_fork_child();
 	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
 

@@ -10,7 +10,7 @@
  *   - A call that names such a socket finds it in the kernel alone: what was fetched is given up first.
  *   - A socket that others may hold is none of these: after dup, SCM_RIGHTS or in two epolls for ever, after a fork
  *     until all descendants of then have ended.
- *   - A thread that runs on without exits has its queue sent by the flusher, a thread of the monitor's, within 1 ms.
+ *   - A thread that runs on without exits has its queue sent by the flusher, a thread of the monitor's, within 2 ms.
  *   - An error that a send meets is that of the program's next call on the socket, as if it had come a moment later.
  * A child of vfork takes no part (keeper.h). Lock: one, taken after the service thread's and
  * before all others of the monitor's.
@@ -43,6 +43,10 @@ void batch_lease_end(void);
 void batch_vfork_begin(void);
 void batch_vfork_end(void);
 void batch_fork_child(void);
+/* Is what this process had then its alone again? Then dgram_alone_again(). */
+void batch_leases_look(void);
+/* The thread that sends what waits too long (dgram.c uses it, too): there, or made; awake. */
+bool batch_flusher_start(void);
 /* The process ends: send what is queued. */
 void batch_end(void);
 #endif

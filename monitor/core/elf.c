@@ -236,6 +236,12 @@ int elf_parse_phdrs(struct elf_image *im, elf_pread_fn pread_fn, void *ctx, stru
 		case PT_GNU_STACK:
 			im->exec_stack = p->p_flags & PF_X;
 			break;
+		case PT_GNU_RELRO:
+			if (p->p_memsz <= UINT64_MAX - p->p_vaddr) {
+				im->relro = p->p_vaddr & -ELF_PAGE;
+				im->relro_end = (p->p_vaddr + p->p_memsz) & -ELF_PAGE;
+			}
+			break;
 		case PT_PHDR:
 			phdr_seg = *p;
 			break;

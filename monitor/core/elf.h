@@ -33,9 +33,10 @@ struct elf_image {
 	bool has_phdr;   /* the program headers are in memory, at `phdr` */
 	uint64_t file_size, entry, phoff;
 	uint32_t phnum;
-	uint64_t phdr;      /* before relocation */
-	uint64_t low, high; /* extent in whole pages, before relocation */
-	uint64_t align;     /* greatest alignment that a segment asks for; >= ELF_PAGE, power of two */
+	uint64_t phdr;             /* before relocation */
+	uint64_t low, high;        /* extent in whole pages, before relocation */
+	uint64_t relro, relro_end; /* whole pages that a dynamic linker makes read-only, before relocation; 0 = none */
+	uint64_t align;            /* greatest alignment that a segment asks for; >= ELF_PAGE, power of two */
 	uint32_t nr_seg;
 	struct elf_segment seg[ELF_SEG_MAX]; /* ascending, disjoint (neighbours may share a page) */
 	char interp[ELF_INTERP_MAX];         /* "" = none */

@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "fsize.h"
 #include "hcall.h"
 #include "keeper.h"
 #include "load.h"
@@ -202,8 +203,11 @@ static int state_write(const char *program, int program_fd, const struct strings
 	};
 	const unsigned n = sizeof parts / sizeof parts[0];
 	int r = 0;
+	struct fsize limit;
+	fsize_lift(&limit);
 	for (unsigned i = 0; i < n && !r; i++)
 		r = write_all(fd, parts[i].iov_base, parts[i].iov_len);
+	fsize_drop(&limit);
 	if (!r)
 		r = state_seal(fd, parts, n);
 	if (r)

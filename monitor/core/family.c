@@ -14,6 +14,7 @@
 #include "../../abi/kx_pipe.h"
 #include "../../util/procstat.h"
 #include "../dev/procfs.h"
+#include "fsize.h"
 #include "pvm.h"
 #include "stats.h"
 #include "thread.h"
@@ -70,8 +71,15 @@ int family_init(int fd, struct kx_err *err)
 {
 	bool new = fd < 0;
 	if (new) {
+		struct fsize limit;
+		fsize_lift(&limit);
 		fd = memfd_create("kylinx-family", MFD_CLOEXEC);
-		if (fd < 0 || ftruncate(fd, (off_t)(IPC_AT + KX_IPC_SIZE)))
+		int r = fd < 0 || ftruncate(fd, (off_t)(IPC_AT + KX_IPC_SIZE));
+		fsize_drop(&limit);
+		if (r && errno == EFBIG)
+			return kx_err_set(err, EFBIG, "file size: the hard limit is too low (raise `ulimit -Hf` to %u)",
+					  (unsigned)((IPC_AT + KX_IPC_SIZE) / 512 + 1));
+		if (r)
 			return kx_err_set(err, errno, "family: no memory for its table: %s (free some memory)",
 					  strerror(errno));
 	}

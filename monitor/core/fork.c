@@ -18,8 +18,10 @@
 #include "../../util/log.h"
 #include "../dev/procfs.h"
 #include "batch.h"
+#include "dgram.h"
 #include "birth.h"
 #include "family.h"
+#include "fsize.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "ipc.h"
@@ -61,24 +63,28 @@ static void first_done(void)
 static void hooks_prepare(void)
 {
 	batch_fork_lock();
+	dgram_fork_lock();
 	update_fork_prepare();
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
 	procfs_fork_lock();
 	timepage_fork_lock();
 	fd_limit_fork_lock();
+	fsize_fork_lock();
 	alloc_fork_lock();
 }
 
 static void hooks_done(void)
 {
 	alloc_fork_unlock();
+	fsize_fork_unlock();
 	fd_limit_fork_unlock();
 	timepage_fork_unlock();
 	procfs_fork_unlock();
 	pthread_mutex_unlock(&pvm.thr_lock);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	update_fork_done();
+	dgram_fork_unlock();
 	batch_fork_unlock();
 }
 
@@ -203,6 +209,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	pvm_fork_child();
 	serve_fork_child();
 	batch_fork_child();
+	dgram_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
@@ -295,6 +302,7 @@ static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, 
 	hooks_prepare();
 	*e = gate ? -gate_open(gate) : 0;
 	batch_fork_share();
+	dgram_fork_share();
 	pid_t pid = *e || !is_plain(a) ? -1 : spare_fork(t);
 	if (pid < 0 && !*e) {
 		spare_fork_before();
@@ -610,6 +618,9 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		    (a->flags & (CLONE_FILES | (RAW_FLAGS & ~CLONE_PIDFD))) | a->exit_signal;
 	t->vfork_child = c;
 	batch_vfork_begin();
+	dgram_fork_lock();
+	dgram_fork_share();
+	dgram_fork_unlock();
 	pid_t pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
 	int e = errno;
 	bool others = wait_for_all(c);

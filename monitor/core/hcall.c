@@ -16,6 +16,7 @@
 #include "../dev/procfs.h"
 #include "admit.h"
 #include "batch.h"
+#include "dgram.h"
 #include "family.h"
 #include "keeper.h"
 #include "libfile.h"
@@ -554,7 +555,7 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
-	libfile_settle(c.nr);
+	libfile_settle(c.nr, c.arg);
 	if (t->robust_head && !t->robust_host)
 		robust_renew(t);
 	if (t->scratch && is_vfork_child())
@@ -583,8 +584,9 @@ void hcall_dispatch(struct thread *t)
 			traced(&c, 0);
 		if (!batch_enter(&c, &r)) {
 			r = hcall_check(&c);
-			if (!r)
+			if (!r && !dgram_enter(&c, &r))
 				r = run_handler(&c);
+			dgram_leave(&c, r);
 			batch_leave(&c, r);
 		}
 		pipe_after(&c, r);

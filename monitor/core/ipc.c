@@ -50,6 +50,12 @@ static uint64_t with_kind(uint64_t state, uint32_t tid, unsigned kind)
 {
 	return (state & ~0xffffffffull) | (uint64_t)tid << 4 | kind;
 }
+/* Looked at once: others write there. */
+static uint32_t backoff_of(const struct kx_ipc_obj *o)
+{
+	uint32_t n = __atomic_load_n(&o->backoff, __ATOMIC_RELAXED);
+	return n < BACKOFF_MAX ? n : BACKOFF_MAX;
+}
 static uint32_t worker(uint64_t state) { return (uint32_t)state >> 4; }
 static unsigned kind_of(uint64_t state) { return state & KX_IPC_STATE; }
 
@@ -244,7 +250,8 @@ static int64_t move(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 	bool again = r == -EINTR || r == -ENOMEM || r == -EACCES || r == -ENFILE || r == -EMFILE;
 	if (!again) {
 		uint32_t ops = __atomic_load_n(&o->ops, __ATOMIC_RELAXED);
-		o->backoff = ops >= OPS_WORTH ? 0 : o->backoff < BACKOFF_MAX ? o->backoff + 1 : BACKOFF_MAX;
+		uint32_t backoff = backoff_of(o);
+		o->backoff = ops >= OPS_WORTH ? 0 : backoff < BACKOFF_MAX ? backoff + 1 : BACKOFF_MAX;
 		o->streak = 0;
 	}
 	swap(&o->state, mine, with_kind(mine, 0, again ? KX_IPC_MOVE : KX_IPC_HOST));
@@ -520,12 +527,12 @@ static void succeeded(const struct ipc_call *c, struct kx_ipc_obj *o)
 		o->streak_id = c->n.id;
 		o->streak = 0;
 	}
-	uint32_t backoff = o->backoff < BACKOFF_MAX ? o->backoff : BACKOFF_MAX;
+	uint32_t backoff = backoff_of(o);
 	if (++o->streak < (STREAK << backoff))
 		return;
 	o->streak = 0;
-	if (!adopt(c->n) && o->backoff < BACKOFF_MAX)
-		o->backoff++;
+	if (!adopt(c->n) && (backoff = backoff_of(o)) < BACKOFF_MAX)
+		o->backoff = backoff + 1;
 }
 
 /* Without sleeping, or (wait) as the program wants it. */

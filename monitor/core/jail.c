@@ -389,6 +389,27 @@ static int root_make(struct jail *j)
 	return own_mount(j, "tmp") || own_mount(j, "run") || own_mount(j, "dev") || own_mount(j, "proc") ? -1 : 0;
 }
 
+/*
+ * The terminal that the family is started on. Its node is in the host's devpts, which is not the view's, so it gets the
+ * name that it has in containers. Only what is /dev/tty to the program anyway.
+ */
+static int console_make(struct jail *j)
+{
+	char name[64];
+	struct stat st;
+	unsigned dev = 0;
+	int tty = open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC), r = 0;
+	bool known = tty >= 0 && !ioctl(tty, TIOCGDEV, &dev), found = false;
+	for (int fd = 0; known && fd < 3 && !found; fd++)
+		found = !fstat(fd, &st) && S_ISCHR(st.st_mode) && st.st_rdev == dev &&
+			!ttyname_r(fd, name, sizeof(name));
+	if (found && graft(j, name, "/dev/console", G_RO | G_DEV | G_OPT))
+		r = fail(j, name);
+	if (tty >= 0)
+		close(tty);
+	return r;
+}
+
 static int dev_make(struct jail *j)
 {
 	static const char *const nodes[] = { "null", "zero", "full", "random", "urandom", "tty" };
@@ -407,7 +428,7 @@ static int dev_make(struct jail *j)
 	if (fs_graft(j, "mqueue", mq, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, "/dev/mqueue") &&
 	    errno != ENODEV)
 		return fail(j, "cannot mount mqueue");
-	return 0;
+	return console_make(j);
 }
 
 #define SYS_CPU "/sys/devices/system/cpu"

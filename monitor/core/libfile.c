@@ -7,8 +7,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../abi/kx_libfile.h"
+#include "admit.h"
+#include "gmem_ahead.h"
 #include "keeper.h"
 #include "pipe.h"
+
+#define LARGEFILE 0100000 /* the kernel's; musl says it */
 
 int libfile_fd = -1;
 static bool moved; /* its offset is what the guest was told */
@@ -17,8 +21,17 @@ static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
 
 static void forget(void)
 {
-	__atomic_store_n(&shared()->on, 0, __ATOMIC_RELAXED);
+	__atomic_and_fetch(&shared()->on, ~KX_LIBFILE_FILE, __ATOMIC_RELAXED);
 	libfile_fd = -1;
+}
+
+static const char linker_cache[] = "/etc/ld.so.cache";
+
+/* libc maps these files as they are: the cache of libraries' places, and a locale's categories. */
+static bool is_read_whole(const char *path)
+{
+	static const char locale[] = "/usr/lib/locale/";
+	return !strcmp(path, linker_cache) || (!strncmp(path, locale, sizeof locale - 1) && strstr(path, "/LC_"));
 }
 
 void libfile_opened(struct hcall *c, int i, int fd)
@@ -27,24 +40,29 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	uint8_t head[KX_LIBFILE_HEAD];
 	struct stat st;
 	const char *path = (const char *)c->host[i], *base = strrchr(path, '/');
+	bool whole = is_read_whole(path), elf = strstr(base ? base : path, ".so");
 	/* Other threads see descriptors without any call; a child of vfork has its own. */
-	if (fd < 0 || (int)c->arg[i + 1] != (O_RDONLY | O_CLOEXEC) || pvm.nr_threads != 1 || is_vfork_child() ||
-	    !strstr(base ? base : path, ".so"))
+	if (fd < 0 || ((int)c->arg[i + 1] & ~LARGEFILE) != (O_RDONLY | O_CLOEXEC) || pvm.nr_threads != 1 ||
+	    is_vfork_child() || (!whole && !elf))
 		return;
 	if (HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISREG(st.st_mode))
 		return;
 	long n = HC6(SYS_pread64, fd, head, sizeof head, 0, 0, 0);
-	if (n < (long)sizeof(Elf64_Ehdr) || memcmp(head, ELFMAG, SELFMAG))
+	if (n < (long)(whole ? 1 : sizeof(Elf64_Ehdr)) || (!whole && memcmp(head, ELFMAG, SELFMAG)))
 		return;
 	_Static_assert(sizeof st == sizeof l->stat, "x86-64's");
 	memcpy(l->head, head, (size_t)n);
 	memcpy(l->stat, &st, sizeof st);
 	l->len = (uint32_t)n;
 	l->fd = fd;
-	l->used = l->closed = 0;
+	l->used = l->closed = l->nr_ops = l->asked = 0;
 	moved = false;
 	libfile_fd = fd;
-	__atomic_store_n(&l->on, 1, __ATOMIC_RELEASE);
+	if (whole)
+		gmem_ahead_whole(fd, (uint64_t)st.st_size, !strcmp(path, linker_cache));
+	else if (admit_call_of_loader()) /* others may open a library to look at it */
+		gmem_ahead_library(head, (size_t)n, fd);
+	__atomic_or_fetch(&l->on, KX_LIBFILE_FILE, __ATOMIC_RELEASE);
 }
 
 /* Calls that neither depend on the offset nor change what the descriptor stands for. */
@@ -64,13 +82,17 @@ static bool leaves_it(uint64_t nr)
 	return nr >= 1024; /* our own: traces, signals, pipes */
 }
 
-void libfile_settle_now(uint64_t nr)
+void libfile_settle_now(uint64_t nr, const uint64_t arg[6])
 {
 	struct kx_libfile *l = shared();
 	uint32_t used = __atomic_load_n(&l->used, __ATOMIC_RELAXED),
 		 closed = __atomic_load_n(&l->closed, __ATOMIC_RELAXED);
 	int fd = libfile_fd;
 	if (is_vfork_child()) /* its descriptors are its own: its parent has come here before it */
+		return;
+	if (gmem_ahead_any)
+		gmem_ahead_settle(nr, arg);
+	if (fd < 0)
 		return;
 	if (closed) {
 		forget();

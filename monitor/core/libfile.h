@@ -5,16 +5,17 @@
  */
 #ifndef KX_MONITOR_LIBFILE_H
 #define KX_MONITOR_LIBFILE_H
+#include "gmem_ahead.h"
 #include "hcall.h"
 
 /* The guest has opened fd by c: argument i is the path (as the guest gave it), the next one the flags. */
 void libfile_opened(struct hcall *c, int i, int fd);
 /* Before anything else is done for the process: a call nr of the guest's has come. */
-void libfile_settle_now(uint64_t nr);
+void libfile_settle_now(uint64_t nr, const uint64_t arg[6]);
 extern int libfile_fd; /* -1: there is none */
-static inline void libfile_settle(uint64_t nr)
+static inline void libfile_settle(uint64_t nr, const uint64_t arg[6])
 {
-	if (libfile_fd >= 0)
-		libfile_settle_now(nr);
+	if (libfile_fd >= 0 || gmem_ahead_any)
+		libfile_settle_now(nr, arg);
 }
 #endif

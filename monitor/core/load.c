@@ -18,6 +18,7 @@
 #include "admit.h"
 #include "elf.h"
 #include "gmem.h"
+#include "gmem_ahead.h"
 #include "pvm.h"
 
 #define PAGE ELF_PAGE
@@ -853,6 +854,14 @@ static int make_stack(const struct load_plan *p, const struct entropy *e, struct
 	return 0;
 }
 
+static void linker_expect(const struct elf_image *m, uint64_t base)
+{
+	if (m->dyn && m->relro >= m->low && m->relro_end <= m->high)
+		gmem_ahead_relro(m->relro + base, m->relro_end + base);
+	if (m->nr_seg && m->seg[0].flags == PF_R && m->seg[0].memsz == m->seg[0].filesz)
+		gmem_ahead_read((m->seg[0].vaddr & -PAGE) + base, PAGE_UP(m->seg[0].vaddr + m->seg[0].memsz) + base);
+}
+
 int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err)
 {
 	struct kx_err sub = { 0 };
@@ -889,8 +898,13 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 		if (r)
 			kx_err_wrap(&sub, SHOW(p->prog.img.interp));
 	}
-	if (!r)
+	if (!r) {
+		if (p->interp.fd >= 0) {
+			linker_expect(&p->prog.img, res->prog_base);
+			linker_expect(&p->interp.img, res->interp_base);
+		}
 		r = make_stack(p, &e, res, &sub);
+	}
 	admit_way(POLICY_WAY_OTHER);
 	if (r)
 		return kx_err_exit(err, -r, sub.exit_code ? sub.exit_code : 126, "%s: %s", SHOW(p->execfn), sub.msg);

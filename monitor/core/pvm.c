@@ -21,7 +21,9 @@
 #include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
+#include "dgram.h"
 #include "family.h"
+#include "fsize.h"
 #include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
@@ -98,6 +100,7 @@ _Noreturn void pvm_exit_group(int status)
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);
 	sig_block_all();
 	batch_end();
+	dgram_end();
 	thread_release_all();
 	text_note_family();
 	pipe_exit();
@@ -119,6 +122,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 	uint64_t empty = 0;
 	if (self) {
 		batch_end();
+		dgram_end();
 		thread_release_all();
 	}
 	text_note_family();
@@ -417,10 +421,13 @@ static void share_texts(int fd, int fd_ro)
 static void store_prepare(const struct kx_config *cfg)
 {
 	char found[4096], real[PATH_MAX];
+	struct fsize limit;
+	fsize_lift(&limit);
 	if (cfg->root) /* which file of it a bare name stands for is not known yet */
 		store_begin(cfg, *cfg->program == '/' ? cfg->program : NULL, admit_wants_copies());
 	else if (!path_search(cfg->program, env_get(cfg->envp, "PATH"), found, NULL) && realpath(found, real))
 		store_begin(cfg, real, admit_wants_copies());
+	fsize_drop(&limit);
 }
 
 int pvm_run(const struct kx_config *cfg, struct kx_err *err)

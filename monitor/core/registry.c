@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../../util/procstat.h"
+#include "../../util/quiet.h"
 #include "admit.h"
 #include "update.h"
 
@@ -152,7 +153,7 @@ __attribute__((format(printf, 1, 2))) static void put(const char *fmt, ...)
 	int n = vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
 	/* A short write leaves a file without its last line, which nobody reads. */
-	if (n > 0 && n < (int)sizeof text && write(write_fd, text, (size_t)n) != n)
+	if (n > 0 && n < (int)sizeof text && write_quietly(write_fd, text, (size_t)n) != n)
 		kx_log(KX_LOG_INFO, "registry", "cannot write: %s", strerror(errno));
 }
 

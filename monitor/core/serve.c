@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "batch.h"
+#include "dgram.h"
 #include "pipe.h"
 #include "serve.h"
 #include <errno.h>
@@ -266,7 +267,7 @@ static bool perform(struct hcall *c, int64_t *r)
 	for (int i = 0; i < 6; i++)
 		if (c->proc[i]) /* /proc knows its reader */
 			return false;
-	if (*r)
+	if (*r || dgram_enter(c, r))
 		return true;
 	hc_handler fn = pipe_handler(c, r);
 	if (!fn)
@@ -306,14 +307,15 @@ static bool answer(struct hcall *c, int64_t *r)
 {
 	c->row = hc_row_find(c->nr);
 	if (c->nr >= KX_SERVE_CALLS || !served[c->nr] || !c->row || !arguments_allow(c) ||
-	    (serve.near_limit && makes_descriptors(c->nr)) || !batch_may_serve(c))
+	    (serve.near_limit && makes_descriptors(c->nr)) || !batch_may_serve(c) || !dgram_may_serve(c))
 		return false;
-	libfile_settle(c->nr);
+	libfile_settle(c->nr, c->arg);
 	written_mark_call(c->nr, c->arg);
 	if (batch_enter(c, r))
 		return true;
 	if (!perform(c, r))
 		return false;
+	dgram_leave(c, *r);
 	batch_leave(c, *r);
 	return true;
 }

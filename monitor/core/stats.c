@@ -13,6 +13,9 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/log.h"
+#include "../../util/quiet.h"
+#include "../../util/utf8.h"
 #include "admit.h"
 #include "kvmstats.h"
 #include "stats.h"
@@ -31,7 +34,7 @@ static int report_fd = -1;
 /* ---- A buffered writer: async-signal-safe but for snprintf of integers, which doesn't allocate ------------ */
 
 static struct {
-	int fd;
+	int fd, error;
 	size_t len;
 	char buf[16384];
 } out;
@@ -41,12 +44,12 @@ static void flush(void)
 	size_t off = 0;
 	ssize_t n;
 
-	while (off < out.len) {
-		n = write(out.fd, out.buf + off, out.len - off);
+	while (!out.error && off < out.len) {
+		n = write_quietly(out.fd, out.buf + off, out.len - off);
 		if (n > 0)
 			off += (size_t)n;
-		else if (errno != EINTR)
-			break;
+		else
+			out.error = n ? errno : EIO;
 	}
 	out.len = 0;
 }
@@ -69,49 +72,14 @@ static void put_num(const char *key, uint64_t v)
 	put_bytes(tmp, (size_t)n);
 }
 
-/* Length of the well-formed UTF-8 sequence of several bytes at s, 0 when there is none. */
-static size_t utf8_len(const unsigned char *s)
+/* A JSON string of any bytes. */
+static void put_json_str(const char *s)
 {
-	size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2, i;
-	uint32_t c = s[0] & (0xff >> (n + 1));
-
-	if (s[0] < 0xc2 || s[0] > 0xf4)
-		return 0;
-	for (i = 1; i < n; i++) {
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-		c = c << 6 | (s[i] & 0x3f);
-	}
-	if ((n == 3 && c < 0x800) || (n == 4 && (c < 0x10000 || c > 0x10ffff)) || (c >= 0xd800 && c < 0xe000))
-		return 0;
-	return n;
-}
-
-/* A JSON string; bytes that are no UTF-8 become U+FFFD. */
-static void put_json_str(const char *str)
-{
-	const unsigned char *s = (const unsigned char *)str;
-	char tmp[8];
-	size_t n;
+	char text[JSON_CHAR_MAX];
 
 	puts_("\"");
-	for (; *s; s += n) {
-		n = 1;
-		if (*s == '"' || *s == '\\') {
-			tmp[0] = '\\';
-			tmp[1] = (char)*s;
-			put_bytes(tmp, 2);
-		} else if (*s < 0x20 || *s == 0x7f) {
-			put_bytes(tmp, (size_t)snprintf(tmp, sizeof(tmp), "\\u%04x", *s));
-		} else if (*s < 0x80) {
-			put_bytes((const char *)s, 1);
-		} else if ((n = utf8_len(s))) {
-			put_bytes((const char *)s, n);
-		} else {
-			puts_("\\ufffd");
-			n = 1;
-		}
-	}
+	for (const char *end = s + strlen(s); s < end;)
+		put_bytes(text, (size_t)json_char(&s, end, text));
 	puts_("\"");
 }
 
@@ -348,18 +316,16 @@ void stats_adopt(int fd)
 void stats_write(const char *file)
 {
 	int fd = report_fd >= 0 ? report_fd : file ? stats_open(file) : STDERR_FILENO;
-	sigset_t set;
 
 	if (fd < 0)
 		return;
-	/* The reader's absence must not change how the program ends. */
-	sigemptyset(&set);
-	sigaddset(&set, SIGPIPE);
-	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	out.fd = fd;
+	out.error = 0;
 	out.len = 0;
 	put_report();
 	flush();
+	if (out.error && out.error != EPIPE) /* whose reader has gone knows */
+		kx_log(KX_LOG_WARN, "stats", "the statistics cannot be written: %s", strerror(out.error));
 	if (fd != report_fd && fd != STDERR_FILENO)
 		close(fd);
 }

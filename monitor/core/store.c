@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "../../util/dirs.h"
 #include "../../util/log.h"
+#include "../../util/utf8.h"
 #include "../arch/x86_64/patch.h"
 #include "elf.h"
 #include "gmem.h"
@@ -730,6 +731,9 @@ struct prepare {
 	bool stopped;
 };
 
+/* Of the store, not of one file: that may be anything by now, and a guest may have noted any. */
+static bool takes_nothing(int r) { return r == -ENOSPC || r == -EDQUOT || r == -EROFS || r == -EIO; }
+
 /* What can't be stored now is noted when it is mapped. */
 static int prepare_file(void *arg, const char *path)
 {
@@ -738,7 +742,7 @@ static int prepare_file(void *arg, const char *path)
 	int r = store_add_file(p->s, path, &err);
 	if (r > 0)
 		p->stored_now += (unsigned)r;
-	if (r == -ENOSPC || r == -EDQUOT || r == -EROFS || r == -EIO)
+	if (takes_nothing(r))
 		kx_log(KX_LOG_WARN, "store", "not stored: %s", err.msg);
 	else if (r >= 0 || r != -EAGAIN)
 		return 0;
@@ -781,14 +785,14 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 		r = p.stopped ? -ENOSPC : 0;
 	}
 	uint32_t nr = notes ? notes->nr : 0;
-	for (uint32_t i = 0; i < nr && i < NOTES_MAX && !(r < 0 && r != -EINVAL && r != -ENOENT && r != -EBUSY); i++) {
+	for (uint32_t i = 0; i < nr && i < NOTES_MAX && !takes_nothing(r); i++) {
 		struct note n = notes->note[i]; /* a copy: hostile monitors write there */
 		struct kx_err e = { 0 };
 		n.path[sizeof n.path - 1] = 0;
 		snprintf(path, sizeof path, "%s%s", cfg->root ? cfg->root : "", n.path);
 		r = copies ? store_add_copy(&s, path, &e) : store_add(&s, path, n.off, n.len, &e);
 		stored_now += r > 0;
-		if (r < 0 && r != -EINVAL && r != -ENOENT && r != -EBUSY && r != -EAGAIN)
+		if (takes_nothing(r))
 			kx_log(KX_LOG_WARN, "store", "not stored: %s", e.msg);
 	}
 	if (stored_now)
@@ -976,13 +980,8 @@ static void put_json(char *out, size_t size, const char *key, const char *value)
 	if (!value)
 		return;
 	n += (size_t)snprintf(out + n, size - n, ",\"%s\":\"", key);
-	for (; *value && n + 16 < size; value++) {
-		unsigned char c = (unsigned char)*value;
-		if (c == '"' || c == '\\' || c < ' ' || c == 127)
-			n += (size_t)snprintf(out + n, size - n, "\\u%04x", c);
-		else
-			out[n++] = (char)c;
-	}
+	for (const char *end = value + strlen(value); value < end && n + 16 < size;)
+		n += (size_t)json_char(&value, end, out + n);
 	snprintf(out + n, size - n, "\"");
 }
 

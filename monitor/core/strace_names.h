@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Symbol sets for strace.c, its only user: what numbers in system call arguments are called.
+ * Symbol sets for strace*.c, their only users: what numbers in system call arguments are called.
  *
  * A set's `mask` says which bits are one number to be looked up (O_ACCMODE, MAP_TYPE; all bits for an
  * enumeration); the other bits are printed one by one, in the table's order. An entry of several bits stands

@@ -108,8 +108,9 @@ static int64_t sem_all(struct hcall *c)
 	if (r < 0)
 		return r;
 	size_t size = ds.sem_nsems * sizeof(unsigned short);
-	/* The number may be another set's by the next call, when relatives remove and make sets: room for the largest. */
-	unsigned short *v = ds.sem_nsems <= SEMS_LIMIT ? malloc(SEMS_LIMIT * sizeof *v) : NULL;
+	/* The number may be another set's by the next call, when relatives remove and make sets: room for the largest,
+	 * and nothing in it of the monitor's that SETALL could show. */
+	unsigned short *v = ds.sem_nsems <= SEMS_LIMIT ? calloc(SEMS_LIMIT, sizeof *v) : NULL;
 	if (!v)
 		return -ENOMEM;
 	if (cmd == SETALL && guest_read(v, c->arg[3], size))

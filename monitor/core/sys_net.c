@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "batch.h"
+#include "dgram.h"
 #include "futexes.h"
 #include "hcall.h"
 #include "ipc.h"
@@ -341,6 +342,7 @@ static int ctl_check(const struct msghdr *h)
 				if ((r = pipe_plain(cmsg_fd(cm, i)))) /* EINTR among others */
 					return r;
 				batch_share(cmsg_fd(cm, i));
+				dgram_share(cmsg_fd(cm, i));
 				mq_plain(cmsg_fd(cm, i));
 				futexes_passed(cmsg_fd(cm, i));
 			}

@@ -16,6 +16,7 @@
 #include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
+#include "sys_poll.h"
 #include "update.h"
 
 #define FEW_FDS 64 /* pollfds that need no malloc */
@@ -324,6 +325,13 @@ int64_t hc_select(struct hcall *c)
 	if (gva && !nowait && r != -EINVAL)
 		guest_write(gva, &tv, sizeof tv);
 	return r;
+}
+
+int64_t poll_select_now(struct hcall *c)
+{
+	struct timeval tv = { 0, 0 };
+	struct temp_mask none = { false, 0 };
+	return select_common(c, SYS_select, &tv, true, &none);
 }
 
 int64_t hc_pselect6(struct hcall *c)

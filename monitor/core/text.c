@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "admit.h"
+#include "fsize.h"
 #include "store.h"
 
 #define PAGE 4096ull
@@ -32,12 +33,16 @@ int text_fd_ro(void) { return arena_ro; }
 static int text_make(void)
 {
 	char name[32];
+	struct fsize limit;
 	int fd = memfd_create("kylinx-texts", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return -errno;
 	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
 	int ro = open(name, O_RDONLY | O_CLOEXEC);
-	if (ro < 0 || ftruncate(fd, ARENA_SIZE) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)) {
+	fsize_lift(&limit);
+	bool ok = ro >= 0 && !ftruncate(fd, ARENA_SIZE) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+	fsize_drop(&limit);
+	if (!ok) {
 		int e = errno;
 		close(fd);
 		close(ro);

@@ -17,6 +17,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include "../core/family.h"
+#include "../core/fsize.h"
 #include "../core/gmem.h"
 #include "../core/ipc.h"
 #include "../core/keeper.h"
@@ -916,6 +917,14 @@ static int64_t open_dir(const struct node *n, int flags)
 /* ---- links ----------------------------------------------------------------------------------------------------- */
 
 /* The host names our memory files and its own procfs in its own way. */
+/* The terminal of the host's that the view has under this name (jail.c)? */
+static bool is_console(int fd)
+{
+	struct stat a, b;
+	return !HC6(SYS_fstat, fd, &a, 0, 0, 0, 0) && !HC6(SYS_stat, "/dev/console", &b, 0, 0, 0, 0) &&
+	       a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static long fd_link_text(const struct node *n, char out[PATH_MAX])
 {
 	static const char mem[] = "/memfd:" MEM_NAME, gone[] = " (deleted)";
@@ -938,6 +947,8 @@ static long fd_link_text(const struct node *n, char out[PATH_MAX])
 	if (text[0] == '/' && HC6(SYS_fstatfs, n->fd, &fs, 0, 0, 0, 0) == 0 && fs.f_type == PROC_SUPER_MAGIC &&
 	    strncmp(text, "/proc/", 6) && len + 6 < PATH_MAX)
 		return sprintf(out, "/proc%.*s", PATH_MAX - 7, text);
+	if (!strncmp(text, "/dev/pts/", 9) && is_console(n->fd))
+		return sprintf(out, "/dev/console");
 	memcpy(out, text, (size_t)len + 1);
 	return len;
 }
@@ -962,17 +973,17 @@ static int link_text(const struct node *n, char out[PATH_MAX])
 		return snprintf(out, PATH_MAX, "/");
 	case L_FD:
 		return (int)fd_link_text(n, out);
-	case L_CWD:
-		if (n->pid) {
-			char rel[512];
-			host_path(n, rel);
-			r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
-			if (r >= 0)
-				out[r] = 0;
-			return (int)r;
-		}
-		r = HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
-		return r > 0 ? (int)r - 1 : (int)r;
+	case L_CWD: {
+		char rel[512];
+		r = n->pid ? -ENOENT : HC6(SYS_getcwd, out, PATH_MAX, 0, 0, 0, 0);
+		if (r != -ENOENT)
+			return r > 0 ? (int)r - 1 : (int)r;
+		host_path(n, rel); /* another's, or one that was removed */
+		r = HC6(SYS_readlinkat, pvm.proc_fd, rel, out, PATH_MAX - 1, 0, 0);
+		if (r >= 0)
+			out[r] = 0;
+		return (int)r;
+	}
 	default:
 		return -EINVAL;
 	}
@@ -1055,14 +1066,11 @@ static bool real_is_safe(const char *host)
 static int64_t open_text(const struct node *n, const char *rel, int flags)
 {
 	struct out t = { 0 };
-	struct rlimit lim;
+	struct fsize limit;
 	char name[128];
 	int64_t fd = generate(n, &t);
 	if (!fd)
 		fd = t.err;
-	/* The limit would raise SIGXFSZ. */
-	if (fd >= 0 && getrlimit(RLIMIT_FSIZE, &lim) == 0 && t.len > lim.rlim_cur)
-		fd = -EFBIG;
 	if (fd >= 0) {
 		snprintf(name, sizeof name, MEM_NAME "%s", rel);
 		fd = fd_result(HC6(SYS_memfd_create, name, MFD_ALLOW_SEALING | (flags & O_CLOEXEC ? MFD_CLOEXEC : 0), 0,
@@ -1071,10 +1079,16 @@ static int64_t open_text(const struct node *n, const char *rel, int flags)
 	if (fd >= 0) {
 		/* The guest can put another file of its own in this place meanwhile; the harm is its own. */
 		long r = 0;
+		fsize_lift(&limit);
 		for (size_t done = 0; done < t.len && r >= 0; done += (size_t)r)
 			if ((r = HC6(SYS_pwrite64, fd, t.p + done, t.len - done, done, 0, 0)) == 0)
 				r = -EIO;
+		fsize_drop(&limit);
 		HC6(SYS_fcntl, fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL, 0, 0, 0);
+		if (r < 0) {
+			HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+			fd = r;
+		}
 	}
 	out_free(&t);
 	return fd;

@@ -5,6 +5,7 @@ that lack something. And every error that a user can cause is one line, `kylinx:
 
 test_circumstances.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 """
+import contextlib
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 
 sys.dont_write_bytecode = True
@@ -98,6 +100,37 @@ def errors_of_the_machine():
     one_error(in_namespace("mount --bind /dev/null /dev/kvm; exec $K run -- true"), 125, "another /dev/kvm")
     one_error(shell("ulimit -n 64; exec \"$@\" true"), 125, "few descriptors")
     one_error(shell("ulimit -v 1000000; exec \"$@\" true"), 125, "little address space")
+
+
+@test
+def disk_full_for_the_trace():
+    """The program does not care; who wants the trace or the statistics is told that they are not complete."""
+    for what, word in (("--strace", "trace"), ("--stats", "statistics")):
+        r = shell(f"exec $K run {what}=/dev/full -- sh -c 'echo ok; exit 3'")
+        expect((r.status, r.out, r.err.count(b"\n")), (3, b"ok\n", 1), what + r.err.decode())
+        assert re.match(rf"kylinx: warn pvm=\d+ \w+: the {word} .*: No space left on device\n$", r.err.decode()), r.err
+
+
+@test
+def limit_on_the_size_of_files():
+    """It is for what the program writes, not for what the monitor makes."""
+    look = "ulimit -Sf 0; /bin/true && echo ran; wc -l </proc/self/limits; cat /proc/self/maps | grep -c stack"
+    own = "f=/dev/shm/$$; ulimit -f; echo x >$f && cat $f; head -c 60000 /dev/zero >$f; echo $?; rm $f"
+    for script in (f"\"$@\" sh -c '{look}'", f"ulimit -Sf 100; exec \"$@\" sh -c '{own}'"):
+        got = [shell(f"({script}) 2>&1 | cat", native=native) for native in (True, False)]
+        expect(got[1].out, got[0].out, script)
+    with lib.Dir() as d:
+        for option in ("strace", "stats"):
+            # The limit is the file's, too; no signal of it is the program's.
+            r = shell(f"(ulimit -Sf 1; exec $K run --{option}={d}/{option} -- sh -c 'ls -l /etc >/dev/null; exit 3')")
+            expect(r.status, 3, f"{option}: {r.err}")
+            assert os.path.getsize(f"{d}/{option}") <= 512, option
+    for low, words in ((1000, "file size"), (100000, "can't be shared")):
+        if shutil.which("setpriv") and not os.geteuid():
+            r = shell(f"(ulimit -f {low}; exec setpriv --bounding-set=-sys_resource $K run -- /bin/echo ok) 2>&1 | cat")
+            assert words in r.out.decode() and (b"ok\n" in r.out) == (low > 50000), r.out
+    r = shell('("$@" sh -c "ulimit -f 0; exec /bin/true"; echo $?) 2>&1 | cat')
+    assert r.out.endswith(b"File too large\n126\n"), r.out
 
 
 @test
@@ -208,6 +241,16 @@ def by_other_programs():
 
 
 @test
+def by_a_supervisor():
+    """docs/examples/supervise.py does what docs/embedding.md says."""
+    r = lib.run(["/usr/bin/python3", os.path.join(lib.TOP, "docs/examples/supervise.py"), lib.KYLINX], 90, cwd="/")
+    out = r.out.decode().splitlines()
+    expect((r.status, out[:4]), (0, ["answer: 4999950000", "worker: exited with 0 and wrote 'done\\n' in 1 process",
+                                     "members: 2", "worker: killed by SIGKILL"]), r.why())
+    assert len(out) == 5 and out[4].startswith("worker: not started: kylinx: /no/such/program: No such file"), out
+
+
+@test
 def by_gdb():
     if not shutil.which("gdb"):
         raise Skip("gdb is not installed")
@@ -269,6 +312,28 @@ def terminal_hangs_up():
         text += os.read(fd, 100)
     os.close(fd)
     expect(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 7, "status after a hangup")
+
+
+@test
+def terminal_has_a_name():
+    """The host's terminal is /dev/console: not a number of the pVM's own pseudoterminals, which may be taken there."""
+    code = "import os\nprint(os.ttyname(0), os.ttyname(1), os.readlink('/proc/self/fd/2'))\n" \
+           "m, s = os.openpty()\nprint(os.ttyname(s))\nos.write(os.open('/dev/console', os.O_WRONLY), b'written\\n')\n" \
+           "print(os.get_terminal_size(os.open('/dev/console', os.O_RDONLY)).columns)\ninput()"
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir("/")
+        os.execv(lib.KYLINX, ["kylinx", "run", "--", "/usr/bin/python3", "-c", code])
+    termios.tcsetwinsize(fd, (20, 77))
+    os.write(fd, b"\n")
+    text = b""
+    with contextlib.suppress(OSError):
+        while more := os.read(fd, 1000):
+            text += more
+    os.close(fd)
+    expect(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0, text)
+    expect(text.split(), b"/dev/console /dev/console /dev/console /dev/pts/0 written 77".split(), "its name and the others'")
+    expect(shell('"$@" test -e /dev/console').status, 1, "without a terminal it is not there")
 
 
 @test

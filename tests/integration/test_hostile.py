@@ -29,7 +29,7 @@ def main():
             tap.fail(f"hostile: {mode}", "the monitor has a fault: " + err)
         elif r.status == 125 and not any(line.startswith("kylinx: error") for line in err.splitlines()):
             tap.fail(f"hostile: {mode}", "status 125 without a reason: " + err)
-        elif mode == "robust" and r.status != 0:
+        elif mode in ("robust", "refill") and r.status != 0:
             tap.fail(f"hostile: {mode}", r.why())
         else:
             tap.ok(f"hostile: {mode}")

@@ -600,6 +600,41 @@ def not_written_from_inside(d):
 
 
 @test
+def what_was_noted_is_something_else_now(d):
+    """A file that can't be stored any more, for whatever reason, is no matter of the next start's."""
+    where = d + "/where"
+    for make in (lambda: open(where, "w").close(), lambda: os.symlink(where, where), lambda: os.mkdir(where, 0)):
+        os.mkdir(where)
+        shutil.copy("/bin/true", where + "/program")
+        time.sleep(1.1)
+        for _ in range(2):
+            ok(kylinx(d + "/s", "run", "--volume", f"{d}:{d}", "--", "/bin/sh", "-c", where + "/program; true"))
+        assert where + "/program" in stored(d + "/s"), stored(d + "/s")
+        shutil.rmtree(where)
+        make()
+        for _ in range(2):
+            ok(start(d + "/s", "/bin/sh", "-c", "echo ok"), b"ok\n")
+        os.rmdir(where) if os.path.isdir(where) else os.unlink(where)
+
+
+@test
+def names_of_any_bytes(d):
+    """JSON is UTF-8 whatever files are called; a terminal gets no control characters."""
+    name = os.fsencode(d) + b"/lib\xff\"\x1b[2J\n\xc3\xa9.so"
+    shutil.copy(os.path.realpath("/bin/true"), name)
+    time.sleep(1.1)
+    ok(kylinx(d + "/s", "lib", "add", os.fsdecode(name)))
+    shown = "lib\ufffd\"\x1b[2J\n\u00e9.so"
+    out = json.loads(ok(kylinx(d + "/s", "lib", "list", "--json")).out.decode("utf-8"))
+    expect([e["path"] for e in out], [f"{d}/{shown}"], "list --json")
+    line = json.loads(ok(kylinx(d + "/s", "lib", "history")).out.decode("utf-8").splitlines()[0])
+    expect((line["event"], line["object"]), ("add", f"{d}/{shown}"), "history")
+    for argv in (("list",), ("show", ".so")):
+        text = ok(kylinx(d + "/s", "lib", *argv)).out.decode("utf-8")
+        assert "lib?\"?[2J?\u00e9.so" in text, text
+
+
+@test
 def errors_of_the_command(d):
     for args, text in (((), "no command"), (("frob",), "unknown command"), (("list", "x"), "too many"),
                        (("show",), "one name"), (("show", "nothing"), "not stored"), (("add",), "no file"),

@@ -248,6 +248,39 @@ def opened_libraries():
 
 
 @test
+def mapped_ahead():
+    """A linker's steps, all or some, with other calls among them and behind them; and files that are too short for their headers."""
+    with lib.Dir() as d:
+        cc(f"{d}/ahead", "ahead.c", compiler="musl-gcc")
+        library(d, "a", 1, compiler="musl-gcc")
+        for name, options in (("data", ["-DZEROS"]), ("packed", ["-Wl,-z,noseparate-code"]), ("norelro", ["-Wl,-z,norelro"]),
+                              ("symbols", ["-DSYMBOLS"]),
+                              ("now", ["-DZEROS", "-Wl,-z,now"]), ("large", ["-DZEROS", "-Wl,-z,max-page-size=0x10000"])):
+            cc(f"{d}/lib{name}.so", "-shared", "-fPIC", "-nostdlib", "data.c", *options)
+        with open(f"{d}/libdata.so", "rb") as f:
+            whole = f.read()
+        for size in (5000, 8192, 12288, 14000, len(whole) // 4096 * 4096):
+            with open(f"{d}/libcut{size}.so", "wb") as f:
+                f.write(whole[:size])
+        for name in sorted(x for x in os.listdir(d) if x.startswith("lib")):
+            both(d, [f"{d}/ahead", f"{d}/{name}"], clean=lambda s: s.replace(".so.was", ".so"))
+        # Its text is patched, which a program can read.
+        cc(f"{d}/libcalls.so", "-shared", "-fPIC", "-nostdlib", "-DCALLS", "data.c")
+        both(d, [f"{d}/ahead", f"{d}/libcalls.so"], clean=lambda s: re.sub("content.*", "content", s.replace(".so.was", ".so")))
+        for argv, io in (([f"{d}/ahead", f"{d}/liba.so"], "exit"), (["/bin/ls", "/bin/ls"], "exit")):
+            with tempfile.NamedTemporaryFile("r", prefix="kylinx-test-") as trace:
+                lib.run([lib.KYLINX, "run", f"--io={io}", f"--strace={trace.name}", "--volume", f"{d}:{d}", "--", *argv], 60)
+                lines = trace.read().split("\n")
+            calls = [r"mmap\(NULL, \d+, PROT_READ, MAP_PRIVATE.*, 3, 0\)", r"mmap\(0x.*PROT_READ\|PROT_EXEC.*MAP_FIXED",
+                     r"mmap\(0x.*PROT_READ\|PROT_WRITE, MAP_PRIVATE\|MAP_FIXED.*, 3,", r"mprotect\(0x.*PROT_READ\)"]
+            if argv[0] == "/bin/ls":
+                calls += [r"munmap\(0x", r"mmap\(0x.*MAP_FIXED\|MAP_ANONYMOUS"]
+            for call in calls:
+                if not any(re.match(call, x) and x.endswith("<libos>") for x in lines):
+                    raise AssertionError(f"{argv[0]}: {call}: not answered without the monitor")
+
+
+@test
 def versions():
     """Symbol versions: the default one, an older one, one that is missing."""
     with lib.Dir() as d:

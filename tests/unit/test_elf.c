@@ -24,6 +24,7 @@
 #include "../../monitor/core/admit.h"
 #include "../../monitor/core/elf.h"
 #include "../../monitor/core/gmem.h"
+#include "../../monitor/core/gmem_ahead.h"
 #include "../../monitor/core/load.h"
 #include "../../monitor/core/pvm.h"
 #include "check.h"
@@ -106,6 +107,8 @@ uint64_t gmem_place_exec(uint64_t len)
 }
 
 uint64_t gmem_place_stack(uint64_t len, uint64_t random) { return len + random ? 0 : 0; }
+void gmem_ahead_read(uint64_t start, uint64_t end) { (void)start, (void)end; }
+void gmem_ahead_relro(uint64_t start, uint64_t end) { (void)start, (void)end; }
 
 void gmem_set_brk(uint64_t start) { test_brk = start; }
 

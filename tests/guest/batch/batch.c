@@ -689,6 +689,108 @@ static void test_churn(void)
 	bye(0, first);
 }
 
+static int option(int fd, int level, int name)
+{
+	int v = -1;
+	socklen_t len = sizeof v;
+	return getsockopt(fd, level, name, &v, &len) ? -errno : v;
+}
+
+/* What servers set of a connection just accepted. */
+static void test_options(void)
+{
+	static const struct {
+		int level, name, value;
+	} opts[] = {
+		{ IPPROTO_TCP, TCP_NODELAY, 1 },    { SOL_SOCKET, SO_KEEPALIVE, 1 },
+		{ IPPROTO_TCP, TCP_KEEPIDLE, 300 }, { IPPROTO_TCP, TCP_KEEPINTVL, 100 },
+		{ IPPROTO_TCP, TCP_KEEPCNT, 3 },
+	};
+	struct sockaddr_in a, b;
+	socklen_t len = sizeof a;
+	char buf[8];
+	int first = conn(0), fd, v, bad = 0, one = 1, zero = 0;
+	check(next_turn(first), "a turn");
+	tell(CONNECT, 1, 0, NULL);
+	fd = accept4(lsock, (void *)&a, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	for (unsigned i = 0; i < sizeof opts / sizeof opts[0]; i++)
+		bad += setsockopt(fd, opts[i].level, opts[i].name, &opts[i].value, sizeof opts[i].value) != 0;
+	struct epoll_event ev = { EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
+	bad += epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) != 0;
+	socklen_t lb = sizeof b;
+	check(!bad && !getpeername(fd, (void *)&b, &lb) && lb == len && !memcmp(&a, &b, len), "options, getpeername");
+	memset(&b, 0xee, sizeof b);
+	lb = 4;
+	check(!getpeername(fd, (void *)&b, &lb) && lb == len && !memcmp(&a, &b, 4) && ((uint8_t *)&b)[4] == 0xee,
+	      "getpeername: cut short");
+	lb = (socklen_t)-1;
+	fails(getpeername(fd, (void *)&b, &lb), EINVAL, "getpeername: a negative length");
+	lb = sizeof b;
+	fails(getpeername(fd, BAD, &lb), EFAULT, "getpeername: an address that can't be written");
+	fails(getpeername(fd, (void *)&b, BAD), EFAULT, "getpeername: a length that can't be read");
+	for (unsigned i = 0; i < sizeof opts / sizeof opts[0]; i++)
+		bad += option(fd, opts[i].level, opts[i].name) != opts[i].value;
+	check(!bad, "they are set");
+	check(!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &zero, sizeof zero) && !option(fd, IPPROTO_TCP, TCP_NODELAY) &&
+		      !setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one),
+	      "and unset");
+	tell(SEND, 1, 1, "x");
+	check(turn(fd, 2000) && read(fd, buf, 8) == 1, "an event");
+	v = 0;
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &v, sizeof v), EINVAL, "TCP_KEEPCNT: 0");
+	v = 128;
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &v, sizeof v), EINVAL, "TCP_KEEPCNT: 128");
+	v = 32768;
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &v, sizeof v), EINVAL, "TCP_KEEPIDLE: 32768");
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, 3), EINVAL, "TCP_NODELAY: too short");
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, (socklen_t)-1), EINVAL, "TCP_NODELAY: a negative length");
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, BAD, sizeof v), EFAULT,
+	      "TCP_NODELAY: a value that can't be read");
+	fails(setsockopt(fd, IPPROTO_TCP, 999, &v, sizeof v), ENOPROTOOPT, "an option that is none");
+	fails(setsockopt(fd, SOL_SOCKET, 9 - 32, &v, sizeof v), ENOPROTOOPT, "one of the socket's that is none");
+	/* In order with what is written: a cork holds it back, its end sends it. */
+	tell(SEND, 1, 1, "x");
+	check(turn(fd, 2000) && read(fd, buf, 8) == 1 && !setsockopt(fd, IPPROTO_TCP, TCP_CORK, &one, sizeof one) &&
+		      write(fd, "head", 4) == 4 && write(fd, "body", 4) == 4 &&
+		      !setsockopt(fd, IPPROTO_TCP, TCP_CORK, &zero, sizeof zero) && write(fd, "!", 1) == 1,
+	      "TCP_CORK around two writes");
+	ask(RECV_TIMED, 1, 0, NULL);
+	answer();
+	check((last.r == 8 || last.r == 9) && !memcmp(last.data, "headbody!", last.r), "which arrive as one");
+	if (last.r == 8)
+		tell(RECV, 1, 1, NULL);
+	check(!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) && !close(fd), "an option before close");
+	fails(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one), EBADF, "setsockopt: closed");
+	tell(CLOSE, 1, 0, NULL);
+	/* The name of a connection that is gone. */
+	tell(CONNECT, 1, 0, NULL);
+	check(next_turn(first) && (fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0, "accept4");
+	tell(RESET, 1, 0, NULL);
+	lb = sizeof b;
+	fails(getpeername(fd, (void *)&b, &lb), ENOTCONN, "getpeername: reset, as the peer has told");
+	close(fd);
+	tell(CONNECT, 1, 0, NULL);
+	fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	ev.data.u64 = 0xabc00000000ull + (unsigned)fd;
+	int two = dup2(lsock, fd);
+	lb = sizeof b;
+	check(two == fd, "dup2 over one just accepted");
+	fails(getpeername(fd, (void *)&b, &lb), ENOTCONN, "getpeername: of what is there now");
+	close(fd);
+	tell(CLOSE, 1, 0, NULL);
+	/* A child of in between. */
+	tell(CONNECT, 1, 0, NULL);
+	fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	check(!setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &opts[4].value, sizeof v), "an option before a fork");
+	pid_t pid = fork();
+	if (!pid)
+		_exit(option(fd, IPPROTO_TCP, TCP_KEEPCNT) != 3);
+	int st;
+	check(waitpid(pid, &st, 0) == pid && !st, "the child finds it set");
+	bye(1, fd);
+	bye(0, first);
+}
+
 /* ---- files ---------------------------------------------------------------------------------------------------------------- */
 
 static int file_with(const char *name, char first, int n)
@@ -1091,6 +1193,8 @@ static void all(bool un)
 	test_backpressure();
 	test_close();
 	test_churn();
+	if (!un)
+		test_options();
 	test_sendfile();
 	test_dup();
 	test_blocking();

@@ -46,6 +46,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../../abi/kx_abi.h"
+#include "../../../abi/kx_dgram.h"
 #include "../../../abi/kx_hcall.h"
 #include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_pipe.h"
@@ -1105,6 +1106,19 @@ static void lie_batch(void)
 	if (below(4) == 0)
 		((volatile struct kx_bctx *)ctx)->head += 32 * below(100);
 }
+static void lie_dgram(void)
+{
+	uint8_t *base = (uint8_t *)KX_DGRAM_BASE, *ctx = base + KX_DGRAM_CTX;
+	scribble(base, sizeof(struct kx_dgram));
+	scribble(base + KX_DGRAM_SOCK, KX_DGRAM_SOCKS * sizeof(struct kx_dsock));
+	scribble(base + KX_DGRAM_BUF, 2048);
+	scribble(base + KX_DGRAM_BUF + KX_DGRAM_PEERS, 1024);
+	scribble(ctx + KX_DGRAM_TX, 4096);
+	if (below(8) == 0)
+		scribble(ctx, sizeof(struct kx_dctx));
+	if (below(4) == 0)
+		((volatile struct kx_dctx *)ctx)->head += 32 * below(100);
+}
 static void lie_vfork(void)
 {
 	*(volatile uint32_t *)&victim->vfork = below(2);
@@ -1249,6 +1263,13 @@ static void lie_batch_ring(void)
 	r->gen = (uint32_t)below(3);
 	if (below(2))
 		return;
+	if (below(4) == 0) {
+		volatile struct kx_bopt *opt = (void *)(r + 1);
+		*opt = (struct kx_bopt){ (int32_t)below(8), (int32_t)below(12), (int32_t)any_value(), 0 };
+		r->len = sizeof *opt;
+		r->flags = KX_BREC_OPT;
+		return;
+	}
 	if (below(3) == 0) {
 		r->len = below(2) ? 0 : sizeof(struct kx_badd);
 		r->flags = below(2) ? KX_BREC_CLOSE : KX_BREC_ADD;
@@ -1262,6 +1283,76 @@ static void lie_batch_ring(void)
 		from->len = (uint32_t)any_value();
 	r->len = sizeof *from;
 	r->flags = KX_BREC_FILE;
+}
+
+/* Records that are nearly good, behind each other. */
+static void lie_dgram_ring(void)
+{
+	volatile struct kx_dctx *x = (void *)(KX_DGRAM_BASE + KX_DGRAM_CTX);
+	uint8_t *at = (uint8_t *)(KX_DGRAM_BASE + KX_DGRAM_CTX + KX_DGRAM_TX) + x->head % KX_DGRAM_TX_SIZE;
+	volatile struct kx_dsend *r = (void *)((uintptr_t)at & ~31ul);
+	uint64_t size = 32 * (3 + below(4));
+	if ((x->head % KX_DGRAM_TX_SIZE) + size + 256 > KX_DGRAM_TX_SIZE)
+		return;
+	scribble((void *)(r + 1), size - 32);
+	*r = (struct kx_dsend){ .fd = (int32_t)below(40) - 1,
+				.gen = (uint32_t)below(3),
+				.len = (uint32_t)below(40),
+				.flags = (uint32_t)any_value(),
+				.namelen = (uint16_t)(below(2) ? 16 : below(40)),
+				.ctllen = (uint16_t)(below(2) ? 0 : below(70)),
+				.size = (uint32_t)size };
+	if (below(16) == 0)
+		r->len = (uint32_t)any_value();
+	x->head += size;
+}
+
+/* What lies in the first socket's buffer, and how far it has been read. */
+static void lie_dgram_records(void)
+{
+	volatile struct kx_dsock *s = (void *)(KX_DGRAM_BASE + KX_DGRAM_SOCK);
+	volatile struct kx_dgrec *r = (void *)(KX_DGRAM_BASE + KX_DGRAM_BUF + 8 * below(40));
+	r->len = below(4) ? (uint32_t)below(200) : (uint32_t)any_value();
+	r->size = 48 + 8 * (uint32_t)below(40);
+	r->ctllen = (uint16_t)(below(2) ? 0 : any_value());
+	r->namelen = (uint16_t)(below(2) ? 16 : any_value());
+	uint64_t end = below(4) ? 8 * below(100) : any_value() & 0xfffff, pos = below(4) ? 8 * below(20) : below(1000);
+	s->rx = (s->rx & ~0xffffffffffull) | end << 20 | pos;
+	s->window = (uint32_t)any_value();
+	s->attempts = (uint32_t)any_value();
+	s->credit = (uint32_t)any_value();
+}
+
+/* A turn of a server whose datagrams are received ahead. */
+static void dgram_turn(void)
+{
+	static int c = -1, s, ep;
+	static struct sockaddr_in a = { .sin_family = AF_INET };
+	socklen_t len = sizeof a;
+	struct epoll_event ev = { .events = EPOLLIN };
+	char buf[64] = "request", ctl[64];
+	struct iovec v = { buf, sizeof buf };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = ctl, .msg_controllen = sizeof ctl };
+	struct pollfd p;
+	if (c < 0) {
+		a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+		c = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+		s = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+		ep = epoll_create1(0);
+		if (bind(s, (void *)&a, len) || getsockname(s, (void *)&a, &len) ||
+		    epoll_ctl(ep, EPOLL_CTL_ADD, s, &ev))
+			return;
+	}
+	ssize_t r = 0;
+	for (int i = 0; i < 4; i++)
+		r += sendto(c, buf, 20, MSG_DONTWAIT, (void *)&a, sizeof a);
+	p = (struct pollfd){ s, POLLIN, 0 };
+	r += poll(&p, 1, 0) + epoll_wait(ep, &ev, 1, 0) + recv(s, buf, 20, MSG_DONTWAIT);
+	r += HC(SYS_recvfrom, s, (uint64_t)buf, 20, MSG_DONTWAIT) + recvmsg(s, &m, MSG_DONTWAIT);
+	r += send(s, buf, 20, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (r < 1000000 && recv(s, buf, 20, MSG_DONTWAIT) > 0)
+		r += 10000;
+	*(volatile ssize_t *)lie_struct = r;
 }
 
 /* Sizes and numbers of the files that a thread sends from. */
@@ -1424,8 +1515,10 @@ static void activity(int n)
 		*(volatile int *)(uintptr_t)(n % 64 ? (uintptr_t)good : 8) = 1;
 		break; /* a fault at times */
 	case 16:
-		for (int i = 0; i < 20; i++)
+		for (int i = 0; i < 20; i++) {
 			batch_turn();
+			dgram_turn();
+		}
 		break;
 	}
 }
@@ -1452,6 +1545,8 @@ static int lie_for(void (*fn)(void), unsigned ms)
 	lie_message();
 	handlers_init();
 	batch_turn();
+	for (int i = 0; i < 10; i++)
+		dgram_turn();
 	uint64_t end = now_ms() + ms;
 	if (pthread_create(&th, NULL, liar, (void *)fn))
 		return 2;
@@ -1469,11 +1564,52 @@ static int lie_still(void (*fn)(void))
 	lie_message();
 	handlers_init();
 	batch_turn();
+	for (int i = 0; i < 10; i++)
+		dgram_turn();
 	for (int n = 0; n < 400; n++) {
 		fn();
 		activity(n);
 	}
 	return 0;
+}
+
+/* A queue of sends that is filled again with one store, as fast as it is sent: no call may wait for its end. */
+static void *refiller(void *arg)
+{
+	uint8_t *ctx = (uint8_t *)KX_BATCH_BASE + KX_BATCH_CTX;
+	volatile struct kx_bctx *x = (void *)ctx;
+	volatile struct kx_brec *r = (void *)(ctx + KX_BATCH_TX);
+	for (unsigned i = 0; i < KX_BATCH_TX_SIZE / sizeof *r; i++)
+		r[i] = (struct kx_brec){ .fd = KX_BATCH_FDS - 1, .ticket = (uint64_t)-1 << 62 };
+	while (!stop)
+		x->head = x->tail + KX_BATCH_TX_SIZE;
+	x->head = x->tail;
+	return arg;
+}
+
+static int refill(void)
+{
+	pthread_t th;
+	batch_turn();
+	batch_turn();
+	if (((struct kx_batch *)KX_BATCH_BASE)->ctx_of[area()->index] != 1)
+		return 3;
+	if (pthread_create(&th, NULL, refiller, NULL))
+		return 2;
+	volatile struct kx_bctx *x = (void *)(KX_BATCH_BASE + KX_BATCH_CTX);
+	unsigned met = 0, long_ones = 0;
+	for (uint64_t end = now_ms() + 1000; met < 200 && now_ms() < end;) {
+		uint64_t from = x->tail;
+		if (syscall(SYS_getpgid, 0) < 0)
+			return 4;
+		uint64_t sent = x->tail - from;
+		met += sent > KX_BATCH_TX_SIZE / 2;
+		long_ones += sent > 3 * KX_BATCH_TX_SIZE; /* the flusher may have had a turn or two */
+	}
+	stop = 1;
+	pthread_join(th, NULL);
+	printf("# %u calls met a full queue, %u sent it again and again\n", met, long_ones);
+	return long_ones > 2 + met / 4 ? 5 : 0;
 }
 
 /* Lists of robust futexes that lead into the LibOS, into nothing, or round in circles; a TID address likewise. */
@@ -1769,6 +1905,9 @@ static const struct {
 	{ "batch", lie_batch },
 	{ "batch-ring", lie_batch_ring },
 	{ "batch-files", lie_batch_files },
+	{ "dgram", lie_dgram },
+	{ "dgram-ring", lie_dgram_ring },
+	{ "dgram-records", lie_dgram_records },
 };
 
 static void mode_init(uint64_t seed)
@@ -1793,7 +1932,7 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "modes")) {
 		for (unsigned i = 0; i < LEN(lies); i++)
 			printf("lie-%s\nstill-%s\n", lies[i].name, lies[i].name);
-		printf("robust\nports\npanic\n");
+		printf("robust\nrefill\nports\npanic\n");
 		return 0;
 	}
 	if (!*mode) {
@@ -1811,6 +1950,8 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(mode, "robust"))
 		return robust();
+	if (!strcmp(mode, "refill"))
+		return refill();
 	if (!strcmp(mode, "ports"))
 		return in_children(20 * 9, 3000, port_try);
 	if (!strcmp(mode, "panic"))

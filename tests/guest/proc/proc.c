@@ -162,6 +162,13 @@ static void about_self(void)
 	      "realpath");
 	free(real);
 	free(cwd);
+	char gone[] = "/tmp/proc-XXXXXX", was[PATH_MAX];
+	check(getcwd(was, sizeof was) && mkdtemp(gone) && !chdir(gone) && !rmdir(gone), "a directory that is removed");
+	n = readlink("/proc/self/cwd", buf, sizeof buf - 1);
+	buf[n > 0 ? n : 0] = 0;
+	check(n > 0 && !strncmp(buf, gone, strlen(gone)) && !strcmp(buf + strlen(gone), " (deleted)") &&
+		      !stat("/proc/self/cwd", &a) && S_ISDIR(a.st_mode) && !chdir(was),
+	      "is the working directory: link");
 	static const char *const plain[] = { "limits",    "mountinfo", "mounts",  "cgroup",         "oom_score_adj",
 					     "oom_score", "schedstat", "uid_map", "coredump_filter" };
 	for (unsigned i = 0; i < sizeof plain / sizeof *plain; i++) {

@@ -1,0 +1,450 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "gmem_ahead.h"
+#include <elf.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include "../../abi/kx_libfile.h"
+#include "admit.h"
+#include "gmem_priv.h"
+
+#define LOADS_MAX 6
+#define GLIBC_READS 832
+#define MUSL_READS 960
+#define WHOLE_MAX (4 * MiB)
+#define COPIES_MAX 64
+#define COPY_MAX MiB
+#define COPIES_TOTAL (8 * MiB)
+
+/* What was made, by its arguments; under pvm.mm_lock, as all here. */
+static struct kx_libop op[KX_LIBFILE_OPS];
+static unsigned nr_ops;
+static int op_fd;
+static struct kx_liblater later[KX_LIBFILE_LATER];
+static unsigned nr_later;
+bool gmem_ahead_any;
+
+static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
+
+/* ---- copies that are read once -------------------------------------------------------------------------------------- */
+
+/*
+ * A linker reads most of a library's first part: symbols, relocations. A fault of the guest's costs tens of microseconds
+ * where KVM has shadow page tables, and it maps neighbours only where the host could write to them. So for as long as the
+ * linker works these parts are private copies, which the host's mapping lets be written, the guest's page tables not. No
+ * call that could write there is made before they are files again: nobody can tell.
+ */
+static struct copy {
+	uint64_t start, end;
+} copies[COPIES_MAX];
+static unsigned nr_copies;
+static uint64_t copied;
+
+static void copy_end(uint64_t start, uint64_t end)
+{
+	copied -= end - start;
+	if (mprotect(gva_ptr(start), end - start, PROT_READ))
+		pvm_panic("no memory to protect a library's first part"); /* a call could write to it */
+	madvise(gva_ptr(start), end - start, MADV_DONTNEED);
+}
+
+static void copies_end(void)
+{
+	for (unsigned i = 0; i < nr_copies; i++)
+		copy_end(copies[i].start, copies[i].end);
+	nr_copies = 0;
+}
+
+/* What is elsewhere of [start, end) has another mapping already. */
+static void copies_carved(uint64_t start, uint64_t end)
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < nr_copies; i++) {
+		struct copy c = copies[i];
+		uint64_t a = c.start > start ? c.start : start, e = c.end < end ? c.end : end;
+		if (a >= e) {
+			copies[n++] = c;
+			continue;
+		}
+		copied -= e - a;
+		if (c.start < a)
+			copy_end(c.start, a);
+		if (e < c.end)
+			copy_end(e, c.end);
+	}
+	nr_copies = n;
+}
+
+/* [start, end) is a private mapping of a file, to be read alone. */
+static void copy_begin(uint64_t start, uint64_t end)
+{
+	uint64_t len = end - start;
+	if (nr_copies == COPIES_MAX || len > COPY_MAX || len > COPIES_TOTAL - copied ||
+	    mprotect(gva_ptr(start), len, PROT_READ | PROT_WRITE))
+		return;
+	copied += len;
+	if (madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) { /* the file is shorter; or before Linux 5.14 */
+		copy_end(start, end);
+		return;
+	}
+	copies[nr_copies++] = (struct copy){ start, end };
+	gmem_ahead_any = true;
+}
+
+/* Nothing that this call makes the host do writes to the program's memory, nor changes what a part of a copy is. */
+static bool leaves_copies(uint64_t nr, const uint64_t arg[6])
+{
+	switch (nr) {
+	case SYS_open:
+	case SYS_openat:
+	case SYS_close:
+	case SYS_access:
+	case SYS_brk:
+	case SYS_set_tid_address:
+	case SYS_set_robust_list:
+		return true;
+	case SYS_mmap:
+		return !arg[0] && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS);
+	case SYS_munmap:
+	case SYS_mprotect:
+		for (unsigned i = 0; i < nr_copies; i++) {
+			const struct copy *c = &copies[i];
+			bool all = arg[0] <= c->start && arg[1] >= c->end - arg[0];
+			if (arg[0] < c->end && (arg[0] >= c->start || arg[1] > c->start - arg[0]) &&
+			    !(all && nr == SYS_munmap))
+				return false;
+		}
+		return true;
+	}
+	return nr >= 1024; /* our own: the LibOS's memory */
+}
+
+void gmem_ahead_read(uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (end > start)
+		copy_begin(start, end);
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
+/* ---- calls that are made later ------------------------------------------------------------------------------------- */
+
+static void later_drop(unsigned i)
+{
+	later[i].addr = shared()->later[i].addr = 0;
+	nr_later--;
+}
+
+static void later_add(uint64_t addr, uint64_t len, uint32_t nr, uint32_t prot)
+{
+	unsigned i = 0;
+	while (i < KX_LIBFILE_LATER && later[i].addr)
+		i++;
+	if (i == KX_LIBFILE_LATER || !len)
+		return;
+	later[i] = shared()->later[i] = (struct kx_liblater){ addr, len, nr, prot };
+	__atomic_and_fetch(&shared()->later_asked, ~(1ull << i), __ATOMIC_RELAXED);
+	nr_later++;
+	gmem_ahead_any = true;
+	__atomic_or_fetch(&shared()->on, KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
+}
+
+/* That memory is not what it was: who names it now means something else. */
+void gmem_ahead_carved(uint64_t start, uint64_t end)
+{
+	copies_carved(start, end);
+	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
+		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
+			later_drop(i);
+}
+
+static void later_make(void)
+{
+	uint64_t asked = __atomic_exchange_n(&shared()->later_asked, 0, __ATOMIC_ACQUIRE);
+	for (; asked; asked &= asked - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(asked);
+		struct kx_liblater l = later[i];
+		if (!l.addr)
+			continue;
+		later_drop(i);
+		if (l.nr == SYS_mprotect)
+			do_mprotect(l.addr, l.len, (int)l.prot);
+		else
+			do_munmap(l.addr, l.len);
+	}
+}
+
+void gmem_ahead_relro(uint64_t start, uint64_t end)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (end > start)
+		later_add(start, end - start, SYS_mprotect, PROT_READ);
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
+/* ---- what a library's headers lead to ------------------------------------------------------------------------------- */
+
+struct load {
+	uint64_t start, file_end, mem_end, off; /* addresses; start and off of whole pages */
+	int prot;
+};
+
+struct plan {
+	struct load load[LOADS_MAX];
+	unsigned n;
+	uint64_t relro, relro_end;
+	struct kx_libop op[KX_LIBFILE_OPS];
+	unsigned nr_ops;
+};
+
+static bool load_add(struct plan *p, const Elf64_Phdr *ph)
+{
+	struct load *l = &p->load[p->n];
+	uint64_t before = p->n ? ALIGN_UP(l[-1].mem_end, PAGE) : 0;
+	if (p->n == LOADS_MAX || ph->p_align > PAGE || ph->p_vaddr > GiB || ph->p_memsz > GiB || ph->p_offset > GiB ||
+	    !ph->p_filesz || ph->p_filesz > ph->p_memsz || (ph->p_vaddr - ph->p_offset) % PAGE)
+		return false;
+	*l = (struct load){ ALIGN_DOWN(ph->p_vaddr, PAGE), ph->p_vaddr + ph->p_filesz, ph->p_vaddr + ph->p_memsz,
+			    ALIGN_DOWN(ph->p_offset, PAGE),
+			    (ph->p_flags & PF_R ? PROT_READ : 0) | (ph->p_flags & PF_W ? PROT_WRITE : 0) |
+				    (ph->p_flags & PF_X ? PROT_EXEC : 0) };
+	/* The first is mapped for the span of all; what is not readable, or written and executed, or has to be zeroed and
+	 * can't be, is nothing that is met. */
+	if (!(l->prot & PROT_READ) || (l->prot & (PROT_WRITE | PROT_EXEC)) == (PROT_WRITE | PROT_EXEC) ||
+	    (l->mem_end > l->file_end && !(l->prot & PROT_WRITE)) || (p->n ? l->start < before : l->start) ||
+	    (!p->n && l->prot & PROT_WRITE))
+		return false;
+	p->n++;
+	return true;
+}
+
+static bool headers_read(struct plan *p, const uint8_t *head, size_t len)
+{
+	Elf64_Ehdr eh;
+	Elf64_Phdr ph;
+	if (len < sizeof eh)
+		return false;
+	memcpy(&eh, head, sizeof eh);
+	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_ident[EI_CLASS] != ELFCLASS64 || eh.e_type != ET_DYN ||
+	    eh.e_machine != EM_X86_64 || eh.e_phentsize != sizeof ph || eh.e_phoff > len ||
+	    eh.e_phnum > (len - eh.e_phoff) / sizeof ph)
+		return false;
+	for (unsigned i = 0; i < eh.e_phnum; i++) {
+		memcpy(&ph, head + eh.e_phoff + i * sizeof ph, sizeof ph);
+		if (ph.p_type == PT_LOAD && !load_add(p, &ph))
+			return false;
+		if (ph.p_type == PT_GNU_RELRO && ph.p_vaddr < GiB && ph.p_memsz < GiB) {
+			p->relro = ALIGN_DOWN(ph.p_vaddr, PAGE);
+			p->relro_end = ALIGN_DOWN(ph.p_vaddr + ph.p_memsz, PAGE);
+		}
+	}
+	return p->n >= 2;
+}
+
+static void op_add(struct plan *p, struct kx_libop o)
+{
+	if (p->nr_ops < KX_LIBFILE_OPS)
+		p->op[p->nr_ops] = o;
+	p->nr_ops++;
+}
+
+/* glibc's elf/dl-map-segments.h, musl's ldso/dynlink.c: the latter maps a segment's zeros with its data, first, and nothing
+ * between segments away. */
+static void ops_plan(struct plan *p, bool musl)
+{
+	const struct load *first = p->load, *last = p->load + p->n - 1;
+	bool holes = false;
+	for (const struct load *l = first; l < last; l++)
+		holes |= ALIGN_UP(l->file_end, PAGE) != l[1].start;
+	op_add(p, (struct kx_libop){ .nr = SYS_mmap,
+				     .prot = (uint32_t)first->prot,
+				     .flags = MAP_PRIVATE,
+				     .len = ALIGN_UP(last->mem_end, PAGE),
+				     .off = first->off });
+	if (holes && !musl)
+		op_add(p, (struct kx_libop){ .nr = SYS_mprotect,
+					     .prot = PROT_NONE,
+					     .addr = ALIGN_UP(first->file_end, PAGE),
+					     .len = last->start - ALIGN_UP(first->file_end, PAGE) });
+	for (const struct load *l = first + 1; l <= last; l++) {
+		uint64_t file_end = ALIGN_UP(l->file_end, PAGE), end = ALIGN_UP(l->mem_end, PAGE);
+		op_add(p, (struct kx_libop){ .nr = SYS_mmap,
+					     .prot = (uint32_t)l->prot,
+					     .flags = MAP_PRIVATE | MAP_FIXED,
+					     .addr = l->start,
+					     .len = (musl ? end : file_end) - l->start,
+					     .off = l->off });
+		if (end > file_end)
+			op_add(p, (struct kx_libop){ .nr = SYS_mmap,
+						     .prot = (uint32_t)l->prot,
+						     .flags = MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS,
+						     .addr = file_end,
+						     .len = end - file_end });
+	}
+}
+
+/* ---- made, and undone ----------------------------------------------------------------------------------------------- */
+
+/* addr is where it is to be; 0: anywhere. Its address, or -errno. */
+static int64_t op_make(const struct kx_libop *o, uint64_t addr, uint64_t len, uint64_t off, int flags)
+{
+	if (o->nr == SYS_mprotect)
+		return do_mprotect(addr, len, (int)o->prot);
+	int64_t r = do_mmap(addr, len, (int)o->prot, flags | MAP_DENYWRITE, flags & MAP_ANONYMOUS ? -1 : op_fd, off);
+	if (r >= 0)
+		touch_ahead((uint64_t)r, (uint64_t)r + len, (int)o->prot, flags | MAP_DENYWRITE);
+	return r;
+}
+
+/* [start, end), as it is when only the first n calls have been made. */
+static void op_replay(unsigned n, uint64_t start, uint64_t end)
+{
+	for (unsigned i = 0; i < n; i++) {
+		const struct kx_libop *o = &op[i];
+		uint64_t at = i ? o->addr : o->ret, a = start > at ? start : at,
+			 e = at + o->len < end ? at + o->len : end;
+		if (a < e && op_make(o, a, e - a, o->off + (a - at), (int)o->flags | MAP_FIXED) < 0)
+			do_munmap(a, e - a); /* no memory for two mappings: less than was asked for */
+	}
+}
+
+static void ops_end(unsigned asked)
+{
+	if (!asked && nr_ops)
+		do_munmap(op[0].ret, op[0].len);
+	else if (asked < nr_ops) /* each lies above those before it */
+		op_replay(asked, op[asked].addr, op[0].ret + op[0].len);
+	nr_ops = shared()->nr_ops = 0;
+}
+
+static bool ops_make(const struct plan *p, int fd)
+{
+	op_fd = fd;
+	for (unsigned i = 0; i < p->nr_ops; i++) {
+		struct kx_libop *o = &op[i];
+		*o = p->op[i];
+		o->addr += i ? op[0].ret : 0;
+		uint64_t at = i || p->n < 2 ? o->addr : place_library(o->len);
+		int64_t r = op_make(o, at, o->len, o->off, (int)o->flags);
+		if (r < 0)
+			return false;
+		o->ret = (uint64_t)r;
+		nr_ops = i + 1;
+	}
+	return true;
+}
+
+/* They are there, or nothing is. */
+static bool plan_make(const struct plan *p, int fd, uint32_t head_read)
+{
+	if (!p->nr_ops || p->nr_ops > KX_LIBFILE_OPS)
+		return false;
+	admit_ahead(true);
+	bool made = ops_make(p, fd);
+	admit_ahead(false);
+	if (!made) {
+		ops_end(0);
+		return false;
+	}
+	memcpy(shared()->op, op, nr_ops * sizeof *op);
+	shared()->asked = 0;
+	shared()->head_read = head_read;
+	__atomic_store_n(&shared()->nr_ops, nr_ops, __ATOMIC_RELEASE);
+	gmem_ahead_any = true;
+	return true;
+}
+
+static bool loader_is_musl(void)
+{
+	const char *path = admit_loader_path(), *base = strrchr(path, '/');
+	return !strncmp(base ? base + 1 : path, "ld-musl", 7);
+}
+
+/* The first part; and of constants what lies in one group with the data behind them. */
+static void parts_copy(const struct plan *p)
+{
+	uint64_t base = op[0].ret;
+	const struct load *l = p->load;
+	if (l->prot == PROT_READ)
+		copy_begin(base, base + ALIGN_UP(l->file_end, PAGE));
+	for (unsigned i = 1; i + 1 < p->n; i++) {
+		uint64_t start = ALIGN_DOWN(base + l[i + 1].start, KVM_NEIGHBOURS);
+		if (l[i].prot == PROT_READ && l[i + 1].prot & PROT_WRITE &&
+		    ALIGN_UP(l[i].file_end, PAGE) == l[i + 1].start && start < base + l[i + 1].start)
+			copy_begin(start > base + l[i].start ? start : base + l[i].start, base + l[i + 1].start);
+	}
+}
+
+void gmem_ahead_library(const uint8_t *head, size_t len, int fd)
+{
+	struct plan p = { 0 };
+	if (len < MUSL_READS || !headers_read(&p, head, len))
+		return;
+	bool musl = loader_is_musl();
+	ops_plan(&p, musl);
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (plan_make(&p, fd, musl ? MUSL_READS : GLIBC_READS)) {
+		if (p.relro_end > p.relro && p.relro_end <= op[0].len)
+			later_add(op[0].ret + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
+		parts_copy(&p);
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
+void gmem_ahead_whole(int fd, uint64_t size, bool once)
+{
+	struct plan p = { 0 };
+	if (!size || size > WHOLE_MAX)
+		return;
+	op_add(&p, (struct kx_libop){
+			   .nr = SYS_mmap, .prot = PROT_READ, .flags = MAP_PRIVATE, .len = ALIGN_UP(size, PAGE) });
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (plan_make(&p, fd, 0) && once) {
+		later_add(op[0].ret, op[0].len, SYS_munmap, 0);
+		copy_begin(op[0].ret, op[0].ret + op[0].len);
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
+/* ---- a call has come ------------------------------------------------------------------------------------------------ */
+
+/* Memory that a linker makes for itself between opening a library and mapping it. It does not tell where that is. */
+static bool leaves_ops(uint64_t nr, const uint64_t arg[6])
+{
+	uint64_t start = nr_ops ? op[0].ret : 0, end = nr_ops ? start + op[0].len : 0;
+	if (nr >= 1024)
+		return true;
+	if (shared()->closed || pvm.cfg->memory) /* which counts what was made ahead */
+		return false;
+	if (nr == SYS_mmap)
+		return !arg[0] && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS);
+	if (nr == SYS_munmap || nr == SYS_mprotect)
+		return arg[0] >= end || (arg[1] <= start && arg[0] <= start - arg[1]);
+	return nr == SYS_brk;
+}
+
+static bool makes_threads(uint64_t nr)
+{
+	return nr == SYS_clone || nr == SYS_clone3 || nr == SYS_fork || nr == SYS_vfork;
+}
+
+void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
+{
+	struct kx_libfile *l = shared();
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (nr_copies && !leaves_copies(nr, arg))
+		copies_end();
+	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
+		later_make();
+	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
+	if (nr_ops && (asked >= nr_ops || !leaves_ops(nr, arg)))
+		ops_end(asked < nr_ops ? asked : nr_ops);
+	/* Another thread could see that they have not been made. */
+	for (unsigned i = 0; makes_threads(nr) && nr_later && i < KX_LIBFILE_LATER; i++)
+		if (later[i].addr)
+			later_drop(i);
+	if (!nr_later)
+		__atomic_and_fetch(&l->on, ~KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
+	gmem_ahead_any = nr_ops || nr_later || nr_copies;
+	pthread_mutex_unlock(&pvm.mm_lock);
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the parts of gmem share: gmem.c (regions, mappings), gmem_tables.c (slots, page tables), gmem_text.c (patched texts),
+ * gmem_origin.c (policy). All of it with pvm.mm_lock held. */
+#ifndef KX_GMEM_PRIV_H
+#define KX_GMEM_PRIV_H
+#include "../arch/x86_64/patch.h"
+#include "gmem.h"
+#include "text.h"
+
+#define PAGE 4096ull
+#define MiB (1ull << 20)
+#define GiB (1ull << 30)
+#define HUGE (2 * MiB)
+#define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
+#define ALIGN_DOWN(x, a) ((x) & ~((a)-1))
+
+/* ---- gmem.c ---- */
+extern struct gmem_region *regions; /* sorted */
+extern size_t nr_regions;
+/* Index of the first region that ends above addr. */
+size_t region_find(uint64_t addr);
+/* Room for so many more. 0 or -ENOMEM. */
+int region_reserve(size_t extra);
+/* Record [start, end), replacing what was there. Room for three must be reserved. */
+void region_set(uint64_t start, uint64_t end, int prot, int flags);
+/* The region that begins at start. */
+void region_mark(uint64_t start, uint32_t origin, int flags);
+bool range_free(uint64_t start, uint64_t end);
+/* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
+uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align);
+uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
+/* For a library, so that its first pages are of those that KVM maps with each other. 0 = by place(). */
+uint64_t place_library(uint64_t len);
+#define KVM_NEIGHBOURS (8 * PAGE) /* an aligned group, from its begin up to the first that the host may not write */
+/* What the host's mapping gets. */
+int host_prot(int prot);
+int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
+int do_munmap(uint64_t addr, uint64_t len);
+int do_mprotect(uint64_t addr, uint64_t len, int prot);
+/* After a mmap(2) of the program's. */
+void touch_ahead(uint64_t start, uint64_t end, int prot, int flags);
+
+/* ---- gmem_ahead.c ---- */
+/* [start, end) is about to become something else. */
+void gmem_ahead_carved(uint64_t start, uint64_t end);
+
+/* ---- gmem_tables.c ---- */
+/* Index of the first slot that ends above addr. */
+size_t slot_find(uint64_t addr);
+int slot_cover(uint64_t start, uint64_t end);
+int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted);
+/* The guest may only read this page, which the host's mapping lets be written. It has a leaf of its own. */
+void pt_guest_reads(uint64_t gva);
+void tables_make(void);
+
+/* ---- gmem_text.c ---- */
+void sites_forget(uint64_t start, uint64_t end);
+int sites_add(const struct kx_site *s, size_t n);
+/* What becomes of an executable private file mapping. */
+struct text_use {
+	const struct text *shared; /* the patched copy of it that others have, too, */
+	int fd;                    /* and where to map it from */
+	struct patch_plan plan;    /* else: to be applied to the mapping itself, where n is not 0 */
+	uint64_t tramp, tramp_size;
+	bool rseq; /* has restartable sequences */
+};
+/* prot: with PROT_WRITE the program wants a copy of its own. */
+void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, struct text_use *use);
+bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use);
+void text_finish(uint64_t gva, struct text_use *use);
+int text_own(uint64_t start, uint64_t end);
+int place_ready(void *p, uint64_t len, int hp, uint64_t gva);
+/* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
+struct text_map {
+	uint64_t start, end, at; /* at: bytes into the text, of start */
+	const struct text *text;
+	char path[168];
+};
+int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd);
+const struct text_map *text_map_find(uint64_t gva);
+
+/* ---- gmem_origin.c ---- */
+struct image;
+/* Of which mapping of a file the memory at gva is a part: its number + 1; 0 = not noted. */
+uint32_t origin_number(uint64_t gva);
+int map_admit(uint64_t addr, uint64_t len, int prot, int flags, uint64_t off, int *fd, struct image **image,
+	      uint64_t *end);
+int map_note(uint64_t addr, uint64_t len, int prot, uint64_t off, int fd, struct image *image, uint32_t under,
+	     uint64_t end);
+int protect_admit(const struct gmem_region *r, uint64_t a, uint64_t e, int prot);
+#endif

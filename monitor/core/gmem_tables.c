@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Memory slots, and the guest's page tables. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include "../../util/log.h"
+#include "gmem_priv.h"
+#include "keeper.h"
+#include "spare.h"
+
+/* Leaves are made with accessed and dirty set, so that nobody has to write to them later. */
+#define PTE_P 0x1ull
+#define PTE_W 0x2ull
+#define PTE_LEAF 0x67ull /* present, writable, user, accessed, dirty */
+#define PTE_SUP 0x63ull
+#define PTE_PS 0x80ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
+#define SLOT_MAX GiB
+
+struct slot {
+	uint64_t start, end;
+	int id;
+};
+static struct slot *slots;
+static size_t nr_slots, cap_slots;
+static int next_slot_id = 1; /* 0 is the one that flush_all() drops and remakes */
+
+static uint64_t sys_next = KX_SYS_BASE + 0x10000, sys_end = KX_SYS_BASE + KX_SYS_FIRST;
+
+/* ---- memory slots ----------------------------------------------------------------------------------------- */
+
+/* None of the system region's, nor of the LibOS's. */
+static bool is_program(uint64_t gpa) { return gpa < KX_USER_END || gpa >= KX_SPACE_SIZE; }
+
+static bool logging; /* KVM notes which pages of the program's are written */
+
+static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
+{
+	struct kvm_userspace_memory_region r = {
+		.slot = id, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uint64_t)pvm.base + gpa
+	};
+	if (logging && is_program(gpa))
+		r.flags = KVM_MEM_LOG_DIRTY_PAGES;
+	return ioctl(pvm.vm_fd, KVM_SET_USER_MEMORY_REGION, &r) < 0 ? -errno : 0;
+}
+
+/* Index of the first slot that ends above addr. */
+size_t slot_find(uint64_t addr)
+{
+	size_t lo = 0, hi = nr_slots;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (slots[mid].end > addr)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+int gmem_log_writes(bool on)
+{
+	int r = 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	logging = on;
+	for (size_t i = 0; i < nr_slots; i++)
+		if (is_program(slots[i].start)) {
+			int x = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
+			r = x ? x : r;
+		}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
+{
+	static uint64_t bits[SLOT_MAX / PAGE / 64];
+	for (size_t i = 0; i < nr_slots; i++) {
+		struct slot s = slots[i];
+		struct kvm_dirty_log log = { .slot = s.id, .dirty_bitmap = bits };
+		if (!is_program(s.start))
+			continue;
+		if (s.end - s.start > SLOT_MAX)
+			return -E2BIG;
+		if (ioctl(pvm.vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
+			return -errno;
+		for (uint64_t w = 0; w < (s.end - s.start) / PAGE / 64; w++)
+			for (uint64_t b = bits[w]; b;) {
+				unsigned from = (unsigned)__builtin_ctzll(b);
+				uint64_t rest = ~(b >> from);
+				unsigned n = rest ? (unsigned)__builtin_ctzll(rest) : 64; /* ones in a row */
+				n = n > 64 - from ? 64 - from : n;
+				uint64_t at = s.start + (w * 64 + from) * PAGE;
+				fn(arg, at, at + n * PAGE);
+				b &= from + n == 64 ? 0 : ~0ull << (from + n);
+			}
+	}
+	return 0;
+}
+
+/*
+ * Cover [start, end) with slots. A new slot next to an old one is made as large as that (up to 1 GiB), so that
+ * the number of slots grows with the logarithm of what is used.
+ */
+int slot_cover(uint64_t start, uint64_t end)
+{
+	start = ALIGN_DOWN(start, HUGE);
+	end = ALIGN_UP(end, HUGE);
+	while (start < end) {
+		size_t i = slot_find(start);
+		if (i < nr_slots && slots[i].start <= start) {
+			start = slots[i].end;
+			continue;
+		}
+		uint64_t zone = start < KX_SPACE_SIZE ? 0 : KX_SPACE_SIZE;
+		uint64_t limit = zone ? pvm.high_end : KX_SPACE_SIZE;
+		if (i < nr_slots && slots[i].start < limit)
+			limit = slots[i].start;
+		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
+		bool above = i > 0 && slots[i - 1].end == start, below = i < nr_slots && slots[i].start == start + want;
+		if (above) {
+			uint64_t grow = slots[i - 1].end - slots[i - 1].start;
+			size = grow > size ? grow : size;
+			if (size > SLOT_MAX && size > want)
+				size = want > SLOT_MAX ? want : SLOT_MAX;
+			if (size > limit - s)
+				size = limit - s;
+		} else if (below) {
+			uint64_t grow = slots[i].end - slots[i].start, floor = i > 0 ? slots[i - 1].end : 0;
+			floor = floor < zone ? zone : floor;
+			size = grow > size ? grow : size;
+			if (size > SLOT_MAX && size > want)
+				size = want > SLOT_MAX ? want : SLOT_MAX;
+			if (size > s + want - floor)
+				size = s + want - floor;
+			s = s + want - size;
+		}
+		if (nr_slots == cap_slots) {
+			size_t cap = cap_slots ? cap_slots * 2 : 32;
+			struct slot *p = realloc(slots, cap * sizeof *p);
+			if (!p)
+				return -ENOMEM;
+			slots = p;
+			cap_slots = cap;
+		}
+		spare_changed();
+		int r = slot_ioctl(next_slot_id, s, size);
+		if (r) {
+			kx_log(KX_LOG_ERROR, "gmem", "memory slot of %llu bytes at %#llx: %s", (unsigned long long)size,
+			       (unsigned long long)s, strerror(-r));
+			return -ENOMEM;
+		}
+		memmove(&slots[i + 1], &slots[i], (nr_slots - i) * sizeof *slots);
+		slots[i] = (struct slot){ s, s + size, next_slot_id++ };
+		nr_slots++;
+		pvm.nr_slots = nr_slots;
+		start = s + size;
+	}
+	return 0;
+}
+
+/* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. */
+static void flush_all(void)
+{
+	spare_changed();
+	slot_ioctl(0, KX_SYS_END, PAGE);
+	slot_ioctl(0, KX_SYS_END, 0);
+}
+
+/* ---- page tables ------------------------------------------------------------------------------------------ */
+
+uint64_t gmem_sys_alloc(unsigned pages)
+{
+	uint64_t size = pages * PAGE, p = sys_next;
+	spare_changed();
+	if (sys_next + size > sys_end) {
+		bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
+		uint64_t start = first ? KX_SYS_MORE : sys_end;
+		uint64_t more = first ? 4 * MiB : sys_end - KX_SYS_MORE; /* double it */
+		if (start + more > KX_SYS_END || slot_cover(start, start + more))
+			return 0;
+		if (first)
+			sys_next = p = start;
+		sys_end = start + more;
+	}
+	sys_next += size;
+	return p;
+}
+
+uint64_t gmem_sys_used(uint64_t gva)
+{
+	bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
+	if (gva < KX_LIBOS_BASE)
+		return first ? sys_next : KX_SYS_BASE + KX_SYS_FIRST;
+	return first ? KX_SYS_MORE : sys_next;
+}
+
+static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
+
+/* The directory entry of gva; its directory is made when it is missing. NULL = no memory. */
+static uint64_t *pde_of(uint64_t gva)
+{
+	uint64_t *pml4e = &table(KX_SYS_BASE + GMEM_PML4)[gva >> 39];
+	if (!(*pml4e & PTE_P)) {
+		uint64_t pdpt = gmem_sys_alloc(1);
+		if (!pdpt)
+			return NULL;
+		__atomic_store_n(pml4e, pdpt | PTE_LEAF, __ATOMIC_RELEASE);
+	}
+	uint64_t *pdpte = &table(*pml4e)[(gva >> 30) & 511];
+	if (!(*pdpte & PTE_P)) {
+		uint64_t pd = gmem_sys_alloc(1);
+		if (!pd)
+			return NULL;
+		__atomic_store_n(pdpte, pd | PTE_LEAF, __ATOMIC_RELEASE);
+	}
+	return &table(*pdpte)[(gva >> 21) & 511];
+}
+
+static int pde_to_table(uint64_t *pde, uint64_t region)
+{
+	uint64_t pt = gmem_sys_alloc(1);
+	if (!pt)
+		return -ENOMEM;
+	for (int i = 0; i < 512; i++)
+		table(pt)[i] = (region + i * PAGE) | PTE_LEAF | PTE_NX;
+	bool was_leaf = *pde & PTE_P;
+	__atomic_store_n(pde, pt | PTE_LEAF, __ATOMIC_RELEASE);
+	if (was_leaf)
+		flush_all();
+	return 0;
+}
+
+/*
+ * Make [start, end) reachable. The host mapping decides what may be read and written. 4 KiB leaves tell execute
+ * permission, and also say read-only where that is so. `table`: by 4 KiB leaves even where nothing is
+ * executable, since something soon will be (the parts of a library): to split a 2 MiB leaf later, KVM has to drop all
+ * that it has, which takes milliseconds. Must come before the host mapping changes: that
+ * change makes KVM forget what it had cached of the old entries.
+ */
+int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted)
+{
+	bool exec = prot & PROT_EXEC;
+	uint64_t leaf = (exec ? 0 : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
+	int r = slot_cover(start, end);
+	if (r)
+		return r;
+	for (uint64_t region = ALIGN_DOWN(start, HUGE); region < end; region += HUGE) {
+		uint64_t *pde = pde_of(region);
+		if (!pde)
+			return -ENOMEM;
+		bool is_table = (*pde & PTE_P) && !(*pde & PTE_PS);
+		if (!is_table && !exec && !(table_wanted && !(*pde & PTE_P))) {
+			if (!(*pde & PTE_P))
+				__atomic_store_n(pde, region | PTE_LEAF | PTE_PS | PTE_NX, __ATOMIC_RELEASE);
+			continue;
+		}
+		if (!is_table && (r = pde_to_table(pde, region)))
+			return r;
+		uint64_t a = start > region ? start : region, b = end < region + HUGE ? end : region + HUGE;
+		for (; a < b; a += PAGE)
+			__atomic_store_n(&table(*pde)[(a >> 12) & 511], a | leaf, __ATOMIC_RELAXED);
+	}
+	return 0;
+}
+
+int gmem_populate(uint64_t gva)
+{
+	if (keeper_needed())
+		return KEEPER6(gmem_populate, gva, 0, 0, 0, 0, 0);
+	int r = 0;
+	if (gva >= KX_SPACE_SIZE && !gva_ok(gva, 1))
+		return 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(gva);
+	if (i < nr_regions && regions[i].start <= gva && regions[i].prot != PROT_NONE) {
+		uint64_t *pde = pde_of(gva);
+		bool missing = pde && !(*pde & PTE_P);
+		bool table_here = pde && (*pde & PTE_P) && !(*pde & PTE_PS);
+		/* A leaf that is less than the map says: not made by any path that is known, but harmless to mend. */
+		if (table_here && (regions[i].prot & PROT_WRITE))
+			missing = !(table(*pde)[(gva >> 12) & 511] & PTE_W);
+		if (missing)
+			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot,
+				   !(regions[i].flags & MAP_ANONYMOUS)) == 0;
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+void pt_guest_reads(uint64_t gva) { table(*pde_of(gva))[(gva >> 12) & 511] &= ~PTE_W; }
+
+/* Fixed tables: top levels, IDT, one `hlt` per vector and at LSTAR. */
+void tables_make(void)
+{
+	uint64_t *pml4 = table(KX_SYS_BASE + GMEM_PML4), *hi = table(KX_SYS_BASE + 0x2000);
+	pml4[0] = (KX_SYS_BASE + 0x1000) | PTE_LEAF;
+	pml4[511] = (KX_SYS_BASE + 0x2000) | PTE_SUP;
+	hi[510] = (KX_SYS_BASE + 0x3000) | PTE_SUP;
+	for (unsigned i = 0; i < 512; i++)
+		table(KX_SYS_BASE + 0x3000)[i] = (KX_SYS_BASE + i * HUGE) | PTE_SUP | PTE_PS;
+	uint8_t *stubs = gva_ptr(KX_SYS_BASE + GMEM_STUBS);
+	memset(stubs, 0xf4, PAGE);
+	memset(gva_ptr(KX_SYS_BASE + GMEM_LSTAR), 0xf4, PAGE);
+	uint64_t *idt = gva_ptr(KX_SYS_BASE + GMEM_IDT);
+	for (unsigned v = 0; v < 256; v++) {
+		uint64_t h = GMEM_SYS_VA(KX_SYS_BASE + GMEM_STUBS) + 16 * v;
+		uint64_t dpl = v == 3 || v == 4 ? 3 : 0; /* int3 and into, as Linux */
+		idt[2 * v] = (h & 0xffff) | 0x10 << 16 | (0x8e00 | dpl << 13) << 32 | (h >> 16 & 0xffff) << 48;
+		idt[2 * v + 1] = h >> 32;
+	}
+}
+
+int gmem_fork_child(void)
+{
+	int r = 0;
+	logging = false;
+	for (size_t i = 0; i < nr_slots && !r; i++)
+		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
+	return r;
+}

@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Texts whose `syscall` and `cpuid` instructions are patched: their sites, and what is mapped in place of the file. */
+#include <elf.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "gmem_priv.h"
+#include "keeper.h"
+#include "rseq.h"
+
+static struct kx_site *sites;
+static size_t nr_sites, cap_sites;
+
+/* ---- patched sites ------------------------------------------------------------------------------------------ */
+
+static int site_cmp(const void *a, const void *b)
+{
+	uint64_t x = ((const struct kx_site *)a)->start, y = ((const struct kx_site *)b)->start;
+	return x < y ? -1 : x > y;
+}
+
+/* Give the LibOS its copy of the table (it reads it when a program counter has to be translated). */
+static void sites_publish(void)
+{
+	struct kx_site *out = gva_ptr(KX_SITES_BASE);
+	size_t n = nr_sites < KX_SITES_MAX ? nr_sites : KX_SITES_MAX;
+	__atomic_add_fetch(&pvm.shared->sites_seq, 1, __ATOMIC_SEQ_CST);
+	if (n)
+		memcpy(out, sites, n * sizeof *out);
+	pvm.shared->nr_sites = n;
+	__atomic_add_fetch(&pvm.shared->sites_seq, 1, __ATOMIC_SEQ_CST);
+	pvm.nr_sites = pvm.nr_cpuid_sites = 0;
+	for (size_t i = 0; i < nr_sites; i++)
+		sites[i].cpuid ? pvm.nr_cpuid_sites++ : pvm.nr_sites++;
+}
+
+void sites_forget(uint64_t start, uint64_t end)
+{
+	size_t j = 0;
+	for (size_t i = 0; i < nr_sites; i++)
+		if (sites[i].start < start || sites[i].start >= end)
+			sites[j++] = sites[i];
+	if (j != nr_sites) {
+		nr_sites = j;
+		sites_publish();
+	}
+}
+
+int sites_add(const struct kx_site *s, size_t n)
+{
+	if (nr_sites + n > cap_sites) {
+		size_t cap = nr_sites + n + 1024;
+		struct kx_site *p = realloc(sites, cap * sizeof *p);
+		if (!p)
+			return -ENOMEM;
+		sites = p;
+		cap_sites = cap;
+	}
+	memcpy(&sites[nr_sites], s, n * sizeof *s);
+	nr_sites += n;
+	qsort(sites, nr_sites, sizeof *sites, site_cmp);
+	sites_publish();
+	return 0;
+}
+
+/* The site whose window holds rip, or NULL. */
+static const struct kx_site *site_at(uint64_t rip)
+{
+	size_t lo = 0, hi = nr_sites;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (sites[mid].start <= rip)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo && rip < sites[lo - 1].start + sites[lo - 1].len ? &sites[lo - 1] : NULL;
+}
+
+uint64_t gmem_pc_to_resume(uint64_t rip)
+{
+	if (keeper_needed())
+		return KEEPER6(gmem_pc_to_resume, rip, 0, 0, 0, 0, 0);
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_at(rip);
+	if (s)
+		rip = patch_site_to_tramp(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return rip;
+}
+
+/* The site whose trampoline holds rip, or NULL. */
+static const struct kx_site *site_of_tramp(uint64_t rip)
+{
+	size_t i = region_find(rip);
+	if (i < nr_regions && regions[i].start <= rip && (regions[i].flags & GMEM_TRAMP))
+		for (size_t k = 0; k < nr_sites; k++)
+			if (rip - sites[k].tramp < sites[k].tramp_len)
+				return &sites[k];
+	return NULL;
+}
+
+uint64_t gmem_pc_to_original(uint64_t rip)
+{
+	if (keeper_needed())
+		return KEEPER6(gmem_pc_to_original, rip, 0, 0, 0, 0, 0);
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_of_tramp(rip);
+	if (s)
+		rip = patch_tramp_to_site(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return rip;
+}
+
+bool gmem_pc_entering(uint64_t rip)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_of_tramp(rip);
+	bool r = s && s->cpuid && patch_entering(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+bool gmem_pc_step_hidden(uint64_t rip)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	const struct kx_site *s = site_of_tramp(rip);
+	bool r = s && !patch_step_ends(s, rip);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
+
+/* Bias of the ELF file whose text from file offset off is mapped at gva: address = p_vaddr + bias. */
+int gmem_load_bias(const uint8_t *file, uint64_t size, uint64_t off, uint64_t gva, uint64_t *bias)
+{
+	Elf64_Ehdr eh;
+	if (size < sizeof eh)
+		return -ENOEXEC;
+	memcpy(&eh, file, sizeof eh);
+	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_phentsize != sizeof(Elf64_Phdr))
+		return -ENOEXEC;
+	for (unsigned i = 0; i < eh.e_phnum; i++) {
+		Elf64_Phdr ph;
+		uint64_t at = eh.e_phoff + i * sizeof ph;
+		if (at < eh.e_phoff || at > size || size - at < sizeof ph)
+			return -ENOEXEC;
+		memcpy(&ph, file + at, sizeof ph);
+		if (ph.p_type == PT_LOAD && (ph.p_flags & PF_X) && ALIGN_DOWN(ph.p_offset, PAGE) <= off &&
+		    off < ph.p_offset + ph.p_filesz) {
+			*bias = gva - (ph.p_vaddr + (off - ph.p_offset));
+			return 0;
+		}
+	}
+	return -ENOENT;
+}
+
+/* ---- patched text ------------------------------------------------------------------------------------------- */
+
+/*
+ * A place for trampolines. Directly below the image that the text belongs to, since then their distance depends on
+ * the file alone and other processes can use the same copy; else near, where a page table is already; else anywhere
+ * within reach.
+ */
+static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t size)
+{
+	uint64_t image = gva > off ? gva - off : gva;
+	if (image > size + KX_USER_MIN && range_free(image - size, image))
+		return image - size;
+	uint64_t low = gva > 2 * GiB - 64 * MiB ? gva - (2 * GiB - 64 * MiB) : HUGE;
+	uint64_t high = gva + 2 * GiB - 64 * MiB - size;
+	if (gva < KX_USER_END && high > KX_USER_END)
+		high = KX_USER_END;
+	if (gva >= KX_SPACE_SIZE && low < KX_SPACE_SIZE)
+		low = KX_SPACE_SIZE;
+	if (gva >= KX_SPACE_SIZE && high > pvm.high_end)
+		high = pvm.high_end;
+	uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
+	uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
+	return t ? t : find_free(low, high, size, PAGE);
+}
+
+/* The disassembler, where solink put it. */
+extern const char solink_text[] __attribute__((weak)), solink_text_end[] __attribute__((weak));
+
+/* Find the sites of a text that is going to be mapped at gva. Failure is no error: what is not patched takes the slow
+ * path. */
+static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct text_use *use)
+{
+	struct stat st;
+	struct patch_hints hints = { 0 };
+	if (fstat(fd, &st) || st.st_size <= 0 || (uint64_t)st.st_size <= off)
+		return;
+	if (len > (uint64_t)st.st_size - off)
+		len = st.st_size - off;
+	/* Through a mapping of our own: the guest's would keep every page that is looked at. */
+	uint8_t *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (!file || file == MAP_FAILED) /* never NULL; the sanitizers' build wants to hear it */
+		return;
+	use->rseq = rseq_text(file + off, len);
+	/* Cheap first look: most libraries hold no site at all. */
+	if (memmem(file + off, len, "\x0f\x05", 2) || memmem(file + off, len, "\x0f\xa2", 2)) {
+		/* A text mapped from file offset off at gva: the bias of its ELF addresses. */
+		uint64_t bias = 0;
+		if (gmem_load_bias(file, st.st_size, off, gva, &bias) == 0)
+			patch_hints_from_elf(file, st.st_size, bias, &hints);
+		patch_scan(file + off, len, gva, &hints, &use->plan);
+		patch_hints_free(&hints);
+		/* Half a megabyte of tables that an idle monitor has no use for. */
+		if (solink_text)
+			madvise((void *)solink_text, solink_text_end - solink_text, MADV_DONTNEED);
+	}
+	munmap(file, st.st_size);
+}
+
+/* prot: with PROT_WRITE the program wants a copy of its own. */
+void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, struct text_use *use)
+{
+	struct text_key key;
+	bool shareable = !(prot & PROT_WRITE) && text_key(fd, off, len, &key);
+	const struct text *t = shareable ? text_find(&key) : NULL;
+	use->fd = t && t->nr_sites ? text_open(t) : -1;
+	if (t && t->nr_sites && use->fd < 0)
+		t = NULL; /* its image has been removed or damaged */
+	if (t) {
+		if (t->rseq)
+			rseq_switch_on();
+		use->tramp = gva + t->tramp_from;
+		use->tramp_size = t->tramp_size;
+		if (!t->nr_sites) {
+			pvm.nr_sites_found += t->nr_found;
+			pvm.nr_cpuid_found += t->nr_cpuid;
+			return;
+		}
+		if (nr_sites + t->nr_sites <= KX_SITES_MAX && use->tramp >= KX_USER_MIN &&
+		    gva_ok(use->tramp, use->tramp_size) && range_free(use->tramp, use->tramp + use->tramp_size)) {
+			pvm.nr_sites_found += t->nr_found;
+			pvm.nr_cpuid_found += t->nr_cpuid;
+			use->shared = t;
+			return;
+		}
+		text_close(t, use->fd);
+		shareable = false; /* something else is where its trampolines have to be */
+	}
+	text_scan(gva, len, fd, off, use);
+	if (use->rseq)
+		rseq_switch_on();
+	pvm.nr_sites_found += use->plan.found;
+	pvm.nr_cpuid_found += use->plan.cpuid_found;
+	if (!use->plan.n) {
+		if (shareable)
+			text_add_none(&key, fd, &use->plan, use->rseq);
+		return;
+	}
+	use->tramp_size = ALIGN_UP((uint64_t)use->plan.tramp_bytes, PAGE);
+	use->tramp = tramp_place(gva, len, off, use->tramp_size);
+	if (!use->tramp || nr_sites + use->plan.n > KX_SITES_MAX) /* as many as the LibOS can look up */
+		use->plan.n = 0;
+	else if (shareable)
+		use->shared = text_add(&key, fd, gva, &use->plan, use->rseq, use->tramp, use->tramp_size);
+	if (use->shared)
+		use->fd = text_open(use->shared);
+}
+
+/* Put [p, p + len), which is ready, in its place at once: until then no call of the program's can write to it. */
+int place_ready(void *p, uint64_t len, int hp, uint64_t gva)
+{
+	if (!mprotect(p, len, hp) && mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(gva)) != MAP_FAILED)
+		return 0;
+	int r = -errno;
+	munmap(p, len);
+	return r;
+}
+
+static bool tramp_map(uint64_t t, uint64_t size)
+{
+	if (region_reserve(3) || pt_set(t, t + size, PROT_READ | PROT_EXEC, true))
+		return false;
+	region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	return true;
+}
+
+/* Patch a text that is not the family's copy, at p, where the program has no access yet; with its trampolines. True:
+ * its sites hold. */
+bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use)
+{
+	uint64_t t = use->tramp, size = use->tramp_size;
+	void *q = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (q == MAP_FAILED)
+		return false;
+	memset(q, 0xcc, size);
+	int r = patch_apply(p, len, gva, &use->plan, q, t, size);
+	if (place_ready(q, size, PROT_READ, t) || !tramp_map(t, size))
+		pvm_panic("no memory for the trampolines of a text"); /* its jumps lead to them */
+	return !r;
+}
+
+/* Map the trampolines of the family's copy. */
+void text_finish(uint64_t gva, struct text_use *use)
+{
+	uint64_t t = use->tramp, size = use->tramp_size;
+	struct kx_site *s = text_sites(use->shared, use->fd, gva);
+	uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
+	/* Its jumps lead to trampolines that are not there. */
+	if (!s || mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at) == MAP_FAILED ||
+	    !tramp_map(t, size))
+		pvm_panic("no memory for the trampolines of a text");
+	sites_add(s, use->shared->nr_sites);
+	free(s);
+}
+
+static struct text_map *text_maps;
+static size_t nr_text_maps, cap_text_maps;
+
+/* Note a mapping; what was noted of its addresses is no longer true. */
+int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd)
+{
+	size_t j = 0;
+	for (size_t i = 0; i < nr_text_maps; i++)
+		if (text_maps[i].end <= start || text_maps[i].start >= end)
+			text_maps[j++] = text_maps[i];
+	nr_text_maps = j;
+	if (j == cap_text_maps) {
+		size_t cap = cap_text_maps ? cap_text_maps * 2 : 16;
+		struct text_map *p = realloc(text_maps, cap * sizeof *p);
+		if (!p)
+			return -ENOMEM;
+		text_maps = p;
+		cap_text_maps = cap;
+	}
+	struct text_map *m = &text_maps[nr_text_maps++];
+	*m = (struct text_map){ .start = start, .end = end, .text = t };
+	text_path(t, m->path, fd);
+	return 0;
+}
+
+const struct text_map *text_map_find(uint64_t gva)
+{
+	for (size_t i = 0; i < nr_text_maps; i++)
+		if (text_maps[i].start <= gva && gva < text_maps[i].end)
+			return &text_maps[i];
+	return NULL;
+}
+
+/* A private copy of [s, e), in place of it at once: other threads may run there. */
+static int text_copy(uint64_t s, uint64_t e, int prot)
+{
+	void *p = mmap(NULL, e - s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	if ((host_prot(prot) == PROT_NONE && mprotect(gva_ptr(s), e - s, PROT_READ)))
+		goto failed;
+	memcpy(p, gva_ptr(s), e - s);
+	if (mprotect(p, e - s, host_prot(prot)) ||
+	    mremap(p, e - s, e - s, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(s)) == MAP_FAILED)
+		goto failed;
+	return 0;
+failed:;
+	int r = -errno;
+	munmap(p, e - s);
+	return r;
+}
+
+/* Give the program copies of its own of what it has of the family's in [start, end): it wants to write or move. */
+int text_own(uint64_t start, uint64_t end)
+{
+	while (start < end) {
+		size_t i = region_find(start);
+		if (i >= nr_regions || regions[i].start >= end)
+			break;
+		struct gmem_region r = regions[i];
+		uint64_t s = r.start > start ? r.start : start, e = r.end < end ? r.end : end;
+		start = e;
+		if (!(r.flags & GMEM_TEXT))
+			continue;
+		const struct text_map *m = text_map_find(s);
+		if (!m || e > m->end || region_reserve(4))
+			return -ENOMEM;
+		int x = text_copy(s, e, r.prot);
+		if (x)
+			return x;
+		region_set(s, e, r.prot, r.flags & ~GMEM_TEXT);
+	}
+	return 0;
+}
+
+int64_t gmem_code(const void *code, size_t len)
+{
+	int64_t r = -ENOMEM;
+	pthread_mutex_lock(&pvm.mm_lock);
+	uint8_t *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t a = p == MAP_FAILED ? 0 : place(0, PAGE, 0, true);
+	if (a && !region_reserve(4) && !pt_set(a, a + PAGE, PROT_READ | PROT_EXEC, true)) {
+		memcpy(p, code, len);
+		r = place_ready(p, PAGE, PROT_READ, a);
+		p = MAP_FAILED;
+		if (!r) {
+			region_set(a, a + PAGE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
+			r = (int64_t)a;
+		}
+	}
+	if (p != MAP_FAILED)
+		munmap(p, PAGE);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
+}
