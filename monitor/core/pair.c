@@ -28,6 +28,7 @@
 #include "pipe.h"
 #include "family.h"
 #include "thread.h"
+#include "update.h"
 
 struct pair {
 	struct kx_pipe *first, *in, *out;
@@ -348,7 +349,7 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			continue;
 		struct pollfd pfd = { p->fd, POLLIN | POLLRDHUP, 0 };
 		int64_t ret = HB6(SYS_ppoll, &pfd, 1, 0, 0, 0, 0);
-		if (ret == -EINTR && pipe_only_kicked(c->t))
+		if (ret == -EINTR && update_goes_on(c->t))
 			continue;
 		if (ret < 0)
 			return done ? done : ret;
@@ -414,7 +415,7 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 			continue;
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the reader may be killed */
 		int64_t r = HB6(SYS_futex, &p->out->room, FUTEX_WAIT, seq, &slice, 0, 0);
-		if (r == -EINTR && !pipe_only_kicked(c->t))
+		if (r == -EINTR && !update_goes_on(c->t))
 			return done ? (int64_t)done : -EINTR;
 		slept = true;
 		if (pipe_key_for(p->fd) != p->key)

@@ -26,6 +26,7 @@
 #include "keeper.h"
 #include "pipe_priv.h"
 #include "thread.h"
+#include "update.h"
 
 #define SLICE_FIRST_NS 20000000
 #define SLICE_LAST_NS 1000000000
@@ -682,15 +683,6 @@ static bool sleep_prepare(struct kx_pipe *o, uint64_t key, int fd)
 	return false;
 }
 
-/* Interrupted by nothing that the program may see. */
-bool pipe_only_kicked(struct thread *t)
-{
-	if (t->sig_stop || t->exiting)
-		return false;
-	t->kicked = 0;
-	return true;
-}
-
 /* The object is not to be used by this key any more. A call that has slept goes on by its number only if it is still the
  * same pipe's: another thread may have closed it and opened something else there. */
 static int64_t gone(const struct kx_pipe *was, int fd, bool slept)
@@ -751,7 +743,7 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 		struct timespec ts = slice; /* should a writer be killed between its data and its token */
 		int64_t r = HB6(SYS_ppoll, &pfd, 1, &ts, 0, 0, 0);
 		__atomic_sub_fetch(&o->sleepers, 1, __ATOMIC_SEQ_CST);
-		if (r == -EINTR && pipe_only_kicked(c->t))
+		if (r == -EINTR && update_goes_on(c->t))
 			continue;
 		if (r < 0)
 			return r;
@@ -818,7 +810,7 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 			continue;
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the last reader may be killed */
 		r = HB6(SYS_futex, &o->room, FUTEX_WAIT, seq, &slice, 0, 0);
-		if (r == -EINTR && !pipe_only_kicked(c->t))
+		if (r == -EINTR && !update_goes_on(c->t))
 			return done ? (int64_t)done : -EINTR;
 		slept = true;
 		if (pipe_key_get(fd) != key)

@@ -58,7 +58,6 @@ uint32_t pipe_pieces_copy(struct pieces *p, uint8_t *ring, uint64_t pos, uint32_
 void pipe_wake_room(struct kx_pipe *o);
 void pipe_note_check(int fd, uint32_t epoch, uint32_t closes);
 int pipe_host_poll(int fd, int events);
-bool pipe_only_kicked(struct thread *t);
 
 /* ---- pair.c: socket pairs. fd: an end, whose key it is ---- */
 

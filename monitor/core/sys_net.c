@@ -22,6 +22,7 @@
 #include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
+#include "update.h"
 #include "vfs.h"
 
 #define IOV_LIMIT 1024
@@ -504,15 +505,6 @@ int64_t hc_recvmsg(struct hcall *c)
 
 /* ---- several messages -------------------------------------------------------------------------------------- */
 
-/* Interrupted by nothing that the program may see: what was done must not be counted short for it. */
-static bool go_on(struct thread *t, int64_t r)
-{
-	if (r != -EINTR || t->sig_stop)
-		return false;
-	t->kicked = 0;
-	return !t->exiting;
-}
-
 int64_t hc_sendmmsg(struct hcall *c)
 {
 	uint32_t vlen = (uint32_t)c->arg[2], done = 0;
@@ -524,7 +516,7 @@ int64_t hc_sendmmsg(struct hcall *c)
 		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
 		do
 			r = send_one(c, gva, (int)c->arg[3], &whole);
-		while (go_on(c->t, r));
+		while ((r == -EINTR && update_goes_on(c->t)));
 		uint32_t len = (uint32_t)r;
 		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
 			r = -EFAULT;
@@ -571,7 +563,7 @@ int64_t hc_recvmmsg(struct hcall *c)
 		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
 		do
 			r = recv_one(c, gva, flags & ~MSG_WAITFORONE, &msg_flags);
-		while (go_on(c->t, r));
+		while ((r == -EINTR && update_goes_on(c->t)));
 		uint32_t len = (uint32_t)r;
 		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
 			r = -EFAULT;
