@@ -213,6 +213,8 @@ struct kx_bsock {
 	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
 	uint32_t fresh;  /* 1: in no epoll yet, and may be put into one by a record */
 	uint32_t tcp;    /* 1: it is TCP and open: options can be set by records */
+	int32_t epoll;   /* it is registered there and in no other, and a record may remove it; -1 = who knows */
+	uint32_t pad;
 };
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
@@ -253,6 +255,7 @@ struct kx_brec {
 #define KX_BREC_FILE 0x80000000u  /* in flags: the data is a kx_bfrom, its length is `len` */
 #define KX_BREC_CLOSE 0x40000000u /* close(fd); no data */
 #define KX_BREC_ADD 0x20000000u   /* epoll_ctl(EPOLL_CTL_ADD, fd): the data is a kx_badd */
+#define KX_BREC_DEL 0x08000000u   /* epoll_ctl(EPOLL_CTL_DEL, fd): of kx_badd, `epoll` */
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
 struct kx_bfrom {

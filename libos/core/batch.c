@@ -277,6 +277,24 @@ static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	return true;
 }
 
+/* Out of the epoll that this thread waits with, which has told of it. */
+static bool remove_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_badd del = { .epoll = (int32_t)f->rdi };
+	int32_t epoll = del.epoll;
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, f->rdx, &ctx) || __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx || epoll < 0 ||
+	    io->ctx->epoll != epoll || !(r = room_for(io->ctx, sizeof del, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->epoll, &epoll, -1, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	*(struct kx_badd *)(r + 1) = del;
+	publish(io, r, sizeof del, KX_BREC_DEL, head);
+	*ret = 0;
+	return true;
+}
+
 /*
  * What a server sets of a connection just accepted, before it knows whether it will ever hear of it. Only what can't
  * fail, and only of a socket that nobody else has seen or that is this thread's.
@@ -369,7 +387,8 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	bool done;
 	switch (f->orig_rax) {
 	case NR_epoll_ctl:
-		done = add_later(t, &io, f, ret);
+		done = (uint32_t)f->rsi == 2 /* EPOLL_CTL_DEL */ ? remove_later(t, &io, f, ret)
+								 : add_later(t, &io, f, ret);
 		break;
 	case NR_setsockopt:
 		done = set_later(t, &io, f, ret);

@@ -213,6 +213,7 @@ static bool length_fits(const struct kx_brec *r)
 {
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_DEL   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_OPT   ? r->len == sizeof(struct kx_bopt)
 	       : r->flags & KX_BREC_CLOSE ? !r->len
 					  : true;
@@ -279,6 +280,7 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 }
 
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
+static void unregistered(int fd, struct sock *s);
 static void drop(int fd, struct sock *s);
 
 /* Where the kernel has no room for one more, the connection ends. */
@@ -296,6 +298,18 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
 	}
 	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
 	send_failed(fd, s, r);
+}
+
+static void remove_from_epoll(int fd, struct sock *s, const uint8_t *data)
+{
+	struct kx_badd del;
+	memcpy(&del, data, sizeof del);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (!fd_is_guest(del.epoll))
+		pvm_panic("LibOS: the queue of sends is broken");
+	HC6(SYS_epoll_ctl, del.epoll, EPOLL_CTL_DEL, fd, NULL, 0, 0);
+	if (s->epoll == del.epoll)
+		unregistered(fd, s);
 }
 
 /* Fails where an administrator's program (BPF) forbids it. */
@@ -328,6 +342,8 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
 		add_to_epoll(r->fd, s, data);
+	else if (r->flags & KX_BREC_DEL)
+		remove_from_epoll(r->fd, s, data);
 	else if (r->flags & KX_BREC_OPT)
 		set_option(r->fd, s, data);
 	else if (r->flags & KX_BREC_CLOSE)
@@ -372,6 +388,7 @@ static void drop(int fd, struct sock *s)
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->tcp, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->epoll, -1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -464,7 +481,7 @@ static void accepted(struct ctx *x, int fd)
 		return;
 	struct sock *s = &socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
-	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP };
+	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
 	nr_socks++;
 	if (x)
 		note_peer(x, fd);
@@ -480,10 +497,17 @@ static unsigned hint_of(int epoll, uint64_t data)
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data)
 {
 	__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&guest_sock(fd)->epoll, s->held ? -1 : epoll, __ATOMIC_SEQ_CST);
 	s->epoll = epoll;
 	s->events = events;
 	s->data = data;
 	hints[hint_of(epoll, data)] = (uint16_t)fd;
+}
+
+static void unregistered(int fd, struct sock *s)
+{
+	s->epoll = -1;
+	__atomic_store_n(&guest_sock(fd)->epoll, -1, __ATOMIC_SEQ_CST);
 }
 
 static void registered(struct hcall *c)
@@ -494,7 +518,8 @@ static void registered(struct hcall *c)
 	if (!s)
 		return;
 	if (op == EPOLL_CTL_DEL) {
-		s->epoll = s->epoll == epoll ? -1 : s->epoll;
+		if (s->epoll == epoll)
+			unregistered(fd, s);
 		return;
 	}
 	if (guest_read(&ev, c->arg[3], sizeof ev) || (s->epoll >= 0 && s->epoll != epoll)) {
@@ -1033,6 +1058,7 @@ void batch_fork_share(void)
 		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->epoll, -1, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		give_up(fd, s);
 		drain_left(fd, s);

@@ -650,6 +650,36 @@ static void test_churn(void)
 	      "EPOLL_CTL_DEL");
 	fails(epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), ENOENT, "EPOLL_CTL_DEL: is not there");
 	bye(1, fd);
+	/* Out of the loop in its own turn, as servers do before they close. */
+	fd = conn(1);
+	ev = (struct epoll_event){ EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
+	tell(SEND, 1, 2, "ab");
+	check(turn(fd, 2000) && read(fd, b, 1) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), "DEL behind a read");
+	check(read(fd, b, 1) == 1 && *b == 'b' && write(fd, "out", 3) == 3, "it is read and written as before");
+	fails(epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL again");
+	tell(SEND, 1, 1, "x");
+	check(!turn(fd, 20) && read(fd, b, 8) == 1, "no event from then on");
+	check(tell(RECV, 1, 3, NULL) == 3 && !memcmp(last.data, "out", 3), "the write arrives");
+	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) &&
+		      read(fd, b, 8) == 1,
+	      "ADD again");
+	check(!epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) &&
+		      tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) && read(fd, b, 8) == 1,
+	      "DEL and ADD in one turn");
+	int third = epoll_create1(EPOLL_CLOEXEC);
+	tell(SEND, 1, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1, "an event");
+	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL: of another epoll");
+	check(epoll_wait(third, &ev, 1, 0) == 0, "a look at that one");
+	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL: of the one looked at last");
+	fails(epoll_ctl(lsock, EPOLL_CTL_DEL, fd, NULL), EINVAL, "DEL: of no epoll");
+	close(third);
+	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), EBADF, "DEL: of one closed");
+	tell(SEND, 1, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) &&
+		      write(fd, "end", 3) == 3 && !close(fd) && tell(RECV, 1, 9, NULL) == 3,
+	      "DEL, a write and close");
+	tell(CLOSE, 1, 0, NULL);
 	tell(CONNECT, 1, 0, NULL);
 	tell(SEND, 1, 5, "early");
 	check(next_turn(first) && (fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0, "accept4");
