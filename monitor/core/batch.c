@@ -281,6 +281,7 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
 static void unregistered(int fd, struct sock *s);
+static bool is_nonblocking(int fd);
 static void drop(int fd, struct sock *s);
 
 /* Where the kernel has no room for one more, the connection ends. */
@@ -320,6 +321,11 @@ static void set_option(int fd, struct sock *s, const uint8_t *data)
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	if (s->kind != TCP || !kx_bopt_fits(&opt))
 		pvm_panic("LibOS: the queue of sends is broken");
+	if (opt.level == KX_BOPT_NONBLOCK) {
+		HC6(SYS_ioctl, fd, FIONBIO, &opt.value, 0, 0, 0);
+		s->nonblock = is_nonblocking(fd);
+		return;
+	}
 	long r = HC6(SYS_setsockopt, fd, opt.level, opt.name, &opt.value, sizeof opt.value, 0);
 	if (!r)
 		return;
@@ -459,18 +465,23 @@ static bool map_region(void)
 	return mapped;
 }
 
-/* Who it is from, for the thread's next call. */
-static void note_peer(struct ctx *x, int fd)
+static void note_name(struct kx_bname *p, long nr, int fd, uint32_t epoch)
 {
-	struct kx_bpeer *p = &x->g->peer;
 	socklen_t len = sizeof p->addr;
-	p->fd = -1;
-	if (socks[fd].kind != TCP || HC6(SYS_getpeername, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
+	__atomic_store_n(&p->fd, -1, __ATOMIC_SEQ_CST);
+	if (socks[fd].kind != TCP || HC6(nr, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
 		return;
 	p->gen = socks[fd].gen;
-	p->epoch = (uint32_t)x->g->exits;
+	p->epoch = epoch;
 	p->len = len;
 	__atomic_store_n(&p->fd, fd, __ATOMIC_SEQ_CST);
+}
+
+/* Who a new connection is from, for the thread's next call, and to, for later ones. */
+static void note_names(struct ctx *x, int fd)
+{
+	note_name(&x->g->peer, SYS_getpeername, fd, (uint32_t)x->g->exits);
+	note_name(&x->g->local[fd % KX_BATCH_NAMES], SYS_getsockname, fd, 0);
 }
 
 static void accepted(struct ctx *x, int fd)
@@ -484,7 +495,7 @@ static void accepted(struct ctx *x, int fd)
 	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
 	nr_socks++;
 	if (x)
-		note_peer(x, fd);
+		note_names(x, fd);
 	if (fd > top_fd)
 		top_fd = fd;
 }
@@ -663,6 +674,8 @@ static struct ctx *ctx_make(struct thread *t)
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->peer.fd = -1;
+	for (int i = 0; i < KX_BATCH_NAMES; i++)
+		x->g->local[i].fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
@@ -888,6 +901,8 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 	}
 	if (is_harmless(c))
 		return false;
+	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
+		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
 	if (s->left)
 		drive_left(fd, s);
 	if (!is_write(c->nr))

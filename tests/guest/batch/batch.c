@@ -749,6 +749,15 @@ static void test_options(void)
 	bad += epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) != 0;
 	socklen_t lb = sizeof b;
 	check(!bad && !getpeername(fd, (void *)&b, &lb) && lb == len && !memcmp(&a, &b, len), "options, getpeername");
+	struct sockaddr_in l;
+	socklen_t ll = sizeof l;
+	check(!getsockname(fd, (void *)&l, &ll) && ll == addr_len && !memcmp(&l, &addr, ll), "getsockname");
+	memset(&l, 0xee, sizeof l);
+	ll = 6;
+	check(!getsockname(fd, (void *)&l, &ll) && ll == addr_len && !memcmp(&l, &addr, 6) &&
+		      ((uint8_t *)&l)[6] == 0xee,
+	      "getsockname: cut short");
+	fails(getsockname(fd, BAD, &lb), EFAULT, "getsockname: an address that can't be written");
 	memset(&b, 0xee, sizeof b);
 	lb = 4;
 	check(!getpeername(fd, (void *)&b, &lb) && lb == len && !memcmp(&a, &b, 4) && ((uint8_t *)&b)[4] == 0xee,
@@ -798,7 +807,34 @@ static void test_options(void)
 	tell(RESET, 1, 0, NULL);
 	lb = sizeof b;
 	fails(getpeername(fd, (void *)&b, &lb), ENOTCONN, "getpeername: reset, as the peer has told");
+	ll = sizeof l;
+	check(!getsockname(fd, (void *)&l, &ll) && !memcmp(&l, &addr, ll),
+	      "getsockname: it has that name all the same");
 	close(fd);
+	fails(getsockname(fd, (void *)&l, &ll), EBADF, "getsockname: closed");
+	/* Made non-blocking behind accept. */
+	tell(CONNECT, 1, 0, NULL);
+	check(next_turn(first) && (fd = accept(lsock, NULL, NULL)) >= 0 && !ioctl(fd, FIONBIO, &one), "FIONBIO");
+	check(fcntl(fd, F_GETFL) & O_NONBLOCK, "it is set");
+	ev.data.u64 = 0xabc00000000ull + (unsigned)fd;
+	check(!ioctl(fd, FIONBIO, &zero) && !ioctl(fd, FIONBIO, &one) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev),
+	      "FIONBIO off and on, ADD");
+	fails(read(fd, buf, 8), EAGAIN, "a read does not wait");
+	tell(SEND, 1, 3, "abc");
+	check(turn(fd, 2000) && read(fd, buf, 8) == 3 && write(fd, "d", 1) == 1 && tell(RECV, 1, 1, NULL) == 1,
+	      "a turn");
+	fails(ioctl(fd, FIONBIO, BAD), EFAULT, "FIONBIO: a value that can't be read");
+	bye(1, fd);
+	tell(CONNECT, 1, 0, NULL);
+	check(next_turn(first) && (fd = accept(lsock, NULL, NULL)) >= 0, "accept");
+	fails(ioctl(fd, FIONBIO, BAD), EFAULT, "FIONBIO: the same at once");
+	check(!(fcntl(fd, F_GETFL) & O_NONBLOCK), "it blocks");
+	struct sockaddr none = { .sa_family = AF_UNSPEC };
+	check(!connect(fd, &none, sizeof none), "connect: to nowhere");
+	ll = sizeof l;
+	check(!getsockname(fd, (void *)&l, &ll) && !memcmp(&l, &addr, ll),
+	      "getsockname: it was bound, and keeps its name");
+	bye(1, fd);
 	tell(CONNECT, 1, 0, NULL);
 	fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	ev.data.u64 = 0xabc00000000ull + (unsigned)fd;
