@@ -296,7 +296,7 @@ static void short_turns(struct job *j)
 	j->nr_short = 0;
 	pthread_mutex_lock(&pvm.thr_lock);
 	for (struct thread *t = pvm.threads; t && j->nr_short < SHORT_MAX; t = t->next)
-		if (!stands(t)) {
+		if (!update_stands(t)) {
 			struct short_turn *s = &j->turn[j->nr_short];
 			s->tid = t->tid;
 			s->was = 0;
