@@ -200,6 +200,7 @@ struct kx_futexes {
 #define KX_BATCH_RX 0x80000       /* offset of what was fetched                          */
 #define KX_BATCH_RX_SIZE 0x80000  /* its bytes                                           */
 #define KX_BATCH_SEND_MAX 0x10000 /* longest record's data                               */
+#define KX_BATCH_NAMES 32         /* local addresses that a context knows                */
 #define KX_BATCH_FILES 8          /* that a context's thread sends from                  */
 
 /* A socket; `owner` is the context (number + 1) whose thread may use it. */
@@ -213,6 +214,8 @@ struct kx_bsock {
 	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
 	uint32_t fresh;  /* 1: in no epoll yet, and may be put into one by a record */
 	uint32_t tcp;    /* 1: it is TCP and open: options can be set by records */
+	int32_t epoll;   /* it is registered there and in no other, and a record may remove it; -1 = who knows */
+	uint32_t pad;
 };
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
@@ -237,11 +240,11 @@ struct kx_bctx {
 		uint32_t uses;  /* counted by the LibOS */
 		uint64_t calls; /* kx_batch.calls as `size` was looked at */
 	} file[KX_BATCH_FILES];
-	struct kx_bpeer {   /* of the connection that it accepted last */
+	struct kx_bname {   /* of the connection that it accepted last */
 		int32_t fd; /* -1 = none */
 		uint32_t gen, epoch, len;
 		uint8_t addr[32];
-	} peer;
+	} peer, local[KX_BATCH_NAMES]; /* local: of those accepted, by descriptor */
 };
 
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
@@ -253,6 +256,7 @@ struct kx_brec {
 #define KX_BREC_FILE 0x80000000u  /* in flags: the data is a kx_bfrom, its length is `len` */
 #define KX_BREC_CLOSE 0x40000000u /* close(fd); no data */
 #define KX_BREC_ADD 0x20000000u   /* epoll_ctl(EPOLL_CTL_ADD, fd): the data is a kx_badd */
+#define KX_BREC_DEL 0x08000000u   /* epoll_ctl(EPOLL_CTL_DEL, fd): of kx_badd, `epoll` */
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
 struct kx_bfrom {
@@ -274,12 +278,15 @@ struct kx_bopt {
 #define KX_BOPT_TCP (1u << 1 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 6) /* NODELAY, CORK, KEEPIDLE, KEEPINTVL, KEEPCNT */
 #define KX_BOPT_SOCKET (1u << 9)                                      /* KEEPALIVE */
 #define KX_BOPT_MAX(level, name) ((level) != 6 ? 0 : (name) == 6 ? 127 : (name) == 4 || (name) == 5 ? 32767 : 0)
+#define KX_BOPT_NONBLOCK 0x10000 /* as level: ioctl(FIONBIO) */
 static inline int kx_bopt_fits(const struct kx_bopt *o)
 {
 	int max = KX_BOPT_MAX(o->level, o->name);
 	uint32_t set = o->level == 6 /* IPPROTO_TCP */  ? KX_BOPT_TCP
 		       : o->level == 1 /* SOL_SOCKET */ ? KX_BOPT_SOCKET
 							: 0;
+	if (o->level == KX_BOPT_NONBLOCK)
+		return 1;
 	return o->name >= 0 && o->name < 32 && set >> o->name & 1 && (!max || (o->value >= 1 && o->value <= max));
 }
 
@@ -370,6 +377,7 @@ _Static_assert(sizeof(struct kx_futexes) == 4096, "one page");
 _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
+_Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_TX, "the ring comes after it");
 _Static_assert(sizeof(struct kx_batch) <= KX_BATCH_SOCKS, "sockets come after it");
 _Static_assert(KX_BATCH_SOCKS + KX_BATCH_FDS * sizeof(struct kx_bsock) <= KX_BATCH_CTX, "contexts come after them");
 _Static_assert(sizeof(struct kx_brec) == 32, "records are aligned to it");

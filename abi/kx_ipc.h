@@ -12,7 +12,7 @@
 #define KX_IPC_H
 #include <stdint.h>
 
-#define KX_IPC_BASE 0x7f11000000 /* in every member that has objects of this kind */
+#define KX_IPC_BASE 0x7f13000000 /* in every member that has objects of this kind */
 #define KX_IPC_SIZE 0x900000
 #define KX_IPC_OBJECTS 64                  /* of each kind: an id has the one at its index modulo this */
 #define KX_IPC_QUEUES (2 * KX_IPC_OBJECTS) /* SysV, POSIX */

@@ -16,7 +16,7 @@
 #define KX_LIBFILE_H
 #include "kx_abi.h"
 
-#define KX_LIBFILE_BASE (KX_BOOT_BASE + 0xe000)
+#define KX_LIBFILE_BASE (KX_BOOT_BASE + 0x3000)
 #define KX_LIBFILE_HEAD 960 /* what musl reads; glibc 832 */
 #define KX_LIBFILE_OPS 14
 #define KX_LIBFILE_LATER 64
@@ -51,5 +51,5 @@ struct kx_libfile {
 	struct kx_liblater later[KX_LIBFILE_LATER];
 };
 _Static_assert(sizeof(struct kx_libfile) <= 0x1000, "a page before struct kx_serve");
-_Static_assert(sizeof(struct kx_shared) <= 0xe000, "does not reach it");
+_Static_assert(sizeof(struct kx_shared) <= 0x3000, "does not reach it");
 #endif

@@ -12,10 +12,10 @@
 #include <stdint.h>
 
 #define KX_PIPE_BASE 0x7f10000000 /* in every member that has pipes of this kind: headers, then rings */
-#define KX_PIPE_SIZE 0x1000000    /* 16 MiB */
-#define KX_PIPE_DATA 0x20000      /* offset of the first ring */
+#define KX_PIPE_SIZE 0x2100000    /* 33 MiB */
+#define KX_PIPE_DATA 0x40000      /* offset of the first ring */
 #define KX_PIPE_RING 65536u       /* bytes of a ring; the host's pipe holds as many */
-#define KX_PIPE_OBJECTS 254
+#define KX_PIPE_OBJECTS 510
 #define KX_PIPE_ATOMIC 4096u /* PIPE_BUF */
 #define KX_PIPE_HOLDERS 48
 
@@ -24,10 +24,11 @@
 #define KX_PIPE_FDS 1024
 
 /* kx_pipe.state: generation << 32 | pid of who makes it << 4 | kind. */
-#define KX_PIPE_FREE 0u  /* nobody's */
-#define KX_PIPE_MAKE 1u  /* being made */
-#define KX_PIPE_LIVE 2u  /* data goes through the ring */
-#define KX_PIPE_PLAIN 3u /* for good through the host's pipe */
+#define KX_PIPE_FREE 0u   /* nobody's */
+#define KX_PIPE_MAKE 1u   /* being made */
+#define KX_PIPE_LIVE 2u   /* data goes through the ring */
+#define KX_PIPE_PLAIN 3u  /* for good through the host's pipe */
+#define KX_PIPE_SECOND 4u /* the other direction of the socket pair whose object is the one before */
 #define KX_PIPE_KIND 15u
 
 struct kx_pipe {
@@ -35,7 +36,11 @@ struct kx_pipe {
 	uint64_t dev, ino;    /* of the host's pipe */
 	uint32_t nonblock[2]; /* O_NONBLOCK of the read and the write end */
 	uint32_t closes; /* descriptors of it closed so far: the other side asks the host again whether it is alone */
-	uint32_t pad0[7];
+	uint32_t pair;   /* a socket pair's: its first end writes here, its second one to the next object */
+	uint32_t skip;   /* PLAIN: a token is before the data in the host's socket */
+	uint32_t reset;  /* who wrote here has been told that the other side closed without reading all */
+	uint32_t passed; /* an end with data unread goes in a message to a process that is no holder yet */
+	uint32_t pad0[3];
 	uint64_t head, wlock; /* written so far; lock of the writers: pid << 32 | thread, 0 = free */
 	uint64_t pad1[6];
 	uint64_t tail, rlock; /* read so far; lock of the readers */
@@ -62,7 +67,7 @@ struct kx_pipes {
 };
 
 struct kx_pipe_fd {
-	uint64_t key; /* generation << 32 | end << 16 | object + 1; 0 = no such descriptor */
+	uint64_t key; /* generation << 32 | pair << 17 | end << 16 | object + 1; 0 = no such descriptor */
 	/* When the host was last asked whether the other side is still there: */
 	uint32_t epoch, closes;
 	uint64_t tsc;  /* 0: just now */
@@ -86,6 +91,13 @@ _Static_assert(sizeof(struct kx_pipe_table) <= 0x40000, "lies before the patched
 
 static inline unsigned kx_pipe_obj(uint64_t key) { return (uint32_t)(key & 0xffff) - 1; }
 static inline unsigned kx_pipe_end(uint64_t key) { return key >> 16 & 1; }
+#define KX_PIPE_PAIR (1u << 17)
+static inline unsigned kx_pipe_pair(uint64_t key) { return key >> 17 & 1; }
+/* The object that an end reads from or writes to. */
+static inline unsigned kx_pipe_way(uint64_t key, unsigned writes)
+{
+	return kx_pipe_obj(key) + (kx_pipe_pair(key) && kx_pipe_end(key) == writes);
+}
 /* What the object's state is while the key is good for the ring. */
 static inline uint64_t kx_pipe_live(uint64_t key) { return (key & ~0xffffffffull) | KX_PIPE_LIVE; }
 #endif

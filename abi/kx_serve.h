@@ -15,7 +15,8 @@
 #define KX_SERVE_H
 #include "kx_abi.h"
 
-#define KX_SERVE_BASE (KX_BOOT_BASE + 0xf000)
+/* Among the eight pages that software KVM maps at one fault; the LibOS reads all of them at each call. */
+#define KX_SERVE_BASE (KX_BOOT_BASE + 0x4000)
 #define KX_SLOT_INDEX 0xffffull
 #define KX_SLOT_TAKEN (1ull << 16)
 #define KX_SLOT_DONE (1ull << 17)
@@ -32,8 +33,8 @@ struct kx_serve {
 	uint64_t plain;                  /* signals whose action the host performs; a lag of their mask needs an exit */
 	uint64_t failed;                 /* requests withdrawn (statistics; approximate) */
 };
-_Static_assert(sizeof(struct kx_serve) <= 0x1000, "the last page of KX_BOOT_BASE's");
-_Static_assert(sizeof(struct kx_shared) <= 0xf000, "does not reach it");
+_Static_assert(sizeof(struct kx_serve) <= 0x1000, "one page");
+_Static_assert(sizeof(struct kx_shared) <= 0x4000, "does not reach it");
 
 /* How a call is served; 0 = by an exit. None of these depends on the thread that makes it. */
 #define KX_SERVE_PLAIN 1   /* its handler never sleeps */

@@ -16,20 +16,17 @@
 #include <time.h>
 #include <unistd.h>
 #include "../monitor/core/sig.h"
-#include "../monitor/core/update.h"
 #include "cli.h"
 #include "../monitor/core/sign.h"
-#include "families.h"
+#include "update.h"
 
 #define SEE "see `kylinx help update`"
 #define TIMEOUT_MS 5000
 #define TIMEOUT_MAX_S 600
 #define ANSWER_MS 5000 /* beyond the timeout: how long a pVM may take to answer at all */
-#define POKE_MS 200
-#define TRIES 20
 
 const char cmd_update_help[] =
-	"Usage: kylinx update [--all] [--dry-run] [--reset] [--timeout SECONDS] PID|FAMILY LIBRARY\n"
+	"Usage: kylinx update [--all|--at-once] [--dry-run] [--reset] [--timeout SECONDS] PID|FAMILY LIBRARY\n"
 	"\n"
 	"Replace a shared library in a pVM that runs, without restarting its program: LIBRARY is the file of the new\n"
 	"version, with the SONAME of one that is loaded. FAMILY stands for its first process. The change is made at a\n"
@@ -39,6 +36,7 @@ const char cmd_update_help[] =
 	"\n"
 	"Options:\n"
 	"  --all                    all members of the family that have the library; checked in all of them first\n"
+	"  --at-once                the same, in all of them at one moment or in none: all stand until all are ready\n"
 	"  --dry-run                check only\n"
 	"  --reset                  the library's own variables start anew where they can't be carried over\n"
 	"  --timeout SECONDS        how long to wait for that moment (5)\n"
@@ -46,14 +44,7 @@ const char cmd_update_help[] =
 	"\n"
 	"Exit status: 0 when all are updated, or could be; else 125.\n";
 
-struct options {
-	bool all;
-	unsigned flags, timeout_ms;
-	int file, signature; /* -1: it is not signed */
-};
-
-/* Text of a pVM's: of any bytes. */
-static void clean(char *s, size_t size)
+void update_clean(char *s, size_t size)
 {
 	s[size - 1] = 0;
 	for (; *s; s++)
@@ -78,14 +69,14 @@ static pid_t service_thread(int proc)
 		if (fd >= 0)
 			close(fd);
 		text[n > 0 ? n : 0] = 0;
-		if (!strcmp(text, "kylinx-update\n"))
+		if (!strcmp(text, PVM_THREADS "update\n"))
 			tid = atoi(e->d_name);
 	}
 	closedir(d);
 	return tid;
 }
 
-static int poke(int pidfd, int proc, pid_t pid)
+int update_poke(int pidfd, int proc, pid_t pid)
 {
 	siginfo_t info;
 	memset(&info, 0, sizeof info);
@@ -102,15 +93,18 @@ static int poke(int pidfd, int proc, pid_t pid)
 	return syscall(SYS_pidfd_send_signal, pidfd, KICK_SIG, &info, 0) ? -errno : 0;
 }
 
-/* signature: -1 = none. */
-static int request_send(int sock, const struct update_request *q, int file, int answer, int signature)
+int update_send(int sock, const struct update_request *q, const struct update_options *o, int answer, int round)
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(3 * sizeof(int))];
+		char space[CMSG_SPACE(4 * sizeof(int))];
 	} c;
-	const int fd[3] = { file, answer, signature };
-	const size_t len = (signature < 0 ? 2 : 3) * sizeof(int);
+	int fd[4] = { o->file, answer }, n = 2;
+	if (round >= 0)
+		fd[n++] = round;
+	if (o->signature >= 0)
+		fd[n++] = o->signature;
+	const size_t len = (size_t)n * sizeof(int);
 	struct iovec v = { (void *)q, sizeof *q };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = CMSG_SPACE(len) };
 	memset(&c, 0, sizeof c);
@@ -119,46 +113,55 @@ static int request_send(int sock, const struct update_request *q, int file, int 
 	return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
-static long long now_ms(void)
+long long update_now_ms(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return t.tv_sec * 1000ll + t.tv_nsec / 1000000;
 }
 
-/*
- * Poke it, and print what it says until its last word. 0 with *last, or -errno. A poke that comes to a thread which is on
- * its way to sleep is noticed when that wakes: another one follows.
- */
-static int answers(int sock, int pidfd, int proc, pid_t pid, long long limit_ms, struct update_reply *last)
+int update_hear(int sock, struct update_reply *a)
 {
-	struct pollfd p = { .fd = sock, .events = POLLIN };
+	ssize_t got = recv(sock, a, sizeof *a, MSG_DONTWAIT);
+	if (got != sizeof *a)
+		return got < 0 ? -errno : -ECONNRESET;
+	update_clean(a->text, sizeof a->text);
+	return 0;
+}
+
+/* Poke it, and print what it says. */
+int update_answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long long limit_ms,
+		   struct update_reply *last)
+{
+	struct pollfd p[2] = { { .fd = sock, .events = POLLIN }, { .fd = pidfd, .events = POLLIN } };
 	bool heard = false;
-	for (long long end = now_ms() + limit_ms, now; (now = now_ms()) < end;) {
-		int r = heard ? 0 : poke(pidfd, proc, pid);
+	for (long long end = update_now_ms() + limit_ms, now; (now = update_now_ms()) < end;) {
+		int r = heard ? 0 : update_poke(pidfd, proc, pid);
 		if (r)
 			return r;
-		int n = poll(&p, 1, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
+		int n = poll(p, 2, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			return -errno;
 		if (!n)
 			continue;
-		ssize_t got = recv(sock, last, sizeof *last, MSG_DONTWAIT);
-		if (got != sizeof *last)
-			return got < 0 ? -errno : -ECONNRESET;
+		/* It ended, and the request may lie where nobody takes it. */
+		if (!p[0].revents)
+			return -ESRCH;
+		if ((r = update_hear(sock, last)))
+			return r;
 		heard = true;
-		clean(last->text, sizeof last->text);
-		if (last->last)
+		if (last->kind == UPDATE_LAST || last->kind == kind)
 			return 0;
-		dprintf(STDERR_FILENO, "kylinx: process %d: %s\n", pid, last->text);
+		if (last->kind == UPDATE_SAYS)
+			dprintf(STDERR_FILENO, "kylinx: process %d: %s\n", pid, last->text);
 	}
 	return -ETIME;
 }
 
 /* One pVM. 0, or an errno with err set. */
-static int update_one(const struct family *f, const struct member *m, const struct options *o, unsigned flags,
+static int update_one(const struct family *f, const struct member *m, const struct update_options *o, unsigned flags,
 		      struct kx_err *err)
 {
 	struct update_request q = { UPDATE_MAGIC, (uint32_t)m->pid, flags, o->timeout_ms, 0 };
@@ -172,15 +175,16 @@ static int update_one(const struct family *f, const struct member *m, const stru
 			       m->pid, strerror(-sock));
 		goto out;
 	}
-	for (int i = 0; i < TRIES; i++) {
+	for (int i = 0; i < UPDATE_TRIES; i++) {
 		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s)) {
 			r = kx_err_set(err, errno, "update: %s (free some descriptors)", strerror(errno));
 			break;
 		}
-		r = request_send(sock, &q, o->file, s[1], o->signature);
+		r = update_send(sock, &q, o, s[1], -1);
 		close(s[1]);
 		if (!r)
-			r = answers(s[0], pidfd, proc, m->pid, (long long)o->timeout_ms + ANSWER_MS, &a);
+			r = update_answers(s[0], pidfd, proc, m->pid, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS,
+					   &a);
 		close(s[0]);
 		if (r != -ECONNRESET && (r || a.error != EAGAIN))
 			break;
@@ -205,7 +209,8 @@ out:
 	return -r;
 }
 
-static int update_all(const struct family *f, const struct member *m, const struct options *o, struct kx_err *err)
+static int update_all(const struct family *f, const struct member *m, const struct update_options *o,
+		      struct kx_err *err)
 {
 	if (!o->all)
 		return update_one(f, m, o, o->flags, err);
@@ -224,7 +229,7 @@ static int update_all(const struct family *f, const struct member *m, const stru
 	return 0;
 }
 
-static int parse(int argc, char **argv, struct options *o, int *rest, struct kx_err *err)
+static int parse(int argc, char **argv, struct update_options *o, int *rest, struct kx_err *err)
 {
 	int i = 1;
 	for (; i < argc && argv[i][0] == '-' && argv[i][1]; i++) {
@@ -235,6 +240,8 @@ static int parse(int argc, char **argv, struct options *o, int *rest, struct kx_
 		}
 		if (!strcmp(s, "--all")) {
 			o->all = true;
+		} else if (!strcmp(s, "--at-once")) {
+			o->all = o->at_once = true;
 		} else if (!strcmp(s, "--dry-run")) {
 			o->flags |= UPDATE_DRY_RUN;
 		} else if (!strcmp(s, "--reset")) {
@@ -258,7 +265,7 @@ static int parse(int argc, char **argv, struct options *o, int *rest, struct kx_
 
 int cmd_update(int argc, char **argv, struct kx_err *err)
 {
-	struct options o = { .timeout_ms = TIMEOUT_MS };
+	struct update_options o = { .timeout_ms = TIMEOUT_MS };
 	struct families all;
 	struct member *m = NULL;
 	struct stat st;
@@ -283,7 +290,10 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	if (f && !m && !o.all)
 		kx_err_set(err, ESRCH, "%.64s: the family's first process has ended (name one by its id, or --all)",
 			   argv[rest]);
-	r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
+	if (f && o.at_once && !(o.flags & UPDATE_DRY_RUN))
+		r = update_at_once(argv[rest], &o, err);
+	else
+		r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
 	families_free(&all);
 	close(o.file);
 	if (o.signature >= 0)

@@ -283,7 +283,7 @@ static void table_read(struct family *f)
 			if (!m || s.key & FAMILY_RESERVED)
 				continue;
 			s.exe[sizeof s.exe - 1] = 0;
-			m->from_host = s.from_host;
+			m->from_host = s.from_host & ~FAMILY_DUMPED;
 			snprintf(m->exe, sizeof m->exe, "%s", s.exe);
 		}
 	}

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""run.py [--only PATTERN] [--list]: run the tests that `make check` has built; PATTERN is a regular expression.
+"""run.py [--only PATTERN] [--list] [--long]: run the tests that `make check` has built, or with --long what it has no time
+for; PATTERN is a regular expression.
 
 One line for each result; the last line is "N passed, N failed, N skipped"; the exit status is 1 when one failed.
 After each test the machine must be as it was before: processes, descriptors, mounts, and so on (lib.py). Without
@@ -27,15 +28,17 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(HERE, "integration"))
 import lib  # noqa: E402
 
-UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT = 180, 180, 600
+UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT, LONG_TIMEOUT = 180, 180, 600, 3600
+# Scripts that do more with KX_LONG.
+LONG_SCRIPTS = ["daemons", "dig", "redis", "servers", "web"]
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # What a guest test is told in a pVM. KX_DEATH: rounds of that test.
 GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get("KX_DEATH", "30")],
-              "hostile": ["pvm", "20"], "proc": ["pvm"], "reach": ["pvm"], "root": ["pvm"], "serve": ["pvm"]}
+              "hostile": ["pvm", "20"], "huge": ["pvm"], "proc": ["pvm"], "reach": ["pvm"], "root": ["pvm"], "serve": ["pvm"]}
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
-GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "ipc"}
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "ipc", "pair"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.
@@ -172,16 +175,16 @@ def guest(path):
     return ()
 
 
-def script(path):
+def script(path, *args, timeout=SCRIPT_TIMEOUT):
     """An integration script: its result lines are ours."""
     if lib.kvm_missing():
         raise Skip(lib.kvm_missing())
     with lib.Dir() as d, open(os.path.join(d, "err"), "w+b") as err:
-        p = subprocess.Popen([sys.executable, "-u", path, os.environ["KYLINX"]], stdin=subprocess.DEVNULL,
+        p = subprocess.Popen([sys.executable, "-u", path, *args], stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=err, start_new_session=True)
         failed = results = 0
         try:
-            for line in lines_until(p.stdout, time.monotonic() + SCRIPT_TIMEOUT):
+            for line in lines_until(p.stdout, time.monotonic() + timeout):
                 m = RESULT.match(line)
                 if m:
                     results += 1
@@ -189,7 +192,7 @@ def script(path):
                     yield "fail" if m[1] else "skip" if m[3] is not None else "pass", m[2], m[3] or ""
             status = p.wait(10)
         except subprocess.TimeoutExpired:
-            raise Failure(f"timeout of {SCRIPT_TIMEOUT} s, after {results} results") from None
+            raise Failure(f"timeout of {timeout} s, after {results} results") from None
         finally:
             lib.group_kill(p)
             p.stdout.close()
@@ -247,7 +250,13 @@ def all_tests():
     if shutil.which("clang"):
         yield "build/clang", clang_build
     for path in files("tests/integration", r"test_\w+\.py"):
-        yield os.path.basename(path)[5:-3], lambda p=path: script(p)
+        yield os.path.basename(path)[5:-3], lambda p=path: script(p, os.environ["KYLINX"])
+
+
+def long_tests():
+    """(name, function): what takes minutes."""
+    for path in [*files("tests/long", r"\w+\.py"), *(f"tests/integration/test_{n}.py" for n in LONG_SCRIPTS)]:
+        yield "long/" + os.path.basename(path)[:-3], lambda p=path: script(p, timeout=LONG_TIMEOUT)
 
 
 def clang_format():
@@ -303,8 +312,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", metavar="PATTERN")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--long", action="store_true")
     args = parser.parse_args()
-    tests = [(n, f) for n, f in all_tests() if re.search(args.only, n)]
+    tests = [(n, f) for n, f in (long_tests() if args.long else all_tests()) if re.search(args.only, n)]
+    if args.long:
+        os.environ["KX_LONG"] = "1"
     if args.list:
         print("\n".join(n for n, _ in tests))
         return 0

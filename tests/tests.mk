@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# make check: all tests. make check-san: unit and guest tests with everything on the host built with ASan and UBSan.
+# make check: all tests. make check-long: what takes three quarters of an hour more. make check-san: unit and guest tests with everything on the host built with ASan and UBSan.
 # Included by the Makefile, after its first target. A unit test is listed here; a guest test is any tests/guest/*/*.c.
 T = $(BUILD)/tests
 HAVE_CLANG := $(shell command -v clang)
@@ -77,6 +77,11 @@ unit-tests guest-tests:
 check: all unit-tests guest-tests
 	@BUILD=$(BUILD) python3 tests/run.py $(CHECK_ARGS)
 
+# Servers beside native ones, IPC, connections by the thousand, and a soak of KX_SOAK seconds (300). One alone:
+# make check-long CHECK_ARGS="--only soak".
+check-long: all guest-tests
+	@BUILD=$(BUILD) python3 tests/run.py --long $(CHECK_ARGS)
+
 check-san:
 	@$(MAKE) --no-print-directory SAN=1 BUILD=$(BUILD)/san check CHECK_ARGS="--only '^(unit|guest)/' $(CHECK_ARGS)"
 
@@ -88,4 +93,4 @@ compatibility: all
 python-tests: all
 	python3 tests/integration/test_python.py $(BUILD)/kylinx --all
 
-.PHONY: check check-san unit-tests guest-tests compatibility python-tests
+.PHONY: check check-long check-san unit-tests guest-tests compatibility python-tests

@@ -9,6 +9,7 @@
 #define NR_read 0
 #define NR_write 1
 #define NR_close 3
+#define NR_ioctl 16
 #define NR_readv 19
 #define NR_writev 20
 #define NR_sendfile 40
@@ -16,9 +17,11 @@
 #define NR_recvfrom 45
 #define NR_sendmsg 46
 #define NR_recvmsg 47
+#define NR_getsockname 51
 #define NR_getpeername 52
 #define NR_setsockopt 54
 #define NR_epoll_ctl 233
+#define FIONBIO 0x5421u
 #define F_PEEK 2u
 #define F_DONTWAIT 0x40u
 #define F_NOSIGNAL 0x4000u
@@ -277,6 +280,24 @@ static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	return true;
 }
 
+/* Out of the epoll that this thread waits with, which has told of it. */
+static bool remove_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_badd del = { .epoll = (int32_t)f->rdi };
+	int32_t epoll = del.epoll;
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, f->rdx, &ctx) || __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx || epoll < 0 ||
+	    io->ctx->epoll != epoll || !(r = room_for(io->ctx, sizeof del, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->epoll, &epoll, -1, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	*(struct kx_badd *)(r + 1) = del;
+	publish(io, r, sizeof del, KX_BREC_DEL, head);
+	*ret = 0;
+	return true;
+}
+
 /*
  * What a server sets of a connection just accepted, before it knows whether it will ever hear of it. Only what can't
  * fail, and only of a socket that nobody else has seen or that is this thread's.
@@ -299,21 +320,47 @@ static bool set_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	return true;
 }
 
-/* Of the connection that this thread accepted in its last call: a reset that came since, nobody can have told it of. */
-static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+/* ioctl(FIONBIO) of a connection that is in no epoll yet: nothing of it was fetched. */
+static bool nonblock_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
+	struct kx_bopt opt = { .level = KX_BOPT_NONBLOCK };
 	uint32_t ctx;
-	int32_t room, len;
-	if (!look(t, io, f->rdi, &ctx))
+	uint64_t head;
+	struct kx_brec *r;
+	if ((uint32_t)f->rsi != FIONBIO || !look(t, io, f->rdi, &ctx) || !io->s->tcp ||
+	    !__atomic_load_n(&io->s->fresh, __ATOMIC_ACQUIRE) || user_read(&opt.value, f->rdx, sizeof opt.value) ||
+	    !(r = room_for(io->ctx, sizeof opt, &head)))
 		return false;
-	const struct kx_bpeer *p = &io->ctx->peer;
-	len = (int32_t)p->len;
-	if (p->fd != (int32_t)io->fd || p->gen != io->s->gen || p->epoch != (uint32_t)io->ctx->exits || !io->s->tcp ||
-	    len > (int32_t)sizeof p->addr || user_read(&room, f->rdx, sizeof room) || room < 0 ||
+	*(struct kx_bopt *)(r + 1) = opt;
+	publish(io, r, sizeof opt, KX_BREC_OPT, head);
+	*ret = 0;
+	return true;
+}
+
+static bool tell_name(const struct io *io, const struct kx_bname *p, struct kx_frame *f, int64_t *ret)
+{
+	int32_t room, len = (int32_t)p->len;
+	if (p->fd != (int32_t)io->fd || p->gen != io->s->gen || !io->s->tcp || (uint32_t)len > sizeof p->addr ||
+	    user_read(&room, f->rdx, sizeof room) || room < 0 ||
 	    user_write(f->rsi, p->addr, (uint64_t)(room < len ? room : len)) || user_write(f->rdx, &len, sizeof len))
 		return false;
 	*ret = 0;
 	return true;
+}
+
+/* Of the connection that this thread accepted in its last call: a reset that came since, nobody can have told it of. */
+static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	return look(t, io, f->rdi, &ctx) && io->ctx->peer.epoch == (uint32_t)io->ctx->exits &&
+	       tell_name(io, &io->ctx->peer, f, ret);
+}
+
+/* This one a reset doesn't take away. */
+static bool local_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	return look(t, io, f->rdi, &ctx) && tell_name(io, &io->ctx->local[io->fd % KX_BATCH_NAMES], f, ret);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
@@ -369,10 +416,17 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	bool done;
 	switch (f->orig_rax) {
 	case NR_epoll_ctl:
-		done = add_later(t, &io, f, ret);
+		done = (uint32_t)f->rsi == 2 /* EPOLL_CTL_DEL */ ? remove_later(t, &io, f, ret)
+								 : add_later(t, &io, f, ret);
 		break;
 	case NR_setsockopt:
 		done = set_later(t, &io, f, ret);
+		break;
+	case NR_ioctl:
+		done = nonblock_later(t, &io, f, ret);
+		break;
+	case NR_getsockname:
+		done = local_name(t, &io, f, ret);
 		break;
 	case NR_getpeername:
 		done = peer_name(t, &io, f, ret);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * read and write on a pipe of the family's, as long as there is data or room, or will be soon. Everything else is the
+ * read and write on a pipe or socket pair of the family's, as long as there is data or room, or will be soon. Everything else is the
  * monitor's (monitor/core/pipe.c): sleeping, end of file, SIGPIPE, locks whose holder was killed.
  */
 #include "../../abi/kx_pipe.h"
@@ -16,6 +16,10 @@
 #define SPIN_MOST 600000u
 #define RETRY 16 /* sleeps until one that did not spin tries it again */
 #define PIECES 16
+#define NR_sendto 44
+#define NR_recvfrom 45
+#define MSG_DONTWAIT 0x40u
+#define MSG_NOSIGNAL 0x4000u
 
 struct piece {
 	uint64_t base, len;
@@ -24,9 +28,12 @@ struct piece {
 struct transfer {
 	struct kx_thread *t;
 	struct kx_pipe_fd *e;
-	struct kx_pipe *o;
+	struct kx_pipe *o, *first; /* first: of a socket pair, that of both directions; else o */
 	uint8_t *ring;
 	uint64_t live, fd;
+	uint32_t *nonblock;
+	uint32_t flags; /* of sendto or recvfrom */
+	bool pair, send;
 	struct piece v[PIECES];
 	unsigned n, i;
 	uint64_t at, total; /* bytes done of piece i; of all */
@@ -34,7 +41,7 @@ struct transfer {
 
 static uint64_t cycles(void) { return __builtin_ia32_rdtsc(); }
 
-static bool is_live(const struct transfer *x) { return __atomic_load_n(&x->o->state, __ATOMIC_ACQUIRE) == x->live; }
+static bool is_live(const struct transfer *x) { return __atomic_load_n(&x->first->state, __ATOMIC_ACQUIRE) == x->live; }
 
 static uint32_t used_of(const struct kx_pipe *o)
 {
@@ -66,16 +73,23 @@ static bool setup(struct transfer *x, struct kx_thread *t, struct kx_frame *f, b
 	if ((uint32_t)x->fd >= KX_PIPE_FDS || !TABLE->on || t->vfork || serve_mask_lags(t))
 		return false;
 	x->e = &TABLE->fd[(uint32_t)x->fd];
-	uint64_t key = __atomic_load_n(&x->e->key, __ATOMIC_ACQUIRE);
-	unsigned i = kx_pipe_obj(key);
-	if (!key || i >= KX_PIPE_OBJECTS || kx_pipe_end(key) != writes)
+	uint64_t key = __atomic_load_n(&x->e->key, __ATOMIC_ACQUIRE), nr = f->orig_rax;
+	unsigned i = kx_pipe_way(key, writes), first = kx_pipe_obj(key);
+	x->pair = kx_pipe_pair(key);
+	x->send = nr == NR_sendto;
+	x->flags = nr == NR_sendto || nr == NR_recvfrom ? (uint32_t)f->r10 : 0;
+	if (!key || first >= KX_PIPE_OBJECTS || i >= KX_PIPE_OBJECTS || (!x->pair && kx_pipe_end(key) != writes) ||
+	    ((nr == NR_sendto || nr == NR_recvfrom) && (!x->pair || f->r8)) ||
+	    x->flags & ~(MSG_DONTWAIT | (writes ? MSG_NOSIGNAL : 0u)))
 		return false;
 	x->t = t;
 	x->o = &PIPES->obj[i];
+	x->first = &PIPES->obj[first];
+	x->nonblock = &x->first->nonblock[kx_pipe_end(key)];
 	x->ring = (uint8_t *)KX_PIPE_BASE + KX_PIPE_DATA + (uint64_t)i * KX_PIPE_RING;
 	x->live = kx_pipe_live(key);
 	x->n = 1;
-	if (f->orig_rax >= 19) {
+	if (nr == 19 || nr == 20) {
 		x->n = (uint32_t)f->rdx;
 		if (x->n > PIECES || user_read(x->v, f->rsi, x->n * sizeof *x->v))
 			return false;
@@ -152,7 +166,7 @@ static bool fresh(struct transfer *x)
 {
 	struct kx_pipe_fd *e = x->e;
 	if (e->epoch != __atomic_load_n(&PIPES->epoch, __ATOMIC_SEQ_CST) ||
-	    e->closes != __atomic_load_n(&x->o->closes, __ATOMIC_SEQ_CST))
+	    e->closes != __atomic_load_n(&x->first->closes, __ATOMIC_SEQ_CST))
 		return false;
 	uint64_t now = cycles();
 	if (!e->tsc)
@@ -166,6 +180,11 @@ static void wake(struct transfer *x)
 	hypercall(x->t, HC_pipe_wake, x->fd, 0, 0, 0, 0, 0);
 	uint64_t n = cycles() - start;
 	TABLE->exit_cycles = (3 * TABLE->exit_cycles + (uint32_t)(n < SPIN_MOST ? n : SPIN_MOST)) / 4;
+}
+
+static bool never_sleeps(const struct transfer *x)
+{
+	return x->flags & MSG_DONTWAIT || __atomic_load_n(x->nonblock, __ATOMIC_RELAXED);
 }
 
 static bool read_ring(struct transfer *x, int64_t *ret)
@@ -188,7 +207,7 @@ static bool read_ring(struct transfer *x, int64_t *ret)
 		unlock(&o->rlock);
 		if (!is_live(x))
 			return false;
-		if (__atomic_load_n(&o->nonblock[0], __ATOMIC_RELAXED)) {
+		if (never_sleeps(x)) {
 			if (!fresh(x) || used_of(o))
 				return false;
 			*ret = -KX_EAGAIN;
@@ -206,7 +225,8 @@ static int64_t write_rest(struct transfer *x, int64_t done)
 		uint64_t len = x->v[x->i].len - x->at;
 		if (!len)
 			continue;
-		int64_t r = hypercall(x->t, 1, x->fd, x->v[x->i].base + x->at, len, 0, 0, 0);
+		int64_t r = hypercall(x->t, x->send ? NR_sendto : 1, x->fd, x->v[x->i].base + x->at, len, x->flags, 0,
+				      0);
 		if (r <= 0)
 			break;
 		done += r;
@@ -222,8 +242,10 @@ static bool write_ring(struct transfer *x, int64_t *ret)
 	uint64_t done = 0;
 	uint32_t need = x->total <= KX_PIPE_ATOMIC ? (uint32_t)x->total : 1;
 	while (fresh(x) && lock(x, &o->wlock)) {
+		/* There is no data in a socket's ring without a token in the host's: only the monitor writes the first. */
+		bool token = !x->pair || __atomic_load_n(&o->token, __ATOMIC_SEQ_CST);
 		uint32_t room = is_live(x) ? KX_PIPE_RING - used_of(o) : 0, n = 0, got = 0;
-		if (room >= need) {
+		if (room >= need && token) {
 			n = room < CHUNK ? room : CHUNK;
 			n = n < x->total - done ? n : (uint32_t)(x->total - done);
 			got = copy(x, o->head, n, true);
@@ -232,8 +254,10 @@ static bool write_ring(struct transfer *x, int64_t *ret)
 			__atomic_store_n(&o->head, o->head + got, __ATOMIC_SEQ_CST);
 		}
 		unlock(&o->wlock);
+		if (!token)
+			break;
 		done += got;
-		if (got && __atomic_load_n(&o->sleepers, __ATOMIC_SEQ_CST) &&
+		if (got && !x->pair && __atomic_load_n(&o->sleepers, __ATOMIC_SEQ_CST) &&
 		    !__atomic_load_n(&o->token, __ATOMIC_SEQ_CST))
 			wake(x);
 		if (done == x->total || got < n) {
@@ -242,7 +266,7 @@ static bool write_ring(struct transfer *x, int64_t *ret)
 		}
 		if (room >= need)
 			continue;
-		if (is_live(x) && __atomic_load_n(&o->nonblock[1], __ATOMIC_RELAXED)) {
+		if (is_live(x) && never_sleeps(x)) {
 			*ret = done ? (int64_t)done : -KX_EAGAIN;
 			return true;
 		}
@@ -258,7 +282,7 @@ static bool write_ring(struct transfer *x, int64_t *ret)
 bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	struct transfer x;
-	bool writes = f->orig_rax == 1 || f->orig_rax == 20;
+	bool writes = f->orig_rax == 1 || f->orig_rax == 20 || f->orig_rax == NR_sendto;
 	if (!setup(&x, t, f, writes))
 		return false;
 	batch_flush(t);

@@ -214,6 +214,7 @@ static bool length_fits(const struct kx_brec *r)
 {
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_DEL   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_OPT   ? r->len == sizeof(struct kx_bopt)
 	       : r->flags & KX_BREC_CLOSE ? !r->len
 					  : true;
@@ -280,6 +281,8 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 }
 
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
+static void unregistered(int fd, struct sock *s);
+static bool is_nonblocking(int fd);
 static void drop(int fd, struct sock *s);
 
 /* Where the kernel has no room for one more, the connection ends. */
@@ -299,6 +302,18 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
 	send_failed(fd, s, r);
 }
 
+static void remove_from_epoll(int fd, struct sock *s, const uint8_t *data)
+{
+	struct kx_badd del;
+	memcpy(&del, data, sizeof del);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (!fd_is_guest(del.epoll))
+		pvm_panic("LibOS: the queue of sends is broken");
+	HC6(SYS_epoll_ctl, del.epoll, EPOLL_CTL_DEL, fd, NULL, 0, 0);
+	if (s->epoll == del.epoll)
+		unregistered(fd, s);
+}
+
 /* Fails where an administrator's program (BPF) forbids it. */
 static void set_option(int fd, struct sock *s, const uint8_t *data)
 {
@@ -307,6 +322,11 @@ static void set_option(int fd, struct sock *s, const uint8_t *data)
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	if (s->kind != TCP || !kx_bopt_fits(&opt))
 		pvm_panic("LibOS: the queue of sends is broken");
+	if (opt.level == KX_BOPT_NONBLOCK) {
+		HC6(SYS_ioctl, fd, FIONBIO, &opt.value, 0, 0, 0);
+		s->nonblock = is_nonblocking(fd);
+		return;
+	}
 	long r = HC6(SYS_setsockopt, fd, opt.level, opt.name, &opt.value, sizeof opt.value, 0);
 	if (!r)
 		return;
@@ -329,6 +349,8 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
 		add_to_epoll(r->fd, s, data);
+	else if (r->flags & KX_BREC_DEL)
+		remove_from_epoll(r->fd, s, data);
 	else if (r->flags & KX_BREC_OPT)
 		set_option(r->fd, s, data);
 	else if (r->flags & KX_BREC_CLOSE)
@@ -373,6 +395,7 @@ static void drop(int fd, struct sock *s)
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->tcp, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->epoll, -1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -443,18 +466,23 @@ static bool map_region(void)
 	return mapped;
 }
 
-/* Who it is from, for the thread's next call. */
-static void note_peer(struct ctx *x, int fd)
+static void note_name(struct kx_bname *p, long nr, int fd, uint32_t epoch)
 {
-	struct kx_bpeer *p = &x->g->peer;
 	socklen_t len = sizeof p->addr;
-	p->fd = -1;
-	if (socks[fd].kind != TCP || HC6(SYS_getpeername, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
+	__atomic_store_n(&p->fd, -1, __ATOMIC_SEQ_CST);
+	if (socks[fd].kind != TCP || HC6(nr, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
 		return;
 	p->gen = socks[fd].gen;
-	p->epoch = (uint32_t)x->g->exits;
+	p->epoch = epoch;
 	p->len = len;
 	__atomic_store_n(&p->fd, fd, __ATOMIC_SEQ_CST);
+}
+
+/* Who a new connection is from, for the thread's next call, and to, for later ones. */
+static void note_names(struct ctx *x, int fd)
+{
+	note_name(&x->g->peer, SYS_getpeername, fd, (uint32_t)x->g->exits);
+	note_name(&x->g->local[fd % KX_BATCH_NAMES], SYS_getsockname, fd, 0);
 }
 
 static void accepted(struct ctx *x, int fd)
@@ -465,10 +493,10 @@ static void accepted(struct ctx *x, int fd)
 		return;
 	struct sock *s = &socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
-	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP };
+	*guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
 	nr_socks++;
 	if (x)
-		note_peer(x, fd);
+		note_names(x, fd);
 	if (fd > top_fd)
 		top_fd = fd;
 }
@@ -481,10 +509,17 @@ static unsigned hint_of(int epoll, uint64_t data)
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data)
 {
 	__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&guest_sock(fd)->epoll, s->held ? -1 : epoll, __ATOMIC_SEQ_CST);
 	s->epoll = epoll;
 	s->events = events;
 	s->data = data;
 	hints[hint_of(epoll, data)] = (uint16_t)fd;
+}
+
+static void unregistered(int fd, struct sock *s)
+{
+	s->epoll = -1;
+	__atomic_store_n(&guest_sock(fd)->epoll, -1, __ATOMIC_SEQ_CST);
 }
 
 static void registered(struct hcall *c)
@@ -495,7 +530,8 @@ static void registered(struct hcall *c)
 	if (!s)
 		return;
 	if (op == EPOLL_CTL_DEL) {
-		s->epoll = s->epoll == epoll ? -1 : s->epoll;
+		if (s->epoll == epoll)
+			unregistered(fd, s);
 		return;
 	}
 	if (guest_read(&ev, c->arg[3], sizeof ev) || (s->epoll >= 0 && s->epoll != epoll)) {
@@ -639,6 +675,8 @@ static struct ctx *ctx_make(struct thread *t)
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->peer.fd = -1;
+	for (int i = 0; i < KX_BATCH_NAMES; i++)
+		x->g->local[i].fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
@@ -890,6 +928,8 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 	}
 	if (is_harmless(c))
 		return false;
+	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
+		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
 	if (s->left)
 		drive_left(fd, s);
 	if (!is_write(c->nr))
@@ -1060,6 +1100,7 @@ void batch_fork_share(void)
 		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->epoll, -1, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		give_up(fd, s);
 		drain_left(fd, s);

@@ -27,7 +27,7 @@ bool dgram_active(void);
 bool dgram_may_serve(const struct hcall *c);
 /* fd goes to somebody else. */
 void dgram_share(int fd);
-/* The flusher's look, when no call has been made for a while: send what waits. True: there may be more. */
+/* Of the flusher's looks, with batch.c's lock held: send what has been queued. True: there may be more. */
 bool dgram_tick(void);
 /* Around the making of a process. */
 void dgram_fork_lock(void);

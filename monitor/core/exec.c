@@ -14,6 +14,7 @@
 #include "../../util/log.h"
 #include "fsize.h"
 #include "hcall.h"
+#include "keeper.h"
 #include "load.h"
 #include "sig.h"
 #include "spare.h"
@@ -259,7 +260,13 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	thread_release_guest(t, t->pid == pvm.pid, true);
 	if (pvm.cfg->stats && t->pid == pvm.pid)
 		stats_flush();
+	/* An update has lent threads ways of being scheduled, and takes them back. */
+	bool alone = !is_vfork_child();
+	if (alone)
+		update_fork_prepare();
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
+	if (alone)
+		update_fork_done();
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);

@@ -317,6 +317,19 @@ bool family_exe(pid_t pid, char *out, size_t len)
 	return *out == '/';
 }
 
+void family_dump_done(void)
+{
+	int i = find(my_pid());
+	if (i >= 0)
+		__atomic_or_fetch(&table->slot[i].from_host, FAMILY_DUMPED, __ATOMIC_SEQ_CST);
+}
+
+bool family_dumped(pid_t pid)
+{
+	int i = find(pid);
+	return i >= 0 && __atomic_load_n(&table->slot[i].from_host, __ATOMIC_SEQ_CST) & FAMILY_DUMPED;
+}
+
 void family_remove(pid_t pid)
 {
 	unsigned n = used();

@@ -25,13 +25,14 @@
 
 /* A word that changes by compare-and-swap alone: a member that is killed at any instant leaves nothing locked. */
 typedef uint64_t family_key;
+#define FAMILY_DUMPED 4u   /* added to from_host: it left a core file */
 #define FAMILY_SPARE 2     /* no member: reserved for a child made ahead (spare.h), whose pid is in `birth` */
 #define FAMILY_PID_BITS 22 /* the kernel's pids are below 4194304 */
 #define FAMILY_RESERVED ((family_key)1 << 63) /* for a child that the process with this pid and start time makes */
 
 struct family_slot {
 	family_key key;           /* pid | start time in clock ticks since boot << 22 (0: not known yet); 0 = free */
-	uint32_t from_host;       /* 1: by `kylinx exec`; FAMILY_SPARE */
+	uint32_t from_host;       /* 1: by `kylinx exec`; FAMILY_SPARE; FAMILY_DUMPED */
 	uint32_t birth;           /* birth.h */
 	char exe[FAMILY_EXE_MAX]; /* path of its program in the view; empty: not known, or too long */
 };
@@ -91,6 +92,9 @@ void family_set_exe(void);
 /* Path of a member's program. False when it is not known. */
 bool family_exe(pid_t pid, char *out, size_t len);
 
+/* The calling process has left a core file; did a child that has ended? */
+void family_dump_done(void);
+bool family_dumped(pid_t pid);
 /* Drop pid, which was reaped. */
 void family_remove(pid_t pid);
 bool family_has(pid_t pid);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "flusher.h"
 #include <errno.h>
+#include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -19,7 +20,8 @@ static struct {
 	int timer;   /* -1 = none */
 	int reading; /* it is about to use the number, or does */
 	int64_t due;
-} flusher = { .timer = -1 };
+	pthread_mutex_t lock; /* a leaf; free at a fork, since batch.c's and dgram.c's are held then */
+} flusher = { .timer = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
 static int64_t clock_ns(void)
 {
@@ -60,7 +62,7 @@ static bool timer_make(void)
 	return true;
 }
 
-bool flusher_start(void (*look)(void))
+static bool start(void (*look)(void))
 {
 	if (flusher.pid == pvm.pid)
 		return true;
@@ -73,13 +75,23 @@ bool flusher_start(void (*look)(void))
 	return flusher.pid == pvm.pid;
 }
 
+bool flusher_start(void (*look)(void))
+{
+	pthread_mutex_lock(&flusher.lock);
+	bool there = start(look);
+	pthread_mutex_unlock(&flusher.lock);
+	return there;
+}
+
 void flusher_due(void)
 {
+	pthread_mutex_lock(&flusher.lock);
 	int64_t now = clock_ns();
-	if (flusher.pid != pvm.pid || flusher.due - now > EARLY_NS)
-		return;
-	flusher.due = now + LATE_NS;
-	set_timer(LATE_NS);
+	if (flusher.pid == pvm.pid && flusher.due - now <= EARLY_NS) {
+		flusher.due = now + LATE_NS;
+		set_timer(LATE_NS);
+	}
+	pthread_mutex_unlock(&flusher.lock);
 }
 
 /* The number may be the guest's once it has been moved: so it must not be on its way into read() with the old one. */
@@ -88,12 +100,14 @@ int flusher_fds(int (*move)(int *fd))
 	const struct timespec soon = { 0, 100000 };
 	if (flusher.timer < 0)
 		return 0;
+	pthread_mutex_lock(&flusher.lock);
 	while (flusher.pid == pvm.pid && __atomic_load_n(&flusher.reading, __ATOMIC_SEQ_CST)) {
 		set_timer(1);
 		host_call(SYS_nanosleep, (long)&soon, 0, 0, 0, 0, 0);
 	}
 	int r = move(&flusher.timer);
 	flusher.due = 0;
+	pthread_mutex_unlock(&flusher.lock);
 	return r;
 }
 

@@ -311,6 +311,11 @@ static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, 
 		if (!pid)
 			spare_fork_child();
 	}
+	/* With the locks: a thread that takes a table of its own has not got a copy that it would keep. */
+	if (pid && gate) {
+		close_if(gate[1]);
+		gate[1] = -1;
+	}
 	hooks_done();
 	if (pid)
 		pipe_fork_after(pid);

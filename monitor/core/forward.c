@@ -7,6 +7,8 @@
  * is read, so a slow reader slows the writer down. The end of a stream is passed on when all before it is, an error as a
  * reset. UDP: each client has a socket in the family's network of its own, until UDP_IDLE_MS without a datagram.
  *
+ * When no descriptor is left, the UDP client that has been quiet for longest gives its up; then clients wait to be accepted.
+ *
  * A client of IPv6 is led to the family's IPv6 address, and to the IPv4 one when nobody listens there; and vice versa.
  */
 #ifndef _GNU_SOURCE
@@ -92,7 +94,8 @@ struct assoc {
 static int epoll_fd;
 static struct listener *listeners;
 static int nr_listeners;
-static bool full; /* no descriptor is left: nobody is accepted until a connection ends */
+static bool full;        /* no descriptor is left: nobody is accepted until a connection ends */
+static int reserve = -1; /* the descriptor that the next client's other side will have */
 static struct conn *dead_conns;
 static struct assoc *buckets[BUCKETS], *oldest, *newest, *dead_assocs;
 static int nr_assocs;
@@ -117,6 +120,8 @@ static bool source_want(struct source *s, uint32_t mask)
 	s->mask = mask;
 	return true;
 }
+
+static void assoc_end(struct assoc *a);
 
 static void listeners_want(bool on)
 {
@@ -304,11 +309,32 @@ static void side_event(struct side *s, uint32_t events)
 		conn_want(c);
 }
 
+/*
+ * Accepts a client if it can be connected: with the last descriptor it would be accepted to be turned away. -1 with EAGAIN:
+ * nobody waits.
+ */
+static int client_accept(const struct listener *l)
+{
+	for (;;) {
+		if (reserve < 0)
+			reserve = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		int fd = reserve < 0 ? -1 : accept4(l->s.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (fd >= 0) {
+			close(reserve);
+			reserve = -1;
+			return fd;
+		}
+		if (errno != EMFILE || !oldest)
+			return -1;
+		assoc_end(oldest);
+	}
+}
+
 static void listener_accept(struct listener *l)
 {
 	int one = 1;
 	for (int i = 0; i < EVENTS; i++) {
-		int fd = accept4(l->s.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		int fd = client_accept(l);
 		if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
 			listeners_want(false);
 			kx_log(KX_LOG_WARN, "net", "no descriptor left for another connection (raise `ulimit -n`)");
@@ -393,7 +419,9 @@ static int assoc_connect(struct assoc *a)
 	if (a->s.fd >= 0)
 		close(a->s.fd);
 	a->s.mask = 0;
-	a->s.fd = socket(to.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	while ((a->s.fd = socket(to.sa.sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) < 0 &&
+	       errno == EMFILE && oldest != a)
+		assoc_end(oldest);
 	return a->s.fd < 0 || connect(a->s.fd, &to.sa, len) || !source_want(&a->s, EPOLLIN) ? -1 : 0;
 }
 
@@ -508,11 +536,14 @@ static void calls_limit(void)
 {
 #ifndef KX_DYNAMIC
 	static const short allowed[] = {
-		SYS_read,          SYS_write,           SYS_recvfrom,   SYS_sendto,         SYS_recvmsg, SYS_sendmsg,
-		SYS_accept4,       SYS_socket,          SYS_connect,    SYS_shutdown,       SYS_close,   SYS_setsockopt,
-		SYS_getsockopt,    SYS_epoll_ctl,       SYS_epoll_wait, SYS_epoll_pwait,    SYS_mmap,    SYS_munmap,
-		SYS_mremap,        SYS_madvise,         SYS_brk,        SYS_futex,          SYS_flock,   SYS_exit_group,
+		SYS_read,          SYS_write,           SYS_recvfrom,   SYS_sendto,
+		SYS_recvmsg,       SYS_sendmsg,         SYS_accept4,    SYS_socket,
+		SYS_connect,       SYS_shutdown,        SYS_close,      SYS_setsockopt,
+		SYS_getsockopt,    SYS_epoll_ctl,       SYS_epoll_wait, SYS_epoll_pwait,
+		SYS_mmap,          SYS_munmap,          SYS_mremap,     SYS_madvise,
+		SYS_brk,           SYS_futex,           SYS_flock,      SYS_exit_group,
 		SYS_clock_gettime, SYS_restart_syscall, SYS_getpid,     SYS_rt_sigprocmask,
+		SYS_rt_sigpending, SYS_rt_sigtimedwait,
 	};
 	enum { N = sizeof allowed / sizeof *allowed };
 	struct sock_filter f[N + 6];

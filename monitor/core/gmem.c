@@ -7,8 +7,10 @@
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../abi/kx_serve.h"
 #include "admit.h"
 #include "gmem_priv.h"
+#include "huge.h"
 #include "keeper.h"
 #include "spare.h"
 #include "written.h"
@@ -137,7 +139,10 @@ static uint64_t heap_bytes(uint64_t start, uint64_t end)
  * 2 MiB pages make first touch and fork cheap and waste what is not used of them: for mappings that are large, and
  * for all that could hold one once the program has become large.
  */
-static bool huge_pays(uint64_t len) { return len >= HUGE_ALONE || (len >= HUGE && heap_used >= HUGE_FROM); }
+static bool huge_pays(uint64_t len)
+{
+	return len >= HUGE_ALONE || (len >= HUGE && (heap_used >= HUGE_FROM || huge_by_forks()));
+}
 
 /* May [start, end) become a mapping of that kind under --memory? */
 static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
@@ -250,7 +255,7 @@ int host_prot(int prot)
 
 bool gmem_has_huge(void)
 {
-	bool has = heap_used >= HUGE_FROM;
+	bool has = heap_used >= HUGE_FROM || huge_by_forks();
 	for (size_t i = 0; i < nr_regions && !has; i++)
 		has = is_heap(regions[i].prot, regions[i].flags) && regions[i].end - regions[i].start >= HUGE_ALONE;
 	return has;
@@ -917,6 +922,8 @@ void gmem_fork_populate(uint64_t sp)
 	uint64_t left = HOT_TOTAL;
 	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
 		return;
+	/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
+	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(sp);
 	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {

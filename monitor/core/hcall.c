@@ -380,6 +380,7 @@ void log_follow(void)
 	pvm.log_fd = -1;
 	close(fd);
 	keeper_fd_closed(fd);
+	update_fd_closed(fd);
 }
 
 int fd_reopen(int fd, int flags)

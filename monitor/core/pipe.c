@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Locks: `table_lock` (this process's table of descriptors) comes before pvm.mm_lock; the locks in the objects are the
+ * Locks: `pipe_table_lock` (this process's table of descriptors) comes before pvm.mm_lock; the locks in the objects are the
  * family's and come last. Whoever holds those makes only host calls that can't sleep.
  */
 #include "pipe.h"
@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -23,43 +24,26 @@
 #include "family.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "pipe_priv.h"
 #include "thread.h"
+#include "update.h"
 
-#define NOT_HERE (-5000) /* the object is none (any more) that this key is good for */
 #define SLICE_FIRST_NS 20000000
 #define SLICE_LAST_NS 1000000000
-#define ROOM_SLICE_NS 20000000
 #define EXIT_CYCLES 100000 /* a guess, until some were measured */
 #define SWEEP_NS 100000000ull
 
-static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct kx_pipes *pipes; /* in guest memory; NULL: not mapped */
+pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
+struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
 static uint64_t key_of[KX_PIPE_FDS];
 static unsigned fds_used; /* key_of[] at and above it is 0 */
 static pid_t fork_parent;
-static bool given_up; /* no rings in this process any more, nor in its children: what is mapped is its own */
+static bool pairs_above; /* a socket pair had a descriptor that key_of[] has no place for */
+static bool given_up;    /* no rings in this process any more, nor in its children: what is mapped is its own */
 
 static struct kx_pipe_table *published(void) { return gva_ptr(KX_PIPE_TABLE); }
-static struct kx_pipe *object(uint64_t key) { return &pipes->obj[kx_pipe_obj(key) % KX_PIPE_OBJECTS]; }
-static uint8_t *ring_of(uint64_t key)
-{
-	return gva_ptr(KX_PIPE_BASE + KX_PIPE_DATA + (uint64_t)(kx_pipe_obj(key) % KX_PIPE_OBJECTS) * KX_PIPE_RING);
-}
-static bool is_live(const struct kx_pipe *o, uint64_t key)
-{
-	return __atomic_load_n(&o->state, __ATOMIC_ACQUIRE) == kx_pipe_live(key);
-}
-/* Named FIFOs have inode numbers, too. */
-static bool is_of(const struct kx_pipe *o, const struct stat *st)
-{
-	return o->dev == st->st_dev && o->ino == st->st_ino;
-}
-/* Written and not read; a sum that can't be is nothing. */
-static uint32_t used_of(const struct kx_pipe *o)
-{
-	uint64_t n = __atomic_load_n(&o->head, __ATOMIC_ACQUIRE) - __atomic_load_n(&o->tail, __ATOMIC_ACQUIRE);
-	return n > KX_PIPE_RING ? 0 : (uint32_t)n;
-}
+static struct kx_pipe *object(uint64_t key) { return &pipe_mem->obj[kx_pipe_obj(key) % KX_PIPE_OBJECTS]; }
+static uint8_t *ring_of(uint64_t key) { return pipe_ring(kx_pipe_obj(key)); }
 static uint64_t now_ns(void)
 {
 	struct timespec ts;
@@ -68,8 +52,8 @@ static uint64_t now_ns(void)
 }
 static void epoch_next(void)
 {
-	if (pipes)
-		__atomic_add_fetch(&pipes->epoch, 1, __ATOMIC_SEQ_CST);
+	if (pipe_mem)
+		__atomic_add_fetch(&pipe_mem->epoch, 1, __ATOMIC_SEQ_CST);
 }
 
 /* ---- who lives ----------------------------------------------------------------------------------------------------- */
@@ -116,7 +100,7 @@ static bool lock_try_dead(uint64_t *lock)
 
 /* Held for the copy of one ring at most, by somebody who may have to wait for a CPU or is stopped. False: a signal
  * came meanwhile. */
-static bool lock_get(uint64_t *lock)
+bool pipe_lock_get(uint64_t *lock)
 {
 	const struct timespec nap = { 0, 50000 };
 	for (unsigned i = 0; !lock_try(lock); i++) {
@@ -133,7 +117,7 @@ static bool lock_get(uint64_t *lock)
 	return true;
 }
 
-static void lock_put(uint64_t *lock) { __atomic_store_n(lock, 0, __ATOMIC_SEQ_CST); }
+void pipe_lock_put(uint64_t *lock) { __atomic_store_n(lock, 0, __ATOMIC_SEQ_CST); }
 
 /* ---- holders ------------------------------------------------------------------------------------------------------- */
 
@@ -155,14 +139,26 @@ static bool holder_has(const struct kx_pipe *o, uint32_t who)
 	return false;
 }
 
+static void second_free(struct kx_pipe *o, uint64_t gen)
+{
+	uint64_t state = gen << 32 | KX_PIPE_SECOND;
+	__atomic_compare_exchange_n(&o->state, &state, gen << 32 | KX_PIPE_FREE, false, __ATOMIC_SEQ_CST,
+				    __ATOMIC_SEQ_CST);
+}
+
 /* Nobody left: free. The state that was seen before the look tells whether it is still the same pipe's. */
 static void free_if_left(struct kx_pipe *o, uint64_t state)
 {
 	for (unsigned i = 0; i < KX_PIPE_HOLDERS; i++)
 		if (__atomic_load_n(&o->holder[i], __ATOMIC_SEQ_CST))
 			return;
-	__atomic_compare_exchange_n(&o->state, &state, (state & ~0xffffffffull) | KX_PIPE_FREE, false, __ATOMIC_SEQ_CST,
-				    __ATOMIC_SEQ_CST);
+	bool pair = o->pair;
+	if (pair && __atomic_load_n(&o->passed, __ATOMIC_SEQ_CST)) /* an end is on its way in a message */
+		return;
+	if (__atomic_compare_exchange_n(&o->state, &state, (state & ~0xffffffffull) | KX_PIPE_FREE, false,
+					__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) &&
+	    pair)
+		second_free(pipe_obj((unsigned)(o - pipe_mem->obj) + 1), state >> 32);
 }
 
 static void holder_remove(struct kx_pipe *o, uint64_t key, uint32_t who)
@@ -177,7 +173,7 @@ static void holder_remove(struct kx_pipe *o, uint64_t key, uint32_t who)
 
 static unsigned objects_used(void)
 {
-	uint32_t n = __atomic_load_n(&pipes->used, __ATOMIC_ACQUIRE);
+	uint32_t n = __atomic_load_n(&pipe_mem->used, __ATOMIC_ACQUIRE);
 	return n < KX_PIPE_OBJECTS ? n : KX_PIPE_OBJECTS;
 }
 
@@ -193,19 +189,25 @@ static void sweep_holder(struct kx_pipe *o, unsigned i)
 }
 
 /* Free what only the dead had. Not too often: it looks at each holder's process. */
-static void sweep(void)
+void pipe_sweep(void)
 {
-	uint64_t last = __atomic_load_n(&pipes->swept, __ATOMIC_RELAXED), now = now_ns();
+	uint64_t last = __atomic_load_n(&pipe_mem->swept, __ATOMIC_RELAXED), now = now_ns();
 	if (now - last < SWEEP_NS)
 		return;
-	__atomic_store_n(&pipes->swept, now, __ATOMIC_RELAXED);
+	__atomic_store_n(&pipe_mem->swept, now, __ATOMIC_RELAXED);
 	for (unsigned k = 0; k < KX_PIPE_OBJECTS; k++) {
-		struct kx_pipe *o = &pipes->obj[k];
+		struct kx_pipe *o = &pipe_mem->obj[k];
 		uint64_t state = __atomic_load_n(&o->state, __ATOMIC_SEQ_CST);
 		unsigned kind = state & KX_PIPE_KIND;
 		if (kind == KX_PIPE_MAKE && is_dead((pid_t)((uint32_t)state >> 4)))
 			__atomic_compare_exchange_n(&o->state, &state, state & ~0xffffffffull, false, __ATOMIC_SEQ_CST,
 						    __ATOMIC_SEQ_CST);
+		/* Its first one's last holder was killed before it came to this one. */
+		if (kind == KX_PIPE_SECOND && k) {
+			uint64_t first = __atomic_load_n(&pipe_obj(k - 1)->state, __ATOMIC_SEQ_CST);
+			if (first >> 32 != state >> 32 || !(first & KX_PIPE_KIND))
+				second_free(o, state >> 32);
+		}
 		if (kind != KX_PIPE_LIVE && kind != KX_PIPE_PLAIN)
 			continue;
 		for (unsigned i = 0; i < KX_PIPE_HOLDERS; i++)
@@ -216,18 +218,18 @@ static void sweep(void)
 
 /* ---- the table of descriptors -------------------------------------------------------------------------------------- */
 
-static uint64_t key_get(int fd)
+uint64_t pipe_key_get(int fd)
 {
-	return pipes && (unsigned)fd < KX_PIPE_FDS ? __atomic_load_n(&key_of[fd], __ATOMIC_ACQUIRE) : 0;
+	return pipe_mem && (unsigned)fd < KX_PIPE_FDS ? __atomic_load_n(&key_of[fd], __ATOMIC_ACQUIRE) : 0;
 }
 
-/* With table_lock. */
-static void key_set(int fd, uint64_t key)
+/* With pipe_table_lock. */
+void pipe_key_set(int fd, uint64_t key)
 {
 	struct kx_pipe_fd *e = &published()->fd[fd];
 	if (key) {
 		e->tsc = 0;
-		e->epoch = __atomic_load_n(&pipes->epoch, __ATOMIC_RELAXED);
+		e->epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_RELAXED);
 		e->closes = __atomic_load_n(&object(key)->closes, __ATOMIC_RELAXED);
 		e->spin = e->missed = 0;
 	}
@@ -238,12 +240,12 @@ static void key_set(int fd, uint64_t key)
 }
 
 /* Nobody else's descriptors change behind the table's back. */
-static bool table_is_ours(void) { return !is_vfork_child(); }
+bool pipe_table_is_ours(void) { return !is_vfork_child(); }
 
-static bool map_here(void)
+bool pipe_map_here(void)
 {
 	struct stat st;
-	if (pipes || given_up)
+	if (pipe_mem || given_up)
 		return !given_up;
 	if (fstat(pvm.family_fd, &st) || st.st_uid != geteuid() ||
 	    (uint64_t)st.st_size < family_pipes_offset() + KX_PIPE_SIZE ||
@@ -252,11 +254,11 @@ static bool map_here(void)
 	published()->cpus = pvm.cfg->cpus ? (unsigned)pvm.cfg->cpus : family_cpus();
 	published()->exit_cycles = EXIT_CYCLES;
 	published()->on = 1;
-	__atomic_store_n(&pipes, gva_ptr(KX_PIPE_BASE), __ATOMIC_RELEASE);
+	__atomic_store_n(&pipe_mem, gva_ptr(KX_PIPE_BASE), __ATOMIC_RELEASE);
 	return true;
 }
 
-static void wake_room(struct kx_pipe *o)
+void pipe_wake_room(struct kx_pipe *o)
 {
 	if (!__atomic_exchange_n(&o->full, 0, __ATOMIC_SEQ_CST))
 		return;
@@ -264,7 +266,7 @@ static void wake_room(struct kx_pipe *o)
 	HC6(SYS_futex, &o->room, FUTEX_WAKE, INT_MAX, 0, 0, 0);
 }
 
-/* A descriptor that had this key is closed; with table_lock. */
+/* A descriptor that had this key is closed; with pipe_table_lock. */
 static void closed(uint64_t key)
 {
 	struct kx_pipe *o = object(key);
@@ -272,7 +274,9 @@ static void closed(uint64_t key)
 	for (unsigned i = 0; i < fds_used && !more; i++)
 		more = key_of[i] && (key_of[i] ^ key) >> 32 == 0 && kx_pipe_obj(key_of[i]) == kx_pipe_obj(key);
 	__atomic_add_fetch(&o->closes, 1, __ATOMIC_SEQ_CST);
-	wake_room(o);
+	pipe_wake_room(o);
+	if (kx_pipe_pair(key))
+		pipe_wake_room(pipe_obj(kx_pipe_obj(key) + 1));
 	if (!more)
 		holder_remove(o, key, (uint32_t)pvm.pid);
 }
@@ -280,52 +284,64 @@ static void closed(uint64_t key)
 static void key_drop(int fd)
 {
 	uint64_t key = key_of[fd];
-	key_set(fd, 0);
+	pipe_key_set(fd, 0);
 	if (key)
 		closed(key);
 }
 
 /* ---- making one ----------------------------------------------------------------------------------------------------- */
 
-static bool locks_take(struct kx_pipe *o)
+bool pipe_locks_take(struct kx_pipe *o)
 {
 	if (!lock_try_dead(&o->rlock))
 		return false;
 	if (lock_try_dead(&o->wlock))
 		return true;
-	lock_put(&o->rlock);
+	pipe_lock_put(&o->rlock);
 	return false;
+}
+
+/* With its locks. */
+void pipe_reset(struct kx_pipe *o, const struct stat *st, bool nonblock, bool second)
+{
+	o->dev = st->st_dev;
+	o->ino = st->st_ino;
+	o->nonblock[0] = o->nonblock[1] = nonblock;
+	o->closes = o->sleepers = o->token = o->full = o->pair = o->skip = o->reset = o->passed = 0;
+	o->head = o->tail = 0;
+	memset(o->holder, 0, sizeof o->holder);
+	if (!second)
+		o->holder[0] = (uint32_t)pvm.pid;
+}
+
+void pipe_used_up_to(uint32_t end)
+{
+	uint32_t n = __atomic_load_n(&pipe_mem->used, __ATOMIC_ACQUIRE);
+	while (n < end &&
+	       !__atomic_compare_exchange_n(&pipe_mem->used, &n, end, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		;
 }
 
 /* The new object's key without end, 0 = none. */
 static uint64_t object_make(const struct stat *st, bool nonblock)
 {
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS; i++) {
-		struct kx_pipe *o = &pipes->obj[i];
+		struct kx_pipe *o = &pipe_mem->obj[i];
 		uint64_t state = __atomic_load_n(&o->state, __ATOMIC_SEQ_CST);
 		uint64_t gen = ((state >> 32) + 1) << 32;
 		if ((state & KX_PIPE_KIND) != KX_PIPE_FREE ||
 		    !__atomic_compare_exchange_n(&o->state, &state, gen | (uint64_t)pvm.pid << 4 | KX_PIPE_MAKE, false,
 						 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 			continue;
-		if (!locks_take(o)) { /* somebody is still on the way out of the last one */
+		if (!pipe_locks_take(o)) { /* somebody is still on the way out of the last one */
 			__atomic_store_n(&o->state, gen | KX_PIPE_FREE, __ATOMIC_SEQ_CST);
 			continue;
 		}
-		o->dev = st->st_dev;
-		o->ino = st->st_ino;
-		o->nonblock[0] = o->nonblock[1] = nonblock;
-		o->closes = o->sleepers = o->token = o->full = 0;
-		o->head = o->tail = 0;
-		memset(o->holder, 0, sizeof o->holder);
-		o->holder[0] = (uint32_t)pvm.pid;
-		uint32_t n = __atomic_load_n(&pipes->used, __ATOMIC_ACQUIRE);
-		while (n <= i &&
-		       !__atomic_compare_exchange_n(&pipes->used, &n, i + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-			;
+		pipe_reset(o, st, nonblock, false);
+		pipe_used_up_to(i + 1);
 		__atomic_store_n(&o->state, gen | KX_PIPE_LIVE, __ATOMIC_SEQ_CST);
-		lock_put(&o->wlock);
-		lock_put(&o->rlock);
+		pipe_lock_put(&o->wlock);
+		pipe_lock_put(&o->rlock);
 		return gen | (i + 1);
 	}
 	return 0;
@@ -335,28 +351,28 @@ static void ring_try(const int fd[2], int flags)
 {
 	struct stat st;
 	if ((unsigned)fd[0] >= KX_PIPE_FDS || (unsigned)fd[1] >= KX_PIPE_FDS || flags & ~(O_CLOEXEC | O_NONBLOCK) ||
-	    fstat(fd[0], &st) || fcntl(fd[0], F_GETPIPE_SZ) != (int)KX_PIPE_RING || !map_here())
+	    fstat(fd[0], &st) || fcntl(fd[0], F_GETPIPE_SZ) != (int)KX_PIPE_RING || !pipe_map_here())
 		return;
 	uint64_t key = object_make(&st, flags & O_NONBLOCK);
 	if (!key) {
-		sweep();
+		pipe_sweep();
 		key = object_make(&st, flags & O_NONBLOCK);
 	}
 	if (!key)
 		return;
-	key_set(fd[0], key);
-	key_set(fd[1], key | 1 << 16);
+	pipe_key_set(fd[0], key);
+	pipe_key_set(fd[1], key | 1 << 16);
 }
 
 int64_t pipe_make(int fd[2], int flags)
 {
-	if (!table_is_ours() || pvm.proc_fd < 0)
+	if (!pipe_table_is_ours() || pvm.proc_fd < 0)
 		return HC6(SYS_pipe2, fd, flags, 0, 0, 0, 0);
-	pthread_mutex_lock(&table_lock);
+	pthread_mutex_lock(&pipe_table_lock);
 	int64_t r = HC6(SYS_pipe2, fd, flags, 0, 0, 0, 0);
 	if (r == 0 && fd_admit(fd[0]) && fd_admit(fd[1]))
 		ring_try(fd, flags);
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 	return r;
 }
 
@@ -378,7 +394,7 @@ static bool tokens_drain(int fd)
 
 static int ring_move(struct kx_pipe *o, uint64_t key, int rfd, int wfd)
 {
-	uint32_t n = used_of(o), at = (uint32_t)(o->tail % KX_PIPE_RING);
+	uint32_t n = pipe_used(o), at = (uint32_t)(o->tail % KX_PIPE_RING);
 	uint32_t first = n < KX_PIPE_RING - at ? n : KX_PIPE_RING - at;
 	struct iovec v[2] = { { ring_of(key) + at, first }, { ring_of(key), n - first } };
 	tokens_drain(rfd);
@@ -392,58 +408,88 @@ static int make_plain(uint64_t key, int fd)
 	struct stat st;
 	long mode = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
 	int r = 0, other;
+	if (kx_pipe_pair(key))
+		return pair_plain(key, fd);
 	if (mode < 0)
 		return (int)mode;
 	bool reads = (mode & O_ACCMODE) == O_RDONLY, both = (mode & O_ACCMODE) == O_RDWR;
-	if (!is_live(o, key))
+	if (!pipe_is_live(o, key))
 		return 0;
 	other = both ? fd : fd_reopen(fd, reads ? O_WRONLY : O_RDONLY);
 	if (other < 0)
 		return other;
-	if (!lock_get(&o->rlock)) {
+	if (!pipe_lock_get(&o->rlock)) {
 		r = -EINTR;
 	} else {
-		if (!lock_get(&o->wlock)) {
+		if (!pipe_lock_get(&o->wlock)) {
 			r = -EINTR;
 		} else {
-			if (is_live(o, key) && fstat(fd, &st) == 0 && is_of(o, &st) &&
+			if (pipe_is_live(o, key) && fstat(fd, &st) == 0 && pipe_is_of(o, &st) &&
 			    !(r = ring_move(o, key, reads ? fd : other, reads ? other : fd)))
 				__atomic_store_n(&o->state, (key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
-			lock_put(&o->wlock);
+			pipe_lock_put(&o->wlock);
 		}
-		lock_put(&o->rlock);
+		pipe_lock_put(&o->rlock);
 	}
 	if (other != fd)
 		HC6(SYS_close, other, 0, 0, 0, 0, 0);
 	__atomic_store_n(&o->full, 1, __ATOMIC_SEQ_CST);
-	wake_room(o);
+	pipe_wake_room(o);
 	return r;
 }
 
 /* The object of a pipe by its inode; key without end, 0 = none. */
-static uint64_t find(const struct stat *st)
+uint64_t pipe_find(const struct stat *st)
 {
 	for (unsigned i = 0, n = objects_used(); i < n; i++) {
-		const struct kx_pipe *o = &pipes->obj[i];
-		uint64_t state = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE);
-		if ((uint32_t)state == KX_PIPE_LIVE && is_of(o, st))
-			return (state & ~0xffffffffull) | (i + 1);
+		const struct kx_pipe *o = &pipe_mem->obj[i];
+		uint64_t state = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE), key = (state & ~0xffffffffull) | (i + 1);
+		uint32_t kind = (uint32_t)state;
+		if (kind != KX_PIPE_LIVE && !(kind == KX_PIPE_PLAIN && o->pair))
+			continue;
+		if (o->pair)
+			key |= KX_PIPE_PAIR;
+		if (!pipe_is_of(o, st)) {
+			if (!o->pair || !pipe_is_of(pipe_obj(i + 1), st))
+				continue;
+			key |= 1 << 16;
+		}
+		if (kind == KX_PIPE_LIVE || pair_rest(key))
+			return key;
 	}
 	return 0;
 }
 
+static bool is_kind(const struct stat *st) { return S_ISFIFO(st->st_mode) || S_ISSOCK(st->st_mode); }
+
 static uint64_t find_fd(int fd)
 {
 	struct stat st;
-	if (!pipes || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISFIFO(st.st_mode))
+	if (!pipe_mem || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !is_kind(&st))
 		return 0;
-	return find(&st);
+	return pipe_find(&st);
+}
+
+uint64_t pipe_key_for(int fd)
+{
+	if (pipe_table_is_ours() && ((unsigned)fd < KX_PIPE_FDS || !pairs_above))
+		return pipe_key_get(fd);
+	return find_fd(fd);
 }
 
 int pipe_plain(int fd)
 {
-	uint64_t key = !pipes ? 0 : table_is_ours() ? key_get(fd) : find_fd(fd);
+	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
 	return key ? make_plain(key, fd) : 0;
+}
+
+int pipe_passed(int fd)
+{
+	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
+	int r = key ? make_plain(key, fd) : 0;
+	if (!r && key && kx_pipe_pair(key) && pair_rest(key))
+		__atomic_store_n(&object(key)->passed, 1, __ATOMIC_SEQ_CST);
+	return r;
 }
 
 int pipe_opened(int fd)
@@ -476,57 +522,95 @@ static void plain_one(int fd) { pipe_opened(fd); }
 
 void pipe_plain_all(void)
 {
-	if (pipes)
+	if (pipe_mem)
 		each_fd(plain_one);
 }
 
 void pipe_identity_before(void) { pipe_plain_all(); }
 
+/* What socket pairs have left in rings for this process, and nobody else gives back. */
+struct kept {
+	struct kept *next;
+	uint64_t key;
+	struct kx_pipe obj[2];
+	uint8_t ring[2][KX_PIPE_RING];
+};
+
+static struct kept *rests_keep(void)
+{
+	struct kept *list = NULL;
+	for (unsigned i = 0; i < fds_used; i++) {
+		uint64_t key = key_of[i];
+		if (!key || !kx_pipe_pair(key) || !pair_rest(key))
+			continue;
+		struct kept *k = calloc(1, sizeof *k);
+		if (!k)
+			pvm_panic("pipes: no memory for what is left in a socket pair");
+		k->next = list;
+		k->key = key;
+		list = k;
+		for (unsigned w = 0; w < 2; w++) {
+			memcpy(&k->obj[w], pipe_obj(kx_pipe_obj(key) + w), sizeof k->obj[w]);
+			memcpy(k->ring[w], pipe_ring(kx_pipe_obj(key) + w), KX_PIPE_RING);
+		}
+	}
+	return list;
+}
+
+static void rests_restore(struct kept *k)
+{
+	while (k) {
+		struct kept *next = k->next;
+		for (unsigned w = 0; w < 2; w++) {
+			memcpy(pipe_obj(kx_pipe_obj(k->key) + w), &k->obj[w], sizeof k->obj[w]);
+			memcpy(pipe_ring(kx_pipe_obj(k->key) + w), k->ring[w], KX_PIPE_RING);
+		}
+		free(k);
+		k = next;
+	}
+	pipe_mem->used = KX_PIPE_OBJECTS;
+}
+
 void pipe_identity_after(void)
 {
 	struct stat st;
-	if (!pipes || given_up || !table_is_ours() || fstat(pvm.family_fd, &st) || st.st_uid == geteuid())
+	if (!pipe_mem || given_up || !pipe_table_is_ours() || fstat(pvm.family_fd, &st) || st.st_uid == geteuid())
 		return;
-	pthread_mutex_lock(&table_lock);
+	pthread_mutex_lock(&pipe_table_lock);
+	struct kept *kept = rests_keep();
 	/* Other threads may look at objects: they find empty ones. */
 	if (gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, -1, 0))
 		pvm_panic("pipes: cannot give up the family's memory");
 	given_up = true;
 	published()->on = 0;
+	rests_restore(kept);
 	for (unsigned i = 0; i < fds_used; i++)
-		key_set((int)i, 0);
-	pthread_mutex_unlock(&table_lock);
+		if (!key_of[i] || !kx_pipe_pair(key_of[i]) || !pair_rest(key_of[i]))
+			pipe_key_set((int)i, 0);
+	pthread_mutex_unlock(&pipe_table_lock);
 }
 
 /* ---- reading and writing --------------------------------------------------------------------------------------------- */
-
-/* What a call moves, piece by piece; bases are host addresses inside guest memory. */
-struct pieces {
-	const struct iovec *v;
-	unsigned n;
-	struct iovec one;
-	uint64_t total, at; /* bytes; of the present piece */
-};
 
 static void pieces_of(struct pieces *p, struct hcall *c)
 {
 	p->at = p->total = 0;
 	if (c->nr == SYS_readv || c->nr == SYS_writev) {
 		p->v = c->iov;
-		p->n = (unsigned)(c->row->arg[2].kind == KX_A_SIZE ? c->arg[2] : (uint32_t)c->arg[2]);
+		p->end = p->v + (c->row->arg[2].kind == KX_A_SIZE ? c->arg[2] : (uint32_t)c->arg[2]);
 	} else {
 		p->one = (struct iovec){ (void *)c->host[1], c->arg[2] };
 		p->v = &p->one;
-		p->n = 1;
+		p->end = p->v + 1;
 	}
-	for (unsigned i = 0; i < p->n; i++)
-		p->total += p->v[i].iov_len;
+	for (const struct iovec *v = p->v; v < p->end; v++)
+		p->total += v->iov_len;
 	if (p->total > 0x7ffff000)
 		p->total = 0x7ffff000;
 }
 
 /* Between the ring at cursor `pos` and the pieces, len bytes or until a fault: how many. */
-static uint32_t pieces_copy(struct pieces *p, uint8_t *ring, uint64_t pos, uint32_t len, bool in)
+uint32_t pipe_pieces_copy(struct pieces *p, uint8_t *ring, uint64_t pos, uint32_t len, bool in)
 {
 	uint32_t done = 0;
 	while (done < len) {
@@ -550,15 +634,17 @@ static uint32_t pieces_copy(struct pieces *p, uint8_t *ring, uint64_t pos, uint3
 }
 
 /* The host was asked: the other side is there. The values are those of before. */
-static void note_check(int fd, uint32_t epoch, uint32_t closes)
+void pipe_note_check(int fd, uint32_t epoch, uint32_t closes)
 {
+	if (!pipe_table_is_ours() || (unsigned)fd >= KX_PIPE_FDS)
+		return;
 	struct kx_pipe_fd *e = &published()->fd[fd];
 	e->epoch = epoch;
 	e->closes = closes;
 	e->tsc = 0;
 }
 
-static int host_poll(int fd, int events)
+int pipe_host_poll(int fd, int events)
 {
 	struct pollfd p = { fd, (short)events, 0 };
 	struct timespec zero = { 0, 0 };
@@ -585,7 +671,7 @@ static bool sleep_prepare(struct kx_pipe *o, uint64_t key, int fd)
 	__atomic_store_n(&o->token, 0, __ATOMIC_SEQ_CST);
 	bool drained = tokens_drain(fd);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (!used_of(o) && is_live(o, key))
+	if (!pipe_used(o) && pipe_is_live(o, key))
 		return true;
 	if (__atomic_sub_fetch(&o->sleepers, 1, __ATOMIC_SEQ_CST) && drained) { /* others sleep who were to see it */
 		int wfd = fd_reopen(fd, O_WRONLY);
@@ -597,21 +683,12 @@ static bool sleep_prepare(struct kx_pipe *o, uint64_t key, int fd)
 	return false;
 }
 
-/* Interrupted by nothing that the program may see. */
-static bool only_kicked(struct thread *t)
-{
-	if (t->sig_stop || t->exiting)
-		return false;
-	t->kicked = 0;
-	return true;
-}
-
 /* The object is not to be used by this key any more. A call that has slept goes on by its number only if it is still the
  * same pipe's: another thread may have closed it and opened something else there. */
 static int64_t gone(const struct kx_pipe *was, int fd, bool slept)
 {
 	struct stat st;
-	return slept && (fstat(fd, &st) || !is_of(was, &st)) ? -EBADF : NOT_HERE;
+	return slept && (fstat(fd, &st) || !pipe_is_of(was, &st)) ? -EBADF : NOT_HERE;
 }
 
 static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
@@ -627,51 +704,51 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 	for (;;) {
 		if (!p.total)
 			return 0;
-		uint32_t epoch = __atomic_load_n(&pipes->epoch, __ATOMIC_SEQ_CST);
+		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&o->closes, __ATOMIC_SEQ_CST);
-		if (!lock_get(&o->rlock))
+		if (!pipe_lock_get(&o->rlock))
 			return -EINTR;
-		if (!is_live(o, key)) {
-			lock_put(&o->rlock);
+		if (!pipe_is_live(o, key)) {
+			pipe_lock_put(&o->rlock);
 			return gone(&was, fd, slept);
 		}
-		uint32_t n = used_of(o);
+		uint32_t n = pipe_used(o);
 		if (n) {
 			n = n < p.total ? n : (uint32_t)p.total;
-			uint32_t got = pieces_copy(&p, ring_of(key), o->tail, n, false);
+			uint32_t got = pipe_pieces_copy(&p, ring_of(key), o->tail, n, false);
 			__atomic_store_n(&o->tail, o->tail + got, __ATOMIC_SEQ_CST);
-			lock_put(&o->rlock);
+			pipe_lock_put(&o->rlock);
 			if (got)
-				wake_room(o);
+				pipe_wake_room(o);
 			return got ? (int64_t)got : -EFAULT;
 		}
 		if (alone) {
-			lock_put(&o->rlock);
+			pipe_lock_put(&o->rlock);
 			return 0;
 		}
 		if (__atomic_load_n(&o->nonblock[0], __ATOMIC_RELAXED)) {
-			lock_put(&o->rlock);
-			if (host_poll(fd, POLLIN) & POLLHUP) {
+			pipe_lock_put(&o->rlock);
+			if (pipe_host_poll(fd, POLLIN) & POLLHUP) {
 				alone = true;
 				continue;
 			}
-			note_check(fd, epoch, closes);
+			pipe_note_check(fd, epoch, closes);
 			return -EAGAIN;
 		}
 		bool sleeps = sleep_prepare(o, key, fd);
-		lock_put(&o->rlock);
+		pipe_lock_put(&o->rlock);
 		if (!sleeps)
 			continue;
 		struct pollfd pfd = { fd, POLLIN, 0 };
 		struct timespec ts = slice; /* should a writer be killed between its data and its token */
 		int64_t r = HB6(SYS_ppoll, &pfd, 1, &ts, 0, 0, 0);
 		__atomic_sub_fetch(&o->sleepers, 1, __ATOMIC_SEQ_CST);
-		if (r == -EINTR && only_kicked(c->t))
+		if (r == -EINTR && update_goes_on(c->t))
 			continue;
 		if (r < 0)
 			return r;
 		slept = true;
-		if (pfd.revents & POLLNVAL || key_get(fd) != key)
+		if (pfd.revents & POLLNVAL || pipe_key_get(fd) != key)
 			return gone(&was, fd, slept);
 		alone = pfd.revents & POLLHUP && !(pfd.revents & POLLIN);
 		int64_t ns = slice.tv_sec * 1000000000ll + slice.tv_nsec * 2;
@@ -680,7 +757,7 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 }
 
 /* No reader is left: the host's own answer, with its signal. 0: there is one. */
-static int64_t broken(int fd) { return host_poll(fd, POLLOUT) & POLLERR ? HC6(SYS_write, fd, "", 1, 0, 0, 0) : 0; }
+static int64_t broken(int fd) { return pipe_host_poll(fd, POLLOUT) & POLLERR ? HC6(SYS_write, fd, "", 1, 0, 0, 0) : 0; }
 
 static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 {
@@ -696,27 +773,27 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		return 0;
 	uint32_t need = p.total <= KX_PIPE_ATOMIC ? (uint32_t)p.total : 1;
 	for (;;) {
-		uint32_t epoch = __atomic_load_n(&pipes->epoch, __ATOMIC_SEQ_CST);
+		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&o->closes, __ATOMIC_SEQ_CST);
 		int64_t r = broken(fd);
 		if (r < 0)
 			return done ? (int64_t)done : r;
-		note_check(fd, epoch, closes);
-		if (!lock_get(&o->wlock))
+		pipe_note_check(fd, epoch, closes);
+		if (!pipe_lock_get(&o->wlock))
 			return done ? (int64_t)done : -EINTR;
-		if (!is_live(o, key)) {
-			lock_put(&o->wlock);
+		if (!pipe_is_live(o, key)) {
+			pipe_lock_put(&o->wlock);
 			return done ? (int64_t)done : gone(&was, fd, slept);
 		}
-		uint32_t room = KX_PIPE_RING - used_of(o), got = 0, n = 0;
+		uint32_t room = KX_PIPE_RING - pipe_used(o), got = 0, n = 0;
 		if (room >= need) {
 			n = room < p.total - done ? room : (uint32_t)(p.total - done);
-			got = pieces_copy(&p, ring_of(key), o->head, n, true);
+			got = pipe_pieces_copy(&p, ring_of(key), o->head, n, true);
 			if (got < n && p.total <= KX_PIPE_ATOMIC)
 				got = 0;
 			__atomic_store_n(&o->head, o->head + got, __ATOMIC_SEQ_CST);
 		}
-		lock_put(&o->wlock);
+		pipe_lock_put(&o->wlock);
 		done += got;
 		if (got)
 			wake_readers(o, fd);
@@ -729,14 +806,14 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		uint32_t seq = __atomic_load_n(&o->room, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&o->full, 1, __ATOMIC_SEQ_CST);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		if (KX_PIPE_RING - used_of(o) >= need || !is_live(o, key))
+		if (KX_PIPE_RING - pipe_used(o) >= need || !pipe_is_live(o, key))
 			continue;
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the last reader may be killed */
 		r = HB6(SYS_futex, &o->room, FUTEX_WAIT, seq, &slice, 0, 0);
-		if (r == -EINTR && !only_kicked(c->t))
+		if (r == -EINTR && !update_goes_on(c->t))
 			return done ? (int64_t)done : -EINTR;
 		slept = true;
-		if (key_get(fd) != key)
+		if (pipe_key_get(fd) != key)
 			return done ? (int64_t)done : gone(&was, fd, slept);
 	}
 }
@@ -752,22 +829,30 @@ struct watch {
 	unsigned i; /* in the caller's array */
 	short events;
 	bool asleep;
+	bool rest; /* of a socket pair that is plain: some data is left in the ring */
 };
 
 bool pipe_in_sets(unsigned n, uint64_t *const set[3])
 {
-	bool ours = table_is_ours();
-	unsigned end = !pipes ? 0 : ours ? fds_used : n;
+	bool ours = pipe_table_is_ours();
+	unsigned end = !pipe_mem ? 0 : ours ? fds_used : n;
 	for (unsigned fd = 0; fd < n && fd < end; fd++)
 		for (int i = 0; i < 3; i++)
-			if (set[i] && set[i][fd / 64] >> fd % 64 & 1 && (ours ? key_get((int)fd) : find_fd((int)fd)))
+			if (set[i] && set[i][fd / 64] >> fd % 64 & 1 &&
+			    (ours ? pipe_key_get((int)fd) : find_fd((int)fd)))
 				return true;
 	return false;
 }
 
 static short ring_events(const struct watch *w)
 {
-	uint32_t n = used_of(object(w->key));
+	uint32_t n = pipe_used(object(w->key));
+	if (kx_pipe_pair(w->key)) {
+		uint32_t out = pipe_used(pipe_obj(kx_pipe_way(w->key, 1)));
+		n = pipe_used(pipe_obj(kx_pipe_way(w->key, 0)));
+		return (n ? w->events & IN_EVENTS : 0) |
+		       (!w->rest && KX_PIPE_RING - out >= KX_PIPE_ATOMIC ? w->events & OUT_EVENTS : 0);
+	}
 	if (!kx_pipe_end(w->key))
 		return n ? w->events & IN_EVENTS : 0;
 	return KX_PIPE_RING - n >= KX_PIPE_ATOMIC ? w->events & OUT_EVENTS : 0;
@@ -777,14 +862,24 @@ static short ring_events(const struct watch *w)
 static int watches_find(struct watch *w, struct pollfd *p, unsigned n)
 {
 	int nw = 0, r;
-	for (unsigned i = 0; pipes && i < n; i++) {
-		uint64_t key = p[i].fd < 0 ? 0 : table_is_ours() ? key_get(p[i].fd) : find_fd(p[i].fd);
-		if (!key || !is_live(object(key), key))
+	for (unsigned i = 0; pipe_mem && i < n; i++) {
+		uint64_t key = p[i].fd < 0 ? 0 : pipe_key_for(p[i].fd);
+		if (!key)
 			continue;
-		if (table_is_ours() && nw < WATCH_MAX)
-			w[nw++] = (struct watch){ key, i, p[i].events, false };
-		else if ((r = make_plain(key, p[i].fd)))
+		if (kx_pipe_pair(key))
+			pair_settle(key, p[i].fd);
+		bool rest = kx_pipe_pair(key) && pair_rest(key);
+		if (!rest && !pipe_is_live(object(key), key))
+			continue;
+		if ((pipe_table_is_ours() && nw < WATCH_MAX) || rest) {
+			if (nw == 2 * WATCH_MAX)
+				return -ENOMEM;
+			w[nw++] = (struct watch){ key, i, p[i].events, false, rest };
+		} else if ((r = make_plain(key, p[i].fd))) {
 			return r;
+		} else if (kx_pipe_pair(key) && pair_rest(key)) {
+			i--;
+		}
 	}
 	return nw;
 }
@@ -794,25 +889,60 @@ static int watches_find(struct watch *w, struct pollfd *p, unsigned n)
 static int watch_sleep(struct watch *w, int fd)
 {
 	struct kx_pipe *o = object(w->key);
+	if (w->rest)
+		return 1;
+	if (kx_pipe_pair(w->key)) {
+		int r = w->events & OUT_EVENTS ? make_plain(w->key, fd) : 1;
+		if (r <= 0)
+			return r;
+		pair_settle(w->key, fd);
+		return !(w->events & IN_EVENTS) || !ring_events(w);
+	}
 	if (kx_pipe_end(w->key)) {
 		int r = w->events & OUT_EVENTS ? make_plain(w->key, fd) : 1;
 		return r < 0 ? r : r > 0;
 	}
 	if (!(w->events & IN_EVENTS))
 		return 1;
-	if (!lock_get(&o->rlock))
+	if (!pipe_lock_get(&o->rlock))
 		return -EINTR;
-	w->asleep = is_live(o, w->key) && sleep_prepare(o, w->key, fd);
-	lock_put(&o->rlock);
+	w->asleep = pipe_is_live(o, w->key) && sleep_prepare(o, w->key, fd);
+	pipe_lock_put(&o->rlock);
 	return w->asleep;
 }
 
 static bool watches_live(const struct watch *w, int nw, const struct pollfd *p)
 {
 	for (int k = 0; k < nw; k++)
-		if (key_get(p[w[k].i].fd) != w[k].key || !is_live(object(w[k].key), w[k].key))
+		if (pipe_key_for(p[w[k].i].fd) != w[k].key ||
+		    (w[k].rest ? !pair_rest(w[k].key) : !pipe_is_live(object(w[k].key), w[k].key)))
 			return false;
 	return true;
+}
+
+/* What the host is asked. It tells of a socket's hang-up by events that were asked for. */
+static short host_events(const struct watch *w, bool sleep)
+{
+	if (w->rest)
+		return w->events;
+	if (!kx_pipe_pair(w->key))
+		return sleep && w->asleep ? POLLIN : 0;
+	return (short)((w->events & POLLRDHUP) | (w->events & IN_EVENTS ? POLLRDHUP | (sleep ? POLLIN : 0) : 0));
+}
+
+/* What the caller sees, where the host's answer is `got`. */
+static short watch_result(const struct watch *w, short got)
+{
+	short ring = ring_events(w), ends = got & (POLLHUP | POLLERR | POLLNVAL);
+	if (w->rest)
+		return (short)(got | ring);
+	if (!kx_pipe_pair(w->key))
+		return (short)(ends | ring);
+	if (!pipe_used(pipe_obj(kx_pipe_way(w->key, 1)))) /* a token that was never read is no data that was lost */
+		ends &= ~POLLERR;
+	if (got & (POLLHUP | POLLRDHUP))
+		ring |= w->events & (IN_EVENTS | POLLRDHUP);
+	return (short)(ends | ring);
 }
 
 /* One look, or one sleep of at most *t. *slept: it was one. */
@@ -826,7 +956,7 @@ static int64_t watch_once(struct watch *w, int nw, struct pollfd *p, unsigned n,
 	for (int k = 0; k < nw && sleep; k++)
 		sleep = (r = watch_sleep(&w[k], p[w[k].i].fd)) > 0;
 	for (int k = 0; k < nw; k++)
-		p[w[k].i].events = sleep && w[k].asleep ? POLLIN : 0;
+		p[w[k].i].events = host_events(&w[k], sleep);
 	int64_t ret = r < 0 ? r : sleep ? HB6(SYS_ppoll, p, n, t, 0, 0, 0) : HC6(SYS_ppoll, p, n, &zero, 0, 0, 0);
 	for (int k = 0; k < nw; k++) {
 		p[w[k].i].events = w[k].events;
@@ -839,7 +969,7 @@ static int64_t watch_once(struct watch *w, int nw, struct pollfd *p, unsigned n,
 	if (ret < 0)
 		return ret;
 	for (int k = 0; k < nw; k++)
-		p[w[k].i].revents = (short)((p[w[k].i].revents & (POLLHUP | POLLERR | POLLNVAL)) | ring_events(&w[k]));
+		p[w[k].i].revents = watch_result(&w[k], p[w[k].i].revents);
 	ret = 0;
 	for (unsigned i = 0; i < n; i++)
 		ret += p[i].revents != 0;
@@ -854,7 +984,7 @@ static void ts_set(struct timespec *ts, uint64_t ns)
 
 int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespec *ts)
 {
-	struct watch w[WATCH_MAX];
+	struct watch w[2 * WATCH_MAX];
 	bool wait = !ts || ts->tv_sec || ts->tv_nsec;
 	uint64_t start = now_ns(), limit = UINT64_MAX, slice = SLICE_FIRST_NS;
 	if (ts && (uint64_t)ts->tv_sec < limit / 2000000000)
@@ -887,25 +1017,34 @@ int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespe
 /* It is a plain pipe now, or another's descriptor: no more of the table's. */
 static void forget(int fd, uint64_t key)
 {
-	pthread_mutex_lock(&table_lock);
-	if (key_of[fd] == key && !is_live(object(key), key)) {
-		key_set(fd, 0);
+	if (!pipe_table_is_ours() || (unsigned)fd >= KX_PIPE_FDS)
+		return;
+	pthread_mutex_lock(&pipe_table_lock);
+	if (key_of[fd] == key && !pipe_is_live(object(key), key) && !(kx_pipe_pair(key) && pair_rest(key))) {
+		pipe_key_set(fd, 0);
 		bool more = false;
 		for (unsigned i = 0; i < fds_used && !more; i++)
 			more = key_of[i] && (key_of[i] ^ key) >> 32 == 0 && kx_pipe_obj(key_of[i]) == kx_pipe_obj(key);
 		if (!more)
 			holder_remove(object(key), key, (uint32_t)pvm.pid);
 	}
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 }
+
+static bool writes(uint64_t nr) { return nr == SYS_write || nr == SYS_writev || nr == SYS_sendto; }
 
 static int64_t ring_io(struct hcall *c)
 {
 	int fd = (int)c->arg[0];
-	uint64_t key = key_get(fd);
-	int64_t r = !key                                      ? NOT_HERE
-		    : c->nr == SYS_read || c->nr == SYS_readv ? ring_read(c, key, fd)
-							      : ring_write(c, key, fd);
+	uint64_t key = pipe_key_for(fd);
+	int64_t r = NOT_HERE;
+	if (key && kx_pipe_pair(key)) {
+		struct pieces p;
+		pieces_of(&p, c);
+		r = pair_io(c, key, fd, &p, writes(c->nr));
+	} else if (key) {
+		r = writes(c->nr) ? ring_write(c, key, fd) : ring_read(c, key, fd);
+	}
 	if (r != NOT_HERE)
 		return r;
 	if (key)
@@ -930,14 +1069,16 @@ static int64_t ring_control(struct hcall *c)
 {
 	int fd = (int)c->arg[0], n;
 	unsigned what = (unsigned)c->arg[1];
-	uint64_t key = key_get(fd);
+	uint64_t key = pipe_key_for(fd);
+	bool pair = key && kx_pipe_pair(key);
 	int64_t r;
-	if (key && c->nr == SYS_ioctl && what == FIONREAD && is_live(object(key), key)) {
-		n = (int)used_of(object(key));
+	if (key && c->nr == SYS_ioctl && what == FIONREAD && (pair || pipe_is_live(object(key), key))) {
+		n = pair ? pair_inq(key, fd) : (int)pipe_used(object(key));
 		return guest_write(c->arg[2], &n, sizeof n);
 	}
-	if (c->nr == SYS_fcntl && what == F_SETPIPE_SZ && (r = pipe_plain(fd)))
-		return r;
+	if (c->nr == SYS_fcntl ? what == F_SETPIPE_SZ : pair && what != FIONBIO && what != FIOASYNC)
+		if ((r = pipe_plain(fd)))
+			return r;
 	r = c->row->fn(c);
 	if (key && r >= 0 && (c->nr == SYS_fcntl ? what == F_SETFL : what == FIONBIO || what == FIOASYNC))
 		flags_follow(fd, key, &r);
@@ -964,7 +1105,25 @@ static bool wants_plain(uint64_t nr)
 	return false;
 }
 
-static bool is_io(uint64_t nr) { return nr == SYS_read || nr == SYS_write || nr == SYS_readv || nr == SYS_writev; }
+static bool is_io(uint64_t nr, bool pair)
+{
+	return nr == SYS_read || nr == SYS_write || nr == SYS_readv || nr == SYS_writev ||
+	       (pair && (nr == SYS_sendto || nr == SYS_recvfrom));
+}
+
+/* Calls on sockets alone. */
+static bool pair_wants_plain(uint64_t nr)
+{
+	return nr == SYS_sendmsg || nr == SYS_recvmsg || nr == SYS_sendmmsg || nr == SYS_recvmmsg ||
+	       nr == SYS_setsockopt || nr == SYS_shutdown;
+}
+
+/* What is left in a ring can't be had by these. */
+static bool reads_by_splice(const struct hcall *c)
+{
+	uint64_t key = c->nr == SYS_splice || c->nr == SYS_preadv2 ? pipe_key_for((int)c->arg[0]) : 0;
+	return key && kx_pipe_pair(key) && pair_rest(key);
+}
 
 static bool changes_state(uint64_t nr, unsigned what)
 {
@@ -974,24 +1133,37 @@ static bool changes_state(uint64_t nr, unsigned what)
 
 hc_handler pipe_handler(struct hcall *c, int64_t *r)
 {
-	if (!pipes)
+	if (!pipe_mem)
 		return c->row->fn;
-	bool io = is_io(c->nr), control = c->nr == SYS_ioctl || c->nr == SYS_fcntl;
-	if (!io && !control && !wants_plain(c->nr))
+	if (c->nr == SYS_getsockopt && (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_ERROR) {
+		uint64_t asked = pipe_key_for((int)c->arg[0]);
+		if (asked && kx_pipe_pair(asked))
+			pair_error_asked(asked, (int)c->arg[0]);
+	}
+	bool control = c->nr == SYS_ioctl || c->nr == SYS_fcntl, may = is_io(c->nr, true);
+	if (!may && !control && !wants_plain(c->nr) && !pair_wants_plain(c->nr))
 		return c->row->fn;
-	if (table_is_ours() && (io || control))
-		return !key_get((int)c->arg[0]) ? c->row->fn : io ? ring_io : ring_control;
+	uint64_t key = may || control || pair_wants_plain(c->nr) ? pipe_key_for((int)c->arg[0]) : 0;
+	bool pair = key && kx_pipe_pair(key), io = is_io(c->nr, pair);
+	if ((may && !io) || (pair_wants_plain(c->nr) && !pair))
+		return c->row->fn;
+	if ((pipe_table_is_ours() || pair) && (io || control))
+		return !key ? c->row->fn : io ? ring_io : ring_control;
 	if (control && !changes_state(c->nr, (unsigned)c->arg[1]))
 		return c->row->fn;
 	for (int i = 0; i < 6 && c->row->arg[i].kind != KX_A_NONE; i++)
 		if (c->row->arg[i].kind == KX_A_FD && (*r = pipe_plain((int)c->arg[i])) && *r != -EBADF)
 			return NULL;
+	if (reads_by_splice(c)) {
+		*r = -EINVAL;
+		return NULL;
+	}
 	return c->row->fn;
 }
 
 void pipe_after(struct hcall *c, int64_t r)
 {
-	if (!pipes)
+	if (!pipe_mem)
 		return;
 	if (((c->nr == SYS_wait4 || c->nr == SYS_waitid) && r >= 0) ||
 	    ((c->nr == SYS_read || c->nr == SYS_readv || c->nr == SYS_recvfrom || c->nr == SYS_recvmsg) && r == 0))
@@ -1008,91 +1180,103 @@ void pipe_signal(int signo)
 int64_t hc_pipe_wake(struct hcall *c)
 {
 	int fd = (int)c->arg[0];
-	uint64_t key = key_get(fd);
-	if (!key || !table_is_ours() || !is_live(object(key), key))
+	uint64_t key = pipe_key_get(fd);
+	if (!key || !pipe_table_is_ours() || !pipe_is_live(object(key), key))
 		return 0;
-	if (kx_pipe_end(key))
+	if (kx_pipe_pair(key))
+		pipe_wake_room(pipe_obj(kx_pipe_way(key, 0)));
+	else if (kx_pipe_end(key))
 		wake_readers(object(key), fd);
 	else
-		wake_room(object(key));
+		pipe_wake_room(object(key));
 	return 0;
 }
 
 int64_t pipe_close(int fd)
 {
-	if (!pipes || !table_is_ours())
+	if (!pipe_mem || !pipe_table_is_ours())
 		return HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	pthread_mutex_lock(&table_lock);
-	uint64_t key = key_get(fd);
+	pthread_mutex_lock(&pipe_table_lock);
+	uint64_t key = pipe_key_get(fd);
 	if (key)
-		key_set(fd, 0);
+		pipe_key_set(fd, 0);
+	if (key && kx_pipe_pair(key))
+		pair_settle(key, fd); /* a token that nobody reads is an error at the other end */
 	int64_t r = HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 	if (key)
 		closed(key);
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 	return r;
 }
 
 int64_t pipe_close_range(unsigned first, unsigned last, unsigned flags)
 {
-	if (!pipes || !table_is_ours() || flags & CLOSE_RANGE_CLOEXEC)
+	if (!pipe_mem || !pipe_table_is_ours() || flags & CLOSE_RANGE_CLOEXEC)
 		return HC6(SYS_close_range, first, last, flags, 0, 0, 0);
-	pthread_mutex_lock(&table_lock);
+	pthread_mutex_lock(&pipe_table_lock);
+	for (unsigned i = first; i <= last && i < fds_used; i++)
+		if (key_of[i] && kx_pipe_pair(key_of[i]))
+			pair_settle(key_of[i], (int)i);
 	int64_t r = HC6(SYS_close_range, first, last, flags, 0, 0, 0);
 	for (unsigned i = first; r == 0 && i <= last && i < fds_used; i++)
 		key_drop((int)i);
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 	return r;
 }
 
-/* `to` is a copy of fd now; with table_lock. */
+/* `to` is a copy of fd now; with pipe_table_lock. */
 static void copied(int fd, int to)
 {
-	uint64_t key = key_get(fd), old = key_get(to);
-	if (key && to >= KX_PIPE_FDS)
+	uint64_t key = pipe_key_get(fd), old = pipe_key_get(to);
+	if (key && to >= KX_PIPE_FDS) {
 		make_plain(key, fd);
+		pairs_above = pairs_above || kx_pipe_pair(key);
+	}
 	if (to >= KX_PIPE_FDS || (!key && !old))
 		return;
-	key_set(to, key);
+	pipe_key_set(to, key);
 	if (old)
 		closed(old);
 }
 
 int64_t pipe_dup(int fd, int64_t (*dup)(int fd, uint64_t arg, int cmd), uint64_t arg, int cmd)
 {
-	if (!pipes || !table_is_ours())
+	if (!pipe_mem || !pipe_table_is_ours())
 		return dup(fd, arg, cmd);
-	pthread_mutex_lock(&table_lock);
+	pthread_mutex_lock(&pipe_table_lock);
 	int64_t r = dup(fd, arg, cmd);
 	if (r >= 0)
 		copied(fd, (int)r);
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 	return r;
 }
 
 int64_t pipe_dup_to(int fd, int to, int flags, bool dup2)
 {
-	bool table = pipes && table_is_ours();
+	bool table = pipe_mem && pipe_table_is_ours();
 	if (table)
-		pthread_mutex_lock(&table_lock);
+		pthread_mutex_lock(&pipe_table_lock);
+	uint64_t old = table && fd != to ? pipe_key_get(to) : 0;
+	if (old && kx_pipe_pair(old))
+		pair_settle(old, to);
 	int64_t r = dup2 ? HC6(SYS_dup2, fd, to, 0, 0, 0, 0) : HC6(SYS_dup3, fd, to, flags, 0, 0, 0);
 	if (table && r >= 0 && fd != to)
 		copied(fd, to);
 	if (table)
-		pthread_mutex_unlock(&table_lock);
+		pthread_mutex_unlock(&pipe_table_lock);
 	return r;
 }
 
 /* ---- processes -------------------------------------------------------------------------------------------------------- */
 
-void pipe_fork_lock(void) { pthread_mutex_lock(&table_lock); }
-void pipe_fork_unlock(void) { pthread_mutex_unlock(&table_lock); }
+void pipe_fork_lock(void) { pthread_mutex_lock(&pipe_table_lock); }
+void pipe_fork_unlock(void) { pthread_mutex_unlock(&pipe_table_lock); }
 
 /* Call fn once for each object that the table names, with one of its descriptors. */
 static void each_object(void (*fn)(uint64_t key, int fd, uint32_t who), uint32_t who)
 {
 	uint64_t seen[(KX_PIPE_OBJECTS + 63) / 64] = { 0 };
-	for (unsigned fd = 0; pipes && fd < fds_used; fd++) {
+	for (unsigned fd = 0; pipe_mem && fd < fds_used; fd++) {
 		uint64_t key = __atomic_load_n(&key_of[fd], __ATOMIC_ACQUIRE);
 		unsigned i = kx_pipe_obj(key) % KX_PIPE_OBJECTS;
 		if (!key || seen[i / 64] >> i % 64 & 1)
@@ -1133,18 +1317,24 @@ static void guard_become(uint64_t key, int fd, uint32_t who)
 		holder_swap(o, guard | KX_PIPE_STALE, who);
 }
 
-static void hold(uint64_t key, int fd, uint32_t who)
+static void locks_drop(struct kx_pipe *o, uint32_t who)
 {
-	struct kx_pipe *o = object(key);
-	guard_become(key, fd, who);
-	if (same(o, key) && !holder_has(o, who) && !holder_swap(o, 0, who))
-		make_plain(key, fd);
-	/* A lock of somebody who had this number. */
 	uint64_t r = __atomic_load_n(&o->rlock, __ATOMIC_SEQ_CST), w = __atomic_load_n(&o->wlock, __ATOMIC_SEQ_CST);
 	if (r >> 32 == who)
 		__atomic_compare_exchange_n(&o->rlock, &r, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	if (w >> 32 == who)
 		__atomic_compare_exchange_n(&o->wlock, &w, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
+
+static void pipe_hold(uint64_t key, int fd, uint32_t who)
+{
+	struct kx_pipe *o = object(key);
+	guard_become(key, fd, who);
+	if (same(o, key) && !holder_has(o, who) && !holder_swap(o, 0, who))
+		make_plain(key, fd);
+	locks_drop(o, who); /* of somebody who had this number */
+	if (kx_pipe_pair(key))
+		locks_drop(pipe_obj(kx_pipe_obj(key) + 1), who);
 }
 
 void pipe_fork_before(void)
@@ -1168,39 +1358,60 @@ static void adopt(int fd)
 	long mode = key ? HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0) : 0;
 	if (!key || mode & O_PATH)
 		return;
-	if (fd >= KX_PIPE_FDS || (mode & O_ACCMODE) == O_RDWR) {
+	bool pair = kx_pipe_pair(key);
+	if (fd >= KX_PIPE_FDS || (!pair && (mode & O_ACCMODE) == O_RDWR)) {
 		make_plain(key, fd);
+		pairs_above = pairs_above || pair;
 		return;
 	}
-	key_set(fd, key | ((mode & O_ACCMODE) == O_WRONLY ? 1u << 16 : 0));
-	hold(key, fd, (uint32_t)pvm.pid);
+	pipe_key_set(fd, key | (!pair && (mode & O_ACCMODE) == O_WRONLY ? 1u << 16 : 0));
+	published()->fd[fd].tsc = 1; /* the host was not asked yet who is left */
+	pipe_hold(key, fd, (uint32_t)pvm.pid);
+}
+
+void pipe_received(int fd)
+{
+	struct stat st;
+	uint32_t head[2] = { 0, 0 };
+	if (!pipe_table_is_ours() || fstat(fd, &st) || !S_ISSOCK(st.st_mode))
+		return;
+	if (!pipe_mem && pread(pvm.family_fd, head, sizeof head, (off_t)family_pipes_offset()) == sizeof head &&
+	    !head[1])
+		return;
+	pthread_mutex_lock(&pipe_table_lock);
+	if (pipe_map_here())
+		adopt(fd);
+	uint64_t key = pipe_key_get(fd);
+	if (key && kx_pipe_pair(key))
+		__atomic_store_n(&object(key)->passed, 0, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&pipe_table_lock);
 }
 
 void pipe_fork_child(bool own)
 {
-	if (!pipes)
+	if (!pipe_mem)
 		return;
 	if (own) {
-		each_object(hold, (uint32_t)pvm.pid);
+		each_object(pipe_hold, (uint32_t)pvm.pid);
 		return;
 	}
 	for (unsigned i = 0; i < fds_used; i++)
-		key_set((int)i, 0);
+		pipe_key_set((int)i, 0);
 	fds_used = 0;
 	each_fd(adopt);
 }
 
 void pipe_vfork_before(bool shares)
 {
-	if (!pipes)
+	if (!pipe_mem)
 		return;
-	if (shares || !table_is_ours()) {
+	if (shares || !pipe_table_is_ours()) {
 		pipe_plain_all();
 		return;
 	}
-	pthread_mutex_lock(&table_lock);
+	pthread_mutex_lock(&pipe_table_lock);
 	each_object(guard_add, (uint32_t)pvm.pid);
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 }
 
 /* With the parent's memory, and without its locks. */
@@ -1217,11 +1428,11 @@ void pipe_vfork_child(void) { each_object(hold_vfork, (uint32_t)my_pid()); }
 
 void pipe_vfork_after(void)
 {
-	if (!pipes || !table_is_ours())
+	if (!pipe_mem || !pipe_table_is_ours())
 		return;
-	pthread_mutex_lock(&table_lock);
+	pthread_mutex_lock(&pipe_table_lock);
 	each_object(guard_drop, (uint32_t)pvm.pid);
-	pthread_mutex_unlock(&table_lock);
+	pthread_mutex_unlock(&pipe_table_lock);
 }
 
 static bool in_table(unsigned i)
@@ -1239,15 +1450,16 @@ static void exec_drop(struct kx_pipe *o, unsigned i)
 	uint64_t state = __atomic_load_n(&o->state, __ATOMIC_SEQ_CST);
 	if (!holder_has(o, me))
 		return;
-	uint64_t r = __atomic_load_n(&o->rlock, __ATOMIC_SEQ_CST), w = __atomic_load_n(&o->wlock, __ATOMIC_SEQ_CST);
-	if (r >> 32 == me)
-		__atomic_compare_exchange_n(&o->rlock, &r, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-	if (w >> 32 == me)
-		__atomic_compare_exchange_n(&o->wlock, &w, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+	struct kx_pipe *second = o->pair && i + 1 < KX_PIPE_OBJECTS ? o + 1 : NULL;
+	locks_drop(o, me);
+	if (second)
+		locks_drop(second, me);
 	if (in_table(i))
 		return;
 	__atomic_add_fetch(&o->closes, 1, __ATOMIC_SEQ_CST);
-	wake_room(o);
+	pipe_wake_room(o);
+	if (second)
+		pipe_wake_room(second);
 	holder_remove(o, state, me);
 }
 
@@ -1257,10 +1469,10 @@ static struct kx_pipes *headers;
 static void look(int fd)
 {
 	struct stat st;
-	if (pipe_seen || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISFIFO(st.st_mode))
+	if (pipe_seen || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !is_kind(&st))
 		return;
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < headers->used && !pipe_seen; i++)
-		pipe_seen = (uint32_t)headers->obj[i].state == KX_PIPE_LIVE && is_of(&headers->obj[i], &st);
+		pipe_seen = (headers->obj[i].state & KX_PIPE_KIND) >= KX_PIPE_LIVE && pipe_is_of(&headers->obj[i], &st);
 }
 
 void pipe_resume(void)
@@ -1273,7 +1485,7 @@ void pipe_resume(void)
 	if (headers == MAP_FAILED)
 		return;
 	each_fd(look);
-	if (pipe_seen && map_here())
+	if (pipe_seen && pipe_map_here())
 		each_fd(adopt);
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < headers->used; i++)
 		exec_drop(&headers->obj[i], i);
@@ -1282,12 +1494,15 @@ void pipe_resume(void)
 
 static void leave(uint64_t key, int fd, uint32_t who)
 {
+	for (unsigned i = 0; i < fds_used; i++)
+		if (kx_pipe_pair(key) && key_of[i] && kx_pipe_obj(key_of[i]) == kx_pipe_obj(key))
+			pair_settle(key_of[i], (int)i);
 	(void)fd;
 	holder_remove(object(key), key, who);
 }
 
 void pipe_exit(void)
 {
-	if (pipes && my_pid() == pvm.pid)
+	if (pipe_mem && my_pid() == pvm.pid)
 		each_object(leave, (uint32_t)pvm.pid);
 }

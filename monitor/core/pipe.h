@@ -20,6 +20,14 @@ void pipe_signal(int signo);
 
 /* The host's pipe2 with everything that belongs to it. */
 int64_t pipe_make(int fd[2], int flags);
+/* And the host's socketpair. */
+int64_t pipe_pair_make(int domain, int type, int protocol, int fd[2]);
+/* recvmsg from what is left in the ring of a socket pair that is plain; false: nothing is. */
+struct msghdr;
+bool pipe_recvmsg(struct hcall *c, int fd, struct msghdr *h, int flags, int64_t *r);
+/* A descriptor that goes away in a message, and one that came in one. */
+int pipe_passed(int fd);
+void pipe_received(int fd);
 /* The calls of these names, with the table kept true. */
 int64_t pipe_close(int fd);
 int64_t pipe_close_range(unsigned first, unsigned last, unsigned flags);

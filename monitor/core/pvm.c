@@ -21,6 +21,7 @@
 #include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
+#include "coredump.h"
 #include "dgram.h"
 #include "family.h"
 #include "fsize.h"
@@ -75,7 +76,11 @@ void limits_import(const struct rlimit in[16]);
 
 static int ending, reported; /* whether a thread is about to end the process, or has told of its end */
 
-void pvm_fork_child(void) { ending = reported = 0; }
+void pvm_fork_child(void)
+{
+	ending = reported = 0;
+	coredump_fork_child();
+}
 
 static void report_end(const char *fmt, int n)
 {
@@ -95,6 +100,7 @@ static void report_end(const char *fmt, int n)
 
 _Noreturn void pvm_exit_group(int status)
 {
+	coredump_wait();
 	if (my_pid() == pvm.pid && __atomic_exchange_n(&ending, 1, __ATOMIC_SEQ_CST))
 		for (;;) /* another thread was first: its status counts, and the end is near */
 			host_call(SYS_pause, 0, 0, 0, 0, 0, 0);
@@ -123,6 +129,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 	if (self) {
 		batch_end();
 		dgram_end();
+		coredump(sig);
 		thread_release_all();
 	}
 	text_note_family();

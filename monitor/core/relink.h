@@ -61,6 +61,9 @@ void relink_name(const struct relink *r, uint64_t pc, char *out, unsigned size);
  * something since it was prepared, prepare again; other -errno: nothing is changed.
  */
 int relink_apply(struct relink *r);
+/* After relink_apply(), everything still stands: as it was. relink_apply() may be called again; what relink_ahead() has found
+ * is lost. */
+void relink_undo(struct relink *r);
 /*
  * After relink_bind(): must the program's memory be looked through for pointers to the library? Then relink_note() notes
  * from there on what is written (-errno: can't be), and relink_ahead() and relink_again() do most of it while the program

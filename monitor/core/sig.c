@@ -8,6 +8,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "coredump.h"
 #include "pipe.h"
 #include "robust.h"
 #include "rseq.h"
@@ -422,10 +423,12 @@ static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 	if (actions_of(t)[signo].handler == (uint64_t)SIG_DFL && default_ends_process(signo)) {
 		if (pvm.cfg->strace)
 			strace_signal(t, signo, info);
+		coredump_cause(info);
 		pvm_die_by_signal(signo);
 	}
 	t->given_to_thread = is_for_thread(info);
 	memcpy(s->info, info, sizeof s->info);
+	coredump_tell((siginfo_t *)s->info);
 	if (info->si_code == SI_QUEUE)
 		memset(s->info + MARK_AT, 0, sizeof thread_mark);
 	s->forced = 0;
@@ -565,6 +568,7 @@ void sig_force(struct thread *t, int signo, int code, uint64_t addr, uint64_t tr
 	    act.handler == (uint64_t)SIG_DFL) {
 		if (pvm.cfg->strace)
 			strace_signal(t, signo, &info);
+		coredump_cause(&info);
 		pvm_die_by_signal(signo);
 	}
 	stop_handler();

@@ -21,6 +21,7 @@
 #include "family.h"
 #include "fork.h"
 #include "gmem.h"
+#include "huge.h"
 #include "keeper.h"
 #include "serve.h"
 #include "sig.h"
@@ -38,6 +39,7 @@
 #define PATIENCE_NS 20000000     /* for the last child, which is done with what it shares with its parent */
 #define SOON_NS 1000000000ull    /* forks that follow each other in less are a habit */
 #define BACKOFF_MAX 1024         /* forks without one, after one that came to nothing */
+#define MUCH (4 * PAGES_MAX)     /* faults between two forks by which 2 MiB pages pay */
 #define PM_PRESENT (1ull << 63)
 #define PM_SWAP (1ull << 62)
 #define PM_FILE (1ull << 61) /* of a file, or shared */
@@ -525,8 +527,17 @@ static void in_vain(void)
 	sp.skip = sp.skip == ~0u ? sp.skip : sp.backoff;
 }
 
+/* Forks that follow each other, and in between more is written than a spare could be given. */
+static bool writes_much(struct thread *t)
+{
+	return !is_vfork_child() && t->tid == t->pid && pvm.nr_threads == 1 && sp.prev_fork_ns &&
+	       sp.last_fork_ns - sp.prev_fork_ns < 10 * SOON_NS && sp.faults_between > MUCH;
+}
+
 bool spare_wanted(struct thread *t)
 {
+	if (writes_much(t))
+		huge_for_forks();
 	/* One that is no use any more would have the parent copy each page that it writes to. */
 	if (sp.pid && !sp.valid && my_pid() == pvm.pid)
 		spare_remove();

@@ -216,8 +216,10 @@ int sweep_apply(struct sweep *s)
 
 void sweep_undo(struct sweep *s)
 {
+	uint64_t now;
 	for (size_t i = s->nr_changed; i--;)
-		guest_write(s->word[i].at, &s->word[i].old, 8);
+		if (!guest_read(&now, s->word[i].at, 8) && now == s->word[i].new)
+			guest_write(s->word[i].at, &s->word[i].old, 8);
 	s->nr_changed = 0;
 	s->ahead = false; /* the list has lost some: the next time it is made anew */
 }

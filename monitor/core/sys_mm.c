@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "futexes.h"
 #include "gmem.h"
+#include "huge.h"
 #include "hcall.h"
 #include "keeper.h"
 
@@ -110,6 +111,8 @@ int64_t hc_madvise(struct hcall *c)
 	case MADV_POPULATE_WRITE:
 	case 24 /* MADV_DONTNEED_LOCKED */:
 	case 25 /* MADV_COLLAPSE */:
+		if (advice == MADV_NOHUGEPAGE)
+			huge_refused();
 		return each_region(c->arg[0], c->arg[1], SYS_madvise, advice);
 	case MADV_HWPOISON:
 	case 101 /* MADV_SOFT_OFFLINE */:

@@ -22,6 +22,7 @@
 #include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
+#include "update.h"
 #include "vfs.h"
 
 #define IOV_LIMIT 1024
@@ -139,7 +140,7 @@ int64_t hc_socketpair(struct hcall *c)
 	int domain = (int)c->arg[0], type = (int)c->arg[1], protocol = (int)c->arg[2], sv[2];
 	int64_t r = family_check(domain, type, protocol);
 	if (!r)
-		r = HC6(SYS_socketpair, domain, type, protocol, sv, 0, 0);
+		r = pipe_pair_make(domain, type, protocol, sv);
 	if (r)
 		return r;
 	if (!fd_admit(sv[0]) || !fd_admit(sv[1]))
@@ -147,8 +148,8 @@ int64_t hc_socketpair(struct hcall *c)
 	else
 		r = guest_write(c->arg[3], sv, sizeof sv);
 	if (r) {
-		close_fd(sv[0]);
-		close_fd(sv[1]);
+		pipe_close(sv[0]);
+		pipe_close(sv[1]);
 	}
 	return r;
 }
@@ -338,7 +339,7 @@ static int ctl_check(const struct msghdr *h)
 			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				if (!fd_is_guest(cmsg_fd(cm, i)))
 					return -EBADF;
-				if ((r = pipe_plain(cmsg_fd(cm, i)))) /* EINTR among others */
+				if ((r = pipe_passed(cmsg_fd(cm, i)))) /* EINTR among others */
 					return r;
 				batch_share(cmsg_fd(cm, i));
 				dgram_share(cmsg_fd(cm, i));
@@ -392,6 +393,7 @@ static void ctl_received(struct msghdr *h)
 			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				futexes_passed(cmsg_fd(cm, i));
 				mq_opened(cmsg_fd(cm, i), "");
+				pipe_received(cmsg_fd(cm, i));
 			}
 	}
 	if (cut) {
@@ -474,7 +476,9 @@ static int64_t recv_one(struct hcall *c, uint64_t gva, int flags, int *msg_flags
 		r = recv_prepare(&m);
 	if (!r) {
 		before_recv(c, flags);
-		r = sock_call(c, SO_RCVTIMEO, nowait(flags), SYS_recvmsg, (int)c->arg[0], (long)&m.h, flags, 0, 0, 0);
+		if (!pipe_recvmsg(c, (int)c->arg[0], &m.h, flags, &r))
+			r = sock_call(c, SO_RCVTIMEO, nowait(flags), SYS_recvmsg, (int)c->arg[0], (long)&m.h, flags, 0,
+				      0, 0);
 	}
 	if (r >= 0) {
 		ctl_received(&m.h);
@@ -501,15 +505,6 @@ int64_t hc_recvmsg(struct hcall *c)
 
 /* ---- several messages -------------------------------------------------------------------------------------- */
 
-/* Interrupted by nothing that the program may see: what was done must not be counted short for it. */
-static bool go_on(struct thread *t, int64_t r)
-{
-	if (r != -EINTR || t->sig_stop)
-		return false;
-	t->kicked = 0;
-	return !t->exiting;
-}
-
 int64_t hc_sendmmsg(struct hcall *c)
 {
 	uint32_t vlen = (uint32_t)c->arg[2], done = 0;
@@ -521,7 +516,7 @@ int64_t hc_sendmmsg(struct hcall *c)
 		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
 		do
 			r = send_one(c, gva, (int)c->arg[3], &whole);
-		while (go_on(c->t, r));
+		while ((r == -EINTR && update_goes_on(c->t)));
 		uint32_t len = (uint32_t)r;
 		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
 			r = -EFAULT;
@@ -568,7 +563,7 @@ int64_t hc_recvmmsg(struct hcall *c)
 		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
 		do
 			r = recv_one(c, gva, flags & ~MSG_WAITFORONE, &msg_flags);
-		while (go_on(c->t, r));
+		while ((r == -EINTR && update_goes_on(c->t)));
 		uint32_t len = (uint32_t)r;
 		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
 			r = -EFAULT;

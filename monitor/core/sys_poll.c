@@ -17,6 +17,7 @@
 #include "pipe.h"
 #include "sig.h"
 #include "sys_poll.h"
+#include "update.h"
 
 #define FEW_FDS 64 /* pollfds that need no malloc */
 #define FEW_BITS 1024
@@ -39,13 +40,7 @@ static int get_mask(struct temp_mask *m, uint64_t gva, uint64_t size)
 }
 
 /* Interrupted by a kick alone: nothing that the program may see. */
-static bool only_kicked(struct thread *t, int64_t r)
-{
-	if (r != -EINTR || t->sig_stop || !t->kicked)
-		return false;
-	t->kicked = 0;
-	return !t->exiting;
-}
+static bool only_kicked(struct thread *t, int64_t r) { return r == -EINTR && t->kicked && update_goes_on(t); }
 
 static bool ts_valid(const struct timespec *ts)
 {

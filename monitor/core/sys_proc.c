@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "coredump.h"
 #include "family.h"
 #include "hcall.h"
 #include "ipc.h"
@@ -31,12 +32,41 @@ static void refresh_ids(void)
 	pvm.shared->egid = host_call(SYS_getegid, 0, 0, 0, 0, 0, 0);
 }
 
+struct rights {
+	long euid, egid, fsuid, fsgid;
+};
+
+static struct rights rights_now(void)
+{
+	return (struct rights){ host_call(SYS_geteuid, 0, 0, 0, 0, 0, 0), host_call(SYS_getegid, 0, 0, 0, 0, 0, 0),
+				host_call(SYS_setfsuid, -1, 0, 0, 0, 0, 0),
+				host_call(SYS_setfsgid, -1, 0, 0, 0, 0, 0) };
+}
+
+/* What is in memory may be somebody else's to see: no core file of it. */
+static void rights_compare(const struct rights *before)
+{
+	const struct rights after = rights_now();
+	if (memcmp(before, &after, sizeof after))
+		coredump_dumpable = 0;
+}
+
+int64_t hc_setfs(struct hcall *c)
+{
+	const struct rights before = rights_now();
+	int64_t r = hc_FWD(c);
+	rights_compare(&before);
+	return r;
+}
+
 /* Of the calling thread alone, as the kernel does: the program's libc makes every thread call. */
 int64_t hc_setid(struct hcall *c)
 {
 	pipe_identity_before();
 	mq_plain_all();
+	const struct rights before = rights_now();
 	long r = host_call(c->nr, (long)c->arg[0], (long)c->arg[1], (long)c->arg[2], 0, 0, 0);
+	rights_compare(&before);
 	pipe_identity_after();
 	ipc_identity_after();
 	refresh_ids();
@@ -149,6 +179,13 @@ void limits_init(void)
 			limit_get(i, &virtual_limit[i]);
 			virtual_known[i] = true;
 		}
+}
+
+uint64_t limits_core(void)
+{
+	struct rlimit r;
+	limit_get(RLIMIT_CORE, &r);
+	return r.rlim_cur;
 }
 
 void limits_export(struct rlimit out[16]) { memcpy(out, virtual_limit, sizeof virtual_limit); }
@@ -357,6 +394,8 @@ int64_t hc_wait4(struct hcall *c)
 		if (!r)
 			r = HB6(SYS_wait4, id, &status, options, c->host[3], 0, 0);
 	} while (r > 0 && spare_is(r) && (spare_ended(r), true));
+	if (r > 0 && WIFSIGNALED(status) && coredump_of(r, WTERMSIG(status)))
+		status |= WCOREFLAG;
 	if (r > 0 && (WIFEXITED(status) || WIFSIGNALED(status)))
 		family_remove(r);
 	if (r > 0 && c->arg[1] && guest_write(c->arg[1], &status, sizeof status))
@@ -395,6 +434,8 @@ int64_t hc_waitid(struct hcall *c)
 		if (!r && !info.si_pid)
 			r = HB6(SYS_waitid, type, (int)c->arg[1], &info, options, c->host[4], 0);
 	} while (!r && spare_is(info.si_pid) && spare_reaped(&info));
+	if (!r && info.si_code == CLD_KILLED && coredump_of(info.si_pid, info.si_status))
+		info.si_code = CLD_DUMPED;
 	bool ended = info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
 	if (r == 0 && info.si_pid && ended && !(options & WNOWAIT))
 		family_remove(info.si_pid);
@@ -424,7 +465,6 @@ static int64_t prctl_name(struct hcall *c)
 
 int64_t hc_prctl(struct hcall *c)
 {
-	static int dumpable = 1;
 	int out = 0;
 	long r;
 	switch ((int)c->arg[0]) {
@@ -432,11 +472,11 @@ int64_t hc_prctl(struct hcall *c)
 	case PR_GET_NAME:
 		return prctl_name(c);
 	case PR_GET_DUMPABLE:
-		return dumpable;
+		return coredump_dumpable;
 	case PR_SET_DUMPABLE:
 		if (c->arg[1] > 1)
 			return -EINVAL;
-		dumpable = c->arg[1];
+		coredump_dumpable = (int)c->arg[1];
 		return 0;
 	case PR_GET_PDEATHSIG:
 	case PR_GET_CHILD_SUBREAPER:

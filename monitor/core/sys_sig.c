@@ -8,10 +8,12 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../dev/procfs.h"
+#include "coredump.h"
 #include "family.h"
 #include "hcall.h"
 #include "sig.h"
 #include "thread.h"
+#include "update.h"
 
 /* Of pidfd_send_signal(2), Linux 6.9. */
 #define SIGNAL_THREAD 1u
@@ -161,6 +163,15 @@ int64_t hc_rt_sigpending(struct hcall *c)
 	return guest_write(c->arg[0], &set, size);
 }
 
+static long wait_signal(struct thread *t)
+{
+	long r;
+	do
+		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
+	while (r == -EINTR && update_goes_on(t));
+	return r;
+}
+
 int64_t hc_rt_sigsuspend(struct hcall *c)
 {
 	uint64_t mask;
@@ -170,21 +181,10 @@ int64_t hc_rt_sigsuspend(struct hcall *c)
 		return -EFAULT;
 	if (!sig_mask_enter(c->t, mask))
 		return -KX_ERESTART_ALWAYS;
-	long r;
-	do
-		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
-	while (r == -EINTR && !c->t->sig_stop && !c->t->exiting);
-	return sig_mask_leave(c->t, r);
+	return sig_mask_leave(c->t, wait_signal(c->t));
 }
 
-int64_t hc_pause(struct hcall *c)
-{
-	long r;
-	do
-		r = HB6(SYS_pause, 0, 0, 0, 0, 0, 0);
-	while (r == -EINTR && !c->t->sig_stop && !c->t->exiting);
-	return r;
-}
+int64_t hc_pause(struct hcall *c) { return wait_signal(c->t); }
 
 int64_t hc_rt_sigtimedwait(struct hcall *c)
 {
@@ -204,6 +204,7 @@ int64_t hc_rt_sigtimedwait(struct hcall *c)
 			return r;
 		break;
 	}
+	coredump_tell(&info);
 	if (c->arg[1] && guest_write(c->arg[1], &info, sizeof info))
 		return -EFAULT;
 	return info.si_signo;

@@ -18,6 +18,7 @@
 #include "robust.h"
 #include "sig.h"
 #include "thread.h"
+#include "update.h"
 #include "timepage.h"
 
 /* By the time page when it can, so that a call is never behind what the program has just read from the page. */
@@ -129,7 +130,7 @@ int64_t hc_clock_nanosleep(struct hcall *c)
 			return r;
 		if (flags & TIMER_ABSTIME)
 			rem = req;
-		if (c->t->sig_stop || c->t->exiting) {
+		if (!update_goes_on(c->t)) {
 			if (rem_gva && !(flags & TIMER_ABSTIME) && guest_write(rem_gva, &rem, sizeof rem))
 				return -EFAULT;
 			return -EINTR;
@@ -290,7 +291,7 @@ static int64_t futex_sleep(struct hcall *c, int op, uint32_t val3)
 			continue;
 		if (r != -EINTR || !timeout)
 			return r;
-		if (c->t->sig_stop || c->t->exiting)
+		if (!update_goes_on(c->t))
 			return KX_NORESTART_EINTR;
 	}
 }

@@ -5,12 +5,15 @@
 #include <linux/close_range.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,8 +32,11 @@
 #include "written.h"
 
 #define STACK (256 << 10)
-#define STOP_NS 4000000ll       /* how long one attempt may hold threads up; */
+#define STOP_NS 2500000ll       /* how long one attempt may hold threads up; */
 #define STOP_LATE_NS 20000000ll /* when half of the time is over */
+#define COME_NS 40000000ll      /* how long it waits for the first one that stands */
+#define TURN_NS 100000          /* the shortest that Linux knows */
+#define SHORT_MAX 64            /* threads that ask for it */
 #define LOOK_NS 50000           /* how often it looks at those that are on their way */
 #define WAIT_FIRST_NS 500000    /* between attempts, growing */
 #define WAIT_MAX_NS 20000000
@@ -39,6 +45,11 @@
 #define THREADS_MAX 4096
 #define CALL_NS 5000000000ll /* how long a function of the library may take */
 #define ABORT_TRIES 50
+#define HOLD_NS 40000000ll       /* how long all stand for the others of a round; */
+#define HOLD_LATE_NS 250000000ll /* when half of the time is over */
+#define ROUND_LOOK_NS 20000000
+#define FORKS_NS 3000000000ll /* how long forks wait for the others of a round to be prepared */
+#define ROUND_BYTES 4096
 #define KICK_NS 200000
 #define BEGIN_NS 200000000ll     /* how long a thread may take to begin with one */
 #define BEGIN_ALONE_NS 4000000ll /* while all others stand */
@@ -48,12 +59,18 @@
 #define REPLY_TRIES 100 /* of 10 ms */
 #define PREPARE_MAX 20  /* times that the program may load or unload something meanwhile */
 
+enum { STOP_NONE, STOP_WANTED, STOP_HELD }; /* held: all stand, and wait however long it takes */
 volatile int update_stop;
+static uint64_t stop_began;    /* when the first one came to stand; 0 = none has */
+static uint64_t stop_ns;       /* how long those that stand wait for the others */
+static uint64_t stopped_until; /* when they gave up; 0 = they did not */
 struct thread *volatile update_runner, *volatile update_caller;
 static int fds[2] = { -1, -1 };
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int poked;       /* a futex: a request may be there */
 static pid_t served_by; /* the process that has a service thread */
+static bool for_good;   /* the process ends: the gate stays shut */
+static int closed = -1; /* a descriptor that the process has closed, and that thread has still */
 static int parked;      /* counts those that come to wait; a futex */
 static int opened;      /* counts whenever somebody may pass; a futex */
 
@@ -88,26 +105,51 @@ static void futex_wait(volatile int *word, int v, long ns)
 
 static void futex_wake(volatile int *word) { host_call(SYS_futex, (long)word, FUTEX_WAKE, 1 << 30, 0, 0, 0); }
 
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* False: others go on waiting for it. */
+static bool open_if(int state, int next)
+{
+	if (!__atomic_compare_exchange_n(&update_stop, &state, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		return false;
+	if (!next) {
+		__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+		futex_wake(&opened);
+	}
+	return true;
+}
+
+/*
+ * Whoever asked for the stop may itself be waiting for a processor. So those that wait end an attempt that takes too long,
+ * as long as it is not seen that all stand.
+ */
 void update_park(struct thread *t)
 {
 	__atomic_store_n(&t->gate, GATE_PARKED, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&parked, 1, __ATOMIC_SEQ_CST);
 	futex_wake(&parked);
 	for (;;) {
-		int seen = __atomic_load_n(&opened, __ATOMIC_SEQ_CST);
-		if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) || t->exiting ||
-		    __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
+		int seen = __atomic_load_n(&opened, __ATOMIC_SEQ_CST),
+		    stop = __atomic_load_n(&update_stop, __ATOMIC_SEQ_CST);
+		uint64_t now = now_ns(), began = 0;
+		if (__atomic_compare_exchange_n(&stop_began, &began, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			began = now;
+		uint64_t until = began + stop_ns;
+		if (!stop || t->exiting || __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
 			break;
-		futex_wait(&opened, seen, 0);
+		if (stop == STOP_WANTED && now >= until) {
+			if (open_if(STOP_WANTED, STOP_NONE))
+				__atomic_store_n(&stopped_until, now, __ATOMIC_SEQ_CST);
+			break;
+		}
+		futex_wait(&opened, seen, stop == STOP_WANTED ? (long)(until - now) : 0);
 	}
 	__atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST);
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 /* ---- a request in progress -------------------------------------------------------------------------------------------- */
@@ -119,25 +161,45 @@ struct job {
 	struct thread *thread[THREADS_MAX];
 	unsigned nr;
 	/* Who was in the way at the last attempt. */
-	pid_t tid;
-	char where[160];
+	char where[200];
 	char found[160];
 	uint64_t pause_ns;
 	unsigned attempts;
+	struct short_turn {
+		pid_t tid;
+		uint64_t was;
+	} turn[SHORT_MAX];
+	unsigned nr_short;
 	uint64_t stop_ns;
-	bool ahead, noted; /* the program's memory has been looked through, and what is written is noted */
+	bool ahead, noted;        /* the program's memory has been looked through, and what is written is noted */
+	volatile uint32_t *round; /* NULL: it is alone */
+	uint32_t round_nr;
+	uint64_t hold_ns;
+	struct moved *moved; /* registers, so that they can be moved back */
+	unsigned nr_moved, cap_moved;
 };
 
-static void reply(int fd, bool last, int error, uint64_t pause, const char *fmt, va_list ap)
+struct moved {
+	struct thread *t; /* NULL: it is in a frame */
+	uint64_t *at, old;
+};
+
+static uint64_t forks; /* under the lock */
+
+static void reply(const struct job *j, unsigned kind, int error, uint64_t pause, const char *fmt, va_list ap)
 {
-	struct update_reply a = { .last = last, .error = (uint32_t)error, .pause_ns = pause };
+	struct update_reply a = {
+		.kind = kind, .error = (uint32_t)error, .round = j->round_nr, .pause_ns = pause, .forks = forks
+	};
+	bool must = kind != UPDATE_SAYS;
 	struct iovec v = { &a, sizeof a };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
 	struct timespec ts = { 0, 10000000 };
 	vsnprintf(a.text, sizeof a.text, fmt, ap);
 	/* Who doesn't read must not hold up forks. */
 	for (int i = 0;
-	     HC6(SYS_sendmsg, fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0, 0) == -EAGAIN && last && i < REPLY_TRIES; i++)
+	     HC6(SYS_sendmsg, j->reply, &m, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0, 0) == -EAGAIN && must && i < REPLY_TRIES;
+	     i++)
 		HC6(SYS_nanosleep, &ts, 0, 0, 0, 0, 0);
 }
 
@@ -146,21 +208,21 @@ static bool asker_is_gone(int fd)
 {
 	struct pollfd p = { .fd = fd };
 	struct timespec none = { 0, 0 };
-	return HC6(SYS_ppoll, &p, 1, &none, 0, 8, 0) != 0;
+	return HC6(SYS_ppoll, &p, 1, &none, 0, 8, 0) > 0; /* a signal may come in between */
 }
 
 __attribute__((format(printf, 3, 4))) static void finish(struct job *j, int error, const char *fmt, ...)
 {
 	va_list ap;
 	va_start(ap, fmt);
-	reply(j->reply, true, error, j->pause_ns, fmt, ap);
+	reply(j, UPDATE_LAST, error, j->pause_ns, fmt, ap);
 	va_end(ap);
 }
 
 static void say_line(void *arg, const char *fmt, va_list ap)
 {
 	struct job *j = arg;
-	reply(j->reply, false, 0, 0, fmt, ap);
+	reply(j, UPDATE_SAYS, 0, 0, fmt, ap);
 }
 
 /* ---- stopping ------------------------------------------------------------------------------------------------------------ */
@@ -173,12 +235,12 @@ static void open_gate(void)
 
 static void let_go(void)
 {
-	__atomic_store_n(&update_stop, 0, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&for_good, __ATOMIC_SEQ_CST))
+		__atomic_store_n(&update_stop, STOP_NONE, __ATOMIC_SEQ_CST);
 	open_gate();
 }
 
-/* Its registers, or its frame, are the program's: it waits at the gate or is in a call. */
-static bool stands(struct thread *t)
+bool update_stands(struct thread *t)
 {
 	return __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_PARKED ||
 	       __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
@@ -193,7 +255,7 @@ static bool all_stand(struct job *j, bool kick)
 		if (j->nr == THREADS_MAX)
 			return false;
 		j->thread[j->nr++] = t;
-		if (stands(t))
+		if (update_stands(t))
 			continue;
 		all = false;
 		if (kick && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
@@ -202,29 +264,117 @@ static bool all_stand(struct job *j, bool kick)
 	return all;
 }
 
+/*
+ * A thread that is in the guest comes out when it has its turn, which on a machine with more to do than it has processors is
+ * a matter of ten milliseconds and more. Who asks for shorter turns has them sooner (EEVDF, Linux 6.12; before that it is
+ * ignored), and needs no right for it. So threads ask for the shortest while they are to be stopped.
+ */
+struct sched {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+	uint32_t util_min, util_max;
+};
+
+static void set_turn(pid_t tid, uint64_t ns, uint64_t *was)
+{
+	struct sched a = { .size = sizeof a };
+	if (HC6(SYS_sched_getattr, tid, &a, sizeof a, 0, 0, 0) ||
+	    (a.policy != SCHED_OTHER && a.policy != SCHED_BATCH) || a.runtime == ns)
+		return;
+	if (was)
+		*was = a.runtime;
+	a.size = sizeof a;
+	a.runtime = ns;
+	HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0);
+}
+
+static void short_turns(struct job *j)
+{
+	j->nr_short = 0;
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread *t = pvm.threads; t && j->nr_short < SHORT_MAX; t = t->next)
+		if (!update_stands(t)) {
+			struct short_turn *s = &j->turn[j->nr_short];
+			s->tid = t->tid;
+			s->was = 0;
+			set_turn(t->tid, TURN_NS, &s->was);
+			j->nr_short += s->was != 0;
+		}
+	pthread_mutex_unlock(&pvm.thr_lock);
+}
+
+static void usual_turns(struct job *j)
+{
+	while (j->nr_short) {
+		struct short_turn *s = &j->turn[--j->nr_short];
+		set_turn(s->tid, s->was, NULL);
+	}
+}
+
 /* Every thread stands. False: not within the time that an attempt has. */
 static bool stop_all(struct job *j, uint64_t since)
 {
 	bool kick = true;
-	__atomic_store_n(&update_stop, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&stopped_until, 0, __ATOMIC_SEQ_CST);
+	/* Where some stand already, for a function that ran alone, it is held. */
+	int none = STOP_NONE;
+	if (__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) == STOP_NONE) {
+		stop_ns = j->stop_ns;
+		__atomic_store_n(&stop_began, 0, __ATOMIC_SEQ_CST);
+	}
+	__atomic_compare_exchange_n(&update_stop, &none, STOP_WANTED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	for (unsigned round = 0;; round++) {
 		int seen = __atomic_load_n(&parked, __ATOMIC_SEQ_CST);
 		pthread_mutex_lock(&pvm.thr_lock);
 		bool all = all_stand(j, kick);
 		pthread_mutex_unlock(&pvm.thr_lock);
-		if (all)
+		if (all && (none == STOP_HELD || open_if(STOP_WANTED, STOP_HELD))) {
+			uint64_t nobody = 0; /* all are in calls: whoever comes out from now on waits */
+			__atomic_compare_exchange_n(&stop_began, &nobody, now_ns(), false, __ATOMIC_SEQ_CST,
+						    __ATOMIC_SEQ_CST);
 			return true;
-		if (now_ns() - since > j->stop_ns)
+		}
+		uint64_t now = now_ns(), began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
+		if (__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) == STOP_NONE ||
+		    now - since > COME_NS + j->stop_ns || (began && now > began + j->stop_ns))
 			return false;
 		kick = round % 64 == 63; /* one that was on its way in */
 		futex_wait(&parked, seen, LOOK_NS);
 	}
 }
 
+bool update_stop_for_good(struct thread *me, uint64_t ns)
+{
+	const uint64_t since = now_ns();
+	__atomic_store_n(&for_good, true, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&update_stop, STOP_HELD, __ATOMIC_SEQ_CST);
+	for (unsigned round = 0;; round++) {
+		int seen = __atomic_load_n(&parked, __ATOMIC_SEQ_CST);
+		bool all = true;
+		pthread_mutex_lock(&pvm.thr_lock);
+		for (struct thread *t = pvm.threads; t; t = t->next)
+			if (t != me && !update_stands(t)) {
+				all = false;
+				if (round % 64 == 0 && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
+					sig_kick(t);
+			}
+		pthread_mutex_unlock(&pvm.thr_lock);
+		if (all || now_ns() - since > ns)
+			return all;
+		futex_wait(&parked, seen, LOOK_NS);
+	}
+}
+
 static void note(struct job *j, struct thread *t, const char *what)
 {
-	j->tid = t->tid;
-	snprintf(j->where, sizeof j->where, "%s", what);
+	if (t)
+		snprintf(j->where, sizeof j->where, "thread %d is in %s", t->tid, what);
+	else
+		snprintf(j->where, sizeof j->where, "%s", what);
 }
 
 /* The program's registers at the place where t stands. False: it is somewhere between the program and the monitor. */
@@ -291,6 +441,19 @@ static bool scan(struct job *j, uint64_t sp)
 	return false;
 }
 
+/* A call that the host's kernel is in may write to what it was given, at any time. */
+static bool in_call_on_it(const struct job *j, const struct thread *t)
+{
+	struct kx_call c;
+	if (!__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST))
+		return false;
+	memcpy(&c, (const void *)&t->area->call, sizeof c);
+	for (unsigned i = 0; i < 6; i++)
+		if (relink_where(j->link, c.arg[i]) == RELINK_OLD)
+			return true;
+	return false;
+}
+
 /* Is t in the old version, or in ld.so, or in something called from there? */
 static bool in_the_way(struct job *j, struct thread *t)
 {
@@ -302,6 +465,10 @@ static bool in_the_way(struct job *j, struct thread *t)
 	}
 	if (!user_regs(t, &u)) {
 		note(j, t, "a system call");
+		return true;
+	}
+	if (in_call_on_it(j, t)) {
+		note(j, t, "a system call on the library's variables");
 		return true;
 	}
 	bool whole = unwind_walk(&u, find_table, look, &w);
@@ -337,12 +504,91 @@ static bool lock_still(struct job *j)
 	return same;
 }
 
-static void rest(long ns)
+/* In the service thread, whose table is its own. */
+static void close_closed(void)
+{
+	int fd = __atomic_exchange_n(&closed, -1, __ATOMIC_SEQ_CST);
+	if (fd >= 0)
+		close(fd);
+}
+
+static void nap(long ns)
 {
 	struct timespec t = { 0, ns };
-	pthread_mutex_unlock(&lock); /* a fork may come in between */
 	HC6(SYS_nanosleep, &t, 0, 0, 0, 0, 0);
+}
+
+static void rest(long ns)
+{
+	close_closed();
+	pthread_mutex_unlock(&lock); /* a fork may come in between */
+	nap(ns);
 	pthread_mutex_lock(&lock);
+}
+
+/* ---- a round ----------------------------------------------------------------------------------------------------------- */
+
+static uint32_t round_now(const struct job *j) { return __atomic_load_n(j->round, __ATOMIC_SEQ_CST); }
+
+static int round_map(struct job *j, int fd)
+{
+	struct stat st;
+	if ((fcntl(fd, F_GET_SEALS) & ROUND_SEALS) != ROUND_SEALS || fstat(fd, &st) || st.st_size != ROUND_BYTES)
+		return -EINVAL;
+	void *p = mmap(NULL, ROUND_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	j->round = p;
+	j->round_nr = round_now(j) >> 2; /* that one is not ours */
+	return 0;
+}
+
+__attribute__((format(printf, 3, 4))) static void round_say(struct job *j, unsigned kind, const char *fmt, ...)
+{
+	va_list ap;
+	va_start(ap, fmt);
+	reply(j, kind, 0, 0, fmt, ap);
+	va_end(ap);
+}
+
+/* Until the next one begins. Forks wait meanwhile, for a while: else a family that grows all the time would never have been
+ * asked as a whole. False: none will begin. */
+static bool round_begins(struct job *j, uint64_t limit)
+{
+	round_say(j, UPDATE_PREPARED, "%s", j->where);
+	uint64_t held_until = now_ns() + FORKS_NS;
+	for (uint32_t w; (w = round_now(j)) != ROUND_OVER && now_ns() < limit && !asker_is_gone(j->reply);) {
+		bool new = w >> 2 != j->round_nr;
+		j->round_nr = w >> 2;
+		if (new && (w & 3) == ROUND_GO)
+			return true;
+		if (new && (w & 3) == ROUND_BACK) /* it was over before this one woke */
+			round_say(j, UPDATE_PREPARED, "%s", j->where);
+		close_closed();
+		bool open = now_ns() > held_until;
+		if (open)
+			pthread_mutex_unlock(&lock);
+		futex_wait((volatile int *)j->round, (int)w, ROUND_LOOK_NS);
+		if (open)
+			pthread_mutex_lock(&lock);
+	}
+	return false;
+}
+
+/* All stand and the change is made: is it in all others? */
+static bool round_verdict(struct job *j)
+{
+	uint32_t go = ROUND_WORD(j->round_nr, ROUND_GO), w;
+	uint64_t end = now_ns() + j->hold_ns, now;
+	round_say(j, UPDATE_READY, "ready");
+	while ((w = round_now(j)) == go) {
+		if ((now = now_ns()) < end)
+			futex_wait((volatile int *)j->round, (int)go, (long)(end - now));
+		else if (__atomic_compare_exchange_n(j->round, &go, ROUND_WORD(j->round_nr, ROUND_BACK), false,
+						     __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			futex_wake((volatile int *)j->round);
+	}
+	return w == ROUND_WORD(j->round_nr, ROUND_COMMIT);
 }
 
 /* ---- functions that run in the guest --------------------------------------------------------------------------------- */
@@ -608,28 +854,54 @@ static int run_hooks(struct job *j, const struct relink_hooks *h, uint64_t *stat
 	return r ? r : (int32_t)commit.result ? -ECANCELED : 0;
 }
 
+static bool move_register(struct job *j, struct thread *t, uint64_t *at)
+{
+	uint64_t v = relink_register(j->link, *at);
+	if (v == *at)
+		return true;
+	if (j->nr_moved == j->cap_moved) {
+		unsigned cap = j->cap_moved ? 2 * j->cap_moved : 64;
+		struct moved *p = realloc(j->moved, cap * sizeof *p);
+		if (!p)
+			return false;
+		j->moved = p;
+		j->cap_moved = cap;
+	}
+	j->moved[j->nr_moved++] = (struct moved){ t, at, *at };
+	*at = v;
+	if (t)
+		t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	return true;
+}
+
+static void move_registers_back(struct job *j)
+{
+	for (; j->nr_moved; j->nr_moved--) {
+		struct moved *m = &j->moved[j->nr_moved - 1];
+		*m->at = m->old;
+		if (m->t)
+			m->t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	}
+}
+
 /* Registers may hold what was taken from a table before: the address of a function that is about to be called. */
-static void move_registers(struct job *j, struct thread *t)
+static bool move_registers(struct job *j, struct thread *t)
 {
 	struct kvm_regs *k = &t->run->s.regs.regs;
-	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE;
+	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE, good = true;
 	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || libos) {
 		struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
 		uint64_t *const reg[] = { &f->r15, &f->r14, &f->r13, &f->r12, &f->rbp, &f->rbx,
 					  &f->r10, &f->r9,  &f->r8,  &f->rdi, &f->rsi, &f->rdx };
-		for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++)
-			*reg[i] = relink_register(j->link, *reg[i]);
-		return;
+		for (unsigned i = 0; i < sizeof reg / sizeof *reg && good; i++)
+			good = move_register(j, NULL, reg[i]);
+		return good;
 	}
 	__u64 *const reg[] = { &k->rax, &k->rbx, &k->rcx, &k->rdx, &k->rsi, &k->rdi, &k->rbp, &k->r8,
 			       &k->r9,  &k->r10, &k->r11, &k->r12, &k->r13, &k->r14, &k->r15 };
-	for (unsigned i = 0; i < sizeof reg / sizeof *reg; i++) {
-		uint64_t v = relink_register(j->link, *reg[i]);
-		if (v != *reg[i]) {
-			*reg[i] = v;
-			t->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
-		}
-	}
+	for (unsigned i = 0; i < sizeof reg / sizeof *reg && good; i++)
+		good = move_register(j, t, (uint64_t *)reg[i]);
+	return good;
 }
 
 /* Look through the program's memory while it runs. */
@@ -648,6 +920,27 @@ static void look_ahead(struct job *j)
 	j->noted = true;
 }
 
+/* With all locks. The others of a round have their say. */
+static int apply(struct job *j)
+{
+	j->nr_moved = 0;
+	int r = relink_apply(j->link);
+	if (r)
+		return r;
+	for (unsigned i = 0; i < j->nr && !r; i++)
+		r = move_registers(j, j->thread[i]) ? 0 : -ENOMEM;
+	if (!r && j->round && !round_verdict(j)) {
+		note(j, NULL, "others are not ready");
+		r = -EBUSY;
+	}
+	if (r) {
+		move_registers_back(j);
+		relink_undo(j->link);
+		j->ahead = false;
+	}
+	return r;
+}
+
 /*
  * One attempt. 0, -EBUSY: somebody is in the way; -EINPROGRESS: nobody is, look_ahead() first; -EAGAIN: prepare again; or
  * what relink_apply() says.
@@ -658,13 +951,17 @@ static int attempt(struct job *j)
 	for (int i = 0; j->noted && i < AGAIN_MAX && relink_again(j->link) > AGAIN_FEW; i++)
 		;
 	/* It has been busy: on a machine with more to do than it has processors its time may be over, which must not
-	 * come while all stand. */
-	rest(NAP_NS);
+	 * come while all stand. In a round forks wait. */
+	if (j->round)
+		nap(NAP_NS);
+	else
+		rest(NAP_NS);
+	short_turns(j);
 	uint64_t since = now_ns();
 	j->attempts++;
 	if (!stop_all(j, since)) {
 		for (unsigned i = 0; i < j->nr; i++)
-			if (!stands(j->thread[i]))
+			if (!update_stands(j->thread[i]))
 				note(j, j->thread[i], "the guest, and does not come out");
 	} else if (relink_looks(j->link) && !j->ahead && is_quiet(j)) {
 		r = -EINPROGRESS;
@@ -675,9 +972,7 @@ static int attempt(struct job *j)
 		uint64_t state = 0;
 		r = hooks ? run_hooks(j, &h, &state) : 0;
 		if (!r && lock_still(j)) {
-			r = relink_apply(j->link);
-			for (unsigned i = 0; i < j->nr && !r; i++)
-				move_registers(j, j->thread[i]);
+			r = apply(j);
 			pthread_mutex_unlock(&pvm.thr_lock);
 			pthread_mutex_unlock(&pvm.mm_lock);
 		} else if (!r) {
@@ -693,7 +988,11 @@ static int attempt(struct job *j)
 		}
 	}
 	let_go();
-	uint64_t pause = now_ns() - since;
+	uint64_t end = __atomic_load_n(&stopped_until, __ATOMIC_SEQ_CST), pause = 0;
+	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST), now = now_ns();
+	if (began)
+		pause = (end ? end : now) - began;
+	usual_turns(j);
 	j->pause_ns = pause > j->pause_ns ? pause : j->pause_ns;
 	return r;
 }
@@ -708,12 +1007,53 @@ static void report(struct job *j)
 	       j->attempts, j->attempts == 1 ? "" : "s");
 }
 
+static void set_patience(struct job *j, uint64_t start, uint64_t timeout)
+{
+	bool late = (now_ns() - start) * 2 >= timeout;
+	j->stop_ns = late ? STOP_LATE_NS : STOP_NS;
+	/* Longer with each round, on a machine on which others take longer. */
+	uint64_t hold = HOLD_NS * (1 + j->attempts);
+	j->hold_ns = late || hold > HOLD_LATE_NS ? HOLD_LATE_NS : hold;
+}
+
+static int attempts(struct job *j, uint64_t start, uint64_t timeout)
+{
+	long wait = WAIT_FIRST_NS;
+	int r;
+	while (((r = attempt(j)) == -EBUSY || r == -EINPROGRESS) && now_ns() - start < timeout) {
+		if (asker_is_gone(j->reply))
+			return -EPIPE;
+		set_patience(j, start, timeout);
+		if (r == -EINPROGRESS) {
+			look_ahead(j);
+			continue;
+		}
+		rest(wait);
+		wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
+	}
+	return r;
+}
+
+static int attempts_in_rounds(struct job *j, uint64_t start, uint64_t timeout)
+{
+	int r;
+	do {
+		if (relink_looks(j->link) && !j->ahead)
+			look_ahead(j);
+		j->ahead = true;
+		if (!round_begins(j, start + timeout))
+			return -EBUSY;
+		set_patience(j, start, timeout);
+		r = attempt(j);
+	} while (r == -EBUSY);
+	return r;
+}
+
 static void update(struct job *j, int fd)
 {
 	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
-	long wait = WAIT_FIRST_NS;
 	int again = 0;
-	j->stop_ns = STOP_NS;
+	set_patience(j, start, timeout ? timeout : 1);
 	if (__atomic_load_n(&batch.state, __ATOMIC_SEQ_CST) == CALL_RUNNING) {
 		finish(j, EBUSY, "a function of an earlier version has not returned yet");
 		return;
@@ -754,19 +1094,7 @@ static void update(struct job *j, int fd)
 			return;
 		}
 		j->ahead = j->noted = false;
-		while (((r = attempt(j)) == -EBUSY || r == -EINPROGRESS) && now_ns() - start < timeout) {
-			if (asker_is_gone(j->reply)) {
-				r = -EPIPE;
-				break;
-			}
-			j->stop_ns = (now_ns() - start) * 2 < timeout ? STOP_NS : STOP_LATE_NS;
-			if (r == -EINPROGRESS) {
-				look_ahead(j);
-				continue;
-			}
-			rest(wait);
-			wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
-		}
+		r = j->round ? attempts_in_rounds(j, start, timeout) : attempts(j, start, timeout);
 		if (r == -ETIME) {
 			pending = NULL;
 			finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
@@ -775,8 +1103,8 @@ static void update(struct job *j, int fd)
 		if (!r)
 			report(j);
 		else if (r == -EBUSY || r == -EINPROGRESS)
-			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: thread %d is in %s",
-			       j->attempts, j->tid, j->where);
+			finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: %s", j->attempts,
+			       j->where);
 		else if (r == -EAGAIN && again + 1 >= PREPARE_MAX)
 			finish(j, EBUSY, "given up, nothing is changed: the program changes %s (%#llx) all the time",
 			       relink_changed(j->link) ? "a word that has to change" : "its list of libraries",
@@ -793,22 +1121,35 @@ static void update(struct job *j, int fd)
 	}
 }
 
-/* The next request, with its two descriptors, or three: the new version's signature. False: none is there. */
-static bool receive(struct job *j, int fd[3])
+enum { FD_FILE, FD_REPLY, FD_SIGNATURE, FD_ROUND, FD_MAX };
+
+/* The next request, with its two to four descriptors: the file, the reply, the round's page, the new version's
+ * signature. False: none is there. */
+static bool receive(struct job *j, int fd[FD_MAX])
 {
 	union {
 		struct cmsghdr h;
-		char space[CMSG_SPACE(3 * sizeof(int))];
+		char space[CMSG_SPACE(FD_MAX * sizeof(int))];
 	} c = { .h = { 0 } };
 	struct iovec v = { &j->q, sizeof j->q };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &c, .msg_controllen = sizeof c };
-	fd[0] = fd[1] = fd[2] = -1;
-	long n = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
-	if (n < 0)
+	int got[FD_MAX] = { -1, -1, -1, -1 };
+	unsigned n = 0;
+	long r = HC6(SYS_recvmsg, fds[1], &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, 0, 0, 0);
+	if (r < 0)
 		return false;
-	if (m.msg_controllen >= CMSG_LEN(2 * sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS)
-		memcpy(fd, CMSG_DATA(&c.h), (m.msg_controllen >= CMSG_LEN(3 * sizeof(int)) ? 3 : 2) * sizeof(int));
-	if (n != sizeof j->q || j->q.magic != UPDATE_MAGIC || fd[0] < 0 || fd[1] < 0)
+	if (m.msg_controllen >= CMSG_LEN(sizeof(int)) && c.h.cmsg_type == SCM_RIGHTS) {
+		n = (unsigned)((c.h.cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(got, CMSG_DATA(&c.h), (n < FD_MAX ? n : FD_MAX) * sizeof(int));
+	}
+	bool round = j->q.flags & UPDATE_ROUND;
+	fd[FD_FILE] = got[0];
+	fd[FD_REPLY] = got[1];
+	fd[FD_ROUND] = round ? got[2] : -1;
+	fd[FD_SIGNATURE] = round ? got[3] : got[2];
+	if (!round && got[3] >= 0)
+		close(got[3]);
+	if (r != sizeof j->q || j->q.magic != UPDATE_MAGIC || got[0] < 0 || got[1] < 0 || (round && got[2] < 0))
 		j->q.magic = 0;
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
 		j->q.timeout_ms = TIMEOUT_MAX_MS;
@@ -816,38 +1157,52 @@ static bool receive(struct job *j, int fd[3])
 }
 
 /* The new version has to pass the policy. What is looked at and mapped from then on is the policy's copy. */
-static bool admit(struct job *j, int fd[3])
+static bool admit(struct job *j, int fd[FD_MAX])
 {
 	char why[POLICY_WHY];
-	int own = admit_on ? admit_update(fd[0], fd[2], why) : fd[0];
+	int own = admit_on ? admit_update(fd[FD_FILE], fd[FD_SIGNATURE], why) : fd[FD_FILE];
 	if (own < 0) {
 		finish(j, -own, "nothing is changed: %s", why);
 		return false;
 	}
-	if (own != fd[0])
-		close(fd[0]);
-	fd[0] = own;
+	if (own != fd[FD_FILE])
+		close(fd[FD_FILE]);
+	fd[FD_FILE] = own;
 	return true;
+}
+
+/* Whoever asks several at once asks the next one when it knows that this one has it. */
+static bool take_part(struct job *j, int fd)
+{
+	int r = j->q.flags & UPDATE_ROUND ? round_map(j, fd) : 0;
+	if (r)
+		finish(j, -r, "the round's page is refused: %s", strerror(-r));
+	else if (j->round)
+		round_say(j, UPDATE_TAKEN, "taken");
+	return !r;
 }
 
 static void serve(void)
 {
 	static struct job j;
-	int fd[3];
+	int fd[FD_MAX];
 	for (;;) {
 		memset(&j, 0, sizeof j);
 		if (!receive(&j, fd))
 			return;
-		j.reply = fd[1];
+		j.reply = fd[FD_REPLY];
 		pthread_mutex_lock(&lock);
-		if (j.q.magic && asker_is_gone(fd[1]))
+		if (j.q.magic && asker_is_gone(j.reply))
 			kx_log(KX_LOG_INFO, "update", "a request whose asker is gone");
 		else if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
 			finish(&j, EAGAIN, "a request for another process");
-		else if (j.q.magic && admit(&j, fd))
-			update(&j, fd[0]);
+		else if (j.q.magic && take_part(&j, fd[FD_ROUND]) && admit(&j, fd))
+			update(&j, fd[FD_FILE]);
 		pthread_mutex_unlock(&lock);
-		for (int i = 0; i < 3; i++)
+		free(j.moved);
+		if (j.round)
+			munmap((void *)j.round, ROUND_BYTES);
+		for (int i = 0; i < FD_MAX; i++)
 			if (fd[i] >= 0)
 				close(fd[i]);
 	}
@@ -856,12 +1211,17 @@ static void serve(void)
 static void *service(void *arg)
 {
 	uint64_t mask = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(KICK_SIG));
-	/* A table of its own: what it receives is not seen in the program's. */
+	/* A table of its own: what it receives is not seen in the program's. Not while a fork has a pipe that it waits for
+	 * the end of. */
+	pthread_mutex_lock(&lock);
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
+	pthread_mutex_unlock(&lock);
 	prctl(PR_SET_NAME, PVM_THREADS "update");
+	set_turn(0, TURN_NS, NULL);
 	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
+		close_closed();
 		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
 			serve();
 		else
@@ -902,15 +1262,33 @@ bool update_poked(void)
 	return true;
 }
 
-void update_fork_prepare(void) { pthread_mutex_lock(&lock); }
+void update_fd_closed(int fd)
+{
+	pthread_mutex_lock(&pvm.thr_lock);
+	bool has = served_by == pvm.pid;
+	if (has)
+		__atomic_store_n(&closed, fd, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&pvm.thr_lock);
+	/* It may be anywhere before its sleep. */
+	if (has && !__atomic_exchange_n(&poked, 1, __ATOMIC_SEQ_CST))
+		futex_wake(&poked);
+}
+
+void update_fork_prepare(void)
+{
+	pthread_mutex_lock(&lock);
+	forks++;
+}
 void update_fork_done(void) { pthread_mutex_unlock(&lock); }
 
 /* What a parent is preparing its child has as well; unless the child runs a function of it. */
 void update_fork_child(void)
 {
-	update_stop = 0;
+	update_stop = STOP_NONE;
+	for_good = false;
 	update_runner = NULL;
 	poked = 0;
+	closed = -1;
 	written_fork_child();
 	if (pending && batch.state != CALL_RUNNING)
 		relink_done(pending, false);

@@ -20,22 +20,39 @@
 #define KX_UPDATE_H
 #include "hcall.h"
 
-#define UPDATE_MAGIC 0x3150554158594c4bull /* of a request, and what the signal carries */
+#define UPDATE_MAGIC 0x3250554158594c4bull /* of a request, and what the signal carries */
 #define UPDATE_LINE 1000
 #define UPDATE_DRY_RUN 1u
 #define UPDATE_RESET 2u
+#define UPDATE_ROUND 4u /* of several at once: the third descriptor is the round's */
 
 struct update_request {
 	uint64_t magic;
 	uint32_t pid, flags;
 	uint32_t timeout_ms, pad;
 };
-/* Answers: any number of lines, then one with `last`. */
+/* Answers: any number of lines, then one that is last. Those of a round (below): between them. */
+enum { UPDATE_SAYS, UPDATE_LAST, UPDATE_TAKEN, UPDATE_PREPARED, UPDATE_READY };
 struct update_reply {
-	uint32_t last, error; /* error: an errno, 0 = done */
+	uint32_t kind, error; /* error: of the last, an errno; 0 = done */
+	uint32_t round, pad;  /* the last one that it has seen */
 	uint64_t pause_ns;
+	uint64_t forks;         /* that this process has made or tried, ever */
 	char text[UPDATE_LINE]; /* NUL-terminated, of any bytes */
 };
+
+/*
+ * Several at once. The command makes a page that all of them map, with one word: the number of a round, and where that
+ * is. Each one says that it has taken the request and when it is prepared. In a round each stops, looks, makes the
+ * change, and stands: UPDATE_READY. The command ends the round with COMMIT when all are, and any of them with BACK when
+ * it has stood too long, by compare and exchange: so there is one verdict, which all follow, whoever dies meanwhile. After
+ * BACK they change back and go on, and say that they are prepared for the next round. A page that could become shorter
+ * is not taken. A member that was taken over can end rounds, either way; it can do no more than in an update of its own.
+ */
+#define ROUND_OVER 0xffffffffu
+enum { ROUND_WAITS, ROUND_GO, ROUND_COMMIT, ROUND_BACK };
+#define ROUND_WORD(n, state) ((n) << 2 | (state))
+#define ROUND_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 /* Make the sockets; or take over those of exec or of a member (-1: none, this pVM can't be updated). */
 void update_init(void);
@@ -47,6 +64,13 @@ int update_fd(int which);
 extern volatile int update_stop;
 extern struct thread *volatile update_runner; /* may pass all the same */
 void update_park(struct thread *t);
+/*
+ * For the end of the process: no thread but me, which has left the guest, enters it from here on. False: not all others
+ * stand after so many ns.
+ */
+bool update_stop_for_good(struct thread *me, uint64_t ns);
+/* Its registers, or its frame, are the program's: it waits at the gate or is in a call. */
+bool update_stands(struct thread *t);
 /* On the way into the guest. True: it has waited, and has to look again at what there is to do. */
 static inline bool update_gate(struct thread *t)
 {
@@ -75,6 +99,21 @@ bool update_returned(struct thread *t);
 bool update_is_poke(const siginfo_t *info);
 /* In a vCPU's thread, outside of the handler: start the service thread if a poke asks for it. True: it did. */
 bool update_poked(void);
+
+/* The process has closed one of the monitor's descriptors: the service thread has it in a table of its own. */
+void update_fd_closed(int fd);
+
+/* A call that sleeps was interrupted, and no lock is held. Was it by nothing that the program may see? Then what an update
+ * wants of t has been done, and the call goes on. */
+static inline bool update_goes_on(struct thread *t)
+{
+	if (t->sig_stop || t->exiting)
+		return false;
+	t->kicked = 0;
+	update_call(t);
+	update_poked();
+	return !t->sig_stop && !t->exiting;
+}
 
 /* Around a fork, and in the child. */
 void update_fork_prepare(void);

@@ -60,7 +60,7 @@ static const struct pid_file pid_files[] = {
 };
 
 static const char *const global_files[] = { "meminfo",     "cpuinfo", "stat",  "uptime", "loadavg",
-					    "filesystems", "version", "swaps", NULL };
+					    "filesystems", "version", "swaps", "vmstat", NULL };
 static const char *const net_files[] = { "dev",      "tcp",  "tcp6",      "udp",     "udp6",     "unix", "route",
 					 "if_inet6", "snmp", "protocols", "netstat", "sockstat", "arp",  NULL };
 /* Of the family's IPC namespace. */
@@ -95,6 +95,8 @@ static const char *const sys_files[] = { "vm/overcommit_memory",
 					 "kernel/sched_rt_runtime_us",
 					 "kernel/sched_rt_period_us",
 					 "kernel/numa_balancing",
+					 "kernel/overflowuid",
+					 "kernel/overflowgid",
 					 "net/core/somaxconn",
 					 "net/core/rmem_max",
 					 "net/core/wmem_max",

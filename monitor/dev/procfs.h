@@ -40,6 +40,8 @@ int procfs_peek(const char *rel, char *buf, size_t len);
 int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *arg);
 /* Before the process's first mq_notify(2) registration: from now on looks into /proc don't end it. 0 or -errno. */
 int procfs_keep_notify(void);
+/* The text of this process's smaps as the program sees it, of malloc(). 0 or -errno. */
+int procfs_smaps(char **text);
 /* The process whose directory a guest's descriptor is of, 0 when it is none. */
 pid_t procfs_pid(int fd);
 /* Around a fork: nobody else may hold the lock over /proc. */

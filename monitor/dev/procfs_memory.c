@@ -267,6 +267,19 @@ int gen_maps(struct out *t, enum gen gen)
 	return r;
 }
 
+int procfs_smaps(char **text)
+{
+	struct out t = { 0 };
+	int r = gen_maps(&t, G_SMAPS);
+	if (!r)
+		out_add(&t, "", 1);
+	r = r ? r : t.err;
+	if (r)
+		out_free(&t);
+	*text = t.p;
+	return r;
+}
+
 /* ---- sizes ----------------------------------------------------------------------------------------------------- */
 
 struct vm_sizes vm_sizes(void)

@@ -110,8 +110,8 @@ def run(argv, timeout=60, stdin=None, cwd=None, env=None):
 class Server:
     """A server in a session of its own, up when its TCP port accepts; ended by its pid at the end of the block."""
 
-    def __init__(self, argv, port, timeout=30, cwd=None, stop=signal.SIGTERM):
-        self.port, self.timeout, self.stop, self.status = port, timeout, stop, None
+    def __init__(self, argv, port, timeout=30, cwd=None, stop=signal.SIGTERM, host="127.0.0.1"):
+        self.port, self.timeout, self.stop, self.host, self.status = port, timeout, stop, host, None
         self.log = tempfile.TemporaryFile()
         self.p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd=cwd,
                                   start_new_session=True)
@@ -122,7 +122,7 @@ class Server:
             if self.p.poll() is not None:
                 break
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self.host, self.port), 1).close()
                 return self
             except OSError:
                 time.sleep(0.05)

@@ -4,7 +4,9 @@
 
 test_net.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 """
+import hashlib
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -122,6 +124,13 @@ def closed(host, port):
         return True
 
 
+def helper_of(port):
+    helpers = [int(x) for x in lib.names("/proc") if x.isdigit() and lib.read(f"/proc/{x}/comm") == "kx-net\n"
+               and f"{port}:80" in lib.read(f"/proc/{x}/cmdline")]
+    expect(len(helpers), 1, "helpers")
+    return helpers[0]
+
+
 def gone(port):
     end = time.monotonic() + 10
     while time.monotonic() < end:
@@ -223,12 +232,155 @@ def killed_at_any_time():
     a = lib.free_port()
     with Family(["-p", f"{a}:80"], echo(80)) as f:
         expect(tcp("127.0.0.1", a, b"x"), b"x", "before")
-        helper = [int(x) for x in lib.names("/proc") if x.isdigit() and lib.read(f"/proc/{x}/comm") == "kx-net\n"
-                  and f"{a}:80" in lib.read(f"/proc/{x}/cmdline")]
-        expect(len(helper), 1, "helpers")
-        os.kill(helper[0], signal.SIGKILL)
+        os.kill(helper_of(a), signal.SIGKILL)
         expect(gone(a), True, "port closed with the helper")
         expect(f.p.poll(), None, "the program goes on")
+
+
+# For one client at a time and each way of talking: both ways at once without reading first; closes with unread data.
+BOTH_WAYS = """
+import hashlib, os, socket, sys, threading, time
+s = socket.create_server(("", int(sys.argv[1])))
+def talk(c):
+    how = c.recv(1)
+    if how == b"B":  # says all before it listens
+        data = bytes(range(256)) * 80000
+        c.sendall(hashlib.sha256(data).digest() + data)
+        h, n = hashlib.sha256(), 0
+        while d := c.recv(65536):
+            h.update(d)
+            n += len(d)
+        c.sendall(h.digest() + b"%d" % n)
+    elif how == b"L":  # listens late
+        time.sleep(1)
+        h = hashlib.sha256()
+        while d := c.recv(65536):
+            h.update(d)
+        c.sendall(h.digest())
+    elif how == b"E":  # ends its direction, then listens
+        c.sendall(b"x" * 3000000)
+        c.shutdown(socket.SHUT_WR)
+        n = 0
+        while d := c.recv(65536):
+            n += len(d)
+        print(n, flush=True)
+    elif how == b"R":
+        time.sleep(0.3)  # what it has not read makes its close a reset
+    elif how == b"N":
+        c.recv(100)
+        c.sendall(b"answer")
+    c.close()
+print("ready", flush=True)
+while True:
+    c, _ = s.accept()
+    threading.Thread(target=talk, args=(c,)).start()
+"""
+
+
+def rest(s):
+    got = b""
+    while True:
+        d = s.recv(1 << 16)
+        if not d:
+            return got
+        got += d
+
+
+@test
+def half_close_under_back_pressure():
+    """20 MB each way at once, readers that wait, ends of one direction and resets: as without the forwarder"""
+    port = lib.free_port()
+    data = os.urandom(1 << 20) * 20
+    with Family(["-p", f"{port}:80"], [PYTHON, "-c", BOTH_WAYS, "80"]) as f:
+        def client(how, wait):
+            s = socket.create_connection(("127.0.0.1", port), 30)
+            s.settimeout(30)
+            t = threading.Thread(target=lambda: (s.sendall(how + data), s.shutdown(socket.SHUT_WR)))
+            t.start()
+            time.sleep(wait)
+            got = rest(s)
+            t.join()
+            s.close()
+            return got
+
+        digest = hashlib.sha256(data).digest()
+        for wait in (0, 1):
+            got = client(b"B", wait)
+            expect(got[:32], hashlib.sha256(got[32:32 + 256 * 80000]).digest(), "what the server said")
+            expect(got[32 + 256 * 80000:], digest + b"%d" % len(data), "what it has heard")
+            expect(client(b"L", wait), digest, "a server that listens late")
+        with socket.create_connection(("127.0.0.1", port), 30) as s:
+            s.sendall(b"E")
+            expect(len(rest(s)), 3000000, "the server's end")
+            s.sendall(data)  # the other direction is open
+        expect(f.p.stdout.readline(), b"%d\n" % len(data), "after its end the server heard")
+        with socket.create_connection(("127.0.0.1", port), 30) as s:
+            s.sendall(b"R" + b"x" * 100000)
+            try:
+                rest(s)
+                raise AssertionError("an end in place of a reset")
+            except ConnectionResetError:
+                pass
+
+
+@test
+def out_of_descriptors():
+    """More clients than the forwarder has descriptors for: they wait, whatever the limit; none is turned away"""
+    for limit in (60, 61):
+        port = lib.free_port()
+        with Family(["-p", f"{port}:80"], [PYTHON, "-c", BOTH_WAYS, "80"]):
+            resource.prlimit(helper_of(port), resource.RLIMIT_NOFILE, (limit, limit))
+            clients = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(100)]
+            for c in clients:
+                c.settimeout(30)
+                c.sendall(b"N")
+            time.sleep(0.5)
+            for i, c in enumerate(clients):
+                c.sendall(b"go")
+                expect(c.recv(100), b"answer", f"client {i}, limit {limit}")
+                c.close()
+        port = lib.free_port()
+        with Family(["-p", f"{port}:80", "-p", f"{port}:80/udp"], echo(80)):
+            resource.prlimit(helper_of(port), resource.RLIMIT_NOFILE, (limit, limit))
+            crowd = []
+            for i in range(100):  # each is a descriptor of the forwarder, for a minute
+                u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                u.settimeout(10)
+                u.connect(("127.0.0.1", port))
+                u.send(b"%d." % i)
+                expect(u.recv(99), (b"%d." % i)[::-1], f"UDP client {i}, limit {limit}")
+                crowd.append(u)
+            expect(tcp("127.0.0.1", port, b"x"), b"x", "TCP beside it")
+            for u in crowd:
+                u.close()
+
+
+@test
+def without_slirp():
+    """slirp4netns killed alone: one line in the log; published ports go on, and so do new processes; nothing is left"""
+    port = lib.free_port()
+    with Family(["-p", f"{port}:80", "--name", f"slirp{os.getpid()}"], echo(80), stop=signal.SIGKILL) as f:
+        held = socket.create_connection(("127.0.0.1", port), 10)
+        slirp = [int(x) for x in lib.names("/proc") if x.isdigit() and lib.read(f"/proc/{x}/comm") == "slirp4netns\n"
+                 and f"\0{f.p.pid}\0tap0" in lib.read(f"/proc/{x}/cmdline")]
+        expect(len(slirp), 1, "slirp4netns of this family")
+        os.kill(slirp[0], signal.SIGKILL)
+        end = time.monotonic() + 10
+        while lib.read(f"/proc/{slirp[0]}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"]):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        held.sendall(b"held")
+        held.shutdown(socket.SHUT_WR)
+        expect(rest(held), b"held", "a connection from before")
+        held.close()
+        expect(tcp("127.0.0.1", port, b"x" * 100000), b"x" * 100000, "a new one")
+        r = lib.run([lib.KYLINX, "exec", f"slirp{os.getpid()}", PYTHON, "-c",
+                     "import socket; s = socket.create_connection(('127.0.0.1', 80)); s.send(b'abc'); s.shutdown(1);"
+                     "print(s.recv(9))\ntry: socket.create_connection(('192.0.2.1', 80), 1)\nexcept OSError: print('no way out')"])
+        expect((r.status, r.out), (0, b"b'abc'\nno way out\n"), f"a new process: {r.err!r}")
+        os.kill(f.p.pid, signal.SIGKILL)
+        expect(f.p.stderr.read().count(b"slirp4netns has ended"), 1, "lines in the log")
+    expect(gone(port), True, "port closed with the family")
 
 
 @test

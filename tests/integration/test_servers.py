@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -24,73 +23,16 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+from servers import ENV, LONG, Load, gone, kids, need, null, options, silent, until, write  # noqa: E402
 
 args = lib.arguments()
 
-ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC",
-       "TERM": "dumb", "HOME": "/tmp"}
 tests = []
 
 
 def test(fn):
     tests.append((fn.__name__, fn))
     return fn
-
-
-def need(*programs, root=True):
-    if root and os.geteuid():
-        raise Skip("only root can")
-    for p in programs:
-        if not shutil.which(p, path=ENV["PATH"]):
-            raise Skip(f"{p} is not installed")
-
-
-def options(*volumes):
-    pairs = [v if ":" in v else f"{v}:{v}" for v in volumes]
-    return [*[a for k, v in ENV.items() for a in ("--env", f"{k}={v}")], *[a for v in pairs for a in ("--volume", v)]]
-
-
-def write(d, name, text, mode=0o644):
-    path = os.path.join(d, name)
-    with open(path, "w") as f:
-        f.write(text)
-    os.chmod(path, mode)
-    return path
-
-
-def until(what, fn, timeout=20.0):
-    """Wait for fn() to be true; what it gave."""
-    end = time.monotonic() + timeout
-    while True:
-        r = fn()
-        if r:
-            return r
-        if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {timeout:.0f} s")
-        time.sleep(0.05)
-
-
-def null(d):
-    """A volume for users where the machine's /dev/null is root's alone."""
-    if os.stat("/dev/null").st_mode & 0o666 == 0o666:
-        return []
-    os.mknod(f"{d}/null", stat.S_IFCHR, os.makedev(1, 3))
-    os.chmod(f"{d}/null", 0o666)
-    return [f"{d}/null:/dev/null"]
-
-
-def kids(pid):
-    return [int(p) for p in lib.read(f"/proc/{pid}/task/{pid}/children").split()]
-
-
-def gone(pid):
-    return not os.path.exists(f"/proc/{pid}") or lib.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["Z"]
-
-
-def silent(log):
-    """No call was missing."""
-    found = [line for line in log.splitlines() if re.search(r"kylinx: (warn|error)", line)]
-    expect([line for line in found if "keyctl" not in line], [], "log")  # which PAM can do without
 
 
 # ---- PostgreSQL -----------------------------------------------------------------------------------------------------
@@ -155,7 +97,9 @@ def postgresql():
             pg.ready()
             pg.run(pg.user, "createdb", "bench")
             pg.run(pg.user, "pgbench", "-q", "-i", "-s", "2", "bench")
-            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "30" if os.environ.get("KX_LONG") else "10", "bench", timeout=120)
+            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "30" if LONG else "10", "bench", timeout=120)
+            q = pg.run(pg.user, "pgbench", "-n", "-S", "-M", "prepared", "-c", "10", "-t", "1000" if LONG else "100", "bench", timeout=120)
+            assert b"processed: %d/" % (10000 if LONG else 1000) in q.out, q.out
             assert b"failed transactions: 0 " in r.out and b"tps = " in r.out, r.out
             pg.sums()
             load = subprocess.Popen([*pg.user, "pgbench", "-n", "-c", "8", "-T", "20", "bench"], cwd="/",
@@ -193,49 +137,6 @@ def postgresql():
 
 
 # ---- web servers ----------------------------------------------------------------------------------------------------
-
-class Load:
-    """Clients of a web server, half of them on connections that are kept, until stop() or so many requests."""
-
-    def __init__(self, ports, path, body, clients=8, requests=None):
-        self.ports, self.path, self.body, self.requests = ports, path, body, requests
-        self.n, self.bad, self.over = 0, [], False
-        self.threads = [threading.Thread(target=self.client, args=(i,)) for i in range(clients)]
-        for t in self.threads:
-            t.start()
-
-    def client(self, i):
-        c, used, n = None, False, 0
-        while not self.over and n != self.requests:
-            try:
-                if c is None:
-                    c, used = http.client.HTTPConnection("127.0.0.1", self.ports[i % len(self.ports)], timeout=20), False
-                c.request("GET", self.path, headers={"Connection": "close"} if i % 2 else {})
-                r = c.getresponse()
-                data = r.read()
-                if r.status != 200 or data != self.body:
-                    self.bad.append((r.status, len(data)))
-                n, used = n + 1, True
-                self.n += 1
-                if r.getheader("Connection") == "close":
-                    c.close()
-                    c = None
-            except (OSError, http.client.HTTPException) as e:
-                # The server may close a connection that is kept and idle, and the request crosses that.
-                if not (used and isinstance(e, (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError))):
-                    self.bad.append(repr(e))
-                c.close()
-                c = None
-        if c:
-            c.close()
-
-    def stop(self, least):
-        self.over = self.requests is None
-        for t in self.threads:
-            t.join()
-        expect(self.bad[:5], [], f"bad ones of {self.n} requests")
-        assert self.n >= least, f"only {self.n} requests"
-
 
 def get(port, path):
     c = http.client.HTTPConnection("127.0.0.1", port, timeout=20)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -248,6 +249,25 @@ def hooks():
 
 
 @test
+def example():
+    """docs/examples/update.c does what it says, natively too: nothing of kylinx.h harms there."""
+    build_dir = os.path.dirname(lib.KYLINX)
+    own = [f"-I{lib.TOP}/include", f"{build_dir}/libkylinx.so.0", f"-Wl,-rpath,{build_dir}"]
+    source = os.path.join(lib.TOP, "docs", "examples", "update.c")
+    with lib.Dir() as d:
+        for out, v in (("libcount.so.1", 1), ("new.so", 2)):
+            library(d, out, f"-DVERSION={v}", own[0], source=source, soname="libcount.so.1")
+        build(d, "example", "example.c", f"{d}/libcount.so.1", f"-Wl,-rpath,{d}", *own)
+        r = lib.run([f"{d}/example"], 20, stdin=b"x\nx\n")
+        expect(r.out, b"ready\n1 0 1 -1 1\n2 0 1 -1 1\n", "natively")
+        with Guest(d, [f"{d}/example"], "--volume", f"{build_dir}:{build_dir}") as g:
+            for n in (1, 2):
+                expect(g.ask("x"), f"{n} 1 1 0 1", "first version")
+            g.update(f"{d}/new.so", "--timeout", "20")
+            expect(g.ask("x"), "3 1 1 0 1", "the count goes on")
+
+
+@test
 def inside():
     """A thread that is inside is waited for; one that never returns is named, and nothing is changed."""
     with lib.Dir() as d:
@@ -265,6 +285,35 @@ def inside():
                 raise AssertionError("the timeout is not kept")
             if not re.search(rf"thread {g.p.pid} is in with_callback\b", text):
                 raise AssertionError(f"not named: {text!r}")
+
+
+@test
+def written_by_a_call():
+    """A call that writes to the library's variables is waited for: what it writes is not lost."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            for v in (2, 1):
+                expect(g.ask("r"), "reading", "in the call")
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                expect(g.line(), "hello", "what was read")
+                expect(g.ask("v"), str(v), "version")
+
+
+@test
+def lets_go():
+    """A program that closes its standard streams after an update has closed them: whoever reads them sees their end."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            g.update(f"{d}/v2.so")
+            g.p.stdin.write(b"c\n")
+            g.p.stdin.flush()
+            for name, f in (("output", g.p.stdout), ("error", g.p.stderr)):
+                if not select.select([f], [], [], 10)[0]:
+                    raise AssertionError(f"standard {name} is still open")
+                expect(f.read(), b"", f"standard {name}")
+            expect(g.p.poll(), None, "the program's end")
 
 
 @test
@@ -312,6 +361,32 @@ def asked():
                     g.p.stdin.write(b"v\n")
                 g.p.stdin.flush()
                 g.update(f"{d}/v2.so", "--timeout", "2")
+
+
+SLEEPS = ("pause", "sigsuspend", "poll", "poll-timeout", "ppoll", "select", "pselect", "epoll", "epoll-pwait", "read", "recv",
+          "recvmmsg", "nanosleep", "futex", "sem", "msg", "mq", "wait")
+TELLS = ("epoll", "epoll-pwait", "sem", "msg", "recvmmsg") # may end with EINTR, as after a stop and SIGCONT
+
+
+@test
+def asleep():
+    """A program that sleeps, in whatever call, is updated all the same, and sleeps on."""
+    with lib.Dir() as d:
+        fixtures(d, "asleep")
+        for how in SLEEPS:
+            with Guest(d, [f"{d}/asleep", how]) as g:
+                time.sleep(0.1)
+                for v in (2, 1, 2):
+                    try:
+                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "2")
+                    except AssertionError as e:
+                        raise AssertionError(f"{how}: {e}") from None
+                time.sleep(0.05)
+                os.kill(g.p.pid, signal.SIGUSR1)
+                answer = g.line()
+                if answer == "woken" and how in TELLS:
+                    answer = g.line()
+                expect(answer, "2", f"version in {how}")
 
 
 @test
@@ -372,6 +447,67 @@ def family():
                 raise AssertionError(f"not two members: {out!r}")
             expect(g.ask("v"), "2", "version")
             expect(g.ask("f"), "ok 2", "a child")
+
+
+def all_see(g, changes):
+    """All members look all the time: so many changes, and none is seen to go back."""
+    for _ in range(100):
+        if g.ask("e") != f"{changes - 1} ok":
+            break
+        time.sleep(0.01)
+    time.sleep(0.1)
+    expect(g.ask("e"), f"{changes} ok", "changes that were seen")
+
+
+@test
+def at_once():
+    """--at-once: nobody runs with the old version when one has run with the new, while children come and go."""
+    rounds = 20 if LONG else 4
+    with lib.Dir() as d:
+        fixtures(d, "family")
+        for forks in (0, 1):
+            with Guest(d, [f"{d}/family", "4", str(forks)]) as g:
+                for i in range(rounds):
+                    out = g.update(f"{d}/libupd.so.1" if i % 2 else f"{d}/v2.so", "--at-once", "--timeout", "30")
+                    if len(re.findall(r"pause", out)) < 5:
+                        raise AssertionError(f"less than five members: {out!r}")
+                    all_see(g, i + 1)
+                expect(g.ask("v"), "1", "version")
+
+
+@test
+def at_once_refused():
+    """--at-once: one that cannot leaves all as they were; when it dies, the others are updated; its asker's death is none."""
+    with lib.Dir() as d:
+        fixtures(d, "family")
+        library(d, "gone.so", "-DV=2", "-DGONE")
+        with Guest(d, [f"{d}/family", "3"]) as g:
+            text = g.update(f"{d}/gone.so", "--at-once", status=125)
+            if "missing: gone" not in text:
+                raise AssertionError(f"not said why: {text!r}")
+            pid = g.ask("l 1").split()[1]
+            text = g.update(f"{d}/v2.so", "--at-once", "--timeout", "1", status=125)
+            if not re.search(rf"process {pid}: .*thread {pid} is in with_callback\b", text):
+                raise AssertionError(f"not named: {text!r}")
+            all_see(g, 0)
+            expect(g.ask("v"), "1", "version")
+            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", "60", g.name, f"{d}/v2.so"],
+                                     stderr=subprocess.PIPE)
+            time.sleep(1)
+            asker.kill()
+            asker.wait()
+            asker.stderr.close()
+            time.sleep(0.2)
+            all_see(g, 0)
+            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", "60", g.name, f"{d}/v2.so"],
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            time.sleep(1)
+            expect(asker.poll(), None, "the update's end before the member's")
+            expect(g.ask("k 1"), "killed", "kill")
+            out, err = asker.communicate(timeout=60)
+            expect((asker.returncode, len(re.findall(rb"pause", out))), (0, 3), f"survivors: {out} {err}")
+            expect(g.ask("a"), "2", "alive")
+            all_see(g, 1)
 
 
 @test

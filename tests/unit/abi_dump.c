@@ -73,7 +73,8 @@ static void dump_constants(void)
 	C(KX_T_CALL), C(KX_T_CPUID), C(KX_ORIG_CPUID), C(KX_CPUID_INDEXED), C(KX_CPUID_MAX);
 	C(KX_BATCH_BASE), C(KX_BATCH_FDS), C(KX_BATCH_SOCKS), C(KX_BATCH_CTX), C(KX_BATCH_CTXS), C(KX_BATCH_TX);
 	C(KX_BATCH_TX_SIZE), C(KX_BATCH_RX), C(KX_BATCH_RX_SIZE), C(KX_BATCH_SEND_MAX), C(KX_BATCH_FILES),
-		C(KX_BREC_FILE), C(KX_BREC_CLOSE), C(KX_BREC_ADD), C(KX_BREC_OPT), C(KX_BOPT_TCP), C(KX_BOPT_SOCKET);
+		C(KX_BREC_FILE), C(KX_BREC_CLOSE), C(KX_BREC_ADD), C(KX_BREC_OPT), C(KX_BREC_DEL), C(KX_BOPT_NONBLOCK),
+		C(KX_BATCH_NAMES), C(KX_BOPT_TCP), C(KX_BOPT_SOCKET);
 	C(KX_RX_VALID), C(KX_RX_SHORT), C(KX_RX_EMPTY), C(KX_RX_EOF);
 	C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
 	C(KX_PATH_LIBOS), C(KX_PATH_MONITOR), C(KX_PATH_SLOW), C(KX_PATH_POLL);
@@ -133,16 +134,17 @@ static void dump_structs(void)
 
 	SIZE(kx_bsock);
 	M(kx_bsock, rx), M(kx_bsock, buf), M(kx_bsock, owner), M(kx_bsock, credit), M(kx_bsock, gen),
-		M(kx_bsock, epoch), M(kx_bsock, turn), M(kx_bsock, fresh), M(kx_bsock, tcp);
+		M(kx_bsock, epoch), M(kx_bsock, turn), M(kx_bsock, fresh), M(kx_bsock, tcp), M(kx_bsock, epoll),
+		M(kx_bsock, pad);
 	END(kx_bsock);
 
 	SIZE(kx_bctx);
 	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, epoll),
-		M(kx_bctx, pad), M(kx_bctx, file), M(kx_bctx, peer);
+		M(kx_bctx, pad), M(kx_bctx, file), M(kx_bctx, peer), M(kx_bctx, local);
 	END(kx_bctx);
-	SIZE(kx_bpeer);
-	M(kx_bpeer, fd), M(kx_bpeer, gen), M(kx_bpeer, epoch), M(kx_bpeer, len), M(kx_bpeer, addr);
-	END(kx_bpeer);
+	SIZE(kx_bname);
+	M(kx_bname, fd), M(kx_bname, gen), M(kx_bname, epoch), M(kx_bname, len), M(kx_bname, addr);
+	END(kx_bname);
 	SIZE(kx_bopt);
 	M(kx_bopt, level), M(kx_bopt, name), M(kx_bopt, value), M(kx_bopt, pad);
 	END(kx_bopt);

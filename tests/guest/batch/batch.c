@@ -650,6 +650,36 @@ static void test_churn(void)
 	      "EPOLL_CTL_DEL");
 	fails(epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), ENOENT, "EPOLL_CTL_DEL: is not there");
 	bye(1, fd);
+	/* Out of the loop in its own turn, as servers do before they close. */
+	fd = conn(1);
+	ev = (struct epoll_event){ EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
+	tell(SEND, 1, 2, "ab");
+	check(turn(fd, 2000) && read(fd, b, 1) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), "DEL behind a read");
+	check(read(fd, b, 1) == 1 && *b == 'b' && write(fd, "out", 3) == 3, "it is read and written as before");
+	fails(epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL again");
+	tell(SEND, 1, 1, "x");
+	check(!turn(fd, 20) && read(fd, b, 8) == 1, "no event from then on");
+	check(tell(RECV, 1, 3, NULL) == 3 && !memcmp(last.data, "out", 3), "the write arrives");
+	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) &&
+		      read(fd, b, 8) == 1,
+	      "ADD again");
+	check(!epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) &&
+		      tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) && read(fd, b, 8) == 1,
+	      "DEL and ADD in one turn");
+	int third = epoll_create1(EPOLL_CLOEXEC);
+	tell(SEND, 1, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1, "an event");
+	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL: of another epoll");
+	check(epoll_wait(third, &ev, 1, 0) == 0, "a look at that one");
+	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL: of the one looked at last");
+	fails(epoll_ctl(lsock, EPOLL_CTL_DEL, fd, NULL), EINVAL, "DEL: of no epoll");
+	close(third);
+	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), EBADF, "DEL: of one closed");
+	tell(SEND, 1, 1, "x");
+	check(turn(fd, 2000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) &&
+		      write(fd, "end", 3) == 3 && !close(fd) && tell(RECV, 1, 9, NULL) == 3,
+	      "DEL, a write and close");
+	tell(CLOSE, 1, 0, NULL);
 	tell(CONNECT, 1, 0, NULL);
 	tell(SEND, 1, 5, "early");
 	check(next_turn(first) && (fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0, "accept4");
@@ -719,6 +749,15 @@ static void test_options(void)
 	bad += epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) != 0;
 	socklen_t lb = sizeof b;
 	check(!bad && !getpeername(fd, (void *)&b, &lb) && lb == len && !memcmp(&a, &b, len), "options, getpeername");
+	struct sockaddr_in l;
+	socklen_t ll = sizeof l;
+	check(!getsockname(fd, (void *)&l, &ll) && ll == addr_len && !memcmp(&l, &addr, ll), "getsockname");
+	memset(&l, 0xee, sizeof l);
+	ll = 6;
+	check(!getsockname(fd, (void *)&l, &ll) && ll == addr_len && !memcmp(&l, &addr, 6) &&
+		      ((uint8_t *)&l)[6] == 0xee,
+	      "getsockname: cut short");
+	fails(getsockname(fd, BAD, &lb), EFAULT, "getsockname: an address that can't be written");
 	memset(&b, 0xee, sizeof b);
 	lb = 4;
 	check(!getpeername(fd, (void *)&b, &lb) && lb == len && !memcmp(&a, &b, 4) && ((uint8_t *)&b)[4] == 0xee,
@@ -768,7 +807,34 @@ static void test_options(void)
 	tell(RESET, 1, 0, NULL);
 	lb = sizeof b;
 	fails(getpeername(fd, (void *)&b, &lb), ENOTCONN, "getpeername: reset, as the peer has told");
+	ll = sizeof l;
+	check(!getsockname(fd, (void *)&l, &ll) && !memcmp(&l, &addr, ll),
+	      "getsockname: it has that name all the same");
 	close(fd);
+	fails(getsockname(fd, (void *)&l, &ll), EBADF, "getsockname: closed");
+	/* Made non-blocking behind accept. */
+	tell(CONNECT, 1, 0, NULL);
+	check(next_turn(first) && (fd = accept(lsock, NULL, NULL)) >= 0 && !ioctl(fd, FIONBIO, &one), "FIONBIO");
+	check(fcntl(fd, F_GETFL) & O_NONBLOCK, "it is set");
+	ev.data.u64 = 0xabc00000000ull + (unsigned)fd;
+	check(!ioctl(fd, FIONBIO, &zero) && !ioctl(fd, FIONBIO, &one) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev),
+	      "FIONBIO off and on, ADD");
+	fails(read(fd, buf, 8), EAGAIN, "a read does not wait");
+	tell(SEND, 1, 3, "abc");
+	check(turn(fd, 2000) && read(fd, buf, 8) == 3 && write(fd, "d", 1) == 1 && tell(RECV, 1, 1, NULL) == 1,
+	      "a turn");
+	fails(ioctl(fd, FIONBIO, BAD), EFAULT, "FIONBIO: a value that can't be read");
+	bye(1, fd);
+	tell(CONNECT, 1, 0, NULL);
+	check(next_turn(first) && (fd = accept(lsock, NULL, NULL)) >= 0, "accept");
+	fails(ioctl(fd, FIONBIO, BAD), EFAULT, "FIONBIO: the same at once");
+	check(!(fcntl(fd, F_GETFL) & O_NONBLOCK), "it blocks");
+	struct sockaddr none = { .sa_family = AF_UNSPEC };
+	check(!connect(fd, &none, sizeof none), "connect: to nowhere");
+	ll = sizeof l;
+	check(!getsockname(fd, (void *)&l, &ll) && !memcmp(&l, &addr, ll),
+	      "getsockname: it was bound, and keeps its name");
+	bye(1, fd);
 	tell(CONNECT, 1, 0, NULL);
 	fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	ev.data.u64 = 0xabc00000000ull + (unsigned)fd;

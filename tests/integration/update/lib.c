@@ -42,6 +42,11 @@ long push(int v)
 		sum += n->v;
 	return sum;
 }
+char *buffer(void)
+{
+	static char b[64];
+	return b;
+}
 /* Calls back, so that the caller is inside. */
 int with_callback(int (*f)(int), int x)
 {

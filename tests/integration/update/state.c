@@ -9,10 +9,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 int version(void);
+char *buffer(void);
 long call(void);
 long calls_seen(void);
 long bump(void);
@@ -73,7 +75,7 @@ int main(void)
 	check();
 	printf("ready\n");
 	while (fgets(line, sizeof line, stdin)) {
-		int status;
+		int status, fd;
 		pid_t p;
 		switch (*line) {
 		case 'v':
@@ -103,6 +105,24 @@ int main(void)
 			waitpid(p, &status, 0);
 			printf("%d\n", status);
 			break;
+		case 'r': /* a call that writes to the library's variables later */
+			if ((fd = eventfd(0, 0)) < 0)
+				return 1;
+			if (!(p = fork())) {
+				sleep(1);
+				_exit(write(fd, "hello\0\0", 8) != 8);
+			}
+			printf("reading\n");
+			if (read(fd, buffer(), 8) != 8)
+				return 1;
+			waitpid(p, &status, 0);
+			printf("%s\n", buffer());
+			break;
+		case 'c': /* nobody is to hear of it any more */
+			for (int i = 0; i < 3; i++)
+				close(i);
+			sleep(60);
+			return 0;
 		case 'q':
 			printf("bye\n");
 			return 0;

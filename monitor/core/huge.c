@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "huge.h"
+#include <sys/mman.h>
+#include "gmem.h"
+
+#define PAGE 4096ull
+#define HUGE (2ull << 20)
+#define CHUNKS_MAX 1024 /* of 2 MiB that are looked at */
+#define RUNS_MAX 32
+#define DENSE 384 /* of the 512 pages in 2 MiB: as many must be in use */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+static bool by_forks, refused;
+
+bool huge_by_forks(void) { return by_forks; }
+void huge_refused(void) { refused = true; }
+
+static bool is_dense(uint64_t chunk)
+{
+	unsigned char in[HUGE / PAGE];
+	unsigned n = 0;
+	if (mincore(gva_ptr(chunk), HUGE, in))
+		return false;
+	for (unsigned i = 0; i < HUGE / PAGE; i++)
+		n += in[i] & 1;
+	return n >= DENSE;
+}
+
+/* Before Linux 6.1 the kernel's own thread makes them, later. */
+static void make(uint64_t start, uint64_t end)
+{
+	if (!madvise(gva_ptr(start), end - start, MADV_HUGEPAGE))
+		madvise(gva_ptr(start), end - start, MADV_COLLAPSE);
+}
+
+/* What follows each other of [start, end) and is in use; each such run may become a host mapping of its own. */
+static void make_dense(uint64_t start, uint64_t end, unsigned *chunks, unsigned *runs)
+{
+	uint64_t run = start;
+	for (uint64_t a = start; a < end && *chunks && *runs; a += HUGE, --*chunks) {
+		const bool dense = is_dense(a), last = a + HUGE == end;
+		if (dense && !last)
+			continue;
+		if (run < a || dense) {
+			make(run, dense ? end : a);
+			--*runs;
+		}
+		run = a + HUGE;
+	}
+}
+
+void huge_for_forks(void)
+{
+	struct gmem_region r;
+	const int mask = MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_HUGETLB | GMEM_TRAMP;
+	unsigned chunks = CHUNKS_MAX, runs = RUNS_MAX;
+	if (by_forks || refused)
+		return;
+	by_forks = true;
+	for (uint64_t at = 0; gmem_query(at, &r); at = r.end) {
+		uint64_t start = (r.start + HUGE - 1) & -HUGE, end = r.end & -HUGE;
+		if (r.prot & PROT_WRITE && (r.flags & mask) == (MAP_PRIVATE | MAP_ANONYMOUS) && start < end)
+			make_dense(start, end, &chunks, &runs);
+	}
+}

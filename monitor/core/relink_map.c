@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "relink_priv.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "elf.h"
+
+#define FILE_MAX (256ll << 20)
+
+/* ---- the new version in memory ------------------------------------------------------------------------------------- */
+
+static int64_t read_fd(void *ctx, void *buf, size_t len, uint64_t off)
+{
+	ssize_t n = pread(*(int *)ctx, buf, len, (off_t)off);
+	return n < 0 ? -errno : n;
+}
+
+static int prot_of(uint32_t flags)
+{
+	return (flags & PF_R ? PROT_READ : 0) | (flags & PF_W ? PROT_WRITE : 0) | (flags & PF_X ? PROT_EXEC : 0);
+}
+
+/* As ld.so maps a library. Returns its base or -errno. */
+static int64_t map_file(int fd, const struct elf_image *e)
+{
+	uint64_t span = e->high - e->low;
+	int64_t at = gmem_mmap(0, span, prot_of(e->seg[0].flags), MAP_PRIVATE, fd, DOWN(e->seg[0].off)), r = at;
+	if (at < 0)
+		return at;
+	uint64_t base = (uint64_t)at - e->low;
+	for (uint32_t i = 0; i < e->nr_seg && r >= 0; i++) {
+		const struct elf_segment *s = &e->seg[i];
+		uint64_t a = base + DOWN(s->vaddr), end = base + s->vaddr + s->memsz,
+			 file = base + s->vaddr + s->filesz;
+		uint64_t prev = i ? base + UP(e->seg[i - 1].vaddr + e->seg[i - 1].memsz) : a;
+		if (a > prev)
+			gmem_mprotect(prev, a - prev, PROT_NONE);
+		if (s->filesz && i)
+			r = gmem_mmap(a, file - a, prot_of(s->flags), MAP_PRIVATE | MAP_FIXED, fd, DOWN(s->off));
+		if (r >= 0 && s->memsz > s->filesz) {
+			uint64_t zero = s->filesz ? UP(file) : a;
+			static const uint8_t none[PAGE];
+			if (s->filesz && file % PAGE && guest_write(file, none, UP(file) - file))
+				r = -ENOEXEC; /* a segment that is not writable */
+			if (r >= 0 && UP(end) > zero)
+				r = gmem_mmap(zero, UP(end) - zero, prot_of(s->flags),
+					      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		}
+	}
+	if (r < 0) {
+		gmem_munmap((uint64_t)at, span);
+		return r;
+	}
+	return (int64_t)base;
+}
+
+static bool same_file(const struct retired *t, const struct relink *r)
+{
+	return t->copy && t->copy_len == r->copy_len && !memcmp(t->copy, r->copy, r->copy_len);
+}
+
+static int read_copy(struct relink *r, int fd)
+{
+	struct stat st;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof(Elf64_Ehdr) || st.st_size > FILE_MAX)
+		return -ENOEXEC;
+	r->copy_len = (size_t)st.st_size;
+	if (!(r->copy = malloc(r->copy_len)))
+		return -ENOMEM;
+	for (size_t n = 0; n < r->copy_len;) {
+		ssize_t k = pread(fd, r->copy + n, r->copy_len - n, (off_t)n);
+		if (k <= 0)
+			return -EIO;
+		n += (size_t)k;
+	}
+	return 0;
+}
+
+int relink_map_new(struct relink *r, int fd)
+{
+	static struct elf_image e;
+	struct kx_err err = { 0 };
+	int x = read_copy(r, fd);
+	if (!x)
+		x = elf_read(read_fd, &fd, r->copy_len, &e, &err);
+	if (x || !e.dyn || !e.nr_seg) {
+		relink_say(r, "not a shared library: %s", err.code ? err.msg : x ? strerror(-x) : "a program");
+		return -ENOEXEC;
+	}
+	uint64_t dyn = 0;
+	const Elf64_Ehdr *eh = (const Elf64_Ehdr *)r->copy;
+	for (uint32_t i = 0; i < e.phnum; i++) {
+		Elf64_Phdr p;
+		if (e.phoff + (i + 1) * sizeof p > r->copy_len)
+			return -ENOEXEC;
+		memcpy(&p, r->copy + e.phoff + i * sizeof p, sizeof p);
+		if (p.p_type == PT_DYNAMIC)
+			dyn = p.p_vaddr;
+	}
+	if (!dyn || eh->e_type != ET_DYN || e.low) {
+		relink_say(r, "not a shared library: %s",
+			   dyn ? "it does not begin at address 0" : "no dynamic section");
+		return -ENOEXEC;
+	}
+	for (struct retired *t = relink_retired; t && !r->reuse; t = t->next)
+		if (same_file(t, r))
+			r->reuse = t;
+	int64_t base = r->reuse ? (int64_t)r->reuse->base : map_file(fd, &e);
+	if (base < 0) {
+		relink_say(r, "cannot be mapped: %s", strerror((int)-base));
+		return (int)base;
+	}
+	x = image_read(&r->new, 0, (uint64_t)base, (uint64_t)base + dyn, 0, 0);
+	if (!r->new.start || r->new.start == ~0ull) {
+		r->new.start = (uint64_t)base + e.low;
+		r->new.end = (uint64_t)base + e.high;
+	}
+	if (x)
+		relink_say(r, "its dynamic section cannot be read: %s", strerror(-x));
+	else if (!r->new.soname || !*r->new.soname) {
+		relink_say(r, "has no SONAME");
+		x = -ENOEXEC;
+	}
+	return x;
+}
+
+/* ---- is it the same interface? --------------------------------------------------------------------------------------- */
+
+static const char *type_name(unsigned t)
+{
+	static const char *const names[] = { "untyped", "object", "function", "section", "file", "common", "TLS" };
+	return t < 7 ? names[t] : t == STT_GNU_IFUNC ? "IFUNC" : "unknown";
+}
+
+static bool used_by_others(const struct relink *r, const char *name)
+{
+	for (unsigned i = 0; i < r->nr_listed; i++) {
+		const struct image *m = &r->img[i];
+		for (uint32_t s = 1; m != r->old && s < m->nr_sym; s++)
+			if (m->sym[s].st_shndx == SHN_UNDEF && !strcmp(str_at(m, m->sym[s].st_name), name))
+				return true;
+	}
+	return false;
+}
+
+static bool is_loaded(const struct relink *r, const char *name)
+{
+	for (unsigned i = 0; i < r->nr_listed; i++) {
+		const struct image *m = &r->img[i];
+		char path[512];
+		struct map_head h;
+		if (m->soname && !strcmp(m->soname, name))
+			return true;
+		if (!guest_read(&h, m->map, sizeof h) && guest_read_str(path, h.name, sizeof path) > 0) {
+			char *base = strrchr(path, '/');
+			if (!strcmp(base ? base + 1 : path, name))
+				return true;
+		}
+	}
+	return false;
+}
+
+int relink_compare(struct relink *r)
+{
+	const struct image *o = r->old, *n = &r->new;
+	unsigned bad = 0;
+	for (uint32_t i = 1; i < o->nr_sym; i++) {
+		const Elf64_Sym *a = &o->sym[i];
+		if (!is_defined(a) || ELF64_ST_VISIBILITY(a->st_other) == STV_HIDDEN)
+			continue;
+		const char *name = str_at(o, a->st_name), *ver = image_version_name(o, i), *sep = *ver ? "@" : "";
+		if (!strncmp(name, "kylinx_update_", 14))
+			continue;
+		uint32_t k = image_find_symbol(n, name, ver);
+		const Elf64_Sym *b = &n->sym[k];
+		if (!k) {
+			/* Inline functions and templates come and go with their use. */
+			if (ELF64_ST_BIND(a->st_info) == STB_WEAK && !used_by_others(r, name))
+				continue;
+			relink_say(r, "missing: %s%s%s", name, sep, ver);
+			bad++;
+		} else if (type_of(a) != type_of(b)) {
+			relink_say(r, "changed: %s%s%s was a %s, is a %s", name, sep, ver,
+				   type_name(ELF64_ST_TYPE(a->st_info)), type_name(ELF64_ST_TYPE(b->st_info)));
+			bad++;
+		} else if (type_of(a) != STT_FUNC && a->st_size != b->st_size) {
+			relink_say(r, "changed: %s%s%s had %llu bytes, has %llu", name, sep, ver,
+				   (unsigned long long)a->st_size, (unsigned long long)b->st_size);
+			bad++;
+		} else if (type_of(a) == STT_TLS && a->st_value != b->st_value) {
+			relink_say(r, "changed: %s%s%s is at another place in thread-local storage", name, sep, ver);
+			bad++;
+		}
+	}
+	if (!o->tls != !n->tls ||
+	    (o->tls && (o->tls->p_memsz != n->tls->p_memsz || o->tls->p_align != n->tls->p_align))) {
+		relink_say(r, "changed: thread-local storage of %llu bytes was %llu",
+			   (unsigned long long)(n->tls ? n->tls->p_memsz : 0),
+			   (unsigned long long)(o->tls ? o->tls->p_memsz : 0));
+		bad++;
+	}
+	for (unsigned i = 0; i < n->nr_needed; i++)
+		if (!is_loaded(r, str_at(n, n->needed[i]))) {
+			relink_say(r, "needs a library that is not loaded: %s", str_at(n, n->needed[i]));
+			bad++;
+		}
+	if (dyn_entry(n, DT_TEXTREL) || !dyn_entry(n, DT_GNU_HASH) || !dyn_entry(o, DT_GNU_HASH)) {
+		relink_say(r, dyn_entry(n, DT_TEXTREL) ? "relocates its text" : "has no DT_GNU_HASH");
+		bad++;
+	}
+	if (!o->ver != !n->ver) {
+		relink_say(r, "changed: symbol versions %s", o->ver ? "are gone" : "are new");
+		bad++;
+	}
+	return bad ? -EINVAL : 0;
+}

@@ -1,0 +1,656 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Socket pairs, operation by operation. A script is a row of operations on the ends a and b, each with what it gave in the
+ * output; it is run with both ends in one process, with b in a child, and in a child that has called exec. What has to
+ * wait, or to die, comes behind that. tests/run.py runs it natively and in a pVM and compares: Linux is the reference.
+ * Exit status 1: something was lost or took too long.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/select.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NEED(c) \
+	do { \
+		if (!(c)) { \
+			printf("line %d: %s: %s\n", __LINE__, #c, strerror(errno)); \
+			fflush(stdout); \
+			_exit(1); \
+		} \
+	} while (0)
+
+/*
+ * w write, W send(DONTWAIT | NOSIGNAL), V writev of three pieces, m sendmsg; r read, R recv(DONTWAIT), P and peek,
+ * A recv(WAITALL), U readv of three pieces, M recvmsg(DONTWAIT), N recvfrom with an address, T recv(TRUNC | DONTWAIT);
+ * f FIONREAD, p poll, l select for reading, e epoll, s shutdown, c close, d exchange for a copy, t SO_ERROR, n O_NONBLOCK
+ * as the number says, x exchange for a copy from 2,000 on, b a bad address to read to, g one to write from,
+ * i SO_RCVTIMEO of so many ms
+ */
+static const char *const scripts[] = {
+	"wa5 rb9 wb7 ra3 ra9",
+	"Rb9 wa1 Rb9 Rb9 Ra9",
+	"wa5 wa5 Pb7 Pb20 fb0 Rb6 fb0 Rb9 fb0 Rb9",
+	"Va10 Ub7 Ub9 Va3 Rb9",
+	"wa4 Tb2 Rb9 wa4 Nb9 wa4 Nb2 Nb9",
+	"wa5 Ab5 wa9 Ab3 Ab6",
+	"pa0 pb0 wa5 pb0 pa0 lb0 Rb5 pb0 lb0 pa0",
+	"wa5 eb0 Rb3 eb0 Rb3 eb0 wa1 eb0 Rb9 eb0 ea0 wb3 ea0",
+	"wa5 Rb5 eb0 wa5 eb0 Rb5 eb0 wb4 ea0 Ra4 ea0",
+	"wa5 ma5 wa5 Rb7 Rb20 Rb1",
+	"wa5 Mb3 Mb9 Mb9 wa5 Mb9 wb5 ma1 Ra9 Mb1",
+	"ma5 Rb9 wb5 Ra9",
+	"wa5 sa1 Rb9 Rb9 Rb9 pb0 pa0 wb4 Ra9 Wa1 wb3 sb1 Ra9 Ra9 pa0 pb0",
+	"wa5 sb0 Rb9 Rb9 Wa3 wb3 Ra9",
+	"wa5 sa2 Rb3 Rb9 Rb9 Wb3 Ra9 pb0",
+	"wa5 ca0 pb0 fb0 Rb3 Rb9 Rb9 Wb5 pb0",
+	"wa5 cb0 pa0 Ra9 Ra9 Wa5",
+	"wa5 Rb5 cb0 pa0 Ra9 Ra9 Wa5",
+	"wa5 Rb5 wb6 cb0 pa0 Ra3 Ra9 Ra9",
+	"wa5 wb6 cb0 Ra3 Ra9 Ra9 Ra9 pa0",
+	"wa5 cb0 ta0 ta0 Ra9",
+	"wa5 Rb2 cb0 pa0 Ra9 Ra9",
+	"wa5 Rb5 cb0 ta0 pa0 Ra1",
+	"wa5 Rb5 eb0 cb0 pa0 Ra9",
+	"wa5 Rb5 ea0 cb0 ea0 Ra9",
+	"wa5 eb0 wa3 ca0 eb0 Rb9 eb0 Rb9",
+	"ca0 Wb5 Rb5 pb0 eb0 lb0",
+	"wa5 da0 wa5 db0 Rb9 wb3 Ra9 Rb9",
+	"wa5 xb0 Rb3 wa5 Rb9 wb3 Ra9 xa0 wa3 Rb9 wb3 Ra9",
+	"nb1 rb5 wa5 rb3 rb5 rb5 nb0 wa5 rb5 na1 ra5 wb4 ra5",
+	"wa5 bb3 Rb9 ga3 wa2 Rb9",
+	"wa0 Rb0 wa3 Rb0 Wa0 Rb9",
+	"na1 wa40000 fb0 Rb40000 Rb1 wa20000 Rb30000",
+	"wa30000 Rb10000 wa30000 Rb60000",
+	"Wa4096 Wa4096 Pb9000 Rb4000 Pb9000 Rb9000",
+	"ib50 rb5 wa5 rb5 rb5 wb3 Ra5",
+	"wa5 ib50 rb9 rb5",
+	"wa9 sa0 Rb9 Wb5 Ra9",
+};
+
+struct end {
+	int fd, ep;
+	uint32_t out, in; /* number of the next byte */
+};
+
+static char wbuf[65536], rbuf[65536];
+
+static const char *err(ssize_t r) { return r < 0 ? strerrorname_np(errno) : ""; }
+
+static struct msghdr message(struct iovec *v, char *base, size_t n)
+{
+	*v = (struct iovec){ base, n };
+	return (struct msghdr){ .msg_iov = v, .msg_iovlen = 1 };
+}
+
+static void pieces(struct iovec v[3], char *base, size_t n)
+{
+	v[0] = (struct iovec){ base, n / 3 };
+	v[1] = (struct iovec){ base + n / 3, 0 };
+	v[2] = (struct iovec){ base + n / 3, n - n / 3 };
+}
+
+static ssize_t write_op(struct end *e, char op, size_t n)
+{
+	struct iovec v[3];
+	struct msghdr m;
+	for (size_t i = 0; i < n; i++)
+		wbuf[i] = (char)((e->out + i) % 251);
+	m = message(v, wbuf, n);
+	if (op == 'm')
+		return sendmsg(e->fd, &m, MSG_NOSIGNAL);
+	pieces(v, wbuf, n);
+	return op == 'w'   ? write(e->fd, wbuf, n)
+	       : op == 'W' ? send(e->fd, wbuf, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+	       : op == 'V' ? writev(e->fd, v, 3)
+			   : write(e->fd, (void *)8, n);
+}
+
+static ssize_t read_op(struct end *e, char op, size_t n, char *more)
+{
+	struct sockaddr_storage name;
+	socklen_t len = sizeof name;
+	struct iovec v[3];
+	struct msghdr m = message(v, rbuf, n);
+	ssize_t r;
+	switch (op) {
+	case 'r':
+		return read(e->fd, rbuf, n);
+	case 'R':
+		return recv(e->fd, rbuf, n, MSG_DONTWAIT);
+	case 'T':
+		return recv(e->fd, rbuf, n, MSG_DONTWAIT | MSG_TRUNC);
+	case 'P':
+		return recv(e->fd, rbuf, n, MSG_DONTWAIT | MSG_PEEK);
+	case 'A':
+		return recv(e->fd, rbuf, n, MSG_WAITALL);
+	case 'b':
+		return read(e->fd, (void *)8, n);
+	case 'N':
+		r = recvfrom(e->fd, rbuf, n, 0, (void *)&name, &len);
+		sprintf(more, " name %u", len);
+		return r;
+	case 'M':
+		r = recvmsg(e->fd, &m, MSG_DONTWAIT);
+		sprintf(more, " flags %x", m.msg_flags);
+		return r;
+	}
+	pieces(v, rbuf, n);
+	return readv(e->fd, v, 3);
+}
+
+static int epoll_op(struct end *e)
+{
+	struct epoll_event ev = { EPOLLIN | EPOLLOUT | EPOLLRDHUP, { 0 } };
+	if (e->ep < 0) {
+		e->ep = epoll_create1(EPOLL_CLOEXEC);
+		NEED(epoll_ctl(e->ep, EPOLL_CTL_ADD, e->fd, &ev) == 0);
+	}
+	int n = epoll_wait(e->ep, &ev, 1, 0);
+	return n == 1 ? (int)ev.events : n;
+}
+
+static ssize_t other_op(struct end *e, char op, int n)
+{
+	struct pollfd p = { e->fd, POLLIN | POLLOUT | POLLRDHUP, 0 };
+	struct timeval now = { 0, 0 }, tv = { 0, n * 1000 };
+	socklen_t len = sizeof n;
+	int fd, r;
+	switch (op) {
+	case 'f':
+		return ioctl(e->fd, FIONREAD, &n) ? -1 : n;
+	case 'p':
+		poll(&p, 1, 0);
+		return p.revents;
+	case 'l': {
+		fd_set set;
+		FD_ZERO(&set);
+		FD_SET(e->fd, &set);
+		return select(e->fd + 1, &set, NULL, NULL, &now);
+	}
+	case 'e':
+		return epoll_op(e);
+	case 's':
+		return shutdown(e->fd, n == 0 ? SHUT_RD : n == 1 ? SHUT_WR : SHUT_RDWR);
+	case 'c':
+		return close(e->fd);
+	case 't':
+		return getsockopt(e->fd, SOL_SOCKET, SO_ERROR, &n, &len) ? -1 : n;
+	case 'n':
+		return fcntl(e->fd, F_SETFL, n ? O_NONBLOCK : 0);
+	case 'i':
+		return setsockopt(e->fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv);
+	}
+	fd = op == 'd' ? dup(e->fd) : fcntl(e->fd, F_DUPFD, 900);
+	r = fd < 0 ? -1 : close(e->fd);
+	e->fd = fd;
+	return r;
+}
+
+/* One operation; what it gave, as text. */
+static void perform(struct end *e, const char *op, char *out)
+{
+	char more[64] = "";
+	size_t n = (size_t)atoi(op + 2);
+	ssize_t r;
+	if (strchr("wWVmg", *op)) {
+		r = write_op(e, *op, n);
+		if (r > 0)
+			e->out += (uint32_t)r;
+	} else if (strchr("rRTPAbNMU", *op)) {
+		r = read_op(e, *op, n, more);
+		for (ssize_t i = 0; i < r; i++)
+			if (rbuf[i] != (char)((e->in + (uint32_t)i) % 251)) {
+				sprintf(more, " WRONG at %zd", i);
+				break;
+			}
+		if (r > 0 && *op != 'P')
+			e->in += (uint32_t)r;
+	} else {
+		r = other_op(e, *op, (int)n);
+	}
+	sprintf(out, *op == 'p' || *op == 'e' ? "%zx %s%s" : "%zd %s%s", r, err(r), more);
+}
+
+static void serve(struct end *e, int from, int to)
+{
+	char op[32], out[128] = "";
+	while (read(from, op, sizeof op) == sizeof op) {
+		perform(e, op, out);
+		NEED(write(to, out, sizeof out) == sizeof out);
+	}
+	_exit(0);
+}
+
+static void run_script(const char *self, const char *script, int mode)
+{
+	static const char *const modes[] = { "one process", "a child", "a program" };
+	int sv[2], to[2], from[2];
+	pid_t pid = 0;
+	NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0 && pipe(to) == 0 && pipe(from) == 0);
+	struct end a = { sv[0], -1, 0, 0 }, b = { sv[1], -1, 0, 0 };
+	fflush(stdout);
+	if (mode && (pid = fork()) == 0) {
+		char text[3][16];
+		close(sv[0]);
+		close(to[1]);
+		close(from[0]);
+		if (mode == 1)
+			serve(&b, to[0], from[1]);
+		sprintf(text[0], "%d", sv[1]);
+		sprintf(text[1], "%d", to[0]);
+		sprintf(text[2], "%d", from[1]);
+		execl(self, self, "serve", text[0], text[1], text[2], NULL);
+		_exit(1);
+	}
+	if (mode)
+		close(sv[1]);
+	close(to[0]);
+	close(from[1]);
+	printf("%s, %s:\n", script, modes[mode]);
+	char copy[256], *save, *op;
+	strcpy(copy, script);
+	for (op = strtok_r(copy, " ", &save); op; op = strtok_r(NULL, " ", &save)) {
+		char out[128] = "", in[32] = "";
+		strcpy(in, op);
+		if (op[1] == 'b' && mode) {
+			NEED(write(to[1], in, sizeof in) == sizeof in);
+			NEED(read(from[0], out, sizeof out) == sizeof out);
+		} else {
+			perform(op[1] == 'a' ? &a : &b, op, out);
+		}
+		printf("  %s: %s\n", op, out);
+	}
+	close(to[1]);
+	close(from[0]);
+	if (a.ep >= 0)
+		close(a.ep);
+	if (b.ep >= 0)
+		close(b.ep);
+	close(a.fd);
+	if (mode)
+		waitpid(pid, NULL, 0);
+	else
+		close(b.fd);
+}
+
+/* ---- what waits, and what dies ---------------------------------------------------------------------------------- */
+
+static void nap(int ms) { usleep((useconds_t)ms * 1000); }
+
+static pid_t child(void)
+{
+	fflush(stdout);
+	pid_t pid = fork();
+	NEED(pid >= 0);
+	return pid;
+}
+
+static void pair(int sv[2]) { NEED(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) == 0); }
+
+static void line(const char *what, ssize_t r) { printf("%s: %zd %s\n", what, r, err(r)); }
+
+#define BULK (8 << 20)
+static int bulk_fd;
+
+static void *bulk_write(void *arg)
+{
+	(void)arg;
+	for (uint32_t at = 0; at < BULK;) {
+		char buf[50000];
+		size_t n = 1 + (at * 7919u) % sizeof buf;
+		n = n < BULK - at ? n : BULK - at;
+		for (size_t i = 0; i < n; i++)
+			buf[i] = (char)((at + i) % 251);
+		NEED(write(bulk_fd, buf, n) == (ssize_t)n);
+		at += (uint32_t)n;
+	}
+	close(bulk_fd);
+	return NULL;
+}
+
+static void bulk_read(int fd, const char *what)
+{
+	uint32_t at = 0;
+	for (ssize_t n; (n = read(fd, rbuf, 1 + (at * 31u) % sizeof rbuf)) > 0; at += (uint32_t)n)
+		for (ssize_t i = 0; i < n; i++)
+			NEED(rbuf[i] == (char)((at + i) % 251));
+	line(what, at);
+}
+
+static void bulk(void)
+{
+	int sv[2];
+	pthread_t t;
+	pair(sv);
+	bulk_fd = sv[1];
+	NEED(pthread_create(&t, NULL, bulk_write, NULL) == 0);
+	bulk_read(sv[0], "8 MiB from a thread");
+	pthread_join(t, NULL);
+	close(sv[0]);
+	pair(sv);
+	if (child() == 0) {
+		close(sv[0]);
+		bulk_fd = sv[1];
+		bulk_write(NULL);
+		_exit(0);
+	}
+	close(sv[1]);
+	bulk_read(sv[0], "8 MiB from a process");
+	wait(NULL);
+	close(sv[0]);
+}
+
+/* A child answers; what wakes the parent? */
+static void ping_pong(void)
+{
+	int sv[2], n = 0;
+	char c = 0;
+	pair(sv);
+	if (child() == 0) {
+		close(sv[0]);
+		while (read(sv[1], &c, 1) == 1) {
+			c++;
+			NEED(write(sv[1], &c, 1) == 1);
+		}
+		_exit(0);
+	}
+	close(sv[1]);
+	for (int i = 0; i < 2000; i++) {
+		char was = c;
+		struct pollfd p = { sv[0], POLLIN, 0 };
+		NEED(write(sv[0], &c, 1) == 1);
+		if (i % 3 == 0)
+			NEED(poll(&p, 1, 10000) == 1 && p.revents == POLLIN);
+		NEED(read(sv[0], &c, 1) == 1);
+		n += c == (char)(was + 1);
+	}
+	line("ping-pong", n);
+	close(sv[0]);
+	wait(NULL);
+}
+
+/* The other end's process is killed while this one waits. unread: it has not read what it was sent; how: what waits. */
+static void killed(const char *what, int how, bool unread)
+{
+	int sv[2];
+	char c;
+	pair(sv);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(sv[0]);
+		if (!unread)
+			NEED(read(sv[1], &c, 1) == 1);
+		NEED(write(sv[1], "12345", 5) == 5);
+		if (how == 3)
+			NEED(write(sv[1], "12345", 5) == 5);
+		pause();
+	}
+	close(sv[1]);
+	NEED(write(sv[0], "x", 1) == 1);
+	NEED(recv(sv[0], rbuf, 5, MSG_WAITALL) == 5);
+	pid_t killer = child();
+	if (killer == 0) {
+		close(sv[0]);
+		nap(50);
+		kill(pid, SIGKILL);
+		_exit(0);
+	}
+	struct timespec t0, t1;
+	clock_gettime(CLOCK_MONOTONIC, &t0);
+	printf("killed, %s%s:\n", what, unread ? ", with unread data" : "");
+	if (how == 1) {
+		struct pollfd p = { sv[0], POLLIN, 0 };
+		line("poll", poll(&p, 1, 20000));
+		line("events", p.revents);
+	} else if (how == 2) {
+		ssize_t r;
+		signal(SIGPIPE, SIG_IGN);
+		while ((r = write(sv[0], wbuf, 1000)) > 0)
+			;
+		line("write", r);
+		signal(SIGPIPE, SIG_DFL);
+	}
+	if (how == 3)
+		line("read", read(sv[0], rbuf, 100));
+	if (how != 2) {
+		line("read", read(sv[0], rbuf, 100));
+		line("read", read(sv[0], rbuf, 100));
+	}
+	clock_gettime(CLOCK_MONOTONIC, &t1);
+	NEED(t1.tv_sec - t0.tv_sec < 10);
+	close(sv[0]);
+	while (wait(NULL) > 0)
+		;
+}
+
+static void broken(void)
+{
+	int sv[2], status;
+	pair(sv);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(sv[1]);
+		if (write(sv[0], "x", 1) == 1)
+			_exit(1);
+		_exit(2);
+	}
+	close(sv[0]);
+	close(sv[1]);
+	waitpid(pid, &status, 0);
+	line("a signal ends who writes to nobody", WIFSIGNALED(status) ? WTERMSIG(status) : -WEXITSTATUS(status));
+}
+
+static void send_fd(int over, int fd)
+{
+	union {
+		struct cmsghdr h;
+		char room[CMSG_SPACE(sizeof fd)];
+	} u = { 0 };
+	struct iovec v = { "f", 1 };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof u.room };
+	u.h = (struct cmsghdr){ CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS };
+	memcpy(CMSG_DATA(&u.h), &fd, sizeof fd);
+	NEED(sendmsg(over, &m, 0) == 1);
+}
+
+static int get_fd(int over)
+{
+	union {
+		struct cmsghdr h;
+		char room[CMSG_SPACE(sizeof(int))];
+	} u;
+	char c;
+	int fd;
+	struct iovec v = { &c, 1 };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof u.room };
+	NEED(recvmsg(over, &m, 0) == 1 && m.msg_controllen == sizeof u.room);
+	memcpy(&fd, CMSG_DATA(&u.h), sizeof fd);
+	return fd;
+}
+
+/* An end with unread data goes to another process, by a message over a pair that has carried data itself. */
+static void passed(void)
+{
+	int sv[2], over[2];
+	pair(over);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(over[0]);
+		NEED(read(over[1], rbuf, 3) == 3);
+		int fd = get_fd(over[1]);
+		ssize_t n = recv(fd, rbuf, 100, MSG_DONTWAIT);
+		NEED(n == 5 && !memcmp(rbuf, "hello", 5) && write(fd, "back", 4) == 4);
+		n = read(fd, rbuf, 100);
+		_exit(n == 5 && !memcmp(rbuf, "again", 5) ? 7 : 8);
+	}
+	close(over[1]);
+	pair(sv);
+	NEED(write(over[0], "abc", 3) == 3 && write(sv[0], "hello", 5) == 5);
+	send_fd(over[0], sv[1]);
+	close(sv[1]);
+	line("from the passed end", read(sv[0], rbuf, 100));
+	NEED(write(sv[0], "again", 5) == 5);
+	int status;
+	waitpid(pid, &status, 0);
+	line("who got it", WEXITSTATUS(status));
+	close(sv[0]);
+	close(over[0]);
+}
+
+/* The reader becomes another user with data unread. */
+static void user_changes(void)
+{
+	int sv[2], status;
+	pair(sv);
+	NEED(write(sv[0], "before", 6) == 6);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(sv[0]);
+		int e = geteuid() ? 0 : setresuid(65534, 65534, 65534);
+		ssize_t n = read(sv[1], rbuf, 100);
+		NEED(!e && n >= 6 && write(sv[1], "ok", 2) == 2);
+		while (n < 11)
+			n += read(sv[1], rbuf + n, 100);
+		_exit(n == 11 && !memcmp(rbuf, "beforeafter", 11) ? 7 : 8);
+	}
+	close(sv[1]);
+	line("answer of another user", read(sv[0], rbuf, 2));
+	NEED(write(sv[0], "after", 5) == 5);
+	waitpid(pid, &status, 0);
+	line("what it read", WEXITSTATUS(status));
+	close(sv[0]);
+}
+
+/* Edges and levels, with the writer in another process. */
+static void epoll_waits(void)
+{
+	int sv[2], ep = epoll_create1(0), n = 0;
+	struct epoll_event ev = { EPOLLIN | EPOLLET, { 0 } };
+	char c;
+	pair(sv);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(sv[0]);
+		for (int i = 0; i < 300; i++)
+			NEED(write(sv[1], "x", 1) == 1 && read(sv[1], &c, 1) == 1);
+		_exit(0);
+	}
+	close(sv[1]);
+	NEED(read(sv[0], &c, 1) == 1 && write(sv[0], "y", 1) == 1);
+	NEED(epoll_ctl(ep, EPOLL_CTL_ADD, sv[0], &ev) == 0);
+	for (int i = 1; i < 300; i++) {
+		NEED(epoll_wait(ep, &ev, 1, 10000) == 1 && ev.events & EPOLLIN);
+		NEED(recv(sv[0], &c, 1, MSG_DONTWAIT) == 1);
+		NEED(write(sv[0], "y", 1) == 1);
+		n++;
+	}
+	line("edges", n);
+	NEED(epoll_wait(ep, &ev, 1, 10000) == 1);
+	line("at the end", ev.events & (EPOLLIN | EPOLLHUP));
+	waitpid(pid, NULL, 0);
+	close(sv[0]);
+	close(ep);
+}
+
+static void full(void)
+{
+	int sv[2];
+	size_t n = 0, m = 0;
+	ssize_t r;
+	struct pollfd p;
+	NEED(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, sv) == 0);
+	while ((r = write(sv[0], wbuf, 1000)) > 0)
+		n += (size_t)r;
+	line("a full one", r);
+	p = (struct pollfd){ sv[1], POLLIN | POLLOUT, 0 };
+	poll(&p, 1, 0);
+	line("events of the reader", p.revents);
+	while ((r = read(sv[1], rbuf, sizeof rbuf)) > 0)
+		m += (size_t)r;
+	line("all of it", n > 30000 && n == m);
+	p = (struct pollfd){ sv[0], POLLIN | POLLOUT, 0 };
+	line("room again", poll(&p, 1, 0));
+	line("events", p.revents);
+	close(sv[0]);
+	close(sv[1]);
+}
+
+static void *thread_read(void *arg)
+{
+	static char c[16];
+	ssize_t n = read(*(int *)arg, c, sizeof c);
+	return (void *)(n < 0 ? -errno : n);
+}
+
+/* A thread sleeps in read while others change what it sleeps on. */
+static void changes_below(void)
+{
+	int sv[2];
+	pthread_t t;
+	void *r;
+	for (int i = 0; i < 4; i++) {
+		pair(sv);
+		NEED(pthread_create(&t, NULL, thread_read, &sv[1]) == 0);
+		nap(30);
+		if (i == 0)
+			NEED(write(sv[0], "abc", 3) == 3);
+		if (i == 1)
+			NEED(shutdown(sv[0], SHUT_WR) == 0);
+		if (i == 2) {
+			int buf = 100000;
+			NEED(setsockopt(sv[0], SOL_SOCKET, SO_SNDBUF, &buf, sizeof buf) == 0);
+			NEED(write(sv[0], "abcd", 4) == 4);
+		}
+		if (i == 3)
+			NEED(close(sv[0]) == 0);
+		pthread_join(t, &r);
+		line("a thread that slept", (long)r);
+		if (i < 3)
+			close(sv[0]);
+		close(sv[1]);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 5 && !strcmp(argv[1], "serve")) {
+		struct end e = { atoi(argv[2]), -1, 0, 0 };
+		serve(&e, atoi(argv[3]), atoi(argv[4]));
+	}
+	alarm(150);
+	for (int mode = 0; mode < 3; mode++)
+		for (unsigned i = 0; i < sizeof scripts / sizeof *scripts; i++)
+			run_script("/proc/self/exe", scripts[i], mode);
+	bulk();
+	ping_pong();
+	broken();
+	for (int unread = 0; unread < 2; unread++) {
+		killed("in read", 0, unread);
+		killed("in poll", 1, unread);
+		killed("in write", 2, unread);
+		killed("with data", 3, unread);
+	}
+	passed();
+	user_changes();
+	epoll_waits();
+	full();
+	changes_below();
+	return 0;
+}
