@@ -655,7 +655,13 @@ static bool passes(const struct hcall *c)
 		!(c->nr == SYS_recvfrom || c->nr == SYS_recvmsg || c->nr == SYS_recvmmsg));
 }
 
-bool dgram_may_serve(const struct hcall *c) { return !dgram_is_wait(c->nr) || !pvm.shared->dgram; }
+/* Not a recvmmsg(2) that takes some and sleeps for the rest: it can't go back. */
+bool dgram_may_serve(const struct hcall *c)
+{
+	if (!pvm.shared->dgram)
+		return true;
+	return !dgram_is_wait(c->nr) && (c->nr != SYS_recvmmsg || (int)c->arg[3] & MSG_WAITFORONE || dgram_nowait(c));
+}
 
 /* A receive by fd: the socket of ours that it is, or becomes. */
 static struct dgram_slot *receiver(const struct hcall *c, int fd)
