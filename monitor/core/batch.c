@@ -667,7 +667,7 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !batch_flusher_start())
+	if (!x || !flusher_start(look))
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
@@ -837,7 +837,13 @@ static void look(void)
 	pthread_mutex_unlock(&lock);
 }
 
-bool batch_flusher_start(void) { return flusher_start(look); }
+bool batch_flusher_start(void)
+{
+	pthread_mutex_lock(&lock);
+	bool runs = flusher_start(look);
+	pthread_mutex_unlock(&lock);
+	return runs;
+}
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
 
@@ -1123,6 +1129,7 @@ void batch_lease_begin(bool files)
 	fd[1] = fd_hide(fd[1]);
 	ok = ok && fd[0] >= 0 && fd[1] >= 0 && !fcntl(fd[1], F_SETFD, 0);
 	pthread_mutex_lock(&lock);
+	leases_look();
 	if (ok && nr_leases < LEASES_MAX && lease_new < 0) {
 		leases[nr_leases++] = fd[0];
 		lease_new = fd[1];

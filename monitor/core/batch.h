@@ -45,7 +45,7 @@ void batch_vfork_end(void);
 void batch_fork_child(void);
 /* Is what this process had then its alone again? Then dgram_alone_again(). */
 void batch_leases_look(void);
-/* The thread that sends what waits too long (dgram.c uses it, too): there, or made; awake. */
+/* The thread that sends what waits too long (flusher.h), for dgram.c, too: there, or made; it is due. */
 bool batch_flusher_start(void);
 /* The process ends: send what is queued. */
 void batch_end(void);

@@ -37,8 +37,9 @@ pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct dgram_ctx ctxs[KX_DGRAM_CTXS];
 static int nr_ctxs, nr_slots, nr_udp;
 static bool mapped;
-static uint16_t ports[65536];     /* UDP sockets of this process by local port */
-static int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
+static bool flusher_on, flusher_wanted; /* made without this module's lock: batch.c's comes before it */
+static uint16_t ports[65536];           /* UDP sockets of this process by local port */
+static int nested[16], nr_nested;       /* epolls in epolls: nobody tells them of what lies here */
 
 static struct kx_dgram *shared(void) { return gva_ptr(KX_DGRAM_BASE); }
 
@@ -285,11 +286,11 @@ static void ctx_went(struct dgram_ctx *x, uint32_t size)
 	__atomic_store_n(&x->g->tail, x->tail, __ATOMIC_RELEASE);
 }
 
-/* The next record of x, copied: false when there is none. `at`: how far the ring has been read. */
-static bool ring_next(struct dgram_ctx *x, uint64_t *at, struct kx_dsend *r, const uint8_t **p)
+/* The next record of x before `end`, copied: false when there is none. `at`: how far the ring has been read. */
+static bool ring_next(struct dgram_ctx *x, uint64_t *at, uint64_t end, struct kx_dsend *r, const uint8_t **p)
 {
 	for (;;) {
-		uint64_t there = __atomic_load_n(&x->g->head, __ATOMIC_ACQUIRE) - *at, off = *at % KX_DGRAM_TX_SIZE;
+		uint64_t there = end - *at, off = *at % KX_DGRAM_TX_SIZE;
 		if (!there)
 			return false;
 		const uint8_t *rec = (const uint8_t *)x->g + KX_DGRAM_TX + off;
@@ -308,19 +309,21 @@ static bool ring_next(struct dgram_ctx *x, uint64_t *at, struct kx_dsend *r, con
 	}
 }
 
-/* Send all that is queued, in the order of the sends. */
+/* Send all that is queued now, in the order of the sends. What comes meanwhile waits: it might never end. */
 static void flush(void)
 {
 	static struct burst b;
-	uint64_t at[KX_DGRAM_CTXS];
-	for (int i = 0; i < nr_ctxs; i++)
+	uint64_t at[KX_DGRAM_CTXS], end[KX_DGRAM_CTXS];
+	for (int i = 0; i < nr_ctxs; i++) {
 		at[i] = ctxs[i].tail;
+		end[i] = ctxs[i].index >= 0 ? __atomic_load_n(&ctxs[i].g->head, __ATOMIC_ACQUIRE) : at[i];
+	}
 	for (;;) {
 		int first = -1;
 		struct kx_dsend r, best = { 0 };
 		const uint8_t *p, *best_p = NULL;
 		for (int i = 0; i < nr_ctxs; i++)
-			if (ctxs[i].index >= 0 && ring_next(&ctxs[i], &at[i], &r, &p) &&
+			if (ctxs[i].index >= 0 && ring_next(&ctxs[i], &at[i], end[i], &r, &p) &&
 			    (first < 0 || (int64_t)(r.ticket - best.ticket) < 0)) {
 				first = i;
 				best = r;
@@ -483,7 +486,8 @@ static struct dgram_slot *activate(int fd)
 	for (int i = 0; i < KX_DGRAM_SOCKS && !s; i++)
 		if (!dgram_slots[i].nr_fds)
 			s = &dgram_slots[i];
-	if (!s || !map_region() || fstat(fd, &st) || !batch_flusher_start())
+	flusher_wanted = true;
+	if (!s || !flusher_on || !map_region() || fstat(fd, &st))
 		return NULL;
 	gmem_populate(KX_DGRAM_BASE + KX_DGRAM_BUF + (uint64_t)(s - dgram_slots) * KX_DGRAM_BUF_SIZE);
 	if (!f->born && !find_others(fd, st.st_ino)) {
@@ -751,7 +755,10 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 	} else if (c->nr == SYS_exit) {
 		ctx_end(c->t);
 	}
+	bool make = flusher_wanted && !flusher_on;
 	pthread_mutex_unlock(&dgram_lock);
+	if (make)
+		flusher_on = batch_flusher_start();
 	if (done && many)
 		*r = dgram_receive_rest(c, *r);
 	return done || (waits && dgram_wait(c, r));
@@ -902,6 +909,7 @@ void dgram_fork_child(void)
 	memset(dgram_slots, 0, sizeof dgram_slots);
 	memset(ports, 0, sizeof ports);
 	nr_ctxs = nr_slots = nr_udp = nr_nested = dgram_nr_regs = 0;
+	flusher_on = flusher_wanted = false;
 }
 
 void dgram_end(void)
