@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include "batch.h"
 #include "dgram_priv.h"
 #include "sys_poll.h"
@@ -238,7 +239,12 @@ static bool waited_epoll(struct hcall *c, int64_t n)
 			}
 		others |= !ours || ev.events & ~(uint32_t)READ_EVENTS;
 	}
-	return others || n == (int)c->arg[2]; /* there may be more */
+	if (others || n < (int)c->arg[2])
+		return others;
+	/* There may be more: sockets that have nothing left are ready no longer. */
+	struct pollfd p = { .fd = (int)c->arg[0], .events = POLLIN };
+	struct timespec now = { 0, 0 };
+	return HC6(SYS_ppoll, &p, 1, &now, 0, 8, 0) != 0;
 }
 
 static bool waited_poll(struct hcall *c)
