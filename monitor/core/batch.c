@@ -832,8 +832,7 @@ static void look(void)
 	for (int fd = 0; left_bytes && fd <= top_fd; fd++)
 		if (find(fd) && socks[fd].left)
 			drive_left(fd, &socks[fd]);
-	busy |= dgram_tick();
-	if (busy || left_bytes)
+	if (dgram_tick() || busy || left_bytes)
 		flusher_due();
 	pthread_mutex_unlock(&lock);
 }
@@ -844,13 +843,6 @@ bool batch_flusher_start(void)
 	bool runs = flusher_start(look);
 	pthread_mutex_unlock(&lock);
 	return runs;
-}
-
-void batch_flusher_wake(void)
-{
-	pthread_mutex_lock(&lock);
-	flusher_due();
-	pthread_mutex_unlock(&lock);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */

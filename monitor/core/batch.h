@@ -47,7 +47,6 @@ void batch_fork_child(void);
 void batch_leases_look(void);
 /* The thread that sends what waits too long (flusher.h), for dgram.c, too: there, or made; it is due. */
 bool batch_flusher_start(void);
-void batch_flusher_wake(void);
 /* The process ends: send what is queued. */
 void batch_end(void);
 #endif

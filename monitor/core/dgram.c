@@ -14,6 +14,7 @@
 #include <time.h>
 #include "batch.h"
 #include "dgram_priv.h"
+#include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
 #include "thread.h"
@@ -839,11 +840,11 @@ void dgram_leave(struct hcall *c, int64_t r)
 	pthread_mutex_lock(&dgram_lock);
 	note_result(c, r);
 	struct dgram_ctx *x = mapped ? ctx_of(c->t) : NULL;
-	if (x)
+	if (x) {
 		x->in_guest = true;
+		flusher_due();
+	}
 	pthread_mutex_unlock(&dgram_lock);
-	if (x)
-		batch_flusher_wake();
 }
 
 bool dgram_tick(void)

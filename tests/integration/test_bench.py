@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 
 sys.dont_write_bytecode = True
@@ -159,6 +160,16 @@ def intervals_hold_the_median():
     low, high = harness.interval([100] * 9)
     expect((round(low, 6), round(high, 6)), (98, 102), "what runs differ in")
     expect(harness.quantile([4, 1, 3, 2], 0.5), 2.5, "the median of an even number")
+
+
+@test
+def a_reader_that_goes_is_no_traceback():
+    r, w = os.pipe()
+    os.close(r)
+    got = subprocess.run([sys.executable, os.path.join(lib.TOP, "bench/run.py"), "--list"], stdout=w,
+                         stderr=subprocess.PIPE, check=False)
+    os.close(w)
+    expect((got.returncode, got.stderr), (141, b""), "status as of one that SIGPIPE ends, and nothing said")
 
 
 @test
