@@ -214,9 +214,11 @@ struct kx_bsock {
 	uint32_t turn;   /* ... of kx_bctx.turn; `credit` holds in it and in the next */
 	uint32_t fresh;  /* 1: in no epoll yet, and may be put into one by a record */
 	uint32_t tcp;    /* 1: it is TCP and open: options can be set by records */
-	int32_t epoll;   /* it is registered there and in no other, and a record may remove it; -1 = who knows */
+	int32_t epoll;   /* it is registered there and in no other, and records may change that; KX_EPOLL_* */
 	uint32_t pad;
 };
+#define KX_EPOLL_UNKNOWN (-1)
+#define KX_EPOLL_NONE (-2) /* in none, and a record may put it into one */
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
 #define KX_RX_VALID (1ull << 48)
@@ -257,6 +259,7 @@ struct kx_brec {
 #define KX_BREC_CLOSE 0x40000000u /* close(fd); no data */
 #define KX_BREC_ADD 0x20000000u   /* epoll_ctl(EPOLL_CTL_ADD, fd): the data is a kx_badd */
 #define KX_BREC_DEL 0x08000000u   /* epoll_ctl(EPOLL_CTL_DEL, fd): of kx_badd, `epoll` */
+#define KX_BREC_MOD 0x04000000u   /* epoll_ctl(EPOLL_CTL_MOD, fd): the data is a kx_badd */
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
 struct kx_bfrom {

@@ -257,25 +257,55 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	return true;
 }
 
-/* Of a connection just accepted, into the epoll that this thread waits with: what can't fail. */
+static bool event_read(struct kx_badd *b, uint64_t gva)
+{
+	uint8_t ev[12]; /* struct epoll_event is packed */
+	if (user_read(ev, gva, sizeof ev))
+		return false;
+	__builtin_memcpy(&b->events, ev, 4);
+	__builtin_memcpy(&b->data, ev + 4, 8);
+	return !(b->events & 1u << 28); /* EPOLLEXCLUSIVE: not with everything */
+}
+
+/* Once only: by a connection that was just accepted, or that this thread has just taken out. */
+static bool in_no_epoll(struct io *io, uint32_t ctx)
+{
+	uint32_t fresh = 1;
+	int32_t none = KX_EPOLL_NONE;
+	return __atomic_compare_exchange_n(&io->s->fresh, &fresh, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED) ||
+	       (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx &&
+		__atomic_compare_exchange_n(&io->s->epoll, &none, KX_EPOLL_UNKNOWN, false, __ATOMIC_SEQ_CST,
+					    __ATOMIC_RELAXED));
+}
+
+/* Into the epoll that this thread waits with: what can't fail. */
 static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
 	struct kx_badd add = { .epoll = (int32_t)f->rdi };
-	uint8_t ev[12]; /* struct epoll_event is packed */
-	uint32_t ctx, fresh = 1;
+	uint32_t ctx;
 	uint64_t head;
 	struct kx_brec *r;
-	if ((uint32_t)f->rsi != 1 /* EPOLL_CTL_ADD */ || !look(t, io, f->rdx, &ctx) || add.epoll < 0 ||
-	    io->ctx->epoll != add.epoll || user_read(ev, f->r10, sizeof ev))
-		return false;
-	__builtin_memcpy(&add.events, ev, 4);
-	__builtin_memcpy(&add.data, ev + 4, 8);
-	if (add.events & 1u << 28 /* EPOLLEXCLUSIVE: not with everything */ ||
-	    !(r = room_for(io->ctx, sizeof add, &head)) ||
-	    !__atomic_compare_exchange_n(&io->s->fresh, &fresh, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	if (!look(t, io, f->rdx, &ctx) || add.epoll < 0 || io->ctx->epoll != add.epoll || !event_read(&add, f->r10) ||
+	    !(r = room_for(io->ctx, sizeof add, &head)) || !in_no_epoll(io, ctx))
 		return false;
 	*(struct kx_badd *)(r + 1) = add;
 	publish(io, r, sizeof add, KX_BREC_ADD, head);
+	*ret = 0;
+	return true;
+}
+
+/* Of the epoll that this thread waits with, which has told of it. */
+static bool change_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_badd mod = { .epoll = (int32_t)f->rdi };
+	uint64_t head;
+	struct kx_brec *r;
+	if (!find(t, io, f->rdx) || mod.epoll < 0 || io->ctx->epoll != mod.epoll ||
+	    __atomic_load_n(&io->s->epoll, __ATOMIC_ACQUIRE) != mod.epoll || !event_read(&mod, f->r10) ||
+	    !(r = room_for(io->ctx, sizeof mod, &head)))
+		return false;
+	*(struct kx_badd *)(r + 1) = mod;
+	publish(io, r, sizeof mod, KX_BREC_MOD, head);
 	*ret = 0;
 	return true;
 }
@@ -285,12 +315,12 @@ static bool remove_later(struct kx_thread *t, struct io *io, struct kx_frame *f,
 {
 	struct kx_badd del = { .epoll = (int32_t)f->rdi };
 	int32_t epoll = del.epoll;
-	uint32_t ctx;
 	uint64_t head;
 	struct kx_brec *r;
-	if (!look(t, io, f->rdx, &ctx) || __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx || epoll < 0 ||
-	    io->ctx->epoll != epoll || !(r = room_for(io->ctx, sizeof del, &head)) ||
-	    !__atomic_compare_exchange_n(&io->s->epoll, &epoll, -1, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+	if (!find(t, io, f->rdx) || epoll < 0 || io->ctx->epoll != epoll ||
+	    !(r = room_for(io->ctx, sizeof del, &head)) ||
+	    !__atomic_compare_exchange_n(&io->s->epoll, &epoll, KX_EPOLL_NONE, false, __ATOMIC_SEQ_CST,
+					 __ATOMIC_RELAXED))
 		return false;
 	*(struct kx_badd *)(r + 1) = del;
 	publish(io, r, sizeof del, KX_BREC_DEL, head);
@@ -407,6 +437,20 @@ static bool try_call(struct io *io, struct kx_frame *f, int64_t *ret)
 	return false;
 }
 
+static bool register_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	switch ((uint32_t)f->rsi) {
+	case 1: /* EPOLL_CTL_ADD */
+		return add_later(t, io, f, ret);
+	case 2: /* EPOLL_CTL_DEL */
+		return remove_later(t, io, f, ret);
+	case 3: /* EPOLL_CTL_MOD */
+		return change_later(t, io, f, ret);
+	default:
+		return false;
+	}
+}
+
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
 	static const uint64_t mine = 1ull << NR_read | 1ull << NR_write | 1ull << NR_readv | 1ull << NR_writev |
@@ -416,8 +460,7 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	bool done;
 	switch (f->orig_rax) {
 	case NR_epoll_ctl:
-		done = (uint32_t)f->rsi == 2 /* EPOLL_CTL_DEL */ ? remove_later(t, &io, f, ret)
-								 : add_later(t, &io, f, ret);
+		done = register_later(t, &io, f, ret);
 		break;
 	case NR_setsockopt:
 		done = set_later(t, &io, f, ret);

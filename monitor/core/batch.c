@@ -215,6 +215,7 @@ static bool length_fits(const struct kx_brec *r)
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_DEL   ? r->len == sizeof(struct kx_badd)
+	       : r->flags & KX_BREC_MOD   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_OPT   ? r->len == sizeof(struct kx_bopt)
 	       : r->flags & KX_BREC_CLOSE ? !r->len
 					  : true;
@@ -281,23 +282,26 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 }
 
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
-static void unregistered(int fd, struct sock *s);
 static bool is_nonblocking(int fd);
 static void drop(int fd, struct sock *s);
 
-/* Where the kernel has no room for one more, the connection ends. */
-static void add_to_epoll(int fd, struct sock *s, const uint8_t *data)
+/* To or of an epoll. Where the kernel has no room for one more, the connection ends. */
+static void add_to_epoll(int fd, struct sock *s, const uint8_t *data, int op)
 {
 	struct kx_badd add;
 	memcpy(&add, data, sizeof add);
 	struct epoll_event ev = { add.events, { .u64 = add.data } };
 	if (!fd_is_guest(add.epoll) || add.events & EPOLLEXCLUSIVE)
 		pvm_panic("LibOS: the queue of sends is broken");
-	long r = HC6(SYS_epoll_ctl, add.epoll, EPOLL_CTL_ADD, fd, &ev, 0, 0);
-	if (!r) {
-		note_epoll(fd, s, add.epoll, add.events, add.data);
+	long r = HC6(SYS_epoll_ctl, add.epoll, op, fd, &ev, 0, 0);
+	if (!r && s->epoll >= 0 && s->epoll != add.epoll) {
+		drop(fd, s); /* two epolls: what one has told of the other still must */
 		return;
 	}
+	if (!r)
+		note_epoll(fd, s, add.epoll, add.events, add.data);
+	if (!r || (op == EPOLL_CTL_MOD && r == -ENOENT)) /* another thread has just taken it out */
+		return;
 	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
 	send_failed(fd, s, r);
 }
@@ -311,7 +315,7 @@ static void remove_from_epoll(int fd, struct sock *s, const uint8_t *data)
 		pvm_panic("LibOS: the queue of sends is broken");
 	HC6(SYS_epoll_ctl, del.epoll, EPOLL_CTL_DEL, fd, NULL, 0, 0);
 	if (s->epoll == del.epoll)
-		unregistered(fd, s);
+		s->epoll = -1; /* what the LibOS knows may have gone on */
 }
 
 /* Fails where an administrator's program (BPF) forbids it. */
@@ -348,7 +352,9 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 	if (r->flags & KX_BREC_FILE)
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
-		add_to_epoll(r->fd, s, data);
+		add_to_epoll(r->fd, s, data, EPOLL_CTL_ADD);
+	else if (r->flags & KX_BREC_MOD)
+		add_to_epoll(r->fd, s, data, EPOLL_CTL_MOD);
 	else if (r->flags & KX_BREC_DEL)
 		remove_from_epoll(r->fd, s, data);
 	else if (r->flags & KX_BREC_OPT)
@@ -395,7 +401,7 @@ static void drop(int fd, struct sock *s)
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->tcp, 0, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&g->epoll, -1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	give_up(fd, s);
 	if (s->left)
@@ -509,7 +515,8 @@ static unsigned hint_of(int epoll, uint64_t data)
 static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data)
 {
 	__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&guest_sock(fd)->epoll, s->held ? -1 : epoll, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&guest_sock(fd)->epoll, s->held || events & EPOLLEXCLUSIVE ? KX_EPOLL_UNKNOWN : epoll,
+			 __ATOMIC_SEQ_CST);
 	s->epoll = epoll;
 	s->events = events;
 	s->data = data;
@@ -519,7 +526,7 @@ static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint6
 static void unregistered(int fd, struct sock *s)
 {
 	s->epoll = -1;
-	__atomic_store_n(&guest_sock(fd)->epoll, -1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&guest_sock(fd)->epoll, s->held ? KX_EPOLL_UNKNOWN : KX_EPOLL_NONE, __ATOMIC_SEQ_CST);
 }
 
 static void registered(struct hcall *c)
@@ -1092,7 +1099,7 @@ void batch_fork_share(void)
 		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
-		__atomic_store_n(&guest_sock(fd)->epoll, -1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&guest_sock(fd)->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		give_up(fd, s);
 		drain_left(fd, s);

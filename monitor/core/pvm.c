@@ -391,6 +391,14 @@ static int inherited_check(struct kx_err *err)
 	return 0;
 }
 
+/* Zydis (tools/solink.c) was needed if a text was not in the store. It is had again from the page cache. */
+static void decoder_drop(void)
+{
+	extern char solink_text[] __attribute__((weak)), solink_text_end[] __attribute__((weak));
+	if (solink_text)
+		madvise(solink_text, ((uintptr_t)solink_text_end - (uintptr_t)solink_text) & ~4095ul, MADV_DONTNEED);
+}
+
 /* In the view: find the program, load it, shut the door, run it. Returns only on failure. */
 static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 {
@@ -406,6 +414,7 @@ static int enter_program(const struct kx_config *cfg, struct kx_err *err)
 	if ((r = inherited_check(err)) || (r = path_search(cfg->program, env_get(cfg->envp, "PATH"), program, err)) ||
 	    (r = load_program(program, cfg->argv, cfg->envp, &start, err)))
 		return r;
+	decoder_drop();
 	pvm.boot_ns[PVM_LOADED] = now_ns();
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)&mask, 8, 0, 0);
 	if ((r = seccomp_enter(err)))

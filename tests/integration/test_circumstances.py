@@ -125,7 +125,7 @@ def limit_on_the_size_of_files():
             r = shell(f"(ulimit -Sf 1; exec $K run --{option}={d}/{option} -- sh -c 'ls -l /etc >/dev/null; exit 3')")
             expect(r.status, 3, f"{option}: {r.err}")
             assert os.path.getsize(f"{d}/{option}") <= 512, option
-    for low, words in ((1000, "file size"), (100000, "can't be shared")):
+    for low, words in ((1000, "file size"), (200000, "can't be shared")):
         if shutil.which("setpriv") and not os.geteuid():
             r = shell(f"(ulimit -f {low}; exec setpriv --bounding-set=-sys_resource $K run -- /bin/echo ok) 2>&1 | cat")
             assert words in r.out.decode() and (b"ok\n" in r.out) == (low > 50000), r.out

@@ -666,6 +666,41 @@ static void test_churn(void)
 	check(!epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) &&
 		      tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) && read(fd, b, 8) == 1,
 	      "DEL and ADD in one turn");
+	/* Changed, and out and in again, in its own turn: as servers do that write what they read. */
+	tell(SEND, 1, 1, "x");
+	ev = (struct epoll_event){ EPOLLIN | EPOLLOUT, { .u64 = 0xabc00000000ull + (unsigned)fd } };
+	check(turn(fd, 2000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) &&
+		      epoll_wait(epfd, &ev, 1, 0) == 1 && ev.events == EPOLLOUT &&
+		      ev.data.u64 == 0xabc00000000ull + (unsigned)fd,
+	      "MOD behind a read: room to write is an event");
+	ev.data.u64 = 7;
+	ev.events = EPOLLIN;
+	check(write(fd, "mod", 3) == 3 && !epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && !epoll_wait(epfd, &ev, 1, 5) &&
+		      tell(RECV, 1, 3, NULL) == 3 && !memcmp(last.data, "mod", 3),
+	      "MOD: is none from then on");
+	tell(SEND, 1, 2, "xy");
+	check(epoll_wait(epfd, &ev, 1, 2000) == 1 && ev.data.u64 == 7 && read(fd, b, 1) == 1, "MOD: the data it gave");
+	ev = (struct epoll_event){ EPOLLIN | EPOLLET | EPOLLONESHOT, { .u64 = 8 } };
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && epoll_wait(epfd, &ev, 1, 2000) == 1 && ev.data.u64 == 8 &&
+		      read(fd, b, 8) == 1 && *b == 'y',
+	      "MOD: armed anew, what was left unread is an event");
+	tell(SEND, 1, 1, "z");
+	check(!epoll_wait(epfd, &ev, 1, 20), "once");
+	ev = (struct epoll_event){ EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && turn(fd, 2000) && read(fd, b, 8) == 1, "MOD by a call");
+	fails(epoll_ctl(epfd, EPOLL_CTL_MOD, fd, BAD), EFAULT, "MOD: an event that can't be read");
+	ev.events = EPOLLIN | EPOLLEXCLUSIVE;
+	fails(epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev), EINVAL, "MOD: EPOLLEXCLUSIVE");
+	ev.events = EPOLLOUT;
+	check(!epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev), "out and in");
+	fails(epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev), EEXIST, "ADD twice");
+	check(epoll_wait(epfd, &ev, 1, 0) == 1 && ev.events == EPOLLOUT, "an event for the second");
+	ev.events = EPOLLIN;
+	check(!epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) &&
+		      !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && tell(SEND, 1, 1, "x") == 1 && !turn(fd, 20),
+	      "out, in and out");
+	fails(epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev), ENOENT, "MOD: is not there");
+	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && turn(fd, 2000) && read(fd, b, 8) == 1, "in by a call");
 	int third = epoll_create1(EPOLL_CLOEXEC);
 	tell(SEND, 1, 1, "x");
 	check(turn(fd, 2000) && read(fd, b, 8) == 1, "an event");

@@ -1272,7 +1272,7 @@ static void lie_batch_ring(void)
 	}
 	if (below(3) == 0) {
 		r->len = below(2) ? 0 : sizeof(struct kx_badd);
-		r->flags = below(2) ? KX_BREC_CLOSE : KX_BREC_ADD;
+		r->flags = (const uint32_t[]){ KX_BREC_CLOSE, KX_BREC_ADD, KX_BREC_MOD }[below(3)];
 		volatile struct kx_badd *add = (void *)(r + 1);
 		*add = (struct kx_badd){ any_value(), (uint32_t)any_value(), (int32_t)below(40) - 1 };
 		return;
