@@ -218,7 +218,7 @@ struct kx_bsock {
 	uint32_t pad;
 };
 #define KX_EPOLL_UNKNOWN (-1)
-#define KX_EPOLL_NONE (-2) /* in none, and a record may put it into one */
+#define KX_EPOLL_NONE (-2)                              /* in none, and a record may put it into one */
 #define KX_RX_POS(w) ((uint32_t)(w)&0xffffff)           /* bytes that were read */
 #define KX_RX_END(w) ((uint32_t)((w) >> 24) & 0xffffff) /* of so many */
 #define KX_RX_VALID (1ull << 48)

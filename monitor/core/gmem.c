@@ -29,7 +29,7 @@
 /* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
  * in all but the heap. */
 #define AHEAD_HEAP MiB
-#define AHEAD_SMALL (128ull << 10)
+#define AHEAD_SMALL (32ull << 10)
 #define AHEAD_LIBRARY (2 * MiB) /* its data, which is relocated */
 #define AHEAD_STACK (64ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
