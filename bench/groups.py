@@ -88,7 +88,7 @@ def ipc(plan):
     """Two processes, each on a CPU of its own, then both on one: pipes, socket pairs, queues."""
     for kind in ("pipe", "socketpair", "sysv_msg", "posix_mq"):
         for both, args in ((True, [kind]), (False, [kind, "one"])):
-            for m in from_program(plan, "ipc", "ipc", args, both=both, count=3 if kind == "pipe" else 2):
+            for m in from_program(plan, "ipc", "ipc", args, both=both, count=3):
                 if m.name.startswith("mb_per_s"):
                     m.unit, m.better = "MB/s", "higher"
                 m.name = f"{kind}_{m.name}"
