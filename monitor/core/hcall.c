@@ -314,8 +314,10 @@ static int fd_move(int *where)
 	if (*where < 0)
 		return 0;
 	/* The filter lets the monitor's own file be executed by two numbers alone, and this is the second. */
+	fd_limit_lift();
 	int n = where == &pvm.exe_fd ? dup3(*where, (int)pvm.fd_max, O_CLOEXEC)
 				     : fcntl(*where, F_DUPFD_CLOEXEC, (int)pvm.fd_max + 1);
+	fd_limit_drop();
 	if (n < 0)
 		return -errno;
 	close(*where);
@@ -355,9 +357,10 @@ int fd_grow(void)
 		r = thread_pool_fds(fd_move);
 	if (!r)
 		r = admit_fds(fd_move);
+	fd_limit_drop();
+	/* Its lock comes before that of the limit: the flusher's timer is made under it. */
 	if (!r)
 		r = batch_fds(fd_move);
-	fd_limit_drop();
 	if (!r && pvm.is_child)
 		procfs_each("self/fd", fd_move_stray, NULL);
 	kx_log_use(pvm.log_fd);
