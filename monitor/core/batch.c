@@ -664,8 +664,6 @@ static struct ctx *ctx_of(const struct thread *t)
 	return NULL;
 }
 
-static void look(void);
-
 static struct ctx *ctx_make(struct thread *t)
 {
 	struct ctx *x = NULL;
@@ -674,7 +672,7 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!ctxs[i].t)
 			x = &ctxs[i];
-	if (!x || !flusher_start(look))
+	if (!x || !batch_flusher_start())
 		return NULL;
 	gmem_populate(ctx_gva(x));
 	x->t = t;
@@ -844,13 +842,7 @@ static void look(void)
 	pthread_mutex_unlock(&lock);
 }
 
-bool batch_flusher_start(void)
-{
-	pthread_mutex_lock(&lock);
-	bool runs = flusher_start(look);
-	pthread_mutex_unlock(&lock);
-	return runs;
-}
+bool batch_flusher_start(void) { return flusher_start(look); }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
 
@@ -897,24 +889,22 @@ static bool is_harmless(const struct hcall *c)
 }
 
 /* An error that came by a call of ours. */
-static bool error_due(struct hcall *c, struct sock *s, int64_t *r)
+bool batch_error_due(struct hcall *c, bool meets, int *err, int64_t *r)
 {
 	int len;
-	if (!s->err)
+	if (!*err)
 		return false;
-	if (is_write(c->nr) || is_read(c->nr)) {
-		*r = -s->err;
+	if (meets) {
+		*r = -*err;
 	} else if (c->nr == SYS_getsockopt && (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_ERROR) {
-		if (guest_read(&len, c->arg[4], sizeof len) || len < (int)sizeof s->err)
+		if (guest_read(&len, c->arg[4], sizeof len) || len < (int)sizeof *err)
 			return false;
-		len = sizeof s->err;
-		*r = guest_write(c->arg[3], &s->err, sizeof s->err) || guest_write(c->arg[4], &len, sizeof len)
-			     ? -EFAULT
-			     : 0;
+		len = sizeof *err;
+		*r = guest_write(c->arg[3], err, sizeof *err) || guest_write(c->arg[4], &len, sizeof len) ? -EFAULT : 0;
 	} else {
 		return false;
 	}
-	s->err = 0;
+	*err = 0;
 	return true;
 }
 
@@ -935,7 +925,7 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		give_up(fd, s);
 	if (!is_read(c->nr))
 		__atomic_store_n(&guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
-	if (error_due(c, s, r))
+	if (batch_error_due(c, is_write(c->nr) || is_read(c->nr), &s->err, r))
 		return true;
 	if (s->left && s->nonblock && (is_write(c->nr) || c->nr == SYS_splice)) {
 		*r = -EAGAIN;

@@ -45,8 +45,11 @@ void batch_vfork_end(void);
 void batch_fork_child(void);
 /* Is what this process had then its alone again? Then dgram_alone_again(). */
 void batch_leases_look(void);
-/* The thread that sends what waits too long (flusher.h), for dgram.c, too: there, or made; it is due. */
+/* The thread that sends what waits too long (flusher.h), for dgram.c, too: there, or made. Under the lock of either. */
 bool batch_flusher_start(void);
+/* *err was met by a call that the program did not make: told, once, to one that meets it or that asks for SO_ERROR. True:
+ * *r is c's result. */
+bool batch_error_due(struct hcall *c, bool meets, int *err, int64_t *r);
 /* The process ends: send what is queued. */
 void batch_end(void);
 #endif

@@ -37,9 +37,8 @@ pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct dgram_ctx ctxs[KX_DGRAM_CTXS];
 static int nr_ctxs, nr_slots, nr_udp;
 static bool mapped;
-static bool flusher_on, flusher_wanted; /* made without this module's lock: batch.c's comes before it */
-static uint16_t ports[65536];           /* UDP sockets of this process by local port */
-static int nested[16], nr_nested;       /* epolls in epolls: nobody tells them of what lies here */
+static uint16_t ports[65536];     /* UDP sockets of this process by local port */
+static int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
 
 static struct kx_dgram *shared(void) { return gva_ptr(KX_DGRAM_BASE); }
 
@@ -486,8 +485,7 @@ static struct dgram_slot *activate(int fd)
 	for (int i = 0; i < KX_DGRAM_SOCKS && !s; i++)
 		if (!dgram_slots[i].nr_fds)
 			s = &dgram_slots[i];
-	flusher_wanted = true;
-	if (!s || !flusher_on || !map_region() || fstat(fd, &st))
+	if (!s || !map_region() || fstat(fd, &st) || !batch_flusher_start())
 		return NULL;
 	gmem_populate(KX_DGRAM_BASE + KX_DGRAM_BUF + (uint64_t)(s - dgram_slots) * KX_DGRAM_BUF_SIZE);
 	if (!f->born && !find_others(fd, st.st_ino)) {
@@ -688,29 +686,14 @@ static struct dgram_slot *receiver(const struct hcall *c, int fd)
 static bool told(struct hcall *c, struct dgram_slot *s, int64_t *r)
 {
 	struct kx_dgrec rec;
-	int v, len;
+	int v;
 	if (c->nr == SYS_ioctl && (uint32_t)c->arg[1] == FIONREAD && dgram_has(s)) {
 		memcpy(&rec, dgram_buffer(s) + KX_DRX_POS(dgram_sock(s)->rx) % KX_DGRAM_BUF_SIZE, sizeof rec);
 		v = (int)rec.len;
 		*r = guest_write(c->arg[2], &v, sizeof v);
 		return true;
 	}
-	if (!s->err)
-		return false;
-	if (is_send(c->nr)) {
-		*r = -s->err;
-	} else if (c->nr == SYS_getsockopt && (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_ERROR) {
-		if (guest_read(&len, c->arg[4], sizeof len) || len < (int)sizeof s->err)
-			return false;
-		len = sizeof s->err;
-		*r = guest_write(c->arg[3], &s->err, sizeof s->err) || guest_write(c->arg[4], &len, sizeof len)
-			     ? -EFAULT
-			     : 0;
-	} else {
-		return false;
-	}
-	s->err = 0;
-	return true;
+	return batch_error_due(c, is_send(c->nr), &s->err, r);
 }
 
 static void changes(const struct hcall *c, int fd)
@@ -761,10 +744,7 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 	} else if (c->nr == SYS_exit) {
 		ctx_end(c->t);
 	}
-	bool make = flusher_wanted && !flusher_on;
 	pthread_mutex_unlock(&dgram_lock);
-	if (make)
-		flusher_on = batch_flusher_start();
 	if (done && many)
 		*r = dgram_receive_rest(c, *r);
 	return done || (waits && dgram_wait(c, r));
@@ -915,7 +895,6 @@ void dgram_fork_child(void)
 	memset(dgram_slots, 0, sizeof dgram_slots);
 	memset(ports, 0, sizeof ports);
 	nr_ctxs = nr_slots = nr_udp = nr_nested = dgram_nr_regs = 0;
-	flusher_on = flusher_wanted = false;
 }
 
 void dgram_end(void)
