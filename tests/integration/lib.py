@@ -147,6 +147,16 @@ class Server:
         self.log.close()
 
 
+def received(sock):
+    """All that comes, up to the end."""
+    got = b""
+    while True:
+        part = sock.recv(1 << 16)
+        if not part:
+            return got
+        got += part
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -21,6 +21,17 @@ ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "
 LONG = bool(os.environ.get("KX_LONG"))  # also what `make check` has no time for
 
 
+def collection():
+    """The tests of a script, and what puts a function among them: always; in long runs."""
+    tests = []
+
+    def test(fn):
+        tests.append((fn.__name__, fn))
+        return fn
+
+    return tests, test, test if LONG else lambda fn: fn
+
+
 def need(*programs, root=True):
     if root and os.geteuid():
         raise Skip("only root can")

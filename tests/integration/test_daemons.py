@@ -21,20 +21,11 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
-from servers import LONG, need, options, silent, until, write  # noqa: E402
+from servers import LONG, collection, need, options, silent, until, write  # noqa: E402
 
 args = lib.arguments()
-tests = []
+tests, test, long_test = collection()
 PYTHON = "/usr/bin/python3"
-
-
-def test(fn):
-    tests.append((fn.__name__, fn))
-    return fn
-
-
-def long_test(fn):
-    return test(fn) if LONG else fn
 
 
 class Both:

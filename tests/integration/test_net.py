@@ -99,12 +99,7 @@ def tcp(host, port, data):
         s.settimeout(20)
         t = threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR)))
         t.start()
-        got = b""
-        while True:
-            d = s.recv(1 << 16)
-            if not d:
-                break
-            got += d
+        got = lib.received(s)
         t.join()
         return got
 
@@ -277,15 +272,6 @@ while True:
 """
 
 
-def rest(s):
-    got = b""
-    while True:
-        d = s.recv(1 << 16)
-        if not d:
-            return got
-        got += d
-
-
 @test
 def half_close_under_back_pressure():
     """20 MB each way at once, readers that wait, ends of one direction and resets: as without the forwarder"""
@@ -298,7 +284,7 @@ def half_close_under_back_pressure():
             t = threading.Thread(target=lambda: (s.sendall(how + data), s.shutdown(socket.SHUT_WR)))
             t.start()
             time.sleep(wait)
-            got = rest(s)
+            got = lib.received(s)
             t.join()
             s.close()
             return got
@@ -311,13 +297,13 @@ def half_close_under_back_pressure():
             expect(client(b"L", wait), digest, "a server that listens late")
         with socket.create_connection(("127.0.0.1", port), 30) as s:
             s.sendall(b"E")
-            expect(len(rest(s)), 3000000, "the server's end")
+            expect(len(lib.received(s)), 3000000, "the server's end")
             s.sendall(data)  # the other direction is open
         expect(f.p.stdout.readline(), b"%d\n" % len(data), "after its end the server heard")
         with socket.create_connection(("127.0.0.1", port), 30) as s:
             s.sendall(b"R" + b"x" * 100000)
             try:
-                rest(s)
+                lib.received(s)
                 raise AssertionError("an end in place of a reset")
             except ConnectionResetError:
                 pass
@@ -371,7 +357,7 @@ def without_slirp():
             time.sleep(0.02)
         held.sendall(b"held")
         held.shutdown(socket.SHUT_WR)
-        expect(rest(held), b"held", "a connection from before")
+        expect(lib.received(held), b"held", "a connection from before")
         held.close()
         expect(tcp("127.0.0.1", port, b"x" * 100000), b"x" * 100000, "a new one")
         r = lib.run([lib.KYLINX, "exec", f"slirp{os.getpid()}", PYTHON, "-c",

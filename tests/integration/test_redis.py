@@ -21,19 +21,10 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
-from servers import LONG, certificate, need, options, silent, until, write  # noqa: E402
+from servers import collection, certificate, need, options, silent, until, write  # noqa: E402
 
 args = lib.arguments()
-tests = []
-
-
-def test(fn):
-    tests.append((fn.__name__, fn))
-    return fn
-
-
-def long_test(fn):
-    return test(fn) if LONG else fn
+tests, test, long_test = collection()
 
 
 class Error(str):

@@ -17,19 +17,10 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
-from servers import LONG, Load, Nginx, certificate, kids, need, until, write  # noqa: E402
+from servers import LONG, collection, Load, Nginx, certificate, kids, need, until, write  # noqa: E402
 
 args = lib.arguments()
-tests = []
-
-
-def test(fn):
-    tests.append((fn.__name__, fn))
-    return fn
-
-
-def long_test(fn):
-    return test(fn) if LONG else fn
+tests, test, long_test = collection()
 
 
 HTTP = """
@@ -258,15 +249,6 @@ def connect(port, receive=0):
     return s
 
 
-def all_of(s):
-    data = b""
-    while True:
-        part = s.recv(1 << 16)
-        if not part:
-            return data
-        data += part
-
-
 @long_test
 def slow_clients():
     """Headers byte by byte, headers that never end, readers of a large file that stop, a body in drops; others go on"""
@@ -292,17 +274,17 @@ def slow_clients():
                 time.sleep(0.02)
                 c = connect(port)
                 c.sendall(b"GET /small HTTP/1.0\r\n\r\n")
-                expect(all_of(c).endswith(small), True, "somebody else")
+                expect(lib.received(c).endswith(small), True, "somebody else")
                 c.close()
-            expect(all_of(dripping).endswith(small), True, "byte by byte")
-            expect(all_of(body).endswith(b"POST 20\n" + b"0123456789" * 2), True, "a body in drops")
-            expect(all_of(endless), b"", "headers that never end")
+            expect(lib.received(dripping).endswith(small), True, "byte by byte")
+            expect(lib.received(body).endswith(b"POST 20\n" + b"0123456789" * 2), True, "a body in drops")
+            expect(lib.received(endless), b"", "headers that never end")
             assert 1 < time.monotonic() - began < 20, "client_header_timeout of 2 s"
             gone = readers[10:]
             for r in gone:
                 r.close()  # with most of the file in nginx's hands
             for r in readers[:10]:
-                expect(all_of(r).partition(b"\r\n\r\n")[2] == large, True, "a reader that stopped")
+                expect(lib.received(r).partition(b"\r\n\r\n")[2] == large, True, "a reader that stopped")
             for s in (dripping, endless, body, *readers):
                 s.close()
 
