@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../util/now.h"
 #include "../monitor/core/sig.h"
 #include "cli.h"
 #include "../monitor/core/sign.h"
@@ -113,12 +114,7 @@ int update_send(int sock, const struct update_request *q, const struct update_op
 	return sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
 }
 
-long long update_now_ms(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000ll + t.tv_nsec / 1000000;
-}
+long long update_now_ms(void) { return (long long)(now_ns() / 1000000); }
 
 int update_hear(int sock, struct update_reply *a)
 {

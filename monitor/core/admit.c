@@ -613,7 +613,7 @@ bool admit_call_of_loader(void)
 	struct kx_frame *f;
 	if (!self || !self->area || !self->hcall)
 		return false;
-	f = gva_ptr(self->area_gva + KX_AREA_SIZE - sizeof *f);
+	f = frame_of(self);
 	uint64_t rip = __atomic_load_n(&f->rip, __ATOMIC_RELAXED);
 	return rip >= loader_start && rip < loader_end;
 }

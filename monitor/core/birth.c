@@ -8,6 +8,7 @@
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <time.h>
+#include "../../util/now.h"
 #include "family.h"
 #include "pvm.h"
 
@@ -20,13 +21,6 @@
 
 static int last_slot = -1; /* of the last child, and when it was made */
 static uint64_t last_ns;
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static bool memory_is_short(void)
 {

@@ -25,6 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/now.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
@@ -77,15 +78,6 @@ struct core {
 	size_t notes_len, notes_cap;
 	uint64_t entry[SCAN];
 };
-
-static pid_t own_tid(void) { return (pid_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0); }
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 void coredump_cause(const siginfo_t *info) { cause = *info; }
 
@@ -168,13 +160,13 @@ static void user_regs(struct thread *t, struct kvm_regs *r, uint64_t *orig)
 	const struct kvm_sregs *s = &t->run->s.regs.sregs;
 	*r = t->run->s.regs.regs;
 	*orig = -1ull;
-	const uint64_t frame = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
-	bool libos = r->rip >= KX_LIBOS_BASE && r->rip < KX_VDSO_BASE;
+	const uint64_t frame = frame_gva(t);
+	bool libos = in_libos(r->rip);
 	bool first = r->rip == pvm.libos.entry || r->rip == pvm.libos.cpuid;
 	bool entering = r->rip >= pvm.libos.entry && r->rip < pvm.libos.exit_begin && (first || r->rsp > frame);
 	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || (libos && !entering)) {
 		struct kx_frame f;
-		memcpy(&f, gva_ptr(frame), sizeof f);
+		f = *frame_of(t);
 		regs_of_frame(&f, r, orig);
 	} else if (libos) { /* the frame is not whole yet, and no register but these has changed */
 		bool cpuid = r->rip >= pvm.libos.cpuid;
@@ -447,15 +439,6 @@ static int file_open(void)
 	return (int)fd;
 }
 
-static int pagemap_open(void)
-{
-	fd_limit_lift();
-	int fd = openat(pvm.proc_fd, "self/pagemap", O_RDONLY | O_CLOEXEC);
-	fd = fd < 0 ? fd : fd_hide(fd);
-	fd_limit_drop();
-	return fd;
-}
-
 /* len bytes at c->pos, from the monitor's or the guest's memory; what can't be read is a hole. */
 static void put(struct core *c, const uint8_t *from, uint64_t len)
 {
@@ -595,7 +578,7 @@ static bool dump(int sig, uint64_t limit)
 	c->limit = limit;
 	c->deadline_ns = now_ns() + SECONDS_MAX * 1000000000ull;
 	c->filter = filter_get();
-	c->pagemap = pagemap_open();
+	c->pagemap = proc_file("self/pagemap");
 	c->fd = c->pagemap < 0 ? -1 : file_open();
 	if (c->fd < 0) {
 		kx_log(KX_LOG_INFO, "coredump", "%s: no core file can be made in the program's directory", pvm.comm);
@@ -619,7 +602,7 @@ static bool dump(int sig, uint64_t limit)
 void coredump_wait(void)
 {
 	pid_t who;
-	while ((who = __atomic_load_n(&begun, __ATOMIC_SEQ_CST)) && my_pid() == pvm.pid && who != own_tid()) {
+	while ((who = __atomic_load_n(&begun, __ATOMIC_SEQ_CST)) && my_pid() == pvm.pid && who != my_tid()) {
 		if (self) /* its registers are the program's */
 			update_park(self);
 		host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);

@@ -30,8 +30,6 @@ static int libos_fault(struct thread *t, struct kvm_regs *r, unsigned vec, uint6
 		  (unsigned long long)addr, (unsigned long long)r->rflags);
 }
 
-static bool in_libos_text(uint64_t rip) { return rip >= KX_LIBOS_BASE && rip < KX_VDSO_BASE; }
-
 /* What an access of that kind to addr deserves: 0 = nothing wrong with it, else SEGV_MAPERR or SEGV_ACCERR. */
 static int segv_code(uint64_t addr, bool write, bool fetch)
 {
@@ -67,7 +65,7 @@ static int page_fault(struct thread *t, struct kvm_regs *r, uint64_t err, uint64
 {
 	if (gmem_populate(cr2))
 		return 0;
-	if (in_libos_text(r->rip))
+	if (in_libos(r->rip))
 		return libos_fault(t, r, 14, cr2);
 	int code = segv_code(cr2, err & PF_WRITE, err & PF_FETCH);
 	if (!code) {
@@ -109,7 +107,7 @@ static int fpe_code(struct thread *t, unsigned vec)
 static int step_in_libos(struct thread *t, struct kvm_regs *r)
 {
 	const uint64_t last_jump = pvm.libos.exit_end - 8; /* jmp *%gs:disp32 */
-	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	const struct kx_frame *f = frame_of(t);
 	if (r->rip == last_jump) {
 		r->rip = t->area->resume;
 		/* A step over a system call is not seen, one over a `cpuid` is. */
@@ -128,9 +126,9 @@ int fault_exception(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t
 	(void)fs_base;
 	if (vec == 14)
 		return page_fault(t, r, err, cr2);
-	if (vec == 1 && in_libos_text(r->rip))
+	if (vec == 1 && in_libos(r->rip))
 		return step_in_libos(t, r);
-	if (in_libos_text(r->rip))
+	if (in_libos(r->rip))
 		return libos_fault(t, r, vec, cr2);
 	switch (vec) {
 	case 0:
@@ -318,7 +316,7 @@ static bool find_culprit(struct thread *t, struct kvm_regs *r, struct decode *d)
 int fault_access(struct thread *t, struct kvm_regs *r, uint64_t fs_base, uint64_t gs_base)
 {
 	struct decode d;
-	if (in_libos_text(r->rip))
+	if (in_libos(r->rip))
 		return libos_fault(t, r, 14, 0);
 	memset(&d, 0, sizeof d);
 	d.fs_base = fs_base;

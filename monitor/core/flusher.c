@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <time.h>
+#include "../../util/now.h"
 #include "hcall.h"
 #include "spare.h"
 #include "thread.h"
@@ -22,13 +23,6 @@ static struct {
 	int64_t due;
 	pthread_mutex_t lock; /* a leaf; free at a fork, since batch.c's and dgram.c's are held then */
 } flusher = { .timer = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
-
-static int64_t clock_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ll + ts.tv_nsec;
-}
 
 static void set_timer(int64_t ns)
 {
@@ -86,7 +80,7 @@ bool flusher_start(void (*look)(void))
 void flusher_due(void)
 {
 	pthread_mutex_lock(&flusher.lock);
-	int64_t now = clock_ns();
+	int64_t now = (int64_t)now_ns();
 	if (flusher.pid == pvm.pid && flusher.due - now <= EARLY_NS) {
 		flusher.due = now + LATE_NS;
 		set_timer(LATE_NS);

@@ -196,7 +196,7 @@ static bool is_alone(void)
 static pid_t raw_fork(const struct fork_args *a, int *pidfd)
 {
 	int *tid = NULL;
-	if (prctl(PR_GET_TID_ADDRESS, &tid) || (tid && *tid != (int)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0)))
+	if (prctl(PR_GET_TID_ADDRESS, &tid) || (tid && *tid != my_tid()))
 		tid = NULL;
 	unsigned long flags = (a->flags & RAW_FLAGS) | (tid ? CLONE_CHILD_SETTID : 0) | (unsigned)a->exit_signal;
 	return syscall(SYS_clone, flags, NULL, pidfd, tid, 0);
@@ -406,7 +406,7 @@ static void area_restore(const struct fork_state *s, struct thread *t, int slot,
 
 static uint64_t user_sp(struct thread *t)
 {
-	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	const struct kx_frame *f = frame_of(t);
 	return __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
 }
 
@@ -481,7 +481,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 			stats_fork_child();
 		update_fork_child();
 		if (a->stack) {
-			struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+			struct kx_frame *f = frame_of(t);
 			f->rsp = a->stack;
 		}
 		gmem_fork_populate(user_sp(t));

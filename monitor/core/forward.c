@@ -31,6 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/now.h"
 
 #define CHUNK (256 * 1024)
 #define READS 8 /* of one connection before the others have their turn */
@@ -101,12 +102,7 @@ static struct assoc *buckets[BUCKETS], *oldest, *newest, *dead_assocs;
 static int nr_assocs;
 static uint8_t chunk[CHUNK];
 
-static int64_t now_ms(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
+static int64_t now_ms(void) { return (int64_t)(now_ns() / 1000000); }
 
 /* With no event wanted it is taken out: an error would be told again and again. */
 static bool source_want(struct source *s, uint32_t mask)

@@ -386,6 +386,15 @@ void log_follow(void)
 	update_fd_closed(fd);
 }
 
+int proc_file(const char *name)
+{
+	fd_limit_lift();
+	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
+	fd = fd < 0 ? fd : fd_hide(fd);
+	fd_limit_drop();
+	return fd;
+}
+
 int fd_reopen(int fd, int flags)
 {
 	char name[40];

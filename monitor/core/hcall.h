@@ -72,6 +72,8 @@ bool fd_owner_allowed(bool group, pid_t pid);
 /* What fd has open (a pipe: either end), opened again with these flags, never waiting; a descriptor of the monitor's, or
  * -errno. */
 int fd_reopen(int fd, int flags);
+/* A file of the host's /proc, to read, hidden from the guest. The caller's; -1 or a negative errno: none. */
+int proc_file(const char *name);
 /* A new descriptor from the host: as it is, or closed and -EMFILE when it landed in the monitor's range. */
 int64_t fd_result(int64_t fd);
 /* Read a struct timespec pointer argument (0 = NULL): *out set to a host pointer into *ts or NULL. */

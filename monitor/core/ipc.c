@@ -39,7 +39,7 @@ static bool given_up;
 static uid_t owner; /* whose family it is */
 
 static struct kx_ipc_table *published(void) { return gva_ptr(KX_IPC_TABLE); }
-static uint32_t my_tid(void) { return (uint32_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0); }
+static uint32_t own_tid(void) { return (uint32_t)my_tid(); } /* as words of shared memory have it */
 static uint64_t cycles(void) { return __builtin_ia32_rdtsc(); }
 static uint64_t state_of(const struct kx_ipc_obj *o) { return __atomic_load_n(&o->state, __ATOMIC_SEQ_CST); }
 static bool swap(uint64_t *word, uint64_t old, uint64_t new)
@@ -97,7 +97,7 @@ static bool map_guest(void)
 static bool is_dead(uint32_t tid)
 {
 	char name[32], text[256];
-	if (tid == my_tid())
+	if (tid == own_tid())
 		return false;
 	snprintf(name, sizeof name, "%u/stat", tid);
 	fd_limit_lift();
@@ -117,7 +117,7 @@ static bool is_dead(uint32_t tid)
 /* Who is said to be at work on an object; somebody who is no member of the family is not. */
 static bool is_gone(uint32_t tid)
 {
-	return tid != my_tid() && (is_dead(tid) || (!is_vfork_child() && !family_owner((pid_t)tid)));
+	return tid != own_tid() && (is_dead(tid) || (!is_vfork_child() && !family_owner((pid_t)tid)));
 }
 
 static struct kx_ipc_obj *object(struct ipc_name n)
@@ -207,7 +207,7 @@ static bool must_leave(void)
 static bool queue_lock(struct kx_ipc_obj *o)
 {
 	const struct timespec nap = { 0, 50000 };
-	uint64_t me = (uint64_t)my_pid() << 32 | my_tid();
+	uint64_t me = (uint64_t)my_pid() << 32 | own_tid();
 	for (unsigned i = 0;; i++) {
 		uint64_t old = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
 		if ((!old || (i % 64 == 63 && is_gone((uint32_t)old))) && swap(&o->lock, old, me))
@@ -240,7 +240,7 @@ static int64_t move_host(struct kx_ipc_obj *o, struct ipc_name n)
 /* LIVE, or a move that nobody makes any more, `state`. 0: look again; else -errno. */
 static int64_t move(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 {
-	uint64_t mine = with_kind(state, my_tid(), KX_IPC_MOVE);
+	uint64_t mine = with_kind(state, own_tid(), KX_IPC_MOVE);
 	struct semid_ds ds;
 	if (n.kind == IPC_SEM && HC6(SYS_semctl, n.id, 0, IPC_STAT, &ds, 0, 0) == -EACCES)
 		return -EACCES;
@@ -271,7 +271,7 @@ static void users_sweep(struct kx_ipc_obj *o)
 
 static int announce(struct kx_ipc_obj *o, int id)
 {
-	uint64_t me = (uint64_t)my_tid() << 32 | (uint32_t)id;
+	uint64_t me = (uint64_t)own_tid() << 32 | (uint32_t)id;
 	if (__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST))
 		return -1;
 	for (int round = 0; round < 2; round++) {
@@ -296,7 +296,7 @@ static void msg_drain(int id)
 /* For somebody who was killed. */
 static void drain_on(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 {
-	uint64_t mine = with_kind(state, my_tid(), KX_IPC_DRAIN);
+	uint64_t mine = with_kind(state, own_tid(), KX_IPC_DRAIN);
 	if (!swap(&o->state, state, mine))
 		return;
 	if (n.kind == IPC_MSG)
@@ -458,7 +458,7 @@ static bool fill(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 /* Another queue's, which is empty, and may be gone for good. */
 static void evict(struct kx_ipc_obj *o, uint64_t s)
 {
-	uint64_t mine = with_kind(s, my_tid(), KX_IPC_MOVE);
+	uint64_t mine = with_kind(s, own_tid(), KX_IPC_MOVE);
 	if (__atomic_load_n(&o->qnum, __ATOMIC_RELAXED) || !swap(&o->state, s, mine))
 		return;
 	bool locked = queue_lock(o), empty = locked && o->head == o->tail;
@@ -471,7 +471,7 @@ static bool adopt(struct ipc_name n)
 {
 	struct kx_ipc_obj *o = object(n);
 	int id = n.id;
-	uint64_t s = state_of(o), mine = with_kind(s + (1ull << 32), my_tid(), KX_IPC_ADOPT);
+	uint64_t s = state_of(o), mine = with_kind(s + (1ull << 32), own_tid(), KX_IPC_ADOPT);
 	if (n.kind == IPC_MQ && kind_of(s) == KX_IPC_LIVE && __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) != id)
 		evict(o, s);
 	if (kind_of(s) != KX_IPC_HOST || __atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) || !map_guest())
@@ -493,7 +493,7 @@ static bool adopt(struct ipc_name n)
 	}
 	/* The guest may have written anything there meanwhile. */
 	if (ok && n.kind == IPC_MSG) {
-		uint64_t drains = with_kind(mine, my_tid(), KX_IPC_DRAIN);
+		uint64_t drains = with_kind(mine, own_tid(), KX_IPC_DRAIN);
 		if (!swap(&o->state, mine, drains))
 			return false;
 		msg_drain(id);

@@ -97,7 +97,7 @@ static void *keeper_main(void *arg)
 	/* A table of its own: what it opens is not seen in the program's, what that closes is closed. */
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	host_call(SYS_prctl, PR_SET_NAME, (long)PVM_THREADS "keeper", 0, 0, 0, 0);
-	__atomic_store_n(&keeper.tid, (pid_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0), __ATOMIC_SEQ_CST);
+	__atomic_store_n(&keeper.tid, my_tid(), __ATOMIC_SEQ_CST);
 	set(arg);
 	for (;;) {
 		int seen = __atomic_load_n(&keeper.posted, __ATOMIC_SEQ_CST);

@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/now.h"
 #include "../../abi/kx_pipe.h"
 #include "../dev/procfs.h"
 #include "family.h"
@@ -44,12 +45,6 @@ static bool given_up;    /* no rings in this process any more, nor in its childr
 static struct kx_pipe_table *published(void) { return gva_ptr(KX_PIPE_TABLE); }
 static struct kx_pipe *object(uint64_t key) { return &pipe_mem->obj[kx_pipe_obj(key) % KX_PIPE_OBJECTS]; }
 static uint8_t *ring_of(uint64_t key) { return pipe_ring(kx_pipe_obj(key)); }
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
-}
 static void epoch_next(void)
 {
 	if (pipe_mem)
@@ -81,7 +76,7 @@ static bool is_dead(pid_t pid)
 
 /* ---- locks of an object ------------------------------------------------------------------------------------------ */
 
-static uint64_t lock_word(void) { return (uint64_t)my_pid() << 32 | (uint32_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0); }
+static uint64_t lock_word(void) { return (uint64_t)my_pid() << 32 | (uint32_t)my_tid(); }
 
 static bool lock_try(uint64_t *lock)
 {
@@ -510,7 +505,7 @@ static void each_name(const char *name, void *fn)
 static void each_fd(void (*fn)(int fd))
 {
 	char name[48];
-	snprintf(name, sizeof name, "self/task/%d/fd", (int)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0));
+	snprintf(name, sizeof name, "self/task/%d/fd", my_tid());
 	if (!procfs_each(name, each_name, (void *)fn))
 		return;
 	for (unsigned fd = 0; fd < pvm.fd_limit; fd++) /* no thread can be had that looks */

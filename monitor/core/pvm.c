@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../../cli/cli.h"
 #include "../../util/log.h"
+#include "../../util/now.h"
 #include "../../util/procstat.h"
 #include "exec.h"
 #include "batch.h"
@@ -138,7 +139,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);
 	host_call(SYS_rt_sigaction, sig, (long)&dfl, 0, 8, 0, 0);
-	host_call(SYS_tgkill, my_pid(), host_call(SYS_gettid, 0, 0, 0, 0, 0, 0), sig, 0, 0, 0);
+	host_call(SYS_tgkill, my_pid(), my_tid(), sig, 0, 0, 0);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&empty, 0, 8, 0, 0);
 	for (;;) /* a signal whose default is to be ignored */
 		host_call(SYS_exit_group, 128 + sig, 0, 0, 0, 0, 0);
@@ -316,7 +317,7 @@ static void show_arguments(void)
 static _Noreturn void start_program(const struct load_result *start, uint64_t mask)
 {
 	struct thread *t = self;
-	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	struct kx_frame *f = frame_of(t);
 	memset(f, 0, sizeof *f);
 	f->rip = start->entry;
 	f->rsp = start->sp;
@@ -337,13 +338,6 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	family_set_exe();
 	vcpu_loop(t);
 	pvm_panic("the first thread left its loop");
-}
-
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ull + now.tv_nsec;
 }
 
 /* What a monitor has before the jail. */

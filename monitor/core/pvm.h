@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include "../../abi/kx_abi.h"
 #include "../../abi/kx_hcall.h"
@@ -172,6 +173,13 @@ static inline struct kx_sigaction *actions_of(struct thread *t)
 
 /* Host address of a guest address that was checked already. The base may be NULL, to which C can't add anything. */
 static inline void *gva_ptr(uint64_t gva) { return (void *)((uintptr_t)pvm.base + gva); }
+/* Where t's registers are while it is in a call, in guest memory. */
+static inline uint64_t frame_gva(const struct thread *t)
+{
+	return t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
+}
+static inline struct kx_frame *frame_of(const struct thread *t) { return gva_ptr(frame_gva(t)); }
+static inline bool in_libos(uint64_t rip) { return rip >= KX_LIBOS_BASE && rip < KX_VDSO_BASE; }
 
 /* ---- guest memory from handlers (gmem.c) --------------------------------------------------------------- */
 /* True when [gva, gva+len) lies in what a program may name: no wrap, below KX_USER_END or in the high zone (gmem.h) once
@@ -199,6 +207,7 @@ ssize_t guest_read_str(char *dst, uint64_t gva, size_t max);
 long host_call(long nr, long a, long b, long c, long d, long e, long f);
 #define HOST_NOT_BEGUN (-4001) /* in host.S, too */
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f);
+static inline pid_t my_tid(void) { return (pid_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0); }
 #define HC6(nr, a, b, c, d, e, f) host_call(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
 #define HB6(nr, a, b, c, d, e, f) \
 	host_call_blocking(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/now.h"
 #include "hcall.h"
 #include "sig.h"
 
@@ -36,13 +37,6 @@ static struct thread *waiting, **waiting_end = &waiting;
 static int nr_waiting;
 static uint32_t affinity_gen;
 static char kick_cookie;
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
-}
 
 static uint32_t name_of(const struct thread *t) { return (uint32_t)t->index + 1; }
 

@@ -24,6 +24,7 @@
 #include <unistd.h>
 #include "../../abi/kx_serve.h"
 #include "../../util/log.h"
+#include "../../util/now.h"
 #include "keeper.h"
 #include "libfile.h"
 #include "sig.h"
@@ -71,13 +72,6 @@ static __thread uint64_t last_end, window_start;
 static __thread unsigned window;
 
 static struct kx_serve *shared(void) { return gva_ptr(KX_SERVE_BASE); }
-
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
 
 static uint64_t ticks(uint64_t ns)
 {

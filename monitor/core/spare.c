@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/now.h"
 #include "birth.h"
 #include "family.h"
 #include "fork.h"
@@ -93,13 +94,6 @@ static struct {
 	jmp_buf fork;
 } sp;
 static uint64_t gen; /* of mappings, rights, limits, ... */
-
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static uint32_t load(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static void store(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
@@ -190,15 +184,6 @@ void spare_call(const struct hcall *c)
 
 /* ---- which pages ------------------------------------------------------------------------------------------------ */
 
-static int proc_open(const char *name)
-{
-	fd_limit_lift();
-	int fd = openat(pvm.proc_fd, name, O_RDONLY | O_CLOEXEC);
-	fd = fd < 0 ? fd : fd_hide(fd);
-	fd_limit_drop();
-	return fd;
-}
-
 static void proc_close(void)
 {
 	if (sp.opened_by) {
@@ -242,7 +227,7 @@ static bool ranges_read(void)
 {
 	static char text[16384];
 	uint64_t pages = 0;
-	int fd = proc_open("self/maps");
+	int fd = proc_file("self/maps");
 	size_t have = 0;
 	ssize_t n;
 	if (fd < 0)
@@ -299,7 +284,7 @@ static bool pages_copy(void)
 /* The program's stack pointer. */
 static uint64_t sp_of(struct thread *t)
 {
-	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	const struct kx_frame *f = frame_of(t);
 	return __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
 }
 
@@ -363,7 +348,7 @@ static _Noreturn void become(struct common *sh, int *tid)
 	for (unsigned i = 0; i < sh->nr_pages; i++)
 		memcpy((void *)sh->page[i], sh->data[i], PAGE);
 	if (tid)
-		*tid = (int)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0);
+		*tid = my_tid();
 	longjmp(sp.fork, 1);
 }
 
@@ -497,7 +482,7 @@ bool spare_is_last(void)
 	if (!sp.pid || my_pid() != pvm.pid)
 		return false;
 	snprintf(name, sizeof name, "self/task/%d/children", pvm.pid);
-	int fd = proc_open(name);
+	int fd = proc_file(name);
 	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
 	if (fd >= 0)
 		close(fd);
@@ -583,8 +568,8 @@ static bool prepare(void)
 		sp.ranges_gen = 0;
 	}
 	if (sp.opened_by != pvm.pid) {
-		sp.pagemap_fd = proc_open("self/pagemap");
-		sp.statm_fd = proc_open("self/statm");
+		sp.pagemap_fd = proc_file("self/pagemap");
+		sp.statm_fd = proc_file("self/statm");
 		sp.opened_by = pvm.pid;
 		if (sp.pagemap_fd < 0 || sp.statm_fd < 0) {
 			proc_close();
@@ -621,7 +606,7 @@ static void touch_add(struct common *sh, unsigned *n, uint64_t page, bool write)
  * returns to, as far as addresses on its stack tell. */
 static void touch_list(struct thread *t, struct common *sh)
 {
-	const struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	const struct kx_frame *f = frame_of(t);
 	uint64_t word[TOUCH_STACK / 8], rsp = f->rsp;
 	struct gmem_region g;
 	unsigned n = 0;
@@ -679,8 +664,7 @@ void spare_make(struct thread *t)
 	touch_list(t, sh);
 	memcpy(sh->actions, pvm.shared->sigaction, sizeof sh->actions);
 	tid_word = NULL;
-	if (prctl(PR_GET_TID_ADDRESS, &tid_word) ||
-	    (tid_word && *tid_word != (int)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0)))
+	if (prctl(PR_GET_TID_ADDRESS, &tid_word) || (tid_word && *tid_word != my_tid()))
 		tid_word = NULL;
 	uint64_t old = sig_block_everything(), faults = SIGBIT(SIGSEGV) | SIGBIT(SIGBUS);
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&faults, 0, 8, 0, 0);

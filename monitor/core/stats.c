@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/now.h"
 #include "../../util/quiet.h"
 #include "../../util/utf8.h"
 #include "admit.h"
@@ -239,13 +240,11 @@ static void put_boot(void)
 static void put_report(void)
 {
 	static struct stats_family f;
-	struct timespec now;
 	struct rusage ru;
 	uint64_t ns;
 
 	memcpy(&f, family, sizeof f); /* others may still be adding */
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	ns = (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+	ns = now_ns();
 	memset(&ru, 0, sizeof(ru));
 	getrusage(RUSAGE_SELF, &ru);
 	puts_("{");

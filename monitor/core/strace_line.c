@@ -225,8 +225,7 @@ void put_escaped(struct line *l, const uint8_t *b, size_t n, bool next)
 	emit(l, out, o);
 }
 
-/* n bytes at gva, of which DATA_SHOWN are shown. */
-void put_data(struct line *l, uint64_t gva, uint64_t n)
+static void put_sample(struct line *l, uint64_t gva, uint64_t n, bool hex)
 {
 	uint8_t b[DATA_SHOWN];
 	size_t m = n < sizeof(b) ? n : sizeof(b);
@@ -236,25 +235,18 @@ void put_data(struct line *l, uint64_t gva, uint64_t n)
 		return;
 	}
 	puts_(l, "\"");
-	put_escaped(l, b, m, false);
-	puts_(l, n > m ? "\"..." : "\"");
-}
-
-/* The same, each byte in hexadecimal. */
-void put_bytes(struct line *l, uint64_t gva, uint64_t n)
-{
-	uint8_t b[DATA_SHOWN];
-	size_t m = n < sizeof(b) ? n : sizeof(b);
-
-	if (!gva || guest_read(b, gva, m)) {
-		put_ptr(l, gva);
-		return;
-	}
-	puts_(l, "\"");
-	for (size_t i = 0; i < m; i++)
+	if (!hex)
+		put_escaped(l, b, m, false);
+	for (size_t i = 0; hex && i < m; i++)
 		put(l, "\\x%02x", b[i]);
 	puts_(l, n > m ? "\"..." : "\"");
 }
+
+/* n bytes at gva, of which DATA_SHOWN are shown. */
+void put_data(struct line *l, uint64_t gva, uint64_t n) { put_sample(l, gva, n, false); }
+
+/* The same, each byte in hexadecimal. */
+void put_bytes(struct line *l, uint64_t gva, uint64_t n) { put_sample(l, gva, n, true); }
 
 /* A string up to its NUL, of at most PATH_SHOWN bytes; read page-wise as it may end just before a hole. */
 void put_str(struct line *l, uint64_t gva)

@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/now.h"
 #include "batch.h"
 #include "dgram.h"
 #include "futexes.h"
@@ -527,17 +528,10 @@ int64_t hc_sendmmsg(struct hcall *c)
 	return done ? done : r;
 }
 
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * NS_PER_SEC + ts.tv_nsec;
-}
-
 /* left = total - (now - start), not below 0. */
 static void time_left(struct timespec *left, const struct timespec *total, int64_t start)
 {
-	int64_t spent = now_ns() - start;
+	int64_t spent = (int64_t)now_ns() - start;
 	left->tv_sec = total->tv_sec - spent / NS_PER_SEC;
 	left->tv_nsec = total->tv_nsec - spent % NS_PER_SEC;
 	if (left->tv_nsec < 0) {
@@ -558,7 +552,7 @@ int64_t hc_recvmmsg(struct hcall *c)
 		return -EFAULT;
 	if (timeout && (ts.tv_sec < 0 || ts.tv_nsec < 0 || ts.tv_nsec >= NS_PER_SEC))
 		return -EINVAL;
-	int64_t start = timeout ? now_ns() : 0;
+	int64_t start = timeout ? (int64_t)now_ns() : 0;
 	while (done < vlen) {
 		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
 		do

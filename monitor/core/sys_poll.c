@@ -12,6 +12,7 @@
 #include <sys/select.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/now.h"
 #include "hcall.h"
 #include "ipc.h"
 #include "pipe.h"
@@ -371,17 +372,10 @@ int64_t hc_epoll_ctl(struct hcall *c)
 	return HC6(SYS_epoll_ctl, (int)c->arg[0], op, (int)c->arg[2], arg, 0, 0);
 }
 
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * NS_PER_SEC + ts.tv_nsec;
-}
-
 /* Milliseconds to `end`, rounded up: never early. */
 static int ms_until(int64_t end)
 {
-	int64_t ns = end - now_ns();
+	int64_t ns = end - (int64_t)now_ns();
 	return ns <= 0 ? 0 : (int)((ns + 999999) / 1000000);
 }
 
@@ -397,7 +391,7 @@ static int64_t epoll_check(struct hcall *c)
 static int64_t epoll_ms(struct hcall *c, int ms)
 {
 	void *events = gva_ptr(c->arg[1]);
-	int64_t r, end = ms > 0 ? now_ns() + ms * 1000000ll : 0;
+	int64_t r, end = ms > 0 ? (int64_t)now_ns() + ms * 1000000ll : 0;
 	for (;;) {
 		r = HB6(SYS_epoll_wait, (int)c->arg[0], events, (int)c->arg[2], ms, 0, 0);
 		if (!only_kicked(c->t, r))

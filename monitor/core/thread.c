@@ -47,7 +47,7 @@ static void area_init(struct thread *t)
 	a->entry = pvm.libos.entry;
 	a->cpuid_entry = pvm.libos.cpuid;
 	a->frame_top = t->area_gva + KX_AREA_SIZE;
-	a->frame = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
+	a->frame = frame_gva(t);
 	a->altstack_flags = 2; /* SS_DISABLE */
 	a->index = t->index;
 	a->pid = pvm.pid;
@@ -334,7 +334,7 @@ static void *thread_main(void *arg)
 		join_and_leave(&me);
 		return NULL;
 	}
-	t->tid = host_call(SYS_gettid, 0, 0, 0, 0, 0, 0);
+	t->tid = my_tid();
 	t->pid = pvm.pid;
 	t->area->tid = t->tid;
 	self = t;
@@ -355,8 +355,8 @@ struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint
 	struct thread *t = thread_get(r);
 	if (!t)
 		return NULL;
-	struct kx_frame *cf = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *cf);
-	*cf = *(struct kx_frame *)gva_ptr(p->area_gva + KX_AREA_SIZE - sizeof *cf);
+	struct kx_frame *cf = frame_of(t);
+	*cf = *frame_of(p);
 	cf->rax = 0;
 	if (stack)
 		cf->rsp = stack;

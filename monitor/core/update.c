@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/now.h"
 #include "admit.h"
 #include "fork.h"
 #include "gmem.h"
@@ -105,11 +106,10 @@ static void futex_wait(volatile int *word, int v, long ns)
 
 static void futex_wake(volatile int *word) { host_call(SYS_futex, (long)word, FUTEX_WAKE, 1 << 30, 0, 0, 0); }
 
-static uint64_t now_ns(void)
+static void open_gate(void)
 {
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
+	__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
+	futex_wake(&opened);
 }
 
 /* False: others go on waiting for it. */
@@ -117,10 +117,8 @@ static bool open_if(int state, int next)
 {
 	if (!__atomic_compare_exchange_n(&update_stop, &state, next, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		return false;
-	if (!next) {
-		__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
-		futex_wake(&opened);
-	}
+	if (!next)
+		open_gate();
 	return true;
 }
 
@@ -227,12 +225,6 @@ static void say_line(void *arg, const char *fmt, va_list ap)
 
 /* ---- stopping ------------------------------------------------------------------------------------------------------------ */
 
-static void open_gate(void)
-{
-	__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
-	futex_wake(&opened);
-}
-
 static void let_go(void)
 {
 	if (!__atomic_load_n(&for_good, __ATOMIC_SEQ_CST))
@@ -246,6 +238,16 @@ bool update_stands(struct thread *t)
 	       __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
 }
 
+/* With thr_lock. False: not yet. */
+static bool stands_or_comes(struct thread *t, bool kick)
+{
+	if (update_stands(t))
+		return true;
+	if (kick && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
+		sig_kick(t);
+	return false;
+}
+
 /* With thr_lock. */
 static bool all_stand(struct job *j, bool kick)
 {
@@ -255,11 +257,7 @@ static bool all_stand(struct job *j, bool kick)
 		if (j->nr == THREADS_MAX)
 			return false;
 		j->thread[j->nr++] = t;
-		if (update_stands(t))
-			continue;
-		all = false;
-		if (kick && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
-			sig_kick(t);
+		all &= stands_or_comes(t, kick);
 	}
 	return all;
 }
@@ -357,11 +355,8 @@ bool update_stop_for_good(struct thread *me, uint64_t ns)
 		bool all = true;
 		pthread_mutex_lock(&pvm.thr_lock);
 		for (struct thread *t = pvm.threads; t; t = t->next)
-			if (t != me && !update_stands(t)) {
-				all = false;
-				if (round % 64 == 0 && __atomic_load_n(&t->gate, __ATOMIC_SEQ_CST) == GATE_GUEST)
-					sig_kick(t);
-			}
+			if (t != me)
+				all &= stands_or_comes(t, round % 64 == 0);
 		pthread_mutex_unlock(&pvm.thr_lock);
 		if (all || now_ns() - since > ns)
 			return all;
@@ -383,13 +378,13 @@ static bool user_regs(struct thread *t, struct unwind_regs *u)
 	const struct kvm_regs *k = &t->run->s.regs.regs;
 	struct kvm_regs now = *k;
 	bool in_call = __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
-	bool libos = now.rip >= KX_LIBOS_BASE && now.rip < KX_VDSO_BASE;
+	bool libos = in_libos(now.rip);
 	memset(u, 0, sizeof *u);
 	if (in_call || libos) {
 		struct kx_frame f;
 		if (!in_call && !t->gate_call && now.rip != pvm.libos.work && now.rip != pvm.libos.exit)
 			return false;
-		memcpy(&f, gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof f), sizeof f);
+		f = *frame_of(t);
 		*u = (struct unwind_regs){ { f.rax, f.rdx, f.rcx, f.rbx, f.rsi, f.rdi, f.rbp, f.rsp, f.r8, f.r9, f.r10,
 					     f.r11, f.r12, f.r13, f.r14, f.r15, f.rip } };
 		return true;
@@ -888,9 +883,9 @@ static void move_registers_back(struct job *j)
 static bool move_registers(struct job *j, struct thread *t)
 {
 	struct kvm_regs *k = &t->run->s.regs.regs;
-	bool libos = k->rip >= KX_LIBOS_BASE && k->rip < KX_VDSO_BASE, good = true;
+	bool libos = in_libos(k->rip), good = true;
 	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || libos) {
-		struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+		struct kx_frame *f = frame_of(t);
 		uint64_t *const reg[] = { &f->r15, &f->r14, &f->r13, &f->r12, &f->rbp, &f->rbx,
 					  &f->r10, &f->r9,  &f->r8,  &f->rdi, &f->rsi, &f->rdx };
 		for (unsigned i = 0; i < sizeof reg / sizeof *reg && good; i++)

@@ -323,8 +323,6 @@ uint64_t vcpu_fs_base(struct thread *t) { return t->run->s.regs.sregs.fs.base; }
 
 /* ---- running ------------------------------------------------------------------------------------------------- */
 
-static bool in_libos(uint64_t rip) { return rip >= KX_LIBOS_BASE && rip < KX_VDSO_BASE; }
-
 static void set_user_segments(struct thread *t)
 {
 	t->run->s.regs.sregs.cs = user_cs;
@@ -337,7 +335,7 @@ static void regs_changed(struct thread *t) { t->run->kvm_dirty_regs |= KVM_SYNC_
 /* The program was stopped at r (in its own code, not in the LibOS): save that in the frame, continue in the LibOS. */
 static void enter_work(struct thread *t, const struct kvm_regs *r)
 {
-	struct kx_frame *f = gva_ptr(t->area_gva + KX_AREA_SIZE - sizeof *f);
+	struct kx_frame *f = frame_of(t);
 	uint64_t rip = gmem_pc_to_original(r->rip);
 	*f = (struct kx_frame){ r->r15, r->r14, r->r13, r->r12, r->rbp, r->rbx, r->r11, r->r10,    r->r9, r->r8,
 				r->rdi, r->rsi, r->rdx, r->rcx, r->rax, -1ull,  rip,    r->rflags, r->rsp };
@@ -345,7 +343,7 @@ static void enter_work(struct thread *t, const struct kvm_regs *r)
 	struct kvm_regs *n = &t->run->s.regs.regs;
 	memset(n, 0, sizeof *n);
 	n->rip = pvm.libos.work;
-	n->rsp = t->area_gva + KX_AREA_SIZE - sizeof *f;
+	n->rsp = frame_gva(t);
 	n->rflags = 2;
 	regs_changed(t);
 }
@@ -367,7 +365,7 @@ static void redirect_to_work(struct thread *t)
 	if (in_libos(rip)) {
 		if (rip >= pvm.libos.exit_begin && rip < pvm.libos.exit_end) {
 			r->rip = pvm.libos.work;
-			r->rsp = t->area_gva + KX_AREA_SIZE - sizeof(struct kx_frame);
+			r->rsp = frame_gva(t);
 			regs_changed(t);
 		}
 		return; /* elsewhere in the LibOS: it looks before it leaves */

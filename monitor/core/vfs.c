@@ -122,7 +122,7 @@ static const char *canonical_top(const char *s, size_t len, bool last, char buf[
 	if (len == 11 && !memcmp(s, "thread-self", 11)) {
 		if (last)
 			return NULL;
-		snprintf(buf, 48, "self/task/%ld", host_call(SYS_gettid, 0, 0, 0, 0, 0, 0));
+		snprintf(buf, 48, "self/task/%d", my_tid());
 		return buf;
 	}
 	if (!is_tid(s, len, &id))

@@ -261,7 +261,7 @@ static void follow(struct node *n)
 		break;
 	case L_THREAD:
 		n->kind = D_PID;
-		n->tid = own_tid();
+		n->tid = my_tid();
 		break;
 	case L_MOUNTS:
 		parse_pid("mounts", n);
@@ -323,19 +323,19 @@ static void host_path(const struct node *n, char out[512])
 		strcpy(out, "net");
 		break;
 	case L_EXE:
-		snprintf(out, 512, "self/task/%d/exe", own_tid());
+		snprintf(out, 512, "self/task/%d/exe", my_tid());
 		break;
 	case L_CWD:
-		snprintf(out, 512, "self/task/%d/cwd", own_tid());
+		snprintf(out, 512, "self/task/%d/cwd", my_tid());
 		break;
 	case L_ROOT:
-		snprintf(out, 512, "self/task/%d/root", own_tid());
+		snprintf(out, 512, "self/task/%d/root", my_tid());
 		break;
 	case L_FD:
-		snprintf(out, 512, "self/task/%d/fd/%d", own_tid(), n->fd);
+		snprintf(out, 512, "self/task/%d/fd/%d", my_tid(), n->fd);
 		break;
 	case F_FDINFO:
-		snprintf(out, 512, "self/task/%d/fdinfo/%d", own_tid(), n->fd);
+		snprintf(out, 512, "self/task/%d/fdinfo/%d", my_tid(), n->fd);
 		break;
 	case F_PID:
 		if (n->file->gen == G_COPY || n->file->gen == G_STAT || n->file->gen == G_STATUS ||
@@ -343,13 +343,13 @@ static void host_path(const struct node *n, char out[512])
 		    (n->pid && n->file->gen != G_THREAD && n->file->gen != G_MOUNTS))
 			snprintf(out, 512, "%s/%s", who, n->file->name);
 		else
-			snprintf(out, 512, "self/task/%d/%s", own_tid(), n->file->name);
+			snprintf(out, 512, "self/task/%d/%s", my_tid(), n->file->name);
 		break;
 	case F_GLOBAL:
 		snprintf(out, 512, "%s", n->name);
 		break;
 	case F_NET:
-		snprintf(out, 512, "self/task/%d/net/%s", own_tid(), n->name);
+		snprintf(out, 512, "self/task/%d/net/%s", my_tid(), n->name);
 		break;
 	case F_SYS:
 	case D_SYS:
@@ -681,7 +681,7 @@ static void fill_fds(struct fill *f, enum kind kind)
 {
 	struct out t = { 0 };
 	char rel[64], target[PATH_MAX];
-	snprintf(rel, sizeof rel, "self/task/%d/fd", own_tid());
+	snprintf(rel, sizeof rel, "self/task/%d/fd", my_tid());
 	if (list_locked(pvm.proc_fd, rel, &t) == 0)
 		for (size_t i = 0; i < t.len; i += strlen(t.p + i) + 1) {
 			struct node n = { .kind = L_FD, .fd = atoi(t.p + i) };
@@ -785,7 +785,7 @@ static void fill_root(struct fill *f)
 {
 	char pid[16], task[64];
 	snprintf(pid, sizeof pid, "%d", pvm.pid);
-	snprintf(task, sizeof task, "%d/task/%d", pvm.pid, own_tid());
+	snprintf(task, sizeof task, "%d/task/%d", pvm.pid, my_tid());
 	put_dir(f, pid);
 	family_each(put_member, f);
 	put_link(f, "self", pid);
@@ -962,7 +962,7 @@ static int link_text(const struct node *n, char out[PATH_MAX])
 	case L_SELF:
 		return snprintf(out, PATH_MAX, "%d", pvm.pid);
 	case L_THREAD:
-		return snprintf(out, PATH_MAX, "%d/task/%d", pvm.pid, own_tid());
+		return snprintf(out, PATH_MAX, "%d/task/%d", pvm.pid, my_tid());
 	case L_MOUNTS:
 		return snprintf(out, PATH_MAX, "self/mounts");
 	case L_NET:
@@ -1323,7 +1323,7 @@ int64_t procfs_chdir(const char *rel)
 pid_t procfs_pid(int fd)
 {
 	char rel[64], path[64];
-	snprintf(rel, sizeof rel, "self/task/%d/fd/%d", own_tid(), fd);
+	snprintf(rel, sizeof rel, "self/task/%d/fd/%d", my_tid(), fd);
 	long n = fd_is_guest(fd) ? HC6(SYS_readlinkat, pvm.proc_fd, rel, path, sizeof path - 1, 0, 0) : -EBADF;
 	int pid;
 	if (n < 7)

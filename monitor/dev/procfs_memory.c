@@ -66,7 +66,7 @@ static int hmaps_read(struct hmaps *m, bool smaps)
 {
 	char rel[64];
 	memset(m, 0, sizeof *m);
-	snprintf(rel, sizeof rel, "self/task/%d/%s", own_tid(), smaps ? "smaps" : "maps");
+	snprintf(rel, sizeof rel, "self/task/%d/%s", my_tid(), smaps ? "smaps" : "maps");
 	int r = host_read(rel, &m->text);
 	if (r < 0)
 		return r;
@@ -309,9 +309,9 @@ struct vm_sizes vm_sizes(void)
 static bool is_caller(const char *host)
 {
 	char task[32];
-	int n = snprintf(task, sizeof task, "self/task/%d/", own_tid());
+	int n = snprintf(task, sizeof task, "self/task/%d/", my_tid());
 	return !strncmp(host, task, (size_t)n) ||
-	       (own_tid() == my_pid() && key_is(host, "self/") && !key_is(host, "self/task/"));
+	       (my_tid() == my_pid() && key_is(host, "self/") && !key_is(host, "self/task/"));
 }
 
 int gen_status(struct out *t, const char *host)

@@ -92,7 +92,6 @@ int host_read(const char *rel, struct out *t);
 /* Append the names in a directory to t, each with its NUL. Between proc_enter() and proc_leave(). 0 or -errno. */
 int list_locked(int dirfd, const char *path, struct out *t);
 
-static inline pid_t own_tid(void) { return (pid_t)host_call(SYS_gettid, 0, 0, 0, 0, 0, 0); }
 static inline bool key_is(const char *s, const char *key) { return !strncmp(s, key, strlen(key)); }
 static inline int nr_threads(void) { return __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED); }
 
