@@ -138,7 +138,7 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 	struct update_request q = { UPDATE_MAGIC, (uint32_t)m->pid, r->o->flags | UPDATE_ROUND, 0, 0 };
 	struct update_reply a = { 0 };
 	long long left = r->end - update_now_ms();
-	int s[2], e = 0;
+	int e = 0;
 	*p = (struct part){ .pid = m->pid, .start = m->start, .pidfd = -1, .proc = -1, .sock = -1 };
 	q.timeout_ms = left > 0 ? (uint32_t)left : 0;
 	p->pidfd = member_open(f, m, &p->proc);
@@ -154,26 +154,10 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 		usleep(10000);
 		sock = member_socket(p->pidfd, p->proc, f->e.update_ino[0]);
 	}
-	for (int i = 0; i < UPDATE_TRIES && sock >= 0; i++) {
-		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s)) {
-			e = -errno;
-			break;
-		}
-		e = update_send(sock, &q, r->o, s[1], r->fd);
-		close(s[1]);
-		if (!e)
-			e = update_answers(s[0], p->pidfd, p->proc, p->pid, UPDATE_TAKEN, left + ANSWER_MS, &a);
-		p->sock = s[0];
-		if (e != -ECONNRESET && (e || a.kind != UPDATE_LAST || a.error != EAGAIN))
-			break;
-		close(s[0]);
-		p->sock = -1;
-		if (has_ended(p))
-			break;
-		usleep(10000); /* another one got it */
-	}
-	if (sock >= 0)
+	if (sock >= 0) {
+		e = update_ask(sock, p->pidfd, p->proc, &q, r->o, r->fd, UPDATE_TAKEN, left + ANSWER_MS, &p->sock, &a);
 		close(sock);
+	}
 	p->forks = a.forks;
 	if (has_ended(p)) {
 		part_leave(p, 0);

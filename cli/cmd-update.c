@@ -13,7 +13,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 #include "../util/now.h"
 #include "../monitor/core/sig.h"
@@ -22,6 +21,8 @@
 #include "update.h"
 
 #define SEE "see `kylinx help update`"
+#define POKE_MS 200
+#define TRIES 20
 #define TIMEOUT_MS 5000
 #define TIMEOUT_MAX_S 600
 #define ANSWER_MS 5000 /* beyond the timeout: how long a pVM may take to answer at all */
@@ -77,7 +78,7 @@ static pid_t service_thread(int proc)
 	return tid;
 }
 
-int update_poke(int pidfd, int proc, pid_t pid)
+static int poke(int pidfd, int proc, pid_t pid)
 {
 	siginfo_t info;
 	memset(&info, 0, sizeof info);
@@ -94,7 +95,7 @@ int update_poke(int pidfd, int proc, pid_t pid)
 	return syscall(SYS_pidfd_send_signal, pidfd, KICK_SIG, &info, 0) ? -errno : 0;
 }
 
-int update_send(int sock, const struct update_request *q, const struct update_options *o, int answer, int round)
+static int request_send(int sock, const struct update_request *q, const struct update_options *o, int answer, int round)
 {
 	union {
 		struct cmsghdr h;
@@ -125,14 +126,15 @@ int update_hear(int sock, struct update_reply *a)
 	return 0;
 }
 
-/* Poke it, and print what it says. */
-int update_answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long long limit_ms,
+/* Poke it, and print what it says. A poke that comes to a thread which is on its way to sleep is noticed when that wakes:
+ * another one follows. */
+static int answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long long limit_ms,
 		   struct update_reply *last)
 {
 	struct pollfd p[2] = { { .fd = sock, .events = POLLIN }, { .fd = pidfd, .events = POLLIN } };
 	bool heard = false;
 	for (long long end = update_now_ms() + limit_ms, now; (now = update_now_ms()) < end;) {
-		int r = heard ? 0 : update_poke(pidfd, proc, pid);
+		int r = heard ? 0 : poke(pidfd, proc, pid);
 		if (r)
 			return r;
 		int n = poll(p, 2, !heard && end - now > POKE_MS ? POKE_MS : (int)(end - now));
@@ -157,12 +159,37 @@ int update_answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long
 }
 
 /* One pVM. 0, or an errno with err set. */
+int update_ask(int sock, int pidfd, int proc, const struct update_request *q, const struct update_options *o, int round,
+	       unsigned kind, long long limit_ms, int *replies, struct update_reply *last)
+{
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+	int s[2], e = 0;
+	*replies = -1;
+	for (int i = 0; i < TRIES; i++) {
+		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s))
+			return -errno;
+		e = request_send(sock, q, o, s[1], round);
+		close(s[1]);
+		if (!e)
+			e = answers(s[0], pidfd, proc, (pid_t)q->pid, kind, limit_ms, last);
+		*replies = s[0];
+		if (e != -ECONNRESET && (e || last->kind != UPDATE_LAST || last->error != EAGAIN))
+			return e;
+		close(s[0]);
+		*replies = -1;
+		if (poll(&ended, 1, 0) > 0)
+			return -ESRCH;
+		usleep(10000); /* another one got it */
+	}
+	return e;
+}
+
 static int update_one(const struct family *f, const struct member *m, const struct update_options *o, unsigned flags,
 		      struct kx_err *err)
 {
 	struct update_request q = { UPDATE_MAGIC, (uint32_t)m->pid, flags, o->timeout_ms, 0 };
 	struct update_reply a;
-	int proc, pidfd = member_open(f, m, &proc), s[2], r = 0;
+	int proc, pidfd = member_open(f, m, &proc), replies, r = 0;
 	if (pidfd < 0)
 		return -kx_err_set(err, -pidfd, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-pidfd));
 	int sock = f->e.update_ino[0] ? member_socket(pidfd, proc, f->e.update_ino[0]) : -ENOENT;
@@ -171,21 +198,9 @@ static int update_one(const struct family *f, const struct member *m, const stru
 			       m->pid, strerror(-sock));
 		goto out;
 	}
-	for (int i = 0; i < UPDATE_TRIES; i++) {
-		if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s)) {
-			r = kx_err_set(err, errno, "update: %s (free some descriptors)", strerror(errno));
-			break;
-		}
-		r = update_send(sock, &q, o, s[1], -1);
-		close(s[1]);
-		if (!r)
-			r = update_answers(s[0], pidfd, proc, m->pid, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS,
-					   &a);
-		close(s[0]);
-		if (r != -ECONNRESET && (r || a.error != EAGAIN))
-			break;
-		usleep(10000); /* another one got it */
-	}
+	r = update_ask(sock, pidfd, proc, &q, o, -1, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS, &replies, &a);
+	if (replies >= 0)
+		close(replies);
 	if (r == -ETIME)
 		kx_err_set(err, ETIME, "process %d: does not answer (is it stopped, or a child of vfork?)", m->pid);
 	else if (r)

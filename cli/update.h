@@ -5,9 +5,6 @@
 #include "../monitor/core/update.h"
 #include "families.h"
 
-#define POKE_MS 200
-#define UPDATE_TRIES 20
-
 struct update_options {
 	bool all, at_once;
 	unsigned flags, timeout_ms;
@@ -17,17 +14,15 @@ struct update_options {
 long long update_now_ms(void);
 /* Text of a pVM's: of any bytes. */
 void update_clean(char *s, size_t size);
-int update_poke(int pidfd, int proc, pid_t pid);
-/* answer: the pVM's end of a socket for its replies. round: the page of a round, -1 = none. */
-int update_send(int sock, const struct update_request *q, const struct update_options *o, int answer, int round);
 /* The next reply, which poll(2) has told of. -ECONNRESET: it is gone. */
 int update_hear(int sock, struct update_reply *a);
 /*
- * Poke it until it answers, and print what it says until its last word, or one of that kind. 0 with *last, or -errno. A poke
- * that comes to a thread which is on its way to sleep is noticed when that wakes: another one follows.
+ * Send q until q->pid itself has it, poke that until it answers, and print what it says until its last word, or one of that
+ * kind. 0 with *last, or -errno; *replies, -1 = none, is where more comes from, the caller's. round: the page of a round,
+ * -1 = none.
  */
-int update_answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long long limit_ms,
-		   struct update_reply *last);
+int update_ask(int sock, int pidfd, int proc, const struct update_request *q, const struct update_options *o, int round,
+	       unsigned kind, long long limit_ms, int *replies, struct update_reply *last);
 /* All members of the family that have the library, at one moment or none. who: as families_find() takes it. */
 int update_at_once(const char *who, const struct update_options *o, struct kx_err *err);
 #endif
