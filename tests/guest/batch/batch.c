@@ -32,6 +32,7 @@
 #include <linux/sockios.h>
 #include <time.h>
 #include <unistd.h>
+#include "../clock.h"
 
 static int checks, first_failure;
 
@@ -52,19 +53,6 @@ static void check_line(bool ok, const char *name, int line)
 static void *volatile bad_address = (void *)8;
 #define BAD bad_address
 #define fails(r, e, name) check((r) == -1 && errno == (e), name)
-
-static int64_t now_us(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000000ll + ts.tv_nsec / 1000;
-}
-
-static void nap(int ms)
-{
-	struct timespec ts = { ms / 1000, ms % 1000 * 1000000 };
-	nanosleep(&ts, NULL);
-}
 
 /*
  * The peer: a process that connects when it is told to and does what it reads from a pipe. It was forked before there

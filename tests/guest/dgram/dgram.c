@@ -22,22 +22,10 @@
 #include <sys/uio.h>
 #include <time.h>
 #include "../check.h"
+#include "../clock.h"
 
 #define N 24 /* datagrams of a usual burst */
 static void *volatile bad_address = (void *)8;
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000ll + ts.tv_nsec / 1000000;
-}
-
-static void nap(int ms)
-{
-	struct timespec ts = { ms / 1000, ms % 1000 * 1000000 };
-	nanosleep(&ts, NULL);
-}
 
 /* ---- the peer: a process that was forked before there was any socket here --------------------------------------- */
 

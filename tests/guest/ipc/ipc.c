@@ -41,6 +41,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../clock.h"
 
 union semun {
 	int val;
@@ -73,13 +74,6 @@ static void line(const char *what, long r)
 #define SECTION(name) printf("\n== %s\n", name)
 
 static void ms(int n) { usleep(n * 1000); }
-
-static int64_t now_ms(void)
-{
-	struct timespec ts;
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 static struct timespec in_ms(clockid_t clock, int n)
 {
