@@ -730,6 +730,9 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 		flush();
 	}
 	bool ours = fd >= 0 && fd < KX_DGRAM_FDS && dgram_fds[fd].kind == DG_UDP;
+	/* The LibOS may have answered all its receives; or others make them. */
+	if (ours && dgram_at(fd) && is_send(c->nr))
+		ctx_make(c->t);
 	if (dgram_is_receive(c->nr)) {
 		struct dgram_slot *s = receiver(c, fd);
 		done = s && dgram_receive(c, s, r, &many);

@@ -214,6 +214,67 @@ def serve(make, workers, limit):
         expect(per_query < limit, True, f"exits for each query: {per_query:.2f} < {limit}")
 
 
+ECHO = """
+import select, socket, sys, threading
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("127.0.0.1", int(sys.argv[1])))
+def first():
+    for _ in range(20):
+        data, who = s.recvfrom(2048)
+        s.sendto(data, who)
+t = threading.Thread(target=first)
+t.start()
+t.join()
+p = select.poll()
+p.register(s, select.POLLIN)
+while True:
+    p.poll()
+    data, who = s.recvfrom(2048)
+    if data == b"end":
+        break
+    s.sendto(data, who)
+"""
+
+
+def replies_of_another_thread():
+    """The thread that answers is not the one by which the socket was found to be worth it: its replies are queued, too."""
+    rounds, burst = 40, 50
+    with lib.Dir() as d, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        port = lib.free_port()
+        p = subprocess.Popen(lib.pvm(["/usr/bin/python3", "-c", ECHO, str(port)], "--io", "exit", f"--stats={d}/stats"),
+                             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            s.settimeout(0.2)
+            s.connect(("127.0.0.1", port))
+            for _ in range(100):
+                try:
+                    s.send(b"there")
+                    if s.recv(2048) == b"there":
+                        break
+                except OSError:
+                    time.sleep(0.05)
+            s.settimeout(10)
+            for _ in range(19):
+                s.send(b"first")
+                expect(s.recv(2048) in (b"first", b"there"), True, "an echo")
+            for n in range(rounds):
+                want = {b"%d %d" % (n, i) for i in range(burst)}
+                for data in sorted(want):
+                    s.send(data)
+                while want:
+                    want.discard(s.recv(2048))
+            s.send(b"end")
+            expect(p.wait(20), 0, "the server's end")
+        finally:
+            p.kill()
+            p.wait()
+        with open(f"{d}/stats") as f:
+            stats = json.load(f)
+        sent = stats["hypercalls"].get("sendto", 0)
+        expect(sent < rounds * burst / 10, True, f"{sent} of {rounds * burst} replies were an exit each")
+
+
+tests.append(("replies_of_another_thread", replies_of_another_thread))
 for fn, counts in ((nsd, (1, 2)), (knotd, (1, 2)), (unbound, (1, 2)), (dnsmasq, (1,))):
     for n in counts:
         tests.append((f"{fn.__name__}_{n}", lambda fn=fn, n=n: serve(fn, n, 0.5)))
