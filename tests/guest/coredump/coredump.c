@@ -191,7 +191,7 @@ static void secrets(void)
 	      "and 1 again");
 	unlink("core");
 	if (geteuid()) {
-		printf("ok ids # SKIP not root\n");
+		printf("only root can change the user: not looked at\n");
 		return;
 	}
 	check(only_killed(end_of(FORK(NEED(chmod(".", 0777) == 0 && setresuid(1000, 1000, 1000) == 0);
