@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_programs.py runs: one line or entry for each case. "<file" at the end of a line is standard input.
+"""What test_programs.py runs: one line or entry for each case. "<file" at the end of a line is standard input,
+"| sort" says that the lines of its standard output come in an order of the file system's (cp goes by inode numbers).
 
 The working directory holds: text (1,000 lines), sorted1, sorted2 (for comm and join), table (tab separated), data.bin
 (64 KiB), empty, d/ (a, b, link -> a, sub/c), old.txt, new.txt, fix.patch, text.gz .bz2 .xz .lzma, files.tar, files.zip,
@@ -236,7 +237,7 @@ chmod -v 700 text
 chown -v 0:0 text
 cksum -a sha224 text
 comm sorted1 sorted2
-cp -av d copy
+cp -av d copy | sort
 cp --reflink=auto data.bin copy
 csplit text 100 200 {3}
 cut -c 3-9 text

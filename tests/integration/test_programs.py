@@ -48,11 +48,13 @@ WHO = {"busybox": ["busybox"], "coreutils": ["ls", "--version"], "sqlite3": ["sq
 
 
 class Case:
-    """One program, run twice. files: name to bytes, or to a path that is copied; err: compare standard error too."""
+    """One program, run twice. files: name to bytes, or to a path that is copied; err: compare standard error too;
+    unordered: the lines of standard output come in an order of the file system's (its inode numbers), compare them as a set."""
 
-    def __init__(self, group, what, argv, files=None, stdin=None, timeout=60, err=True, skip=None, options=()):
+    def __init__(self, group, what, argv, files=None, stdin=None, timeout=60, err=True, skip=None, options=(),
+                 unordered=False):
         self.group, self.what, self.argv, self.files, self.stdin = group, what, argv, files or {}, stdin
-        self.timeout, self.err, self.skip, self.options = timeout, err, skip, options
+        self.timeout, self.err, self.skip, self.options, self.unordered = timeout, err, skip, options, unordered
 
     def name(self):
         return f"{self.group}: {self.what}"
@@ -170,8 +172,9 @@ def compare(case, native, kx, files_native, files_kx):
     diffs = []
     if native.status != kx.status:
         diffs.append(f"{lib.status_text(native.status)} natively, {lib.status_text(kx.status)} in a pVM")
-    if native.out != kx.out:
-        diffs.append(first_difference("stdout", native.out, kx.out))
+    out_native, out_kx = (b"\n".join(sorted(r.out.split(b"\n"))) if case.unordered else r.out for r in (native, kx))
+    if out_native != out_kx:
+        diffs.append(first_difference("stdout", out_native, out_kx))
     if native.err != kx.err and (case.err or diffs):
         diffs.append(first_difference("stderr", native.err, kx.err))
     for n in sorted(set(files_native) | set(files_kx)):
@@ -213,13 +216,15 @@ def missing(program):
 
 
 def lines(table, http_url):
-    """(line, argv, stdin name) of each line of a table of programs.py."""
+    """(line, argv, how) of each line of a table of programs.py; how: arguments of Case."""
     for line in table.strip().split("\n"):
         argv = shlex.split(line.replace("@HTTP@", http_url))
-        stdin = None
+        how = {}
+        if argv[-2:] == ["|", "sort"]:
+            line, argv, how["unordered"] = line[:-len("| sort")].rstrip(), argv[:-2], True
         if argv[-1].startswith("<"):
-            stdin = argv.pop()[1:]
-        yield line, argv, stdin
+            how["stdin"] = argv.pop()[1:]
+        yield line, argv, how
 
 
 def busybox_cases(http_url):
@@ -228,18 +233,18 @@ def busybox_cases(http_url):
         return
     applets = lib.run(["busybox", "--list"]).out.decode().split()
     done = set()
-    for line, argv, stdin in lines(programs.BUSYBOX, http_url):
+    for line, argv, how in lines(programs.BUSYBOX, http_url):
         if argv[0] in applets:
             done.add(argv[0])
-            yield Case("busybox", line, ["busybox", *argv], stdin=stdin)
+            yield Case("busybox", line, ["busybox", *argv], **how)
     for applet in applets:
         if applet not in done and applet not in programs.BUSYBOX_NEVER.split():
             yield Case("busybox", f"{applet} --help", ["busybox", applet, "--help"])
 
 
 def table_cases(group, table, http_url):
-    for line, argv, stdin in lines(table, http_url):
-        yield Case(group, line, argv, stdin=stdin, skip=missing(argv[0]))
+    for line, argv, how in lines(table, http_url):
+        yield Case(group, line, argv, skip=missing(argv[0]), **how)
 
 
 def script_cases(group, program, suffix, scripts, **kw):
