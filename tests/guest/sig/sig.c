@@ -27,6 +27,7 @@
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include "../asleep.h"
 
 #define MS 1000000L
 #define RTN(n) (SIGRTMIN + (n))
@@ -446,12 +447,12 @@ static void test_wait(void)
 	      "sigwaitinfo: two in order");
 	/* Another signal's handler interrupts. */
 	on(SIGALRM, note, SA_RESTART);
-	struct itimerval it = { .it_value = { 0, 20000 } };
+	struct itimerval it = { { 0, 20000 }, { 0, 20000 } }, off = { 0 };
 	setitimer(ITIMER_REAL, &it, NULL);
 	check(sigwaitinfo(&set, &info) == -1 && errno == EINTR && last_signo == SIGALRM && last_code == SI_KERNEL,
 	      "sigwaitinfo: EINTR");
-	setitimer(ITIMER_REAL, &it, NULL);
 	check(pause() == -1 && errno == EINTR, "pause");
+	setitimer(ITIMER_REAL, &off, NULL);
 	/* signalfd */
 	set = one(SIGUSR1);
 	sigaddset(&set, RTN(1));
@@ -539,22 +540,24 @@ static const struct {
 	[C_CLOCK_NANOSLEEP] = { "clock_nanosleep", EINTR, EINTR },
 };
 
+#define WAIT 100 /* seconds, which nobody waits */
+
 static int wait_call(int k)
 {
 	char c;
-	struct timespec ts = { 0, 400 * MS }, rem;
-	struct timeval tv = { 0, 400000 };
+	struct timespec ts = { WAIT, 0 }, rem;
+	struct timeval tv = { WAIT, 0 };
 	struct pollfd p = { .fd = pipefd[0], .events = POLLIN };
 	struct epoll_event ee;
 	switch (k) {
 	case C_READ:
 		return read(pipefd[0], &c, 1) == 1 ? 0 : errno;
 	case C_NANOSLEEP:
-		return nanosleep(&ts, &rem) == 0 ? 0 : rem.tv_nsec > 0 && rem.tv_nsec < 399 * MS ? errno : 999;
+		return nanosleep(&ts, &rem) == 0 ? 0 : rem.tv_sec < WAIT ? errno : 999;
 	case C_POLL:
-		return poll(&p, 1, 400) >= 0 ? 0 : errno;
+		return poll(&p, 1, WAIT * 1000) >= 0 ? 0 : errno;
 	case C_EPOLL:
-		return epoll_wait(epfd, &ee, 1, 400) >= 0 ? 0 : errno;
+		return epoll_wait(epfd, &ee, 1, WAIT * 1000) >= 0 ? 0 : errno;
 	case C_FUTEX:
 		return syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0) == 0 || errno == EAGAIN ? 0
 													       : errno;
@@ -575,7 +578,7 @@ static int wait_call(int k)
 		return sem_wait(&sem) == 0 ? 0 : errno;
 	case C_SEM_TIMED: {
 		clock_gettime(CLOCK_REALTIME, &ts);
-		ts.tv_sec++;
+		ts.tv_sec += WAIT;
 		return sem_timedwait(&sem, &ts) == 0 ? 0 : errno;
 	}
 	case C_SELECT: {
@@ -632,7 +635,7 @@ static volatile int current_call;
 static void *poker(void *arg)
 {
 	(void)arg;
-	nap(15 * MS);
+	asleep(getpid(), getpid());
 	pthread_kill(main_thread, SIGUSR1);
 	nap(15 * MS);
 	wake_call(current_call);
@@ -686,7 +689,7 @@ static void test_eintr(void)
 		for (int k = 0; k < C_MAX; k++) {
 			pthread_t t;
 			char name[80];
-			struct timeval tv = { k == C_RECV_TIMEO, 0 };
+			struct timeval tv = { k == C_RECV_TIMEO ? WAIT : 0, 0 };
 			int want = restart ? table[k].restart : table[k].plain;
 			setsockopt(pair_[0], SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv);
 			on(SIGUSR1, note, restart ? SA_RESTART : 0);
@@ -756,12 +759,17 @@ static void test_timers(void)
 		setitimer(kinds[k].which, &off, NULL);
 		check(ok && count >= 3 && last_signo == kinds[k].signo && last_code == SI_KERNEL, kinds[k].name);
 	}
+	sigset_t all_but;
+	sigprocmask(0, NULL, &all_but);
+	sigdelset(&all_but, SIGALRM);
 	count = 0;
+	block(SIGALRM);
 	ualarm(10000, 0);
-	pause();
+	sigsuspend(&all_but);
+	unblock(SIGALRM);
 	check(count == 1, "alarm");
-	alarm(100);
-	check(alarm(0) > 98, "alarm: what was left");
+	alarm(1000);
+	check(alarm(0) > 800, "alarm: what was left");
 	timer_t t;
 	struct sigevent ev = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = RTN(3), .sigev_value.sival_int = 31 };
 	struct itimerspec its = { .it_value = { 0, 5 * MS }, .it_interval = { 0, 5 * MS } }, none = { 0 };
@@ -778,7 +786,7 @@ static void test_timers(void)
 				.sigev_notify_function = timer_thread };
 	timer_create(CLOCK_MONOTONIC, &ev, &t);
 	timer_settime(t, 0, &its, NULL);
-	for (int i = 0; i < 400 && thread_fired < 2; i++)
+	for (int i = 0; i < 12000 && thread_fired < 2; i++)
 		nap(5 * MS);
 	timer_settime(t, 0, &none, NULL);
 	timer_delete(t);
