@@ -292,7 +292,7 @@ static void fences(void)
 		inside = 0;
 		r &= syscall(SYS_membarrier, MEMBARRIER_RSEQ, 0, 0) == 0;
 		/* It has been aborted by now, or will set the flag when it is inside again: never stays in the old one. */
-		double end = now() + 2;
+		double end = now() + 60;
 		while (!inside && now() < end)
 			;
 		all &= inside;

@@ -368,17 +368,18 @@ static bool one_child(const char *what, bool process)
 static void test_children(void)
 {
 	bool f = true, v = true, t = true;
-	static char stack[65536] __attribute__((aligned(64)));
+	static char stacks[8][65536]
+		__attribute__((aligned(64))); /* one for each thread: who knows when it has ended */
 	const long thread = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
 	for (int i = 0; i < 8; i++) {
+		char *top = stacks[i] + sizeof stacks[i];
 		long what = i % 2 ? 3 : 0;
 		prepare(what, SYS_fork, 0, 0, 0);
 		f &= one_child("fork", true);
-		prepare(what, SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, (long)stack + sizeof stack, 0);
+		prepare(what, SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, (long)top, 0);
 		v &= one_child("vfork", true);
-		prepare(what, SYS_clone, thread, (long)stack + sizeof stack, 0);
+		prepare(what, SYS_clone, thread, (long)top, 0);
 		t &= one_child("thread", false);
-		usleep(1000); /* the thread is off its stack */
 	}
 	check(f, "fork");
 	check(v, "vfork");
