@@ -144,6 +144,16 @@ def binary(op, key=b"", value=b"", extra=b"", cas=0, opaque=0):
         + extra + key + value
 
 
+def accepts(path):
+    """It is there before it is listened on."""
+    try:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(path)
+        return True
+    except OSError:
+        return False
+
+
 def memcached_binary(address):
     out = []
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as s:
@@ -239,7 +249,7 @@ def memcached():
             argv = ["memcached", "-s", f"{d}/sock", "-a", "777", "-u", "root"]
             s = lib.Server(lib.pvm(argv, *options(d)) if pvm else argv, 0, cwd="/")
             try:
-                until("socket", lambda: os.path.exists(f"{d}/sock"))
+                until("socket", lambda: accepts(f"{d}/sock"))
                 got.append(memcached_binary(f"{d}/sock"))
             finally:
                 s.__exit__()

@@ -122,7 +122,8 @@ static void no_eintr(void)
 		int before = alarms;
 		step++;
 		every(200, 200);
-		for (int i = 0; i < ROUNDS; i++)
+		double end = now() + 60000;
+		for (int i = 0; i < ROUNDS || i & 1 || (alarms == before && now() < end); i++)
 			if (ready[k].fn[i & 1]() < 0)
 				fail(ready[k].name, strerror(errno), i);
 		every(0, 0);
