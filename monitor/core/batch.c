@@ -13,10 +13,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../abi/kx_openahead.h"
 #include "dgram.h"
 #include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "openahead.h"
 #include "thread.h"
 #include "sig.h"
 
@@ -265,6 +267,8 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 	bool known = false;
 	memcpy(&from, data, sizeof from);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (from.fd < -1 && (from.fd = openahead_fd(KX_AHEAD_FD(from.fd))) >= 0)
+		known = true;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		known |= from.fd >= 0 && x->file[i].fd == from.fd;
 	if (!known || from.len > sizeof buf || from.offset > INT64_MAX - sizeof buf)
@@ -958,6 +962,8 @@ bool batch_active(void)
 	return __atomic_load_n(&nr_socks, __ATOMIC_RELAXED) || __atomic_load_n(&nr_ctxs, __ATOMIC_RELAXED);
 }
 
+bool batch_is_mapped(void) { return mapped; }
+
 bool batch_may_serve(struct hcall *c)
 {
 	if (!is_wait(c->nr) || !batch_active())
@@ -982,6 +988,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		x->g->exits++;
 	}
 	settle_all();
+	openahead_settle();
 	if (x && is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
@@ -1050,6 +1057,7 @@ void batch_leave(struct hcall *c, int64_t r)
 	if (x) {
 		still_live(x);
 		files_look(x);
+		openahead_offer(c);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		flusher_due();
@@ -1186,6 +1194,7 @@ void batch_fork_child(void)
 		lease_mine = lease_new; /* those of further forefathers stay open */
 	lease_new = -1;
 	lease_lost = false;
+	openahead_fork_child();
 	flusher_fork_child();
 	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
