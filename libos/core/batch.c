@@ -243,6 +243,30 @@ static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t coun
 	return true;
 }
 
+/* To a file that this thread writes to again and again. */
+static bool write_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_bwrite *w;
+	struct kx_brec *r;
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	w = (struct kx_bwrite *)((uint8_t *)io->ctx + KX_BATCH_WRITES_AT);
+	for (unsigned i = 0; w->fd != (int32_t)io->fd; w++)
+		if (++i == KX_BATCH_WRITES)
+			return false;
+	if (w->calls != __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE) ||
+	    !(f->orig_rax == NR_write ? one(io, f->rsi, f->rdx) : many(io, f->rsi, (uint32_t)f->rdx)) || !io->total ||
+	    io->total > KX_BATCH_SEND_MAX || !(r = room_for(io->ctx, io->total, &head)) ||
+	    !gather(io, (uint8_t *)(r + 1)))
+		return false;
+	publish(io, r, io->total, KX_BREC_WRITE, head);
+	w->uses++;
+	*ret = (int64_t)io->total;
+	return true;
+}
+
 /* ---- connections that come and go --------------------------------------------------------------------------------- */
 
 static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t *ret)
@@ -489,7 +513,9 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
 			return false;
 		libfile_flush(t);
-		done = find(t, &io, f->rdi) && try_call(&io, f, ret);
+		done = find(t, &io, f->rdi)
+			       ? try_call(&io, f, ret)
+			       : (f->orig_rax == NR_write || f->orig_rax == NR_writev) && write_later(t, &io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;

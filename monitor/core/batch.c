@@ -21,6 +21,7 @@
 #include "openahead.h"
 #include "thread.h"
 #include "sig.h"
+#include "writelater.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -350,6 +351,11 @@ static void close_socket(int fd, struct sock *s)
 
 static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
+	if (r->flags == KX_BREC_WRITE) {
+		if (!writelater_record((int)(x - ctxs), r->fd, data, r->len))
+			pvm_panic("LibOS: the queue of sends is broken");
+		return;
+	}
 	struct sock *s = find(r->fd);
 	if (!s || s->gen != r->gen)
 		return; /* closed by another thread at the same moment */
@@ -682,6 +688,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->t = t;
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
+	writelater_reset((int)(x - ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->peer.fd = -1;
 	for (int i = 0; i < KX_BATCH_NAMES; i++)
@@ -989,11 +996,12 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	}
 	settle_all();
 	openahead_settle();
+	done = writelater_enter(c, r);
 	if (x && is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
-	if (nr_socks)
+	if (nr_socks && !done)
 		done = touch_all(c, r);
 	if (ends_descriptors(c->nr))
 		for (int i = 0; i < nr_ctxs; i++)
@@ -1026,7 +1034,9 @@ static void note_result(struct hcall *c, int64_t r)
 			drain_left(fd, s);
 		return;
 	}
-	if (is_wait(c->nr) && r > 0)
+	if (!s && (c->nr == SYS_write || c->nr == SYS_writev) && (x = ctx_of(c->t)))
+		writelater_seen((int)(x - ctxs), fd, r);
+	else if (is_wait(c->nr) && r > 0)
 		after_wait(c, (int)r);
 	else if (s && is_write(c->nr) && !s->held && (x = ctx_of(c->t)) &&
 		 guest_sock(fd)->owner == (uint32_t)(x - ctxs) + 1) {
@@ -1057,6 +1067,7 @@ void batch_leave(struct hcall *c, int64_t r)
 	if (x) {
 		still_live(x);
 		files_look(x);
+		writelater_look((int)(x - ctxs), __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST));
 		openahead_offer(c);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
@@ -1195,6 +1206,7 @@ void batch_fork_child(void)
 	lease_new = -1;
 	lease_lost = false;
 	openahead_fork_child();
+	writelater_fork_child();
 	flusher_fork_child();
 	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
@@ -1212,5 +1224,6 @@ void batch_end(void)
 	for (int fd = 0; fd <= top_fd; fd++)
 		if (find(fd) && socks[fd].left)
 			drain_left(fd, &socks[fd]);
+	writelater_end();
 	pthread_mutex_unlock(&lock);
 }

@@ -16,8 +16,11 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,6 +28,7 @@ static int reg[8]; /* descriptors by name; -1 = closed */
 static char answer[1 << 20];
 static size_t len;
 static int conn;
+static char *shared;
 static volatile int signals;
 
 #define SAY(...) (len += (size_t)snprintf(answer + len, sizeof answer - len, __VA_ARGS__))
@@ -82,6 +86,46 @@ static void do_line(char *line)
 	} else if (!strcmp(cmd, "close")) {
 		r = close(fd);
 		SAY("close: %s\n", r ? strerror(errno) : "");
+	} else if (!strcmp(cmd, "create")) {
+		sscanf(line, "%*s %d %4095s %li", &r, path, &a);
+		reg[r & 7] = open(path, (int)a | O_CREAT, 0644);
+		SAY("create: %d %s\n", reg[r & 7], reg[r & 7] < 0 ? strerror(errno) : "");
+	} else if (!strcmp(cmd, "write")) { /* a bytes of a letter */
+		memset(buf, (int)b, sizeof buf);
+		ssize_t n = write(fd, buf, (size_t)a);
+		SAY("write: %zd %s\n", n, n < 0 ? strerror(errno) : "");
+	} else if (!strcmp(cmd, "writev")) {
+		struct iovec v[2] = { { "vec ", 4 }, { "tor\n", (size_t)a } };
+		SAY("writev: %zd\n", writev(fd, v, 2));
+	} else if (!strcmp(cmd, "badwrite")) {
+		ssize_t n = write(fd, (void *)8, (size_t)a);
+		SAY("badwrite: %zd %s\n", n, n < 0 ? strerror(errno) : "");
+	} else if (!strcmp(cmd, "fsync")) {
+		r = fsync(fd);
+		SAY("fsync: %s\n", r ? strerror(errno) : "");
+	} else if (!strcmp(cmd, "truncate")) {
+		SAY("truncate: %d\n", ftruncate(fd, a));
+	} else if (!strcmp(cmd, "share")) { /* from here on it is seen without a call */
+		shared = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+		SAY("share: %d\n", shared != MAP_FAILED);
+	} else if (!strcmp(cmd, "shared")) {
+		SAY("shared: %.8s\n", shared);
+	} else if (!strcmp(cmd, "largest")) {
+		struct rlimit l = { (rlim_t)a, RLIM_INFINITY };
+		signal(SIGXFSZ, SIG_IGN);
+		SAY("largest: %d\n", setrlimit(RLIMIT_FSIZE, &l));
+	} else if (!strcmp(cmd, "die")) {
+		send_answer();
+		raise(SIGKILL);
+	} else if (!strcmp(cmd, "quit")) {
+		exit(0);
+	} else if (!strcmp(cmd, "child")) { /* shares the offset, and what was written comes first */
+		pid_t pid = fork();
+		if (!pid)
+			_exit(write(fd, "child\n", 6) == 6 ? 0 : 1);
+		int st = 0;
+		waitpid(pid, &st, 0);
+		SAY("child: %d\n", st);
 	} else if (!strcmp(cmd, "read")) {
 		show("read", buf, read(fd, buf, (size_t)a));
 	} else if (!strcmp(cmd, "pread")) {

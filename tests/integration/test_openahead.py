@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import zlib
 
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -319,6 +320,127 @@ def stories():
                         os.rename(f"{w}/new", f"{w}/{name}")
             seen.append(t.tell(*[f"close {r}" for r in sorted(open_)]))
         both(script)
+
+
+# ---- writes ----------------------------------------------------------------------------------------------------------
+
+APPEND, WRONLY, RDWR = os.O_APPEND, os.O_WRONLY, os.O_RDWR
+
+
+def writers(script):
+    """As both(), in a directory that the program may write to; what is in its files after each step is compared, too."""
+    with lib.Dir() as d:
+        build(d)
+        told = []
+        for kx in (False, True):
+            w = fresh(d)
+            inodes = {}
+            with Talk(d, kx, ["--volume", f"{w}:{w}"]) as t:
+                seen = []
+
+                def step(*lines, t=t, w=w, seen=seen, inodes=inodes):
+                    text = number_inodes(t.tell(*lines), inodes)
+                    for n in sorted(os.listdir(w)):
+                        if os.path.isfile(f"{w}/{n}"):
+                            with open(f"{w}/{n}", "rb") as f:
+                                data = f.read()
+                            text += f"{n}: {len(data)} {data[:20]} {data[-20:]} {zlib.crc32(data)}\n"
+                    seen.append(text)
+
+                script(step, w)
+            told.append(seen)
+            if kx:
+                with open(t.stats) as f:
+                    calls = json.load(f)["hypercalls"]
+        for i, (a, b) in enumerate(zip(*told)):
+            expect(b, a, f"step {i}")
+        expect(len(told[1]), len(told[0]), "steps")
+        return calls.get("write", 0) + calls.get("writev", 0)
+
+
+@test
+def writes():
+    """All that a program can do with a file that it writes to again and again. Whoever has the answer finds the data in the file."""
+    def script(step, w):
+        for flags in (WRONLY | APPEND, WRONLY, RDWR, RDWR | APPEND, WRONLY | os.O_DSYNC):
+            step(f"create 0 {w}/log{flags:x} {flags}")
+            for _ in range(8):
+                step("write 0 30 65", "writev 0 4", "write 0 1 10")
+            for op in (["badwrite 0 5"], ["write 0 0 65"], ["write 0 65536 66"], ["write 0 100000 67"], ["fsync 0"], ["seek 0 0 1"],
+                       ["seek 0 10 0", "write 0 3 68", "write 0 3 69"], ["truncate 0 5"], ["fstat 0"], ["read 0 10"], ["pread 0 0 10"],
+                       ["child 0"], ["dup 0"], ["fork 0"], ["raise 0"], ["flags 0"], ["largest 0 100", "write 0 90 70", "write 0 90 71"],
+                       ["write 0 10 72", "largest 0 0x7fffffff"], ["write 0 200 72"]):
+                step("write 0 20 97", *op, "write 0 20 98")
+                step("write 0 20 99")
+            step("write 0 5 65", "close 0", "write 0 5 66")
+        step(f"create 0 {w}/one {WRONLY}", f"create 1 {w}/two {WRONLY}", f"create 2 {w}/one {WRONLY | APPEND}")
+        for i in range(12):
+            step(f"write 0 {i} 65", f"write 1 {i} 66", f"write 2 {i} 67", f"write 0 {i} 68")
+        step("dup2 0 1", "write 0 9 69", "write 1 9 70")
+        step("write 0 9 69", "dup2 0 1", "write 0 9 69")
+        for _ in range(6):
+            step("write 2 100 71", "close 2", f"create 2 {w}/three {WRONLY}", "write 2 50 72")
+    writers(script)
+
+
+@test
+def writes_seen_by_a_mapping():
+    def script(step, w):
+        for first in (True, False):
+            name = f"map{first}"
+            step(f"create 0 {w}/{name} {RDWR}", "write 0 4096 65", *(["share 0"] if first else []))
+            for i in range(8):
+                step("seek 0 0 0", f"write 0 8 {66 + i}", *(["shared 0"] if first else []))
+            step("share 0", "seek 0 0 0", "write 0 8 48", "shared 0", "seek 0 0 0", "write 0 8 49", "shared 0")
+            for i in range(8):
+                step("seek 0 0 0", "write 0 8 50", "write 0 8 51", "shared 0", "seek 0 0 0", f"write 0 8 {66 + i}", "shared 0")
+            step("close 0")
+    writers(script)
+
+
+@test
+def writes_without_exits():
+    """Lines of a log before each answer, and at the end of the process: a few calls of the monitor's, and none is missing."""
+    def script(step, w):
+        step(f"create 0 {w}/log {WRONLY | APPEND}", f"create 1 {w}/last {WRONLY | APPEND}")
+        for i in range(30):
+            step(*[f"write 0 {j + 1} {65 + i}" for j in range(20)])
+    opened = writers(script)
+    assert opened < 60, f"{opened} of 600 writes were exits"
+    for end, status in (("quit", 0), ("die", -9)):
+        with lib.Dir() as d:
+            build(d)
+            w = fresh(d)
+            with Talk(d, True, ["--volume", f"{w}:{w}"]) as t:
+                t.tell(f"create 0 {w}/log {WRONLY | APPEND}")
+                for _ in range(10):
+                    t.tell("write 0 10 65")
+                t.sock.sendall(f"write 0 10 66\nwrite 0 10 67\n{end} 0\n".encode())
+                t.server.p.wait(30)
+            with open(f"{w}/log") as f:
+                expect(f.read(), "A" * 100 + "B" * 10 + "C" * 10, f"after {end}")
+
+
+@test
+def writes_to_what_is_full():
+    """Near its end a file system is written to by calls, which tell."""
+    with lib.Dir() as d:
+        build(d)
+        w = fresh(d)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "kylinx-test", w], check=True)
+        try:
+            with Talk(d, True, ["--volume", f"{w}:{w}"]) as t:
+                t.tell(f"create 0 {w}/log {WRONLY | APPEND}")
+                text = ""
+                for _ in range(80):  # 4 MiB each
+                    text = t.tell(*["write 0 65536 65"] * 64)
+                    if "No space" in text:
+                        break
+                assert "No space left" in text, text[-200:]
+                told = os.stat(f"{w}/log").st_size
+                expect(told, 300 << 20, "written")
+        finally:
+            subprocess.run(["umount", "-l", w], check=True)
 
 
 if __name__ == "__main__":
