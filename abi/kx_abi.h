@@ -195,6 +195,8 @@ struct kx_futexes {
 #define KX_BATCH_SOCKS 0x4000     /* offset of struct kx_bsock[KX_BATCH_FDS]             */
 #define KX_BATCH_CTX 0x100000     /* offset of the first context; each has 1 MiB         */
 #define KX_BATCH_CTXS 48          /* threads that can batch at a time                    */
+#define KX_BATCH_WRITES_AT 0xe00  /* offset of struct kx_bwrite[KX_BATCH_WRITES] in a context */
+#define KX_BATCH_WRITES 4         /* files that a context's thread writes to              */
 #define KX_BATCH_TX 0x1000        /* offset of the ring of records in a context          */
 #define KX_BATCH_TX_SIZE 0x40000  /* its bytes                                           */
 #define KX_BATCH_RX 0x80000       /* offset of what was fetched                          */
@@ -249,6 +251,13 @@ struct kx_bctx {
 	} peer, local[KX_BATCH_NAMES]; /* local: of those accepted, by descriptor */
 };
 
+/* A file that its thread may write to by records, while kx_batch.calls is `calls`. */
+struct kx_bwrite {
+	int32_t fd;    /* -1 = none */
+	uint32_t uses; /* counted by the LibOS */
+	uint64_t calls;
+};
+
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
 struct kx_brec {
 	int32_t fd;
@@ -261,6 +270,8 @@ struct kx_brec {
 #define KX_BREC_DEL 0x08000000u   /* epoll_ctl(EPOLL_CTL_DEL, fd): of kx_badd, `epoll` */
 #define KX_BREC_MOD 0x04000000u   /* epoll_ctl(EPOLL_CTL_MOD, fd): the data is a kx_badd */
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
+
+#define KX_BREC_WRITE 0x02000000u /* write(fd) of a file that the context has in its kx_bwrite[] */
 
 struct kx_bfrom {
 	uint64_t offset;
@@ -380,7 +391,9 @@ _Static_assert(sizeof(struct kx_futexes) == 4096, "one page");
 _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
-_Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_TX, "the ring comes after it");
+_Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_WRITES_AT, "files come after it");
+_Static_assert(KX_BATCH_WRITES_AT + KX_BATCH_WRITES * sizeof(struct kx_bwrite) <= KX_BATCH_TX,
+	       "the ring comes after them");
 _Static_assert(sizeof(struct kx_batch) <= KX_BATCH_SOCKS, "sockets come after it");
 _Static_assert(KX_BATCH_SOCKS + KX_BATCH_FDS * sizeof(struct kx_bsock) <= KX_BATCH_CTX, "contexts come after them");
 _Static_assert(sizeof(struct kx_brec) == 32, "records are aligned to it");

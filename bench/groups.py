@@ -497,16 +497,17 @@ def nginx(plan):
     with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
         os.chmod(d, 0o755)
         port = free_port()
+        os.mkdir(f"{d}/www")
         for name, size in (("1k", 1024), ("1m", 1 << 20)):
-            with open(f"{d}/{name}", "wb") as f:
+            with open(f"{d}/www/{name}", "wb") as f:
                 f.write(b"x" * size)
         with open(f"{d}/nginx.conf", "w", encoding="ascii") as f:
             f.write(f"daemon off; pid {d}/pid; error_log {d}/error.log; worker_processes 1; user root;\n"
                     f"events {{ worker_connections 1024; }}\n"
-                    f"http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {d}/t1;"
+                    f"http {{ access_log off; sendfile on; keepalive_requests 1000000; client_body_temp_path {d}/t1;"
                     f" proxy_temp_path {d}/t2; fastcgi_temp_path {d}/t3; uwsgi_temp_path {d}/t4; scgi_temp_path {d}/t5;"
                     f" server {{ listen 127.0.0.1:{port};"
-                    f" root {d}; }} }}\n")
+                    f" root {d}/www; }} }}\n")
         exits = {}
 
         def once(side):
@@ -514,7 +515,7 @@ def nginx(plan):
             for name, keep, n in (("1k", True, 4000), ("1k", False, 2000), ("1m", True, 300)):
                 n = n // 4 if plan.quick else n
                 with Server(plan, side, ["nginx", "-c", f"{d}/nginx.conf"], port,
-                            *(["--volume", f"{d}:{d}"] if side == "pvm" or plan.base else [])) as s:
+                            *(["--volume", f"{d}:{d}", "--volume", f"{d}/www:{d}/www:ro"] if side == "pvm" or plan.base else [])) as s:
                     text = h.run(["ab", "-q", "-n", str(n), "-c", "50", *(["-k"] if keep else []),
                                   f"http://127.0.0.1:{port}/{name}"])
                 key = f"nginx_{name}_{'keepalive' if keep else 'close'}"

@@ -4,6 +4,7 @@
  * sends at the next exit. What may be answered here is told by the socket's word and credit; everything else, and all
  * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
  */
+#include "../../abi/kx_openahead.h"
 #include "libos.h"
 
 #define NR_read 0
@@ -221,13 +222,14 @@ static struct kx_bfile *file_of(struct kx_bctx *c, uint64_t fd)
 
 static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t count, int64_t *ret)
 {
-	struct kx_bfile *file = (int32_t)fd >= 0 && at_gva ? file_of(io->ctx, fd) : NULL;
 	struct kx_bfrom from = { .fd = (int32_t)fd };
-	uint64_t head;
-	if (!file || user_read(&from.offset, at_gva, sizeof from.offset) || from.offset >= file->size)
+	struct kx_ahead_file *opened = openahead_file(fd, &from.fd);
+	struct kx_bfile *file = (int32_t)fd >= 0 && !opened ? file_of(io->ctx, fd) : NULL;
+	uint64_t size = opened ? opened->size : file ? file->size : 0, head;
+	if (!at_gva || user_read(&from.offset, at_gva, sizeof from.offset) || from.offset >= size)
 		return false;
-	if (count > file->size - from.offset)
-		count = file->size - from.offset;
+	if (count > size - from.offset)
+		count = size - from.offset;
 	uint64_t next = from.offset + count;
 	struct kx_brec *r = reserve(io, sizeof from, count, &head);
 	if (!r || user_write(at_gva, &next, sizeof next))
@@ -235,8 +237,33 @@ static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t coun
 	from.len = (uint32_t)count;
 	*(struct kx_bfrom *)(r + 1) = from;
 	publish(io, r, sizeof from, KX_BREC_FILE, head);
-	file->uses++;
+	if (file)
+		file->uses++;
 	*ret = (int64_t)count;
+	return true;
+}
+
+/* To a file that this thread writes to again and again. */
+static bool write_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_bwrite *w;
+	struct kx_brec *r;
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	w = (struct kx_bwrite *)((uint8_t *)io->ctx + KX_BATCH_WRITES_AT);
+	for (unsigned i = 0; w->fd != (int32_t)io->fd; w++)
+		if (++i == KX_BATCH_WRITES)
+			return false;
+	if (w->calls != __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE) ||
+	    !(f->orig_rax == NR_write ? one(io, f->rsi, f->rdx) : many(io, f->rsi, (uint32_t)f->rdx)) || !io->total ||
+	    io->total > KX_BATCH_SEND_MAX || !(r = room_for(io->ctx, io->total, &head)) ||
+	    !gather(io, (uint8_t *)(r + 1)))
+		return false;
+	publish(io, r, io->total, KX_BREC_WRITE, head);
+	w->uses++;
+	*ret = (int64_t)io->total;
 	return true;
 }
 
@@ -253,6 +280,7 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 		return false;
 	io->s->tcp = 0;
 	publish(io, r, 0, KX_BREC_CLOSE, head);
+	openahead_closes(fd);
 	*ret = 0;
 	return true;
 }
@@ -457,7 +485,11 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 				     1ull << NR_sendfile | 1ull << NR_sendto | 1ull << NR_recvfrom |
 				     1ull << NR_sendmsg | 1ull << NR_recvmsg;
 	struct io io;
-	bool done;
+	bool done = openahead_call(f, ret);
+	if (done) {
+		SHARED->batched++;
+		return true;
+	}
 	switch (f->orig_rax) {
 	case NR_epoll_ctl:
 		done = register_later(t, &io, f, ret);
@@ -481,7 +513,9 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
 			return false;
 		libfile_flush(t);
-		done = find(t, &io, f->rdi) && try_call(&io, f, ret);
+		done = find(t, &io, f->rdi)
+			       ? try_call(&io, f, ret)
+			       : (f->orig_rax == NR_write || f->orig_rax == NR_writev) && write_later(t, &io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;

@@ -98,7 +98,7 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 		return false;
 	uint64_t *word = &IPC->word[kx_ipc_slot(id)][op.num];
 	batch_flush(t);
-	libfile_flush(t);
+	before_news(t);
 	for (;;) {
 		uint64_t s = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE), w = __atomic_load_n(word, __ATOMIC_ACQUIRE);
 		int v = (int)KX_IPC_VALUE(w), left = v + op.op;
@@ -206,7 +206,7 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 	    type < 1 || !user_ok(f->rsi + 8, size))
 		return false;
 	batch_flush(t);
-	libfile_flush(t);
+	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t tail = o->tail;
 		if (o->cbytes + size > o->qbytes || o->qnum + 1 > o->qbytes) {
@@ -267,7 +267,7 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 	    type == INT64_MIN || !user_ok(f->rsi, 8) || !user_ok(f->rsi + 8, f->rdx))
 		return false;
 	batch_flush(t);
-	libfile_flush(t);
+	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t head = o->head, pos = msg_find(o, type, flags & MSG_EXCEPT);
 		if (pos == UINT64_MAX) {
@@ -327,7 +327,7 @@ static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool 
 	    !timeout_ok(f->r8))
 		return false;
 	batch_flush(t);
-	libfile_flush(t);
+	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t tail = o->tail;
 		if (o->qnum >= o->qbytes) {
@@ -374,7 +374,7 @@ static bool mq_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bo
 	if (!o || f->rdx < o->msgmax || !user_ok(f->rsi, f->rdx) || !timeout_ok(f->r8))
 		return false;
 	batch_flush(t);
-	libfile_flush(t);
+	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t head = o->head, pos = mq_find(o);
 		if (pos == UINT64_MAX) {

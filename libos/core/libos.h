@@ -101,12 +101,28 @@ uint64_t site_resume(uint64_t rip);
 
 /* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
 bool libfile_call(struct kx_frame *f, int64_t *ret);
-/* Before anything without an exit that could bring news from outside: what was noted for the next exit is made. */
+/* Before anything that others see without an exit: what was noted for the next exit is made. */
 void libfile_flush_now(struct kx_thread *t);
 static inline void libfile_flush(struct kx_thread *t)
 {
 	if (((const struct kx_libfile *)KX_LIBFILE_BASE)->later_asked)
 		libfile_flush_now(t);
+}
+
+/* openahead.c: files that the monitor has opened ahead. False: the monitor's. Only where there are batches. */
+bool openahead_call(struct kx_frame *f, int64_t *ret);
+/* That of them which the program has open as fd, and its number for records; NULL: fd is none. */
+struct kx_ahead_file *openahead_file(uint64_t fd, int32_t *as);
+/* A close of fd is queued. */
+void openahead_closes(uint64_t fd);
+/* Something may come from another process without an exit: what was told before counts no more. */
+void openahead_stale(void);
+
+/* Before anything without an exit that could bring news from outside the process. */
+static inline void before_news(struct kx_thread *t)
+{
+	libfile_flush(t);
+	openahead_stale();
 }
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */

@@ -286,6 +286,6 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	if (!setup(&x, t, f, writes))
 		return false;
 	batch_flush(t);
-	libfile_flush(t);
+	before_news(t);
 	return writes ? write_ring(&x, ret) : read_ring(&x, ret);
 }

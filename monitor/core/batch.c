@@ -13,12 +13,15 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../abi/kx_openahead.h"
 #include "dgram.h"
 #include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "openahead.h"
 #include "thread.h"
 #include "sig.h"
+#include "writelater.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024     /* sockets in one turn */
@@ -265,6 +268,8 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 	bool known = false;
 	memcpy(&from, data, sizeof from);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (from.fd < -1 && (from.fd = openahead_fd(KX_AHEAD_FD(from.fd))) >= 0)
+		known = true;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		known |= from.fd >= 0 && x->file[i].fd == from.fd;
 	if (!known || from.len > sizeof buf || from.offset > INT64_MAX - sizeof buf)
@@ -346,6 +351,11 @@ static void close_socket(int fd, struct sock *s)
 
 static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
+	if (r->flags == KX_BREC_WRITE) {
+		if (!writelater_record((int)(x - ctxs), r->fd, data, r->len))
+			pvm_panic("LibOS: the queue of sends is broken");
+		return;
+	}
 	struct sock *s = find(r->fd);
 	if (!s || s->gen != r->gen)
 		return; /* closed by another thread at the same moment */
@@ -678,6 +688,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->t = t;
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
+	writelater_reset((int)(x - ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->peer.fd = -1;
 	for (int i = 0; i < KX_BATCH_NAMES; i++)
@@ -958,6 +969,8 @@ bool batch_active(void)
 	return __atomic_load_n(&nr_socks, __ATOMIC_RELAXED) || __atomic_load_n(&nr_ctxs, __ATOMIC_RELAXED);
 }
 
+bool batch_is_mapped(void) { return mapped; }
+
 bool batch_may_serve(struct hcall *c)
 {
 	if (!is_wait(c->nr) || !batch_active())
@@ -982,11 +995,13 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		x->g->exits++;
 	}
 	settle_all();
+	openahead_settle();
+	done = writelater_enter(c, r);
 	if (x && is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
-	if (nr_socks)
+	if (nr_socks && !done)
 		done = touch_all(c, r);
 	if (ends_descriptors(c->nr))
 		for (int i = 0; i < nr_ctxs; i++)
@@ -1019,7 +1034,9 @@ static void note_result(struct hcall *c, int64_t r)
 			drain_left(fd, s);
 		return;
 	}
-	if (is_wait(c->nr) && r > 0)
+	if (!s && (c->nr == SYS_write || c->nr == SYS_writev) && (x = ctx_of(c->t)))
+		writelater_seen((int)(x - ctxs), fd, r);
+	else if (is_wait(c->nr) && r > 0)
 		after_wait(c, (int)r);
 	else if (s && is_write(c->nr) && !s->held && (x = ctx_of(c->t)) &&
 		 guest_sock(fd)->owner == (uint32_t)(x - ctxs) + 1) {
@@ -1050,6 +1067,8 @@ void batch_leave(struct hcall *c, int64_t r)
 	if (x) {
 		still_live(x);
 		files_look(x);
+		writelater_look((int)(x - ctxs), __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST));
+		openahead_offer(c);
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		flusher_due();
@@ -1186,6 +1205,8 @@ void batch_fork_child(void)
 		lease_mine = lease_new; /* those of further forefathers stay open */
 	lease_new = -1;
 	lease_lost = false;
+	openahead_fork_child();
+	writelater_fork_child();
 	flusher_fork_child();
 	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
@@ -1203,5 +1224,6 @@ void batch_end(void)
 	for (int fd = 0; fd <= top_fd; fd++)
 		if (find(fd) && socks[fd].left)
 			drain_left(fd, &socks[fd]);
+	writelater_end();
 	pthread_mutex_unlock(&lock);
 }

@@ -30,6 +30,8 @@ int batch_fds(int (*move)(int *fd));
 /* May the service thread answer it, by batch_enter() and batch_leave() around the handler? c->t->index is that of the
  * thread that waits. */
 bool batch_may_serve(struct hcall *c);
+/* There is a struct kx_batch; for ever. */
+bool batch_is_mapped(void);
 /* fd goes to somebody else. */
 void batch_share(int fd);
 /* Around the making of a process, outermost the lease's. share: with the lock, by a thread that has the program's descriptors. Sockets that

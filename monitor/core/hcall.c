@@ -166,8 +166,17 @@ static int check_arg(struct hcall *c, int i)
 	return 0;
 }
 
+/* What the kernel looks at before the descriptor. */
+static bool has_bad_offset(const struct hcall *c)
+{
+	return (c->nr == SYS_pread64 || c->nr == SYS_pwrite64 || c->nr == SYS_preadv || c->nr == SYS_pwritev) &&
+	       (int64_t)c->arg[3] < 0;
+}
+
 int hcall_check(struct hcall *c)
 {
+	if (has_bad_offset(c))
+		return -EINVAL;
 	for (int i = 0; i < 6 && c->row->arg[i].kind != KX_A_NONE; i++) {
 		int r = check_arg(c, i);
 		if (r)

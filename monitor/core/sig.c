@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "coredump.h"
+#include "openahead.h"
 #include "pipe.h"
 #include "robust.h"
 #include "rseq.h"
@@ -435,6 +436,7 @@ static void hand_over(struct thread *t, int signo, const siginfo_t *info)
 	s->trapno = s->err = s->cr2 = 0;
 	__atomic_store_n(&s->signo, signo, __ATOMIC_RELEASE);
 	t->hmask |= blocked_soon(t);
+	openahead_stale();
 	__atomic_or_fetch(&t->area->work, KX_WORK_SIGNAL, __ATOMIC_RELEASE);
 	if (pvm.cfg->strace)
 		strace_signal(t, signo, info);

@@ -17,6 +17,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "libfile.h"
+#include "openahead.h"
 #include "../dev/procfs.h"
 #include "admit.h"
 #include "hcall.h"
@@ -59,6 +60,12 @@ static int64_t opened(int64_t r, long path)
 	return fd_result(r);
 }
 
+static void file_opened(struct hcall *c, int i, int fd)
+{
+	libfile_opened(c, i, fd);
+	openahead_seen(c, i, fd);
+}
+
 /* open, creat. A FIFO or a lease may make it wait. */
 int64_t hc_open(struct hcall *c)
 {
@@ -72,7 +79,7 @@ int64_t hc_open(struct hcall *c)
 		r = HC6(SYS_open, c->host[0], flags, mode, 0, 0, 0);
 	r = opened(r, c->host[0]);
 	if (!creat)
-		libfile_opened(c, 0, (int)r);
+		file_opened(c, 0, (int)r);
 	return r;
 }
 
@@ -84,7 +91,7 @@ int64_t hc_openat(struct hcall *c)
 	if (r == -EINTR && !may_sleep((int)c->host[0], c->host[1]))
 		r = HC6(SYS_openat, (int)c->host[0], c->host[1], (int)c->arg[2], (unsigned)c->arg[3], 0, 0);
 	r = opened(r, c->host[1]);
-	libfile_opened(c, 1, (int)r);
+	file_opened(c, 1, (int)r);
 	return r;
 }
 
