@@ -19,9 +19,9 @@
 #include "keeper.h"
 #include "thread.h"
 #include "sig.h"
+#include "batch_priv.h"
 
 #define FETCH_MAX 0x4000     /* bytes of one socket in one turn */
-#define FETCHES_MAX 1024     /* sockets in one turn */
 #define CREDIT_LOW 0x20000   /* below it the kernel is asked again */
 #define LEFT_MAX (64u << 20) /* bytes that the kernel would not take: of all sockets */
 #define HINTS 32768
@@ -30,45 +30,6 @@
 #define HC_LAST 1029  /* seed */
 #define DRAIN_MS 5000 /* how long the end of a socket waits for what the kernel would not take */
 #define FILE_IDLE 64  /* calls of a thread until a file that it does not send is forgotten */
-
-enum kind { NONE, TCP, UNIX };
-
-/* What a send left over, in order. */
-struct left {
-	struct left *next;
-	uint32_t len, done, flags;
-	uint8_t data[];
-};
-
-/* By descriptor; what of it the guest sees is in its kx_bsock. */
-struct sock {
-	uint8_t kind; /* NONE: not one of ours */
-	bool nonblock;
-	bool held; /* by a child, too */
-	int epoll; /* it is registered there, with `events` and `data`; -1 = nowhere */
-	uint32_t events;
-	uint64_t data;
-	uint32_t gen;
-	uint32_t fetched, taken; /* of what lies in guest memory: bytes; of them, taken from the kernel's socket */
-	int err;                 /* met by a call that the program did not make; the next one gets it */
-	struct left *left;
-};
-
-struct ctx {
-	struct thread *t; /* NULL = free */
-	struct kx_bctx *g;
-	uint64_t tail, flushed; /* flushed: tail as flush() began */
-	bool in_guest;
-	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
-	int fd[FETCHES_MAX];
-	uint32_t nr_live; /* sockets that may be written to */
-	struct pollfd live[FETCHES_MAX];
-	struct file {
-		int fd; /* -1 = none; a regular file that was sent from */
-		uint32_t uses, idle;
-	} file[KX_BATCH_FILES];
-	unsigned next_file;
-};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sock socks[KX_BATCH_FDS];
@@ -99,6 +60,17 @@ static uint64_t ctx_gva(const struct ctx *x)
 }
 
 static struct sock *find(int fd) { return fd >= 0 && fd <= top_fd && socks[fd].kind != NONE ? &socks[fd] : NULL; }
+
+struct kx_batch *batch_shared(void) { return shared(); }
+struct sock *batch_sock(int fd) { return find(fd); }
+int batch_sock_top(void) { return top_fd; }
+uint64_t batch_ctx_gva(const struct ctx *x) { return ctx_gva(x); }
+int batch_ctxs(struct ctx **all)
+{
+	*all = ctxs;
+	return nr_ctxs;
+}
+bool batch_is_shared(void) { return nr_leases || lease_lost || no_new || nr_held; }
 
 /* ---- what was read ----------------------------------------------------------------------------------------------- */
 
@@ -257,6 +229,20 @@ static void send_data(int fd, struct sock *s, const uint8_t *data, uint32_t len,
 		keep(fd, s, data + (n < 0 ? 0 : n), len - (n < 0 ? 0 : (uint32_t)n), flags);
 }
 
+/* Without a copy of it: how much the kernel has taken. The signal of a broken connection is not the program's yet. */
+static uint32_t send_pages(int fd, const struct kx_bfrom *from)
+{
+	uint64_t pipe = SIGBIT(SIGPIPE), old, offset = from->offset;
+	struct timespec now = { 0, 0 };
+	if (HC6(SYS_rt_sigprocmask, SIG_BLOCK, &pipe, &old, sizeof old, 0, 0))
+		return 0;
+	long r = HC6(SYS_sendfile, fd, from->fd, &offset, from->len, 0, 0);
+	if (r == -EPIPE)
+		HC6(SYS_rt_sigtimedwait, &pipe, 0, &now, sizeof pipe, 0, 0);
+	HC6(SYS_rt_sigprocmask, SIG_SETMASK, &old, 0, sizeof old, 0, 0);
+	return r > 0 ? (uint32_t)r : 0;
+}
+
 /* The program has been told that all of it went: where the file has become shorter meanwhile, the stream ends. */
 static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t *data)
 {
@@ -267,13 +253,17 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		known |= from.fd >= 0 && x->file[i].fd == from.fd;
-	if (!known || from.len > sizeof buf || from.offset > INT64_MAX - sizeof buf)
+	if (!known || from.len > KX_BATCH_FILE_MAX || from.offset > INT64_MAX - KX_BATCH_FILE_MAX)
 		pvm_panic("LibOS: the queue of sends is broken");
-	uint32_t got = 0;
-	for (long r = 1; got < from.len && r > 0; got += r > 0 ? (uint32_t)r : 0)
-		r = HC6(SYS_pread64, from.fd, buf + got, from.len - got, from.offset + got, 0, 0);
-	if (got)
-		send_data(fd, s, buf, got, 0);
+	uint32_t got = from.len > sizeof buf && !s->left && s->nonblock ? send_pages(fd, &from) : 0;
+	while (got < from.len) {
+		uint32_t part = from.len - got < sizeof buf ? from.len - got : sizeof buf;
+		long r = HC6(SYS_pread64, from.fd, buf, part, from.offset + got, 0, 0);
+		if (r <= 0)
+			break;
+		got += (uint32_t)r;
+		send_data(fd, s, buf, (uint32_t)r, got < from.len ? MSG_MORE : 0);
+	}
 	if (got < from.len) {
 		drain_left(fd, s);
 		HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
@@ -281,8 +271,9 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 	}
 }
 
-static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data);
+static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued);
 static bool is_nonblocking(int fd);
+static void disown(int fd, struct sock *s);
 static void drop(int fd, struct sock *s);
 
 /* To or of an epoll. Where the kernel has no room for one more, the connection ends. */
@@ -293,13 +284,14 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data, int op)
 	struct epoll_event ev = { add.events, { .u64 = add.data } };
 	if (!fd_is_guest(add.epoll) || add.events & EPOLLEXCLUSIVE)
 		pvm_panic("LibOS: the queue of sends is broken");
+	settle(fd, s); /* of what was read before, there is no event */
 	long r = HC6(SYS_epoll_ctl, add.epoll, op, fd, &ev, 0, 0);
 	if (!r && s->epoll >= 0 && s->epoll != add.epoll) {
-		drop(fd, s); /* two epolls: what one has told of the other still must */
+		disown(fd, s); /* two epolls: what one has told of the other still must */
 		return;
 	}
 	if (!r)
-		note_epoll(fd, s, add.epoll, add.events, add.data);
+		note_epoll(fd, s, add.epoll, add.events, add.data, true);
 	if (!r || (op == EPOLL_CTL_MOD && r == -ENOENT)) /* another thread has just taken it out */
 		return;
 	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
@@ -414,6 +406,13 @@ static void drop(int fd, struct sock *s)
 	nr_socks--;
 }
 
+/* It is the program's as before, but none of ours. */
+static void disown(int fd, struct sock *s)
+{
+	ahead_lost(s);
+	drop(fd, s);
+}
+
 static void drop_fd(int fd)
 {
 	struct sock *s = find(fd);
@@ -434,7 +433,7 @@ static int sock_int(int fd, int opt)
 	return HC6(SYS_getsockopt, fd, SOL_SOCKET, opt, &v, &len, 0) < 0 ? -1 : v;
 }
 
-static enum kind kind_of(int fd)
+static enum sock_kind kind_of(int fd)
 {
 	if (sock_int(fd, SO_TYPE) != SOCK_STREAM)
 		return NONE;
@@ -493,7 +492,7 @@ static void note_names(struct ctx *x, int fd)
 
 static void accepted(struct ctx *x, int fd)
 {
-	enum kind k = fd < KX_BATCH_FDS && !no_new && !lingers(fd) ? kind_of(fd) : NONE;
+	enum sock_kind k = fd < KX_BATCH_FDS && !no_new && !lingers(fd) ? kind_of(fd) : NONE;
 	drop_fd(fd); /* it can't be there */
 	if (k == NONE || !map_region())
 		return;
@@ -512,14 +511,22 @@ static unsigned hint_of(int epoll, uint64_t data)
 	return (unsigned)((data + (uint64_t)epoll * 0x10001) * 0x9e3779b97f4a7c15ull >> 49);
 }
 
-static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data)
+/* What the LibOS has queued it knows; it may have gone on. */
+static void note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued)
 {
-	__atomic_store_n(&guest_sock(fd)->fresh, 0, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&guest_sock(fd)->epoll, s->held || events & EPOLLEXCLUSIVE ? KX_EPOLL_UNKNOWN : epoll,
-			 __ATOMIC_SEQ_CST);
+	int32_t known = KX_EPOLL_UNKNOWN;
+	struct kx_bsock *g = guest_sock(fd);
+	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
+	if (s->held || events & EPOLLEXCLUSIVE)
+		__atomic_store_n(&g->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
+	else if (queued)
+		__atomic_compare_exchange_n(&g->epoll, &known, epoll, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	else
+		__atomic_store_n(&g->epoll, epoll, __ATOMIC_SEQ_CST);
 	s->epoll = epoll;
 	s->events = events;
 	s->data = data;
+	ahead_registered(epoll, events);
 	hints[hint_of(epoll, data)] = (uint16_t)fd;
 }
 
@@ -542,10 +549,10 @@ static void registered(struct hcall *c)
 		return;
 	}
 	if (guest_read(&ev, c->arg[3], sizeof ev) || (s->epoll >= 0 && s->epoll != epoll)) {
-		drop(fd, s); /* two epolls: what one has told of the other still must */
+		disown(fd, s); /* two epolls: what one has told of the other still must */
 		return;
 	}
-	note_epoll(fd, s, epoll, ev.events, ev.data.u64);
+	note_epoll(fd, s, epoll, ev.events, ev.data.u64, false);
 }
 
 /* ---- what is there to read and room to write ----------------------------------------------------------------------- */
@@ -591,7 +598,7 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	if (n == 0)
 		w |= KX_RX_EOF;
 	if (n < (long)room)
-		w |= KX_RX_SHORT | (may_be_empty(s, events) ? KX_RX_EMPTY : 0);
+		w |= KX_RX_SHORT | (s->nonblock && may_be_empty(s, events) ? KX_RX_EMPTY : 0);
 	s->fetched = n > 0 ? (uint32_t)n : 0;
 	s->taken = 0;
 	x->fd[x->nr++] = fd;
@@ -634,12 +641,12 @@ static void may_write(struct ctx *x, int fd)
 	g->turn = (uint32_t)x->g->turn;
 }
 
-static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
+void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events)
 {
 	struct kx_bsock *g = guest_sock(fd);
 	uint32_t owner = (uint32_t)(x - ctxs) + 1;
 	give_up(fd, s);
-	if (!s->nonblock || s->held || events & (EPOLLERR | EPOLLHUP))
+	if (s->held || events & (EPOLLERR | EPOLLHUP))
 		return;
 	if (g->owner != owner || g->credit < CREDIT_LOW) {
 		if (g->owner != owner)
@@ -651,6 +658,14 @@ static void ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	if (events & EPOLLIN)
 		fetch(x, fd, s, events);
 	__atomic_store_n(&g->owner, owner, __ATOMIC_SEQ_CST);
+}
+
+void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
+{
+	if (s->nonblock)
+		batch_ready_fresh(x, fd, s, events);
+	else
+		give_up(fd, s);
 }
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
@@ -679,7 +694,8 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
-	x->g->epoll = x->g->peer.fd = -1;
+	x->g->epoll = x->g->drained = x->g->peer.fd = -1;
+	ahead_ctx_init(x);
 	for (int i = 0; i < KX_BATCH_NAMES; i++)
 		x->g->local[i].fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
@@ -746,6 +762,23 @@ static void ctx_give_up(struct ctx *x)
 	x->nr = x->used = 0;
 }
 
+static bool all_read(const struct ctx *x)
+{
+	for (uint32_t i = 0; i < x->nr; i++) {
+		const struct sock *s = find(x->fd[i]);
+		if (s && s->fetched > KX_RX_POS(__atomic_load_n(&guest_sock(x->fd[i])->rx, __ATOMIC_ACQUIRE)))
+			return false;
+	}
+	return true;
+}
+
+void batch_turn(struct ctx *x)
+{
+	if (all_read(x) || x->used > KX_BATCH_RX_SIZE / 2 || x->nr > FETCHES_MAX / 2)
+		ctx_give_up(x);
+	next_turn(x);
+}
+
 static void ctx_end(struct ctx *x)
 {
 	ctx_give_up(x);
@@ -796,6 +829,12 @@ void batch_leases_look(void)
 	pthread_mutex_unlock(&lock);
 }
 
+struct sock *batch_sock_of(int epoll, uint64_t data, int *fd)
+{
+	struct sock *s = find(*fd = hints[hint_of(epoll, data)]);
+	return s && s->epoll == epoll && s->data == data ? s : NULL;
+}
+
 static void after_wait(struct hcall *c, int n)
 {
 	struct ctx *x = ctx_of(c->t);
@@ -808,13 +847,13 @@ static void after_wait(struct hcall *c, int n)
 		struct epoll_event ev;
 		if (guest_read(&ev, c->arg[1] + (uint64_t)i * sizeof ev, sizeof ev))
 			return;
-		int fd = hints[hint_of((int)c->arg[0], ev.data.u64)];
-		struct sock *s = find(fd);
-		if (!s || s->epoll != (int)c->arg[0] || s->data != ev.data.u64)
+		int fd;
+		struct sock *s = batch_sock_of((int)c->arg[0], ev.data.u64, &fd);
+		if (!s)
 			continue;
 		if (!x && !(x = ctx_make(c->t)))
 			return;
-		ready(x, fd, s, ev.events);
+		batch_ready(x, fd, s, ev.events);
 	}
 }
 
@@ -846,8 +885,6 @@ bool batch_flusher_start(void) { return flusher_start(look); }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------------ */
 
-static bool is_wait(uint64_t nr) { return nr == SYS_epoll_wait || nr == SYS_epoll_pwait || nr == SYS_epoll_pwait2; }
-
 static bool is_write(uint64_t nr)
 {
 	return nr == SYS_write || nr == SYS_writev || nr == SYS_sendto || nr == SYS_sendmsg || nr == SYS_sendmmsg ||
@@ -877,10 +914,18 @@ static bool ends_it(const struct hcall *c)
 	return false;
 }
 
-/* Perhaps an epoll's. */
-static bool ends_descriptors(uint64_t nr)
+static bool ends_descriptor(const struct hcall *c, int fd)
 {
-	return nr == SYS_close || nr == SYS_dup2 || nr == SYS_dup3 || nr == SYS_close_range;
+	switch (c->nr) {
+	case SYS_close:
+		return (int)c->arg[0] == fd;
+	case SYS_dup2:
+	case SYS_dup3:
+		return (int)c->arg[1] == fd;
+	case SYS_close_range:
+		return true;
+	}
+	return false;
 }
 
 static bool is_harmless(const struct hcall *c)
@@ -912,7 +957,10 @@ bool batch_error_due(struct hcall *c, bool meets, int *err, int64_t *r)
 static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 {
 	if (ends_it(c)) {
-		drop(fd, s);
+		if (c->nr == SYS_close)
+			drop(fd, s);
+		else
+			disown(fd, s);
 		return false;
 	}
 	if (is_harmless(c))
@@ -960,7 +1008,7 @@ bool batch_active(void)
 
 bool batch_may_serve(struct hcall *c)
 {
-	if (!is_wait(c->nr) || !batch_active())
+	if (!ahead_is_wait(c->nr) || !batch_active())
 		return true;
 	pthread_mutex_lock(&lock);
 	bool has = ctx_of(c->t) != NULL;
@@ -971,7 +1019,7 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!nr_socks && !nr_ctxs) || is_vfork_child() || is_inner(c->nr))
+	if ((!nr_socks && !nr_ctxs && !ahead_concerns(c)) || is_vfork_child() || is_inner(c->nr))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
@@ -982,16 +1030,16 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		x->g->exits++;
 	}
 	settle_all();
-	if (x && is_wait(c->nr))
+	ahead_enter(c, x);
+	if (x && ahead_is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
 	if (nr_socks)
 		done = touch_all(c, r);
-	if (ends_descriptors(c->nr))
-		for (int i = 0; i < nr_ctxs; i++)
-			if (ctxs[i].t)
-				ctxs[i].g->epoll = -1;
+	for (int i = 0; i < nr_ctxs; i++)
+		if (ctxs[i].t && ends_descriptor(c, ctxs[i].g->epoll))
+			ctxs[i].g->epoll = -1;
 	pthread_mutex_unlock(&lock);
 	return done;
 }
@@ -1019,7 +1067,7 @@ static void note_result(struct hcall *c, int64_t r)
 			drain_left(fd, s);
 		return;
 	}
-	if (is_wait(c->nr) && r > 0)
+	if (ahead_is_wait(c->nr) && r > 0)
 		after_wait(c, (int)r);
 	else if (s && is_write(c->nr) && !s->held && (x = ctx_of(c->t)) &&
 		 guest_sock(fd)->owner == (uint32_t)(x - ctxs) + 1) {
@@ -1030,24 +1078,32 @@ static void note_result(struct hcall *c, int64_t r)
 	}
 }
 
+/* Now, or later by itself. */
+static bool may_connect(int64_t r)
+{
+	return r >= 0 || r == -EINPROGRESS || r == -EALREADY || r == -EINTR || r <= -KX_ERESTART;
+}
+
 void batch_leave(struct hcall *c, int64_t r)
 {
 	bool accepts = c->nr == SYS_accept || c->nr == SYS_accept4;
 	if (is_vfork_child() || is_inner(c->nr))
 		return;
-	if (c->nr == SYS_connect && !selfish && kind_of((int)c->arg[0]) != NONE) {
+	if (c->nr == SYS_connect && may_connect(r) && !selfish && kind_of((int)c->arg[0]) != NONE) {
 		selfish = true;
 		if (mapped)
 			shared()->selfish = 1;
 	}
-	if (!nr_socks && !nr_ctxs && !accepts)
+	if (!nr_socks && !nr_ctxs && !accepts && !ahead_concerns(c))
 		return;
 	pthread_mutex_lock(&lock);
+	ahead_note(c, r);
 	note_result(c, r);
 	if (mapped)
 		__atomic_add_fetch(&shared()->calls, 1, __ATOMIC_SEQ_CST);
 	struct ctx *x = ctx_of(c->t);
 	if (x) {
+		ahead_leave(x, c, r);
 		still_live(x);
 		files_look(x);
 		x->g->mark = x->g->head;
@@ -1073,7 +1129,9 @@ void batch_share(int fd)
 	if (lease_mine >= 0)
 		HC6(SYS_write, lease_mine, "", 1, 0, 0, 0);
 	pthread_mutex_lock(&lock);
-	drop_fd(fd);
+	ahead_shared(fd);
+	if (find(fd))
+		disown(fd, find(fd));
 	pthread_mutex_unlock(&lock);
 }
 
@@ -1082,6 +1140,7 @@ void batch_fork_lock(void) { pthread_mutex_lock(&lock); }
 void batch_fork_share(void)
 {
 	settle_all();
+	ahead_fork(lease_new >= 0);
 	for (int fd = 0; fd <= top_fd; fd++) {
 		struct sock *s = find(fd);
 		if (!s)
@@ -1187,6 +1246,7 @@ void batch_fork_child(void)
 	lease_new = -1;
 	lease_lost = false;
 	flusher_fork_child();
+	ahead_fork_child();
 	nr_ctxs = no_new = top_fd = nr_socks = nr_held = nr_leases = 0;
 }
 
