@@ -198,12 +198,14 @@ struct kx_futexes {
 #define KX_BATCH_TX 0x1000         /* offset of the ring of records in a context          */
 #define KX_BATCH_TX_SIZE 0x40000   /* its bytes                                           */
 #define KX_BATCH_AHEAD 0x60000     /* offset of struct kx_bahead                          */
+#define KX_BATCH_PEERS 0x70000     /* offset of struct kx_bname[KX_BATCH_PEERS_MAX]       */
 #define KX_BATCH_RX 0x80000        /* offset of what was fetched                          */
 #define KX_BATCH_RX_SIZE 0x80000   /* its bytes                                           */
 #define KX_BATCH_SEND_MAX 0x10000  /* longest record's data                               */
 #define KX_BATCH_FILE_MAX 0x100000 /* of a file                                          */
 #define KX_BATCH_NAMES 32          /* local addresses that a context knows                */
 #define KX_BATCH_FILES 8           /* that a context's thread sends from                  */
+#define KX_BATCH_PEERS_MAX 1024    /* addresses of other sides that a context knows       */
 #define KX_AHEAD_MAX 512           /* events that a wait may be told ahead                */
 #define KX_AHEAD_ZEROS 4           /* waits that may be told that there are none          */
 
@@ -249,11 +251,13 @@ struct kx_bctx {
 		uint32_t uses;  /* counted by the LibOS */
 		uint64_t calls; /* kx_batch.calls as `size` was looked at */
 	} file[KX_BATCH_FILES];
-	struct kx_bname {   /* of the connection that it accepted last */
+	int32_t accepted;     /* the connection that it has accepted last, -1 = none */
+	uint32_t accepted_at; /* low half of exits then */
+	struct kx_bname {
 		int32_t fd; /* -1 = none */
-		uint32_t gen, epoch, len;
+		uint32_t gen, len, pad;
 		uint8_t addr[32];
-	} peer, local[KX_BATCH_NAMES]; /* local: of those accepted, by descriptor */
+	} local[KX_BATCH_NAMES]; /* of those accepted, by descriptor; those of the other sides: KX_BATCH_PEERS */
 };
 
 /*
@@ -413,8 +417,9 @@ _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
 _Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_TX, "the ring comes after it");
 _Static_assert(KX_BATCH_TX + KX_BATCH_TX_SIZE <= KX_BATCH_AHEAD &&
-		       KX_BATCH_AHEAD + sizeof(struct kx_bahead) <= KX_BATCH_RX,
-	       "between what is sent and what was fetched");
+		       KX_BATCH_AHEAD + sizeof(struct kx_bahead) <= KX_BATCH_PEERS,
+	       "between what is sent and the names");
+_Static_assert(KX_BATCH_PEERS + KX_BATCH_PEERS_MAX * sizeof(struct kx_bname) <= KX_BATCH_RX, "before what was fetched");
 _Static_assert(sizeof(struct kx_batch) <= KX_BATCH_SOCKS, "sockets come after it");
 _Static_assert(KX_BATCH_SOCKS + KX_BATCH_FDS * sizeof(struct kx_bsock) <= KX_BATCH_CTX, "contexts come after them");
 _Static_assert(sizeof(struct kx_brec) == 32, "records are aligned to it");

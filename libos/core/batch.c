@@ -390,12 +390,17 @@ static bool tell_name(const struct io *io, const struct kx_bname *p, struct kx_f
 	return true;
 }
 
-/* Of the connection that this thread accepted in its last call: a reset that came since, nobody can have told it of. */
+/* Of a connection that this thread accepted, or was told of, by its last exit: a reset since then nobody can have told of. */
 static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
 	uint32_t ctx;
-	return look(t, io, f->rdi, &ctx) && io->ctx->peer.epoch == (uint32_t)io->ctx->exits &&
-	       tell_name(io, &io->ctx->peer, f, ret);
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	uint32_t now = (uint32_t)io->ctx->exits;
+	bool accepted = io->ctx->accepted == (int32_t)io->fd && io->ctx->accepted_at == now;
+	bool told = __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx && io->s->epoch == now;
+	const struct kx_bname *names = (const struct kx_bname *)((uint8_t *)io->ctx + KX_BATCH_PEERS);
+	return (accepted || told) && tell_name(io, &names[io->fd % KX_BATCH_PEERS_MAX], f, ret);
 }
 
 /* This one a reset doesn't take away. */

@@ -471,23 +471,29 @@ static bool map_region(void)
 	return mapped;
 }
 
-static void note_name(struct kx_bname *p, long nr, int fd, uint32_t epoch)
+static void note_name(struct kx_bname *p, long nr, int fd)
 {
 	socklen_t len = sizeof p->addr;
 	__atomic_store_n(&p->fd, -1, __ATOMIC_SEQ_CST);
 	if (socks[fd].kind != TCP || HC6(nr, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
 		return;
 	p->gen = socks[fd].gen;
-	p->epoch = epoch;
 	p->len = len;
 	__atomic_store_n(&p->fd, fd, __ATOMIC_SEQ_CST);
 }
 
-/* Who a new connection is from, for the thread's next call, and to, for later ones. */
+static struct kx_bname *peer_of(const struct ctx *x, int fd)
+{
+	return (struct kx_bname *)gva_ptr(ctx_gva(x) + KX_BATCH_PEERS) + fd % KX_BATCH_PEERS_MAX;
+}
+
+/* Who a new connection is from, and to. */
 static void note_names(struct ctx *x, int fd)
 {
-	note_name(&x->g->peer, SYS_getpeername, fd, (uint32_t)x->g->exits);
-	note_name(&x->g->local[fd % KX_BATCH_NAMES], SYS_getsockname, fd, 0);
+	note_name(peer_of(x, fd), SYS_getpeername, fd);
+	x->g->accepted = fd;
+	x->g->accepted_at = (uint32_t)x->g->exits;
+	note_name(&x->g->local[fd % KX_BATCH_NAMES], SYS_getsockname, fd);
 }
 
 static void accepted(struct ctx *x, int fd)
@@ -655,7 +661,8 @@ void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events)
 		tell_credit(fd, s);
 	}
 	may_write(x, fd);
-	if (events & EPOLLIN)
+	s->told_of_data = events & EPOLLIN;
+	if (s->told_of_data || s->eager)
 		fetch(x, fd, s, events);
 	__atomic_store_n(&g->owner, owner, __ATOMIC_SEQ_CST);
 }
@@ -694,10 +701,12 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
-	x->g->epoll = x->g->drained = x->g->peer.fd = -1;
+	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
 	for (int i = 0; i < KX_BATCH_NAMES; i++)
 		x->g->local[i].fd = -1;
+	for (int i = 0; i < KX_BATCH_PEERS_MAX; i++)
+		peer_of(x, i)->fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - ctxs >= nr_ctxs)
@@ -969,6 +978,7 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		__atomic_store_n(&guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
 	if (s->left)
 		drive_left(fd, s);
+	s->eager |= is_read(c->nr) && !s->told_of_data;
 	if (!is_write(c->nr))
 		give_up(fd, s);
 	if (!is_read(c->nr))

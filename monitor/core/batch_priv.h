@@ -21,8 +21,10 @@ struct left {
 struct sock {
 	uint8_t kind; /* NONE: not one of ours */
 	bool nonblock;
-	bool held; /* by a child, too */
-	int epoll; /* it is registered there, with `events` and `data`; -1 = nowhere */
+	bool held;         /* by a child, too */
+	bool told_of_data; /* by its last event */
+	bool eager;        /* the program has read from it without having been told */
+	int epoll;         /* it is registered there, with `events` and `data`; -1 = nowhere */
 	uint32_t events;
 	uint64_t data;
 	uint32_t gen;

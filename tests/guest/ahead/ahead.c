@@ -45,7 +45,7 @@ static void *volatile bad_address = (void *)8;
 
 /* ---- the other side ---------------------------------------------------------------------------------------------- */
 
-enum { CONNECT = 1, SEND, RECV, CLOSE, QUIT };
+enum { CONNECT = 1, SEND, RECV, CLOSE, RESET, QUIT };
 static struct {
 	int asked, done; /* orders so far */
 	int what, n, r;
@@ -74,6 +74,9 @@ static void peer(void)
 		case RECV:
 			orders->r = (int)recv(fd[n], orders->data, sizeof orders->data, 0);
 			break;
+		case RESET:
+			setsockopt(fd[n], SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 0 }, sizeof(struct linger));
+			/* fall through */
 		case CLOSE:
 			orders->r = close(fd[n]);
 			break;
@@ -405,6 +408,42 @@ static void test_accept(bool all, uint32_t edge)
 	tell(CLOSE, 9, NULL);
 }
 
+/* Servers that ask who it is for each request, and that read when they were told of room to write. */
+static void test_names(void)
+{
+	struct sockaddr_in first, now;
+	socklen_t len = sizeof first;
+	int a = conn(1, EPOLLIN), bad = 0;
+	char c;
+	check(!getpeername(a, (void *)&first, &len) && first.sin_addr.s_addr == htonl(INADDR_LOOPBACK), "getpeername");
+	for (int i = 0; i < 4; i++) {
+		tell(SEND, 1, "x");
+		memset(&now, 0, sizeof now);
+		bad += wait_for(2000) != 1 || getpeername(a, (void *)&now, (len = sizeof now, &len)) ||
+		       len != sizeof now || memcmp(&now, &first, sizeof now) || !gets(a, "x") ||
+		       getpeername(a, (void *)&now, (len = 4, &len)) || len != sizeof now;
+	}
+	check(!bad, "getpeername in each turn");
+	for (int i = 0; i < 6; i++) {
+		bad += change(a, EPOLLOUT, 1) || !is(wait_for(1000), 0, 1, EPOLLOUT);
+		bad += read(a, &c, 1) != -1 || errno != EAGAIN || read(a, &c, 1) != -1 || errno != EAGAIN;
+		tell(SEND, 1, "abc");
+		bad += !is(wait_for(1000), 0, 1, EPOLLOUT) || read(a, &c, 1) != 1 || c != 'a' || !gets(a, "bc") ||
+		       read(a, &c, 1) != -1 || errno != EAGAIN;
+		bad += change(a, EPOLLIN, 1) || wait_for(0);
+		tell(SEND, 1, "d");
+		bad += !is(wait_for(1000), 0, 1, EPOLLIN) || !gets(a, "d");
+	}
+	check(!bad, "reads behind an event for room to write");
+	tell(SEND, 1, "x");
+	check(wait_for(2000) == 1 && gets(a, "x"), "a turn");
+	tell(RESET, 1, NULL);
+	check(is(wait_for(2000), 0, 1, EPOLLIN | EPOLLERR | EPOLLHUP), "a reset");
+	fails(getpeername(a, (void *)&now, (len = sizeof now, &len)), ENOTCONN, "getpeername: of nobody");
+	fails(read(a, &c, 1), ECONNRESET, "read: reset");
+	close(a);
+}
+
 /* A second thread waits for the same epoll: it gets what the first one doesn't take. */
 static _Atomic int others;
 static void *waiter(void *arg)
@@ -472,6 +511,8 @@ int main(void)
 	test_edges();
 	fresh();
 	test_nested();
+	fresh();
+	test_names();
 	fresh();
 	test_threads();
 	tell(QUIT, 0, NULL);
