@@ -210,7 +210,7 @@ static void put_back(struct ahead *a)
 	struct epoll *e = find(a->epoll);
 	if (!e || !e->edge || !a->nr_events)
 		return;
-	for (int fd = 0; fd <= batch_sock_top(); fd++) {
+	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
 		if (!s || s->epoll != e->fd || !(s->events & EPOLLET) || !was_told(a, s->data))
 			continue;
@@ -249,11 +249,9 @@ static void resolve(struct ctx *x)
 
 void ahead_enter(struct hcall *c, struct ctx *own)
 {
-	struct ctx *all;
-	int n = batch_ctxs(&all);
-	for (int i = 0; i < n; i++)
-		if (all[i].t && all[i].ahead.offered)
-			resolve(&all[i]);
+	for (int i = 0; i < batch.nr_ctxs; i++)
+		if (batch.ctxs[i].t && batch.ctxs[i].ahead.offered)
+			resolve(&batch.ctxs[i]);
 	if (own && ahead_is_wait(c->nr)) {
 		turn_over(&own->ahead);
 		own->ahead.epoll = (int)c->arg[0];

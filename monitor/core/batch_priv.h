@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shared by batch.c and batch_ahead.c. All of it under batch.c's lock. */
+/* Shared by batch*.c. All of it under batch.c's lock. */
 #ifndef KX_BATCH_PRIV_H
 #define KX_BATCH_PRIV_H
 #include <poll.h>
 #include <sys/epoll.h>
 #include "hcall.h"
 
+#define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024 /* sockets in one turn */
 
 enum sock_kind { NONE, TCP, UNIX };
@@ -62,22 +63,72 @@ struct ctx {
 	struct ahead ahead;
 };
 
-/* ---- batch.c ---- */
+extern struct batch_state {
+	struct sock socks[KX_BATCH_FDS];
+	struct ctx ctxs[KX_BATCH_CTXS];
+	int nr_socks, top_fd, nr_ctxs; /* top_fd: no socket is above */
+	int no_new, nr_held;
+	bool mapped, selfish;
+	size_t left_bytes;
+} batch;
 
-struct kx_batch *batch_shared(void);
+static inline struct kx_batch *batch_shared(void) { return gva_ptr(KX_BATCH_BASE); }
+static inline struct kx_bsock *batch_guest_sock(int fd)
+{
+	return (struct kx_bsock *)gva_ptr(KX_BATCH_BASE + KX_BATCH_SOCKS) + fd;
+}
+static inline uint64_t batch_ctx_gva(const struct ctx *x)
+{
+	return KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(x - batch.ctxs) * KX_BATCH_CTX;
+}
 /* NULL: not one of ours. */
-struct sock *batch_sock(int fd);
-int batch_sock_top(void); /* none is above */
+static inline struct sock *batch_sock(int fd)
+{
+	return fd >= 0 && fd <= batch.top_fd && batch.socks[fd].kind != NONE ? &batch.socks[fd] : NULL;
+}
+
+/* ---- batch_io.c ---- */
+
+/* Take from the kernel what the guest has read; and let it read no more by itself. */
+void batch_settle(int fd, struct sock *s);
+void batch_give_up(int fd, struct sock *s);
+/* What a send left over: forget it, try it again, wait for it. */
+void batch_drop_left(struct sock *s);
+void batch_drive_left(int fd, struct sock *s);
+void batch_drain_left(int fd, struct sock *s);
+/* Send what was queued before, of all threads. */
+void batch_flush(void);
+
+/* ---- batch_socks.c ---- */
+
 /* The socket that an event of this epoll is of. NULL: of none. */
 struct sock *batch_sock_of(int epoll, uint64_t data, int *fd);
-uint64_t batch_ctx_gva(const struct ctx *x);
-int batch_ctxs(struct ctx **all); /* how many; those without a thread are free */
-/* A new turn of x's: what was fetched and read makes room. */
-void batch_turn(struct ctx *x);
+/* fd is none of ours from now on: it is being closed; the program has it as before. */
+void batch_drop(int fd, struct sock *s);
+void batch_disown(int fd, struct sock *s);
+void batch_drop_range(unsigned first, unsigned last);
+enum sock_kind batch_kind_of(int fd);
+bool batch_is_nonblocking(int fd);
+struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
+/* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
+void batch_accepted(struct ctx *x, int fd);
+void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued);
+void batch_registered(struct hcall *c);
+/* How much fd may send; that this thread may write to it in this turn and the next. */
+void batch_tell_credit(int fd, struct sock *s);
+void batch_may_write(struct ctx *x, int fd);
 /* Fetch from fd, about which the epoll has told `events`, and see how much it may send. */
 void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events);
 /* The same for one that the program has just accepted and may not have made non-blocking yet. */
 void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
+/* An error that has come makes writes calls. */
+void batch_still_live(struct ctx *x);
+void batch_next_turn(struct ctx *x);
+
+/* ---- batch.c ---- */
+
+/* A new turn of x's: what was fetched and read makes room. */
+void batch_turn(struct ctx *x);
 /* Does a child hold what this process has open, or may it? */
 bool batch_is_shared(void);
 
