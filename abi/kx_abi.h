@@ -191,19 +191,25 @@ struct kx_futexes {
  * Batched socket I/O: what epoll_wait fetched for the reads that follow, and what waits to be sent. All of it is the
  * program's own; the monitor keeps its own account and looks at `rx`, `head` and the records alone.
  */
-#define KX_BATCH_FDS 16384        /* descriptors from here on are not batched            */
-#define KX_BATCH_SOCKS 0x4000     /* offset of struct kx_bsock[KX_BATCH_FDS]             */
-#define KX_BATCH_CTX 0x100000     /* offset of the first context; each has 1 MiB         */
-#define KX_BATCH_CTXS 48          /* threads that can batch at a time                    */
-#define KX_BATCH_WRITES_AT 0xe00  /* offset of struct kx_bwrite[KX_BATCH_WRITES] in a context */
-#define KX_BATCH_WRITES 4         /* files that a context's thread writes to              */
-#define KX_BATCH_TX 0x1000        /* offset of the ring of records in a context          */
-#define KX_BATCH_TX_SIZE 0x40000  /* its bytes                                           */
-#define KX_BATCH_RX 0x80000       /* offset of what was fetched                          */
-#define KX_BATCH_RX_SIZE 0x80000  /* its bytes                                           */
-#define KX_BATCH_SEND_MAX 0x10000 /* longest record's data                               */
-#define KX_BATCH_NAMES 32         /* local addresses that a context knows                */
-#define KX_BATCH_FILES 8          /* that a context's thread sends from                  */
+#define KX_BATCH_FDS 16384         /* descriptors from here on are not batched            */
+#define KX_BATCH_SOCKS 0x4000      /* offset of struct kx_bsock[KX_BATCH_FDS]             */
+#define KX_BATCH_CTX 0x100000      /* offset of the first context; each has 1 MiB         */
+#define KX_BATCH_CTXS 48           /* threads that can batch at a time                    */
+#define KX_BATCH_WRITES_AT 0xe00   /* offset of struct kx_bwrite[KX_BATCH_WRITES] in a context */
+#define KX_BATCH_WRITES 4          /* files that a context's thread writes to             */
+#define KX_BATCH_TX 0x1000         /* offset of the ring of records in a context          */
+#define KX_BATCH_TX_SIZE 0x40000   /* its bytes                                           */
+#define KX_BATCH_AHEAD 0x60000     /* offset of struct kx_bahead                          */
+#define KX_BATCH_PEERS 0x70000     /* offset of struct kx_bname[KX_BATCH_PEERS_MAX]       */
+#define KX_BATCH_RX 0x80000        /* offset of what was fetched                          */
+#define KX_BATCH_RX_SIZE 0x80000   /* its bytes                                           */
+#define KX_BATCH_SEND_MAX 0x10000  /* longest record's data                               */
+#define KX_BATCH_FILE_MAX 0x100000 /* of a file                                          */
+#define KX_BATCH_NAMES 32          /* local addresses that a context knows                */
+#define KX_BATCH_FILES 8           /* that a context's thread sends from                  */
+#define KX_BATCH_PEERS_MAX 1024    /* addresses of other sides that a context knows       */
+#define KX_AHEAD_MAX 512           /* events that a wait may be told ahead                */
+#define KX_AHEAD_ZEROS 4           /* waits that may be told that there are none          */
 
 /* A socket; `owner` is the context (number + 1) whose thread may use it. */
 struct kx_bsock {
@@ -237,18 +243,23 @@ struct kx_bctx {
 	uint64_t exits;      /* hypercalls of this thread */
 	uint64_t mark;       /* head at the last of them */
 	uint64_t turn;       /* grows with each wait that brings events */
-	int32_t epoll, pad;  /* the last wait's, -1 = it may be closed */
+	uint64_t said;   /* head behind the last record that the other side of a connection may learn of; the LibOS's */
+	int32_t epoll;   /* the last wait's, -1 = it is closed */
+	int32_t drained; /* a listener that had no further connection, -1 = none */
+	uint64_t drained_at; /* kx_batch.calls then */
 	struct kx_bfile {
 		uint64_t size;
 		int32_t fd;     /* -1 = none */
 		uint32_t uses;  /* counted by the LibOS */
 		uint64_t calls; /* kx_batch.calls as `size` was looked at */
 	} file[KX_BATCH_FILES];
-	struct kx_bname {   /* of the connection that it accepted last */
+	int32_t accepted;     /* the connection that it has accepted last, -1 = none */
+	uint32_t accepted_at; /* low half of exits then */
+	struct kx_bname {
 		int32_t fd; /* -1 = none */
-		uint32_t gen, epoch, len;
+		uint32_t gen, len, pad;
 		uint8_t addr[32];
-	} peer, local[KX_BATCH_NAMES]; /* local: of those accepted, by descriptor */
+	} local[KX_BATCH_NAMES]; /* of those accepted, by descriptor; those of the other sides: KX_BATCH_PEERS */
 };
 
 /* A file that its thread may write to by records, while kx_batch.calls is `calls`. */
@@ -257,6 +268,29 @@ struct kx_bwrite {
 	uint32_t uses; /* counted by the LibOS */
 	uint64_t calls;
 };
+/*
+ * What a thread's next wait would bring, looked at by the exit of another call. It holds while kx_batch.calls is what it
+ * was then. `state` is changed by exchange alone.
+ */
+struct kx_bahead {
+	uint64_t calls;
+	uint32_t state; /* KX_AHEAD_* */
+	int32_t epoll;
+	uint32_t nr;
+	uint32_t spoilt;       /* the LibOS's: a record since then has changed what the answer is */
+	uint32_t zeros;        /* the LibOS's, counted down from KX_AHEAD_ZEROS */
+	int32_t fresh;         /* the connection that this call accepted, in no epoll yet; -1 = none */
+	uint32_t fresh_events; /* all that it was ready for */
+	uint32_t pad;
+	struct kx_bevent {
+		uint64_t data;
+		uint32_t events; /* 0: taken out */
+		int32_t fd;      /* a batched socket, or -1 */
+	} event[KX_AHEAD_MAX];
+};
+#define KX_AHEAD_NONE 0u
+#define KX_AHEAD_OFFERED 1u
+#define KX_AHEAD_TAKEN 2u /* by the LibOS: the program has been told */
 
 /* In the ring, at multiples of its size, followed by the data; one with fd = -1 fills the ring's end. */
 struct kx_brec {
@@ -394,6 +428,10 @@ _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
 _Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_WRITES_AT, "files come after it");
 _Static_assert(KX_BATCH_WRITES_AT + KX_BATCH_WRITES * sizeof(struct kx_bwrite) <= KX_BATCH_TX,
 	       "the ring comes after them");
+_Static_assert(KX_BATCH_TX + KX_BATCH_TX_SIZE <= KX_BATCH_AHEAD &&
+		       KX_BATCH_AHEAD + sizeof(struct kx_bahead) <= KX_BATCH_PEERS,
+	       "between what is sent and the names");
+_Static_assert(KX_BATCH_PEERS + KX_BATCH_PEERS_MAX * sizeof(struct kx_bname) <= KX_BATCH_RX, "before what was fetched");
 _Static_assert(sizeof(struct kx_batch) <= KX_BATCH_SOCKS, "sockets come after it");
 _Static_assert(KX_BATCH_SOCKS + KX_BATCH_FDS * sizeof(struct kx_bsock) <= KX_BATCH_CTX, "contexts come after them");
 _Static_assert(sizeof(struct kx_brec) == 32, "records are aligned to it");

@@ -14,14 +14,14 @@
 #define KX_OPENAHEAD_H
 #include "kx_abi.h"
 
-#define KX_AHEAD_BASE (KX_BATCH_BASE + 0xd0000)
-#define KX_AHEAD_DATA 0x2000      /* offset of the files' data */
-#define KX_AHEAD_DATA_SIZE 0x4000 /* for each */
-#define KX_AHEAD_FILES 8
-#define KX_AHEAD_PATH 256
-#define KX_AHEAD_FD(i) (-2 - (i)) /* kx_bfrom.fd: file i */
+#define KX_OPENAHEAD_BASE (KX_BATCH_BASE + 0xd0000)
+#define KX_OPENAHEAD_DATA 0x2000      /* offset of the files' data */
+#define KX_OPENAHEAD_DATA_SIZE 0x4000 /* for each */
+#define KX_OPENAHEAD_FILES 8
+#define KX_OPENAHEAD_PATH 256
+#define KX_OPENAHEAD_FD(i) (-2 - (i)) /* kx_bfrom.fd: file i */
 
-struct kx_ahead_file {
+struct kx_openahead_file {
 	uint32_t ready;       /* 1: it is open in the monitor, and all here is true */
 	uint32_t flags;       /* of open(2), as the program gives them */
 	uint32_t path_len;    /* without the NUL */
@@ -29,19 +29,19 @@ struct kx_ahead_file {
 	uint64_t size;        /* bytes */
 	uint32_t uses, wants; /* by the LibOS: times that it was opened; 1 = its bytes were asked for */
 	uint8_t stat[144];    /* struct stat */
-	char path[KX_AHEAD_PATH];
+	char path[KX_OPENAHEAD_PATH];
 };
 
-struct kx_ahead {
+struct kx_openahead {
 	uint32_t on;    /* 0: nothing of this counts */
 	int32_t lowest; /* free descriptor, as after the calls that are queued; the LibOS brings it up to date */
 	/* The LibOS's. */
 	uint32_t open; /* number + 1 of the file that is open for the program; 0 = none */
 	int32_t fd;    /* as which descriptor */
 	uint64_t pos;  /* its offset */
-	struct kx_ahead_file file[KX_AHEAD_FILES];
+	struct kx_openahead_file file[KX_OPENAHEAD_FILES];
 };
-_Static_assert(sizeof(struct kx_ahead) <= KX_AHEAD_DATA, "");
+_Static_assert(sizeof(struct kx_openahead) <= KX_OPENAHEAD_DATA, "");
 _Static_assert(KX_BATCH_SOCKS + KX_BATCH_FDS * sizeof(struct kx_bsock) <= 0xd0000, "ends before it");
-_Static_assert(0xd0000 + KX_AHEAD_DATA + KX_AHEAD_FILES * KX_AHEAD_DATA_SIZE <= KX_BATCH_CTX, "");
+_Static_assert(0xd0000 + KX_OPENAHEAD_DATA + KX_OPENAHEAD_FILES * KX_OPENAHEAD_DATA_SIZE <= KX_BATCH_CTX, "");
 #endif

@@ -5,7 +5,7 @@
  * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
  */
 #include "../../abi/kx_openahead.h"
-#include "libos.h"
+#include "ahead.h"
 
 #define NR_read 0
 #define NR_write 1
@@ -14,6 +14,7 @@
 #define NR_readv 19
 #define NR_writev 20
 #define NR_sendfile 40
+#define NR_accept 43
 #define NR_sendto 44
 #define NR_recvfrom 45
 #define NR_sendmsg 46
@@ -21,18 +22,20 @@
 #define NR_getsockname 51
 #define NR_getpeername 52
 #define NR_setsockopt 54
+#define NR_epoll_wait 232
 #define NR_epoll_ctl 233
+#define NR_epoll_pwait 281
+#define NR_accept4 288
 #define FIONBIO 0x5421u
 #define F_PEEK 2u
 #define F_DONTWAIT 0x40u
 #define F_NOSIGNAL 0x4000u
 #define F_MORE 0x8000u
 #define F_CMSG_CLOEXEC 0x40000000u
+#define O_NONBLOCK 04000u
+#define O_CLOEXEC 02000000u
 #define IOV_FEW 64
 #define RECORD sizeof(struct kx_brec)
-
-#define BATCH ((struct kx_batch *)KX_BATCH_BASE)
-#define SOCKS ((struct kx_bsock *)(KX_BATCH_BASE + KX_BATCH_SOCKS))
 
 struct vec {
 	uint64_t base, len;
@@ -114,8 +117,7 @@ static bool scatter(struct io *io, const uint8_t *src, uint64_t len)
 /* Once only: whoever asks again and again without waiting must see what has come. */
 static bool nothing_there(struct io *io, uint64_t w, int64_t *ret)
 {
-	if (!(w & KX_RX_EMPTY) || io->s->epoch != (uint32_t)io->ctx->exits ||
-	    (BATCH->selfish && io->ctx->head != io->ctx->mark))
+	if (!(w & KX_RX_EMPTY) || io->s->epoch != (uint32_t)io->ctx->exits || may_know(io->ctx))
 		return false;
 	*ret = -KX_EAGAIN;
 	return __atomic_compare_exchange_n(&io->s->rx, &w, w & ~KX_RX_EMPTY, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
@@ -184,7 +186,7 @@ static struct kx_brec *room_for(struct kx_bctx *c, uint64_t len, uint64_t *head)
 /* The same for one that sends `total`; NULL: the socket may not send so much. */
 static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
 {
-	if (!total || total > KX_BATCH_SEND_MAX || (uint32_t)io->ctx->turn - io->s->turn > 1)
+	if (!total || (uint32_t)io->ctx->turn - io->s->turn > 1)
 		return NULL;
 	struct kx_brec *r = room_for(io->ctx, len, head);
 	return r && take_credit(io->s, KX_BATCH_COST((uint32_t)total)) ? r : NULL;
@@ -192,6 +194,8 @@ static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint
 
 static void publish(struct io *io, struct kx_brec *r, uint64_t len, uint32_t flags, uint64_t head)
 {
+	if (!(flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL)))
+		io->ctx->said = head;
 	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = flags };
 	r->ticket = __atomic_fetch_add(&BATCH->ticket, 1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&io->ctx->head, head, __ATOMIC_SEQ_CST);
@@ -202,7 +206,7 @@ static bool transmit(struct io *io, int64_t *ret)
 	uint64_t head;
 	if (io->flags & ~(F_DONTWAIT | F_NOSIGNAL | F_MORE))
 		return false;
-	struct kx_brec *r = reserve(io, io->total, io->total, &head);
+	struct kx_brec *r = io->total <= KX_BATCH_SEND_MAX ? reserve(io, io->total, io->total, &head) : NULL;
 	if (!r || !gather(io, (uint8_t *)(r + 1)))
 		return false;
 	publish(io, r, io->total, io->flags, head);
@@ -223,13 +227,15 @@ static struct kx_bfile *file_of(struct kx_bctx *c, uint64_t fd)
 static bool send_file(struct io *io, uint64_t fd, uint64_t at_gva, uint64_t count, int64_t *ret)
 {
 	struct kx_bfrom from = { .fd = (int32_t)fd };
-	struct kx_ahead_file *opened = openahead_file(fd, &from.fd);
+	struct kx_openahead_file *opened = openahead_file(fd, &from.fd);
 	struct kx_bfile *file = (int32_t)fd >= 0 && !opened ? file_of(io->ctx, fd) : NULL;
 	uint64_t size = opened ? opened->size : file ? file->size : 0, head;
 	if (!at_gva || user_read(&from.offset, at_gva, sizeof from.offset) || from.offset >= size)
 		return false;
 	if (count > size - from.offset)
 		count = size - from.offset;
+	if (count > KX_BATCH_FILE_MAX)
+		return false;
 	uint64_t next = from.offset + count;
 	struct kx_brec *r = reserve(io, sizeof from, count, &head);
 	if (!r || user_write(at_gva, &next, sizeof next))
@@ -279,6 +285,7 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	    !__atomic_compare_exchange_n(&io->s->owner, &ctx, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	io->s->tcp = 0;
+	ahead_gone(io->ctx, (int32_t)io->fd);
 	publish(io, r, 0, KX_BREC_CLOSE, head);
 	openahead_closes(fd);
 	*ret = 0;
@@ -317,6 +324,9 @@ static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	    !(r = room_for(io->ctx, sizeof add, &head)) || !in_no_epoll(io, ctx))
 		return false;
 	*(struct kx_badd *)(r + 1) = add;
+	if (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx)
+		__atomic_store_n(&io->s->epoll, add.epoll, __ATOMIC_SEQ_CST);
+	ahead_added(io->ctx, (int32_t)io->fd, &add);
 	publish(io, r, sizeof add, KX_BREC_ADD, head);
 	*ret = 0;
 	return true;
@@ -333,6 +343,7 @@ static bool change_later(struct kx_thread *t, struct io *io, struct kx_frame *f,
 	    !(r = room_for(io->ctx, sizeof mod, &head)))
 		return false;
 	*(struct kx_badd *)(r + 1) = mod;
+	ahead_changed(io->ctx);
 	publish(io, r, sizeof mod, KX_BREC_MOD, head);
 	*ret = 0;
 	return true;
@@ -351,6 +362,7 @@ static bool remove_later(struct kx_thread *t, struct io *io, struct kx_frame *f,
 					 __ATOMIC_RELAXED))
 		return false;
 	*(struct kx_badd *)(r + 1) = del;
+	ahead_gone(io->ctx, (int32_t)io->fd);
 	publish(io, r, sizeof del, KX_BREC_DEL, head);
 	*ret = 0;
 	return true;
@@ -406,12 +418,17 @@ static bool tell_name(const struct io *io, const struct kx_bname *p, struct kx_f
 	return true;
 }
 
-/* Of the connection that this thread accepted in its last call: a reset that came since, nobody can have told it of. */
+/* Of a connection that this thread accepted, or was told of, by its last exit: a reset since then nobody can have told of. */
 static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
 	uint32_t ctx;
-	return look(t, io, f->rdi, &ctx) && io->ctx->peer.epoch == (uint32_t)io->ctx->exits &&
-	       tell_name(io, &io->ctx->peer, f, ret);
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	uint32_t now = (uint32_t)io->ctx->exits;
+	bool accepted = io->ctx->accepted == (int32_t)io->fd && io->ctx->accepted_at == now;
+	bool told = __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx && io->s->epoch == now;
+	const struct kx_bname *names = (const struct kx_bname *)((uint8_t *)io->ctx + KX_BATCH_PEERS);
+	return (accepted || told) && tell_name(io, &names[io->fd % KX_BATCH_PEERS_MAX], f, ret);
 }
 
 /* This one a reset doesn't take away. */
@@ -419,6 +436,30 @@ static bool local_name(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 {
 	uint32_t ctx;
 	return look(t, io, f->rdi, &ctx) && tell_name(io, &io->ctx->local[io->fd % KX_BATCH_NAMES], f, ret);
+}
+
+/* ---- waits -------------------------------------------------------------------------------------------------------- */
+
+static bool wait_ahead(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	if (!look(t, io, 0, &ctx))
+		return false;
+	libfile_flush(t);
+	return ahead_wait(io->ctx, f, ret);
+}
+
+/* accept: there was no further connection as the last one was accepted. Once only. */
+static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
+{
+	uint32_t ctx;
+	if ((uint32_t)flags & ~(O_CLOEXEC | O_NONBLOCK) || !look(t, io, f->rdi, &ctx) ||
+	    io->ctx->drained != (int32_t)f->rdi || (int32_t)f->rdi < 0 || may_know(io->ctx) ||
+	    io->ctx->drained_at != __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE))
+		return false;
+	io->ctx->drained = -1;
+	*ret = -KX_EAGAIN;
+	return true;
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
@@ -491,6 +532,18 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		return true;
 	}
 	switch (f->orig_rax) {
+	case NR_epoll_wait:
+		done = wait_ahead(t, &io, f, ret);
+		break;
+	case NR_epoll_pwait:
+		done = !f->r8 && wait_ahead(t, &io, f, ret);
+		break;
+	case NR_accept:
+		done = no_more(t, &io, f, 0, ret);
+		break;
+	case NR_accept4:
+		done = no_more(t, &io, f, f->r10, ret);
+		break;
 	case NR_epoll_ctl:
 		done = register_later(t, &io, f, ret);
 		break;

@@ -112,7 +112,7 @@ static inline void libfile_flush(struct kx_thread *t)
 /* openahead.c: files that the monitor has opened ahead. False: the monitor's. Only where there are batches. */
 bool openahead_call(struct kx_frame *f, int64_t *ret);
 /* That of them which the program has open as fd, and its number for records; NULL: fd is none. */
-struct kx_ahead_file *openahead_file(uint64_t fd, int32_t *as);
+struct kx_openahead_file *openahead_file(uint64_t fd, int32_t *as);
 /* A close of fd is queued. */
 void openahead_closes(uint64_t fd);
 /* Something may come from another process without an exit: what was told before counts no more. */

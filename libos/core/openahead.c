@@ -12,7 +12,7 @@
 #define NR_newfstatat 262
 #define AT_EMPTY_PATH 0x1000
 
-static struct kx_ahead *const ahead = (struct kx_ahead *)KX_AHEAD_BASE;
+static struct kx_openahead *const ahead = (struct kx_openahead *)KX_OPENAHEAD_BASE;
 
 void openahead_closes(uint64_t fd)
 {
@@ -26,9 +26,9 @@ void openahead_stale(void)
 		ahead->on = 0;
 }
 
-static bool is_named(const struct kx_ahead_file *e, uint64_t gva)
+static bool is_named(const struct kx_openahead_file *e, uint64_t gva)
 {
-	char path[KX_AHEAD_PATH];
+	char path[KX_OPENAHEAD_PATH];
 	uint64_t n = (uint64_t)e->path_len + 1;
 	if (n > sizeof path || user_read(path, gva, n))
 		return false;
@@ -40,8 +40,8 @@ static bool is_named(const struct kx_ahead_file *e, uint64_t gva)
 
 static bool open_one(uint64_t path, uint32_t flags, int64_t *ret)
 {
-	for (uint32_t i = 0; !ahead->open && i < KX_AHEAD_FILES; i++) {
-		struct kx_ahead_file *e = &ahead->file[i];
+	for (uint32_t i = 0; !ahead->open && i < KX_OPENAHEAD_FILES; i++) {
+		struct kx_openahead_file *e = &ahead->file[i];
 		if (!e->ready || e->flags != flags || !is_named(e, path))
 			continue;
 		e->uses++;
@@ -54,27 +54,28 @@ static bool open_one(uint64_t path, uint32_t flags, int64_t *ret)
 	return false;
 }
 
-struct kx_ahead_file *openahead_file(uint64_t fd, int32_t *as)
+struct kx_openahead_file *openahead_file(uint64_t fd, int32_t *as)
 {
 	uint32_t n = ahead->open;
-	if (!ahead->on || !n || n > KX_AHEAD_FILES || (int32_t)fd != ahead->fd)
+	if (!ahead->on || !n || n > KX_OPENAHEAD_FILES || (int32_t)fd != ahead->fd)
 		return NULL;
-	*as = KX_AHEAD_FD((int32_t)n - 1);
+	*as = KX_OPENAHEAD_FD((int32_t)n - 1);
 	return &ahead->file[n - 1];
 }
 
-static bool read_at(struct kx_ahead_file *e, uint64_t buf, uint64_t len, uint64_t at, int64_t *ret)
+static bool read_at(struct kx_openahead_file *e, uint64_t buf, uint64_t len, uint64_t at, int64_t *ret)
 {
 	uint64_t left = at < e->size ? e->size - at : 0, n = len < left ? len : left;
-	const uint8_t *data = (const uint8_t *)KX_AHEAD_BASE + KX_AHEAD_DATA + (e - ahead->file) * KX_AHEAD_DATA_SIZE;
+	const uint8_t *data = (const uint8_t *)KX_OPENAHEAD_BASE + KX_OPENAHEAD_DATA +
+			      (e - ahead->file) * KX_OPENAHEAD_DATA_SIZE;
 	e->wants = 1;
-	if (!e->whole || e->size > KX_AHEAD_DATA_SIZE || (int64_t)at < 0 || (n && user_write(buf, data + at, n)))
+	if (!e->whole || e->size > KX_OPENAHEAD_DATA_SIZE || (int64_t)at < 0 || (n && user_write(buf, data + at, n)))
 		return false;
 	*ret = (int64_t)n;
 	return true;
 }
 
-static bool put_stat(const struct kx_ahead_file *e, uint64_t at, int64_t *ret)
+static bool put_stat(const struct kx_openahead_file *e, uint64_t at, int64_t *ret)
 {
 	*ret = 0;
 	return user_write(at, e->stat, sizeof e->stat) == 0; /* else the monitor's: it knows the error */
@@ -90,7 +91,7 @@ bool openahead_call(struct kx_frame *f, int64_t *ret)
 		return open_one(f->rdi, (uint32_t)f->rsi, ret);
 	if (f->orig_rax == NR_openat)
 		return open_one(f->rsi, (uint32_t)f->rdx, ret);
-	struct kx_ahead_file *e = openahead_file(f->rdi, &as);
+	struct kx_openahead_file *e = openahead_file(f->rdi, &as);
 	if (!e)
 		return false;
 	switch (f->orig_rax) {

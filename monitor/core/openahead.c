@@ -15,15 +15,15 @@
 #define IDLE_MAX 4        /* calls at whose end it is opened without being asked for */
 
 static struct file {
-	char path[KX_AHEAD_PATH];
+	char path[KX_OPENAHEAD_PATH];
 	int flags;
 	unsigned seen, idle; /* seen 0: free */
 	uint32_t uses;
 	int fd; /* -1 = not open */
-} files[KX_AHEAD_FILES] = { [0 ... KX_AHEAD_FILES - 1] = { .fd = -1 } };
+} files[KX_OPENAHEAD_FILES] = { [0 ... KX_OPENAHEAD_FILES - 1] = { .fd = -1 } };
 static bool on; /* the guest has been told of some */
 
-static struct kx_ahead *shared(void) { return gva_ptr(KX_AHEAD_BASE); }
+static struct kx_openahead *shared(void) { return gva_ptr(KX_OPENAHEAD_BASE); }
 
 static bool has_posix_lock(int fd)
 {
@@ -47,9 +47,9 @@ void openahead_seen(struct hcall *c, int i, int fd)
 	size_t len;
 	if (fd < 0 || !batch_is_mapped() || pvm.nr_threads != 1 || is_vfork_child() || path[0] != '/' ||
 	    flags & ~(O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW | LARGEFILE) ||
-	    (len = strnlen(path, KX_AHEAD_PATH)) == KX_AHEAD_PATH)
+	    (len = strnlen(path, KX_OPENAHEAD_PATH)) == KX_OPENAHEAD_PATH)
 		return;
-	for (struct file *e = files; e < files + KX_AHEAD_FILES; e++) {
+	for (struct file *e = files; e < files + KX_OPENAHEAD_FILES; e++) {
 		if (e->seen && e->flags == flags && !strcmp(e->path, path))
 			f = e;
 		else if (!e->seen || (worst->seen && e->idle > worst->idle))
@@ -70,7 +70,7 @@ void openahead_seen(struct hcall *c, int i, int fd)
 	f->idle = 0;
 }
 
-int openahead_fd(int file) { return file >= 0 && file < KX_AHEAD_FILES ? files[file].fd : -1; }
+int openahead_fd(int file) { return file >= 0 && file < KX_OPENAHEAD_FILES ? files[file].fd : -1; }
 
 static void file_close(struct file *f)
 {
@@ -103,21 +103,21 @@ void openahead_settle(void)
 {
 	if (!on)
 		return;
-	struct kx_ahead *a = shared();
+	struct kx_openahead *a = shared();
 	uint32_t n = __atomic_load_n(&a->open, __ATOMIC_RELAXED);
 	int fd = __atomic_load_n(&a->fd, __ATOMIC_RELAXED);
 	on = false;
 	a->on = a->open = 0;
-	if (n > KX_AHEAD_FILES || (n && files[n - 1].fd < 0))
+	if (n > KX_OPENAHEAD_FILES || (n && files[n - 1].fd < 0))
 		pvm_panic("LibOS: a file opened ahead is none");
-	for (uint32_t i = 0; i < KX_AHEAD_FILES; i++)
+	for (uint32_t i = 0; i < KX_OPENAHEAD_FILES; i++)
 		if (i + 1 != n)
 			file_close(&files[i]);
 	if (n)
 		file_give(&files[n - 1], fd, __atomic_load_n(&a->pos, __ATOMIC_RELAXED));
 }
 
-static bool file_open(struct file *f, struct kx_ahead_file *g)
+static bool file_open(struct file *f, struct kx_openahead_file *g)
 {
 	struct stat st;
 	long fd = HC6(SYS_open, f->path, f->flags | O_NONBLOCK | O_CLOEXEC, 0, 0, 0, 0);
@@ -134,21 +134,21 @@ static bool file_open(struct file *f, struct kx_ahead_file *g)
 	g->path_len = (uint32_t)strlen(f->path);
 	g->flags = (uint32_t)f->flags;
 	g->size = (uint64_t)st.st_size;
-	uint8_t *data = (uint8_t *)shared() + KX_AHEAD_DATA + (f - files) * KX_AHEAD_DATA_SIZE;
+	uint8_t *data = (uint8_t *)shared() + KX_OPENAHEAD_DATA + (f - files) * KX_OPENAHEAD_DATA_SIZE;
 	/* One byte more, to see that it has not grown. */
-	g->whole = g->wants && st.st_size < KX_AHEAD_DATA_SIZE &&
+	g->whole = g->wants && st.st_size < KX_OPENAHEAD_DATA_SIZE &&
 		   HC6(SYS_pread64, f->fd, data, st.st_size + 1, 0, 0, 0) == st.st_size;
 	return true;
 }
 
 void openahead_offer(const struct hcall *c)
 {
-	struct kx_ahead *a = shared();
+	struct kx_openahead *a = shared();
 	int lowest = -1;
 	if (c->nr == SYS_fcntl || c->nr == SYS_flock) /* perhaps a lock */
-		for (int i = 0; i < KX_AHEAD_FILES; i++)
+		for (int i = 0; i < KX_OPENAHEAD_FILES; i++)
 			files[i].seen = 0;
-	for (int i = 0; i < KX_AHEAD_FILES; i++) {
+	for (int i = 0; i < KX_OPENAHEAD_FILES; i++) {
 		struct file *f = &files[i];
 		if (f->seen < HOT)
 			continue;
@@ -164,7 +164,7 @@ void openahead_offer(const struct hcall *c)
 	}
 	if (lowest < 0)
 		return;
-	for (int i = 0; i < KX_AHEAD_FILES; i++)
+	for (int i = 0; i < KX_OPENAHEAD_FILES; i++)
 		if (files[i].fd < 0)
 			a->file[i].ready = 0;
 	on = true;
@@ -181,7 +181,7 @@ void openahead_stale(void)
 
 void openahead_fork_child(void)
 {
-	for (int i = 0; i < KX_AHEAD_FILES; i++)
+	for (int i = 0; i < KX_OPENAHEAD_FILES; i++)
 		files[i] = (struct file){ .fd = -1 };
 	on = false;
 }

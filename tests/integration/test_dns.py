@@ -162,9 +162,10 @@ def answers(port):
             return False
 
 
-def load(d, port, rounds=100):
+def load(d, port, tcp=False, rounds=100):
     """dnsperf: queries sent; none may be lost. So many, however long it takes: what a start costs is in the exits, too."""
-    r = lib.run(["dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", f"{d}/queries", "-n", str(rounds), "-q", "60", "-t", "60"], 600)
+    r = lib.run(["dnsperf", *(["-m", "tcp", "-c", "8"] if tcp else []), "-s", "127.0.0.1", "-p", str(port), "-d", f"{d}/queries",
+                 "-n", str(rounds), "-q", "60", "-t", "60"], 600)
     text = r.out.decode()
     expect(r.status, 0, "dnsperf")
     sent = int(re.search(r"Queries sent:\s+(\d+)", text)[1])
@@ -173,7 +174,10 @@ def load(d, port, rounds=100):
     return sent
 
 
-def serve(make, workers, limit):
+OF_STREAMS = ("read", "write", "readv", "writev", "recvfrom", "recvmsg", "sendto", "sendmsg", "getpeername", "epoll_ctl")
+
+
+def serve(make, workers, limit, tcp=False):
     if os.geteuid():
         raise Skip("only root can")
     for p in (make.__name__, "dnsperf"):
@@ -196,7 +200,7 @@ def serve(make, workers, limit):
             expect(p.poll(), None, "the server's end: " + lib.one_line(open(f"{d}/err").read()))
             ask_all(port)
             ask_tcp(port)
-            sent = load(d, port)
+            sent = load(d, port, tcp)
             ask_tcp(port)
         finally:
             p.terminate()
@@ -208,8 +212,9 @@ def serve(make, workers, limit):
                 raise
         with open(f"{d}/stats") as f:
             stats = json.load(f)
-        per_query = stats["exits"] / sent
-        print(f"# {make.__name__}, {workers}: {sent} queries, {stats['exits']} exits", flush=True)
+        exits = stats["exits"] if not tcp else sum(stats["hypercalls"].get(c, 0) for c in OF_STREAMS)
+        per_query = exits / sent
+        print(f"# {make.__name__}, {workers}{' by TCP' if tcp else ''}: {sent} queries, {exits} exits", flush=True)
         expect(per_query < limit, True, f"exits for each query: {per_query:.2f} < {limit}")
 
 
@@ -277,6 +282,8 @@ tests.append(("replies_of_another_thread", replies_of_another_thread))
 for fn, counts in ((nsd, (1, 2)), (knotd, (1, 2)), (unbound, (1, 2)), (dnsmasq, (1,))):
     for n in counts:
         tests.append((f"{fn.__name__}_{n}", lambda fn=fn, n=n: serve(fn, n, 0.5)))
+for fn in (nsd, knotd, unbound):
+    tests.append((f"{fn.__name__}_tcp", lambda fn=fn: serve(fn, 1, 0.5, True)))
 
 if __name__ == "__main__":
     sys.exit(lib.run_tests(tests, args.only))

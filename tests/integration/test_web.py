@@ -4,6 +4,7 @@
 
 test_web.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. What takes long is in tests/long/web.py.
 """
+import json
 import os
 import re
 import shutil
@@ -343,6 +344,23 @@ def workers_share():
                 for url, more in ((f"https://127.0.0.1:{tls}/small", []), (f"http://127.0.0.1:{port}/small", ["--h1"])):
                     r = lib.run(["h2load", "-n", "1000", "-c", "20", "-m", "10", *more, url])
                     assert b"1000 succeeded, 0 failed, 0 errored" in r.out, f"{url}: {r.why()} {r.out[-600:]!r}"
+
+
+@test
+def a_connection_each():
+    """A connection for each request costs the exit of its accept, which looks ahead for the wait; with a log, one more."""
+    need("nginx", "ab")
+    for log, limit in ((False, 1.4), (True, 2.4)):
+        with lib.Dir() as d:
+            files(d)
+            port = lib.free_port()
+            http = (f"sendfile on; open_file_cache max=10; {f'access_log {d}/access.log;' if log else ''} "
+                    f"server {{ listen 127.0.0.1:{port}; root {d}/www; }}")
+            with Nginx(d, http, port, workers=1, more=("--io", "exit", f"--stats={d}/stats")):
+                r = lib.run(["ab", "-q", "-n", "2000", "-c", "20", f"http://127.0.0.1:{port}/small"], 60)
+                assert b"Failed requests:        0" in r.out, r.why()
+            exits = json.loads(lib.read(f"{d}/stats"))["exits"]
+            expect(exits / 2000 < limit, True, f"{exits} exits for 2,000 connections")
 
 
 if __name__ == "__main__":

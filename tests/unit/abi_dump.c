@@ -73,9 +73,10 @@ static void dump_constants(void)
 	C(KX_T_CALL), C(KX_T_CPUID), C(KX_ORIG_CPUID), C(KX_CPUID_INDEXED), C(KX_CPUID_MAX);
 	C(KX_BATCH_BASE), C(KX_BATCH_FDS), C(KX_BATCH_SOCKS), C(KX_BATCH_CTX), C(KX_BATCH_CTXS), C(KX_BATCH_TX);
 	C(KX_BATCH_TX_SIZE), C(KX_BATCH_RX), C(KX_BATCH_RX_SIZE), C(KX_BATCH_SEND_MAX), C(KX_BATCH_FILES),
-		C(KX_BREC_FILE), C(KX_BREC_CLOSE), C(KX_BREC_ADD), C(KX_BREC_OPT), C(KX_BREC_DEL), C(KX_BREC_MOD),
-		C(KX_EPOLL_UNKNOWN), C(KX_EPOLL_NONE), C(KX_BOPT_NONBLOCK), C(KX_BATCH_NAMES), C(KX_BOPT_TCP),
-		C(KX_BOPT_SOCKET);
+		C(KX_BATCH_AHEAD), C(KX_BATCH_PEERS), C(KX_BATCH_PEERS_MAX), C(KX_BATCH_FILE_MAX), C(KX_AHEAD_MAX),
+		C(KX_AHEAD_ZEROS), C(KX_AHEAD_NONE), C(KX_AHEAD_OFFERED), C(KX_AHEAD_TAKEN), C(KX_BREC_FILE),
+		C(KX_BREC_CLOSE), C(KX_BREC_ADD), C(KX_BREC_OPT), C(KX_BREC_DEL), C(KX_BREC_MOD), C(KX_EPOLL_UNKNOWN),
+		C(KX_EPOLL_NONE), C(KX_BOPT_NONBLOCK), C(KX_BATCH_NAMES), C(KX_BOPT_TCP), C(KX_BOPT_SOCKET);
 	C(KX_RX_VALID), C(KX_RX_SHORT), C(KX_RX_EMPTY), C(KX_RX_EOF);
 	C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
 	C(KX_PATH_LIBOS), C(KX_PATH_MONITOR), C(KX_PATH_SLOW), C(KX_PATH_POLL);
@@ -140,11 +141,21 @@ static void dump_structs(void)
 	END(kx_bsock);
 
 	SIZE(kx_bctx);
-	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, epoll),
-		M(kx_bctx, pad), M(kx_bctx, file), M(kx_bctx, peer), M(kx_bctx, local);
+	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, said),
+		M(kx_bctx, epoll), M(kx_bctx, drained), M(kx_bctx, drained_at), M(kx_bctx, file), M(kx_bctx, accepted),
+		M(kx_bctx, accepted_at), M(kx_bctx, local);
 	END(kx_bctx);
+
+	SIZE(kx_bahead);
+	M(kx_bahead, calls), M(kx_bahead, state), M(kx_bahead, epoll), M(kx_bahead, nr), M(kx_bahead, spoilt);
+	M(kx_bahead, zeros), M(kx_bahead, fresh), M(kx_bahead, fresh_events), M(kx_bahead, pad), M(kx_bahead, event);
+	END(kx_bahead);
+
+	SIZE(kx_bevent);
+	M(kx_bevent, data), M(kx_bevent, events), M(kx_bevent, fd);
+	END(kx_bevent);
 	SIZE(kx_bname);
-	M(kx_bname, fd), M(kx_bname, gen), M(kx_bname, epoch), M(kx_bname, len), M(kx_bname, addr);
+	M(kx_bname, fd), M(kx_bname, gen), M(kx_bname, len), M(kx_bname, pad), M(kx_bname, addr);
 	END(kx_bname);
 	SIZE(kx_bopt);
 	M(kx_bopt, level), M(kx_bopt, name), M(kx_bopt, value), M(kx_bopt, pad);

@@ -914,6 +914,45 @@ static bool one_file(int fd, int f, off_t at, size_t count, long expect)
 	       write(fd, "t", 1) == 1;
 }
 
+/* Files of more than a record, as fast as they go: nothing is missing, nothing comes twice. */
+static void test_sendfile_large(int fd, const char *name)
+{
+	enum { SIZE = 1 << 20, TIMES = 6 };
+	uint8_t *b = malloc(SIZE);
+	unsigned sum = 0;
+	long bad = 0, sent = 0;
+	int f = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
+	off_t at;
+	for (int i = 0; i < SIZE; i++)
+		b[i] = (uint8_t)(i * 7 + i / 251);
+	check(f >= 0 && write(f, b, SIZE) == SIZE && next_turn(fd), "a large file");
+	check(sendfile(fd, f, (at = 0, &at), 100) == 100 && at == 100 && tell(RECV, 0, 100, NULL) == 100, "its head");
+	ask(RECV, 0, SIZE * TIMES, NULL);
+	for (int i = 0; i < TIMES; i++) {
+		sum = sum_of(sum, b, SIZE);
+		for (at = 0; at < SIZE;) {
+			off_t was = at;
+			ssize_t r = sendfile(fd, f, &at, (size_t)(SIZE - at));
+			if (r < 0 && errno == EAGAIN) {
+				struct epoll_event ev = { EPOLLOUT, { .u64 = 3 } };
+				epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev);
+				bad += epoll_wait(epfd, &ev, 1, 5000) != 1;
+				continue;
+			}
+			bad += r <= 0 || at != was + r;
+			if (r <= 0)
+				break;
+			sent += r;
+		}
+	}
+	check(!bad && sent == SIZE * TIMES && answer() == SIZE * TIMES && last.sum == sum,
+	      "sendfile: all of it, in order");
+	struct epoll_event ev = { EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev), "EPOLL_CTL_MOD");
+	close(f);
+	free(b);
+}
+
 static void test_sendfile(void)
 {
 	char a[] = "/tmp/kx-batch-XXXXXX", b[sizeof a + 2], buf[8];
@@ -966,6 +1005,9 @@ static void test_sendfile(void)
 	      "sendfile and shutdown");
 	fails(read(fd, buf, 1), EAGAIN, "read: nothing");
 	close(g);
+	bye(0, fd);
+	fd = conn(0);
+	test_sendfile_large(fd, a);
 	unlink(a);
 	unlink(b);
 	bye(0, fd);

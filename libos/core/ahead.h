@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Waits that the exit of an earlier call has looked ahead for (monitor/core/batch_ahead.c). */
+#ifndef KX_AHEAD_H
+#define KX_AHEAD_H
+#include "libos.h"
+
+#define BATCH ((struct kx_batch *)KX_BATCH_BASE)
+#define SOCKS ((struct kx_bsock *)(KX_BATCH_BASE + KX_BATCH_SOCKS))
+
+/* Has this thread queued, since its last exit, what might make something ready in this process? */
+static inline bool may_know(const struct kx_bctx *c) { return BATCH->selfish && c->said > c->mark; }
+
+/* epoll_wait: true and *ret set where what was looked at is still all that it would tell. */
+bool ahead_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret);
+/* A record is about to be queued: fd is put into an epoll; taken out, or closed; some registration changes. */
+void ahead_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add);
+void ahead_gone(struct kx_bctx *c, int32_t fd);
+void ahead_changed(struct kx_bctx *c);
+#endif

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared by batch*.c. All of it under batch.c's lock. */
+#ifndef KX_BATCH_PRIV_H
+#define KX_BATCH_PRIV_H
+#include <poll.h>
+#include <sys/epoll.h>
+#include "hcall.h"
+
+#define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
+#define FETCHES_MAX 1024 /* sockets in one turn */
+
+enum sock_kind { NONE, TCP, UNIX };
+
+/* What a send left over, in order. */
+struct left {
+	struct left *next;
+	uint32_t len, done, flags;
+	uint8_t data[];
+};
+
+/* By descriptor; what of it the guest sees is in its kx_bsock. */
+struct sock {
+	uint8_t kind; /* NONE: not one of ours */
+	bool nonblock;
+	bool held;         /* by a child, too */
+	bool told_of_data; /* by its last event */
+	bool eager;        /* the program has read from it without having been told */
+	int epoll;         /* it is registered there, with `events` and `data`; -1 = nowhere */
+	uint32_t events;
+	uint64_t data;
+	uint32_t gen;
+	uint32_t fetched, taken; /* of what lies in guest memory: bytes; of them, taken from the kernel's socket */
+	int err;                 /* met by a call that the program did not make; the next one gets it */
+	struct left *left;
+};
+
+/* What a thread's next wait would bring: batch_ahead.c. */
+struct ahead {
+	int epoll;              /* that it waited with last, -1 = none */
+	bool offered;           /* not known yet whether the guest has taken it */
+	bool accepts_all;       /* it accepts until there is none */
+	uint64_t last, before;  /* its last call that was no wait; the last one before the last wait */
+	unsigned nr, nr_before; /* how many such calls the turn has had so far; the last one had */
+	unsigned misses, skip;
+	int nr_events;
+	struct epoll_event event[KX_AHEAD_MAX];
+};
+
+struct ctx {
+	struct thread *t; /* NULL = free */
+	struct kx_bctx *g;
+	uint64_t tail, flushed; /* flushed: tail as flush() began */
+	bool in_guest;
+	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
+	int fd[FETCHES_MAX];
+	uint32_t nr_live; /* sockets that may be written to */
+	struct pollfd live[FETCHES_MAX];
+	struct file {
+		int fd; /* -1 = none; a regular file that was sent from */
+		uint32_t uses, idle;
+	} file[KX_BATCH_FILES];
+	unsigned next_file;
+	struct ahead ahead;
+};
+
+extern struct batch_state {
+	struct sock socks[KX_BATCH_FDS];
+	struct ctx ctxs[KX_BATCH_CTXS];
+	int nr_socks, top_fd, nr_ctxs; /* top_fd: no socket is above */
+	int no_new, nr_held;
+	bool mapped, selfish;
+	size_t left_bytes;
+} batch;
+
+static inline struct kx_batch *batch_shared(void) { return gva_ptr(KX_BATCH_BASE); }
+static inline struct kx_bsock *batch_guest_sock(int fd)
+{
+	return (struct kx_bsock *)gva_ptr(KX_BATCH_BASE + KX_BATCH_SOCKS) + fd;
+}
+static inline uint64_t batch_ctx_gva(const struct ctx *x)
+{
+	return KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(x - batch.ctxs) * KX_BATCH_CTX;
+}
+/* NULL: not one of ours. */
+static inline struct sock *batch_sock(int fd)
+{
+	return fd >= 0 && fd <= batch.top_fd && batch.socks[fd].kind != NONE ? &batch.socks[fd] : NULL;
+}
+
+/* ---- batch_io.c ---- */
+
+/* Take from the kernel what the guest has read; and let it read no more by itself. */
+void batch_settle(int fd, struct sock *s);
+void batch_give_up(int fd, struct sock *s);
+/* What a send left over: forget it, try it again, wait for it. */
+void batch_drop_left(struct sock *s);
+void batch_drive_left(int fd, struct sock *s);
+void batch_drain_left(int fd, struct sock *s);
+/* Send what was queued before, of all threads. */
+void batch_flush(void);
+
+/* ---- batch_socks.c ---- */
+
+/* The socket that an event of this epoll is of. NULL: of none. */
+struct sock *batch_sock_of(int epoll, uint64_t data, int *fd);
+/* fd is none of ours from now on: it is being closed; the program has it as before. */
+void batch_drop(int fd, struct sock *s);
+void batch_disown(int fd, struct sock *s);
+void batch_drop_range(unsigned first, unsigned last);
+enum sock_kind batch_kind_of(int fd);
+bool batch_is_nonblocking(int fd);
+struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
+/* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
+void batch_accepted(struct ctx *x, int fd);
+void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued);
+void batch_registered(struct hcall *c);
+/* How much fd may send; that this thread may write to it in this turn and the next. */
+void batch_tell_credit(int fd, struct sock *s);
+void batch_may_write(struct ctx *x, int fd);
+/* Fetch from fd, about which the epoll has told `events`, and see how much it may send. */
+void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events);
+/* The same for one that the program has just accepted and may not have made non-blocking yet. */
+void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
+/* An error that has come makes writes calls. */
+void batch_still_live(struct ctx *x);
+void batch_next_turn(struct ctx *x);
+
+/* ---- batch.c ---- */
+
+/* A new turn of x's: what was fetched and read makes room. */
+void batch_turn(struct ctx *x);
+/* Does a child hold what this process has open, or may it? */
+bool batch_is_shared(void);
+
+/* ---- batch_ahead.c ---- */
+
+bool ahead_is_wait(uint64_t nr);
+/* Must batch_enter() and batch_leave() be told of c even without sockets? */
+bool ahead_concerns(const struct hcall *c);
+/* Before c, made by the thread of `own` (NULL: of none): what was offered holds no longer, and c may end epolls. */
+void ahead_enter(struct hcall *c, struct ctx *own);
+/* c has returned r. */
+void ahead_note(struct hcall *c, int64_t r);
+/* Socket fd has been registered; it is no longer ours though its registration stays. */
+void ahead_registered(int epoll, uint32_t events);
+void ahead_lost(const struct sock *s);
+/* Another number, or another process, may have fd from now on. */
+void ahead_shared(int fd);
+/* At the end of x's call c: look ahead where a wait is likely to come next. */
+void ahead_leave(struct ctx *x, struct hcall *c, int64_t r);
+void ahead_ctx_init(struct ctx *x);
+/* The descriptors go to a child; known: by batch.c's lease. */
+void ahead_fork(bool known);
+void ahead_fork_child(void);
+#endif

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which sockets take part, in which epoll they are, what there is to read and room to write. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sock_diag.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include "batch_priv.h"
+#include "gmem.h"
+
+#define CREDIT_LOW 0x20000 /* below it the kernel is asked again */
+#define HINTS 32768
+
+static uint16_t hints[HINTS]; /* by epoll and data: the descriptor */
+
+/* ---- which sockets ------------------------------------------------------------------------------------------------ */
+
+void batch_drop(int fd, struct sock *s)
+{
+	struct kx_bsock *g = batch_guest_sock(fd);
+	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->tcp, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
+	batch_give_up(fd, s);
+	if (s->left)
+		batch_drain_left(fd, s);
+	batch_drop_left(s);
+	batch.nr_held -= s->held;
+	s->held = false;
+	s->kind = NONE;
+	s->gen++;
+	batch.nr_socks--;
+}
+
+/* It is the program's as before, but none of ours. */
+void batch_disown(int fd, struct sock *s)
+{
+	ahead_lost(s);
+	batch_drop(fd, s);
+}
+
+static void drop_fd(int fd)
+{
+	struct sock *s = batch_sock(fd);
+	if (s)
+		batch_drop(fd, s);
+}
+
+void batch_drop_range(unsigned first, unsigned last)
+{
+	for (unsigned fd = first; fd <= last && (int)fd <= batch.top_fd; fd++)
+		drop_fd((int)fd);
+}
+
+static int sock_int(int fd, int opt)
+{
+	int v = -1;
+	socklen_t len = sizeof v;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, opt, &v, &len, 0) < 0 ? -1 : v;
+}
+
+enum sock_kind batch_kind_of(int fd)
+{
+	if (sock_int(fd, SO_TYPE) != SOCK_STREAM)
+		return NONE;
+	switch (sock_int(fd, SO_DOMAIN)) {
+	case AF_UNIX:
+		return UNIX;
+	case AF_INET:
+	case AF_INET6:
+		return sock_int(fd, SO_PROTOCOL) == IPPROTO_TCP ? TCP : NONE;
+	}
+	return NONE;
+}
+
+/* Its close takes long. */
+static bool lingers(int fd)
+{
+	struct linger l = { 1, 0 };
+	socklen_t len = sizeof l;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &len, 0) || l.l_onoff;
+}
+
+bool batch_is_nonblocking(int fd)
+{
+	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
+	return fl >= 0 && (fl & O_NONBLOCK);
+}
+
+static bool map_region(void)
+{
+	if (!batch.mapped) {
+		gmem_populate(KX_BATCH_BASE);
+		batch.mapped = true;
+		batch_shared()->selfish = batch.selfish;
+	}
+	return batch.mapped;
+}
+
+static void note_name(struct kx_bname *p, long nr, int fd)
+{
+	socklen_t len = sizeof p->addr;
+	__atomic_store_n(&p->fd, -1, __ATOMIC_SEQ_CST);
+	if (batch.socks[fd].kind != TCP || HC6(nr, fd, p->addr, &len, 0, 0, 0) || len > sizeof p->addr)
+		return;
+	p->gen = batch.socks[fd].gen;
+	p->len = len;
+	__atomic_store_n(&p->fd, fd, __ATOMIC_SEQ_CST);
+}
+
+struct kx_bname *batch_peer_of(const struct ctx *x, int fd)
+{
+	return (struct kx_bname *)gva_ptr(batch_ctx_gva(x) + KX_BATCH_PEERS) + fd % KX_BATCH_PEERS_MAX;
+}
+
+/* Who a new connection is from, and to. */
+static void note_names(struct ctx *x, int fd)
+{
+	note_name(batch_peer_of(x, fd), SYS_getpeername, fd);
+	x->g->accepted = fd;
+	x->g->accepted_at = (uint32_t)x->g->exits;
+	note_name(&x->g->local[fd % KX_BATCH_NAMES], SYS_getsockname, fd);
+}
+
+void batch_accepted(struct ctx *x, int fd)
+{
+	enum sock_kind k = fd < KX_BATCH_FDS && !batch.no_new && !lingers(fd) ? batch_kind_of(fd) : NONE;
+	drop_fd(fd); /* it can't be there */
+	if (k == NONE || !map_region())
+		return;
+	struct sock *s = &batch.socks[fd];
+	*s = (struct sock){ .kind = k, .nonblock = batch_is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
+	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
+	batch.nr_socks++;
+	if (x)
+		note_names(x, fd);
+	if (fd > batch.top_fd)
+		batch.top_fd = fd;
+}
+
+static unsigned hint_of(int epoll, uint64_t data)
+{
+	return (unsigned)((data + (uint64_t)epoll * 0x10001) * 0x9e3779b97f4a7c15ull >> 49);
+}
+
+/* What the LibOS has queued it knows; it may have gone on. */
+void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued)
+{
+	int32_t known = KX_EPOLL_UNKNOWN;
+	struct kx_bsock *g = batch_guest_sock(fd);
+	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
+	if (s->held || events & EPOLLEXCLUSIVE)
+		__atomic_store_n(&g->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
+	else if (queued)
+		__atomic_compare_exchange_n(&g->epoll, &known, epoll, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	else
+		__atomic_store_n(&g->epoll, epoll, __ATOMIC_SEQ_CST);
+	s->epoll = epoll;
+	s->events = events;
+	s->data = data;
+	ahead_registered(epoll, events);
+	hints[hint_of(epoll, data)] = (uint16_t)fd;
+}
+
+static void unregistered(int fd, struct sock *s)
+{
+	s->epoll = -1;
+	__atomic_store_n(&batch_guest_sock(fd)->epoll, s->held ? KX_EPOLL_UNKNOWN : KX_EPOLL_NONE, __ATOMIC_SEQ_CST);
+}
+
+void batch_registered(struct hcall *c)
+{
+	int epoll = (int)c->arg[0], op = (int)c->arg[1], fd = (int)c->arg[2];
+	struct sock *s = batch_sock(fd);
+	struct epoll_event ev;
+	if (!s)
+		return;
+	if (op == EPOLL_CTL_DEL) {
+		if (s->epoll == epoll)
+			unregistered(fd, s);
+		return;
+	}
+	if (guest_read(&ev, c->arg[3], sizeof ev) || (s->epoll >= 0 && s->epoll != epoll)) {
+		batch_disown(fd, s); /* two epolls: what one has told of the other still must */
+		return;
+	}
+	batch_note_epoll(fd, s, epoll, ev.events, ev.data.u64, false);
+}
+
+/* ---- what is there to read and room to write ----------------------------------------------------------------------- */
+
+void batch_tell_credit(int fd, struct sock *s)
+{
+	uint32_t m[SK_MEMINFO_VARS] = { 0 }, room = 0;
+	socklen_t len = sizeof m;
+	if (!s->left && !s->err && HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
+		uint32_t used = m[s->kind == TCP ? SK_MEMINFO_WMEM_QUEUED : SK_MEMINFO_WMEM_ALLOC];
+		room = m[SK_MEMINFO_SNDBUF] > used ? m[SK_MEMINFO_SNDBUF] - used : 0;
+	}
+	__atomic_store_n(&batch_guest_sock(fd)->credit, room < INT32_MAX ? room : INT32_MAX, __ATOMIC_SEQ_CST);
+}
+
+/*
+ * What came before the look at the epoll is all in what is fetched; what comes after makes an event of its own. So a
+ * read may come out short, and the next one empty, but for an end of the stream that was there already and is not told
+ * again: of an edge.
+ */
+static bool may_be_empty(const struct sock *s, uint32_t events)
+{
+	if (!(s->events & EPOLLET))
+		return true;
+	return s->kind == TCP && (s->events & EPOLLRDHUP) && !(events & EPOLLRDHUP);
+}
+
+static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
+{
+	struct kx_bsock *g = batch_guest_sock(fd);
+	uint32_t at = KX_BATCH_CTX + (uint32_t)(x - batch.ctxs) * KX_BATCH_CTX + KX_BATCH_RX + x->used;
+	uint32_t room = KX_BATCH_RX_SIZE - x->used;
+	uint64_t w = KX_RX_VALID;
+	if (room > FETCH_MAX)
+		room = FETCH_MAX;
+	if (!room || x->nr == FETCHES_MAX)
+		return;
+	long n = HC6(SYS_recvfrom, fd, gva_ptr(KX_BATCH_BASE + at), room, MSG_PEEK | MSG_DONTWAIT, 0, 0);
+	if (n < 0 && n != -EAGAIN) {
+		s->err = (int)-n; /* told once, thus ours to tell on */
+		return;
+	}
+	if (n == 0)
+		w |= KX_RX_EOF;
+	if (n < (long)room)
+		w |= KX_RX_SHORT | (s->nonblock && may_be_empty(s, events) ? KX_RX_EMPTY : 0);
+	s->fetched = n > 0 ? (uint32_t)n : 0;
+	s->taken = 0;
+	x->fd[x->nr++] = fd;
+	x->used += (s->fetched + 63) & ~63u;
+	g->buf = at;
+	g->epoch = (uint32_t)x->g->exits;
+	w |= KX_RX_GEN(s->gen) | (uint64_t)s->fetched << 24;
+	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
+}
+
+/* An error that comes during the turn must be met by the write that comes after it, not by a later one. */
+void batch_still_live(struct ctx *x)
+{
+	struct timespec now = { 0, 0 };
+	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) <= 0)
+		return;
+	for (uint32_t i = 0; i < x->nr_live; i++)
+		if (x->live[i].revents && batch_sock(x->live[i].fd))
+			__atomic_store_n(&batch_guest_sock(x->live[i].fd)->credit, 0, __ATOMIC_SEQ_CST);
+}
+
+/* The next turn: what was in neither this nor the last one is out. */
+void batch_next_turn(struct ctx *x)
+{
+	uint32_t n = 0, turn = (uint32_t)x->g->turn++;
+	for (uint32_t i = 0; i < x->nr_live; i++)
+		if (batch_sock(x->live[i].fd) && batch_guest_sock(x->live[i].fd)->turn == turn)
+			x->live[n++].fd = x->live[i].fd;
+	x->nr_live = n;
+}
+
+void batch_may_write(struct ctx *x, int fd)
+{
+	struct kx_bsock *g = batch_guest_sock(fd);
+	if ((uint32_t)x->g->turn - g->turn > 1) { /* else it is there */
+		if (x->nr_live == FETCHES_MAX)
+			return;
+		x->live[x->nr_live++] = (struct pollfd){ .fd = fd };
+	}
+	g->turn = (uint32_t)x->g->turn;
+}
+
+void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events)
+{
+	struct kx_bsock *g = batch_guest_sock(fd);
+	uint32_t owner = (uint32_t)(x - batch.ctxs) + 1;
+	batch_give_up(fd, s);
+	if (s->held || events & (EPOLLERR | EPOLLHUP))
+		return;
+	if (g->owner != owner || g->credit < CREDIT_LOW) {
+		if (g->owner != owner)
+			g->turn = 0;
+		__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
+		batch_tell_credit(fd, s);
+	}
+	batch_may_write(x, fd);
+	s->told_of_data = events & EPOLLIN;
+	if (s->told_of_data || s->eager)
+		fetch(x, fd, s, events);
+	__atomic_store_n(&g->owner, owner, __ATOMIC_SEQ_CST);
+}
+
+void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events)
+{
+	if (s->nonblock)
+		batch_ready_fresh(x, fd, s, events);
+	else
+		batch_give_up(fd, s);
+}
+
+struct sock *batch_sock_of(int epoll, uint64_t data, int *fd)
+{
+	struct sock *s = batch_sock(*fd = hints[hint_of(epoll, data)]);
+	return s && s->epoll == epoll && s->data == data ? s : NULL;
+}
