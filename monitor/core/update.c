@@ -67,9 +67,13 @@ static uint64_t forks;         /* under the lock */
 
 void job_reply(const struct job *j, unsigned kind, int error, uint64_t pause, const char *fmt, va_list ap)
 {
-	struct update_reply a = {
-		.kind = kind, .error = (uint32_t)error, .round = j->round_nr, .pause_ns = pause, .forks = forks
-	};
+	struct update_reply a = { .kind = kind,
+				  .error = (uint32_t)error,
+				  .round = j->round_nr,
+				  .pause_ns = pause,
+				  .forks = forks,
+				  .protocol = UPDATE_PROTOCOL,
+				  .oldest = UPDATE_OLDEST };
 	bool must = kind != UPDATE_SAYS;
 	struct iovec v = { &a, sizeof a };
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
@@ -280,11 +284,32 @@ static bool receive(struct job *j, int fd[FD_MAX])
 	fd[FD_SIGNATURE] = round ? got[3] : got[2];
 	if (!round && got[3] >= 0)
 		close(got[3]);
-	if (r != sizeof j->q || j->q.magic != UPDATE_MAGIC || got[0] < 0 || got[1] < 0 || (round && got[2] < 0))
+	/* One of an older version ends earlier, one of a newer version is cut off. */
+	if (r < (long)UPDATE_REQUEST_MIN || j->q.magic != UPDATE_MAGIC || got[0] < 0 || got[1] < 0 ||
+	    (round && got[2] < 0))
 		j->q.magic = 0;
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
 		j->q.timeout_ms = TIMEOUT_MAX_MS;
 	return true;
+}
+
+/* Is the request one that this build understands? */
+static bool understand(struct job *j)
+{
+	struct update_request *q = &j->q;
+	q->build[sizeof q->build - 1] = 0;
+	for (char *c = q->build; *c; c++)
+		if (*c <= ' ' || *c > '~')
+			*c = '?';
+	if (update_understood(q->protocol, q->oldest) && !(q->flags & ~UPDATE_FLAGS))
+		return true;
+	/* As registry.c's and the command's own words. */
+	job_finish(j, EPROTO,
+		   "is of kylinx build %s (update protocol %u), the command of build %s (protocol %u): use the "
+		   "kylinx that started it, or start it again",
+		   build_name(), UPDATE_PROTOCOL, *q->build ? q->build : "unknown",
+		   q->protocol ? q->protocol : UPDATE_UNNUMBERED);
+	return false;
 }
 
 /* The new version has to pass the policy. What is looked at and mapped from then on is the policy's copy. */
@@ -327,7 +352,7 @@ static void serve(void)
 			kx_log(KX_LOG_INFO, "update", "a request whose asker is gone");
 		else if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
 			job_finish(&j, EAGAIN, "a request for another process");
-		else if (j.q.magic && take_part(&j, fd[FD_ROUND]) && admit(&j, fd))
+		else if (j.q.magic && understand(&j) && take_part(&j, fd[FD_ROUND]) && admit(&j, fd))
 			update(&j, fd[FD_FILE]);
 		pthread_mutex_unlock(&update_lock);
 		free(j.moved);
