@@ -24,8 +24,7 @@
 #include "written.h"
 
 #define STACK (256 << 10)
-#define STOP_NS 2500000ll       /* how long one attempt may hold threads up; */
-#define STOP_LATE_NS 20000000ll /* when half of the time is over */
+#define STOP_LATE_NS 20000000ll /* how long one attempt may hold threads up when half of the time is over */
 #define WAIT_MAX_NS 20000000
 #define TIMEOUT_MAX_MS 600000
 #define HOLD_NS 40000000ll       /* how long all stand for the others of a round; */
@@ -136,8 +135,9 @@ static void report(struct job *j)
 {
 	unsigned words, bytes, versions;
 	relink_counts(j->link, &words, &bytes, &versions);
-	job_finish(j, 0, "%s: %u bindings, %u bytes of state, %u attempt%s", relink_soname(j->link), words, bytes,
-		   j->attempts, j->attempts == 1 ? "" : "s");
+	job_finish(j, 0, "%s: %u bindings, %u bytes of state, %u attempt%s, %.3f ms until all stood",
+		   relink_soname(j->link), words, bytes, j->attempts, j->attempts == 1 ? "" : "s",
+		   (double)j->gathered_ns / 1e6);
 }
 
 static void set_patience(struct job *j, uint64_t start, uint64_t timeout)
@@ -156,6 +156,8 @@ static int attempts(struct job *j, uint64_t start, uint64_t timeout)
 	while (((r = update_attempt(j)) == -EBUSY || r == -EINPROGRESS) && now_ns() - start < timeout) {
 		if (job_asker_is_gone(j->reply))
 			return -EPIPE;
+		if (gate_is_for_good())
+			return -ESRCH;
 		set_patience(j, start, timeout);
 		if (r == -EINPROGRESS) {
 			update_look_ahead(j);
@@ -182,14 +184,15 @@ static int attempts_in_rounds(struct job *j, uint64_t start, uint64_t timeout)
 	return r;
 }
 
-static void update(struct job *j, int fd)
+/* True: the change is made. */
+static bool update(struct job *j, int fd)
 {
 	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
 	int again = 0;
 	set_patience(j, start, timeout ? timeout : 1);
 	if (call_is_running()) {
 		job_finish(j, EBUSY, "a function of an earlier version has not returned yet");
-		return;
+		return false;
 	}
 	for (;;) {
 		int r = relink_prepare(fd, j->q.flags & UPDATE_RESET ? RELINK_RESET : 0, say_line, j, &j->link);
@@ -199,7 +202,7 @@ static void update(struct job *j, int fd)
 				continue;
 			}
 			job_finish(j, r == -EAGAIN ? EBUSY : -r, "refused");
-			return;
+			return false;
 		}
 		struct relink_call *calls = NULL;
 		unsigned nr;
@@ -211,7 +214,7 @@ static void update(struct job *j, int fd)
 		if (r == -ETIME) { /* what it uses stays */
 			pending = NULL;
 			job_finish(j, ETIMEDOUT, "a constructor of the library does not return");
-			return;
+			return false;
 		}
 		if (r) {
 			job_finish(j, -r,
@@ -219,20 +222,20 @@ static void update(struct job *j, int fd)
 				   strerror(-r));
 			pending = NULL;
 			relink_done(j->link, false);
-			return;
+			return false;
 		}
 		if (j->q.flags & UPDATE_DRY_RUN) {
 			report(j);
 			pending = NULL;
 			relink_done(j->link, false);
-			return;
+			return false;
 		}
 		j->ahead = j->noted = false;
 		r = j->round ? attempts_in_rounds(j, start, timeout) : attempts(j, start, timeout);
 		if (r == -ETIME) {
 			pending = NULL;
 			job_finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
-			return;
+			return false;
 		}
 		if (!r)
 			report(j);
@@ -251,7 +254,7 @@ static void update(struct job *j, int fd)
 		pending = NULL;
 		relink_done(j->link, !r);
 		if (r != -EAGAIN || ++again >= PREPARE_MAX)
-			return;
+			return !r;
 		update_rest(WAIT_FIRST_NS);
 	}
 }
@@ -347,13 +350,14 @@ static void serve(void)
 		if (!receive(&j, fd))
 			return;
 		j.reply = fd[FD_REPLY];
+		bool done = false;
 		pthread_mutex_lock(&update_lock);
 		if (j.q.magic && job_asker_is_gone(j.reply))
 			kx_log(KX_LOG_INFO, "update", "a request whose asker is gone");
 		else if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
 			job_finish(&j, EAGAIN, "a request for another process");
 		else if (j.q.magic && understand(&j) && take_part(&j, fd[FD_ROUND]) && admit(&j, fd))
-			update(&j, fd[FD_FILE]);
+			done = update(&j, fd[FD_FILE]);
 		pthread_mutex_unlock(&update_lock);
 		free(j.moved);
 		if (j.round)
@@ -361,6 +365,11 @@ static void serve(void)
 		for (int i = 0; i < FD_MAX; i++)
 			if (fd[i] >= 0)
 				close(fd[i]);
+		if (done) {
+			pthread_mutex_lock(&update_lock);
+			update_retire();
+			pthread_mutex_unlock(&update_lock);
+		}
 	}
 }
 
@@ -373,7 +382,7 @@ static void *service(void *arg)
 	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	pthread_mutex_unlock(&update_lock);
 	prctl(PR_SET_NAME, PVM_THREADS "update");
-	gate_set_turn(0, TURN_NS, NULL);
+	gate_own_turns();
 	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {

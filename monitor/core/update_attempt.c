@@ -114,7 +114,8 @@ int update_attempt(struct job *j)
 		update_nap(NAP_NS);
 	else
 		update_rest(NAP_NS);
-	gate_short_turns(j);
+	look_at_sleepers(j);
+	gate_hurry(j);
 	uint64_t since = now_ns();
 	j->attempts++;
 	if (!gate_stop_all(j, since)) {
@@ -128,6 +129,8 @@ int update_attempt(struct job *j)
 		struct relink_hooks h = relink_hooks(j->link);
 		bool hooks = h.prepare && h.commit;
 		uint64_t state = 0;
+		if (hooks) /* code of the library is not put before anybody */
+			gate_take_time(j);
 		r = hooks ? call_run_hooks(j, &h, &state) : 0;
 		if (!r && look_lock_still(j)) {
 			r = apply(j);
@@ -147,7 +150,10 @@ int update_attempt(struct job *j)
 	}
 	gate_let_go();
 	uint64_t pause = gate_pause();
-	gate_usual_turns(j);
-	j->pause_ns = pause > j->pause_ns ? pause : j->pause_ns;
+	gate_take_time(j);
+	if (pause > j->pause_ns) {
+		j->pause_ns = pause;
+		j->gathered_ns = gate_gathered();
+	}
 	return r;
 }

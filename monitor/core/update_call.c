@@ -236,15 +236,14 @@ static int call_wait(struct thread *t, uint64_t limit)
 int call_run(struct job *j, struct relink_call *c, unsigned nr, uint64_t limit)
 {
 	do {
-		uint64_t since = now_ns();
-		struct thread *t = gate_stop_all(j, since) ? can_call(j) : NULL;
-		if (t && call_start(c, nr, t)) {
-			gate_let_go();
-			int r = call_wait(t, now_ns() + BEGIN_NS);
-			if (r != -EBUSY)
-				return r;
-		}
+		gate_hurry(j);
+		struct thread *t = gate_stop_all(j, now_ns()) ? can_call(j) : NULL;
+		bool begun = t && call_start(c, nr, t);
 		gate_let_go();
+		gate_take_time(j);
+		int r = begun ? call_wait(t, now_ns() + BEGIN_NS) : -EBUSY;
+		if (r != -EBUSY)
+			return r;
 		update_rest(WAIT_FIRST_NS);
 	} while (now_ns() < limit);
 	return -EBUSY;

@@ -2,18 +2,22 @@
 /* The point at which no thread is in the guest (update.h, "How it stops the guest"). */
 #include "update_priv.h"
 #include <sched.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include "../../util/now.h"
 #include "sig.h"
 
 #define COME_NS 40000000ll /* how long it waits for the first one that stands */
 #define LOOK_NS 50000      /* how often it looks at those that are on their way */
+#define TURN_NS 100000     /* the shortest that Linux knows */
+#define SCHED_RESETS_ON_FORK 1
 
 enum { STOP_NONE, STOP_WANTED, STOP_HELD }; /* held: all stand, and wait however long it takes */
 volatile int update_stop;
 static uint64_t stop_began;    /* when the first one came to stand; 0 = none has */
 static uint64_t stop_ns;       /* how long those that stand wait for the others */
 static uint64_t stopped_until; /* when they gave up; 0 = they did not */
+static uint64_t gathered;      /* when all stood; 0 = not yet */
 struct thread *volatile update_runner, *volatile update_caller;
 static bool for_good; /* the process ends: the gate stays shut */
 static int parked;    /* counts those that come to wait; a futex */
@@ -102,51 +106,62 @@ bool gate_all_stand(struct job *j, bool kick)
 
 /*
  * A thread that is in the guest comes out when it has its turn, which on a machine with more to do than it has processors is
- * a matter of ten milliseconds and more. Who asks for shorter turns has them sooner (EEVDF, Linux 6.12; before that it is
- * ignored), and needs no right for it. So threads ask for the shortest while they are to be stopped.
+ * a matter of ten milliseconds and more. So for the time of a stop those that have to come out are put before all others,
+ * where this user may do that (CAP_SYS_NICE, RLIMIT_RTPRIO), and the thread that does the update before them: it must not
+ * lose its own turn while all stand. Who has no such right asks for the shortest turns, and has them sooner (EEVDF, Linux
+ * 6.12; before that it is ignored). A thread that is made meanwhile is as it would be otherwise.
  */
-struct sched {
-	uint32_t size, policy;
-	uint64_t flags;
-	int32_t nice;
-	uint32_t priority;
-	uint64_t runtime, deadline, period;
-	uint32_t util_min, util_max;
-};
-
-void gate_set_turn(pid_t tid, uint64_t ns, uint64_t *was)
+static bool turn_change(pid_t tid, unsigned priority, struct sched *was)
 {
-	struct sched a = { .size = sizeof a };
-	if (HC6(SYS_sched_getattr, tid, &a, sizeof a, 0, 0, 0) ||
-	    (a.policy != SCHED_OTHER && a.policy != SCHED_BATCH) || a.runtime == ns)
-		return;
-	if (was)
-		*was = a.runtime;
-	a.size = sizeof a;
-	a.runtime = ns;
-	HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0);
+	memset(was, 0, sizeof *was);
+	was->size = sizeof *was;
+	if (HC6(SYS_sched_getattr, tid, was, sizeof *was, 0, 0, 0) ||
+	    (was->policy != SCHED_OTHER && was->policy != SCHED_BATCH))
+		return false;
+	was->size = sizeof *was;
+	struct sched a = {
+		.size = sizeof a, .policy = SCHED_FIFO, .flags = was->flags | SCHED_RESETS_ON_FORK, .priority = priority
+	};
+	if (!HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0))
+		return true;
+	a = *was;
+	a.runtime = TURN_NS;
+	return was->runtime != TURN_NS && !HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0);
 }
 
-void gate_short_turns(struct job *j)
+void gate_own_turns(void)
 {
-	j->nr_short = 0;
+	struct sched a = { .size = sizeof a };
+	if (HC6(SYS_sched_getattr, 0, &a, sizeof a, 0, 0, 0) || (a.policy != SCHED_OTHER && a.policy != SCHED_BATCH))
+		return;
+	a.size = sizeof a;
+	a.runtime = TURN_NS;
+	HC6(SYS_sched_setattr, 0, &a, 0, 0, 0, 0);
+}
+
+static void turn_add(struct job *j, pid_t tid, unsigned priority)
+{
+	struct turn *s = &j->turn[j->nr_turns];
+	s->tid = tid;
+	j->nr_turns += turn_change(tid, priority, &s->was);
+}
+
+void gate_hurry(struct job *j)
+{
+	j->nr_turns = 0;
+	turn_add(j, my_tid(), 2);
 	pthread_mutex_lock(&pvm.thr_lock);
-	for (struct thread *t = pvm.threads; t && j->nr_short < SHORT_MAX; t = t->next)
-		if (!update_stands(t)) {
-			struct short_turn *s = &j->turn[j->nr_short];
-			s->tid = t->tid;
-			s->was = 0;
-			gate_set_turn(t->tid, TURN_NS, &s->was);
-			j->nr_short += s->was != 0;
-		}
+	for (struct thread *t = pvm.threads; t && j->nr_turns < SHORT_MAX; t = t->next)
+		if (!update_stands(t))
+			turn_add(j, t->tid, 1);
 	pthread_mutex_unlock(&pvm.thr_lock);
 }
 
-void gate_usual_turns(struct job *j)
+void gate_take_time(struct job *j)
 {
-	while (j->nr_short) {
-		struct short_turn *s = &j->turn[--j->nr_short];
-		gate_set_turn(s->tid, s->was, NULL);
+	while (j->nr_turns) {
+		struct turn *s = &j->turn[--j->nr_turns];
+		HC6(SYS_sched_setattr, s->tid, &s->was, 0, 0, 0, 0);
 	}
 }
 
@@ -155,6 +170,9 @@ bool gate_stop_all(struct job *j, uint64_t since)
 {
 	bool kick = true;
 	__atomic_store_n(&stopped_until, 0, __ATOMIC_SEQ_CST);
+	gathered = 0;
+	if (gate_is_for_good())
+		return false;
 	/* Where some stand already, for a function that ran alone, it is held. */
 	int none = STOP_NONE;
 	if (__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST) == STOP_NONE) {
@@ -171,6 +189,7 @@ bool gate_stop_all(struct job *j, uint64_t since)
 			uint64_t nobody = 0; /* all are in calls: whoever comes out from now on waits */
 			__atomic_compare_exchange_n(&stop_began, &nobody, now_ns(), false, __ATOMIC_SEQ_CST,
 						    __ATOMIC_SEQ_CST);
+			gathered = now_ns();
 			return true;
 		}
 		uint64_t now = now_ns(), began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
@@ -210,6 +229,14 @@ uint64_t gate_pause(void)
 		pause = (end ? end : now) - began;
 	return pause;
 }
+
+uint64_t gate_gathered(void)
+{
+	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
+	return began && gathered > began ? gathered - began : 0;
+}
+
+bool gate_is_for_good(void) { return __atomic_load_n(&for_good, __ATOMIC_SEQ_CST); }
 
 void gate_fork_child(void)
 {

@@ -120,11 +120,51 @@ static bool in_the_way(struct job *j, struct thread *t)
 	return w.found;
 }
 
+/* The calls of a thread are counted, each before it is seen to be in it. */
+static struct asleep call_of(struct thread *t)
+{
+	struct hcall *c = __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST);
+	return (struct asleep){ t, c, __atomic_load_n(&t->nr_hcalls, __ATOMIC_SEQ_CST) };
+}
+
+static bool same_call(const struct asleep *a, const struct asleep *b)
+{
+	return a->t == b->t && a->call && a->call == b->call && a->nr == b->nr;
+}
+
+void look_at_sleepers(struct job *j)
+{
+	unsigned n = 0;
+	/* Vacant ones are kept: a thread that is gone by now is seen to be in no call. */
+	pthread_mutex_lock(&pvm.thr_lock);
+	for (struct thread *t = pvm.threads; t && n < THREADS_MAX; t = t->next)
+		j->thread[n++] = t;
+	pthread_mutex_unlock(&pvm.thr_lock);
+	j->nr_asleep = 0;
+	for (unsigned i = 0; i < n; i++) {
+		struct asleep before = call_of(j->thread[i]), after;
+		if (!before.call || in_the_way(j, j->thread[i]))
+			continue;
+		after = call_of(j->thread[i]);
+		if (same_call(&before, &after))
+			j->asleep[j->nr_asleep++] = after;
+	}
+}
+
 bool look_is_quiet(struct job *j)
 {
-	for (unsigned i = 0; i < j->nr; i++)
+	unsigned k = 0;
+	for (unsigned i = 0; i < j->nr; i++) {
+		struct asleep now = call_of(j->thread[i]);
+		while (k < j->nr_asleep && j->asleep[k].t != now.t) /* in the order of the list, less some */
+			k++;
+		if (k < j->nr_asleep && same_call(&j->asleep[k], &now) && !now.t->vfork_child)
+			continue;
+		if (k == j->nr_asleep)
+			k = 0;
 		if (in_the_way(j, j->thread[i]))
 			return false;
+	}
 	return true;
 }
 

@@ -13,10 +13,23 @@
 #include "unwind.h"
 
 #define THREADS_MAX 4096
-#define SHORT_MAX 64         /* threads that ask for short turns */
-#define TURN_NS 100000       /* the shortest that Linux knows */
+#define SHORT_MAX 64         /* threads that are put before others at a time */
+#define STOP_NS 2500000ll    /* how long one attempt may hold threads up */
 #define WAIT_FIRST_NS 500000 /* between attempts, growing */
 #define ROUND_BYTES 4096
+
+struct sched {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+	uint32_t util_min, util_max;
+};
+struct turn {
+	pid_t tid;
+	struct sched was;
+};
 
 struct job {
 	int reply;
@@ -24,16 +37,19 @@ struct job {
 	struct relink *link;
 	struct thread *thread[THREADS_MAX];
 	unsigned nr;
+	struct asleep {
+		struct thread *t;
+		struct hcall *call;
+		uint64_t nr;
+	} asleep[THREADS_MAX]; /* in a call, and not in the library */
+	unsigned nr_asleep;
 	/* Who was in the way at the last attempt. */
 	char where[200];
 	char found[160];
-	uint64_t pause_ns;
+	uint64_t pause_ns, gathered_ns; /* of the longest stop, and how much of it until all stood */
 	unsigned attempts;
-	struct short_turn {
-		pid_t tid;
-		uint64_t was;
-	} turn[SHORT_MAX];
-	unsigned nr_short;
+	struct turn turn[SHORT_MAX]; /* threads that have been put before others */
+	unsigned nr_turns;
 	uint64_t stop_ns;
 	bool ahead, noted;        /* the program's memory has been looked through, and what is written is noted */
 	volatile uint32_t *round; /* NULL: it is alone */
@@ -72,19 +88,26 @@ void gate_open(void);
 void gate_let_go(void);
 /* With thr_lock; takes down who there is. */
 bool gate_all_stand(struct job *j, bool kick);
-void gate_set_turn(pid_t tid, uint64_t ns, uint64_t *was);
-void gate_short_turns(struct job *j);
-void gate_usual_turns(struct job *j);
+/* The caller's turns are short from here on. */
+void gate_own_turns(void);
+/* For a stop: the caller and those that have to come out before others. To be taken back right after it, under the same lock. */
+void gate_hurry(struct job *j);
+void gate_take_time(struct job *j);
 /* Every thread stands. False: not within the time that an attempt has. */
 bool gate_stop_all(struct job *j, uint64_t since);
-/* How long the last stop has lasted. */
+/* How long the last stop has lasted, and how much of that until all stood. */
 uint64_t gate_pause(void);
+uint64_t gate_gathered(void);
+/* The process ends. */
+bool gate_is_for_good(void);
 void gate_fork_child(void);
 
 /* ---- update_look.c --------------------------------------------------------------------------------------------------- */
 void job_note(struct job *j, struct thread *t, const char *what);
 /* The program's registers at the place where t stands. False: it is somewhere between the program and the monitor. */
 bool update_user_regs(struct thread *t, struct unwind_regs *u);
+/* Before a stop: who is in a call. It needn't be looked at again as long as it is in the same one. */
+void look_at_sleepers(struct job *j);
 bool look_is_quiet(struct job *j);
 /* The threads that were looked at are all that there are, and stand. Takes both locks when it is so. */
 bool look_lock_still(struct job *j);
@@ -104,4 +127,8 @@ bool round_verdict(struct job *j);
 /* ---- update_attempt.c ------------------------------------------------------------------------------------------------ */
 void update_look_ahead(struct job *j);
 int update_attempt(struct job *j);
+
+/* ---- update_retire.c ------------------------------------------------------------------------------------------------- */
+/* With the lock, when an update is done and told. */
+void update_retire(void);
 #endif
