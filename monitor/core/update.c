@@ -24,11 +24,13 @@
 #include "written.h"
 
 #define STACK (256 << 10)
-#define STOP_LATE_NS 20000000ll /* how long one attempt may hold threads up when half of the time is over */
+#define STOP_LATE_NS 20000000ll /* how long one attempt may hold threads up when three quarters of the time are over */
 #define WAIT_MAX_NS 20000000
+#define WAIT_BUSY_NS 10000000 /* at least, for one that is in the way to get on: */
+#define GETS_ON_NS 50000      /* to run so long */
 #define TIMEOUT_MAX_MS 600000
 #define HOLD_NS 40000000ll       /* how long all stand for the others of a round; */
-#define HOLD_LATE_NS 250000000ll /* when half of the time is over */
+#define HOLD_LATE_NS 250000000ll /* when three quarters of the time are over */
 #define REPLY_TRIES 100          /* of 10 ms */
 #define PREPARE_MAX 20           /* times that the program may load or unload something meanwhile */
 
@@ -142,11 +144,33 @@ static void report(struct job *j)
 
 static void set_patience(struct job *j, uint64_t start, uint64_t timeout)
 {
-	bool late = (now_ns() - start) * 2 >= timeout;
+	bool late = (now_ns() - start) * 4 >= timeout * 3;
 	j->stop_ns = late ? STOP_LATE_NS : STOP_NS;
 	/* Longer with each round, on a machine on which others take longer. */
 	uint64_t hold = HOLD_NS * (1 + j->attempts);
 	j->hold_ns = late || hold > HOLD_LATE_NS ? HOLD_LATE_NS : hold;
+}
+
+/* What a thread has had of processors. */
+static uint64_t cpu_ns(pid_t tid)
+{
+	struct timespec ts = { 0, 0 };
+	HC6(SYS_clock_gettime, (int)(~(unsigned)tid << 3 | 6), &ts, 0, 0, 0, 0);
+	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+/*
+ * Who was in the way gets on: on a machine with more to do than it has processors, attempt after attempt would find it at the
+ * same place. Once it has run again there is a good moment, too: it has its turn. Who sleeps is waited for as long as `most`.
+ */
+static void let_on(struct job *j, long most)
+{
+	uint64_t until = now_ns() + (uint64_t)most, had = j->busy ? cpu_ns(j->busy) : 0;
+	long wait = WAIT_FIRST_NS;
+	do {
+		update_rest(wait < most ? wait : most);
+		wait += wait / 2;
+	} while (now_ns() < until && j->busy && cpu_ns(j->busy) - had < GETS_ON_NS);
 }
 
 static int attempts(struct job *j, uint64_t start, uint64_t timeout)
@@ -163,7 +187,7 @@ static int attempts(struct job *j, uint64_t start, uint64_t timeout)
 			update_look_ahead(j);
 			continue;
 		}
-		update_rest(wait);
+		let_on(j, j->busy && wait < WAIT_BUSY_NS ? WAIT_BUSY_NS : wait);
 		wait = wait * 2 < WAIT_MAX_NS ? wait * 2 : WAIT_MAX_NS;
 	}
 	return r;

@@ -99,26 +99,13 @@ static int apply(struct job *j)
 	return r;
 }
 
-/*
- * One attempt. 0, -EBUSY: somebody is in the way; -EINPROGRESS: nobody is, update_look_ahead() first; -EAGAIN: prepare again; or
- * what relink_apply() says.
- */
-int update_attempt(struct job *j)
+/* One stop. As update_attempt(). */
+static int stop_and_change(struct job *j)
 {
 	int r = -EBUSY;
-	for (int i = 0; j->noted && i < AGAIN_MAX && relink_again(j->link) > AGAIN_FEW; i++)
-		;
-	/* It has been busy: on a machine with more to do than it has processors its time may be over, which must not
-	 * come while all stand. In a round forks wait. */
-	if (j->round)
-		update_nap(NAP_NS);
-	else
-		update_rest(NAP_NS);
-	look_at_sleepers(j);
-	gate_hurry(j);
-	uint64_t since = now_ns();
 	j->attempts++;
-	if (!gate_stop_all(j, since)) {
+	j->busy = 0;
+	if (!gate_stop_all(j, now_ns())) {
 		for (unsigned i = 0; i < j->nr; i++)
 			if (!update_stands(j->thread[i]))
 				job_note(j, j->thread[i], "the guest, and does not come out");
@@ -127,11 +114,8 @@ int update_attempt(struct job *j)
 		j->attempts--;
 	} else if (look_is_quiet(j)) {
 		struct relink_hooks h = relink_hooks(j->link);
-		bool hooks = h.prepare && h.commit;
 		uint64_t state = 0;
-		if (hooks) /* code of the library is not put before anybody */
-			gate_take_time(j);
-		r = hooks ? call_run_hooks(j, &h, &state) : 0;
+		r = h.prepare && h.commit ? call_run_hooks(j, &h, &state) : 0;
 		if (!r && look_lock_still(j)) {
 			r = apply(j);
 			pthread_mutex_unlock(&pvm.thr_lock);
@@ -150,10 +134,30 @@ int update_attempt(struct job *j)
 	}
 	gate_let_go();
 	uint64_t pause = gate_pause();
-	gate_take_time(j);
 	if (pause > j->pause_ns) {
 		j->pause_ns = pause;
 		j->gathered_ns = gate_gathered();
 	}
+	return r;
+}
+
+/*
+ * One attempt. 0, -EBUSY: somebody is in the way; -EINPROGRESS: nobody is, update_look_ahead() first; -EAGAIN: prepare again; or
+ * what relink_apply() says.
+ */
+int update_attempt(struct job *j)
+{
+	for (int i = 0; j->noted && i < AGAIN_MAX && relink_again(j->link) > AGAIN_FEW; i++)
+		;
+	look_at_sleepers(j);
+	/* It has been busy: on a machine with more to do than it has processors its time may be over, which must not
+	 * come while all stand. In a round forks wait. */
+	if (j->round)
+		update_nap(NAP_NS);
+	else
+		update_rest(NAP_NS);
+	gate_hurry(j);
+	int r = stop_and_change(j);
+	gate_take_time(j);
 	return r;
 }

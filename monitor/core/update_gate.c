@@ -9,24 +9,36 @@
 
 #define COME_NS 40000000ll /* how long it waits for the first one that stands */
 #define LOOK_NS 50000      /* how often it looks at those that are on their way */
-#define TURN_NS 100000     /* the shortest that Linux knows */
-#define SCHED_RESETS_ON_FORK 1
+#define TURN_NS 500000     /* with the work of a stop in it */
 
 enum { STOP_NONE, STOP_WANTED, STOP_HELD }; /* held: all stand, and wait however long it takes */
 volatile int update_stop;
 static uint64_t stop_began;    /* when the first one came to stand; 0 = none has */
 static uint64_t stop_ns;       /* how long those that stand wait for the others */
 static uint64_t stopped_until; /* when they gave up; 0 = they did not */
+static uint64_t released;      /* when the gate was opened; 0 = not yet */
 static uint64_t gathered;      /* when all stood; 0 = not yet */
 struct thread *volatile update_runner, *volatile update_caller;
 static bool for_good; /* the process ends: the gate stays shut */
 static int parked;    /* counts those that come to wait; a futex */
 static int opened;    /* counts whenever somebody may pass; a futex */
 
+/*
+ * One by one: whoever is woken may take the waker's processor. Had that taken all of them from the queue at once, they would
+ * wait for its next turn; so each that wakes goes on with it.
+ */
+static void wake_all(void)
+{
+	/* Those that may not pass sleep again. */
+	for (int left = pvm.nr_threads; left-- > 0;)
+		if (host_call(SYS_futex, (long)&opened, FUTEX_WAKE, 1, 0, 0, 0) <= 0)
+			break;
+}
+
 void gate_open(void)
 {
 	__atomic_add_fetch(&opened, 1, __ATOMIC_SEQ_CST);
-	futex_wake(&opened);
+	wake_all();
 }
 
 /* False: others go on waiting for it. */
@@ -65,12 +77,17 @@ void update_park(struct thread *t)
 		futex_wait(&opened, seen, stop == STOP_WANTED ? (long)(until - now) : 0);
 	}
 	__atomic_store_n(&t->gate, GATE_MONITOR, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&update_stop, __ATOMIC_SEQ_CST))
+		wake_all();
 }
 
 void gate_let_go(void)
 {
-	if (!__atomic_load_n(&for_good, __ATOMIC_SEQ_CST))
+	if (!__atomic_load_n(&for_good, __ATOMIC_SEQ_CST)) {
+		if (!released)
+			released = now_ns();
 		__atomic_store_n(&update_stop, STOP_NONE, __ATOMIC_SEQ_CST);
+	}
 	gate_open();
 }
 
@@ -106,27 +123,22 @@ bool gate_all_stand(struct job *j, bool kick)
 
 /*
  * A thread that is in the guest comes out when it has its turn, which on a machine with more to do than it has processors is
- * a matter of ten milliseconds and more. So for the time of a stop those that have to come out are put before all others,
- * where this user may do that (CAP_SYS_NICE, RLIMIT_RTPRIO), and the thread that does the update before them: it must not
- * lose its own turn while all stand. Who has no such right asks for the shortest turns, and has them sooner (EEVDF, Linux
- * 6.12; before that it is ignored). A thread that is made meanwhile is as it would be otherwise.
+ * a matter of ten milliseconds and more. Who asks for shorter turns has them sooner (EEVDF, Linux 6.12; before that it is
+ * ignored), and needs no right for it, as the jail leaves none. So threads ask for short turns while they are to be stopped:
+ * not for the shortest, since nobody keeps the processor for longer than the shortest turn that anybody there has asked for,
+ * and the thread that does the update must not lose it while all stand.
  */
-static bool turn_change(pid_t tid, unsigned priority, struct sched *was)
+static bool turn_change(pid_t tid, struct sched *was)
 {
 	memset(was, 0, sizeof *was);
 	was->size = sizeof *was;
 	if (HC6(SYS_sched_getattr, tid, was, sizeof *was, 0, 0, 0) ||
-	    (was->policy != SCHED_OTHER && was->policy != SCHED_BATCH))
+	    (was->policy != SCHED_OTHER && was->policy != SCHED_BATCH) || was->runtime == TURN_NS)
 		return false;
 	was->size = sizeof *was;
-	struct sched a = {
-		.size = sizeof a, .policy = SCHED_FIFO, .flags = was->flags | SCHED_RESETS_ON_FORK, .priority = priority
-	};
-	if (!HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0))
-		return true;
-	a = *was;
+	struct sched a = *was;
 	a.runtime = TURN_NS;
-	return was->runtime != TURN_NS && !HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0);
+	return !HC6(SYS_sched_setattr, tid, &a, 0, 0, 0, 0);
 }
 
 void gate_own_turns(void)
@@ -139,21 +151,16 @@ void gate_own_turns(void)
 	HC6(SYS_sched_setattr, 0, &a, 0, 0, 0, 0);
 }
 
-static void turn_add(struct job *j, pid_t tid, unsigned priority)
-{
-	struct turn *s = &j->turn[j->nr_turns];
-	s->tid = tid;
-	j->nr_turns += turn_change(tid, priority, &s->was);
-}
-
 void gate_hurry(struct job *j)
 {
 	j->nr_turns = 0;
-	turn_add(j, my_tid(), 2);
 	pthread_mutex_lock(&pvm.thr_lock);
 	for (struct thread *t = pvm.threads; t && j->nr_turns < SHORT_MAX; t = t->next)
-		if (!update_stands(t))
-			turn_add(j, t->tid, 1);
+		if (!update_stands(t)) {
+			struct turn *s = &j->turn[j->nr_turns];
+			s->tid = t->tid;
+			j->nr_turns += turn_change(t->tid, &s->was);
+		}
 	pthread_mutex_unlock(&pvm.thr_lock);
 }
 
@@ -170,7 +177,7 @@ bool gate_stop_all(struct job *j, uint64_t since)
 {
 	bool kick = true;
 	__atomic_store_n(&stopped_until, 0, __ATOMIC_SEQ_CST);
-	gathered = 0;
+	gathered = released = 0;
 	if (gate_is_for_good())
 		return false;
 	/* Where some stand already, for a function that ran alone, it is held. */
@@ -223,11 +230,10 @@ bool update_stop_for_good(struct thread *me, uint64_t ns)
 
 uint64_t gate_pause(void)
 {
-	uint64_t end = __atomic_load_n(&stopped_until, __ATOMIC_SEQ_CST), pause = 0;
-	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST), now = now_ns();
-	if (began)
-		pause = (end ? end : now) - began;
-	return pause;
+	uint64_t end = __atomic_load_n(&stopped_until, __ATOMIC_SEQ_CST);
+	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
+	end = end ? end : released ? released : now_ns();
+	return began && end > began ? end - began : 0;
 }
 
 uint64_t gate_gathered(void)

@@ -12,6 +12,7 @@
 
 void job_note(struct job *j, struct thread *t, const char *what)
 {
+	j->busy = t ? t->tid : 0;
 	if (t)
 		snprintf(j->where, sizeof j->where, "thread %d is in %s", t->tid, what);
 	else
@@ -151,9 +152,24 @@ void look_at_sleepers(struct job *j)
 	}
 }
 
+/* Without its callers: where it takes no time to see that it is no good moment. */
+static bool is_inside(struct job *j, struct thread *t)
+{
+	struct unwind_regs u;
+	if (__atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST) || !update_user_regs(t, &u) ||
+	    relink_where(j->link, u.r[UNWIND_RIP]) == RELINK_ELSEWHERE)
+		return false;
+	relink_name(j->link, u.r[UNWIND_RIP], j->found, sizeof j->found);
+	job_note(j, t, j->found);
+	return true;
+}
+
 bool look_is_quiet(struct job *j)
 {
 	unsigned k = 0;
+	for (unsigned i = 0; i < j->nr; i++)
+		if (is_inside(j, j->thread[i]))
+			return false;
 	for (unsigned i = 0; i < j->nr; i++) {
 		struct asleep now = call_of(j->thread[i]);
 		while (k < j->nr_asleep && j->asleep[k].t != now.t) /* in the order of the list, less some */

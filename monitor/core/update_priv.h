@@ -13,7 +13,7 @@
 #include "unwind.h"
 
 #define THREADS_MAX 4096
-#define SHORT_MAX 64         /* threads that are put before others at a time */
+#define SHORT_MAX 64         /* threads that ask for short turns at a time */
 #define STOP_NS 2500000ll    /* how long one attempt may hold threads up */
 #define WAIT_FIRST_NS 500000 /* between attempts, growing */
 #define ROUND_BYTES 4096
@@ -48,7 +48,8 @@ struct job {
 	char found[160];
 	uint64_t pause_ns, gathered_ns; /* of the longest stop, and how much of it until all stood */
 	unsigned attempts;
-	struct turn turn[SHORT_MAX]; /* threads that have been put before others */
+	pid_t busy;                  /* who was in the way, 0 = none */
+	struct turn turn[SHORT_MAX]; /* threads that have short turns */
 	unsigned nr_turns;
 	uint64_t stop_ns;
 	bool ahead, noted;        /* the program's memory has been looked through, and what is written is noted */
@@ -90,7 +91,7 @@ void gate_let_go(void);
 bool gate_all_stand(struct job *j, bool kick);
 /* The caller's turns are short from here on. */
 void gate_own_turns(void);
-/* For a stop: the caller and those that have to come out before others. To be taken back right after it, under the same lock. */
+/* For a stop: short turns for those that have to come out. To be taken back right after it, under the same lock. */
 void gate_hurry(struct job *j);
 void gate_take_time(struct job *j);
 /* Every thread stands. False: not within the time that an attempt has. */
