@@ -86,6 +86,22 @@ def lazy():
 
 
 @test
+def versioned():
+    """Symbols are found by their versions, though the new library's table has another order."""
+    with lib.Dir() as d:
+        with open(f"{d}/map", "w") as f:
+            f.write("V1 { global: f0; f2; f4; f6; local: *; };\nV2 { global: f1; f3; f5; f7; e*; } V1;\n")
+        for out, v in (("libupd.so.1", 1), ("v2.so", 2), ("v3.so", 3)):
+            library(d, out, f"-DV={v}", f"-Wl,--version-script={d}/map", source="symver.c")
+        program(d, "symvers", "symvers.c", "-ldl")
+        with Guest(d, [f"{d}/symvers"]) as g:
+            expect(g.ask("v"), "1 ok", "first")
+            for v in (2, 3):
+                g.update(f"{d}/v{v}.so", "--timeout", "10")
+                expect(g.ask("v"), f"{v} ok", "after an update")
+
+
+@test
 def cplusplus():
     """Virtual functions of objects that are there already, exceptions from, into and through the library."""
     need("g++")
