@@ -304,7 +304,7 @@ static uint64_t last_byte(const struct image *m)
 }
 
 /* The table at `at`, when it is one that has the old version: 1; it is sorted by address. */
-static int move_objects(struct relink *r, uint64_t at)
+static int move_objects(struct relink *r, uint64_t at, uint64_t *end)
 {
 	struct found_object *f = malloc(OBJECTS_MAX * sizeof *f), *was;
 	size_t n = 0, mine = OBJECTS_MAX;
@@ -313,6 +313,7 @@ static int move_objects(struct relink *r, uint64_t at)
 	for (; n < OBJECTS_MAX && !guest_read(&f[n], at + n * sizeof *f, sizeof *f) && is_entry(r, &f[n]); n++)
 		if (f[n].map == r->old->map)
 			mine = n;
+	*end = at + n * sizeof *f;
 	int e = mine < n;
 	if (e && (was = malloc(n * sizeof *f))) {
 		memcpy(was, f, n * sizeof *f);
@@ -345,19 +346,23 @@ int relink_move_unwind(struct relink *r)
 			to = UP(ld->base + ld->ph[i].p_vaddr + ld->ph[i].p_memsz);
 		}
 	/* One of two is in use, at a time; the other one, as it was before. */
-	uint64_t table[2];
+	uint64_t first = 0, first_end = 0, end;
 	unsigned tables = 0;
 	for (uint64_t a = from, p; a + 8 <= to && tables < 2; a += 8) {
 		if (guest_read(&p, a, 8) || p < KX_USER_MIN || p % 8)
 			continue;
 		for (unsigned head = 0; head <= 32 && tables < 2; head += 32) {
-			if ((tables && table[0] == p + head) || guest_read(&f, p + head, sizeof f) || !is_entry(r, &f))
+			/* Neither a part of that one, nor one that it may be a part of. */
+			if ((p + head + OBJECTS_MAX * sizeof f > first && p + head < first_end) ||
+			    guest_read(&f, p + head, sizeof f) || !is_entry(r, &f))
 				continue;
-			int e = move_objects(r, p + head);
+			int e = move_objects(r, p + head, &end);
 			if (e < 0)
 				return e;
-			if (e)
-				table[tables++] = p + head;
+			if (e && !tables++) {
+				first = p + head;
+				first_end = end;
+			}
 		}
 	}
 	return tables ? 0 : relink_unknown_loader(r, "its table for unwinders");
