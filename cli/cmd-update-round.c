@@ -151,7 +151,7 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 	}
 	int sock = f->e.update_ino[0] ? member_socket(p->pidfd, p->proc, f->e.update_ino[0]) : -ENOTSUP;
 	/* It may just be ending: its descriptors go before it is seen to have ended. */
-	for (int i = 0; i < ENDING_TRIES && sock == -ENOENT && !has_ended(p); i++) {
+	for (int i = 0; i < ENDING_TRIES && (sock == -ENOENT || sock == -ESRCH) && !has_ended(p); i++) {
 		usleep(10000);
 		sock = member_socket(p->pidfd, p->proc, f->e.update_ino[0]);
 	}

@@ -110,7 +110,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	r->flags = flags;
 	image_budget(READ_MAX);
 	int e = relink_read_list(r);
-	if (e)
+	if (e && e != -EAGAIN)
 		relink_say(r,
 			   e == -ENOENT ? "the program has no dynamic linker"
 					: "its list of libraries cannot be read: %s",
@@ -138,7 +138,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	if (!e)
 		e = relink_exported_resolvers(r);
 	if (e) {
-		if (!r->said)
+		if (!r->said && e != -EAGAIN)
 			relink_say(r, "%s", strerror(-e));
 		if (r->said > SAID_MAX)
 			r->said = SAID_MAX - 1, relink_say(r, "... and more");

@@ -221,11 +221,17 @@ static bool update(struct job *j, int fd)
 	for (;;) {
 		int r = relink_prepare(fd, j->q.flags & UPDATE_RESET ? RELINK_RESET : 0, say_line, j, &j->link);
 		if (r) {
-			if (r == -EAGAIN && ++again < PREPARE_MAX) {
-				update_rest(WAIT_FIRST_NS);
+			/* Its list of libraries is being changed: on a busy machine that takes longer than it takes. */
+			if (r == -EAGAIN && (++again < PREPARE_MAX || now_ns() - start < timeout) &&
+			    !job_asker_is_gone(j->reply)) {
+				update_rest(again < PREPARE_MAX ? WAIT_FIRST_NS : WAIT_MAX_NS);
 				continue;
 			}
-			job_finish(j, r == -EAGAIN ? EBUSY : -r, "refused");
+			if (r == -EAGAIN)
+				job_finish(j, EBUSY,
+					   "given up: the program changes its list of libraries all the time");
+			else
+				job_finish(j, -r, "refused");
 			return false;
 		}
 		struct relink_call *calls = NULL;
@@ -261,12 +267,13 @@ static bool update(struct job *j, int fd)
 			job_finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
 			return false;
 		}
+		bool over = ++again >= PREPARE_MAX && (now_ns() - start >= timeout || job_asker_is_gone(j->reply));
 		if (!r)
 			report(j);
 		else if (r == -EBUSY || r == -EINPROGRESS)
 			job_finish(j, ETIMEDOUT, "given up after %u attempts, nothing is changed: %s", j->attempts,
 				   j->where);
-		else if (r == -EAGAIN && again + 1 >= PREPARE_MAX)
+		else if (r == -EAGAIN && over)
 			job_finish(j, EBUSY,
 				   "given up, nothing is changed: the program changes %s (%#llx) all the time",
 				   relink_changed(j->link) ? "a word that has to change" : "its list of libraries",
@@ -277,7 +284,7 @@ static bool update(struct job *j, int fd)
 			job_finish(j, -r, "nothing is changed: %s", strerror(-r));
 		pending = NULL;
 		relink_done(j->link, !r);
-		if (r != -EAGAIN || ++again >= PREPARE_MAX)
+		if (r != -EAGAIN || over)
 			return !r;
 		update_rest(WAIT_FIRST_NS);
 	}
