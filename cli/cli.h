@@ -2,11 +2,8 @@
 /* The command line: one verb, one function. */
 #ifndef KX_CLI_H
 #define KX_CLI_H
+#include "../util/build.h"
 #include "../util/err.h"
-
-#ifndef KX_VERSION
-#define KX_VERSION "0.1.0"
-#endif
 
 #define CLI_FAILED 125 /* KylinX itself failed */
 

@@ -135,12 +135,13 @@ static bool part_hear(struct round *r, struct part *p)
 /* Ask it. 0: it has the request, or is not in. */
 static int part_ask(struct round *r, const struct family *f, const struct member *m, struct part *p)
 {
-	struct update_request q = { UPDATE_MAGIC, (uint32_t)m->pid, r->o->flags | UPDATE_ROUND, 0, 0 };
-	struct update_reply a = { 0 };
 	long long left = r->end - update_now_ms();
-	int e = 0;
+	struct update_request q = update_request(m->pid, r->o->flags | UPDATE_ROUND, left > 0 ? (unsigned)left : 0);
+	struct update_reply a = { 0 };
+	int e = update_speaks(f, m->pid, r->err);
 	*p = (struct part){ .pid = m->pid, .start = m->start, .pidfd = -1, .proc = -1, .sock = -1 };
-	q.timeout_ms = left > 0 ? (uint32_t)left : 0;
+	if (e)
+		return e;
 	p->pidfd = member_open(f, m, &p->proc);
 	if (p->pidfd < 0) {
 		e = -p->pidfd;
@@ -150,7 +151,7 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 	}
 	int sock = f->e.update_ino[0] ? member_socket(p->pidfd, p->proc, f->e.update_ino[0]) : -ENOTSUP;
 	/* It may just be ending: its descriptors go before it is seen to have ended. */
-	for (int i = 0; i < ENDING_TRIES && sock == -ENOENT && !has_ended(p); i++) {
+	for (int i = 0; i < ENDING_TRIES && (sock == -ENOENT || sock == -ESRCH) && !has_ended(p); i++) {
 		usleep(10000);
 		sock = member_socket(p->pidfd, p->proc, f->e.update_ino[0]);
 	}

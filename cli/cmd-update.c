@@ -184,12 +184,41 @@ int update_ask(int sock, int pidfd, int proc, const struct update_request *q, co
 	return e;
 }
 
+/* Before it is poked: a build that does not know the signal would take it for the program's. */
+int update_speaks(const struct family *f, pid_t pid, struct kx_err *err)
+{
+	const struct registry_entry *e = &f->e;
+	if (update_understood(e->update_protocol, e->update_oldest))
+		return 0;
+	return kx_err_set(
+		err, EPROTO,
+		"process %d: is of kylinx build %s (update protocol %u), the command of build %s (protocol %u): "
+		"use the kylinx that started it, or start it again",
+		pid, *e->build ? e->build : "unknown", e->update_protocol ? e->update_protocol : UPDATE_UNNUMBERED,
+		build_name(), UPDATE_PROTOCOL);
+}
+
+struct update_request update_request(pid_t pid, unsigned flags, unsigned timeout_ms)
+{
+	struct update_request q = { .magic = UPDATE_MAGIC,
+				    .pid = (uint32_t)pid,
+				    .flags = flags,
+				    .timeout_ms = timeout_ms,
+				    .protocol = UPDATE_PROTOCOL,
+				    .oldest = UPDATE_OLDEST };
+	snprintf(q.build, sizeof q.build, "%s", build_name());
+	return q;
+}
+
 static int update_one(const struct family *f, const struct member *m, const struct update_options *o, unsigned flags,
 		      struct kx_err *err)
 {
-	struct update_request q = { UPDATE_MAGIC, (uint32_t)m->pid, flags, o->timeout_ms, 0 };
+	struct update_request q = update_request(m->pid, flags, o->timeout_ms);
 	struct update_reply a;
-	int proc, pidfd = member_open(f, m, &proc), replies, r = 0;
+	int r = update_speaks(f, m->pid, err);
+	if (r)
+		return -r;
+	int proc, pidfd = member_open(f, m, &proc), replies;
 	if (pidfd < 0)
 		return -kx_err_set(err, -pidfd, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-pidfd));
 	int sock = f->e.update_ino[0] ? member_socket(pidfd, proc, f->e.update_ino[0]) : -ENOENT;

@@ -14,6 +14,9 @@ struct update_options {
 long long update_now_ms(void);
 /* Text of a pVM's: of any bytes. */
 void update_clean(char *s, size_t size);
+/* Does the family's build understand this one? Else an error, in err. */
+int update_speaks(const struct family *f, pid_t pid, struct kx_err *err);
+struct update_request update_request(pid_t pid, unsigned flags, unsigned timeout_ms);
 /* The next reply, which poll(2) has told of. -ECONNRESET: it is gone. */
 int update_hear(int sock, struct update_reply *a);
 /*

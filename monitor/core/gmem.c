@@ -264,7 +264,7 @@ bool gmem_has_huge(void)
 /* ---- mapping ------------------------------------------------------------------------------------------------- */
 
 /* Give [start, end) back to the reservation. */
-static int host_release(uint64_t start, uint64_t end)
+int host_release(uint64_t start, uint64_t end)
 {
 	void *p = mmap(gva_ptr(start), end - start, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
 		       -1, 0);

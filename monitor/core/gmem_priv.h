@@ -25,7 +25,11 @@ int region_reserve(size_t extra);
 void region_set(uint64_t start, uint64_t end, int prot, int flags);
 /* The region that begins at start. */
 void region_mark(uint64_t start, uint32_t origin, int flags);
+/* Forget what is recorded of [start, end); room for two must be reserved. */
+void region_carve(uint64_t start, uint64_t end);
 bool range_free(uint64_t start, uint64_t end);
+/* The host's mapping of it is none of the program's any more. */
+int host_release(uint64_t start, uint64_t end);
 /* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
 uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align);
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);

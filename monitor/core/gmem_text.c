@@ -37,16 +37,41 @@ static void sites_publish(void)
 		sites[i].cpuid ? pvm.nr_cpuid_sites++ : pvm.nr_sites++;
 }
 
+#define TRAMP_PAGES 512 /* of texts that go, at a time; more stay */
+
+/* A page that trampolines of texts that are gone were in. Those of others may be in it, too. */
+static void tramp_page_forget(uint64_t page)
+{
+	for (size_t i = 0; i < nr_sites; i++)
+		if (sites[i].tramp < page + PAGE && sites[i].tramp + sites[i].tramp_len > page)
+			return;
+	size_t i = region_find(page);
+	/* Whoever called has room for some more regions in mind. */
+	if (i < nr_regions && regions[i].start <= page && regions[i].flags & GMEM_TRAMP && !region_reserve(8) &&
+	    !host_release(page, page + PAGE))
+		region_carve(page, page + PAGE);
+}
+
 void sites_forget(uint64_t start, uint64_t end)
 {
-	size_t j = 0;
-	for (size_t i = 0; i < nr_sites; i++)
-		if (sites[i].start < start || sites[i].start >= end)
+	static uint64_t page[TRAMP_PAGES];
+	size_t j = 0, n = 0;
+	for (size_t i = 0; i < nr_sites; i++) {
+		if (sites[i].start < start || sites[i].start >= end) {
 			sites[j++] = sites[i];
+			continue;
+		}
+		uint64_t last = sites[i].tramp + sites[i].tramp_len - 1;
+		for (uint64_t p = ALIGN_DOWN(sites[i].tramp, PAGE); p <= last && n < TRAMP_PAGES; p += PAGE)
+			if (!n || page[n - 1] != p) /* they are in the order of their sites */
+				page[n++] = p;
+	}
 	if (j != nr_sites) {
 		nr_sites = j;
 		sites_publish();
 	}
+	for (size_t i = 0; i < n; i++)
+		tramp_page_forget(page[i]);
 }
 
 int sites_add(const struct kx_site *s, size_t n)

@@ -220,7 +220,8 @@ void registry_complete(void)
 	if (write_fd < 0)
 		return;
 	if (update_fd(1) >= 0 && !fstat(update_fd(0), &update[0]) && !fstat(update_fd(1), &update[1]))
-		put("update %" PRIu64 " %" PRIu64 "\n", (uint64_t)update[0].st_ino, (uint64_t)update[1].st_ino);
+		put("update %" PRIu64 " %" PRIu64 "\nbuild %s %u %u\n", (uint64_t)update[0].st_ino,
+		    (uint64_t)update[1].st_ino, build_name(), UPDATE_PROTOCOL, UPDATE_OLDEST);
 	if (admit_fd() >= 0 && !fstat(admit_fd(), &policy))
 		put("policy %" PRIu64 " %" PRIu64 "\n", (uint64_t)policy.st_dev, (uint64_t)policy.st_ino);
 	if (!fstatat(pvm.proc_fd, "self/ns/ipc", &ipc, 0) && !fstat(pvm.family_fd, &family))
@@ -260,6 +261,8 @@ static bool entry_line(struct registry_entry *e, const char *line)
 		e->policy_dev = a, e->policy_ino = b;
 	else if (sscanf(line, "update %llu %llu", &a, &b) == 2)
 		e->update_ino[0] = a, e->update_ino[1] = b;
+	else if (sscanf(line, "build %47s %u %u", e->build, &e->update_protocol, &e->update_oldest) >= 1)
+		;
 	else if (!strcmp(line, "net none"))
 		e->net_none = true;
 	else if (!strcmp(line, "net private"))

@@ -12,6 +12,7 @@
 #ifndef KX_REGISTRY_H
 #define KX_REGISTRY_H
 #include <limits.h>
+#include "../../util/build.h"
 #include "pvm.h"
 
 #define REGISTRY_NAME_MAX 64
@@ -28,8 +29,10 @@ struct registry_entry {
 	char publish[64 * 64];  /* published ports, separated by blanks */
 	int family_fd, proc_fd; /* numbers in the root's table of descriptors */
 	uint64_t family_dev, family_ino, ipc_dev, ipc_ino;
-	uint64_t policy_dev, policy_ino; /* of its policy; 0 = none */
-	uint64_t update_ino[2];          /* of the sockets for updates (update.h); 0 = none */
+	uint64_t policy_dev, policy_ino;         /* of its policy; 0 = none */
+	uint64_t update_ino[2];                  /* of the sockets for updates (update.h); 0 = none */
+	unsigned update_protocol, update_oldest; /* what its build speaks; 0: one that doesn't say */
+	char build[BUILD_NAME];                  /* empty: one that doesn't say */
 	struct rlimit limits[16];
 };
 

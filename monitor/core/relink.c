@@ -72,13 +72,24 @@ static void close_pages(struct relink *r)
 
 static int find_old(struct relink *r)
 {
+	unsigned copies = 0, others = relink_other_spaces(r, r->new.soname);
 	for (unsigned i = 1; i < r->nr_listed; i++)
-		if (r->img[i].soname && !strcmp(r->img[i].soname, r->new.soname))
+		if (r->img[i].soname && !strcmp(r->img[i].soname, r->new.soname)) {
 			r->old = &r->img[i];
+			copies++;
+		}
 	if (!r->old) {
-		relink_say(r, "%s is not loaded", r->new.soname);
-		return -ENOENT;
+		relink_say(r, others ? "%s is loaded in another namespace (dlmopen) alone" : "%s is not loaded",
+			   r->new.soname);
+		return others ? -EOPNOTSUPP : -ENOENT;
 	}
+	if (copies > 1) {
+		relink_say(r, "%s is loaded %u times, from several files", r->new.soname, copies);
+		return -EOPNOTSUPP;
+	}
+	if (others)
+		relink_say(r, "%s is loaded in another namespace (dlmopen), too, and keeps its version there",
+			   r->new.soname);
 	if (!r->old->adjusted)
 		return relink_unknown_loader(r, "not glibc's");
 	if (r->old == r->loader || image_find_symbol(r->old, "__libc_start_main", "") ||
@@ -99,7 +110,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	r->flags = flags;
 	image_budget(READ_MAX);
 	int e = relink_read_list(r);
-	if (e)
+	if (e && e != -EAGAIN)
 		relink_say(r,
 			   e == -ENOENT ? "the program has no dynamic linker"
 					: "its list of libraries cannot be read: %s",
@@ -127,7 +138,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	if (!e)
 		e = relink_exported_resolvers(r);
 	if (e) {
-		if (!r->said)
+		if (!r->said && e != -EAGAIN)
 			relink_say(r, "%s", strerror(-e));
 		if (r->said > SAID_MAX)
 			r->said = SAID_MAX - 1, relink_say(r, "... and more");
@@ -285,24 +296,49 @@ int relink_apply(struct relink *r)
 	return e;
 }
 
-static struct retired *take_current(uint64_t base)
+/* The entry of the version at this place, if it is that one: the program may have closed it and opened another. */
+static struct retired *take_current(const struct image *m)
 {
 	for (struct retired **p = &all_current; *p; p = &(*p)->next)
-		if ((*p)->base == base) {
+		if ((*p)->base == m->base) {
 			struct retired *t = *p;
 			*p = t->next;
-			return t;
+			if (t->dyn == m->dyn && t->start == m->start && t->end == m->end && t->print == image_print(m))
+				return t;
+			free(t);
+			return NULL;
 		}
 	return NULL;
 }
 
+static struct retired *version_new(const struct image *m)
+{
+	struct retired *t = calloc(1, sizeof *t);
+	if (!t)
+		return NULL;
+	*t = (struct retired){
+		.base = m->base, .dyn = m->dyn, .start = m->start, .end = m->end, .print = image_print(m)
+	};
+	for (unsigned i = 0; i < m->nr_ph; i++) {
+		const Elf64_Phdr *p = &m->ph[i];
+		if (p->p_type != PT_LOAD)
+			continue;
+		if (t->nr_seg == SEGMENTS_MAX) {
+			t->nr_seg = 0;
+			break;
+		}
+		t->seg[t->nr_seg].start = DOWN(m->base + p->p_vaddr);
+		t->seg[t->nr_seg].end = UP(m->base + p->p_vaddr + p->p_memsz);
+		t->seg[t->nr_seg++].code = p->p_flags != PF_R;
+	}
+	return t;
+}
+
 static void keep_versions(struct relink *r)
 {
-	struct retired *old = take_current(r->old->base), *new = r->reuse;
-	if (!old && (old = calloc(1, sizeof *old)))
-		*old = (struct retired){
-			.base = r->old->base, .dyn = r->old->dyn, .start = r->old->start, .end = r->old->end
-		};
+	struct retired *old = take_current(r->old), *new = r->reuse;
+	if (!old)
+		old = version_new(r->old);
 	if (old) {
 		old->next = relink_retired;
 		relink_retired = old;
@@ -313,14 +349,10 @@ static void keep_versions(struct relink *r)
 				*p = new->next;
 				break;
 			}
-	} else if ((new = calloc(1, sizeof *new))) {
-		*new = (struct retired){ .base = r->new.base,
-					 .dyn = r->new.dyn,
-					 .start = r->new.start,
-					 .end = r->new.end,
-					 .copy = r->copy,
-					 .copy_len = r->copy_len };
-		r->copy = NULL;
+	} else if ((new = version_new(&r->new))) {
+		new->has_file = true;
+		new->file_len = r->copy_len;
+		memcpy(new->file, r->file, sizeof new->file);
 	}
 	if (new) {
 		if (new->aux && r->aux)

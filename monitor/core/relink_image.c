@@ -7,6 +7,7 @@
 #define SYMS_MAX (1u << 20)
 #define STR_MAX (64u << 20)
 #define VERS_MAX 4096
+#define SPACES_MAX 64
 
 /* ---- reading an object --------------------------------------------------------------------------------------------- */
 
@@ -20,6 +21,21 @@ void image_free(struct image *m)
 	free(m->bucket);
 	free(m->chain);
 	memset(m, 0, sizeof *m);
+}
+
+static uint64_t print_add(uint64_t h, const void *bytes, size_t len)
+{
+	const uint8_t *p = bytes;
+	for (size_t i = 0; i < len; i++)
+		h = (h ^ p[i]) * 0x100000001b3;
+	return h;
+}
+
+uint64_t image_print(const struct image *m)
+{
+	uint64_t h = print_add(0xcbf29ce484222325, m->ph, m->nr_ph * sizeof *m->ph);
+	h = print_add(h, m->sym, m->nr_sym * sizeof *m->sym);
+	return print_add(h, m->str, m->str_size);
 }
 
 static uint64_t budget; /* update.c serves one at a time */
@@ -356,6 +372,31 @@ int relink_read_list(struct relink *r)
 		if (loader && r->img[i].base == loader)
 			r->loader = &r->img[i];
 	return 0;
+}
+
+/* Behind the first namespace's struct r_debug is a pointer to the next one's, where its version tells so. */
+unsigned relink_other_spaces(const struct relink *r, const char *soname)
+{
+	struct {
+		struct debug d;
+		uint64_t next;
+	} e;
+	struct map_head h;
+	unsigned found = 0, maps = 0;
+	uint64_t at = r->r_debug;
+	for (unsigned i = 0; i < SPACES_MAX && at && !guest_read(&e, at, sizeof e) && e.d.version >= 2;
+	     i++, at = e.next) {
+		if (!i)
+			continue;
+		for (uint64_t m = e.d.map; m && maps < IMAGES_MAX && !guest_read(&h, m, sizeof h); m = h.next, maps++) {
+			static struct image img;
+			if (h.addr == KX_VDSO_BASE)
+				continue;
+			found += !image_read(&img, m, h.addr, h.ld, 0, 0) && img.soname && !strcmp(img.soname, soname);
+			image_free(&img);
+		}
+	}
+	return found;
 }
 
 bool relink_list_unchanged(const struct relink *r)

@@ -96,6 +96,26 @@ static int aux_take(struct relink *r, size_t len, uint64_t *out)
 	return 0;
 }
 
+/* Nobody looks into the table that ld.so has made any more: what it has of the old version's names would only seem to be in
+ * use. */
+static int clear_versions(struct relink *r, uint64_t at)
+{
+	const struct image *o = r->old;
+	struct found_version f;
+	int e = 0;
+	for (unsigned i = 0; i < o->nr_vers && !e; i++) {
+		uint64_t name = at + i * sizeof f + offsetof(struct found_version, name);
+		uint64_t file = at + i * sizeof f + offsetof(struct found_version, file);
+		if (guest_read(&f, at + i * sizeof f, sizeof f))
+			return -EFAULT;
+		if (inside(o, f.name))
+			e = relink_word_add(r, name, f.name, 0);
+		if (inside(o, f.file) && !e)
+			e = relink_word_add(r, file, f.file, 0);
+	}
+	return e;
+}
+
 static int move_versions(struct relink *r, uint64_t *map, size_t words)
 {
 	const struct image *o = r->old, *n = &r->new;
@@ -116,6 +136,8 @@ static int move_versions(struct relink *r, uint64_t *map, size_t words)
 			if (guest_write(at + k * sizeof f, &f, sizeof f))
 				return -EFAULT;
 		}
+		if ((e = clear_versions(r, map[i])))
+			return e;
 		map[i] = at;
 		/* l_nversions is its neighbour. */
 		for (size_t k = i - 1; k <= i + 1; k += 2)
@@ -124,6 +146,34 @@ static int move_versions(struct relink *r, uint64_t *map, size_t words)
 		return 0;
 	}
 	return relink_unknown_loader(r, "l_versions");
+}
+
+/* The counterpart of an entry of the old version's symbol table; 0 = it is none, or has none. */
+static uint64_t moved_symbol(const struct relink *r, uint64_t v)
+{
+	const struct image *o = r->old, *n = &r->new;
+	uint64_t off = v - dyn_address(o, DT_SYMTAB), i = off / sizeof(Elf64_Sym);
+	if (off >= o->nr_sym * sizeof(Elf64_Sym) || off % sizeof(Elf64_Sym) || !is_defined(&o->sym[i]))
+		return 0;
+	uint32_t k = image_find_symbol(n, str_at(o, o->sym[i].st_name), image_version_name(o, (uint32_t)i));
+	return k ? dyn_address(n, DT_SYMTAB) + k * sizeof(Elf64_Sym) : 0;
+}
+
+/* What ld.so has found last for each of the others (l_lookup_cache). */
+static int move_caches(struct relink *r)
+{
+	uint64_t map[MAP_BYTES / 8], to;
+	int e = 0;
+	for (unsigned i = 0; i < r->nr_listed && !e; i++) {
+		uint64_t at = r->img[i].map;
+		/* The last ones of ld.so's own memory may end before that. */
+		if (&r->img[i] == r->old || guest_read(map, at, sizeof map))
+			continue;
+		for (size_t k = 3; k < MAP_BYTES / 8 && !e; k++)
+			if (inside(r->old, map[k]) && (to = moved_symbol(r, map[k])))
+				e = relink_word_add(r, at + k * 8, map[k], to);
+	}
+	return e;
 }
 
 int relink_move_map(struct relink *r)
@@ -201,15 +251,23 @@ int relink_move_map(struct relink *r)
 			map[i] = n->base + n->tls->p_vaddr;
 			map[i + 1] = n->tls->p_filesz;
 		}
+		if (o->ver && n->ver && was[i] == dyn_address(o, DT_VERSYM)) /* l_versyms */
+			map[i] = dyn_address(n, DT_VERSYM);
 		/* l_relro_addr is relative to l_addr; l_relro_size */
 		if (o->relro && n->relro && was[i] == o->relro - o->base && was[i + 1] == o->relro_end - o->relro) {
 			map[i] = n->relro - n->base;
 			map[i + 1] = n->relro_end - n->relro;
 		}
 	}
+	for (size_t i = 3; i + 2 < words;
+	     i++) /* its own l_lookup_cache: the symbol that was looked up, class, value, result */
+		if (map[i] == was[i] && was[i] - dyn_address(o, DT_SYMTAB) < o->nr_sym * sizeof(Elf64_Sym))
+			map[i] = moved_symbol(r, was[i]);
 	map[0] = n->base;
 	map[2] = n->dyn;
 	int e = move_versions(r, map, words);
+	if (!e)
+		e = move_caches(r);
 	for (size_t i = 0; i < words && !e; i++)
 		e = relink_word_add(r, o->map + i * 8, was[i], map[i]);
 	return e;
@@ -246,7 +304,7 @@ static uint64_t last_byte(const struct image *m)
 }
 
 /* The table at `at`, when it is one that has the old version: 1; it is sorted by address. */
-static int move_objects(struct relink *r, uint64_t at)
+static int move_objects(struct relink *r, uint64_t at, uint64_t *end)
 {
 	struct found_object *f = malloc(OBJECTS_MAX * sizeof *f), *was;
 	size_t n = 0, mine = OBJECTS_MAX;
@@ -255,6 +313,7 @@ static int move_objects(struct relink *r, uint64_t at)
 	for (; n < OBJECTS_MAX && !guest_read(&f[n], at + n * sizeof *f, sizeof *f) && is_entry(r, &f[n]); n++)
 		if (f[n].map == r->old->map)
 			mine = n;
+	*end = at + n * sizeof *f;
 	int e = mine < n;
 	if (e && (was = malloc(n * sizeof *f))) {
 		memcpy(was, f, n * sizeof *f);
@@ -286,16 +345,25 @@ int relink_move_unwind(struct relink *r)
 			from = (ld->base + ld->ph[i].p_vaddr + 7) & ~7ull;
 			to = UP(ld->base + ld->ph[i].p_vaddr + ld->ph[i].p_memsz);
 		}
-	for (uint64_t a = from, p; a + 8 <= to; a += 8) {
+	/* One of two is in use, at a time; the other one, as it was before. */
+	uint64_t first = 0, first_end = 0, end;
+	unsigned tables = 0;
+	for (uint64_t a = from, p; a + 8 <= to && tables < 2; a += 8) {
 		if (guest_read(&p, a, 8) || p < KX_USER_MIN || p % 8)
 			continue;
-		for (unsigned head = 0; head <= 32; head += 32) {
-			if (guest_read(&f, p + head, sizeof f) || !is_entry(r, &f))
+		for (unsigned head = 0; head <= 32 && tables < 2; head += 32) {
+			/* Neither a part of that one, nor one that it may be a part of. */
+			if ((p + head + OBJECTS_MAX * sizeof f > first && p + head < first_end) ||
+			    guest_read(&f, p + head, sizeof f) || !is_entry(r, &f))
 				continue;
-			int e = move_objects(r, p + head);
-			if (e)
-				return e < 0 ? e : 0;
+			int e = move_objects(r, p + head, &end);
+			if (e < 0)
+				return e;
+			if (e && !tables++) {
+				first = p + head;
+				first_end = end;
+			}
 		}
 	}
-	return relink_unknown_loader(r, "its table for unwinders");
+	return tables ? 0 : relink_unknown_loader(r, "its table for unwinders");
 }

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "../../util/sha256.h"
 #include "elf.h"
 
 #define FILE_MAX (256ll << 20)
@@ -59,7 +60,7 @@ static int64_t map_file(int fd, const struct elf_image *e)
 
 static bool same_file(const struct retired *t, const struct relink *r)
 {
-	return t->copy && t->copy_len == r->copy_len && !memcmp(t->copy, r->copy, r->copy_len);
+	return t->has_file && !t->partial && t->file_len == r->copy_len && !memcmp(t->file, r->file, sizeof r->file);
 }
 
 static int read_copy(struct relink *r, int fd)
@@ -76,6 +77,7 @@ static int read_copy(struct relink *r, int fd)
 			return -EIO;
 		n += (size_t)k;
 	}
+	sha256(r->file, r->copy, r->copy_len);
 	return 0;
 }
 
@@ -109,11 +111,20 @@ int relink_map_new(struct relink *r, int fd)
 		if (same_file(t, r))
 			r->reuse = t;
 	int64_t base = r->reuse ? (int64_t)r->reuse->base : map_file(fd, &e);
+	if (base >= 0)
+		x = image_read(&r->new, 0, (uint64_t)base, (uint64_t)base + dyn, 0, 0);
+	if (r->reuse && (x || image_print(&r->new) != r->reuse->print)) { /* the program has put something else there */
+		r->reuse->has_file = false;
+		r->reuse = NULL;
+		image_free(&r->new);
+		base = map_file(fd, &e);
+		if (base >= 0)
+			x = image_read(&r->new, 0, (uint64_t)base, (uint64_t)base + dyn, 0, 0);
+	}
 	if (base < 0) {
 		relink_say(r, "cannot be mapped: %s", strerror((int)-base));
 		return (int)base;
 	}
-	x = image_read(&r->new, 0, (uint64_t)base, (uint64_t)base + dyn, 0, 0);
 	if (!r->new.start || r->new.start == ~0ull) {
 		r->new.start = (uint64_t)base + e.low;
 		r->new.end = (uint64_t)base + e.high;

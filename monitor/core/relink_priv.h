@@ -63,12 +63,22 @@ struct word {
 	uint64_t at, old, new;
 };
 
-/* Versions that the program does not use any more, and that something may still point to. */
+#define SEGMENTS_MAX 8
+
+/* Versions that the program does not use any more, and that something may still point to (retire.h). */
 struct retired {
 	struct retired *next;
 	uint64_t base, dyn, start, end, aux;
-	char *copy; /* the file that it was mapped from */
-	size_t copy_len;
+	uint64_t print;   /* of the image as it was read (image_print()) */
+	bool has_file;    /* the file that it was mapped from is known: */
+	uint8_t file[32]; /* its SHA-256 */
+	size_t file_len;
+	bool partial; /* only its constants are mapped */
+	struct {
+		uint64_t start, end;
+		bool code; /* or variables, or has pointers to some; else constants */
+	} seg[SEGMENTS_MAX];
+	unsigned nr_seg; /* 0: more than that */
 };
 extern struct retired *relink_retired;
 
@@ -109,8 +119,9 @@ struct relink {
 	unsigned nr_call, nr_pending;
 	struct relink_call *done; /* resolvers that have run */
 	unsigned nr_done, batch;
-	char *copy;
+	char *copy; /* of the file */
 	size_t copy_len;
+	uint8_t file[32]; /* its SHA-256 */
 	unsigned said;
 	uint64_t bytes;
 	uint64_t changed;
@@ -186,6 +197,8 @@ int relink_unknown_loader(struct relink *r, const char *what);
 /* phdr 0: where the ELF header at the base says. */
 int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint64_t phdr, unsigned nr_ph);
 void image_free(struct image *m);
+/* Tells one image from another at the same place. */
+uint64_t image_print(const struct image *m);
 /* How many bytes of the guest may be copied from now on. */
 void image_budget(uint64_t bytes);
 /* The version of a symbol, "" = none. */
@@ -193,6 +206,8 @@ const char *image_version_name(const struct image *m, uint32_t sym);
 /* 0 = none. A version that is asked for must be there; without one, a default version will do. */
 uint32_t image_find_symbol(const struct image *m, const char *name, const char *version);
 int relink_read_list(struct relink *r);
+/* How many libraries of that name are loaded outside of that list (dlmopen). */
+unsigned relink_other_spaces(const struct relink *r, const char *soname);
 bool relink_list_unchanged(const struct relink *r);
 
 /* ---- relink_map.c: the new version in memory, and whether it has the same interface --------------------------------- */

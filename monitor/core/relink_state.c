@@ -291,8 +291,15 @@ static void state_written(const void *arg, uint64_t start, uint64_t end)
 
 int relink_plan_sweep(struct relink *r)
 {
-	struct sweep_of of = { r->old->start, r->old->end, pointer_moved, pointer_is_ours, state_written, r };
-	if (!r->whole_state || data_len(r->old) <= DATA_OF_COMPILER)
+	/* Of a library without variables there are pointers to functions at most: old ones work as well. */
+	struct sweep_of of = { .start = r->old->start,
+			       .end = r->old->end,
+			       .optional = data_len(r->old) <= DATA_OF_COMPILER,
+			       .moved = pointer_moved,
+			       .skip = pointer_is_ours,
+			       .written = state_written,
+			       .arg = r };
+	if (!r->whole_state)
 		return 0;
 	r->sweep = sweep_new(&of);
 	return r->sweep ? 0 : -ENOMEM;

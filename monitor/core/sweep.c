@@ -195,13 +195,20 @@ int sweep_apply(struct sweep *s)
 	s->total = 0;
 	s->limit = STOPPED_MAX;
 	s->nr_changed = 0;
+	if (s->of.optional && !s->ahead) {
+		s->stopped = false;
+		return 0;
+	}
 	if (!s->ahead || !written_take(look_again, s)) {
 		s->ahead = false;
+		if (s->of.optional)
+			s->error = -ENODATA;
 		s->nr = 0;
 		s->total = 0;
-		look_all(s);
+		if (!s->error)
+			look_all(s);
 	}
-	r = s->error;
+	r = s->of.optional ? 0 : s->error;
 	s->error = 0;
 	s->stopped = false;
 	for (size_t i = 0; i < s->nr && r >= 0; i++) {

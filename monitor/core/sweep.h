@@ -15,6 +15,7 @@
 struct sweep;
 struct sweep_of {
 	uint64_t start, end; /* addresses to look for */
+	bool optional;       /* nothing is moved where it can't be done before the stop */
 	/* What stands for v in the new version, or v. */
 	uint64_t (*moved)(const void *arg, uint64_t v);
 	/* Is this place none of the program's, but of a version's? */

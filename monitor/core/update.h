@@ -18,24 +18,41 @@
  */
 #ifndef KX_UPDATE_H
 #define KX_UPDATE_H
+#include <stddef.h>
+#include "../../util/build.h"
 #include "hcall.h"
 
 #define UPDATE_MAGIC 0x3250554158594c4bull /* of a request, and what the signal carries */
 #define UPDATE_LINE 1000
+/*
+ * The protocol's version, and the oldest that this build speaks, on either side. Two builds understand each other when
+ * neither is older than what the other one speaks. What comes first in a request and in a reply never changes; what a
+ * version adds to a request comes behind that, and older ones don't read it; a flag that a pVM doesn't know it refuses.
+ * Version 2 had no numbers: 0 stands for it.
+ */
+#define UPDATE_PROTOCOL 3u
+#define UPDATE_OLDEST 2u
+#define UPDATE_UNNUMBERED 2u
 #define UPDATE_DRY_RUN 1u
 #define UPDATE_RESET 2u
 #define UPDATE_ROUND 4u /* of several at once: the third descriptor is the round's */
+#define UPDATE_FLAGS 7u /* all that there are */
 
 struct update_request {
 	uint64_t magic;
 	uint32_t pid, flags;
-	uint32_t timeout_ms, pad;
+	uint32_t timeout_ms;
+	uint16_t protocol, oldest;
+	/* From version 3 on: */
+	char build[BUILD_NAME];
 };
+#define UPDATE_REQUEST_MIN offsetof(struct update_request, build)
 /* Answers: any number of lines, then one that is last. Those of a round (below): between them. */
 enum { UPDATE_SAYS, UPDATE_LAST, UPDATE_TAKEN, UPDATE_PREPARED, UPDATE_READY };
 struct update_reply {
 	uint32_t kind, error; /* error: of the last, an errno; 0 = done */
-	uint32_t round, pad;  /* the last one that it has seen */
+	uint32_t round;       /* the last one that it has seen */
+	uint16_t protocol, oldest;
 	uint64_t pause_ns;
 	uint64_t forks;         /* that this process has made or tried, ever */
 	char text[UPDATE_LINE]; /* NUL-terminated, of any bytes */
@@ -53,6 +70,12 @@ struct update_reply {
 enum { ROUND_WAITS, ROUND_GO, ROUND_COMMIT, ROUND_BACK };
 #define ROUND_WORD(n, state) ((n) << 2 | (state))
 #define ROUND_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+/* Do a build of that version, which speaks `oldest` and later ones, and this one understand each other? */
+static inline bool update_understood(unsigned protocol, unsigned oldest)
+{
+	return (protocol ? protocol : UPDATE_UNNUMBERED) >= UPDATE_OLDEST && oldest <= UPDATE_PROTOCOL;
+}
 
 /* Make the sockets; or take over those of exec or of a member (-1: none, this pVM can't be updated). */
 void update_init(void);

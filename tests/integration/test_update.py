@@ -22,101 +22,17 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+from updates import Guest, all_see, build, fixtures, library, need, pauses, program, until  # noqa: E402
 
 args = lib.arguments()
 
 LONG = bool(os.environ.get("KX_LONG"))
-HARDEN = ["-O2", "-fPIC", "-Wl,-z,relro", "-Wl,-z,now", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
 tests = []
-pauses = []
 
 
 def test(fn):
     tests.append((fn.__name__, fn))
     return fn
-
-
-def until(fn, what, timeout=90):
-    end = time.monotonic() + timeout
-    while not fn():
-        if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {timeout} s")
-        time.sleep(0.01)
-
-
-def need(*programs):
-    for p in programs:
-        if not shutil.which(p):
-            raise Skip(f"{p} is not installed")
-
-
-def build(d, out, source, *options, cc="gcc"):
-    subprocess.run([cc, *HARDEN, "-o", os.path.join(d, out), os.path.join(HERE, "update", source), *options],
-                   check=True)
-    subprocess.run(["strip", os.path.join(d, out)], check=True)
-
-
-def library(d, out, *options, source="lib.c", cc="gcc", soname="libupd.so.1"):
-    build(d, out, source, "-shared", f"-Wl,-soname,{soname}", *options, cc=cc)
-
-
-def program(d, out, source, *options, cc="gcc"):
-    """Linked with the first version, which is at libupd.so.1."""
-    build(d, out, source, os.path.join(d, "libupd.so.1"), f"-Wl,-rpath,{d}", "-pthread", *options, cc=cc)
-
-
-def fixtures(d, name, *options):
-    library(d, "libupd.so.1", "-DV=1")
-    library(d, "v2.so", "-DV=2")
-    program(d, name, f"{name}.c", *options)
-
-
-class Guest:
-    """A program in a pVM that talks by lines."""
-
-    def __init__(self, d, argv, *options, first="ready"):
-        self.name = f"upd-{os.getpid()}-{random.randrange(10**6)}"
-        self.p = subprocess.Popen([lib.KYLINX, "run", "--name", self.name, "--volume", f"{d}:{d}", *options, "--", *argv],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  start_new_session=True)
-        self.timer = threading.Timer(900, self.p.kill)
-        self.timer.start()
-        if first:
-            expect(self.line(), first, "first line")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.timer.cancel()
-        lib.group_kill(self.p)
-        for f in (self.p.stdin, self.p.stdout, self.p.stderr):
-            with contextlib.suppress(OSError):
-                f.close()
-
-    def line(self):
-        return self.p.stdout.readline().decode().strip()
-
-    def ask(self, what):
-        self.p.stdin.write(what.encode() + b"\n")
-        self.p.stdin.flush()
-        return self.line()
-
-    def end(self):
-        self.p.stdin.close()
-        rest = self.p.stdout.read().decode().split("\n")
-        expect(self.p.wait(90), 0, f"exit status ({rest}, {self.p.stderr.read()})")
-        return rest
-
-    def update(self, path, *options, status=0, who=None):
-        if "--timeout" not in options:
-            options = (*options, "--timeout", "60")
-        r = lib.run([lib.KYLINX, "update", *options, who or self.name, path])
-        if r.status != status:
-            raise AssertionError(f"update {os.path.basename(path)}: {r.why()}, not status {status}")
-        for m in re.finditer(rb"pause ([0-9.]+) ms", r.out):
-            pauses.append(float(m[1]))
-        return r.out.decode() + r.err.decode()
 
 
 @test
@@ -162,6 +78,22 @@ def lazy():
                 g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
                 for what, want in (("v", str(v)), ("s", "ok"), ("d", str(v))):
                     expect(g.ask(what), want, what)
+
+
+@test
+def versioned():
+    """Symbols are found by their versions, though the new library's table has another order."""
+    with lib.Dir() as d:
+        with open(f"{d}/map", "w") as f:
+            f.write("V1 { global: f0; f2; f4; f6; local: *; };\nV2 { global: f1; f3; f5; f7; e*; } V1;\n")
+        for out, v in (("libupd.so.1", 1), ("v2.so", 2), ("v3.so", 3)):
+            library(d, out, f"-DV={v}", f"-Wl,--version-script={d}/map", source="symver.c")
+        program(d, "symvers", "symvers.c", "-ldl")
+        with Guest(d, [f"{d}/symvers"]) as g:
+            expect(g.ask("v"), "1 ok", "first")
+            for v in (2, 3):
+                g.update(f"{d}/v{v}.so", "--timeout", "60")
+                expect(g.ask("v"), f"{v} ok", "after an update")
 
 
 @test
@@ -440,13 +372,6 @@ def family():
                 raise AssertionError(f"not two members: {out!r}")
             expect(g.ask("v"), "2", "version")
             expect(g.ask("f"), "ok 2", "a child")
-
-
-def all_see(g, changes):
-    """All members look all the time: so many changes, and none is seen to go back."""
-    until(lambda: g.ask("e") != f"{changes - 1} ok", "another version is seen")
-    time.sleep(0.1)
-    expect(g.ask("e"), f"{changes} ok", "changes that were seen")
 
 
 @test

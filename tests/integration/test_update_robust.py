@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""kylinx update when things go on, or go wrong, in its middle; and with builds that are older or newer.
+
+test_update_robust.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. KX_LONG=1: more rounds.
+"""
+import array
+import contextlib
+import ctypes
+import glob
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+
+sys.dont_write_bytecode = True
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+import lib  # noqa: E402
+from lib import Skip, expect  # noqa: E402
+from updates import Guest, all_see, build, fixtures, library, program  # noqa: E402
+
+args = lib.arguments()
+
+LONG = bool(os.environ.get("KX_LONG"))
+tests = []
+
+
+def test(fn):
+    tests.append((fn.__name__, fn))
+    return fn
+
+
+def start(g, path, *options, who=None):
+    return subprocess.Popen([lib.KYLINX, "update", *options, who or g.name, path], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+# ---- versions of the protocol ------------------------------------------------------------------------------------------
+
+def registry_file(name):
+    run = os.environ.get("XDG_RUNTIME_DIR", "")
+    where = "/run/kylinx" if not os.getuid() else f"{run}/kylinx" if run else f"/tmp/kylinx-{os.getuid()}"
+    found = glob.glob(f"{where}/*.{name}")
+    expect(len(found), 1, f"files of {name} in {where}")
+    return found[0]
+
+
+MAGIC = 0x3250554158594c4b
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Asker:
+    """A `kylinx update` of another build: any request, to a process itself."""
+
+    def __init__(self, g, pid):
+        self.pid = pid
+        inode = re.search(r"^update (\d+) ", lib.read(registry_file(g.name)), re.M)[1]
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") == f"socket:[{inode}]":
+                    break
+        else:
+            raise AssertionError("it has no such socket")
+        self.pidfd = os.pidfd_open(pid)
+        got = LIBC.syscall(438, self.pidfd, int(fd), 0)
+        if got < 0:
+            raise OSError(ctypes.get_errno(), "pidfd_getfd")
+        self.sock = socket.socket(fileno=got)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+        os.close(self.pidfd)
+
+    def ask(self, path, protocol=None, oldest=0, flags=0, tail=b"", magic=MAGIC):
+        """kind, error, text of the answer; None: there is none."""
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with open(path, "rb") as f, mine:
+            q = struct.pack("=QIIIHH", magic, self.pid, flags, 5000, protocol or 0, oldest) + tail
+            self.sock.sendmsg([q], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [f.fileno(), its.fileno()]))])
+            its.close()
+            info = struct.pack("=iiixxxxiiQ", 33, 0, -1, os.getpid(), os.getuid(), MAGIC).ljust(128, b"\0")
+            for _ in range(50):
+                LIBC.syscall(424, self.pidfd, 33, ctypes.c_char_p(info), 0)
+                mine.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    while a := mine.recv(2000):
+                        kind, error = struct.unpack_from("=II", a)
+                        if kind == 1:
+                            return error, a[32:].split(b"\0")[0].decode()
+                    return None
+        raise AssertionError("no answer")
+
+
+@test
+def older_and_newer_commands():
+    """A pVM answers commands of versions that it understands, and tells others whose build is which."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g, Asker(g, g.p.pid) as a:
+            expect(a.ask(f"{d}/v2.so")[0], 0, "the version without numbers")
+            expect(g.ask("v"), "2", "version")
+            build = b"9.9.9-feed".ljust(48, b"\0")
+            error, text = a.ask(f"{d}/libupd.so.1", 99, 98, tail=build + b"more" * 20)
+            own = re.search(r"^build (\S+) (\d+) (\d+)$", lib.read(registry_file(g.name)), re.M)
+            expect(error, 71, f"EPROTO ({text})")
+            for part in (f"build {own[1]} (update protocol {own[2]})", "build 9.9.9-feed (protocol 99)", "start it again"):
+                if part not in text or "\n" in text:
+                    raise AssertionError(f"{text!r} lacks {part!r}")
+            expect(a.ask(f"{d}/libupd.so.1", 1)[0], 71, "an older one than all")
+            expect(a.ask(f"{d}/libupd.so.1", int(own[2]), flags=1 << 20, tail=build)[0], 71, "a flag that is not known")
+            expect(a.ask(f"{d}/libupd.so.1", magic=MAGIC + 1), None, "no request")
+            expect(g.ask("v"), "2", "version after refusals")
+            error, text = a.ask(f"{d}/libupd.so.1", 99, int(own[2]), tail=build + b"more" * 20)
+            expect(error, 0, f"a newer one that speaks this version ({text})")
+            expect(g.ask("v"), "1", "version")
+            expect(g.ask("s"), "ok", "state")
+
+
+@test
+def older_and_newer_pvms():
+    """A pVM of a build that is too old or too new is not asked: one line names both builds and says what to do."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            path = registry_file(g.name)
+            text = lib.read(path)
+            own = re.search(r"^build (\S+) (\d+) \d+\n", text, re.M)
+
+            def faked(line):
+                with open(path, "r+") as f:
+                    f.write(text.replace(own[0], line))
+                    f.truncate()
+            for other, line in (("7.0-abc", "build 7.0-abc 90 90\n"), ("0.0.1", "build 0.0.1 1 1\n")):
+                faked(line)
+                for options in ((), ("--at-once",), ("--all",), ("--dry-run",)):
+                    said = g.update(f"{d}/v2.so", *options, status=125)
+                    for part in (f"build {other} (update protocol", f"build {own[1]} (protocol {own[2]})", "start it again"):
+                        if part not in said or said.count("\n") != 1:
+                            raise AssertionError(f"{said!r} lacks {part!r}")
+            expect(g.ask("v"), "1", "version")
+            for line in ("", "build 0.2-newer 90 3\n"):
+                faked(line)
+                g.update(f"{d}/libupd.so.1" if line else f"{d}/v2.so")
+                expect(g.ask("v"), "1" if line else "2", "version")
+
+
+# ---- in the middle -----------------------------------------------------------------------------------------------------
+
+@test
+def asker_killed():
+    """The command is killed while the library is in use: nothing is changed, and the next one works."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            expect(g.ask("b"), "inside", "inside")
+            p = start(g, f"{d}/v2.so", "--timeout", "30")
+            time.sleep(0.3)
+            expect(p.poll(), None, "the command's end")
+            p.kill()
+            p.communicate()
+            expect(g.line(), "3", "result of the call")
+            time.sleep(0.2)
+            expect(g.ask("v"), "1", "version")
+            g.update(f"{d}/v2.so")
+            expect(g.ask("v"), "2", "version")
+            for i in range(100 if LONG else 15): # at any moment: one or the other
+                p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}")
+                time.sleep(random.random() * 0.03)
+                p.kill()
+                p.communicate()
+                expect(g.ask("v") in "12", True, "version")
+                expect(g.ask("s"), "ok", "state")
+
+
+@test
+def together():
+    """Several updates at once, of one library and of two: each is made, or refused, as if it were alone."""
+    with lib.Dir() as d:
+        fixtures(d, "server")
+        library(d, "other.so", source="other.c", soname="libother.so")
+        library(d, "again.so", "-DAGAIN", source="other.c", soname="libother.so")
+        program(d, "server", "server.c", "-Wl,--no-as-needed", f"{d}/other.so", f"-Wl,-rpath,{d}")
+        os.symlink("other.so", f"{d}/libother.so")
+        with Guest(d, [f"{d}/server", "10"]) as g:
+            n = 0
+            for _ in range(20 if LONG else 4):
+                ps = [start(g, f"{d}/{f}", "--timeout", "30") for f in
+                      ("v2.so", "again.so", "libupd.so.1", "other.so", "v2.so", "libupd.so.1")]
+                for _ in range(20):
+                    n += 1
+                    a = g.ask("x").split()
+                    expect((a[0], a[2]), (str(n), "ok"), f"answer {n}: {a}")
+                for p in ps:
+                    out, err = p.communicate(timeout=100)
+                    # The same file that is in use already is a version like any other.
+                    expect(p.returncode, 0, f"status ({out}, {err})")
+            n += 1
+            a = g.ask("x").split()
+            expect((a[0], a[2]), (str(n), "ok"), f"the end: {a}")
+
+
+@test
+def storm():
+    """Threads fork, exec, load and unload, map and unmap all the time: no wrong answer, and updates are made."""
+    with lib.Dir() as d:
+        fixtures(d, "storm")
+        build(d, "other.so", "other.c", "-shared")
+        with Guest(d, [f"{d}/storm", d]) as g:
+            made = 0
+            for i in range(200 if LONG else 12):
+                p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}", "--timeout", "20")
+                out, err = p.communicate(timeout=60)
+                made += not p.returncode
+                if p.returncode and b"given up" not in out + err:
+                    raise AssertionError(f"update {i}: {out} {err}")
+                a = g.ask("x").split()
+                expect(a[-1], "ok", f"after update {i}: {a}")
+            if made < 6:
+                raise AssertionError(f"only {made} updates were made")
+            before = [int(x) for x in g.ask("x").split()[1:6]]
+            time.sleep(1)
+            after = g.ask("x").split()
+            if any(int(b) <= a for a, b in zip(before, after[1:6])):
+                raise AssertionError(f"one of them stands still: {before} {after}")
+
+
+@test
+def members_killed():
+    """Members that die at any moment of an update of all at once: those that are left have one version."""
+    with lib.Dir() as d:
+        fixtures(d, "family")
+        for i in range(40 if LONG else 8):
+            with Guest(d, [f"{d}/family", "4"]) as g:
+                members = [int(x) for x in lib.read(f"/proc/{g.p.pid}/task/{g.p.pid}/children").split()]
+                if len(members) < 4:
+                    raise AssertionError(f"members that are seen: {members}")
+                p = start(g, f"{d}/v2.so", "--at-once", "--timeout", "20")
+                time.sleep(random.random() * 0.08)
+                os.kill(random.choice(members), signal.SIGKILL)
+                out, err = p.communicate(timeout=60)
+                expect(p.returncode, 0, f"status of round {i} ({out}, {err})")
+                all_see(g, 1)
+                expect(g.ask("v"), "2", "version")
+
+
+@test
+def core_written():
+    """A program that dies with a core file while it is updated: the command ends, and so does the program."""
+    with lib.Dir() as d:
+        fixtures(d, "threads")
+        for i in range(8 if LONG else 3):
+            with Guest(d, ["sh", "-c", f"ulimit -c unlimited; cd /tmp; exec {d}/threads 100"]) as g:
+                p = start(g, f"{d}/v2.so", "--timeout", "10")
+                time.sleep(0.01 * i)
+                os.kill(g.p.pid, signal.SIGABRT)
+                begin = time.monotonic()
+                out, err = p.communicate(timeout=60)
+                if time.monotonic() - begin > 15 or p.returncode not in (0, 125):
+                    raise AssertionError(f"update: {p.returncode} {out} {err} after {time.monotonic() - begin:.1f} s")
+                expect(g.p.wait(20) in (-6, 134), True, f"status {g.p.returncode}")
+
+
+@test
+def namespaces():
+    """The library is loaded in another namespace, too: that copy keeps its version, and it is said so."""
+    with lib.Dir() as d:
+        fixtures(d, "twice", "-ldl")
+        with Guest(d, [f"{d}/twice", f"{d}/libupd.so.1"]) as g:
+            expect(g.ask("v"), "1 1", "versions")
+            text = g.update(f"{d}/v2.so", "--timeout", "10")
+            if "another namespace" not in text:
+                raise AssertionError(f"not said: {text!r}")
+            expect(g.ask("v"), "2 1", "versions")
+            g.update(f"{d}/libupd.so.1", "--timeout", "10")
+            expect(g.ask("v"), "1 1", "versions")
+
+
+@test
+def preloaded():
+    """A library that stands before it (LD_PRELOAD) goes on to, and calls the new version."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        build(d, "pre.so", "preload.c", "-shared", "-ldl")
+        with Guest(d, [f"{d}/state"], "--env", f"LD_PRELOAD={d}/pre.so") as g:
+            expect(g.ask("v"), "101", "version")
+            for v in (2, 1, 2):
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                expect(g.ask("v"), str(100 + v), "version")
+
+
+@test
+def full_disk():
+    """The store's disk is full: updates are made without it."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        store = f"{d}/store"
+        os.mkdir(store)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", store], stderr=subprocess.DEVNULL).returncode:
+            raise Skip("no mount(2) here")
+        try:
+            with contextlib.suppress(OSError), open(f"{store}/full", "wb") as f:
+                while True:
+                    f.write(bytes(4096))
+                    f.flush()
+            os.environ["KYLINX_STORE"] = store
+            try:
+                with Guest(d, [f"{d}/state"]) as g:
+                    for v in (2, 1):
+                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                        expect(g.ask("v"), str(v), "version")
+            finally:
+                del os.environ["KYLINX_STORE"]
+        finally:
+            subprocess.run(["umount", store], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(lib.run_tests(tests, args.only))
