@@ -38,7 +38,7 @@ GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get(
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
-GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "ipc", "pair"}
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "fifo", "ipc", "pair", "sleepers"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.

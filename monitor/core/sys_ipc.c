@@ -10,6 +10,7 @@
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
+#include "../../util/now.h"
 #include "../dev/procfs.h"
 #include "ipc.h"
 
@@ -217,14 +218,28 @@ int64_t hc_semtimedop(struct hcall *c)
 	if (c->nr == SYS_semtimedop && get_timespec(c->arg[3], &ts, &timeout))
 		return -EFAULT;
 	struct sem_call s = { ops, n, timeout, false };
-	struct ipc_call call = {
-		{ IPC_SEM, (int)c->arg[0], -1 }, false, n == 1, c->arg[5] == 1, -EAGAIN, sem_host, sem_done, &s
-	};
+	struct ipc_call call = { .n = { IPC_SEM, (int)c->arg[0], -1 },
+				 .simple = n == 1,
+				 .spun = c->arg[5] == 1,
+				 .none = -EAGAIN,
+				 .host = sem_host,
+				 .done = sem_done,
+				 .arg = &s,
+				 .rest = timeout };
 	for (uint64_t i = 0; i < n; i++) {
 		call.waits |= !(ops[i].sem_flg & IPC_NOWAIT);
+		call.simple &= !(ops[i].sem_flg & ~IPC_NOWAIT);
 		s.undo |= ops[i].sem_flg & SEM_UNDO;
 	}
-	call.simple &= !s.undo;
+	if (timeout && timeout->tv_sec >= 0 && timeout->tv_nsec >= 0 && timeout->tv_nsec < 1000000000)
+		call.deadline_ns = (uint64_t)timeout->tv_sec < UINT32_MAX
+					   ? now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
+						     (uint64_t)timeout->tv_nsec
+					   : UINT64_MAX;
+	else if (timeout)
+		call.simple = false;
+	if (n == 1)
+		call.type = (int64_t)ops[0].sem_num << 32 | (uint32_t)ops[0].sem_op;
 	return ipc_call(&call);
 }
 
@@ -245,14 +260,17 @@ int64_t hc_msgsnd(struct hcall *c)
 		return -EINVAL;
 	if (!gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
-	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
-				 !(c->arg[3] & IPC_NOWAIT),
-				 true,
-				 c->arg[5] == 1,
-				 -EAGAIN,
-				 send_host,
-				 send_done,
-				 c };
+	struct ipc_call call = { .n = { IPC_MSG, (int)c->arg[0], -1 },
+				 .waits = !(c->arg[3] & IPC_NOWAIT),
+				 .spun = c->arg[5] == 1,
+				 .none = -EAGAIN,
+				 .host = send_host,
+				 .done = send_done,
+				 .arg = c,
+				 .sends = true,
+				 .gva = c->arg[1] + 8,
+				 .size = size };
+	call.simple = !guest_read(&call.type, c->arg[1], sizeof call.type) && call.type > 0;
 	return ipc_call(&call);
 }
 
@@ -281,14 +299,20 @@ int64_t hc_msgrcv(struct hcall *c)
 	if (size > SIZE_MAX / 2 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
 	/* MSG_COPY without IPC_NOWAIT is an error. */
-	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
-				 !(flags & IPC_NOWAIT),
-				 !(flags & MSG_COPY),
-				 c->arg[5] == 1,
-				 -ENOMSG,
-				 receive_host,
-				 receive_done,
-				 c };
+	struct ipc_call call = { .n = { IPC_MSG, (int)c->arg[0], -1 },
+				 .waits = !(flags & IPC_NOWAIT),
+				 .simple = !(flags & ~(IPC_NOWAIT | MSG_NOERROR | MSG_EXCEPT)) &&
+					   (int64_t)c->arg[3] != INT64_MIN,
+				 .spun = c->arg[5] == 1,
+				 .none = -ENOMSG,
+				 .host = receive_host,
+				 .done = receive_done,
+				 .arg = c,
+				 .flags = flags,
+				 .type = (int64_t)c->arg[3],
+				 .gva = c->arg[1] + 8,
+				 .size = size,
+				 .type_gva = c->arg[1] };
 	if (flags & MSG_COPY && call.waits)
 		return -EINVAL;
 	return ipc_call(&call);
