@@ -25,7 +25,7 @@
 #define QBYTES_MAX 32768 /* a queue that may hold more is the host's */
 #define MQ_MESSAGES 1024 /* likewise */
 #define STREAK 4u        /* operations in a row after which an object becomes LIVE */
-#define COPY_MAX 64      /* messages of a queue that becomes LIVE */
+#define COPY_MAX 512     /* messages of a queue that becomes LIVE */
 #define BACKOFF_MAX 8
 #define OPS_WORTH 8 /* made while LIVE, they were worth it */
 #define SWEEP_FAILS 16
@@ -130,6 +130,8 @@ static uint8_t *ring_of(struct ipc_name n)
 static struct ipc_name sysv(enum ipc_kind kind, int id) { return (struct ipc_name){ kind, id, -1 }; }
 /* What can be an object's at all. */
 static bool may_be(struct ipc_name n) { return (n.id >= 0 || n.kind == IPC_MQ) && map(); }
+
+struct kx_ipc_obj *ipc_object(struct ipc_name n) { return may_be(n) ? object(n) : NULL; }
 
 /* ---- back to the host ------------------------------------------------------------------------------------------------ */
 
@@ -477,7 +479,10 @@ static void evict(struct kx_ipc_obj *o, uint64_t s)
 		ipc_unlock(o);
 }
 
-static bool adopt(struct ipc_name n)
+/* Why an object is not LIVE now: somebody is there, or it is none for memory, as it is. */
+enum { ADOPTED, OCCUPIED, UNFIT };
+
+static int adopt(struct ipc_name n)
 {
 	struct kx_ipc_obj *o = object(n);
 	int id = n.id;
@@ -485,16 +490,17 @@ static bool adopt(struct ipc_name n)
 	if (n.kind == IPC_MQ && ipc_kind_of(s) == KX_IPC_LIVE && __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) != id)
 		evict(o, s);
 	if (ipc_kind_of(s) != KX_IPC_HOST || __atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) || !ipc_is_here())
-		return false;
+		return UNFIT;
 	if (anybody(o, id)) {
 		if (++o->fails % SWEEP_FAILS == 0)
 			users_sweep(o);
-		return false;
+		return OCCUPIED;
 	}
 	if (!ipc_swap(&o->state, s, mine))
-		return false;
+		return OCCUPIED;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	bool ok = !anybody(o, id) && !__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) && fill(o, mine, n);
+	bool occupied = anybody(o, id),
+	     ok = !occupied && !__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) && fill(o, mine, n);
 	if (ok) {
 		__atomic_store_n(&o->id, id, __ATOMIC_SEQ_CST);
 		o->ops = 0;
@@ -505,11 +511,13 @@ static bool adopt(struct ipc_name n)
 	if (ok && n.kind == IPC_MSG) {
 		uint64_t drains = with_kind(mine, own_tid(), KX_IPC_DRAIN);
 		if (!ipc_swap(&o->state, mine, drains))
-			return false;
+			return OCCUPIED;
 		msg_drain(id);
 		mine = drains;
 	}
-	return ipc_swap(&o->state, mine, with_kind(mine, 0, ok ? KX_IPC_LIVE : KX_IPC_HOST)) && ok;
+	if (!ipc_swap(&o->state, mine, with_kind(mine, 0, ok ? KX_IPC_LIVE : KX_IPC_HOST)))
+		occupied = true;
+	return occupied ? OCCUPIED : ok ? ADOPTED : UNFIT;
 }
 
 /* ---- one call -------------------------------------------------------------------------------------------------------- */
@@ -547,8 +555,11 @@ static void succeeded(const struct ipc_call *c, struct kx_ipc_obj *o)
 	uint32_t backoff = backoff_of(o);
 	if (++o->streak < (STREAK << backoff))
 		return;
+	int r = adopt(c->n);
+	if (r == OCCUPIED)
+		return;
 	o->streak = 0;
-	if (!adopt(c->n) && (backoff = backoff_of(o)) < BACKOFF_MAX)
+	if (r == UNFIT && (backoff = backoff_of(o)) < BACKOFF_MAX)
 		o->backoff = backoff + 1;
 }
 
@@ -584,12 +595,12 @@ int64_t ipc_call(struct ipc_call *c)
 		succeeded(c, o);
 	if (r != c->none || !c->waits)
 		return r;
-	if (may_adopt(c, o) && adopt(c->n))
+	if (may_adopt(c, o) && adopt(c->n) == ADOPTED)
 		return -KX_EIPC_LIVE;
 	if (may_spin(c, o)) {
 		uint32_t most = spin_most();
 		for (uint64_t end = cycles() + most; cycles() < end && !self->sig_stop && !self->exiting;) {
-			if (adopt(c->n)) {
+			if (adopt(c->n) == ADOPTED) {
 				o->spin = most;
 				return -KX_EIPC_LIVE;
 			}

@@ -44,6 +44,10 @@ void ipc_sem_set(int id, int num);
 int ipc_sem_pid(int id, int num);
 /* SEM_UNDO is about to be used on this set: for ever the host's. With the visit going on. */
 void ipc_sem_undo(int id);
+/* What the host does not know of an object in memory: how much a queue holds; a semaphore's GETVAL, GETNCNT or GETZCNT.
+ * False, -1: it is not there, ask the host with a visit. */
+bool ipc_queue_seen(struct ipc_name n, uint64_t *messages, uint64_t *bytes);
+int ipc_sem_seen(int id, int number, int cmd);
 /* All queues to the host. */
 void ipc_settle(void);
 

@@ -17,6 +17,7 @@
 #include <linux/futex.h>
 #include <string.h>
 #include <sys/msg.h>
+#include <sys/sem.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include "gmem.h"
@@ -829,6 +830,47 @@ bool ipc_is_slept_on(struct kx_ipc_obj *o)
 			return true;
 	}
 	return false;
+}
+
+/* LIVE, with its lock. */
+static bool look_at(struct ipc_name n, struct kx_ipc_obj **o)
+{
+	*o = ipc_object(n);
+	if (!*o || !kx_ipc_is_live(ipc_state(*o)) || LOAD((*o)->id) != n.id || !ipc_lock(*o, false))
+		return false;
+	if (kx_ipc_is_live(ipc_state(*o)) && LOAD((*o)->id) == n.id)
+		return true;
+	ipc_unlock(*o);
+	return false;
+}
+
+bool ipc_queue_seen(struct ipc_name n, uint64_t *messages, uint64_t *bytes)
+{
+	struct kx_ipc_obj *o;
+	if (!look_at(n, &o))
+		return false;
+	*messages = LOAD(o->qnum);
+	*bytes = LOAD(o->cbytes);
+	ipc_unlock(o);
+	return true;
+}
+
+int ipc_sem_seen(int id, int number, int cmd)
+{
+	struct kx_ipc_obj *o;
+	if (number < 0 || number >= KX_IPC_SEMS || !look_at((struct ipc_name){ IPC_SEM, id, -1 }, &o))
+		return -1;
+	int n = 0;
+	if (cmd == GETVAL)
+		n = (int)KX_IPC_VALUE(LOAD(*word_of(o, (unsigned)number)));
+	else
+		dead_sweep(o);
+	for (unsigned i = 0; cmd != GETVAL && i < KX_IPC_PLACES; i++) {
+		const struct kx_ipc_sleeper *s = &places(o)[i];
+		n += waits(o, s) && (cmd == GETNCNT ? waits_more(s, number) : waits_zero(s, number));
+	}
+	ipc_unlock(o);
+	return n;
 }
 
 static bool anybody(const struct kx_ipc_sleeper *s, int64_t what)

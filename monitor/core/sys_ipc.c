@@ -79,11 +79,25 @@ static int64_t msg_stat(struct hcall *c)
 	return guest_write(c->arg[2], &ds, sizeof ds) ? -EFAULT : r;
 }
 
+/* IPC_STAT of a queue that is in memory, and stays there. */
+static int64_t msg_stat_here(struct hcall *c)
+{
+	struct msqid_ds ds;
+	uint64_t messages, bytes;
+	long r = HC6(SYS_msgctl, (int)c->arg[0], IPC_STAT, &ds, 0, 0, 0);
+	if (r < 0 || !ipc_queue_seen((struct ipc_name){ IPC_MSG, (int)c->arg[0], -1 }, &messages, &bytes))
+		return visit(c, IPC_MSG, msg_stat);
+	ds.msg_qnum = messages;
+	ds.msg_cbytes = bytes;
+	ipc_msg_stat((int)c->arg[0], &ds);
+	return guest_write(c->arg[2], &ds, sizeof ds) ? -EFAULT : r;
+}
+
 int64_t hc_msgctl(struct hcall *c)
 {
 	switch ((int)c->arg[1]) {
 	case IPC_STAT:
-		return visit(c, IPC_MSG, msg_stat);
+		return msg_stat_here(c);
 	case MSG_STAT:
 	case MSG_STAT_ANY: /* by their numbers in the kernel's list */
 		ipc_settle();
@@ -150,9 +164,16 @@ static int64_t sem_stat(struct hcall *c)
 
 int64_t hc_semctl(struct hcall *c)
 {
-	int cmd = (int)c->arg[2], pid;
+	int cmd = (int)c->arg[2], pid, n;
 	int64_t r;
 	switch (cmd) {
+	case GETVAL:
+	case GETNCNT:
+	case GETZCNT:
+		r = HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, 0, 0, 0);
+		if (r < 0 || (n = ipc_sem_seen((int)c->arg[0], (int)c->arg[1], cmd)) < 0)
+			return visit(c, IPC_SEM, sem_ctl);
+		return n;
 	case IPC_STAT:
 	case SEM_STAT:
 	case SEM_STAT_ANY:
@@ -164,10 +185,7 @@ int64_t hc_semctl(struct hcall *c)
 	case IPC_RMID:
 	case GETALL:
 	case SETALL:
-	case GETVAL:
 	case SETVAL:
-	case GETNCNT:
-	case GETZCNT:
 		return visit(c, IPC_SEM, sem_ctl);
 	case GETPID:
 		r = HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, 0, 0, 0);
