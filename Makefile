@@ -124,7 +124,7 @@ BENCH = BUILD=$(BUILD) python3 bench/run.py --claims README.md --claims SPECIFIC
 # The programs are measured, so they are built alike whatever the rest is built with.
 $(BUILD)/bench/%: bench/%.c bench/bench.h
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(WARN) -Wno-clobbered -O2 -pthread -o $@ $<
+	$(Q)$(CC) $(WARN) -Wno-unknown-warning-option -Wno-clobbered -O2 -pthread -o $@ $<
 
 bench-programs: $(BENCH_BIN)
 

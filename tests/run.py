@@ -28,7 +28,8 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(HERE, "integration"))
 import lib  # noqa: E402
 
-UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT, LONG_TIMEOUT = 180, 180, 600, 3600
+# Against what hangs, on a machine that has much else to do.
+UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT, LONG_TIMEOUT = 600, 600, 3000, 7200
 # Scripts that do more with KX_LONG.
 LONG_SCRIPTS = ["daemons", "dig", "redis", "servers", "web"]
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
@@ -37,6 +38,8 @@ GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get(
               "hostile": ["pvm", "20"], "huge": ["pvm"], "proc": ["pvm"], "reach": ["pvm"], "root": ["pvm"], "serve": ["pvm"]}
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
+    # Not its vfork_kills: a child that is killed leaves the sanitizer's own locks taken, in memory that its parent shares.
+    GUEST_ARGS["traps"] = ["stops", "vfork_orphan", "robust", "randoms", "accepted", "unwaited"]
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
 GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "fifo", "ipc", "pair", "sleepers"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
@@ -89,11 +92,11 @@ def command(*argv, timeout=UNIT_TIMEOUT):
 def clang_build():
     """Another compiler's LibOS and monitor: a pipeline of forks, execs and signals."""
     build = os.path.join(BUILD, "clang")
-    must(lib.run(["make", "-j2", "all", "CC=clang", f"BUILD={build}", "CFLAGS=-O2 -g"], 400), "make: ")
+    must(lib.run(["make", "-j2", "all", "CC=clang", f"BUILD={build}", "CFLAGS=-O2 -g"], 1800), "make: ")
     if lib.kvm_missing():
         raise Skip(lib.kvm_missing())
     script = "trap 'echo usr1' USR1; kill -USR1 $$; for i in 1 2 3; do (exit $i); echo $?; done; seq 100 | tac | tail -1"
-    r = must(lib.run([os.path.abspath(os.path.join(build, "kylinx")), "run", "--", "bash", "-c", script], 60, cwd="/"))
+    r = must(lib.run([os.path.abspath(os.path.join(build, "kylinx")), "run", "--", "bash", "-c", script], cwd="/"))
     if r.out != b"usr1\n1\n2\n3\n1\n":
         raise Failure(f"{r.out!r}")
     return ()
@@ -190,7 +193,7 @@ def script(path, *args, timeout=SCRIPT_TIMEOUT):
                     results += 1
                     failed += bool(m[1])
                     yield "fail" if m[1] else "skip" if m[3] is not None else "pass", m[2], m[3] or ""
-            status = p.wait(10)
+            status = p.wait(60)
         except subprocess.TimeoutExpired:
             raise Failure(f"timeout of {timeout} s, after {results} results") from None
         finally:
@@ -297,7 +300,7 @@ def run_one(name, fn):
         failure, single = None, False
     except Exception as e:  # noqa: BLE001, whatever it is, this test failed
         failure = str(e) if isinstance(e, Failure) else f"{type(e).__name__}: {e}"
-    found = lib.settled(before, 20)
+    found = lib.settled(before)
     if found:
         failure = (f"{failure}; " if failure else "") + "left over: " + ", ".join(found[:10])
     if failure:

@@ -6,7 +6,9 @@ are somebody else's, on a machine that does other work meanwhile).
 """
 import argparse
 import ctypes
+import errno
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +19,7 @@ import time
 
 TOP = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(TOP, "build/kylinx")))
+PORTS = None  # those that this process has not used
 # The registry of an ordinary user stays, and the store of one whose home is /tmp; test_family looks into it.
 IGNORE = re.compile(r"hsperfdata_|^/tmp entry (kylinx-\d+|\.cache)$|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
 
@@ -84,7 +87,7 @@ def group_kill(p):
     p.wait()
 
 
-def run(argv, timeout=60, stdin=None, cwd=None, env=None):
+def run(argv, timeout=180, stdin=None, cwd=None, env=None):
     """Run argv in a session of its own. Never hangs; never raises but for a program that is not there."""
     full = dict(os.environ)
     full.update(env or {})
@@ -110,7 +113,7 @@ def run(argv, timeout=60, stdin=None, cwd=None, env=None):
 class Server:
     """A server in a session of its own, up when its TCP port accepts; ended by its pid at the end of the block."""
 
-    def __init__(self, argv, port, timeout=30, cwd=None, stop=signal.SIGTERM, host="127.0.0.1"):
+    def __init__(self, argv, port, timeout=90, cwd=None, stop=signal.SIGTERM, host="127.0.0.1"):
         self.port, self.timeout, self.stop, self.host, self.status = port, timeout, stop, host, None
         self.log = tempfile.TemporaryFile()
         self.p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd=cwd,
@@ -139,7 +142,7 @@ class Server:
         if self.p.poll() is None:
             self.p.send_signal(self.stop)
             try:
-                self.p.wait(15)
+                self.p.wait(90)
             except subprocess.TimeoutExpired:
                 pass
         self.status = self.p.returncode
@@ -157,7 +160,34 @@ def received(sock):
         got += part
 
 
+def ports():
+    """Numbers below those that the kernel gives to whoever asks for any, in an order of this process's own."""
+    low = int((read("/proc/sys/net/ipv4/ip_local_port_range").split() or ["32768"])[0])
+    numbers = list(range(10000, low))
+    random.Random(os.getpid()).shuffle(numbers)
+    return iter(numbers)
+
+
+def bindable(port):
+    """Whether nobody has the number, by TCP and UDP, IPv4 and IPv6 (where there is any)."""
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            try:
+                with socket.socket(family, kind) as s:
+                    s.bind((host, port))
+            except OSError as e:
+                if e.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    return False
+    return True
+
+
 def free_port():
+    """For a server. No client's end of a connection gets it meanwhile, as it could one of those that bind() chooses."""
+    global PORTS
+    PORTS = PORTS or ports()
+    for port in PORTS:
+        if bindable(port):
+            return port
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -278,7 +308,7 @@ def reap():
             pass
 
 
-def settled(before, tries=50):
+def settled(before, tries=300):
     """What is left over after a moment, of so many tenths of a second; processes among it are ended."""
     for _ in range(tries):
         reap()

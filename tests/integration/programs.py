@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What test_programs.py runs: one line or entry for each case. "<file" at the end of a line is standard input,
-"| sort" says that the lines of its standard output come in an order of the file system's (cp goes by inode numbers).
+@CPU@ is the mask of a processor, "| sort" says that the lines of its standard output come in an order of the file system's (cp goes by inode numbers).
 
 The working directory holds: text (1,000 lines), sorted1, sorted2 (for comm and join), table (tab separated), data.bin
 (64 KiB), empty, d/ (a, b, link -> a, sub/c), old.txt, new.txt, fix.patch, text.gz .bz2 .xz .lzma, files.tar, files.zip,
@@ -192,9 +192,9 @@ ash -c 'setsid echo x; echo $?'
 su -c 'echo $0 x' root
 sysctl -n kernel.ostype
 tar czf out.tgz d
-taskset 1 echo x
+taskset @CPU@ echo x
 time -f %C echo x
-timeout 5 echo x
+timeout 100 echo x
 timeout -s KILL 0.1 sleep 9
 ts fixed <sorted1
 xargs -n 20 echo <sorted1
@@ -325,7 +325,7 @@ nohup echo x
 sort --compress-program=gzip -S 20K text
 split -n 3 --filter='wc -c' data.bin
 stdbuf -oL echo x
-timeout 5 echo x
+timeout 100 echo x
 timeout -s KILL 0.1 sleep 9
 """
 
@@ -369,7 +369,8 @@ zstd -q -T2 text -o out.zst
 zip -X -q out.zip text
 unzip -o files.zip
 tclsh script.tcl
-bash -c 'cat text | tee >(wc -l) | sort -u | head -n 2; diff <(seq 4) <(seq 5); trap "echo chld" CHLD; (exit 3); echo $?'
+bash -c 'cat text | tee >(wc -l) | sort -u | head -n 2; diff <(seq 4) <(seq 5)'
+bash -c 'trap "echo chld" CHLD; (exit 3); echo $?'
 bash -c 'printf "all: a b\n\techo done\na b:\n\techo \$@ >\$@\n" >Makefile; make -s -j2; cat a b'
 find d -type f -exec md5sum {} ;
 lua5.4 -e 'print(io.popen("echo x; cat text | wc -l"):read("a")); print(os.execute("exit 3"))'
@@ -534,6 +535,8 @@ got = []
 signal.signal(signal.SIGALRM, lambda *a: got.append("alrm"))
 signal.setitimer(signal.ITIMER_REAL, 0.02)
 time.sleep(0.2)
+while not got:
+    time.sleep(0.01)
 signal.signal(signal.SIGUSR1, lambda *a: got.append("usr1"))
 os.kill(os.getpid(), signal.SIGUSR1)
 print(got, signal.sigtimedwait([signal.SIGUSR2], 0.01))
@@ -582,12 +585,13 @@ print(os.listdir("d/sub"), os.readlink("d/link"))
     "shared memory, processes' own view": r"""
 import os, platform, resource, sys, threading
 import _posixshmem, mmap
-fd = _posixshmem.shm_open("/kylinx-compat", os.O_CREAT | os.O_RDWR, mode=0o600)
+name = f"/kylinx-compat-{os.getpid()}"
+fd = _posixshmem.shm_open(name, os.O_CREAT | os.O_RDWR, mode=0o600)
 os.ftruncate(fd, 10000)
 m = mmap.mmap(fd, 10000)
 m[:5] = b"hello"
-print(os.pread(_posixshmem.shm_open("/kylinx-compat", os.O_RDONLY, mode=0), 5, 0))
-_posixshmem.shm_unlink("/kylinx-compat")
+print(os.pread(_posixshmem.shm_open(name, os.O_RDONLY, mode=0), 5, 0))
+_posixshmem.shm_unlink(name)
 print(os.getpid() == int(os.readlink("/proc/self")), platform.machine(), os.getcwd() == os.readlink("/proc/self/cwd"))
 print(open("/proc/self/cmdline", "rb").read().split(b"\0")[0], "[stack]" in open("/proc/self/maps").read())
 print(resource.getrlimit(resource.RLIMIT_STACK)[0] > 0, threading.active_count(), len(os.sched_getaffinity(0)) == os.cpu_count())
@@ -668,12 +672,12 @@ for (const [f, g] of [['deflateSync', 'inflateSync'], ['gzipSync', 'gunzipSync']
   console.log(f, z[g](z[f](d)).equals(d));
 console.log(c.createHash('sha256').update(d).digest('hex'), c.pbkdf2Sync('a', 'b', 1000, 16, 'sha512').toString('hex'));
 const k = Buffer.alloc(32, 1), e = c.createCipheriv('aes-256-gcm', k, Buffer.alloc(12)); console.log(e.update('text', 'utf8', 'hex') + e.final('hex'));
-c.randomBytes(32, (x, b) => console.log(b.length)); z.gzip(d, (x, b) => z.gunzip(b, (x, r) => console.log(r.equals(d))));
+c.randomBytes(32, (x, b) => { console.log(b.length); z.gzip(d, (x, b) => z.gunzip(b, (x, r) => console.log(r.equals(d)))); });
 const { publicKey, privateKey } = c.generateKeyPairSync('ec', { namedCurve: 'P-256' });
 console.log(c.verify('sha256', d, publicKey, c.sign('sha256', d, privateKey)));
 """,
     "timers, streams, errors": r"""
-const t = Date.now(); setTimeout(() => { console.log('late', Date.now() - t >= 499); }, 500); setImmediate(() => console.log('immediate'));
+setImmediate(() => { console.log('immediate'); const t = Date.now(); setTimeout(() => { console.log('late', Date.now() - t >= 499); }, 500); });
 process.nextTick(() => console.log('tick')); Promise.resolve().then(() => console.log('microtask'));
 process.on('exit', c => console.log('exit', c)); process.exitCode = 5;
 process.on('SIGUSR2', () => { console.log('usr2'); }); process.kill(process.pid, 'SIGUSR2');

@@ -119,7 +119,7 @@ def a_slower_build_is_caught():
                  '\t__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_HCALL) : "memory");\n\treturn first;\n')
         with open(path, "w", encoding="ascii") as f:
             f.write(text.replace(once, again))
-        r = lib.run(["make", "-C", d, "-j2", "all"], 300, env={"BUILD": "build", "MAKEFLAGS": ""})
+        r = lib.run(["make", "-C", d, "-j2", "all"], 1800, env={"BUILD": "build", "MAKEFLAGS": ""})
         if r.status:
             raise AssertionError(f"build: {r.why()}")
         found = differences(f"{d}/build/kylinx")
@@ -212,7 +212,7 @@ def the_model_takes_off_exits_and_faults():
 
 
 def bench(*argv, env=None):
-    return lib.run([sys.executable, os.path.join(lib.TOP, "bench/run.py"), *argv], 180,
+    return lib.run([sys.executable, os.path.join(lib.TOP, "bench/run.py"), *argv], 900,
                    env={"KYLINX": lib.KYLINX, "BUILD": BUILD, **(env or {})})
 
 
@@ -297,7 +297,7 @@ window.addEventListener('load', () => {
 def look(chromium, d, path, *options):
     r = lib.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                  "--enable-logging=stderr", f"--user-data-dir={d}/profile", "--virtual-time-budget=3000",
-                 "--window-size=1100,900", *options, "--dump-dom", f"file://{path}"], 120,
+                 "--window-size=1100,900", *options, "--dump-dom", f"file://{path}"], 300,
                 env={"HOME": d, "TMPDIR": d, "XDG_RUNTIME_DIR": d})
     m = re.search(rb'<pre id="seen">(.*?)</pre>', r.out, re.S)
     if not m:

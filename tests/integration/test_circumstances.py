@@ -33,7 +33,7 @@ def test(fn):
     return fn
 
 
-def shell(script, *argv, timeout=30, native=False, **kw):
+def shell(script, *argv, timeout=180, native=False, **kw):
     """script in sh: "$@" is `kylinx run --` (nothing natively), $K the program."""
     full = {**os.environ, "K": lib.KYLINX, **kw.pop("env", {})}
     run = [] if native else [lib.KYLINX, "run", "--"]
@@ -68,7 +68,7 @@ def errors_of_use():
                  ["kill"], ["kill", "nosuch"], ["kill", "-s", "FROB", "1"], ["kill", "1"], ["exec"], ["exec", "nosuch",
                  "true"], ["exec", "--frob"], ["update"], ["update", "nosuch", "/nonexistent"], ["lib"], ["lib",
                  "frob"], ["bench", "frob"], ["help", "frob"], ["help", "run", "run"]):
-        one_error(lib.run([lib.KYLINX, *argv], 30, cwd="/"), 125, " ".join(argv))
+        one_error(lib.run([lib.KYLINX, *argv], cwd="/"), 125, " ".join(argv))
 
 
 @test
@@ -77,7 +77,7 @@ def errors_of_programs():
                             ("/etc/passwd/x", 126), ("/etc", 126), ("/etc/passwd", 126), ("/dev/null", 126),
                             ("/" + "x" * 5000, None),
                             ("/" + "x/" * 1500, 127), ("/\udcff\x1b[31m\n", 127)):
-        r = lib.run([lib.KYLINX, "run", "--", program], 30, cwd="/")
+        r = lib.run([lib.KYLINX, "run", "--", program], cwd="/")
         one_error(r, status or r.status, program[:40])
         assert status or r.status in (126, 127), r.why()
 
@@ -135,7 +135,7 @@ def limit_on_the_size_of_files():
 
 @test
 def nested():
-    text = one_error(lib.run(lib.pvm([lib.KYLINX, "run", "true"]), 30, cwd="/"), 125, "kylinx in a pVM")
+    text = one_error(lib.run(lib.pvm([lib.KYLINX, "run", "true"]), cwd="/"), 125, "kylinx in a pVM")
     assert "this is a pVM already" in text, text
 
 
@@ -167,7 +167,7 @@ def directories_of_proc():
                              stdout=subprocess.PIPE, text=True)
         fd = os.open(path, os.O_RDONLY)
         socket.send_fds(a, [b"x"], [fd])
-        out = p.communicate(timeout=30)[0]
+        out = p.communicate(timeout=180)[0]
         os.close(fd)
         a.close()
         b.close()
@@ -218,11 +218,11 @@ def without_a_directory():
 def arguments():
     odd = ["", " ", "\udcff\udc80", "a\nb", "-x", "--", "x" * 131071]
     show = "import sys, hashlib; print([hashlib.md5(os.fsencode(a)).hexdigest() for a in sys.argv[1:]])"
-    got = [lib.run([*run, "/usr/bin/python3", "-c", "import os; " + show, *odd], 30, cwd="/")
+    got = [lib.run([*run, "/usr/bin/python3", "-c", "import os; " + show, *odd], cwd="/")
            for run in ([], [lib.KYLINX, "run", "--"])]
     expect((got[1].status, got[1].out), (0, got[0].out), "arguments")
     many = ["x" * 1000] * 1000
-    r = lib.run([lib.KYLINX, "run", "--", "sh", "-c", "echo $#", "sh", *many], 30, cwd="/")
+    r = lib.run([lib.KYLINX, "run", "--", "sh", "-c", "echo $#", "sh", *many], cwd="/")
     expect((r.status, r.out), (0, b"1000\n"), "a megabyte of them")
 
 
@@ -230,20 +230,21 @@ def arguments():
 
 @test
 def by_other_programs():
-    for how in ("setsid -w", "nohup", "timeout 20", "env -i", "nice -n 5", "ionice -c 3", "taskset 1",
+    for how in ("setsid -w", "nohup", "timeout 150", "env -i", "nice -n 5", "ionice -c 3",
+                f"taskset {1 << min(os.sched_getaffinity(0)):x}",
                 "strace -f -o /dev/null", "stdbuf -o0", "su -s /bin/sh root -c '\"$0\" \"$@\"' --"):
         if not shutil.which(how.split()[0]):
             continue
         if how.startswith("su ") and os.geteuid():
             continue
-        r = shell(f"exec {how} $K run -- /bin/sh -c 'echo ok; exit 3'", timeout=60)
+        r = shell(f"exec {how} $K run -- /bin/sh -c 'echo ok; exit 3'")
         expect((r.status, r.out), (3, b"ok\n"), how)
 
 
 @test
 def by_a_supervisor():
     """docs/examples/supervise.py does what docs/embedding.md says."""
-    r = lib.run(["/usr/bin/python3", os.path.join(lib.TOP, "docs/examples/supervise.py"), lib.KYLINX], 90, cwd="/")
+    r = lib.run(["/usr/bin/python3", os.path.join(lib.TOP, "docs/examples/supervise.py"), lib.KYLINX], 300, cwd="/")
     out = r.out.decode().splitlines()
     expect((r.status, out[:4]), (0, ["answer: 4999950000", "worker: exited with 0 and wrote 'done\\n' in 1 process",
                                      "members: 2", "worker: killed by SIGKILL"]), r.why())
@@ -254,8 +255,7 @@ def by_a_supervisor():
 def by_gdb():
     if not shutil.which("gdb"):
         raise Skip("gdb is not installed")
-    r = shell("exec gdb -q -batch -nx -ex 'handle all nostop noprint pass' -ex run --args \"$@\" /bin/echo ok",
-              timeout=90)
+    r = shell("exec gdb -q -batch -nx -ex 'handle all nostop noprint pass' -ex run --args \"$@\" /bin/echo ok")
     # gdb may miss the end of a process whose threads end with it; then it says so instead of "exited normally".
     assert b"ok\n" in r.out and (b"exited normally" in r.out or b"No unwaited-for children left" in r.out), \
         r.why() + r.out.decode()[-300:]
@@ -278,26 +278,23 @@ def reader_of_the_log_is_gone():
                          stdout=subprocess.PIPE, stderr=w)
     os.close(r)
     os.close(w)
-    out, _ = p.communicate(b"\n", 30)
+    out, _ = p.communicate(b"\n", 180)
     expect((p.returncode, out), (0, b"alive\n"), "program whose log nobody reads")
 
 
 @test
 def daemons_let_go_of_output():
     """$(...) waits for the end of its pipe, which nobody who has gone to the background may have."""
-    scripts = {"shell": ["sh", "-c", "sleep 30 </dev/null >/dev/null 2>&1 & echo $!"],
+    scripts = {"shell": ["sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"],
                "fork": ["/usr/bin/python3", "-c", "import os, time\npid = os.fork()\nif pid:\n print(pid, flush=True)\n"
-                        " os._exit(0)\nos.setsid()\nos.closerange(0, 3)\ntime.sleep(30)"],
+                        " os._exit(0)\nos.setsid()\nos.closerange(0, 3)\ntime.sleep(1000)"],
                "spawn, then fork": ["/usr/bin/python3", "-c", "import os, subprocess, time\npid = os.fork()\nif pid:\n"
                                     " print(pid, flush=True)\n os._exit(0)\nos.setsid()\nsubprocess.call(['true'])\n"
-                                    "n = os.open('/dev/null', 2)\nfor i in 0, 1, 2: os.dup2(n, i)\ntime.sleep(30)"]}
-    for name, argv in scripts.items():
-        began = time.monotonic()
+                                    "n = os.open('/dev/null', 2)\nfor i in 0, 1, 2: os.dup2(n, i)\ntime.sleep(1000)"]}
+    for argv in scripts.values():
         p = subprocess.run([lib.KYLINX, "run", "--", *argv], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, timeout=60, start_new_session=True)
-        took = time.monotonic() - began
+                           stderr=subprocess.STDOUT, timeout=300, start_new_session=True)
         os.kill(int(p.stdout), signal.SIGKILL)
-        assert took < 15, f"{name}: the output ended after {took:.0f} s"
 
 
 @test
@@ -317,9 +314,9 @@ def terminal_hangs_up():
 @test
 def terminal_has_a_name():
     """The host's terminal is /dev/console: not a number of the pVM's own pseudoterminals, which may be taken there."""
-    code = "import os\nprint(os.ttyname(0), os.ttyname(1), os.readlink('/proc/self/fd/2'))\n" \
+    code = "import os\ninput()\nprint(os.ttyname(0), os.ttyname(1), os.readlink('/proc/self/fd/2'))\n" \
            "m, s = os.openpty()\nprint(os.ttyname(s))\nos.write(os.open('/dev/console', os.O_WRONLY), b'written\\n')\n" \
-           "print(os.get_terminal_size(os.open('/dev/console', os.O_RDONLY)).columns)\ninput()"
+           "print(os.get_terminal_size(os.open('/dev/console', os.O_RDONLY)).columns)"
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir("/")
@@ -338,14 +335,14 @@ def terminal_has_a_name():
 
 @test
 def stopped_and_continued():
-    p = subprocess.Popen([lib.KYLINX, "run", "--", "sh", "-c", "echo up; sleep 1; echo done; exit 4"], cwd="/",
-                         stdout=subprocess.PIPE)
+    p = subprocess.Popen([lib.KYLINX, "run", "--", "sh", "-c", "echo up; sleep 1; read x; echo done; exit 4"], cwd="/",
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     p.stdout.readline()
     p.send_signal(signal.SIGSTOP)
     expect(os.waitpid(p.pid, os.WUNTRACED)[1] & 0xff, 0x7f, "stopped")
     time.sleep(1.5)
     p.send_signal(signal.SIGCONT)
-    expect((p.stdout.read(), p.wait(30)), (b"done\n", 4), "continued")
+    expect((p.communicate(b"\n", 180)[0], p.returncode), (b"done\n", 4), "continued")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 KYLINX = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "../../build/kylinx"))
-TIMEOUT = 60
+TIMEOUT = 180
 ONE_LINE = re.compile(r"\Akylinx: [^\n]+: [^\n]+ \([^\n]+\)\n\Z")
 
 tests = []
@@ -292,11 +292,14 @@ def signal_handled():
 
 @test
 def stop_and_continue():
-    p = start("/usr/bin/python3", "-S", "-c", "import time\nprint('ready', flush=True)\ntime.sleep(1)\nprint('end')")
+    p = start("/usr/bin/python3", "-S", "-c", "import time\nprint('ready', flush=True)\ntime.sleep(1)\ninput()\nprint('end')",
+              stdin=subprocess.PIPE)
     p.send_signal(signal.SIGSTOP)
     pid, status = os.waitpid(p.pid, os.WUNTRACED)
     p_stopped = os.WIFSTOPPED(status)
     p.send_signal(signal.SIGCONT)
+    p.stdin.write("\n")
+    p.stdin.flush()
     expect(p_stopped and pid == p.pid, True, "stopped")
     expect(finish(p)[:2], (0, "end\n"), "status and output")
 
@@ -503,22 +506,28 @@ def service_thread():
         one = min(os.sched_getaffinity(0))
         expect(polled("--io", "poll", cpus=["taskset", "-c", str(one)]), 0, "one processor")
         if len(os.sched_getaffinity(0)) > 1:
-            assert polled("--io", "poll") > 0, "nothing was polled"
-            r = ok(sh("kill -0 $$; ls / >/dev/null", "--io", "poll", "--strace"))
-            assert "<poll>" in r.stderr, r.stderr
+            # On a machine that has other work the second processor may not be free just then.
+            for what in (lambda: polled("--io", "poll") > 0,
+                         lambda: "<poll>" in ok(sh("kill -0 $$; ls / >/dev/null", "--io", "poll", "--strace")).stderr):
+                end = time.monotonic() + TIMEOUT
+                while not what():
+                    assert time.monotonic() < end, "nothing was polled"
     p = subprocess.Popen([KYLINX, "run", "--io", "poll", "--", sys.executable, "-c", "import os, time\n"
-                          "for _ in range(3000): os.getpgid(0)\nprint(flush=True)\ntime.sleep(30)"],
+                          "for _ in range(3000): os.getpgid(0)\nprint(flush=True)\ntime.sleep(600)"],
                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         p.stdout.readline()
-        time.sleep(0.3)
-
         def ticks():
             with open(f"/proc/{p.pid}/stat") as f:
                 return sum(map(int, f.read().rsplit(")", 1)[1].split()[11:13]))
-        before = ticks()
-        time.sleep(1)
-        assert ticks() - before <= 2, f"{ticks() - before} ticks of time while the program slept"
+        used = 100
+        for _ in range(60):  # it may not be asleep yet
+            before = ticks()
+            time.sleep(1)
+            used = ticks() - before
+            if used <= 2:
+                break
+        assert used <= 2, f"{used} ticks of time while the program slept"
     finally:
         p.kill()
         p.wait()

@@ -119,7 +119,7 @@ shutdown
 
 def memcached_text(port):
     out = []
-    with socket.create_connection(("127.0.0.1", port), 20) as s, s.makefile("rb") as f:
+    with socket.create_connection(("127.0.0.1", port), 60) as s, s.makefile("rb") as f:
         for line in TEXT.strip().splitlines():
             command, _, data = line.partition("|")
             data = {"LONG": "0123456789" * 30000, "HUGE": "x" * 2_000_000}.get(data, data)
@@ -144,10 +144,20 @@ def binary(op, key=b"", value=b"", extra=b"", cas=0, opaque=0):
         + extra + key + value
 
 
+def accepts(path):
+    """It is there before it is listened on."""
+    try:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(path)
+        return True
+    except OSError:
+        return False
+
+
 def memcached_binary(address):
     out = []
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as s:
-        s.settimeout(20)
+        s.settimeout(60)
         s.connect(address)
         with s.makefile("rb") as f:
             def answer():
@@ -175,7 +185,7 @@ def memcached_udp(port):
     """Requests have a header of 8 bytes; large answers come in several datagrams."""
     out = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
-        u.settimeout(10)
+        u.settimeout(60)
         u.connect(("127.0.0.1", port))
 
         def ask(i, text):
@@ -189,7 +199,7 @@ def memcached_udp(port):
             return b"".join(parts[k] for k in sorted(parts))
         out.append(ask(1, b"set u 0 0 3\r\nabc\r\n"))
         out.append(ask(2, b"get u\r\n"))
-        with socket.create_connection(("127.0.0.1", port), 10) as s:
+        with socket.create_connection(("127.0.0.1", port), 60) as s:
             s.sendall(b"set large 0 0 30000\r\n" + b"L" * 30000 + b"\r\n")
             out.append(s.recv(100))
         out.append(ask(3, b"get large\r\n"))
@@ -209,7 +219,7 @@ def memcached():
         def client(n):
             try:
                 r = random.Random(n)
-                with socket.create_connection(("127.0.0.1", port), 30) as s, s.makefile("rb") as f:
+                with socket.create_connection(("127.0.0.1", port), 60) as s, s.makefile("rb") as f:
                     mine = {}
                     for i in range(60):
                         k, v = f"c{n}-{r.randrange(20)}", "v" * r.randrange(2000)
@@ -239,7 +249,7 @@ def memcached():
             argv = ["memcached", "-s", f"{d}/sock", "-a", "777", "-u", "root"]
             s = lib.Server(lib.pvm(argv, *options(d)) if pvm else argv, 0, cwd="/")
             try:
-                until("socket", lambda: os.path.exists(f"{d}/sock"))
+                until("socket", lambda: accepts(f"{d}/sock"))
                 got.append(memcached_binary(f"{d}/sock"))
             finally:
                 s.__exit__()
@@ -320,14 +330,16 @@ def node_talk(port, d):
             return 0  # given to the one that was killed
         finally:
             c.close()
-    before = {pid() for _ in range(20)}
+    before = set()
+    until("two workers", lambda: before.add(pid()) or len(before - {0}) == 2)
+    before.discard(0)
     victim = before.pop()
     os.kill(victim, signal.SIGKILL)
     after = {until("an answer", pid) for _ in range(5)}
     until("another worker", lambda: pid() not in {0, victim} | before)
     out.append(("workers take turns, one dies", len(before), victim in after))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
-        u.settimeout(20)
+        u.settimeout(60)
         for i in range(100):
             u.sendto(b"%d abc" % i, ("127.0.0.1", port))
             expect(u.recv(999), (b"%d abc" % i)[::-1], "UDP")
@@ -412,7 +424,7 @@ def exchange(s, data):
     got, at, over = bytearray(), 0, False
     s.setblocking(False)
     while True:
-        r, w, _ = select.select([s], [] if over else [s], [], 10)
+        r, w, _ = select.select([s], [] if over else [s], [], 60)
         if not r and not w:
             raise AssertionError(f"nothing moves after {at} sent, {len(got)} received")
         if w:
@@ -445,12 +457,12 @@ def asyncio_talk(port, d):
     for t in threads:
         t.start()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
-        u.settimeout(20)
+        u.settimeout(60)
         for size in [*range(1, 200), 1472, 1473, 9000, 65507]:
             u.sendto(data[:size], ("127.0.0.1", port))
             expect(u.recv(65536) == data[:size][::-1], True, f"UDP of {size} bytes")
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(30)
+        s.settimeout(60)
         s.connect(f"{d}/run")
         s.sendall(b"cat; exit 3\necho a | tr a b >&2\nkill -9 $$\nhead -c 200000 /dev/zero | tr '\\0' y\n" + b"true\n" * 5)
         s.shutdown(socket.SHUT_WR)
@@ -551,12 +563,18 @@ while True:
 """
 
 
+def bound(kind, port, six):
+    """Sockets of the machine that have that number and no peer."""
+    rows = [line.split() for line in lib.read(f"/proc/net/{kind}{'6' * six}").splitlines()[1:]]
+    return sum(r[1].endswith(f":{port:04X}") and r[2].endswith(":0000") for r in rows)
+
+
 def shared_talk(port, how):
     host = "::1" if "6" in how else "127.0.0.1"
     count = [0] * 4
     held = []
     for _ in range(400):
-        s = socket.create_connection((host, port), 20)
+        s = socket.create_connection((host, port), 60)
         held.append(s)
         if len(held) == 20:
             for s in held:
@@ -568,7 +586,7 @@ def shared_talk(port, how):
     datagrams = [0] * 4
     for _ in range(400):
         with socket.socket(socket.AF_INET6 if "6" in how else socket.AF_INET, socket.SOCK_DGRAM) as u:
-            u.settimeout(20)
+            u.settimeout(60)
             u.connect((host, port))
             u.send(b"x")
             datagrams[int(u.recv(9))] += 1
@@ -587,6 +605,8 @@ def shared_listeners():
             path = write(d, "s.py", SHARED)
             argv = lib.pvm([PYTHON, path, str(port), how, d], *options(d))
             with lib.Server(argv, port, cwd="/", host="::1" if "6" in how else "127.0.0.1") as s:
+                if "reuseport" in how:  # all four, or the first ones get more
+                    until("four listen", lambda: [bound(kind, port, "6" in how) for kind in ("tcp", "udp")] == [4, 4])
                 count, datagrams = shared_talk(port, how)
                 for c in (count, datagrams):
                     if c and datagrams:  # 100 each: 60 are four and a half standard deviations off

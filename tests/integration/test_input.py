@@ -30,7 +30,7 @@ def report(name, why=None, skip=False):
 def refused(name, argv, status, word, options=(), wrap=None):
     """argv is refused with that status and one line that names `word`."""
     cmd = [lib.KYLINX, "run", *options, "--", *argv]
-    r = lib.run((wrap or []) + cmd, timeout=20)
+    r = lib.run((wrap or []) + cmd)
     lines = r.err.decode(errors="replace").strip().split("\n")
     if r.status != status:
         report(name, f"{r.why()}, expected status {status}")
@@ -83,7 +83,7 @@ def bad_elves(d, elf):
     refused("too few descriptors", ["/bin/true"], 125, "ulimit", wrap=["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"])
     for n in (12, 60):
         argv = ["/usr/bin/printf", "%.1s", *["x" * 131000] * n]
-        want, got = lib.run(argv, timeout=20), lib.run(lib.pvm(argv), timeout=20)
+        want, got = lib.run(argv), lib.run(lib.pvm(argv))
         report(f"{n} arguments of 128 KiB", None if (got.status, got.out) == (want.status, want.out) else got.why())
     if os.getuid() == 0:
         hide = "mount --bind /dev/null /dev/kvm && exec \"$@\""
@@ -115,7 +115,7 @@ HUGE = """if 1:
 
 def arguments():
     """4 GiB of arguments, one string in many places; one that is too long; many empty ones. Some that are all right."""
-    want, got = (lib.run(argv, timeout=60) for argv in (
+    want, got = (lib.run(argv) for argv in (
         ["/usr/bin/python3", "-S", "-c", HUGE], lib.pvm(["/usr/bin/python3", "-S", "-c", HUGE])))
     same = (got.status, got.out, got.err) == (want.status, want.out, want.err) and want.out.count(b"E2BIG") == 5
     report("4 GiB of arguments", None if same else f"{got.why()}, natively {want.why()}")
@@ -126,7 +126,7 @@ def truncated(d, elf):
     path = f"{d}/cut"
     for size in range(0, min(len(elf), 64 * 400), 64):
         write(path, elf[:size])
-        r = lib.run(lib.pvm([path]), timeout=20)
+        r = lib.run(lib.pvm([path]))
         err = r.err.decode(errors="replace")
         ours = r.status in (125, 126, 127)
         if r.status is None or "internal fault" in err or (ours and err.strip().count("\n")) or (ours and "kylinx: " not in err):
@@ -170,7 +170,7 @@ def killed(d):
         time.sleep(rng.random() * 0.05)
         p.kill()
         p.wait()
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while (left := lib.leaks(before, lib.state())) and time.monotonic() < end:
         time.sleep(0.1)
     report("SIGKILL at any instant leaves nothing", "; ".join(left[:3]) or None)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import lib
 
@@ -29,14 +30,14 @@ class Background:
         return self
 
     def end(self):
-        out = self.p.communicate(timeout=30)[0].decode()
+        out = self.p.communicate(timeout=180)[0].decode()
         return self.p.returncode, out.strip()
 
     def __exit__(self, *_):
         if self.p.poll() is None:
             self.p.stdin.close()
             try:
-                self.p.wait(10)
+                self.p.wait(90)
             except subprocess.TimeoutExpired:
                 pass
         lib.group_kill(self.p)
@@ -44,7 +45,7 @@ class Background:
 
 
 def found(argv):
-    r = lib.run(argv, 30)
+    r = lib.run(argv)
     lines = r.out.decode().splitlines()
     assert r.status == 0 and len(lines) == len(NAMES), r.why()
     return [n for n, line in zip(NAMES, lines) if line.endswith(": 1")]
@@ -67,10 +68,10 @@ def families(tap):
 
 
 def shown(tap):
-    script = (f"{IPC} make <f & sleep 0.3; while ! [ -e /dev/mqueue/kx-ipc-family ]; do sleep 0.1; done; sleep 0.3;"
+    script = (f"{IPC} make <f >said & until grep ready said; do sleep 0.1; done;"
               "cut -d' ' -f1 /dev/mqueue/kx-ipc-family; for k in shm sem msg; do awk 'NR > 1 { print $1 == 1264058521 }'"
               " /proc/sysvipc/$k; done; ipcs | grep -c 0x4b580099; exec 3>&-")
-    r = lib.run(lib.pvm(["bash", "-c", f"cd /tmp; mkfifo f; exec 3<>f; {script}; kill %1; wait"]), 30, cwd=lib.TOP)
+    r = lib.run(lib.pvm(["bash", "-c", f"cd /tmp; mkfifo f; exec 3<>f; {script}; kill %1; wait"]), cwd=lib.TOP)
     want = "ready\nQSIZE:5\n1\n1\n1\n3\n".replace(" ", "")
     got = "\n".join(line.split()[0] for line in r.out.decode().splitlines()) + "\n"
     check(tap, "/dev/mqueue, /proc/sysvipc, ipcs", got == want, f"{got!r} {r.why()}")
@@ -85,12 +86,12 @@ def listed(tap):
     for who, wrap in (("", []), (" by an ordinary user", user)):
         name = f"ipc-{os.getpid()}-ps"
         with Background([*wrap, *lib.pvm([IPC, "make"], "--name", name)]):
-            r = lib.run([*wrap, lib.KYLINX, "ps", "--ipc", "--json", "--family", name], 30)
+            r = lib.run([*wrap, lib.KYLINX, "ps", "--ipc", "--json", "--family", name])
             doc = json.loads(r.out) if r.status == 0 else {"families": []}
             got = {o["kind"]: o for f in doc["families"] for o in f["objects"]}
             bad = [k for k, (key, v) in kinds.items() if got.get(k, {}).get(key) != v]
             check(tap, f"ps --ipc --json{who}", set(got) == set(kinds) and not bad, f"{bad} {r.why()}")
-            lines = lib.run([*wrap, lib.KYLINX, "ps", "--ipc"], 30).out.decode().splitlines()
+            lines = lib.run([*wrap, lib.KYLINX, "ps", "--ipc"]).out.decode().splitlines()
             check(tap, f"ps --ipc{who}", sum(name in line for line in lines[1:]) == len(kinds) and
                   any("0x4b580099" in line for line in lines), lines)
 
@@ -131,7 +132,7 @@ def outside(tap):
                                   ("a descriptor given to the host", [IPC, "take", f"{d}/s"], lib.pvm([IPC, "give", f"{d}/s"], *inside)),
                                   ("a descriptor taken from the host", lib.pvm([IPC, "take", f"{d}/t"], *inside), [IPC, "give", f"{d}/t"])):
             with Background(here, b"listening" if "descriptor" in what else b"ready") as b:
-                r = lib.run(there, 30)
+                r = lib.run(there)
                 status, out = b.end()
             check(tap, f"futex across the border: {what}", r.status == 0 and status == 0 and "-1" not in out and r.out.endswith(b": 1\n"),
                   f"{r.why()} {status} {out!r}")
@@ -145,11 +146,15 @@ def trips(tap):
         if cpus < 2:
             tap.skip(name, "one processor")
             continue
-        with lib.Dir() as d:
-            r = lib.run(lib.pvm([IPC, "trips", what], f"--stats={d}/s"), 100)
-            with open(f"{d}/s", encoding="utf-8") as f:
-                s = json.load(f) if r.status == 0 else {"local_calls": 0}
-        # What is missing had no second processor for it at that moment.
+        # What is missing had no second processor for it at that moment, which on a machine with other work may be most.
+        end = time.monotonic() + 180
+        while True:
+            with lib.Dir() as d:
+                r = lib.run(lib.pvm([IPC, "trips", what], f"--stats={d}/s"))
+                with open(f"{d}/s", encoding="utf-8") as f:
+                    s = json.load(f) if r.status == 0 else {"local_calls": 0}
+            if r.status or s["local_calls"] > 20000 or time.monotonic() > end:
+                break
         check(tap, name, r.status == 0 and s["local_calls"] > 20000, f"{s['local_calls']} of 80000 {r.why()}")
 
 

@@ -75,8 +75,8 @@ def plain(text):
 def both(d, argv, env=(), status=0, clean=str, cwd=None, **kw):
     """Run natively and in a pVM; what both say."""
     argv = [ENV, *env, *argv] if env else argv
-    native = lib.run(argv, 60, cwd=cwd)
-    pvm = lib.run(lib.pvm(argv, "--volume", f"{d}:{d}"), 120, cwd=cwd)
+    native = lib.run(argv, cwd=cwd)
+    pvm = lib.run(lib.pvm(argv, "--volume", f"{d}:{d}"), 300, cwd=cwd)
     n, p = [(r.status, clean(r.out.decode()), clean(r.err.decode())) for r in (native, pvm)]
     if n[0] != status:
         raise AssertionError(f"natively: {native.why()}, not status {status}: {n}")
@@ -240,7 +240,7 @@ def opened_libraries():
         expect("read 832  at 832" in text and "again 832  at 1664" in text, True, "offsets")
         both(d, [f"{d}/libfile", d], env=["LD_BIND_NOW=1"])
         with tempfile.NamedTemporaryFile("r", prefix="kylinx-test-") as trace:
-            lib.run([lib.KYLINX, "run", f"--strace={trace.name}", "--", "/bin/ls", "/bin/ls"], 30)
+            lib.run([lib.KYLINX, "run", f"--strace={trace.name}", "--", "/bin/ls", "/bin/ls"])
             lines = trace.read().split("\n")
         for call in (r"read\(3, \"\\177ELF", r"newfstatat\(3, \"\", ", r"close\(3\)"):
             if not any(re.match(call, x) and x.endswith("<libos>") for x in lines):
@@ -269,7 +269,7 @@ def mapped_ahead():
         both(d, [f"{d}/ahead", f"{d}/libcalls.so"], clean=lambda s: re.sub("content.*", "content", s.replace(".so.was", ".so")))
         for argv, io in (([f"{d}/ahead", f"{d}/liba.so"], "exit"), (["/bin/ls", "/bin/ls"], "exit")):
             with tempfile.NamedTemporaryFile("r", prefix="kylinx-test-") as trace:
-                lib.run([lib.KYLINX, "run", f"--io={io}", f"--strace={trace.name}", "--volume", f"{d}:{d}", "--", *argv], 60)
+                lib.run([lib.KYLINX, "run", f"--io={io}", f"--strace={trace.name}", "--volume", f"{d}:{d}", "--", *argv])
                 lines = trace.read().split("\n")
             calls = [r"mmap\(NULL, \d+, PROT_READ, MAP_PRIVATE.*, 3, 0\)", r"mmap\(0x.*PROT_READ\|PROT_EXEC.*MAP_FIXED",
                      r"mmap\(0x.*PROT_READ\|PROT_WRITE, MAP_PRIVATE\|MAP_FIXED.*, 3,", r"mprotect\(0x.*PROT_READ\)"]

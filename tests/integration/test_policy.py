@@ -97,7 +97,7 @@ class Place:
         with open(f"{self.d}/c/policy", "w") as f:
             f.write(text)
 
-    def run(self, *argv, options=(), timeout=60, env=None):
+    def run(self, *argv, options=(), timeout=180, env=None):
         """With this directory as it is, writable."""
         return lib.run([lib.KYLINX, "run", "--volume", f"{self.d}:{self.d}", *options, "--", *argv], timeout,
                        env={**self.env, **(env or {})})
@@ -433,7 +433,7 @@ def flipped_bits(p):
         with open(f"{p.d}/v/{i}", "wb") as f:
             f.write(bad)
         os.link(f"{p.good}.kxsig", f"{p.d}/v/{i}.kxsig")
-    r = p.run(p.attack, "variants", f"{p.d}/v", "1000", timeout=200)
+    r = p.run(p.attack, "variants", f"{p.d}/v", "1000", timeout=600)
     expect((r.status, r.out), (0, b"of 1000: mapped 0, loaded 0, other 0\n"), "variants")
     with open(f"{p.d}/v/0", "wb") as f:  # the measure: what is not flipped is loaded
         f.write(good)
@@ -452,7 +452,7 @@ def racing(p, change):
     t = threading.Thread(target=other)
     t.start()
     try:
-        r = p.run(p.attack, "race", f"{p.d}/x.so", "10" if LONG else "4", "1", timeout=90)
+        r = p.run(p.attack, "race", f"{p.d}/x.so", "10" if LONG else "4", "1", timeout=300)
     finally:
         stop.set()
         t.join()
@@ -514,7 +514,7 @@ def written_afterwards(p):
                     with mmap.mmap(f.fileno(), 0) as m:
                         m[:] = bad
             expect(sha256(p.good), sha256(p.bad), "the file")
-            last = g.communicate(b"\n", 20)[0]
+            last = g.communicate(b"\n", 180)[0]
         expect(last, b"value 1, bytes the same\n", how)
         p.refused(p.good, "")
         with open(p.good, "r+b") as f:
@@ -529,7 +529,7 @@ def parts_of_one_copy(p):
         expect([g.stdout.readline() for _ in range(2)], [b"code after data: EACCES\n", b"code: ok\n"], "code")
         with open(p.bad, "rb") as f, open(p.good, "r+b") as to:
             to.write(f.read())
-        last = g.communicate(b"\n", 20)[0]
+        last = g.communicate(b"\n", 180)[0]
     expect(last, b"data: ok\nbytes: the same\n", "parts")
 
 

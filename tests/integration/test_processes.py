@@ -49,15 +49,15 @@ def options(d=None):
     return [*[a for k, v in ENV.items() for a in ("--env", f"{k}={v}")], *(volume(d) if d else [])]
 
 
-def inside(argv, d=None, timeout=60, stdin=None):
+def inside(argv, d=None, timeout=180, stdin=None):
     return lib.run(lib.pvm(argv, *options(d)), timeout, stdin=stdin, cwd=d or "/")
 
 
-def outside(argv, d=None, timeout=60, stdin=None):
+def outside(argv, d=None, timeout=180, stdin=None):
     return lib.run(["env", "-i", *[f"{k}={v}" for k, v in ENV.items()], *argv], timeout, stdin=stdin, cwd=d or "/")
 
 
-def same(argv, d=None, timeout=60, stdin=None, err=True):
+def same(argv, d=None, timeout=180, stdin=None, err=True):
     """Natively and in a pVM: status, output, errors. Returns the output."""
     want = outside(argv, d, timeout, stdin)
     got = inside(argv, d, timeout, stdin)
@@ -89,7 +89,7 @@ SCRIPTS = {
              "(trap - USR2; echo sub); trap 'echo int' INT; kill -INT $$; sh -c 'kill -USR1 $PPID'; echo after; exit 5",
     "background": "sleep 0.05 & p=$!; wait $p; echo $?; (exit 7) & wait $!; echo $?; sh -c 'kill -9 $$' & wait $!; "
                   "echo $?; "
-                  "for i in 1 2 3; do (sleep 0.$((i * 2)); echo $i) & done; wait; echo done; sleep 100 & kill $!; "
+                  "for i in 1 2 3; do (sleep 0.$((i * 2)); echo $i) & done | sort; wait; echo done; sleep 100 & kill $!; "
                   "wait $!; echo $?",
     "substitution": "a=$(seq 1 5); echo $a; b=`echo x; exit 3`; echo $? $b; for i in $(seq 20); "
                     "do n=$(expr $i \\* 2); done; "
@@ -154,9 +154,9 @@ def small_tools():
     same(["find", "/etc", "-maxdepth", "1", "-name", "host*", "-exec", "basename", "{}", ";"])
     same(["sh", "-c", "seq 1 40 | xargs -n1 -P4 sh -c 'echo $(($1 * 2))' x | sort -n"])
     same(["sh", "-c", "find /etc -maxdepth 1 -name 'p*' -print0 | xargs -0 -n2 echo | wc -l; xargs false </etc/hostname; echo $?"])
-    same(["sh", "-c", "timeout 0.2 sleep 10; echo $?; timeout 5 sh -c 'exit 3'; echo $?; "
-          "timeout -s KILL 0.2 sleep 10; echo $?; "
-          "timeout -k 0.1 0.2 sh -c 'trap \"\" TERM; while :; do sleep 0.05; done'; echo $?"])
+    same(["sh", "-c", "timeout 0.2 sleep 1000; echo $?; timeout 100 sh -c 'exit 3'; echo $?; "
+          "timeout -s KILL 0.2 sleep 1000; echo $?; "
+          "timeout -s CONT -k 0.1 0.2 sleep 1000; echo $?"])
     same(["env", "-i", "A=1", "/usr/bin/env"])
     same(["sh", "-c", "nice -n 5 nice; nice -n 3 sh -c 'nice'; nohup echo out 2>/dev/null; setsid -w echo session; "
           "env -u HOME sh -c 'echo ${HOME-unset}'; stdbuf -oL echo line; time -p true 2>/dev/null"])
@@ -180,7 +180,7 @@ def make_project():
     need("make", "gcc")
     with lib.Dir() as d:
         project(d)
-        r = inside(["make", "-s", "-j4"], d, 120)
+        r = inside(["make", "-s", "-j4"], d, 300)
         expect(r.status, 0, f"make ({r.why()})")
         expect(outside(["./prog"], d).out, inside(["./prog"], d).out, "the program")
         r = inside(["make", "-j4"], d)
@@ -208,7 +208,7 @@ def git_repository():
     got = []
     for run in (outside, inside):
         with lib.Dir() as d:
-            r = run(["sh", "-c", script], d, 120)
+            r = run(["sh", "-c", script], d, 300)
             expect(r.status, 0, f"git ({r.why()})")
             got.append((r.out, r.err))
     expect(got[1], got[0], "output")
@@ -313,7 +313,7 @@ def python_test(name, start=None):
         need(PY)
         with lib.Dir() as d:
             path = write(d, "t.py", PYTHON[name])
-            same([PY, "-I", path, *([start] if start else [])], d, 120)
+            same([PY, "-I", path, *([start] if start else [])], d, 300)
     run.__name__ = f"python3: {name}" + (f" by {start}" if start else "")
     tests.append((run.__name__, run))
 
@@ -333,7 +333,7 @@ def perl():
         print system("exit 4") >> 8, `echo backticks`; open my $f, "-|", "seq 3 | tac"; print <$f>; close $f;
         open $f, "|-", "sort -r"; print $f "$_\\n" for qw(a c b); close $f; print "$?\\n";
         $SIG{CHLD} = sub { while (waitpid(-1, WNOHANG) > 0) { $n++ } }; for (1..10) { exit if !fork }
-        select undef, undef, undef, 0.01 while $n < 10; print "$n\\n"; $SIG{ALRM} = sub { die "alarm\\n" };
+        select undef, undef, undef, 0.01 while $n < 10; print "$n\\n"; $SIG{CHLD} = "DEFAULT"; $SIG{ALRM} = sub { die "alarm\\n" };
         eval { alarm 1; sleep 10 }; print $@; $p = fork; if (!$p) { sleep 100 } kill TERM => $p; wait; print $? & 127, "\\n";
         exec "echo", "exec";"""])
 
@@ -342,12 +342,12 @@ def perl():
 
 def redis_call(port, *words):
     """One request; the answer as redis-cli --raw prints it."""
-    r = lib.run(["redis-cli", "-p", str(port), "--raw", *words], 30)
+    r = lib.run(["redis-cli", "-p", str(port), "--raw", *words], 180)
     expect(r.status, 0, f"redis-cli {words[0]} ({r.why()})")
     return r.out.decode().rstrip("\n")
 
 
-def redis_wait(port, field, value, timeout=60):
+def redis_wait(port, field, value, timeout=180):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if f"{field}:{value}" in redis_call(port, "INFO", "persistence").split():
@@ -386,7 +386,7 @@ def redis_bgsave():
                     redis_wait(port, "rdb_bgsave_in_progress", 0)
                 redis_wait(port, "rdb_last_bgsave_status", "ok")
             finally:
-                expect(load.wait(60), 0, "redis-benchmark")
+                expect(load.wait(300), 0, "redis-benchmark")
             redis_call(port, "DEL", "mylist")
             redis_call(port, "BGSAVE")
             redis_wait(port, "rdb_bgsave_in_progress", 0)
@@ -416,7 +416,7 @@ def redis_rewrite():
 
 
 def http_get(port, path):
-    with socket.create_connection(("127.0.0.1", port), 10) as s:
+    with socket.create_connection(("127.0.0.1", port), 60) as s:
         s.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         data = b""
         while chunk := s.recv(65536):
@@ -446,8 +446,8 @@ def nginx():
             for _ in range(20):
                 expect(http_get(port, "/big") == ("HTTP/1.1 200 OK", body), True, "GET /big")
             expect(http_get(port, "/no")[0], "HTTP/1.1 404 Not Found", "GET /no")
+            await_(lambda: len(family(s.p.pid)) == 3, "two workers")
             workers = family(s.p.pid)
-            expect(len(workers), 3, f"processes {workers}")
             write(d, "nginx.conf", conf.replace("VERSION", "two"))
             s.p.send_signal(signal.SIGHUP)
             await_(lambda: http_get(port, "/v")[1] == b"two", "the new configuration")
@@ -460,7 +460,7 @@ def nginx():
 
 # ---- from the host ------------------------------------------------------------------------------------------------
 
-def await_(what, name, timeout=20):
+def await_(what, name, timeout=90):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if what():
@@ -480,8 +480,13 @@ def family(pid):
     return found
 
 
-def start(argv, d=None, **kw):
-    return subprocess.Popen(lib.pvm(argv, *options(d)), stdin=subprocess.DEVNULL, start_new_session=True, **kw)
+def sleeping(pid):
+    """How many descendants are sleep(1), no fork that is to become one."""
+    return sum(lib.read(f"/proc/{p}/comm") == "sleep\n" for p in family(pid))
+
+
+def start(argv, d=None, stdin=subprocess.DEVNULL, **kw):
+    return subprocess.Popen(lib.pvm(argv, *options(d)), stdin=stdin, start_new_session=True, **kw)
 
 
 @test
@@ -489,10 +494,10 @@ def sigterm_to_the_root():
     """The root's default action ends it; its children go on, as natively, until their group is signalled."""
     p = start(["sh", "-c", "sleep 100 & sleep 100 & echo up; wait; exit 1"], stdout=subprocess.PIPE)
     expect(p.stdout.readline(), b"up\n", "output")
-    await_(lambda: len(family(p.pid)) == 3, "two children")
+    await_(lambda: sleeping(p.pid) == 2, "two children")
     all_ = family(p.pid)
     p.terminate()
-    expect(p.wait(10), -signal.SIGTERM, "status")
+    expect(p.wait(60), -signal.SIGTERM, "status")
     left = [q for q in all_[1:] if os.path.exists(f"/proc/{q}")]
     os.killpg(p.pid, signal.SIGTERM)
     await_(lambda: not any(alive(q) for q in left), "the end of the group")
@@ -509,41 +514,44 @@ def sigterm_handled():
     p = start(["bash", "-c", "trap 'kill $(jobs -p); wait; echo bye; exit 5' TERM; sleep 100 & sleep 100 & echo up; wait"],
               stdout=subprocess.PIPE)
     expect(p.stdout.readline(), b"up\n", "output")
-    await_(lambda: len(family(p.pid)) == 3, "two children")
+    await_(lambda: sleeping(p.pid) == 2, "two children")
     all_ = family(p.pid)
     p.terminate()
-    expect((p.wait(10), p.stdout.read()), (5, b"bye\n"), "status, output")
-    expect([q for q in all_ if alive(q)], [], "left")
+    expect((p.wait(60), p.stdout.read()), (5, b"bye\n"), "status, output")
+    await_(lambda: not any(alive(q) for q in all_), "the end of all")
     p.stdout.close()
 
 
 @test
 def kill_a_grandchild():
     p = start(["sh", "-c", "sh -c 'sleep 100; echo $?'; echo $?"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    await_(lambda: len(family(p.pid)) == 3, "three generations")
-    os.kill(family(p.pid)[-1], signal.SIGKILL)
-    expect((p.stdout.read(), p.wait(10)), (b"137\n0\n", 0), "output")
+    await_(lambda: sleeping(p.pid) == 1, "three generations")
+    os.kill(next(q for q in family(p.pid) if lib.read(f"/proc/{q}/comm") == "sleep\n"), signal.SIGKILL)
+    expect((p.stdout.read(), p.wait(60)), (b"137\n0\n", 0), "output")
     p.stdout.close()
 
 
 @test
 def stop_and_continue():
-    p = start(["sh", "-c", "sleep 0.3 & wait; echo done"], stdout=subprocess.PIPE)
-    time.sleep(0.1)
+    p = start(["sh", "-c", "sleep 0.3 & echo up; wait; read x; echo done"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    expect(p.stdout.readline(), b"up\n", "output")
     os.killpg(p.pid, signal.SIGSTOP)
-    await_(lambda: all("T" in lib.read(f"/proc/{q}/stat").rpartition(")")[2].split()[:1] for q in family(p.pid)), "stopped")
+    await_(lambda: all(lib.read(f"/proc/{q}/stat").rpartition(")")[2].split()[0] in "TZ" for q in family(p.pid)), "stopped")
     time.sleep(0.4)
     os.killpg(p.pid, signal.SIGCONT)
-    expect((p.stdout.read(), p.wait(10)), (b"done\n", 0), "output")
+    expect((p.communicate(b"\n", 60)[0], p.returncode), (b"done\n", 0), "output")
     p.stdout.close()
 
 
 @test
 def orphans_daemon():
-    """A daemon outlives the root; it holds the pipe, and can be told by its pid."""
-    r = inside(["sh", "-c", "(setsid sh -c 'sleep 0.2; echo late' &) ; echo early"])
-    expect((r.status, r.out), (0, b"early\n"), "root")
-    time.sleep(0.5)
+    """A daemon outlives the root."""
+    with lib.Dir() as d:
+        r = inside(["sh", "-c", "(setsid sh -c 'echo >begun; until [ -e go ]; do sleep 0.05; done; echo late >late' &); "
+                    "until [ -e begun ]; do sleep 0.05; done; echo early"], d)
+        expect((r.status, r.out, os.listdir(d)), (0, b"early\n", ["begun"]), "root")
+        write(d, "go", "")
+        await_(lambda: lib.read(f"{d}/late") == "late\n", "the daemon's end")
 
 
 class Terminal:
@@ -556,7 +564,7 @@ class Terminal:
             os.execv(lib.KYLINX, lib.pvm(argv, *options()))
         self.text = ""
 
-    def read_until(self, what, timeout=20):
+    def read_until(self, what, timeout=90):
         end = time.monotonic() + timeout
         while what not in self.text:
             if time.monotonic() > end or not select.select([self.fd], [], [], max(0, end - time.monotonic()))[0]:
@@ -571,10 +579,21 @@ class Terminal:
     def send(self, text):
         os.write(self.fd, text.encode())
 
+    def foreground(self, *names):
+        """Wait until programs of these names are there, for the terminal's signals."""
+        def there():
+            group, found = os.tcgetpgrp(self.fd), []
+            for p in family(self.pid):
+                comm, _, rest = lib.read(f"/proc/{p}/stat").partition("(")[2].rpartition(")")
+                if rest.split()[2:3] == [str(group)]:
+                    found.append(comm)
+            return all(found.count(n) >= names.count(n) for n in names)
+        await_(there, f"{names} in the foreground")
+
     def end(self):
         try:
             os.kill(self.pid, 0)
-            for _ in range(100):
+            for _ in range(600):
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
                 if pid:
                     return os.waitstatus_to_exitcode(status)
@@ -596,14 +615,14 @@ def job_control():
         t.read_until("ready\r\n")
         t.read_until("@> ")
         t.send("sleep 100\n")
-        time.sleep(0.5)
+        t.foreground("sleep")
         t.send("\x03")
         t.read_until("@> ")
         t.send("echo st=$?\n")
         t.read_until("st=130")
         t.read_until("@> ")
         t.send("sleep 100\n")
-        time.sleep(0.5)
+        t.foreground("sleep")
         t.send("\x1a")
         t.read_until("Stopped")
         t.read_until("@> ")
@@ -611,22 +630,22 @@ def job_control():
         t.read_until("Running")
         t.read_until("@> ")
         t.send("fg\n")
-        time.sleep(0.5)
+        t.foreground("sleep")
         t.send("\x03")
         t.read_until("@> ")
         t.send("cat | tr a-z A-Z\n")
-        time.sleep(0.3)
+        t.foreground("cat", "tr")
         t.send("some text\n")
         t.send("\x04")
         t.read_until("SOME TEXT")
         t.read_until("@> ")
         t.send("sh -c 'trap \"echo caught\" INT; sleep 100; echo rest'\n")
-        time.sleep(0.5)
+        t.foreground("sleep")
         t.send("\x03")
         t.read_until("caught")
         t.read_until("@> ")
         t.send("(sleep 50 | sleep 50)\n")
-        time.sleep(0.5)
+        t.foreground("sleep", "sleep")
         t.send("\x03")
         t.read_until("@> ")
         t.send("sleep 60 &\nkill %1; wait; echo w=$?\n")
@@ -645,7 +664,7 @@ def job_control():
 def terminal_hangup():
     """When the terminal goes, the session goes."""
     t = Terminal(["bash", "--norc", "--noprofile", "-c", "sleep 100; echo no"])
-    await_(lambda: len(family(t.pid)) == 2 or len(family(t.pid)) == 1 and "sleep" in lib.read(f"/proc/{t.pid}/comm"), "a child")
+    await_(lambda: sleeping(t.pid) == 1, "a child")
     all_ = family(t.pid)
     os.close(t.fd)
     await_(lambda: not any(alive(p) for p in all_), "the end")
@@ -666,7 +685,7 @@ def strace_of_a_family():
 
 
 def inside_traced(argv):
-    r = lib.run(lib.pvm(argv, *options(), "--strace"), 60, cwd="/")
+    r = lib.run(lib.pvm(argv, *options(), "--strace"), cwd="/")
     expect(r.status, 0, r.why())
     return r
 
@@ -674,7 +693,7 @@ def inside_traced(argv):
 # ---- statistics ---------------------------------------------------------------------------------------------------
 
 def statistics(script, d):
-    r = lib.run(lib.pvm([PY, "-S", "-c", script], *options(), f"--stats={d}/stats"), 60, cwd="/")
+    r = lib.run(lib.pvm([PY, "-S", "-c", script], *options(), f"--stats={d}/stats"), cwd="/")
     expect((r.status, r.err), (0, b""), "status and errors")
     return json.loads(lib.read(f"{d}/stats"))
 
@@ -706,7 +725,7 @@ def statistics_of_a_family():
     total = s["hypercalls"].pop("total")
     assert total >= sum(s["hypercalls"].values()) and s["exits"] + s["polled"] >= total, s
     assert s["program"].startswith("/usr/bin/python3"), s
-    assert s["wall_ns"] > 10**8, "since the start of kylinx"
+    assert s["wall_ns"] > 10**7, "since the start of kylinx"
 
 
 @test
@@ -757,7 +776,7 @@ def pipeline_of_programs():
         tar cf - a b | zstd -q -1 | zstd -q -d | tar xf - -C out; echo ${PIPESTATUS[@]}
         cmp a out/a && cmp b out/b; cat a b | md5sum; cat out/* | md5sum; yes | head -3 | wc -c"""
     with lib.Dir() as d:
-        r = lib.run(lib.pvm(["bash", "-c", script, "pipeline", d], *options(), "--volume", f"{d}:{d}"), 120, cwd="/")
+        r = lib.run(lib.pvm(["bash", "-c", script, "pipeline", d], *options(), "--volume", f"{d}:{d}"), 600, cwd="/")
     lines = r.out.decode().split("\n")
     expect((r.status, r.err, lines[0], lines[3]), (0, b"", "0 0 0 0", "6"), "status, errors, what they ended with")
     expect(lines[1], lines[2], "checksums")
@@ -768,7 +787,7 @@ def hackbench():
     if not shutil.which("hackbench"):
         raise Skip("no hackbench")
     for how in ([], ["-T"]):
-        r = lib.run(lib.pvm(["hackbench", "-p", "-g", "1", "-l", "20", *how], *options()), 120, cwd="/")
+        r = lib.run(lib.pvm(["hackbench", "-p", "-g", "1", "-l", "20", *how], *options()), 600, cwd="/")
         expect((r.status, r.err), (0, b""), "status and errors")
         assert b"Time:" in r.out, r.out
 
@@ -818,7 +837,7 @@ def number_of_the_dead():
     q = None
     try:
         q = process_with_number(int(p.stdout.readline()))
-        out = p.communicate(b"\n", 30)[0]
+        out = p.communicate(b"\n", 120)[0]
         if not q:
             raise Skip("others took the number each time")
         expect((out, q.poll()), (b"nobody\n", None), "kill")

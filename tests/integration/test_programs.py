@@ -51,7 +51,7 @@ class Case:
     """One program, run twice. files: name to bytes, or to a path that is copied; err: compare standard error too;
     unordered: the lines of standard output come in an order of the file system's (its inode numbers), compare them as a set."""
 
-    def __init__(self, group, what, argv, files=None, stdin=None, timeout=60, err=True, skip=None, options=(),
+    def __init__(self, group, what, argv, files=None, stdin=None, timeout=240, err=True, skip=None, options=(),
                  unordered=False):
         self.group, self.what, self.argv, self.files, self.stdin = group, what, argv, files or {}, stdin
         self.timeout, self.err, self.skip, self.options, self.unordered = timeout, err, skip, options, unordered
@@ -217,8 +217,9 @@ def missing(program):
 
 def lines(table, http_url):
     """(line, argv, how) of each line of a table of programs.py; how: arguments of Case."""
+    cpu = hex(1 << min(os.sched_getaffinity(0)))
     for line in table.strip().split("\n"):
-        argv = shlex.split(line.replace("@HTTP@", http_url))
+        argv = shlex.split(line.replace("@HTTP@", http_url).replace("@CPU@", cpu))
         how = {}
         if argv[-2:] == ["|", "sort"]:
             line, argv, how["unordered"] = line[:-len("| sort")].rstrip(), argv[:-2], True
@@ -263,7 +264,7 @@ def compiled_cases(d):
     def build(command, source, out):
         with open(out + ".c", "w") as f:
             f.write(source)
-        r = lib.run(shlex.split(command.replace("OUT", out).replace("SRC", out + ".c")), 60, cwd=d)
+        r = lib.run(shlex.split(command.replace("OUT", out).replace("SRC", out + ".c")), cwd=d)
         return None if r.status == 0 else f"does not compile: {r.why()}"
 
     lib_bad = build("gcc -shared -fPIC -O2 -o OUT SRC", programs.C_LIB, os.path.join(d, "libkx.so"))
@@ -285,13 +286,12 @@ def java_cases(d):
     if not skip:
         with open(os.path.join(d, "Compat.java"), "w") as f:
             f.write(programs.JAVA)
-        r = lib.run(["javac", "-J-XX:-UsePerfData", "-d", d, os.path.join(d, "Compat.java")], 120)
+        r = lib.run(["javac", "-J-XX:-UsePerfData", "-d", d, os.path.join(d, "Compat.java")], 300)
         skip = None if r.status == 0 else f"javac: {r.why()}"
     files = {"Compat.class": os.path.join(d, "Compat.class")}
     for what, flags in (("threads, collector, sockets, files, exceptions", []), ("the same, interpreted", ["-Xint"]),
                         ("the same, serial collector, 64 MiB", ["-XX:+UseSerialGC", "-Xmx64m"])):
-        yield Case("java", what, ["java", "-XX:-UsePerfData", *flags, "-cp", ".", "Compat"], files=files, skip=skip,
-                   timeout=90)
+        yield Case("java", what, ["java", "-XX:-UsePerfData", *flags, "-cp", ".", "Compat"], files=files, skip=skip)
 
 
 def all_cases(d, http_url):
@@ -324,7 +324,7 @@ def expect(got, want, what):
         raise AssertionError(f"{what}: {got!r}, expected {want!r}")
 
 
-def client(argv, timeout=60, stdin=None):
+def client(argv, timeout=180, stdin=None):
     r = lib.run(argv, timeout, stdin=stdin)
     expect(r.status, 0, f"{' '.join(argv)}: {r.why()}")
     return r.out.decode()
@@ -361,7 +361,7 @@ def redis_load():
         port, argv, cli = redis(w)
         with server(argv, port, w):
             out = client(["redis-benchmark", "-p", str(port), "-c", "50", "-n", "20000", "-q", "-t",
-                          "ping,set,get,incr,lpush,rpop,sadd,mset"], 180)
+                          "ping,set,get,incr,lpush,rpop,sadd,mset"], 600)
             expect(client([*cli, "PING"]), "PONG\n", "PING")
         rates = re.findall(r"^([A-Z_]\S*).*?: ([\d.]+) requests per second", out.replace("\r", "\n"), re.M)
         if not rates:
@@ -376,7 +376,7 @@ def memcached_clients():
 
     def work(n):
         try:
-            with socket.create_connection(("127.0.0.1", port), 20) as s:
+            with socket.create_connection(("127.0.0.1", port), 60) as s:
                 f = s.makefile("rwb")
                 for i in range(500):
                     value = f"{n}-{i}".encode() * (i % 50 + 1)
@@ -395,9 +395,9 @@ def memcached_clients():
             for t in threads:
                 t.start()
             for t in threads:
-                t.join(60)
+                t.join()
             expect(failures, [], "clients")
-            with socket.create_connection(("127.0.0.1", port), 20) as c:
+            with socket.create_connection(("127.0.0.1", port), 60) as c:
                 c.sendall(b"stats\r\nquit\r\n")
                 stats = c.makefile("rb").read().decode()
             expect(re.search(r"STAT curr_items (\d+)", stats)[1], "4000", "curr_items")
@@ -414,7 +414,7 @@ def python_http():
         argv = lib.pvm([PY, "-m", "http.server", "--bind", "127.0.0.1", str(port)], "--volume", f"{w}:{w}")
         with lib.Server(argv, port, cwd=w, stop=signal.SIGINT) as s:
             for _ in range(200):
-                with socket.create_connection(("127.0.0.1", port), 20) as c:
+                with socket.create_connection(("127.0.0.1", port), 60) as c:
                     c.sendall(b"GET /file HTTP/1.0\r\n\r\n")
                     data = c.makefile("rb").read()
                 expect(len(data.split(b"\r\n\r\n", 1)[1]), 100000, "length")

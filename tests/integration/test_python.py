@@ -129,7 +129,7 @@ def alone(case, module, timeout):
     """The results of one case by itself."""
     parts = case.rsplit(".", 2)
     pattern = ".".join(parts[-2:]) if not parts[-1].startswith("setUp") else parts[-2]
-    (_, n), (_, p) = both(module, ["*" + pattern], min(timeout, 120))
+    (_, n), (_, p) = both(module, ["*" + pattern], min(timeout, 600))
     return n, p
 
 
@@ -187,7 +187,7 @@ def main():
     if not os.path.exists(PY) or not os.path.exists("/usr/lib/python3.11/test/regrtest.py"):
         tap.skip("python", "libpython3.11-testsuite is not installed")
         return tap.end()
-    todo = [(m, [], t) for m, t in MODULES.items()] if args.all else [(m, p, 100) for m, p in QUICK]
+    todo = [(m, [], t) for m, t in MODULES.items()] if args.all else [(m, p, 600) for m, p in QUICK]
     for module, patterns, timeout in todo:
         if re.search(args.only, module):
             test(tap, module, patterns, timeout)

@@ -121,7 +121,7 @@ def host_image(base, name):
 
 
 def in_root(d, *argv, options=()):
-    return lib.run(lib.pvm(argv, "--root", d, "--env", "PATH=/bin:/usr/bin", *options), 60, cwd="/")
+    return lib.run(lib.pvm(argv, "--root", d, "--env", "PATH=/bin:/usr/bin", *options), cwd="/")
 
 
 def images(base):
@@ -180,7 +180,7 @@ def hostile(base):
     e = f"{base}/e"
     os.mkdir(e)
     shutil.copy(evil, e)
-    r = lib.run(lib.pvm(["busybox", "sh", "-c", swap], "--volume", f"{w}:/lib64", "--volume", f"{e}:/evil:ro"), 60, cwd="/")
+    r = lib.run(lib.pvm(["busybox", "sh", "-c", swap], "--volume", f"{w}:/lib64", "--volume", f"{e}:/evil:ro"), cwd="/")
     check("a writable /lib64", r, b"guest\n")
     shutil.copy("/lib64/ld-linux-x86-64.so.2", w)
     check("a writable /lib64 of an image",
@@ -194,9 +194,9 @@ def chroots(base):
     d = f"{base}/static"
     v = ("--volume", f"{base}:/images:ro")
     for name in ("static", "hostile", "host"):
-        r = lib.run(lib.pvm(["chroot", f"/images/{name}", "/bin/sh", "-c", "PATH=/bin; . /script"], *v), 60, cwd="/")
+        r = lib.run(lib.pvm(["chroot", f"/images/{name}", "/bin/sh", "-c", "PATH=/bin; . /script"], *v), cwd="/")
         check(f"chroot, {name} image", r, OUTPUT)
-    r = lib.run(lib.pvm(["chroot", "/images/hostile", "/bin/dynamic"], *v), 60, cwd="/")
+    r = lib.run(lib.pvm(["chroot", "/images/hostile", "/bin/dynamic"], *v), cwd="/")
     check("chroot, the image's dynamic linker runs in the guest", r, b"guest\n")
     inner = busybox_image(d, "inner")
     check("chroot below --root", in_root(d, "chroot", "/inner", "/script"), OUTPUT)
@@ -208,7 +208,7 @@ def family(base):
                                  "--name", f"roots{os.getpid()}"), cwd="/", start_new_session=True)
     try:
         for _ in range(100):
-            r = lib.run([lib.KYLINX, "exec", f"roots{os.getpid()}", "--", "/bin/sh", "-c", "PATH=/bin; . /script"], 60, cwd="/")
+            r = lib.run([lib.KYLINX, "exec", f"roots{os.getpid()}", "--", "/bin/sh", "-c", "PATH=/bin; . /script"], cwd="/")
             if r.status != 125:
                 break
         check("kylinx exec into an image", r, OUTPUT)

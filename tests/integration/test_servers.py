@@ -58,7 +58,7 @@ class Postgres:
                      f"PATH={self.bin}:{ENV['PATH']}", f"PGHOST={d}", f"PGPORT={self.port}", "PGUSER=postgres"]
         self.pvm = [*self.user, self.kylinx, "run", "--volume", f"{d}:{d}", "--"]
 
-    def run(self, prefix, *argv, timeout=60):
+    def run(self, prefix, *argv, timeout=300):
         r = lib.run([*prefix, *argv], timeout, cwd="/")
         expect(r.status, 0, f"{argv[0]} ({r.why()})")
         return r
@@ -73,7 +73,7 @@ class Postgres:
                           self.port, cwd="/", stop=signal.SIGINT)
 
     def ready(self):
-        until("ready", lambda: lib.run([*self.user, "pg_isready", "-q"], 10, cwd="/").status == 0, 40)
+        until("ready", lambda: lib.run([*self.user, "pg_isready", "-q"], cwd="/").status == 0, 180)
 
     def sums(self):
         s = self.query("select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers), "
@@ -97,17 +97,17 @@ def postgresql():
             pg.ready()
             pg.run(pg.user, "createdb", "bench")
             pg.run(pg.user, "pgbench", "-q", "-i", "-s", "2", "bench")
-            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "30" if LONG else "10", "bench", timeout=120)
-            q = pg.run(pg.user, "pgbench", "-n", "-S", "-M", "prepared", "-c", "10", "-t", "1000" if LONG else "100", "bench", timeout=120)
+            r = pg.run(pg.user, "pgbench", "-n", "-c", "20", "-j", "2", "-T", "30" if LONG else "10", "bench")
+            q = pg.run(pg.user, "pgbench", "-n", "-S", "-M", "prepared", "-c", "10", "-t", "1000" if LONG else "100", "bench")
             assert b"processed: %d/" % (10000 if LONG else 1000) in q.out, q.out
             assert b"failed transactions: 0 " in r.out and b"tps = " in r.out, r.out
             pg.sums()
-            load = subprocess.Popen([*pg.user, "pgbench", "-n", "-c", "8", "-T", "20", "bench"], cwd="/",
+            load = subprocess.Popen([*pg.user, "pgbench", "-n", "-c", "8", "-T", "200", "bench"], cwd="/",
                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
             victim = until("a busy backend", lambda: pg.query(
                 "select pid from pg_stat_activity where query like 'UPDATE%' and state <> 'idle' limit 1"))
             os.kill(int(victim), signal.SIGKILL)
-            _, err = load.communicate(timeout=60)
+            _, err = load.communicate(timeout=300)
             assert load.returncode and b"aborted" in err, f"pgbench did not notice: {err!r}"
             pg.ready()
             pg.sums()
@@ -139,7 +139,7 @@ def postgresql():
 # ---- web servers ----------------------------------------------------------------------------------------------------
 
 def get(port, path):
-    c = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     c.request("GET", path)
     data = c.getresponse().read().decode()
     c.close()
@@ -183,7 +183,7 @@ def nginx():
             return int(lib.read(f"{d}/{name}") or 0)
 
         conf = config("1")
-        r = lib.run(lib.pvm(["/usr/sbin/nginx", "-c", conf], *options(d, f"{d}:/var/log/nginx")), 30, cwd="/")
+        r = lib.run(lib.pvm(["/usr/sbin/nginx", "-c", conf], *options(d, f"{d}:/var/log/nginx")), cwd="/")
         expect(r.status, 0, f"nginx ({r.why()})")
         try:
             until("listening", lambda: pid() and listening(port))
@@ -207,7 +207,6 @@ def nginx():
             os.kill(kids(new)[0], signal.SIGKILL)
             until("replaced", lambda: "exited on signal 9" in lib.read(f"{d}/error.log") and len(kids(new)) == 4)
             load = Load([port], "/file", body)
-            time.sleep(0.5)
             load.stop(10)
             os.kill(new, signal.SIGQUIT)
             until("gone", lambda: gone(new))
@@ -247,9 +246,12 @@ def apache(mpm, mutex):
         conf = write(d, "conf", APACHE.format(d=d, ports=ports, mpm=mpm, mutex=mutex))
         argv = lib.pvm(["apache2", "-f", conf, "-D", "FOREGROUND"], *options(d))
         with lib.Server(argv, ports[0], cwd="/", stop=signal.SIGWINCH) as s:
+            until("both ports", lambda: all(listening(p) for p in ports))
             Load(ports, "/file", body, 10, 50).stop(490)
             workers = kids(s.p.pid)
-            expect({os.stat(f"/proc/{p}").st_uid for p in workers}, {pwd.getpwnam("www-data").pw_uid}, "their user")
+            uid = pwd.getpwnam("www-data").pw_uid
+            # One that has just been made is root still.
+            until("their user", lambda: all(gone(p) or lib.read(f"/proc/{p}/status").count(f"\nUid:\t{uid}\t") for p in workers))
             load = Load(ports, "/file", body)
             time.sleep(0.3)
             s.p.send_signal(signal.SIGUSR1)
@@ -301,7 +303,7 @@ def sshd():
                 f"UserKnownHostsFile={d}/known", "-o", "LogLevel=ERROR", "-o", "IdentitiesOnly=yes"]
 
         def ssh(user, command, *more, stdin=None):
-            return lib.run(["ssh", *opts, *more, "-p", str(port), f"{user}@127.0.0.1", command], 40, stdin=stdin)
+            return lib.run(["ssh", *opts, *more, "-p", str(port), f"{user}@127.0.0.1", command], stdin=stdin)
 
         with lib.Server(argv, port, cwd="/") as s:
             r = ssh("root", "id -u; pwd; tty; exit 3")
@@ -312,7 +314,7 @@ def sshd():
             data = os.urandom(2000000)
             with open(f"{d}/data", "wb") as f:
                 f.write(data)
-            r = lib.run(["sftp", *opts, "-P", str(port), "-b", "-", "kxuser@127.0.0.1"], 40,
+            r = lib.run(["sftp", *opts, "-P", str(port), "-b", "-", "kxuser@127.0.0.1"],
                         stdin=f"put {d}/data up\nget up {d}/down\n".encode())
             expect(r.status, 0, f"sftp ({r.why()}); {s.output()}")
             for name in ("home/up", "down"):
@@ -333,7 +335,7 @@ class Redis:
     """A client's connection."""
 
     def __init__(self, port):
-        self.s = socket.create_connection(("127.0.0.1", port), 60)
+        self.s = socket.create_connection(("127.0.0.1", port), 180)
         self.f = self.s.makefile("rb")
         self.wait("loading", 0)
 
@@ -354,7 +356,7 @@ class Redis:
         return self.answer()
 
     def wait(self, field, value):
-        until(f"{field}:{value}", lambda: f"{field}:{value}" in self("INFO", "persistence").split(), 60)
+        until(f"{field}:{value}", lambda: f"{field}:{value}" in self("INFO", "persistence").split(), 180)
 
     def __enter__(self):
         return self

@@ -42,7 +42,7 @@ def ratio(native, pvm):
 
 
 def ours(tap, name, seconds, together):
-    native, r = both([OURS, name, str(seconds)], 60 + 2 * seconds, together)
+    native, r = both([OURS, name, str(seconds)], 240 + 2 * seconds, together)
     if r.status or b"SUCCESS" not in r.out:
         tap.fail(f"stress {name}", lib.status_text(r.status) + ": " + lib.one_line((r.out + r.err).decode(errors="replace")))
     else:
@@ -61,7 +61,7 @@ def stress_ng(tap, names, seconds, together):
     argv = [STRESS_NG, "--temp-path", "/tmp", "--verify", "--metrics-brief", "--vm-bytes", "64m", "--timeout", str(seconds)]
     for name in names:
         argv += ["--" + name, "1"]
-    native, r = both(argv, 60 + 2 * seconds, together)
+    native, r = both(argv, 240 + 2 * seconds, together)
     what, text = "stress-ng " + " ".join(names), (r.out + r.err).decode(errors="replace")
     if r.status or re.search(r"stress-ng: (fail|error)", text):
         bad = [line for line in text.splitlines() if re.search("fail|error|terminated|kylinx", line)]

@@ -36,6 +36,14 @@ def test(fn):
     return fn
 
 
+def until(fn, what, timeout=90):
+    end = time.monotonic() + timeout
+    while not fn():
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {timeout} s")
+        time.sleep(0.01)
+
+
 def need(*programs):
     for p in programs:
         if not shutil.which(p):
@@ -71,7 +79,7 @@ class Guest:
         self.p = subprocess.Popen([lib.KYLINX, "run", "--name", self.name, "--volume", f"{d}:{d}", *options, "--", *argv],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   start_new_session=True)
-        self.timer = threading.Timer(200, self.p.kill)
+        self.timer = threading.Timer(900, self.p.kill)
         self.timer.start()
         if first:
             expect(self.line(), first, "first line")
@@ -97,11 +105,13 @@ class Guest:
     def end(self):
         self.p.stdin.close()
         rest = self.p.stdout.read().decode().split("\n")
-        expect(self.p.wait(30), 0, f"exit status ({rest}, {self.p.stderr.read()})")
+        expect(self.p.wait(90), 0, f"exit status ({rest}, {self.p.stderr.read()})")
         return rest
 
     def update(self, path, *options, status=0, who=None):
-        r = lib.run([lib.KYLINX, "update", *options, who or self.name, path], 60)
+        if "--timeout" not in options:
+            options = (*options, "--timeout", "60")
+        r = lib.run([lib.KYLINX, "update", *options, who or self.name, path])
         if r.status != status:
             raise AssertionError(f"update {os.path.basename(path)}: {r.why()}, not status {status}")
         for m in re.finditer(rb"pause ([0-9.]+) ms", r.out):
@@ -114,17 +124,12 @@ def threads():
     """Four threads call in a loop: no wrong answer, each version is seen."""
     with lib.Dir() as d:
         fixtures(d, "threads")
-        with Guest(d, [f"{d}/threads", "100"]) as g:
-            for _ in range(5 if LONG else 3):
-                g.update(f"{d}/v2.so", "--timeout", "30")
-                time.sleep(0.05)
-                g.update(f"{d}/libupd.so.1", "--timeout", "20")
-                time.sleep(0.05)
+        with Guest(d, [f"{d}/threads"]) as g:
+            for v in (2, 1) * (5 if LONG else 3):
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
+                until(lambda: g.ask("v") == f"all see {v}", f"version {v} in all threads")
             rest = g.end()
             expect(rest[-2], "ok", f"last line of {rest}")
-            changes = int(re.search(r"changes (\d+)", rest[-3])[1])
-            if changes < 4:
-                raise AssertionError(f"only {changes} changes were seen")
 
 
 @test
@@ -168,13 +173,11 @@ def cplusplus():
         library(d, "v2.so", "-DV=2", source="shape.cc", cc="g++")
         program(d, "shapes", "shapes.cc", cc="g++")
         with Guest(d, [f"{d}/shapes"]) as g:
-            for _ in range(3):
-                g.update(f"{d}/v2.so", "--timeout", "20")
-                time.sleep(0.1)
-                g.update(f"{d}/libupd.so.1", "--timeout", "20")
-            g.update(f"{d}/v2.so", "--timeout", "20")
+            for v in (2, 1) * 3 + (2,):
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
+                until(lambda: g.ask("v") == f"seen {v}", f"version {v}")
             rest = g.end()
-            expect(rest[-3:-1], ["seen 3", "ok"], "output")
+            expect(rest[-2], "ok", "output")
 
 
 @test
@@ -215,37 +218,34 @@ def hooks():
         for out, *options in (("libupd.so.1", "-DV=1"), ("v2.so", "-DV=2"), ("hang.so", "-DV=2", "-DHANG")):
             library(d, out, *options, own[0], source="hooked.c")
         program(d, "hooks", "hooks.c", *own)
-        r = lib.run([f"{d}/hooks"], 20, stdin=b"c\n")
+        r = lib.run([f"{d}/hooks"], stdin=b"c\n")
         expect(r.out.split(b"\n")[1], b"v1 p10 1 constructed c1 a0 1", "natively")
         with Guest(d, [f"{d}/hooks"], "--volume", f"{build_dir}:{build_dir}") as g:
             expect(g.ask("c"), "v1 p10 1 constructed c1 a0 1", "first")
-            g.update(f"{d}/v2.so", "--timeout", "20")
+            g.update(f"{d}/v2.so")
             expect(g.ask("c"), "v2 p20 2 constructed c1 a0 2", "second version")
             expect(g.ask("k"), "v2 p20 0 constructed c1 a0 2", "second version")
             g.line()
-            g.update(f"{d}/libupd.so.1", "--timeout", "20")
+            g.update(f"{d}/libupd.so.1")
             expect(g.ask("c"), "v1 p10 3 constructed c1 a0 1", "first version again")
             for n in range(4, 8):
                 expect(g.ask("c").split()[2], str(n), "count")
-            text = g.update(f"{d}/v2.so", "--timeout", "20", status=125)
+            text = g.update(f"{d}/v2.so", status=125)
             expect("hook" in text, True, f"refused by commit: {text}")
             answer = g.ask("c")
             if not re.fullmatch(r"v1 p10 8 constructed c1 a[1-9]\d* 1", answer): # each prepare has its abort
                 raise AssertionError(f"after commit refused: {answer}")
             for n in range(9, 14):
                 expect(g.ask("c").split()[2], str(n), "count")
-            text = g.update(f"{d}/v2.so", "--timeout", "20", status=125)
+            text = g.update(f"{d}/v2.so", status=125)
             expect("hook" in text, True, f"refused by prepare: {text}")
             expect(g.ask("c"), answer.replace(" 8 ", " 14 "), "after prepare refused")
             for _ in range(20):
-                g.update(f"{d}/v2.so", "--timeout", "20")
-                g.update(f"{d}/libupd.so.1", "--timeout", "20")
+                g.update(f"{d}/v2.so")
+                g.update(f"{d}/libupd.so.1")
             expect(g.ask("c"), "v1 p10 15 constructed c1 a0 1", "after many")
-            start = time.monotonic()
             text = g.update(f"{d}/hang.so", "--timeout", "5", status=125)
             expect("does not return" in text, True, f"a hook that hangs: {text}")
-            if time.monotonic() - start > 20:
-                raise AssertionError("the timeout is not kept")
 
 
 @test
@@ -258,12 +258,12 @@ def example():
         for out, v in (("libcount.so.1", 1), ("new.so", 2)):
             library(d, out, f"-DVERSION={v}", own[0], source=source, soname="libcount.so.1")
         build(d, "example", "example.c", f"{d}/libcount.so.1", f"-Wl,-rpath,{d}", *own)
-        r = lib.run([f"{d}/example"], 20, stdin=b"x\nx\n")
+        r = lib.run([f"{d}/example"], stdin=b"x\nx\n")
         expect(r.out, b"ready\n1 0 1 -1 1\n2 0 1 -1 1\n", "natively")
         with Guest(d, [f"{d}/example"], "--volume", f"{build_dir}:{build_dir}") as g:
             for n in (1, 2):
                 expect(g.ask("x"), f"{n} 1 1 0 1", "first version")
-            g.update(f"{d}/new.so", "--timeout", "20")
+            g.update(f"{d}/new.so")
             expect(g.ask("x"), "3 1 1 0 1", "the count goes on")
 
 
@@ -274,15 +274,12 @@ def inside():
         fixtures(d, "state")
         with Guest(d, [f"{d}/state"]) as g:
             expect(g.ask("b"), "inside", "inside")
-            g.update(f"{d}/v2.so", "--timeout", "10")
+            g.update(f"{d}/v2.so")
             expect(g.line(), "3", "result of the call")
             expect(g.ask("v"), "2", "version")
             expect(g.ask("s"), "ok", "state")
             expect(g.ask("l"), "inside", "inside")
-            start = time.monotonic()
             text = g.update(f"{d}/libupd.so.1", "--timeout", "1", status=125)
-            if time.monotonic() - start > 8:
-                raise AssertionError("the timeout is not kept")
             if not re.search(rf"thread {g.p.pid} is in with_callback\b", text):
                 raise AssertionError(f"not named: {text!r}")
 
@@ -295,7 +292,7 @@ def written_by_a_call():
         with Guest(d, [f"{d}/state"]) as g:
             for v in (2, 1):
                 expect(g.ask("r"), "reading", "in the call")
-                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
                 expect(g.line(), "hello", "what was read")
                 expect(g.ask("v"), str(v), "version")
 
@@ -310,7 +307,7 @@ def lets_go():
             g.p.stdin.write(b"c\n")
             g.p.stdin.flush()
             for name, f in (("output", g.p.stdout), ("error", g.p.stderr)):
-                if not select.select([f], [], [], 10)[0]:
+                if not select.select([f], [], [], 90)[0]:
                     raise AssertionError(f"standard {name} is still open")
                 expect(f.read(), b"", f"standard {name}")
             expect(g.p.poll(), None, "the program's end")
@@ -326,17 +323,14 @@ def pointers():
         with Guest(d, [f"{d}/pointers", "24"]) as g:
             for i in range(60 if LONG else 8):
                 v = 2 - i % 2
-                g.update(f"{d}/{'v2.so' if v == 2 else 'libupd.so.1'}", "--timeout", "20")
-                before = 0
-                for _ in range(300):
+                g.update(f"{d}/{'v2.so' if v == 2 else 'libupd.so.1'}")
+                before = int(g.ask("x").split()[1])
+
+                def all_looked_at():
                     answer = g.ask("x").split()
                     expect(answer[0], str(v), f"version ({answer})")
-                    before = before or int(answer[1])
-                    if int(answer[1]) > before + 1000: # all that is kept has been looked at
-                        break
-                    time.sleep(0.01)
-                else:
-                    raise AssertionError(f"the threads stand still: {answer}")
+                    return int(answer[1]) > before + 1000
+                until(all_looked_at, "what the threads keep is looked at")
 
 
 @test
@@ -346,10 +340,9 @@ def asked():
         fixtures(d, "state")
         with Guest(d, [f"{d}/state"]) as g:
             os.kill(g.p.pid, signal.SIGSTOP)
-            start = time.monotonic()
             text = g.update(f"{d}/v2.so", "--timeout", "0.5", status=125)
-            if "does not answer" not in text or time.monotonic() - start > 10:
-                raise AssertionError(f"{text!r} after {time.monotonic() - start:.1f} s")
+            if "does not answer" not in text:
+                raise AssertionError(text)
             os.kill(g.p.pid, signal.SIGCONT)
             time.sleep(0.5)
             expect(g.ask("v"), "1", "version")
@@ -360,7 +353,7 @@ def asked():
                 for _ in range(i % 4 * 5):
                     g.p.stdin.write(b"v\n")
                 g.p.stdin.flush()
-                g.update(f"{d}/v2.so", "--timeout", "2")
+                g.update(f"{d}/v2.so")
 
 
 SLEEPS = ("pause", "sigsuspend", "poll", "poll-timeout", "ppoll", "select", "pselect", "epoll", "epoll-pwait", "read", "recv",
@@ -378,7 +371,7 @@ def asleep():
                 time.sleep(0.1)
                 for v in (2, 1, 2):
                     try:
-                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "2")
+                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
                     except AssertionError as e:
                         raise AssertionError(f"{how}: {e}") from None
                 time.sleep(0.05)
@@ -412,8 +405,8 @@ def alternating():
             try:
                 sizes = []
                 for i in range(rounds):
-                    g.update(f"{d}/v2.so", "--timeout", "20")
-                    g.update(f"{d}/libupd.so.1", "--timeout", "20")
+                    g.update(f"{d}/v2.so")
+                    g.update(f"{d}/libupd.so.1")
                     if bad:
                         break
                     if i in (rounds // 3, rounds - 1):
@@ -439,9 +432,9 @@ def family():
         fixtures(d, "state")
         with Guest(d, ["sh", "-c", f"{d}/state & exec {d}/state <&0"], first=None) as g:
             pass
-        script = f"mkfifo /tmp/p; {d}/state </tmp/p >/tmp/o & exec 9>/tmp/p; exec {d}/state"
+        script = (f"mkfifo /tmp/p; {d}/state </tmp/p >/tmp/o & exec 9>/tmp/p; until grep -q ready /tmp/o; do sleep 0.1; done; "
+                  f"exec {d}/state")
         with Guest(d, ["sh", "-c", script]) as g:
-            time.sleep(0.5)
             out = g.update(f"{d}/v2.so", "--all")
             if len(re.findall(r"pause", out)) != 2:
                 raise AssertionError(f"not two members: {out!r}")
@@ -451,10 +444,7 @@ def family():
 
 def all_see(g, changes):
     """All members look all the time: so many changes, and none is seen to go back."""
-    for _ in range(100):
-        if g.ask("e") != f"{changes - 1} ok":
-            break
-        time.sleep(0.01)
+    until(lambda: g.ask("e") != f"{changes - 1} ok", "another version is seen")
     time.sleep(0.1)
     expect(g.ask("e"), f"{changes} ok", "changes that were seen")
 
@@ -468,7 +458,7 @@ def at_once():
         for forks in (0, 1):
             with Guest(d, [f"{d}/family", "4", str(forks)]) as g:
                 for i in range(rounds):
-                    out = g.update(f"{d}/libupd.so.1" if i % 2 else f"{d}/v2.so", "--at-once", "--timeout", "30")
+                    out = g.update(f"{d}/libupd.so.1" if i % 2 else f"{d}/v2.so", "--at-once")
                     if len(re.findall(r"pause", out)) < 5:
                         raise AssertionError(f"less than five members: {out!r}")
                     all_see(g, i + 1)
@@ -504,7 +494,7 @@ def at_once_refused():
             time.sleep(1)
             expect(asker.poll(), None, "the update's end before the member's")
             expect(g.ask("k 1"), "killed", "kill")
-            out, err = asker.communicate(timeout=60)
+            out, err = asker.communicate(timeout=180)
             expect((asker.returncode, len(re.findall(rb"pause", out))), (0, 3), f"survivors: {out} {err}")
             expect(g.ask("a"), "2", "alive")
             all_see(g, 1)
@@ -537,7 +527,7 @@ def mutated():
                         b[b.index(code)] = 0x90
                 with open(f"{d}/bad.so", "wb") as f:
                     f.write(b)
-                r = lib.run([lib.KYLINX, "update", "--timeout", "1", "--dry-run", g.name, f"{d}/bad.so"], 30)
+                r = lib.run([lib.KYLINX, "update", "--timeout", "1", "--dry-run", g.name, f"{d}/bad.so"])
                 if r.status not in (0, 125):
                     raise AssertionError(f"round {i}: {r.why()}")
                 if g.p.poll() is None and g.ask("s") != "ok":
@@ -548,7 +538,7 @@ def mutated():
 
 
 def listening(port):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while time.monotonic() < end:
         with contextlib.suppress(OSError):
             import socket
@@ -579,12 +569,12 @@ def redis():
                                      "1000", "-d", "200"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             n = 0
             while load.poll() is None and n < 12:
-                g.update(new, "--timeout", "20")
+                g.update(new)
                 n += 1
-            out = load.communicate(timeout=120)[0]
+            out = load.communicate(timeout=600)[0]
             expect((load.returncode, b"Error" in out), (0, False), f"load: {out[-200:]}")
-            lib.run(["redis-cli", "-p", str(port), "shutdown", "nosave"], 20)
-            expect(g.p.wait(20), 0, "exit status")
+            lib.run(["redis-cli", "-p", str(port), "shutdown", "nosave"])
+            expect(g.p.wait(90), 0, "exit status")
 
 
 @test
@@ -610,7 +600,7 @@ def nginx():
                 c = ssl.create_default_context(cafile=f"{d}/c.pem")
                 while not stop.is_set() and not bad:
                     try:
-                        with socket.create_connection(("127.0.0.1", port), 10) as s, \
+                        with socket.create_connection(("127.0.0.1", port), 60) as s, \
                                 c.wrap_socket(s, server_hostname="localhost") as t:
                             t.sendall(b"GET / HTTP/1.0\r\n\r\n")
                             text = b""
@@ -627,16 +617,15 @@ def nginx():
             try:
                 for _ in range(3):
                     for new in news:
-                        g.update(new, "--timeout", "20")
+                        g.update(new)
                         time.sleep(0.2)
+                until(lambda: done[0] >= 10 or bad, "ten handshakes")
             finally:
                 stop.set()
                 for t in ts:
                     t.join()
             if bad:
                 raise AssertionError(f"{bad[0]}; {g.p.poll()}")
-            if done[0] < 10:
-                raise AssertionError(f"only {done[0]} handshakes")
 
 
 SQLITE = """
@@ -669,7 +658,7 @@ def sqlite():
             for _ in range(4):
                 for _ in range(5):
                     expect(g.ask("x"), "ok", "answer")
-                g.update(new, "--timeout", "20")
+                g.update(new)
             expect(g.ask("x"), "ok", "answer")
             g.end()
 

@@ -24,7 +24,7 @@ tests, test, long_test = collection()
 
 
 HTTP = """
-sendfile {sendfile}; tcp_nopush on; client_max_body_size 50m; client_header_timeout 2s; keepalive_timeout 20s;
+sendfile {sendfile}; tcp_nopush on; client_max_body_size 50m; client_header_timeout {header}; keepalive_timeout 60s;
 gzip on; gzip_min_length 100; gzip_types text/plain; gzip_http_version 1.0; gzip_proxied any;
 proxy_http_version 1.1;
 upstream up {{ server unix:{d}/back.sock; keepalive 4; }}
@@ -192,7 +192,7 @@ def fetch(d, port, tls):
     out = []
     for line in CURL.strip().splitlines():
         full = line.format(d=d, u=f"http://127.0.0.1:{port}", u6=f"http://[::1]:{port}", t=f"https://127.0.0.1:{tls}")
-        r = lib.run(["sh", "-c", f"exec curl -sS -i --max-time 30 {full}"])
+        r = lib.run(["sh", "-c", f"exec curl -sS -i --max-time 150 {full}"])
         answer = r.out
         for date in (b"\r\nDate: ", b"\r\ndate: "):  # a regular expression would take its time
             first, *parts = answer.split(date)
@@ -203,9 +203,10 @@ def fetch(d, port, tls):
     return out
 
 
-def settings(d, echo, buffering="on", sendfile="on", reuse=""):
+def settings(d, echo, buffering="on", sendfile="on", reuse="", header="60s"):
     port, tls = lib.free_port(), lib.free_port()
-    return port, tls, HTTP.format(d=d, port=port, tls=tls, echo=echo.port, buffering=buffering, sendfile=sendfile, reuse=reuse)
+    return port, tls, HTTP.format(d=d, port=port, tls=tls, echo=echo.port, buffering=buffering, sendfile=sendfile, reuse=reuse,
+                                   header=header)
 
 
 def same(got, want):
@@ -244,7 +245,7 @@ def connect(port, receive=0):
     s = socket.socket()
     if receive:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-    s.settimeout(30)
+    s.settimeout(60)
     s.connect(("127.0.0.1", port))
     return s
 
@@ -255,7 +256,7 @@ def slow_clients():
     need("nginx", "openssl")
     with Echo() as echo, lib.Dir() as d:
         files(d)
-        port, _, http = settings(d, echo)
+        port, _, http = settings(d, echo, header="8s")
         with open(f"{d}/www/large", "rb") as f:
             large = f.read()
         small = lib.read(f"{d}/www/small").encode()
@@ -279,7 +280,7 @@ def slow_clients():
             expect(lib.received(dripping).endswith(small), True, "byte by byte")
             expect(lib.received(body).endswith(b"POST 20\n" + b"0123456789" * 2), True, "a body in drops")
             expect(lib.received(endless), b"", "headers that never end")
-            assert 1 < time.monotonic() - began < 20, "client_header_timeout of 2 s"
+            assert time.monotonic() - began > 7, "client_header_timeout of 8 s"
             gone = readers[10:]
             for r in gone:
                 r.close()  # with most of the file in nginx's hands
@@ -312,7 +313,7 @@ def proxy_to_another_pvm():
             for n in (b, f):
                 old = kids(n.pid)
                 os.kill(n.pid, signal.SIGHUP)
-                until("new workers", lambda: len(kids(n.pid)) == 2 and not set(old) & set(kids(n.pid)), 40)
+                until("new workers", lambda: len(kids(n.pid)) == 2 and not set(old) & set(kids(n.pid)), 90)
             load.stop(10)
 
 

@@ -23,7 +23,7 @@ from servers import Nginx, certificate, fds, kids, need, options, rss_kib, until
 from test_dig import Dns, query
 
 SECONDS = float(os.environ.get("KX_SOAK", "300"))
-CALM = 3.0  # seconds after a death in which a connection may fail; a wrong answer never may come
+CALM = 10.0  # seconds after a death in which a connection may fail; a wrong answer never may come
 
 
 class Client(threading.Thread):
@@ -60,7 +60,7 @@ class Client(threading.Thread):
 
 class Stream:
     def __init__(self, port):
-        self.s = socket.create_connection(("127.0.0.1", port), 30)
+        self.s = socket.create_connection(("127.0.0.1", port), 60)
         self.f = self.s.makefile("rb")
 
     def line(self):
@@ -113,12 +113,12 @@ class MemcachedClient(Stream):
 
 
 class WebClient:
-    patience = 5  # an answer under way may be of a worker that is killed
+    patience = 20  # an answer under way may be of a worker that is killed
 
     def __init__(self, port, files, context, keep):
         self.files, self.keep = files, keep
-        self.c = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=context) if context else \
-            http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        self.c = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context) if context else \
+            http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self.used = 0
 
     def turn(self):
@@ -141,11 +141,11 @@ class WebClient:
 
 
 class DnsClient:
-    patience = 6  # what a server that is killed had in hand is lost
+    patience = 70  # what a server that is killed had in hand is lost
 
     def __init__(self, port, stream):
         self.s = socket.socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-        self.s.settimeout(5 if not stream else 20)
+        self.s.settimeout(60)
         self.s.connect(("127.0.0.1", port))
         self.stream, self.n = stream, 0
 

@@ -70,6 +70,7 @@ struct answer {
 	char data[64];
 };
 static int to_peer[2], from_peer[2], lsock, epfd;
+static volatile int *arrived; /* shared with the peer: it has what RECV_TIMED was to receive */
 static struct sockaddr_storage addr;
 static socklen_t addr_len;
 static bool is_unix;
@@ -140,6 +141,7 @@ static void peer(void)
 			break;
 		case RECV_TIMED:
 			a.r = recv(*s, a.data, 64, 0);
+			*arrived = 1;
 			break;
 		case CLOSE:
 			a.r = close(*s);
@@ -271,7 +273,7 @@ static void test_read(void)
 	char b[256], c[8], d[8];
 	int fd = conn(0);
 	tell(SEND, 0, 10, "0123456789");
-	check(turn(fd, 2000), "an event when data comes");
+	check(turn(fd, 30000), "an event when data comes");
 	check(read(fd, b, 4) == 4 && !memcmp(b, "0123", 4), "read: the first four bytes");
 	check(recv(fd, b, 3, MSG_PEEK) == 3 && !memcmp(b, "456", 3), "recv: MSG_PEEK shows the next three");
 	struct iovec v[2] = { { c, 2 }, { d, 2 } };
@@ -285,26 +287,26 @@ static void test_read(void)
 	check(!turn(fd, 0), "level: no event any more");
 	fails(read(fd, b, 1), EAGAIN, "read: nothing without an event");
 	tell(SEND, 0, 3, "abc");
-	check(turn(fd, 2000) && read(fd, b, sizeof b) == 3, "again");
+	check(turn(fd, 30000) && read(fd, b, sizeof b) == 3, "again");
 	tell(SEND, 0, 3, "def");
 	nap(20);
 	check(read(fd, b, sizeof b) == 3 && !memcmp(b, "def", 3),
 	      "read: what came after the event, with a call in between");
 	tell(SEND, 0, 4, "ghij");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	tell(SEND, 0, 4, "klmn");
 	check(read(fd, b, 2) == 2, "read: two of what is known");
 	check(recv(fd, b, 6, MSG_WAITALL) == 6 && !memcmp(b, "ijklmn", 6), "recv: MSG_WAITALL, across what came later");
 	tell(SEND, 0, 4, "opqr");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	check(recv(fd, b, 2, MSG_TRUNC) == 2 && read(fd, b, 9) == 2 && !memcmp(b, "qr", 2),
 	      "recv: MSG_TRUNC drops two");
 	tell(SEND, 0, 4, "stuv");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	struct msghdr m = { .msg_iov = v, .msg_iovlen = 2, .msg_flags = 0x7777 };
 	check(recvmsg(fd, &m, 0) == 4 && !memcmp(c, "st", 2) && !memcmp(d, "uv", 2) && m.msg_flags == 0, "recvmsg");
 	tell(SEND, 0, 4, "wxyz");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	fails(read(fd, BAD, 4), EFAULT, "read: into nowhere");
 	check(read(fd, b, 4) == 4 && !memcmp(b, "wxyz", 4), "read: nothing was lost by that");
 	check(read(fd, b, 0) == 0, "read: of no bytes");
@@ -318,7 +320,7 @@ static void test_large(void)
 	long got = 0, r = 0;
 	bool whole = true;
 	ask(SEND, 0, n, NULL);
-	while (got < n && turn(fd, 3000))
+	while (got < n && turn(fd, 30000))
 		while ((r = read(fd, b + got, (got / 1000) % 2 ? 777 : 70000)) > 0)
 			got += r;
 	answer();
@@ -336,9 +338,9 @@ static void test_ends(void)
 	tell(SEND, 0, 5, "hello");
 	tell(SHUT, 0, 0, NULL);
 	nap(10);
-	check(turn(fd, 2000) && read(fd, b, 64) == 5, "data before the end");
+	check(turn(fd, 30000) && read(fd, b, 64) == 5, "data before the end");
 	long r = read(fd, b, 64);
-	check(r == 0 || (r == -1 && errno == EAGAIN && turn(fd, 2000) && read(fd, b, 64) == 0), "the end");
+	check(r == 0 || (r == -1 && errno == EAGAIN && turn(fd, 30000) && read(fd, b, 64) == 0), "the end");
 	check(read(fd, b, 64) == 0 && read(fd, b, 64) == 0, "the end stays");
 	check(write(fd, "reply", 5) == 5, "write: after the other side has shut down");
 	check(tell(RECV, 0, 5, NULL) == 5 && !memcmp(last.data, "reply", 5), "... and it arrives");
@@ -346,7 +348,7 @@ static void test_ends(void)
 
 	fd = conn(0);
 	tell(SEND, 0, 5, "hello");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	if (!is_unix) {
 		tell(RESET, 0, 0, NULL);
 		nap(20);
@@ -358,10 +360,10 @@ static void test_ends(void)
 
 		fd = conn(0);
 		tell(SEND, 0, 1, "x");
-		check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+		check(turn(fd, 30000) && read(fd, b, 64) == 1, "event");
 		tell(RESET, 0, 0, NULL);
 		nap(20);
-		check(turn(fd, 2000) && events_of & (EPOLLHUP | EPOLLERR), "a reset is an event");
+		check(turn(fd, 30000) && events_of & (EPOLLHUP | EPOLLERR), "a reset is an event");
 		check(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err == ECONNRESET,
 		      "SO_ERROR: of a reset");
 		check(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err == 0, "SO_ERROR: once");
@@ -370,7 +372,7 @@ static void test_ends(void)
 		/* A write that is on its way as the reset comes: the error is some later call's. */
 		fd = conn(0);
 		tell(SEND, 0, 1, "x");
-		check(turn(fd, 2000) && read(fd, b, 64) == 1 && write(fd, "a", 1) == 1, "a write before a reset");
+		check(turn(fd, 30000) && read(fd, b, 64) == 1 && write(fd, "a", 1) == 1, "a write before a reset");
 		tell(RESET, 0, 0, NULL);
 		nap(20);
 		r = send(fd, "b", 1, MSG_NOSIGNAL);
@@ -390,7 +392,7 @@ static void test_sigpipe(void)
 	int fd = conn(0);
 	signal(SIGPIPE, on_pipe);
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1, "event");
+	check(turn(fd, 30000) && read(fd, b, 8) == 1, "event");
 	tell(RESET, 0, 0, NULL);
 	nap(20);
 	int got = 0;
@@ -402,7 +404,7 @@ static void test_sigpipe(void)
 	close(fd);
 	fd = conn(0);
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && write(fd, "before", 6) == 6 && shutdown(fd, SHUT_WR) == 0, "shutdown: after a write");
+	check(turn(fd, 30000) && write(fd, "before", 6) == 6 && shutdown(fd, SHUT_WR) == 0, "shutdown: after a write");
 	fails(send(fd, "y", 1, MSG_NOSIGNAL), EPIPE, "send: after one's own shutdown");
 	check(tell(RECV, 0, 100, NULL) == 6, "what was written before arrives, and the end behind it");
 	check(read(fd, b, 8) == 1, "read: after shutdown for writing");
@@ -421,7 +423,7 @@ static void test_edge(void)
 		ask(SEND, 0, 1 + i % 40, "0123456789012345678901234567890123456789");
 		int want = 1 + i % 40, got = 0;
 		while (got < want) {
-			if (!turn(fd, 3000))
+			if (!turn(fd, 30000))
 				break;
 			for (long r; (r = read(fd, b, i % 3 ? 64 : 7)) > 0;)
 				got += r;
@@ -434,7 +436,7 @@ static void test_edge(void)
 	}
 	check(!turn(fd, 0), "edge: none without new data");
 	tell(SEND, 0, 4, "abcd");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2, "edge: two of four bytes");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2, "edge: two of four bytes");
 	check(!turn(fd, 20), "edge: what is left is not told of again");
 	check(read(fd, b, 64) == 2, "edge: ... and still there");
 	tell(SEND, 0, 4, "efgh");
@@ -453,16 +455,16 @@ static void test_edge(void)
 	tell(SEND, 0, 4, "efgh");
 	tell(SHUT, 0, 0, NULL);
 	nap(10);
-	check(turn(fd, 2000) && read(fd, b, 64) == 4 && read(fd, b, 64) == 0,
+	check(turn(fd, 30000) && read(fd, b, 64) == 4 && read(fd, b, 64) == 0,
 	      "edge without RDHUP: data and end at once");
 	bye(0, fd);
 	fd = conn_with(0, EPOLLIN | EPOLLONESHOT, 0);
 	tell(SEND, 0, 4, "ijkl");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2, "one shot");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2, "one shot");
 	tell(SEND, 0, 1, "m");
 	check(!turn(fd, 20), "one shot: not again");
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = 0xabc00000000ull + (unsigned)fd };
-	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && turn(fd, 2000) && read(fd, b, 64) == 3,
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && turn(fd, 30000) && read(fd, b, 64) == 3,
 	      "one shot: armed again");
 	bye(0, fd);
 }
@@ -474,7 +476,7 @@ static void test_two_epolls(void)
 	struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
 	check(!epoll_ctl(other, EPOLL_CTL_ADD, fd, &ev), "in a second epoll");
 	tell(SEND, 0, 2, "ab");
-	check(turn(fd, 2000) && epoll_wait(other, &ev, 1, 1000) == 1 && ev.data.fd == fd, "both tell of it");
+	check(turn(fd, 30000) && epoll_wait(other, &ev, 1, 1000) == 1 && ev.data.fd == fd, "both tell of it");
 	check(read(fd, b, 64) == 2 && epoll_wait(other, &ev, 1, 0) == 0 && !turn(fd, 0), "neither any more");
 	close(other);
 	bye(0, fd);
@@ -487,7 +489,7 @@ static void test_write(void)
 	char b[64];
 	int fd = conn(0), fd2 = conn(1), q = -1;
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+	check(turn(fd, 30000) && read(fd, b, 64) == 1, "event");
 	struct iovec v[3] = { { "two", 3 }, { NULL, 0 }, { "three", 5 } };
 	struct msghdr m = { .msg_iov = v, .msg_iovlen = 3 };
 	check(write(fd, "one", 3) == 3 && writev(fd, v, 3) == 8 && send(fd, "four", 4, MSG_MORE) == 4 &&
@@ -497,7 +499,7 @@ static void test_write(void)
 	      "... arrive in order");
 	fails(write(fd, BAD, 4), EFAULT, "write: from nowhere");
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	fails(write(fd, BAD, 4), EFAULT, "write: from nowhere, again");
 	check(write(fd, "fine", 4) == 4 && tell(RECV, 0, 4, NULL) == 4 && !memcmp(last.data, "fine", 4),
 	      "write: that did no harm");
@@ -508,7 +510,7 @@ static void test_write(void)
 		}
 		check(q == 0, "SIOCOUTQ: all of it has arrived");
 		tell(SEND, 0, 1, "x");
-		check(turn(fd, 2000) && send(fd, "a", 1, 0) == 1 && send(fd, "!", 1, MSG_OOB) == 1 &&
+		check(turn(fd, 30000) && send(fd, "a", 1, 0) == 1 && send(fd, "!", 1, MSG_OOB) == 1 &&
 			      send(fd, "b", 1, 0) == 1,
 		      "urgent data in between");
 		check(tell(RECV, 0, 1, NULL) == 1 && last.data[0] == 'a', "... at its place");
@@ -518,7 +520,7 @@ static void test_write(void)
 	tell(SEND, 0, 1, "x");
 	tell(SEND, 1, 1, "x");
 	nap(10);
-	check(turn(fd, 2000) && turn(fd2, 2000), "events");
+	check(turn(fd, 30000) && turn(fd2, 30000), "events");
 	check(write(fd, "A", 1) == 1 && write(fd2, "B", 1) == 1, "writes to two");
 	check(tell(RECV, 1, 1, NULL) == 1 && tell(RECV, 0, 1, NULL) == 1, "both arrive");
 	bye(0, fd);
@@ -531,14 +533,15 @@ static void test_compute(void)
 	char b[64];
 	int fd = conn(0);
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+	check(turn(fd, 30000) && read(fd, b, 64) == 1, "event");
 	ask(RECV_TIMED, 0, 0, NULL);
 	int64_t start = now_us();
+	*arrived = 0;
 	check(write(fd, "soon", 4) == 4, "a write, then no call");
-	while (now_us() - start < 300000)
+	while (!*arrived && now_us() - start < 60000000)
 		;
-	answer();
-	check(last.r == 4 && last.us - start < 200000, "it arrives while the program computes");
+	check(*arrived, "it arrives while the program computes");
+	check(answer() == 4, "all of it");
 	bye(0, fd);
 }
 
@@ -550,7 +553,7 @@ static void test_backpressure(void)
 	long total = 0, r = 0, n = 0;
 	unsigned sum = 0;
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1, "event");
+	check(turn(fd, 30000) && read(fd, b, 8) == 1, "event");
 	for (int i = 0; i < 100000; i++) {
 		for (int k = 0; k < 1000; k++)
 			big[k] = (char)(i + k * 3);
@@ -581,7 +584,7 @@ static void test_close(void)
 	char b[8];
 	int fd = conn(0);
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1 && write(fd, "last words", 10) == 10 && close(fd) == 0,
+	check(turn(fd, 30000) && read(fd, b, 8) == 1 && write(fd, "last words", 10) == 10 && close(fd) == 0,
 	      "close behind a write");
 	check(tell(RECV, 0, 100, NULL) == 10 && !memcmp(last.data, "last words", 10), "it arrives, and the end");
 	tell(CLOSE, 0, 0, NULL);
@@ -590,7 +593,7 @@ static void test_close(void)
 	/* The number in use for something else. */
 	fd = conn(0);
 	tell(SEND, 0, 5, "12345");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2, "event");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2, "event");
 	int p[2];
 	check(!pipe(p) && dup2(p[0], fd) == fd && write(p[1], "pipe", 4) == 4, "dup2 over it");
 	check(read(fd, b, 8) == 4 && !memcmp(b, "pipe", 4), "read: of what is there now");
@@ -603,7 +606,7 @@ static bool next_turn(int fd)
 {
 	char b[8];
 	tell(SEND, 0, 1, "x");
-	return turn(fd, 2000) && read(fd, b, sizeof b) == 1;
+	return turn(fd, 30000) && read(fd, b, sizeof b) == 1;
 }
 
 /* Connections that come and go while the loop turns, as those of a web server do. */
@@ -617,7 +620,7 @@ static void test_churn(void)
 	for (int i = 0; i < 40; i++) {
 		fd = conn(1);
 		tell(SEND, 1, 2, "ab");
-		bad += !turn(fd, 2000) || read(fd, b, 8) != 2 || write(fd, "reply", 5) != 5 || close(fd);
+		bad += !turn(fd, 30000) || read(fd, b, 8) != 2 || write(fd, "reply", 5) != 5 || close(fd);
 		bad += tell(RECV, 1, 100, NULL) != 5;
 		tell(CLOSE, 1, 0, NULL);
 	}
@@ -631,7 +634,7 @@ static void test_churn(void)
 	fails(epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev), EEXIST, "EPOLL_CTL_ADD: is there already");
 	ev.data.u64 = 5;
 	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && tell(SEND, 1, 1, "x") == 1 &&
-		      epoll_wait(epfd, &ev, 1, 2000) == 1 && ev.data.u64 == 5,
+		      epoll_wait(epfd, &ev, 1, 30000) == 1 && ev.data.u64 == 5,
 	      "EPOLL_CTL_MOD: other data");
 	check(read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && tell(SEND, 1, 1, "x") == 1 &&
 		      !turn(fd, 20),
@@ -642,22 +645,22 @@ static void test_churn(void)
 	fd = conn(1);
 	ev = (struct epoll_event){ EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
 	tell(SEND, 1, 2, "ab");
-	check(turn(fd, 2000) && read(fd, b, 1) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), "DEL behind a read");
+	check(turn(fd, 30000) && read(fd, b, 1) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), "DEL behind a read");
 	check(read(fd, b, 1) == 1 && *b == 'b' && write(fd, "out", 3) == 3, "it is read and written as before");
 	fails(epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL again");
 	tell(SEND, 1, 1, "x");
 	check(!turn(fd, 20) && read(fd, b, 8) == 1, "no event from then on");
 	check(tell(RECV, 1, 3, NULL) == 3 && !memcmp(last.data, "out", 3), "the write arrives");
-	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) &&
+	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && tell(SEND, 1, 1, "x") == 1 && turn(fd, 30000) &&
 		      read(fd, b, 8) == 1,
 	      "ADD again");
 	check(!epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && !epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) &&
-		      tell(SEND, 1, 1, "x") == 1 && turn(fd, 2000) && read(fd, b, 8) == 1,
+		      tell(SEND, 1, 1, "x") == 1 && turn(fd, 30000) && read(fd, b, 8) == 1,
 	      "DEL and ADD in one turn");
 	/* Changed, and out and in again, in its own turn: as servers do that write what they read. */
 	tell(SEND, 1, 1, "x");
 	ev = (struct epoll_event){ EPOLLIN | EPOLLOUT, { .u64 = 0xabc00000000ull + (unsigned)fd } };
-	check(turn(fd, 2000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) &&
+	check(turn(fd, 30000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) &&
 		      epoll_wait(epfd, &ev, 1, 0) == 1 && ev.events == EPOLLOUT &&
 		      ev.data.u64 == 0xabc00000000ull + (unsigned)fd,
 	      "MOD behind a read: room to write is an event");
@@ -667,15 +670,15 @@ static void test_churn(void)
 		      tell(RECV, 1, 3, NULL) == 3 && !memcmp(last.data, "mod", 3),
 	      "MOD: is none from then on");
 	tell(SEND, 1, 2, "xy");
-	check(epoll_wait(epfd, &ev, 1, 2000) == 1 && ev.data.u64 == 7 && read(fd, b, 1) == 1, "MOD: the data it gave");
+	check(epoll_wait(epfd, &ev, 1, 30000) == 1 && ev.data.u64 == 7 && read(fd, b, 1) == 1, "MOD: the data it gave");
 	ev = (struct epoll_event){ EPOLLIN | EPOLLET | EPOLLONESHOT, { .u64 = 8 } };
-	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && epoll_wait(epfd, &ev, 1, 2000) == 1 && ev.data.u64 == 8 &&
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && epoll_wait(epfd, &ev, 1, 30000) == 1 && ev.data.u64 == 8 &&
 		      read(fd, b, 8) == 1 && *b == 'y',
 	      "MOD: armed anew, what was left unread is an event");
 	tell(SEND, 1, 1, "z");
 	check(!epoll_wait(epfd, &ev, 1, 20), "once");
 	ev = (struct epoll_event){ EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
-	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && turn(fd, 2000) && read(fd, b, 8) == 1, "MOD by a call");
+	check(!epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev) && turn(fd, 30000) && read(fd, b, 8) == 1, "MOD by a call");
 	fails(epoll_ctl(epfd, EPOLL_CTL_MOD, fd, BAD), EFAULT, "MOD: an event that can't be read");
 	ev.events = EPOLLIN | EPOLLEXCLUSIVE;
 	fails(epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev), EINVAL, "MOD: EPOLLEXCLUSIVE");
@@ -688,10 +691,10 @@ static void test_churn(void)
 		      !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) && tell(SEND, 1, 1, "x") == 1 && !turn(fd, 20),
 	      "out, in and out");
 	fails(epoll_ctl(epfd, EPOLL_CTL_MOD, fd, &ev), ENOENT, "MOD: is not there");
-	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && turn(fd, 2000) && read(fd, b, 8) == 1, "in by a call");
+	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && turn(fd, 30000) && read(fd, b, 8) == 1, "in by a call");
 	int third = epoll_create1(EPOLL_CLOEXEC);
 	tell(SEND, 1, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1, "an event");
+	check(turn(fd, 30000) && read(fd, b, 8) == 1, "an event");
 	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL: of another epoll");
 	check(epoll_wait(third, &ev, 1, 0) == 0, "a look at that one");
 	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), ENOENT, "DEL: of the one looked at last");
@@ -699,7 +702,7 @@ static void test_churn(void)
 	close(third);
 	fails(epoll_ctl(third, EPOLL_CTL_DEL, fd, NULL), EBADF, "DEL: of one closed");
 	tell(SEND, 1, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) &&
+	check(turn(fd, 30000) && read(fd, b, 8) == 1 && !epoll_ctl(epfd, EPOLL_CTL_DEL, fd, NULL) &&
 		      write(fd, "end", 3) == 3 && !close(fd) && tell(RECV, 1, 9, NULL) == 3,
 	      "DEL, a write and close");
 	tell(CLOSE, 1, 0, NULL);
@@ -712,18 +715,18 @@ static void test_churn(void)
 	fails(epoll_ctl(other, EPOLL_CTL_ADD, fd, &ev), EBADF, "EPOLL_CTL_ADD: into it");
 	fails(epoll_ctl(lsock, EPOLL_CTL_ADD, fd, &ev), EINVAL, "EPOLL_CTL_ADD: into no epoll");
 	ev = (struct epoll_event){ EPOLLIN, { .u64 = 0xabc00000000ull + (unsigned)fd } };
-	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && turn(fd, 2000) && read(fd, b, 8) == 5,
+	check(!epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) && turn(fd, 30000) && read(fd, b, 8) == 5,
 	      "data that came before EPOLL_CTL_ADD makes an event");
 	/* Ends with data unread: the peer learns of it. */
 	tell(SEND, 1, 6, "unread");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2 && !close(fd), "close with data unread");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2 && !close(fd), "close with data unread");
 	nap(5);
 	check(tell(RECV, 1, 1, NULL) == -ECONNRESET, "the peer's connection is reset");
 	tell(CLOSE, 1, 0, NULL);
 	/* A child between a close and a wait: nothing is closed twice, nothing stays open. */
 	fd = conn(1);
 	tell(SEND, 1, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1 && write(fd, "bye", 3) == 3 && !close(fd), "close before a fork");
+	check(turn(fd, 30000) && read(fd, b, 8) == 1 && write(fd, "bye", 3) == 3 && !close(fd), "close before a fork");
 	pid_t pid = fork();
 	if (!pid)
 		_exit(fcntl(fd, F_GETFD) != -1 || errno != EBADF);
@@ -733,7 +736,7 @@ static void test_churn(void)
 	struct linger hard = { 1, 0 };
 	fd = conn(1);
 	tell(SEND, 1, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 8) == 1 && !setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard) &&
+	check(turn(fd, 30000) && read(fd, b, 8) == 1 && !setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard) &&
 		      write(fd, "lost", 4) == 4 && !close(fd),
 	      "close: SO_LINGER of no time");
 	if (!is_unix)
@@ -797,7 +800,7 @@ static void test_options(void)
 		      !setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one),
 	      "and unset");
 	tell(SEND, 1, 1, "x");
-	check(turn(fd, 2000) && read(fd, buf, 8) == 1, "an event");
+	check(turn(fd, 30000) && read(fd, buf, 8) == 1, "an event");
 	v = 0;
 	fails(setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &v, sizeof v), EINVAL, "TCP_KEEPCNT: 0");
 	v = 128;
@@ -812,7 +815,7 @@ static void test_options(void)
 	fails(setsockopt(fd, SOL_SOCKET, 9 - 32, &v, sizeof v), ENOPROTOOPT, "one of the socket's that is none");
 	/* In order with what is written: a cork holds it back, its end sends it. */
 	tell(SEND, 1, 1, "x");
-	check(turn(fd, 2000) && read(fd, buf, 8) == 1 && !setsockopt(fd, IPPROTO_TCP, TCP_CORK, &one, sizeof one) &&
+	check(turn(fd, 30000) && read(fd, buf, 8) == 1 && !setsockopt(fd, IPPROTO_TCP, TCP_CORK, &one, sizeof one) &&
 		      write(fd, "head", 4) == 4 && write(fd, "body", 4) == 4 &&
 		      !setsockopt(fd, IPPROTO_TCP, TCP_CORK, &zero, sizeof zero) && write(fd, "!", 1) == 1,
 	      "TCP_CORK around two writes");
@@ -844,7 +847,7 @@ static void test_options(void)
 	      "FIONBIO off and on, ADD");
 	fails(read(fd, buf, 8), EAGAIN, "a read does not wait");
 	tell(SEND, 1, 3, "abc");
-	check(turn(fd, 2000) && read(fd, buf, 8) == 3 && write(fd, "d", 1) == 1 && tell(RECV, 1, 1, NULL) == 1,
+	check(turn(fd, 30000) && read(fd, buf, 8) == 3 && write(fd, "d", 1) == 1 && tell(RECV, 1, 1, NULL) == 1,
 	      "a turn");
 	fails(ioctl(fd, FIONBIO, BAD), EFAULT, "FIONBIO: a value that can't be read");
 	bye(1, fd);
@@ -973,7 +976,7 @@ static void test_dup(void)
 	char b[8];
 	int fd = conn(0), d = -1;
 	tell(SEND, 0, 6, "abcdef");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2 && (d = dup(fd)) >= 0, "dup behind a read");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2 && (d = dup(fd)) >= 0, "dup behind a read");
 	check(read(d, b, 2) == 2 && !memcmp(b, "cd", 2) && read(fd, b, 8) == 2 && !memcmp(b, "ef", 2), "one stream");
 	check(write(fd, "a", 1) == 1 && write(d, "b", 1) == 1 && write(fd, "c", 1) == 1, "writes by both");
 	check(tell(RECV, 0, 3, NULL) == 3 && !memcmp(last.data, "abc", 3), "in order");
@@ -986,7 +989,7 @@ static void test_blocking(void)
 	char b[8];
 	int fd = conn(0);
 	tell(SEND, 0, 2, "ab");
-	check(turn(fd, 2000) && read(fd, b, 1) == 1, "event");
+	check(turn(fd, 30000) && read(fd, b, 1) == 1, "event");
 	check(!fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK), "made blocking");
 	check(read(fd, b, 8) == 1 && b[0] == 'b', "read: the rest");
 	fails(recv(fd, b, 8, MSG_DONTWAIT), EAGAIN, "recv: MSG_DONTWAIT");
@@ -999,7 +1002,7 @@ static void test_blocking(void)
 	check(!ioctl(fd, FIONBIO, &one), "FIONBIO");
 	fails(read(fd, b, 8), EAGAIN, "read: non-blocking again");
 	tell(SEND, 0, 2, "cd");
-	check(turn(fd, 2000) && read(fd, b, 8) == 2, "read: as before");
+	check(turn(fd, 30000) && read(fd, b, 8) == 2, "read: as before");
 	int low = 4;
 	if (is_unix) { /* waits only */
 		bye(0, fd);
@@ -1010,7 +1013,7 @@ static void test_blocking(void)
 	check(!turn(fd, 30), "SO_RCVLOWAT: no event");
 	check(read(fd, b, 1) == 1, "SO_RCVLOWAT: a read takes what is there");
 	tell(SEND, 0, 3, "ghi");
-	check(turn(fd, 2000) && read(fd, b, 8) == 4 && !memcmp(b, "fghi", 4), "SO_RCVLOWAT: reached");
+	check(turn(fd, 30000) && read(fd, b, 8) == 4 && !memcmp(b, "fghi", 4), "SO_RCVLOWAT: reached");
 	bye(0, fd);
 }
 
@@ -1021,7 +1024,7 @@ static void test_fork(void)
 	char b[64];
 	int fd = conn(0), st = 0, fd2;
 	tell(SEND, 0, 6, "abcdef");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2 && write(fd, "1", 1) == 1, "before a fork");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2 && write(fd, "1", 1) == 1, "before a fork");
 	pid_t pid = fork();
 	if (!pid) {
 		bool ok = read(fd, b, 2) == 2 && !memcmp(b, "cd", 2) && write(fd, "2", 1) == 1;
@@ -1038,17 +1041,17 @@ static void test_fork(void)
 		int ep = epoll_create1(0);
 		struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
 		epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev);
-		bool ok = epoll_wait(ep, &ev, 1, 3000) == 1 && read(fd, b, 64) == 3 && write(fd, "child", 5) == 5;
+		bool ok = epoll_wait(ep, &ev, 1, 30000) == 1 && read(fd, b, 64) == 3 && write(fd, "child", 5) == 5;
 		_exit(ok ? 0 : 1);
 	}
 	tell(SEND, 1, 2, "xy");
-	check(turn(fd2, 2000) && read(fd2, b, 64) == 2 && write(fd2, "parent", 6) == 6, "the parent's turn");
+	check(turn(fd2, 30000) && read(fd2, b, 64) == 2 && write(fd2, "parent", 6) == 6, "the parent's turn");
 	tell(SEND, 0, 3, "ghi");
 	check(waitpid(pid, &st, 0) == pid && st == 0, "the child's turn");
 	check(tell(RECV, 0, 5, NULL) == 5 && tell(RECV, 1, 6, NULL) == 6, "both arrive");
 	/* One that inherits what it may not lose, by vfork and exec. */
 	tell(SEND, 1, 4, "left");
-	check(turn(fd2, 2000) && read(fd2, b, 1) == 1 && write(fd2, "v", 1) == 1, "before a vfork");
+	check(turn(fd2, 30000) && read(fd2, b, 1) == 1 && write(fd2, "v", 1) == 1, "before a vfork");
 	pid = vfork();
 	if (!pid) {
 		execl("/bin/true", "true", (char *)NULL);
@@ -1058,7 +1061,7 @@ static void test_fork(void)
 	check(tell(RECV, 1, 1, NULL) == 1, "what was written before it is there");
 	for (int i = 0; i < 3; i++) {
 		tell(SEND, 1, 2, "op");
-		check(turn(fd2, 2000) && read(fd2, b, 64) == 2 && write(fd2, "q", 1) == 1 &&
+		check(turn(fd2, 30000) && read(fd2, b, 64) == 2 && write(fd2, "q", 1) == 1 &&
 			      tell(RECV, 1, 1, NULL) == 1,
 		      "turns after all children have ended");
 	}
@@ -1080,7 +1083,7 @@ static void test_death(void)
 			int fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 			struct epoll_event ev = { .events = EPOLLIN, .data.u64 = 0xabc00000000ull + (unsigned)fd };
 			epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev);
-			if (!turn(fd, 3000) || read(fd, b, 8) != 1 || write(fd, "farewell", 8) != 8)
+			if (!turn(fd, 30000) || read(fd, b, 8) != 1 || write(fd, "farewell", 8) != 8)
 				_exit(1);
 			if (i == 1)
 				raise(SIGTERM);
@@ -1109,7 +1112,7 @@ static void test_rights(void)
 	c->cmsg_len = CMSG_LEN(sizeof fd);
 	memcpy(CMSG_DATA(c), &fd, sizeof fd);
 	tell(SEND, 0, 6, "abcdef");
-	check(turn(fd, 2000) && read(fd, b, 2) == 2 && write(fd, "1", 1) == 1, "before it is passed on");
+	check(turn(fd, 30000) && read(fd, b, 2) == 2 && write(fd, "1", 1) == 1, "before it is passed on");
 	check(!socketpair(AF_UNIX, SOCK_STREAM, 0, sv) && sendmsg(sv[0], &m, 0) == 1, "SCM_RIGHTS");
 	v.iov_base = b;
 	check(recvmsg(sv[1], &m, 0) == 1 && (c = CMSG_FIRSTHDR(&m)), "received");
@@ -1136,17 +1139,17 @@ static void test_own_peer(void)
 	epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev);
 	epoll_ctl(epfd, EPOLL_CTL_ADD, a, &ev2);
 	for (int i = 0; i < 50; i++) {
-		bool ok = write(a, "ping", 4) == 4 && turn(fd, 2000) && read(fd, b, 64) == 4 &&
-			  write(fd, "pong", 4) == 4 && turn(a, 2000) && read(a, b, 64) == 4 && !memcmp(b, "pong", 4);
+		bool ok = write(a, "ping", 4) == 4 && turn(fd, 30000) && read(fd, b, 64) == 4 &&
+			  write(fd, "pong", 4) == 4 && turn(a, 30000) && read(a, b, 64) == 4 && !memcmp(b, "pong", 4);
 		if (i == 0 || !ok)
 			check(ok, "there and back");
 	}
-	check(write(a, "1", 1) == 1 && turn(fd, 2000) && read(fd, b, 64) == 1 && write(a, "2", 1) == 1, "once more");
+	check(write(a, "1", 1) == 1 && turn(fd, 30000) && read(fd, b, 64) == 1 && write(a, "2", 1) == 1, "once more");
 	r = read(fd, b, 64);
-	check(r == 1 || (!is_unix && r == -1 && turn(fd, 2000) && read(fd, b, 64) == 1),
+	check(r == 1 || (!is_unix && r == -1 && turn(fd, 30000) && read(fd, b, 64) == 1),
 	      "what one has sent oneself is there");
 	close(a);
-	check(turn(fd, 2000) && read(fd, b, 64) == 0, "the end");
+	check(turn(fd, 30000) && read(fd, b, 64) == 0, "the end");
 	close(fd);
 }
 
@@ -1212,7 +1215,7 @@ static void test_threads(void)
 	tell(SEND, 0, 6, "abcdef");
 	struct epoll_event ev;
 	char b[8];
-	check(epoll_wait(ep[0], &ev, 1, 2000) == 1 && read(fd[0], b, 2) == 2 && write(fd[0], "1", 1) == 1,
+	check(epoll_wait(ep[0], &ev, 1, 30000) == 1 && read(fd[0], b, 2) == 2 && write(fd[0], "1", 1) == 1,
 	      "a turn here");
 	stop = 0;
 	pthread_create(&t[0], NULL, loop, &ep[0]);
@@ -1233,17 +1236,17 @@ static void test_signals(void)
 	pipes = 0;
 	signal(SIGPIPE, on_pipe);
 	tell(SEND, 0, 2, "ab");
-	check(turn(fd, 2000), "event");
+	check(turn(fd, 30000), "event");
 	raise(SIGPIPE);
 	check(pipes == 1 && read(fd, b, 64) == 2, "a handler between event and read");
 	signal(SIGPIPE, SIG_DFL);
 	/* Asked again and again without waiting, what comes must be seen. */
 	tell(SEND, 0, 1, "x");
-	check(turn(fd, 2000) && read(fd, b, 64) == 1, "event");
+	check(turn(fd, 30000) && read(fd, b, 64) == 1, "event");
 	ask(SEND, 0, 1, "y");
 	int64_t t = now_us();
 	long r;
-	while ((r = read(fd, b, 64)) < 0 && now_us() - t < 3000000)
+	while ((r = read(fd, b, 64)) < 0 && now_us() - t < 60000000)
 		;
 	check(r == 1 && b[0] == 'y', "a read that is repeated without epoll_wait");
 	answer();
@@ -1256,7 +1259,7 @@ static void test_speed(void)
 	int fd = conn(0), n = 10000;
 	tell(SEND, 0, 15000, NULL);
 	nap(20);
-	turn(fd, 2000);
+	turn(fd, 30000);
 	int64_t t = now_us();
 	for (int i = 0; i < n; i++)
 		if (read(fd, b, 1) != 1)
@@ -1301,7 +1304,8 @@ static void all(bool un)
 
 int main(void)
 {
-	alarm(120);
+	alarm(500);
+	arrived = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	all(false);
 	all(true);
 	printf("%d checks\n", checks);

@@ -294,6 +294,7 @@ static struct {
 } data = { "what the core file shows", 0x1122334455667788, 2.5 };
 static __thread int own = 7;
 static char *heap;
+static int there;
 
 __attribute__((noinline)) static void innermost(int depth, int *p)
 {
@@ -307,6 +308,7 @@ __attribute__((noinline)) static void innermost(int depth, int *p)
 
 __attribute__((noinline)) static void in_thread(int n)
 {
+	__atomic_add_fetch(&there, 1, __ATOMIC_SEQ_CST);
 	if (n == 1)
 		for (volatile int i = 0;; i++)
 			;
@@ -332,6 +334,8 @@ int main(int argc, char **argv)
 			NEED(!pthread_create(&th, NULL, other, (void *)i));
 		heap = malloc(100000);
 		strcpy(heap + 50000, "on the heap");
+		while (__atomic_load_n(&there, __ATOMIC_SEQ_CST) < 2)
+			usleep(1000);
 		usleep(50000);
 		__asm__ volatile("vmovdqu %0, %%ymm7" ::"m"(data) : "xmm7");
 		innermost(3, (int *)nowhere);

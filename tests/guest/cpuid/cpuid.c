@@ -217,7 +217,9 @@ static void test_signals(void)
 		}
 		n++;
 		clock_gettime(CLOCK_MONOTONIC, &t);
-	} while ((t.tv_sec - t0.tv_sec) * 1000 + (t.tv_nsec - t0.tv_nsec) / 1000000 < 1500);
+	} while ((t.tv_sec - t0.tv_sec) * 1000 + (t.tv_nsec - t0.tv_nsec) / 1000000 < 1500 ||
+		 (hits <= 50 &&
+		  t.tv_sec - t0.tv_sec < 100)); /* a busy machine: it takes its time until they have come */
 	setitimer(ITIMER_REAL, &off, NULL);
 	storm_over = 1;
 	pthread_join(th, NULL);

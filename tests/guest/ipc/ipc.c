@@ -41,6 +41,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../asleep.h"
 #include "../clock.h"
 
 union semun {
@@ -101,7 +102,7 @@ static void *shared(size_t len)
 		if (p_ < 0) \
 			exit(1); \
 		if (!p_) { \
-			alarm(60); \
+			alarm(400); \
 			__VA_ARGS__; \
 			fflush(stdout); \
 			_exit(0); \
@@ -160,7 +161,7 @@ static void handle(int s, int flags)
 #define SLEEPER(before, call, after) \
 	do { \
 		pid_t s_ = CHILD(before; LATE(#call, call)); \
-		ms(150); \
+		asleep(s_, s_); \
 		after; \
 		long st_ = status_of(s_); \
 		if (st_) \
@@ -431,7 +432,7 @@ static void sem(void)
 	SLEEPER(, op1(id, 0, 0, 0), R(semctl(id, 0, GETZCNT)); R(op1(id, 0, -1, 0)));
 	SLEEPER(handle(SIGUSR1, 0), op1(id, 0, -1, 0), kill(s_, SIGUSR1));
 	SLEEPER(handle(SIGUSR1, SA_RESTART), op1(id, 0, -1, 0), kill(s_, SIGUSR1));
-	SLEEPER(handle(SIGUSR1, SA_RESTART), top1(id, 0, -1, 5000), kill(s_, SIGUSR1));
+	SLEEPER(handle(SIGUSR1, SA_RESTART), top1(id, 0, -1, 100000), kill(s_, SIGUSR1));
 	SLEEPER(, op1(id, 0, -1, 0), kill(s_, SIGKILL));
 	R(semctl(id, 0, GETNCNT));
 	SECTION("SEM_UNDO");
@@ -452,13 +453,18 @@ static void sem(void)
 		   R(semctl(id, 0, GETVAL))));
 	R(semctl(id, 0, GETVAL));
 	fflush(stdout);
-	pid_t p = CHILD(op1(id, 0, -2, SEM_UNDO); execl("/bin/sleep", "sleep", "0.3", NULL));
-	ms(200);
+	int end[2];
+	if (pipe(end))
+		exit(1);
+	pid_t p = CHILD(op1(id, 0, -2, SEM_UNDO); dup2(end[0], 0); close(end[1]); execl("/bin/cat", "cat", NULL));
+	asleep(p, p);
+	close(end[0]);
 	R(semctl(id, 0, GETVAL));
+	close(end[1]);
 	R(status_of(p));
 	R(semctl(id, 0, GETVAL));
 	p = CHILD(op1(id, 0, -2, SEM_UNDO); for (;;) pause());
-	ms(100);
+	asleep(p, p);
 	R(semctl(id, 0, GETVAL));
 	SLEEPER(, op1(id, 0, -7, 0), kill(p, SIGKILL));
 	R(status_of(p));
@@ -1053,7 +1059,7 @@ static void mq(void)
 	R(mq_notify(q, NULL));
 	R(mq_notify(q, NULL));
 	p = CHILD(mq_notify(q, &ev); for (;;) pause());
-	ms(100);
+	asleep(p, p);
 	R(mq_notify(q, &ev));
 	kill(p, SIGKILL);
 	R(status_of(p));
@@ -1229,8 +1235,8 @@ static void mq_busy(void)
 	if (!(p = vfork())) /* its parent has it still */
 		_exit(close_range(3, ~0u, 0));
 	R(status_of(p));
-	p = CHILD(struct pollfd pc = { w, POLLIN, 0 }; R(poll(&pc, 1, 5000)));
-	ms(100);
+	p = CHILD(struct pollfd pc = { w, POLLIN, 0 }; R(poll(&pc, 1, 100000)));
+	asleep(p, p);
 	for (int i = 0; i < 40; i++)
 		mq_send(w, "seen", 5, 0), i < 39 ? mq_receive(w, text, 64, NULL) : 0;
 	R(status_of(p));
@@ -1549,7 +1555,7 @@ static void mutexes(struct sync *s)
 					P(pthread_mutex_unlock(&s->m));
 					/* who waits already */
 					p = CHILD(pthread_mutex_lock(&s->m); for (;;) pause());
-					ms(100);
+					asleep(p, p);
 					SLEEPER(, ({
 							int e = pthread_mutex_lock(&s->m);
 							pthread_mutex_consistent(&s->m);
@@ -1578,14 +1584,18 @@ static void *hold_it(void *arg)
 static void spawns(pthread_mutex_t *mu)
 {
 	mutex_of(mu, PTHREAD_MUTEX_NORMAL, 1, PTHREAD_PRIO_NONE);
-	pid_t p = CHILD(pthread_t t; pthread_create(&t, NULL, hold_it, mu); ms(50); for (int i = 0; i < 20; i++) {
-		pid_t q = vfork();
-		if (!q)
-			_exit(5);
-		if (status_of(q) != 5)
-			_exit(1);
-	} ms(100);
-			raise(SIGKILL));
+	pid_t p = CHILD(
+		pthread_t t; pthread_create(&t, NULL, hold_it, mu); while (!pthread_mutex_trylock(mu)) {
+			pthread_mutex_unlock(mu);
+			ms(1);
+		} for (int i = 0; i < 20; i++) {
+			pid_t q = vfork();
+			if (!q)
+				_exit(5);
+			if (status_of(q) != 5)
+				_exit(1);
+		} ms(100);
+		raise(SIGKILL));
 	R(status_of(p));
 	P(pthread_mutex_trylock(mu));
 }
@@ -1735,9 +1745,11 @@ static void futexes(void)
 		R(fx(w, FUTEX_UNLOCK_PI | pr, 0, NULL, NULL, 0));
 	}
 	printf("-- across processes\n");
+	pid_t each[3];
 	for (int i = 0; i < 3; i++)
-		CHILD(LATE("wait", fx(w, FUTEX_WAIT, 0, NULL, NULL, 0)));
-	ms(150);
+		each[i] = CHILD(LATE("wait", fx(w, FUTEX_WAIT, 0, NULL, NULL, 0)));
+	for (int i = 0; i < 3; i++)
+		asleep(each[i], each[i]);
 	R(fx(w, FUTEX_WAKE, 1, NULL, NULL, 0));
 	*turn = 1;
 	R(wait(NULL) > 0);
@@ -1750,7 +1762,7 @@ static void futexes(void)
 	*turn = 0;
 	pid_t a = CHILD(LATE("wait 1", fx(w, FUTEX_WAIT_BITSET, 0, NULL, NULL, 1)));
 	pid_t b = CHILD(LATE("wait 2", fx(w, FUTEX_WAIT_BITSET, 0, NULL, NULL, 2)));
-	ms(150);
+	asleep(a, a), asleep(b, b);
 	R(fx(w, FUTEX_WAKE_BITSET, 9, NULL, NULL, 4));
 	R(fx(w, FUTEX_WAKE_BITSET, 9, NULL, NULL, 2));
 	R(status_of(b));
@@ -1762,7 +1774,7 @@ static void futexes(void)
 	uint32_t *x = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	a = CHILD(uint32_t *y = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		  LATE("wait at another address", fx(y, FUTEX_WAIT, 0, NULL, NULL, 0)));
-	ms(150);
+	asleep(a, a);
 	R(fx(x, FUTEX_WAKE, 9, NULL, NULL, 0));
 	R(status_of(a));
 	/* private ones do not meet across processes */
@@ -1773,30 +1785,33 @@ static void futexes(void)
 	R(fx(w, FUTEX_WAKE, 9, NULL, NULL, 0));
 	R(status_of(a));
 	SLEEPER(handle(SIGUSR1, 0), fx(w, FUTEX_WAIT, 0, NULL, NULL, 0), kill(s_, SIGUSR1));
-	SLEEPER(handle(SIGUSR1, SA_RESTART), fx(w, FUTEX_WAIT, 0, &(struct timespec){ 5, 0 }, NULL, 0),
+	SLEEPER(handle(SIGUSR1, SA_RESTART), fx(w, FUTEX_WAIT, 0, &(struct timespec){ 100, 0 }, NULL, 0),
 		kill(s_, SIGUSR1));
 	SLEEPER(handle(SIGUSR1, SA_RESTART), fx(w, FUTEX_WAIT, 0, NULL, NULL, 0), kill(s_, SIGUSR1); ms(50);
-		R(fx(w, FUTEX_WAKE, 9, NULL, NULL, 0)));
+		asleep(s_, s_); R(fx(w, FUTEX_WAKE, 9, NULL, NULL, 0)));
 	SLEEPER(, fx(w, FUTEX_WAIT, 0, NULL, NULL, 0), kill(s_, SIGKILL));
 	R(fx(w, FUTEX_WAKE, 9, NULL, NULL, 0));
 	printf("-- priority inheritance\n");
-	a = CHILD(fx(w, FUTEX_LOCK_PI, 0, NULL, NULL, 0); ms(200);
+	w[8] = w[9] = 0;
+	a = CHILD(fx(w, FUTEX_LOCK_PI, 0, NULL, NULL, 0); w[8] = 1; while (!((volatile uint32_t *)w)[9]) ms(1); ms(50);
 		  LATE("unlock", fx(w, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0)));
-	ms(100);
+	while (!((volatile uint32_t *)w)[8])
+		ms(1);
 	struct timespec soon = in_ms(CLOCK_REALTIME, 30);
 	R(fx(w, FUTEX_LOCK_PI, 0, &soon, NULL, 0));
 	R(fx(w, FUTEX_TRYLOCK_PI, 0, NULL, NULL, 0));
 	R(fx(w, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0));
+	w[9] = 1;
 	R(fx(w, FUTEX_LOCK_PI, 0, NULL, NULL, 0));
 	R(status_of(a));
 	R((w[0] & FUTEX_TID_MASK) == (uint32_t)getpid());
 	R(fx(w, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0));
 	/* the owner dies with somebody waiting */
 	a = CHILD(fx(w, FUTEX_LOCK_PI, 0, NULL, NULL, 0); for (;;) pause());
-	ms(100);
+	asleep(a, a);
 	b = CHILD(LATE("lock of the dead", fx(w, FUTEX_LOCK_PI, 0, NULL, NULL, 0)); R((w[0] & FUTEX_OWNER_DIED) != 0);
 		  R((w[0] & FUTEX_TID_MASK) == (uint32_t)getpid()); fx(w, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0));
-	ms(100);
+	asleep(b, b);
 	kill(a, SIGKILL);
 	R(status_of(a));
 	R(status_of(b));
@@ -1805,7 +1820,7 @@ static void futexes(void)
 	R(fx(w + 1, FUTEX_LOCK_PI, 0, NULL, NULL, 0));
 	a = CHILD(LATE("wait, requeued", fx(w, FUTEX_WAIT_REQUEUE_PI, 0, NULL, w + 1, 0));
 		  R(fx(w + 1, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0)));
-	ms(150);
+	asleep(a, a);
 	R(fx(w, FUTEX_CMP_REQUEUE_PI, 1, (void *)0, w + 1, 0));
 	R(fx(w + 1, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0));
 	R(status_of(a));
@@ -1834,7 +1849,7 @@ static void futexes(void)
 	R(syscall(449, v, 2, 0, &soon, CLOCK_MONOTONIC));
 	v[1].uaddr = (uint64_t)(w + 1);
 	a = CHILD(LATE("waitv", syscall(449, v, 2, 0, NULL, 0)));
-	ms(150);
+	asleep(a, a);
 	R(fx(w + 1, FUTEX_WAKE, 9, NULL, NULL, 0));
 	R(status_of(a));
 	SLEEPER(handle(SIGUSR1, 0), syscall(449, v, 2, 0, NULL, 0), kill(s_, SIGUSR1));
@@ -1844,8 +1859,20 @@ static void futexes(void)
 }
 
 static uint32_t private_word;
+static volatile pid_t waiter;
+
+/* Until the thread that has said its number sleeps. */
+static void waiter_asleep(void)
+{
+	while (!waiter)
+		ms(1);
+	asleep(getpid(), waiter);
+	waiter = 0;
+}
+
 static void *private_waitv(void *arg)
 {
+	waiter = gettid();
 	struct waitv v = { 0, (uint64_t)&private_word, 2 | FUTEX_PRIVATE_FLAG, 0 };
 	return (void *)syscall(449, &v, 1, 0, arg, CLOCK_MONOTONIC);
 }
@@ -1854,9 +1881,9 @@ static void waitv_private(void)
 {
 	pthread_t t;
 	void *r = (void *)-1;
-	struct timespec late = in_ms(CLOCK_MONOTONIC, 5000);
+	struct timespec late = in_ms(CLOCK_MONOTONIC, 100000);
 	pthread_create(&t, NULL, private_waitv, &late);
-	ms(150);
+	waiter_asleep();
 	private_word = 1;
 	R(fx(&private_word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0));
 	pthread_join(t, &r);
@@ -1864,7 +1891,11 @@ static void waitv_private(void)
 }
 
 /* Who was moved to another word is found there, however many times that was done. */
-static void *private_wait(void *arg) { return (void *)fx(arg, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, NULL, NULL, 0); }
+static void *private_wait(void *arg)
+{
+	waiter = gettid();
+	return (void *)fx(arg, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, NULL, NULL, 0);
+}
 
 static void requeue(void)
 {
@@ -1872,7 +1903,7 @@ static void requeue(void)
 	pthread_t t;
 	void *r = (void *)-1;
 	pthread_create(&t, NULL, private_wait, w);
-	ms(150);
+	waiter_asleep();
 	R(fx(w, FUTEX_REQUEUE | FUTEX_PRIVATE_FLAG, 0, (void *)9, w + 1, 0));
 	for (int i = 1; i < 65536; i++)
 		if (fx(w, FUTEX_REQUEUE | FUTEX_PRIVATE_FLAG, 0, (void *)9, w + 1, 0))
@@ -1964,7 +1995,7 @@ static void descriptors(void)
 	/* its lock words work, too */
 	uint32_t *w = (uint32_t *)c;
 	p = CHILD(LATE("wait in a file", fx(w, FUTEX_WAIT, 0, NULL, NULL, 0)));
-	ms(150);
+	asleep(p, p);
 	R(fx(w, FUTEX_WAKE, 1, NULL, NULL, 0));
 	R(status_of(p));
 	munmap(c, 8192);
@@ -2004,7 +2035,7 @@ static void locks(void)
 	R(IN_CHILD(R(flock(f, LOCK_UN)))); /* of the shared description */
 	R(IN_CHILD(int h = open(path, O_RDWR); R(flock(h, LOCK_EX | LOCK_NB))));
 	pid_t p = CHILD(int h = open(path, O_RDWR); flock(h, LOCK_EX); for (;;) pause());
-	ms(100);
+	asleep(p, p);
 	R(flock(f, LOCK_SH | LOCK_NB));
 	SLEEPER(int h = open(path, O_RDWR), flock(h, LOCK_EX), kill(p, SIGKILL));
 	R(status_of(p));
@@ -2025,15 +2056,19 @@ static void locks(void)
 	R(lk(g, F_SETLK, F_WRLCK, 50, 1));
 	close(g); /* drops all of the process's locks of that file */
 	R(IN_CHILD(R(holder_of(f, F_GETLK, F_WRLCK, 0, 0))));
-	p = CHILD(lk(f, F_SETLK, F_WRLCK, 0, 10); ms(200); LATE("wait for the lock", lk(f, F_SETLKW, F_WRLCK, 20, 10)));
-	ms(80);
+	turn[1] = turn[2] = 0;
+	p = CHILD(lk(f, F_SETLK, F_WRLCK, 0, 10); turn[1] = 1; while (!turn[2]) ms(1);
+		  LATE("wait for the lock", lk(f, F_SETLKW, F_WRLCK, 20, 10)));
+	while (!turn[1])
+		ms(1);
 	R(lk(f, F_SETLK, F_WRLCK, 20, 10));
-	ms(250);
+	turn[2] = 1;
+	asleep(p, p);
 	R(lk(f, F_SETLKW, F_WRLCK, 0, 10)); /* EDEADLK */
 	R(lk(f, F_SETLK, F_UNLCK, 0, 0));
 	R(status_of(p));
 	p = CHILD(lk(f, F_SETLK, F_WRLCK, 0, 0); for (;;) pause());
-	ms(100);
+	asleep(p, p);
 	R(holder_of(f, F_GETLK, F_RDLCK, 0, 0) == p);
 	SLEEPER(, lk(f, F_SETLKW, F_WRLCK, 0, 0), kill(p, SIGKILL));
 	R(status_of(p));
@@ -2127,11 +2162,12 @@ static void sockets(void)
 			R(s >= 0);
 			R(un_socket(types[i], name, true));
 			R(un_socket(SOCK_DGRAM, name, false));
+			turn[1] = 0;
 			pid_t parent = getpid(),
 			      p = CHILD(int c = un_socket(types[i], name, false); struct ucred u = { 0 };
 					socklen_t l = sizeof u;
-					bool sent = write(c, "12345", 5) == 5 && write(c, "67", 2) == 2; my_turn();
-					R(sent); R(getsockopt(c, SOL_SOCKET, SO_PEERCRED, &u, &l));
+					bool sent = write(c, "12345", 5) == 5 && write(c, "67", 2) == 2; turn[1] = 1;
+					my_turn(); R(sent); R(getsockopt(c, SOL_SOCKET, SO_PEERCRED, &u, &l));
 					R(u.pid == parent && u.uid == getuid()); char b[20]; R(read(c, b, 20));
 					R(read(c, b, 20)); close(c));
 			int c = accept(s, NULL, NULL), flags;
@@ -2139,7 +2175,8 @@ static void sockets(void)
 			socklen_t l = sizeof u;
 			R(getsockopt(c, SOL_SOCKET, SO_PEERCRED, &u, &l));
 			R(u.pid == p && u.uid == getuid() && u.gid == getgid());
-			ms(50);
+			while (!turn[1])
+				ms(1);
 			char b[20];
 			R(read(c, b, 4));
 			R(recv(c, b, 20, MSG_TRUNC));
@@ -2174,7 +2211,7 @@ static void sockets(void)
 	pipe(fd);
 	p = CHILD(if (write(fd[1], "through", 8) != 8 || send_with(sp[1], SCM_RIGHTS, fd, 4) != 1) _exit(1);
 		  close(fd[0]); for (;;) pause());
-	ms(100);
+	asleep(p, p);
 	close(fd[0]);
 	R(recv_with(sp[0], SCM_RIGHTS, in, 4, &flags));
 	R(flags);
@@ -2251,17 +2288,22 @@ static int find(void)
 /* A word of fd: sleep until it is woken, or wake who sleeps. The one line tells how many. */
 static int word_of(int fd, bool waits)
 {
-	uint32_t *w = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	struct timespec ts = { 10, 0 };
+	volatile uint32_t *w = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	struct timespec ts = { 200, 0 };
 	if (waits) {
 		puts("ready");
 		fflush(stdout);
 		R(fx(w, FUTEX_WAIT, 0, &ts, NULL, 0));
+		for (int i = 0; i < 100000 && w[0] != 1; i++)
+			ms(1);
 		return w[0] != 1;
 	}
-	ms(300);
+	int n = 0;
+	for (int i = 0; i < 100000 && !n; i++) { /* it may not sleep yet */
+		ms(1);
+		n = fx(w, FUTEX_WAKE, 9, NULL, NULL, 0);
+	}
 	w[0] = 1;
-	int n = fx(w, FUTEX_WAKE, 9, NULL, NULL, 0);
 	R(n);
 	return n != 1;
 }
@@ -2316,7 +2358,7 @@ int main(int argc, char **argv)
 		      { "fd", descriptors },
 		      { "locks", locks },
 		      { "sockets", sockets } };
-	alarm(150);
+	alarm(500);
 	turn = shared(4096);
 	if (argc > 1 && !strcmp(argv[1], "make"))
 		return make();

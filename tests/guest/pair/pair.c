@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../asleep.h"
 
 #define NEED(c) \
 	do { \
@@ -377,7 +378,7 @@ static void ping_pong(void)
 		struct pollfd p = { sv[0], POLLIN, 0 };
 		NEED(write(sv[0], &c, 1) == 1);
 		if (i % 3 == 0)
-			NEED(poll(&p, 1, 10000) == 1 && p.revents == POLLIN);
+			NEED(poll(&p, 1, 100000) == 1 && p.revents == POLLIN);
 		NEED(read(sv[0], &c, 1) == 1);
 		n += c == (char)(was + 1);
 	}
@@ -417,7 +418,7 @@ static void killed(const char *what, int how, bool unread)
 	printf("killed, %s%s:\n", what, unread ? ", with unread data" : "");
 	if (how == 1) {
 		struct pollfd p = { sv[0], POLLIN, 0 };
-		line("poll", poll(&p, 1, 20000));
+		line("poll", poll(&p, 1, 100000));
 		line("events", p.revents);
 	} else if (how == 2) {
 		ssize_t r;
@@ -434,7 +435,7 @@ static void killed(const char *what, int how, bool unread)
 		line("read", read(sv[0], rbuf, 100));
 	}
 	clock_gettime(CLOCK_MONOTONIC, &t1);
-	NEED(t1.tv_sec - t0.tv_sec < 10);
+	NEED(t1.tv_sec - t0.tv_sec < 60);
 	close(sv[0]);
 	while (wait(NULL) > 0)
 		;
@@ -592,9 +593,12 @@ static void full(void)
 	close(sv[1]);
 }
 
+static volatile pid_t reader;
+
 static void *thread_read(void *arg)
 {
 	static char c[16];
+	reader = gettid();
 	ssize_t n = read(*(int *)arg, c, sizeof c);
 	return (void *)(n < 0 ? -errno : n);
 }
@@ -607,8 +611,11 @@ static void changes_below(void)
 	void *r;
 	for (int i = 0; i < 4; i++) {
 		pair(sv);
+		reader = 0;
 		NEED(pthread_create(&t, NULL, thread_read, &sv[1]) == 0);
-		nap(30);
+		while (!reader)
+			nap(1);
+		asleep(getpid(), reader);
 		if (i == 0)
 			NEED(write(sv[0], "abc", 3) == 3);
 		if (i == 1)
@@ -634,7 +641,7 @@ int main(int argc, char **argv)
 		struct end e = { atoi(argv[2]), -1, 0, 0 };
 		serve(&e, atoi(argv[3]), atoi(argv[4]));
 	}
-	alarm(150);
+	alarm(500);
 	for (int mode = 0; mode < 3; mode++)
 		for (unsigned i = 0; i < sizeof scripts / sizeof *scripts; i++)
 			run_script("/proc/self/exe", scripts[i], mode);

@@ -325,11 +325,11 @@ static void test_events(void)
 	drain(p[0]);
 	check(events(p[0], POLLIN, 0) == 0 && events(p[1], POLLOUT, 0) == POLLOUT, "poll: empty again");
 	pid_t c = FORK(nap(50); write(p[1], "late", 4));
-	check(events(p[0], POLLIN, 5000) == POLLIN && read(p[0], b, 8) == 4, "poll waits for data");
+	check(events(p[0], POLLIN, 100000) == POLLIN && read(p[0], b, 8) == 4, "poll waits for data");
 	status_of(c);
 	fill(p[1]);
 	c = FORK(nap(50); read(p[0], big, 8192));
-	check(events(p[1], POLLOUT, 5000) == POLLOUT, "poll waits for room");
+	check(events(p[1], POLLOUT, 100000) == POLLOUT, "poll waits for room");
 	status_of(c);
 	drain(p[0]);
 	double t = now();
@@ -339,12 +339,12 @@ static void test_events(void)
 	FD_ZERO(&w);
 	FD_SET(p[0], &r);
 	FD_SET(p[1], &w);
-	struct timeval tv = { 5, 0 };
+	struct timeval tv = { 1000, 0 };
 	check(select(p[1] + 1, &r, &w, NULL, &tv) == 1 && FD_ISSET(p[1], &w) && !FD_ISSET(p[0], &r), "select");
 	c = FORK(nap(50); write(p[1], "s", 1));
 	FD_ZERO(&r);
 	FD_SET(p[0], &r);
-	check(select(p[0] + 1, &r, NULL, NULL, &tv) == 1 && FD_ISSET(p[0], &r) && tv.tv_sec == 4 &&
+	check(select(p[0] + 1, &r, NULL, NULL, &tv) == 1 && FD_ISSET(p[0], &r) && tv.tv_sec < 1000 && tv.tv_sec > 800 &&
 		      read(p[0], b, 8) == 1,
 	      "select waits");
 	status_of(c);
@@ -364,15 +364,16 @@ static void test_events(void)
 	NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0);
 	struct pollfd two[3] = { { p[0], POLLIN, 0 }, { sv[0], POLLIN, 0 }, { -1, POLLIN, 0 } };
 	c = FORK(nap(50); write(sv[1], "s", 1); nap(100); write(p[1], "p", 1));
-	check(poll(two, 3, 5000) == 1 && two[0].revents == 0 && two[1].revents == POLLIN, "poll: a socket beside it");
+	check(poll(two, 3, 100000) == 1 && two[0].revents == 0 && two[1].revents == POLLIN, "poll: a socket beside it");
 	read(sv[0], b, 8);
-	check(poll(two, 3, 5000) == 1 && two[0].revents == POLLIN && two[1].revents == 0, "poll: then the pipe");
+	check(poll(two, 3, 100000) == 1 && two[0].revents == POLLIN && two[1].revents == 0, "poll: then the pipe");
 	status_of(c);
 	read(p[0], b, 8);
 	handle(SIGALRM, SA_RESTART);
-	struct itimerval in = { .it_value = { 0, 50000 } };
+	struct itimerval in = { { 0, 50000 }, { 0, 50000 } }, off = { 0 };
 	setitimer(ITIMER_REAL, &in, NULL);
-	check(poll(two, 3, 5000) == -1 && errno == EINTR, "poll is interrupted");
+	check(poll(two, 3, 100000) == -1 && errno == EINTR, "poll is interrupted");
+	setitimer(ITIMER_REAL, &off, NULL);
 	close(sv[0]), close(sv[1]);
 	write(p[1], "z", 1);
 	close(p[1]);
@@ -392,16 +393,16 @@ static void test_events(void)
 	      "epoll: what was there before");
 	check(read(p[0], b, 8) == 6 && epoll_wait(ep, &e, 1, 0) == 0, "epoll: nothing");
 	c = FORK(nap(30); write(p[1], "x", 1));
-	check(epoll_wait(ep, &e, 1, 5000) == 1, "epoll waits");
+	check(epoll_wait(ep, &e, 1, 100000) == 1, "epoll waits");
 	status_of(c);
 	read(p[0], b, 8);
 	close(p[1]);
-	check(epoll_wait(ep, &e, 1, 5000) == 1 && e.events == EPOLLHUP, "epoll: no writer");
+	check(epoll_wait(ep, &e, 1, 100000) == 1 && e.events == EPOLLHUP, "epoll: no writer");
 	close(p[0]), close(ep);
 	/* A reader sleeps in poll, the pipe having been used by read before. */
 	NEED(pipe(p) == 0);
-	c = FORK(close(p[1]); NEED(read(p[0], b, 1) == 1); NEED(events(p[0], POLLIN, 5000) == POLLIN);
-		 NEED(read(p[0], b, 1) == 1 && *b == '2'); NEED(events(p[0], POLLIN, 5000) == POLLHUP));
+	c = FORK(close(p[1]); NEED(read(p[0], b, 1) == 1); NEED(events(p[0], POLLIN, 100000) == POLLIN);
+		 NEED(read(p[0], b, 1) == 1 && *b == '2'); NEED(events(p[0], POLLIN, 100000) == POLLHUP));
 	nap(20), write(p[1], "1", 1), nap(20), write(p[1], "2", 1), nap(20), close(p[1]);
 	check(status_of(c) == 0, "by turns with read");
 	close(p[0]);
@@ -413,28 +414,27 @@ static void test_signals(void)
 {
 	int p[2];
 	char b[8];
-	struct itimerval in = { .it_value = { 0, 50000 } };
+	struct itimerval in = { { 0, 50000 }, { 0, 50000 } }, off = { 0 };
 	NEED(pipe(p) == 0);
 	handle(SIGALRM, 0);
 	signals = 0;
 	setitimer(ITIMER_REAL, &in, NULL);
-	check(read(p[0], b, 1) == -1 && errno == EINTR && signals == 1, "read is interrupted");
+	check(read(p[0], b, 1) == -1 && errno == EINTR && signals, "read is interrupted");
 	handle(SIGALRM, SA_RESTART);
+	signals = 0;
 	pid_t c = FORK(nap(150); write(p[1], "r", 1));
-	setitimer(ITIMER_REAL, &in, NULL);
-	check(read(p[0], b, 1) == 1 && *b == 'r' && signals == 2, "read is restarted");
+	check(read(p[0], b, 1) == 1 && *b == 'r' && signals, "read is restarted");
 	status_of(c);
 	fill(p[1]);
 	handle(SIGALRM, 0);
-	setitimer(ITIMER_REAL, &in, NULL);
-	check(write(p[1], big, 1) == -1 && errno == EINTR && signals == 3, "write is interrupted");
+	check(write(p[1], big, 1) == -1 && errno == EINTR, "write is interrupted");
 	drain(p[0]);
-	setitimer(ITIMER_REAL, &in, NULL);
-	check(write(p[1], big, 100000) == 65536 && signals == 4, "write has written a part");
+	check(write(p[1], big, 100000) == 65536, "write has written a part");
 	handle(SIGALRM, SA_RESTART);
+	signals = 0;
 	c = FORK(nap(150); drain(p[0]));
-	setitimer(ITIMER_REAL, &in, NULL);
-	check(write(p[1], big, 4096) == 4096 && signals == 5, "write is restarted");
+	check(write(p[1], big, 4096) == 4096 && signals, "write is restarted");
+	setitimer(ITIMER_REAL, &off, NULL);
 	status_of(c);
 	drain(p[0]);
 	close(p[0]), close(p[1]);
@@ -482,11 +482,12 @@ static void test_fork(void)
 			status_of(c);
 		else /* the end of its descriptor after exec, or a byte: then the reader is gone */
 			NEED(read(sync[0], b, 1) == (i == 2));
-		if (i == 3) /* exec closes in no order */
-			nap(30);
 		pipes_broken = 0;
 		snprintf(name, sizeof name, "EPIPE after the reader %s", how[i]);
-		check(write(p[1], "x", 1) == -1 && errno == EPIPE && pipes_broken == 1, name);
+		int r = write(p[1], "x", 1);
+		for (int n = 0; i == 3 && r == 1 && n < 60000; n++) /* exec closes in no order */
+			nap(1), r = write(p[1], "x", 1);
+		check(r == -1 && errno == EPIPE && pipes_broken == 1, name);
 		if (i >= 2)
 			kill(c, SIGKILL), status_of(c);
 		close(p[1]), close(sync[0]);
@@ -497,7 +498,7 @@ static void test_fork(void)
 	NEED(read(p[0], b, 9) == 4);
 	double t = now();
 	pid_t k = FORK(close(p[0]); nap(50); kill(c, SIGKILL));
-	check(read(p[0], b, 9) == 0 && now() - t < 2, "end of file when the writer is killed");
+	check(read(p[0], b, 9) == 0 && now() - t < 60, "end of file when the writer is killed");
 	status_of(c), status_of(k);
 	close(p[0]);
 	NEED(pipe(p) == 0);
@@ -507,7 +508,7 @@ static void test_fork(void)
 	k = FORK(close(p[1]); nap(50); kill(c, SIGKILL));
 	t = now();
 	pipes_broken = 0;
-	check(write(p[1], "x", 1) == -1 && errno == EPIPE && pipes_broken == 1 && now() - t < 2,
+	check(write(p[1], "x", 1) == -1 && errno == EPIPE && pipes_broken == 1 && now() - t < 60,
 	      "EPIPE for a write that waits, when the reader is killed");
 	status_of(c), status_of(k);
 	close(p[1]);
@@ -517,9 +518,9 @@ static void test_fork(void)
 	close(p[0]);
 	k = FORK(close(p[1]); nap(100); kill(c, SIGKILL));
 	t = now();
-	while (write(p[1], "x", 1) == 1 && now() - t < 5)
+	while (write(p[1], "x", 1) == 1 && now() - t < 60)
 		;
-	check(errno == EPIPE && now() - t < 2, "who writes all the time learns that the reader was killed");
+	check(errno == EPIPE && now() - t < 60, "who writes all the time learns that the reader was killed");
 	status_of(c), status_of(k);
 	close(p[1]);
 	/* Both ways, both at once. */
@@ -729,7 +730,7 @@ static void test_threads(void)
 	status_of(c);
 	drain(fd[0]);
 	double s = now();
-	check(write(fd[1], "1234", 4) == 4 && read(fd[0], &x, 4) == 4 && now() - s < 2,
+	check(write(fd[1], "1234", 4) == 4 && read(fd[0], &x, 4) == 4 && now() - s < 60,
 	      "exec with a thread in the pipe");
 	close(fd[0]), close(fd[1]);
 }
@@ -797,7 +798,7 @@ static void crowd(unsigned seed)
 		int st;
 		pid_t d = waitpid(-1, &st, WNOHANG);
 		if (d <= 0) {
-			if (now() - t > 5) {
+			if (now() - t > 60) {
 				late = true;
 				for (int i = 0; i < CROWD; i++)
 					kill(c[i], SIGKILL);
@@ -862,7 +863,7 @@ int main(void)
 {
 	int (*const rounds)(const char *) = atoi;
 	const char *seed = getenv("PIPE_SEED"), *n = getenv("PIPE_ROUNDS");
-	alarm(n ? 3600 : 150);
+	alarm(n ? 3600 : 500);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (!n) {
 		test_basic();
@@ -874,7 +875,7 @@ int main(void)
 		alarm(0);
 		test_events();
 		test_signals();
-		alarm(150);
+		alarm(500);
 		test_fork();
 		test_atomic();
 		test_threads();

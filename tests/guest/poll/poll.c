@@ -26,6 +26,7 @@
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
+#include "../asleep.h"
 
 #define MS 1000000LL
 #ifndef SYS_epoll_pwait2
@@ -74,7 +75,7 @@ static void sleep_ms(int ms)
 static bool took(int64_t since, int ms)
 {
 	int64_t t = now() - since;
-	return t >= ms * MS && t < ms * MS + 5000 * MS;
+	return t >= ms * MS && t < ms * MS + 60000 * MS;
 }
 
 static void close2(int fds[2])
@@ -103,7 +104,7 @@ static void *later_main(void *arg)
 {
 	struct later *l = arg;
 
-	sleep_ms(60);
+	asleep(getpid(), getpid());
 	if (l->signo)
 		pthread_kill(l->who, l->signo);
 	if (l->signo && l->write_fd >= 0)
@@ -254,13 +255,13 @@ static void test_ppoll(void)
 	p.fd = pf[0];
 	handler(SA_RESTART);
 	later(&l, -1, SIGUSR1);
-	fails(poll(&p, 1, 5000), EINTR, "poll: EINTR");
+	fails(poll(&p, 1, 100000), EINTR, "poll: EINTR");
 	joined(&l);
 	check(nr_signals == 1, "handler ran");
 	block(SIG_BLOCK);
 	nr_signals = 0;
 	later(&l, pf[1], SIGUSR1);
-	check(poll(&p, 1, 5000) == 1 && nr_signals == 0, "blocked signal: poll goes on");
+	check(poll(&p, 1, 100000) == 1 && nr_signals == 0, "blocked signal: poll goes on");
 	joined(&l);
 	char buf[16];
 	read(pf[0], buf, 16) == 8 ? (void)0 : abort();
@@ -466,7 +467,7 @@ static void test_epoll(void)
 	int outer = epoll_create1(0), e = eventfd(0, EFD_NONBLOCK);
 	check(add(ep, e, EPOLLIN, 9) == 0 && add(outer, ep, EPOLLIN, 10) == 0, "nested");
 	later(&l, e, 0);
-	check(epoll_wait(outer, ev, 8, 5000) == 1 && ev[0].data.u64 == 10, "nested wakes up");
+	check(epoll_wait(outer, ev, 8, 100000) == 1 && ev[0].data.u64 == 10, "nested wakes up");
 	joined(&l);
 	check(poll(&(struct pollfd){ ep, POLLIN, 0 }, 1, 0) == 1, "poll of an epoll");
 	fails(add(ep, outer, EPOLLIN, 0), ELOOP, "loop: ELOOP");
@@ -519,12 +520,12 @@ static void test_epoll_signals(void)
 	add(ep, e, EPOLLIN, 1);
 	handler(SA_RESTART);
 	later(&l, -1, SIGUSR1);
-	fails(epoll_wait(ep, &ev, 1, 5000), EINTR, "epoll_wait: EINTR");
+	fails(epoll_wait(ep, &ev, 1, 100000), EINTR, "epoll_wait: EINTR");
 	joined(&l);
 	check(nr_signals == 1, "handler ran");
 	block(SIG_BLOCK);
 	later(&l, e, SIGUSR1);
-	check(epoll_wait(ep, &ev, 1, 5000) == 1 && nr_signals == 1, "blocked signal: goes on");
+	check(epoll_wait(ep, &ev, 1, 100000) == 1 && nr_signals == 1, "blocked signal: goes on");
 	joined(&l);
 	uint64_t v;
 	check(read(e, &v, 8) == 8, "eventfd read");
@@ -583,13 +584,13 @@ static void test_fds(void)
 	close(e);
 	struct itimerspec it = { { 0, 0 }, { 0, 30 * MS } };
 	int64_t t = now();
-	check(timerfd_settime(tf, 0, &it, NULL) == 0 && epoll_wait(ep, ev, 4, 5000) == 1 && ev[0].data.u64 == 2 &&
+	check(timerfd_settime(tf, 0, &it, NULL) == 0 && epoll_wait(ep, ev, 4, 100000) == 1 && ev[0].data.u64 == 2 &&
 		      took(t, 30),
 	      "timerfd");
 	check(read(tf, &v, 8) == 8 && v == 1, "timerfd expirations");
 	struct signalfd_siginfo si;
 	pthread_kill(pthread_self(), SIGUSR2);
-	check(epoll_wait(ep, ev, 4, 5000) == 1 && ev[0].data.u64 == 3, "signalfd");
+	check(epoll_wait(ep, ev, 4, 100000) == 1 && ev[0].data.u64 == 3, "signalfd");
 	check(read(sf, &si, sizeof si) == (ssize_t)sizeof si && si.ssi_signo == SIGUSR2 &&
 		      si.ssi_pid == (uint32_t)getpid(),
 	      "signalfd record");
@@ -624,7 +625,7 @@ static void *worker(void *arg)
 	char byte;
 
 	for (;;) {
-		if (epoll_wait(w->ep, &ev, 1, 5000) != 1)
+		if (epoll_wait(w->ep, &ev, 1, 100000) != 1)
 			return (void *)-1l;
 		if (read(ev.data.fd, &byte, 1) != 1)
 			continue; /* another was faster */
@@ -653,7 +654,7 @@ static void test_threads(void)
 		pthread_create(&th[i], NULL, worker, &w);
 	bool ok = true;
 	for (int i = 0; i < ROUNDS && ok; i++)
-		ok = send(sv[0], "m", 1, 0) == 1 && poll(&(struct pollfd){ back[0], POLLIN, 0 }, 1, 5000) == 1 &&
+		ok = send(sv[0], "m", 1, 0) == 1 && poll(&(struct pollfd){ back[0], POLLIN, 0 }, 1, 100000) == 1 &&
 		     read(back[0], &byte, 1) == 1;
 	check(ok, "messages answered");
 	for (int i = 0; i < WORKERS; i++)

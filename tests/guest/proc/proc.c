@@ -329,7 +329,7 @@ static void tasks(void)
 	for (int i = 0; i < NR_THREADS; i++)
 		pthread_join(t[i], NULL);
 	/* The kernel lets go of a thread a moment after its join. */
-	for (int i = 0; i < 1000 && (n = numbers("/proc/self/task", ids, 64, &own)) != 1; i++)
+	for (int i = 0; i < 60000 && (n = numbers("/proc/self/task", ids, 64, &own)) != 1; i++)
 		usleep(1000);
 	check(n == 1 && ids[0] == getpid(), "task: after join");
 	DIR *d = opendir("/proc");

@@ -117,7 +117,7 @@ static bool is_pending(int sig)
 
 static bool await_hits(int sig, int n)
 {
-	for (int i = 0; i < 10000 && hits[sig] < n; i++)
+	for (int i = 0; i < 120000 && hits[sig] < n; i++)
 		ms(1);
 	return hits[sig] == n;
 }
@@ -265,7 +265,7 @@ static void masks(void)
 			for (volatile int n = 0; n < 20000; n++)
 				;
 			NEED(k % 2 || !is_pending(SIGUSR1));
-			for (int n = 0; n < 10000 && !is_pending(SIGTERM); n++)
+			for (int n = 0; n < 120000 && !is_pending(SIGTERM); n++)
 				ms(1);
 			NEED(is_pending(SIGTERM));
 		});
@@ -972,7 +972,7 @@ static int one_call(int k, bool restart)
 	s[3] = s[4] = 0;
 	pid_t helper = FORK({
 		until(&s[3], 1);
-		for (int n = 0; n < (ends_well ? 3 : 600) && !s[4]; n++) {
+		for (int n = 0; n < (ends_well ? 3 : 10000) && !s[4]; n++) {
 			ms(8);
 			kill(me, SIGUSR1);
 		}
@@ -1036,7 +1036,7 @@ static void stopped(void)
 		});
 		siginfo_t i;
 		until(&s[5], 1);
-		for (int n = 0; n < (all[k].eintr ? 300 : 3) && !s[6]; n++) {
+		for (int n = 0; n < (all[k].eintr ? 3000 : 3) && !s[6]; n++) {
 			ms(10);
 			kill(p, SIGSTOP);
 			if (waitid(P_PID, p, &i, WSTOPPED | WEXITED | WNOWAIT) || i.si_code != CLD_STOPPED)
@@ -1048,7 +1048,7 @@ static void stopped(void)
 		snprintf(name, sizeof name, "stopped and continued: %s%s", calls[all[k].call].name,
 			 all[k].eintr ? " is EINTR" : " goes on");
 		bool good = s[6] == (all[k].eintr ? 1 : 0);
-		for (int n = 0; n < 500 && !s[6]; n++) {
+		for (int n = 0; n < 12000 && !s[6]; n++) {
 			kill(p, SIGUSR1);
 			ms(5);
 		}

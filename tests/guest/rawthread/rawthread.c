@@ -19,6 +19,7 @@
 #include <threads.h>
 #include <time.h>
 #include <unistd.h>
+#include "../asleep.h"
 
 /* As linux/futex.h, which not every libc's compiler finds. */
 enum {
@@ -346,7 +347,7 @@ static void test_pthreads(void)
 	counter = 0;
 	for (long i = 0; i < 20; i++)
 		ok &= pthread_create(t, &at, plain, (void *)1) == 0;
-	for (int i = 0; i < 2000 && counter != 20; i++)
+	for (int i = 0; i < 60000 && counter != 20; i++)
 		nap(MS);
 	check(ok && counter == 20, "detached");
 	pthread_attr_destroy(&at);
@@ -497,13 +498,15 @@ static int woken, about_to_wait;
 struct waiter {
 	uint32_t *word, bits;
 	int op;
+	pid_t tid;
 	long result;
 };
 
 static void *wait_on(void *arg)
 {
 	struct waiter *w = arg;
-	struct timespec ts = in_ns(CLOCK_MONOTONIC, 10000 * MS);
+	struct timespec ts = in_ns(CLOCK_MONOTONIC, 600000 * MS);
+	w->tid = tid_of();
 	__atomic_fetch_add(&about_to_wait, 1, __ATOMIC_SEQ_CST);
 	w->result = w->bits ? futex(w->word, FUTEX_WAIT_BITSET | w->op, 0, &ts, NULL, w->bits)
 			    : futex(w->word, FUTEX_WAIT | w->op, 0, NULL, NULL, 0);
@@ -518,17 +521,18 @@ static void start(int n, uint32_t *word, int op, uint32_t bits)
 {
 	woken = about_to_wait = 0;
 	for (int i = 0; i < n; i++) {
-		ws[i] = (struct waiter){ word, bits << (bits ? i : 0), op, -1 };
+		ws[i] = (struct waiter){ word, bits << (bits ? i : 0), op, 0, -1 };
 		pthread_create(&wt[i], NULL, wait_on, &ws[i]);
 	}
 	while (__atomic_load_n(&about_to_wait, __ATOMIC_SEQ_CST) < n)
 		nap(MS);
-	nap(25 * MS); /* asleep by now */
+	for (int i = 0; i < n; i++)
+		asleep(getpid(), ws[i].tid);
 }
 
 static bool woken_are(int n)
 {
-	for (int i = 0; i < 1000 && __atomic_load_n(&woken, __ATOMIC_SEQ_CST) < n; i++)
+	for (int i = 0; i < 60000 && __atomic_load_n(&woken, __ATOMIC_SEQ_CST) < n; i++)
 		nap(MS);
 	nap(3 * MS);
 	return __atomic_load_n(&woken, __ATOMIC_SEQ_CST) == n;

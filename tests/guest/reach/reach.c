@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include "../../../abi/kx_pipe.h"
@@ -184,8 +185,10 @@ static void lock_of_outsider(void)
 		pipes->obj[i].rlock = 1ull << 32 | 1;
 	NEED(pthread_create(&t, NULL, look_for_proc, NULL) == 0);
 	sigaction(SIGALRM, &(struct sigaction){ .sa_handler = on_alarm }, NULL);
-	alarm(3);
+	struct itimerval in = { { 1, 0 }, { 3, 0 } }, off = { 0 };
+	setitimer(ITIMER_REAL, &in, NULL);
 	check(fcntl(p[0], F_SETPIPE_SZ, 8192) == -1 && errno == EINTR, "who waits for such a lock can be interrupted");
+	setitimer(ITIMER_REAL, &off, NULL);
 	stop = true;
 	pthread_join(t, NULL);
 	for (unsigned i = 0; i < n && i < KX_PIPE_OBJECTS; i++)

@@ -174,10 +174,18 @@ static void *adder(void *arg)
 	return NULL;
 }
 
+static uint64_t counted(void)
+{
+	uint64_t sum = 0;
+	for (int i = 0; i < CPUS; i++)
+		sum += *(volatile uint64_t *)&counter[i].n;
+	return sum;
+}
+
 static void count(int threads, double seconds, uint64_t spins, const char *name)
 {
 	pthread_t t[THREADS];
-	uint64_t sum = 0;
+	uint64_t sum;
 	char text[80];
 	memset(counter, 0, sizeof counter);
 	added = aborted = 0;
@@ -186,11 +194,12 @@ static void count(int threads, double seconds, uint64_t spins, const char *name)
 		if (pthread_create(&t[i], NULL, adder, (void *)(uintptr_t)spins))
 			abort();
 	usleep((useconds_t)(seconds * 1e6));
+	for (int k = 0; k < 60000 && !counted(); k++) /* none of them has run yet */
+		usleep(1000);
 	stop = true;
 	for (int i = 0; i < threads; i++)
 		pthread_join(t[i], NULL);
-	for (int i = 0; i < CPUS; i++)
-		sum += counter[i].n;
+	sum = counted();
 	snprintf(text, sizeof text, "%s: the sum is exact", name);
 	check(sum == added && sum && !bad_fields, text);
 	if (threads > 4 && spins) {
@@ -292,7 +301,7 @@ static void fences(void)
 		inside = 0;
 		r &= syscall(SYS_membarrier, MEMBARRIER_RSEQ, 0, 0) == 0;
 		/* It has been aborted by now, or will set the flag when it is inside again: never stays in the old one. */
-		double end = now() + 2;
+		double end = now() + 60;
 		while (!inside && now() < end)
 			;
 		all &= inside;

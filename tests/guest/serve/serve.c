@@ -146,7 +146,7 @@ static void waits(void)
 		if (n > 0)
 			total += n;
 		else
-			CHECK(n == -1 && errno == EAGAIN && poll(&pf, 1, 10000) == 1);
+			CHECK(n == -1 && errno == EAGAIN && poll(&pf, 1, 100000) == 1);
 	}
 	int st;
 	CHECK(waitpid(pid, &st, 0) == pid && st == 0);

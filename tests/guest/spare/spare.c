@@ -417,7 +417,7 @@ static bool orphans(void)
 			pid_t me = getpid();
 			warm();
 			if (!fork()) {
-				for (int k = 0; k < 2000 && getppid() == me; k++)
+				for (int k = 0; k < 60000 && getppid() == me; k++)
 					ms(1);
 				ms(10);
 				_exit(write(a[1], "orphan", 6) != 6);
@@ -460,11 +460,11 @@ static bool signals_reach_the_group(void)
 		if (!p) {
 			got = 0;
 			*shared = 1;
-			for (int k = 0; k < 1000 && !got; k++)
+			for (int k = 0; k < 60000 && !got; k++)
 				ms(1);
 			_exit(got == 1 ? 7 : 8);
 		}
-		for (int k = 0; k < 1000 && *shared != 1; k++)
+		for (int k = 0; k < 60000 && *shared != 1; k++)
 			ms(1);
 		*shared = 0;
 		got = 0;

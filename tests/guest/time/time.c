@@ -24,7 +24,7 @@
 
 #define MS 1000000LL
 #define SEC 1000000000LL
-#define LATE (2 * SEC)
+#define LATE (60 * SEC)
 
 static int failures;
 
@@ -117,11 +117,11 @@ static void test_paths(void)
 	for (int i = 0; i < 1000; i++) {
 		int64_t a = now(CLOCK_MONOTONIC), b = now(CLOCK_MONOTONIC_COARSE), d = now(CLOCK_MONOTONIC);
 
-		coarse &= b <= d && b > a - 20 * MS;
+		coarse &= b <= d && b > a - SEC;
 		a = now(CLOCK_REALTIME);
 		b = now(CLOCK_REALTIME_COARSE);
 		d = now(CLOCK_REALTIME);
-		coarse &= b <= d && b > a - 20 * MS;
+		coarse &= b <= d && b > a - SEC;
 	}
 	check(coarse, "coarse clocks");
 	ok = !syscall(SYS_gettimeofday, &raw_tv, NULL) && !gettimeofday(&tv, NULL);
@@ -245,12 +245,13 @@ static void test_sleep(void)
 	/* A handler ends it early also with SA_RESTART, and the rest is told. */
 	handle(SIGALRM, SA_RESTART);
 	signals = 0;
-	setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 0, 50000 } }, NULL);
 	a = now(CLOCK_MONOTONIC);
-	ts = ns_ts(5 * SEC);
-	check(nanosleep(&ts, &rem) == -1 && errno == EINTR && signals == 1 && slept(a, 49 * MS) &&
-		      ts_ns(&rem) < 5 * SEC && ts_ns(&rem) > 5 * SEC - LATE,
+	setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 50000 }, { 0, 50000 } }, NULL);
+	ts = ns_ts(200 * SEC);
+	check(nanosleep(&ts, &rem) == -1 && errno == EINTR && signals >= 1 && slept(a, 49 * MS) &&
+		      ts_ns(&rem) < 200 * SEC && ts_ns(&rem) > 200 * SEC - LATE,
 	      "nanosleep interrupted");
+	setitimer(ITIMER_REAL, &(struct itimerval){ 0 }, NULL);
 }
 
 /* ---- timers ---------------------------------------------------------------------------------------------- */
@@ -338,7 +339,7 @@ static void test_timerfd(void)
 	check(fd >= 0, "timerfd_create");
 	check(read(fd, &n, 8) == -1 && errno == EAGAIN, "timerfd: not yet");
 	a = now(CLOCK_MONOTONIC);
-	check(!timerfd_settime(fd, 0, &it, NULL) && poll(&p, 1, 3000) == 1 && slept(a, 30 * MS), "timerfd: poll");
+	check(!timerfd_settime(fd, 0, &it, NULL) && poll(&p, 1, 60000) == 1 && slept(a, 30 * MS), "timerfd: poll");
 	check(read(fd, &n, 8) == 8 && n >= 1, "timerfd: read");
 	usleep(50000);
 	check(read(fd, &n, 8) == 8 && n >= 4, "timerfd: several expirations");
@@ -374,16 +375,21 @@ static void test_itimers(void)
 	a = now(CLOCK_MONOTONIC);
 	setitimer(ITIMER_PROF, &it, NULL);
 	setitimer(ITIMER_VIRTUAL, &it, NULL);
-	while (signals < 2 && now(CLOCK_MONOTONIC) < a + 5 * SEC)
+	while (signals < 2 && now(CLOCK_MONOTONIC) < a + LATE)
 		;
 	check(signals == 2, "profiling and virtual timers");
 
 	signals = 0;
 	a = now(CLOCK_MONOTONIC);
-	check(!alarm(100) && alarm(1) >= 99, "alarm replaces");
-	pause();
+	sigset_t set, old_set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	sigprocmask(SIG_BLOCK, &set, &old_set);
+	check(!alarm(1000) && alarm(1) >= 900, "alarm replaces");
+	sigsuspend(&old_set);
+	sigprocmask(SIG_SETMASK, &old_set, NULL);
 	check(signals == 1 && slept(a, 999 * MS), "alarm");
-	check(!alarm(1) && alarm(0) == 1, "alarm cancelled");
+	check(!alarm(1000) && alarm(0) >= 900, "alarm cancelled");
 
 	/* A thread that makes no system call gets its signal too. */
 	signals = 0;

@@ -483,7 +483,7 @@ static const struct {
 
 int main(int argc, char **argv)
 {
-	alarm(argc > 1 ? 500 : 50);
+	alarm(argc > 1 ? 900 : 500);
 	for (int i = 1; i < argc; i++)
 		if (atoi(argv[i]))
 			kills = atoi(argv[i]);

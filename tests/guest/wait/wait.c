@@ -48,7 +48,7 @@ static volatile int *s; /* shared with all children */
 
 static bool until(volatile int *p, int n)
 {
-	for (int i = 0; i < 10000 && __atomic_load_n(p, __ATOMIC_SEQ_CST) < n; i++)
+	for (int i = 0; i < 120000 && __atomic_load_n(p, __ATOMIC_SEQ_CST) < n; i++)
 		ms(1);
 	return __atomic_load_n(p, __ATOMIC_SEQ_CST) >= n;
 }
@@ -459,7 +459,7 @@ static void *ticking(void *arg)
 static bool moves(volatile int *c, int n)
 {
 	int was[3] = { c[0], c[1], c[2] };
-	for (int i = 0; i < 400; i++) {
+	for (int i = 0; i < 12000; i++) {
 		ms(5);
 		if (c[0] != was[0] && c[1] != was[1] && c[2] != was[2])
 			return true;
@@ -490,7 +490,7 @@ static void stops(void)
 		kill(p, how[k]);
 		int r = waitid(P_PID, p, &i, WSTOPPED);
 		snprintf(name, sizeof name, "stopped by signal %d: waitid and SIGCHLD", how[k]);
-		for (int n = 0; n < 1000 && !hits[SIGCHLD]; n++)
+		for (int n = 0; n < 60000 && !hits[SIGCHLD]; n++)
 			ms(1);
 		check(r == 0 && i.si_code == CLD_STOPPED && i.si_status == how[k] && i.si_pid == p &&
 			      hits[SIGCHLD] == 1 && last[SIGCHLD].si_code == CLD_STOPPED &&
@@ -501,7 +501,7 @@ static void stops(void)
 		check(!moves(c, 6), "all threads stand still");
 		kill(p, SIGCONT);
 		r = waitid(P_PID, p, &i, WCONTINUED);
-		for (int n = 0; n < 1000 && hits[SIGCHLD] < 2; n++)
+		for (int n = 0; n < 60000 && hits[SIGCHLD] < 2; n++)
 			ms(1);
 		check(r == 0 && i.si_code == CLD_CONTINUED && i.si_status == SIGCONT && hits[SIGCHLD] == 2 &&
 			      last[SIGCHLD].si_code == CLD_CONTINUED && last[SIGCHLD].si_status == SIGCONT,
@@ -655,8 +655,8 @@ static void pidfds(void)
 	i.si_value.sival_int = 77;
 	check(pidfd_kill(fd, SIGUSR2, &i) == -1 && errno == EINVAL, "pidfd_send_signal: another signal in siginfo");
 	check(pidfd_kill(fd, SIGUSR1, &i) == 0, "pidfd_send_signal: with siginfo");
-	check(poll(&pf, 1, 10000) == 1 && pf.revents == POLLIN, "ended: readable");
-	check(epoll_wait(ep, &ev, 1, 10000) == 1 && ev.data.u64 == 5 && ev.events == EPOLLIN, "ended: epoll");
+	check(poll(&pf, 1, 100000) == 1 && pf.revents == POLLIN, "ended: readable");
+	check(epoll_wait(ep, &ev, 1, 100000) == 1 && ev.data.u64 == 5 && ev.events == EPOLLIN, "ended: epoll");
 	check(pidfd_kill(fd, 0, NULL) == 0, "a zombie can be signalled");
 	check(waitid(P_PIDFD_, fd, &i, WEXITED | WNOWAIT) == 0 && i.si_pid == p && i.si_status == 6, "waitid: WNOWAIT");
 	check(waitid(P_PIDFD_, nb, &i, WEXITED) == 0 && i.si_pid == p && i.si_code == CLD_EXITED && i.si_status == 6,
@@ -679,7 +679,7 @@ static void pidfds(void)
 	pid_t q = FORK({
 		NEED(waitid(P_PIDFD_, fd, &i, WEXITED) == -1 && errno == ECHILD);
 		NEED(pidfd_kill(fd, SIGTERM, NULL) == 0);
-		NEED(poll(&pf, 1, 10000) == 1);
+		NEED(poll(&pf, 1, 100000) == 1);
 	});
 	check(killed(status_of(p), SIGTERM) && fine(q), "a sibling's pidfd");
 	close(fd);
@@ -695,7 +695,7 @@ static void orphans(void)
 		FORK({
 			s[0] = getpid();
 			NEED(prctl(PR_SET_PDEATHSIG, 0) == 0);
-			for (int n = 0; n < 5000 && getppid() == me; n++)
+			for (int n = 0; n < 60000 && getppid() == me; n++)
 				ms(1);
 			s[1] = getppid() != me ? 1 : 2;
 		});
@@ -733,7 +733,7 @@ static void orphans(void)
 	hits[SIGCHLD] = 0;
 	s[1] = 1;
 	check(exited(status_of(s[0]), 23), "subreaper: by pid");
-	for (n = 0; n < 1000 && !hits[SIGCHLD]; n++)
+	for (n = 0; n < 60000 && !hits[SIGCHLD]; n++)
 		ms(1);
 	check(hits[SIGCHLD] == 1 && last[SIGCHLD].si_pid == s[0] && last[SIGCHLD].si_status == 23,
 	      "subreaper: SIGCHLD");
@@ -770,7 +770,7 @@ static void orphans(void)
 	char c;
 	check(fine(p) && read(pipefd[0], &c, 1) <= 1, "PR_SET_PDEATHSIG: parent of an exec'd child ends");
 	struct pollfd pf = { pipefd[0], POLLIN, 0 };
-	while (poll(&pf, 1, 10000) == 1 && (pf.revents & POLLIN) && read(pipefd[0], &c, 1) == 1)
+	while (poll(&pf, 1, 100000) == 1 && (pf.revents & POLLIN) && read(pipefd[0], &c, 1) == 1)
 		;
 	check(pf.revents == POLLHUP, "PR_SET_PDEATHSIG: kept by exec");
 	close(pipefd[0]);

@@ -265,7 +265,8 @@ static int cmd_race(char **arg)
 {
 	time_t end = time(NULL) + atoi(arg[1]);
 	int good = atoi(arg[2]), loaded = 0, refused = 0, wrong = 0;
-	while (time(NULL) < end) {
+	while (time(NULL) < end ||
+	       (time(NULL) < end + 200 && !(loaded && refused))) { /* on a busy machine that takes longer */
 		void *h = dlopen(arg[0], RTLD_NOW);
 		if (!h) {
 			refused++;
