@@ -7,7 +7,7 @@
  * trust this memory: what is nonsense here hurts the family alone.
  *
  * A semaphore is one word, changed by compare-and-swap. A queue has a lock, and one store commits an operation. A member
- * can be killed at any instant: monitor/core/ipc.c and ipc_live.c say how the others go on.
+ * can be killed at any instant: monitor/core/ipc.c, ipc_live.c and ipc_give.c say how the others go on.
  */
 #ifndef KX_IPC_H
 #define KX_IPC_H

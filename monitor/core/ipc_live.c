@@ -15,27 +15,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
-#include <string.h>
 #include <sys/msg.h>
-#include <sys/sem.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include "gmem.h"
-#include "ipc_priv.h"
+#include "ipc_place.h"
 #include "update.h"
-#include "../../util/now.h"
 
 #define WAIT (-5001)    /* it has to sleep */
 #define PASS_ON (-5002) /* ... in the host */
 #define BACK (-5003)    /* the object is LIVE again */
-#define SEM_MAX 32767
 #define SLICE_FIRST_NS 20000000ull
 #define SLICE_LAST_NS 1000000000ull
 #define TRIES 1000 /* of a compare-and-swap against others who write the word for fun */
-#define PASS_NS 100000000ull
-
-#define LOAD(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
-#define STORE(x, v) __atomic_store_n(&(x), v, __ATOMIC_SEQ_CST)
 
 /* One operation of the calling thread's. */
 struct op {
@@ -46,115 +38,26 @@ struct op {
 	uint32_t tid;
 };
 
-static struct kx_ipc_sleeper *places(const struct kx_ipc_obj *o) { return ipc_mem->sleeper[o - ipc_mem->sem]; }
-static unsigned place_nr(const struct kx_ipc_obj *o, const struct kx_ipc_sleeper *s)
-{
-	return (unsigned)(s - places(o));
-}
-static bool is_sem(const struct kx_ipc_obj *o) { return o < ipc_mem->msg; }
-static bool is_mq(const struct kx_ipc_obj *o) { return o >= ipc_mem->mq; }
-static unsigned number_of(const struct kx_ipc_sleeper *s) { return (unsigned)(LOAD(s->type) >> 32); }
-static int operation_of(const struct kx_ipc_sleeper *s) { return (int)LOAD(s->type); }
+/* ---- one operation ---------------------------------------------------------------------------------------------------- */
 
-static bool is_used(const struct kx_ipc_obj *o, const struct kx_ipc_sleeper *s)
+static int64_t sem_try(struct op *x)
 {
-	return __atomic_load_n(&s->tid, __ATOMIC_ACQUIRE) && LOAD(s->id) == LOAD(o->id);
-}
-static bool waits(const struct kx_ipc_obj *o, const struct kx_ipc_sleeper *s)
-{
-	return is_used(o, s) && !(LOAD(s->flags) & (KX_IPC_SL_SERVED | KX_IPC_SL_ENTER));
-}
-
-/* The first to have come after *ticket of those that wait and are `fit`. NULL: none. */
-static struct kx_ipc_sleeper *next_waiting(const struct kx_ipc_obj *o, uint64_t *ticket,
-					   bool (*fit)(const struct kx_ipc_sleeper *s, int64_t what), int64_t what)
-{
-	struct kx_ipc_sleeper *first = NULL;
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		struct kx_ipc_sleeper *s = &places(o)[i];
-		if (waits(o, s) && LOAD(s->ticket) > *ticket && (!first || LOAD(s->ticket) < LOAD(first->ticket)) &&
-		    fit(s, what))
-			first = s;
+	unsigned number = (unsigned)(x->c->type >> 32);
+	int operation = (int)x->c->type;
+	uint64_t *word = word_of(x->o, number), new;
+	for (int i = 0; i < TRIES; i++) {
+		uint64_t w = LOAD(*word);
+		if (number >= LOAD(x->o->nsems) || number >= KX_IPC_SEMS || w & KX_IPC_FROZEN ||
+		    w >> 40 != KX_IPC_GEN(ipc_state(x->o)) || (int)KX_IPC_VALUE(w) + operation > SEM_MAX)
+			return IPC_NOT_HERE;
+		if (!word_after(w, operation, (uint32_t)my_pid(), &new))
+			return WAIT;
+		if (!ipc_swap(word, w, new))
+			continue;
+		x->o->otime = time(NULL);
+		return 0;
 	}
-	if (first)
-		*ticket = LOAD(first->ticket);
-	return first;
-}
-
-/* False: nobody slept there, since it is awake or dead. */
-static bool wake(struct kx_ipc_sleeper *s)
-{
-	__atomic_add_fetch(&s->word, 1, __ATOMIC_SEQ_CST);
-	return HC6(SYS_futex, &s->word, FUTEX_WAKE, 1, 0, 0, 0) > 0;
-}
-
-/* It was given something. False: it is dead, or stopped, and so waits no more (until it goes on): the caller takes it back. */
-static bool takes_it(struct kx_ipc_sleeper *s, bool *dead)
-{
-	*dead = false;
-	if (wake(s))
-		return true;
-	char state = ipc_thread_state(LOAD(s->tid));
-	if (state != 'T' && state != 't' && !(*dead = ipc_is_gone(LOAD(s->tid))))
-		return true;
-	__atomic_and_fetch(&s->flags, ~(KX_IPC_SL_SERVED | KX_IPC_SL_TOO_BIG), __ATOMIC_SEQ_CST);
-	return false;
-}
-
-/* ---- rings ------------------------------------------------------------------------------------------------------------ */
-
-static uint8_t *ring_of(const struct kx_ipc_obj *o) { return ipc_mem->ring[o - ipc_mem->msg]; }
-static struct kx_ipc_msg *msg_at(const struct kx_ipc_obj *o, uint64_t pos)
-{
-	return (struct kx_ipc_msg *)(ring_of(o) + pos % KX_IPC_RING);
-}
-
-/* The cursors as they are now. False: nonsense. */
-static bool cursors(const struct kx_ipc_obj *o, uint64_t *tail, uint64_t *head)
-{
-	*tail = LOAD(o->tail);
-	*head = LOAD(o->head);
-	return *head - *tail <= KX_IPC_RING && *head % 16 == 0 && *tail % 16 == 0;
-}
-
-/* Bytes of the text of the message at pos, and of all of it. False: nonsense. */
-static bool msg_sizes(const struct kx_ipc_obj *o, uint64_t pos, uint32_t *size, uint32_t *bytes)
-{
-	*size = LOAD(msg_at(o, pos)->size);
-	*bytes = *size > KX_IPC_RING ? 0 : kx_ipc_msg_bytes(*size);
-	return *bytes && *bytes <= KX_IPC_RING - pos % KX_IPC_RING;
-}
-
-/* Is the message at pos there, in this state? */
-static bool msg_is(const struct kx_ipc_obj *o, uint64_t pos, uint32_t state, uint32_t *size)
-{
-	uint64_t tail, head;
-	uint32_t bytes;
-	return cursors(o, &tail, &head) && pos - tail < head - tail && pos % 16 == 0 &&
-	       msg_sizes(o, pos, size, &bytes) && LOAD(msg_at(o, pos)->state) == state;
-}
-
-static void tail_advance(struct kx_ipc_obj *o)
-{
-	uint64_t tail, head;
-	uint32_t size, bytes;
-	if (!cursors(o, &tail, &head))
-		return;
-	while (tail < head && LOAD(msg_at(o, tail)->state) == KX_IPC_MSG_GONE && msg_sizes(o, tail, &size, &bytes))
-		tail += bytes;
-	STORE(o->tail, tail);
-}
-
-static void counted(struct kx_ipc_obj *o, uint32_t size, int n)
-{
-	STORE(o->qnum, LOAD(o->qnum) + (uint32_t)n);
-	STORE(o->cbytes, LOAD(o->cbytes) + (uint64_t)((int64_t)size * n));
-}
-
-static bool has_room(const struct kx_ipc_obj *o, uint32_t size)
-{
-	uint64_t limit = LOAD(o->qbytes), n = LOAD(o->qnum);
-	return is_mq(o) ? n < limit : LOAD(o->cbytes) + size <= limit && n + 1 <= limit;
+	return IPC_NOT_HERE;
 }
 
 /* A message at the head. Where: *pos. 0, IPC_NOT_HERE (no place in the ring), or -EFAULT. */
@@ -177,290 +80,6 @@ static int64_t msg_append(struct op *x, uint32_t state, uint64_t *pos)
 	*pos = head + fill;
 	STORE(o->head, head + fill + bytes);
 	return 0;
-}
-
-/* ---- what sleepers get -------------------------------------------------------------------------------------------- */
-
-static void asleep_note(struct kx_ipc_obj *o)
-{
-	uint32_t bits = 0;
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
-		if (waits(o, &places(o)[i]))
-			bits |= 1u << i << (LOAD(places(o)[i].flags) & KX_IPC_SL_SENDS ? 16 : 0);
-	STORE(o->asleep, bits);
-}
-
-/* Its thread has left, or is dead: what it was given and did not take is the object's again. */
-static void place_free(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s)
-{
-	uint32_t flags = LOAD(s->flags), nr = place_nr(o, s), size;
-	uint64_t pos = LOAD(s->want);
-	if (!is_sem(o) && LOAD(s->id) == LOAD(o->id)) {
-		if (!(flags & KX_IPC_SL_SENDS) && flags & KX_IPC_SL_SERVED &&
-		    msg_is(o, pos, KX_IPC_MSG_GIVEN(nr), &size)) {
-			STORE(msg_at(o, pos)->state, KX_IPC_MSG_HERE);
-			counted(o, size, 1);
-		} else if (flags & KX_IPC_SL_SENDS && msg_is(o, pos, KX_IPC_MSG_WAITS(nr), &size)) {
-			STORE(msg_at(o, pos)->state, KX_IPC_MSG_GONE);
-			tail_advance(o);
-		}
-	}
-	STORE(s->tid, 0);
-}
-
-static void served(struct kx_ipc_sleeper *s)
-{
-	__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-	__atomic_or_fetch(&s->flags, KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
-}
-
-static bool takes(const struct kx_ipc_sleeper *s, int64_t type)
-{
-	uint32_t flags = LOAD(s->flags);
-	return !(flags & KX_IPC_SL_SENDS) && kx_ipc_takes(LOAD(s->type), flags & KX_IPC_SL_EXCEPT, type);
-}
-static bool sends(const struct kx_ipc_sleeper *s, int64_t what)
-{
-	(void)what;
-	return LOAD(s->flags) & KX_IPC_SL_SENDS;
-}
-
-/* The message at pos, which is in the queue, to whoever has waited longest for such a one. False: nobody took it. */
-static bool msg_give(struct kx_ipc_obj *o, uint64_t pos, uint32_t size)
-{
-	struct kx_ipc_msg *m = msg_at(o, pos);
-	struct kx_ipc_sleeper *s;
-	bool dead;
-	for (uint64_t ticket = 0; (s = next_waiting(o, &ticket, takes, LOAD(m->type)));) {
-		if (!is_mq(o) && size > LOAD(s->size) && !(LOAD(s->flags) & KX_IPC_SL_NOERROR)) {
-			__atomic_or_fetch(&s->flags, KX_IPC_SL_TOO_BIG | KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
-			if (!takes_it(s, &dead) && dead)
-				place_free(o, s);
-			continue;
-		}
-		STORE(s->want, pos);
-		STORE(m->state, KX_IPC_MSG_GIVEN(place_nr(o, s)));
-		served(s);
-		counted(o, size, -1);
-		if (takes_it(s, &dead)) {
-			o->lrpid = (int32_t)LOAD(s->pid);
-			o->rtime = time(NULL);
-			return true;
-		}
-		STORE(m->state, KX_IPC_MSG_HERE);
-		counted(o, size, 1);
-		if (dead)
-			place_free(o, s);
-	}
-	return false;
-}
-
-/* The message that comes next, by msgrcv's rules (POSIX: the oldest of the highest priority). False: none. */
-static bool msg_next(struct kx_ipc_obj *o, int64_t want, bool except, uint64_t *pos, uint32_t *size)
-{
-	uint64_t tail, head;
-	uint32_t n, bytes;
-	int64_t best = 0;
-	bool found = false;
-	if (!cursors(o, &tail, &head))
-		return false;
-	for (uint64_t at = tail; at < head && msg_sizes(o, at, &n, &bytes); at += bytes) {
-		int64_t type = LOAD(msg_at(o, at)->type);
-		if (LOAD(msg_at(o, at)->state) != KX_IPC_MSG_HERE || (!is_mq(o) && !kx_ipc_takes(want, except, type)))
-			continue;
-		if (!found || (is_mq(o) ? type > best : type < best)) {
-			*pos = at;
-			*size = n;
-			best = type;
-			found = true;
-		}
-		if (!is_mq(o) && want >= 0)
-			break;
-	}
-	return found;
-}
-
-static bool any_receiver(const struct kx_ipc_obj *o)
-{
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
-		if (waits(o, &places(o)[i]) && !(LOAD(places(o)[i].flags) & KX_IPC_SL_SENDS))
-			return true;
-	return false;
-}
-
-static void messages_give(struct kx_ipc_obj *o)
-{
-	uint64_t tail, head, pos;
-	uint32_t size, bytes;
-	if (is_mq(o)) {
-		while (any_receiver(o) && msg_next(o, 0, false, &pos, &size) && msg_give(o, pos, size))
-			;
-		return;
-	}
-	if (!any_receiver(o) || !cursors(o, &tail, &head))
-		return;
-	for (uint64_t at = tail; at < head && msg_sizes(o, at, &size, &bytes); at += bytes)
-		if (LOAD(msg_at(o, at)->state) == KX_IPC_MSG_HERE)
-			msg_give(o, at, size);
-}
-
-/* The first message from *pos on that waits for room in a POSIX queue. False: none. */
-static bool room_next(struct kx_ipc_obj *o, uint64_t *pos, uint32_t *size, struct kx_ipc_sleeper **s)
-{
-	uint64_t tail, head;
-	uint32_t bytes;
-	if (!cursors(o, &tail, &head))
-		return false;
-	for (*pos = *pos < tail ? tail : *pos; *pos < head && msg_sizes(o, *pos, size, &bytes); *pos += bytes) {
-		uint32_t state = LOAD(msg_at(o, *pos)->state), nr = state >> 8;
-		if (state != KX_IPC_MSG_WAITS(nr) || nr >= KX_IPC_PLACES)
-			continue;
-		*s = &places(o)[nr];
-		if (waits(o, *s) && LOAD((*s)->flags) & KX_IPC_SL_SENDS && LOAD((*s)->want) == *pos)
-			return true;
-		STORE(msg_at(o, *pos)->state, KX_IPC_MSG_GONE); /* of somebody who left it */
-	}
-	return false;
-}
-
-static void room_give(struct kx_ipc_obj *o)
-{
-	struct kx_ipc_sleeper *s;
-	uint64_t pos = 0, ticket = 0;
-	uint32_t size;
-	bool dead;
-	while (is_mq(o) && has_room(o, 0) && room_next(o, &pos, &size, &s)) {
-		STORE(msg_at(o, pos)->state, KX_IPC_MSG_HERE);
-		served(s);
-		counted(o, size, 1);
-		if (!takes_it(s, &dead)) {
-			STORE(msg_at(o, pos)->state, KX_IPC_MSG_WAITS(place_nr(o, s)));
-			counted(o, size, -1);
-			if (dead)
-				place_free(o, s);
-		}
-		pos += kx_ipc_msg_bytes(size);
-	}
-	while (!is_mq(o) && (s = next_waiting(o, &ticket, sends, 0)))
-		if (has_room(o, LOAD(s->size))) {
-			served(s);
-			if (!takes_it(s, &dead) && dead)
-				place_free(o, s);
-		}
-}
-
-static void queue_settle(struct kx_ipc_obj *o)
-{
-	messages_give(o);
-	room_give(o);
-	if (is_mq(o))
-		messages_give(o);
-	asleep_note(o);
-}
-
-/* ---- semaphores ------------------------------------------------------------------------------------------------------- */
-
-static uint64_t *word_of(const struct kx_ipc_obj *o, unsigned number)
-{
-	return &ipc_mem->word[(o - ipc_mem->sem) % KX_IPC_OBJECTS][number % KX_IPC_SEMS];
-}
-
-static bool waits_zero(const struct kx_ipc_sleeper *s, int64_t number)
-{
-	return number_of(s) == (unsigned)number && !operation_of(s);
-}
-static bool waits_more(const struct kx_ipc_sleeper *s, int64_t number)
-{
-	return number_of(s) == (unsigned)number && operation_of(s) < 0;
-}
-
-/* The word as it is after an operation of this pid's; false: it can't be made now, or (frozen) is the host's. */
-static bool word_after(uint64_t w, int operation, uint32_t pid, uint64_t *new)
-{
-	int v = (int)KX_IPC_VALUE(w), left = v + operation;
-	if (operation ? left < 0 || left > SEM_MAX : v != 0)
-		return false;
-	*new = (w & ~(0x3fffffull << 17 | 0x7fff)) | (uint64_t)(pid & 0x3fffff) << 17 | (uint64_t)left;
-	return true;
-}
-
-/* What s waits for, if the value allows it. */
-static void sem_give(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s, uint64_t *word)
-{
-	uint64_t w = LOAD(*word), new;
-	bool dead;
-	if (w & KX_IPC_FROZEN || !word_after(w, operation_of(s), LOAD(s->pid), &new))
-		return;
-	STORE(s->want, new);
-	__atomic_or_fetch(&s->flags, KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-	if (!ipc_swap(word, w, new)) { /* nobody but its spoiler changes it now */
-		__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-		return;
-	}
-	served(s);
-	if (takes_it(s, &dead)) {
-		o->otime = time(NULL);
-		return;
-	}
-	ipc_swap(word, new, w);
-	if (dead)
-		place_free(o, s);
-}
-
-static void waited_note(struct kx_ipc_obj *o, unsigned number)
-{
-	bool any = false;
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
-		any |= waits(o, &places(o)[i]) && number_of(&places(o)[i]) == number;
-	if (any)
-		__atomic_or_fetch(word_of(o, number), KX_IPC_WAITED, __ATOMIC_SEQ_CST);
-	else
-		__atomic_and_fetch(word_of(o, number), ~KX_IPC_WAITED, __ATOMIC_SEQ_CST);
-}
-
-/* As the kernel does it: at zero those that wait for it; then the others in their order, as far as the value goes, which
- * may be zero. */
-static void sem_settle(struct kx_ipc_obj *o, unsigned number)
-{
-	uint64_t *word = word_of(o, number);
-	struct kx_ipc_sleeper *s;
-	for (int round = 0; round < 3; round++)
-		for (uint64_t ticket = 0; (s = next_waiting(o, &ticket, round == 1 ? waits_more : waits_zero, number));)
-			sem_give(o, s, word);
-	waited_note(o, number);
-}
-
-/* What is in memory is the object's as long as it is LIVE. */
-static void settle(struct kx_ipc_obj *o, unsigned number)
-{
-	if (!kx_ipc_is_live(ipc_state(o)))
-		return;
-	if (is_sem(o))
-		sem_settle(o, number % KX_IPC_SEMS);
-	else
-		queue_settle(o);
-}
-
-/* ---- one operation ---------------------------------------------------------------------------------------------------- */
-
-static int64_t sem_try(struct op *x)
-{
-	unsigned number = (unsigned)(x->c->type >> 32);
-	int operation = (int)x->c->type;
-	uint64_t *word = word_of(x->o, number), new;
-	for (int i = 0; i < TRIES; i++) {
-		uint64_t w = LOAD(*word);
-		if (number >= LOAD(x->o->nsems) || number >= KX_IPC_SEMS || w & KX_IPC_FROZEN ||
-		    w >> 40 != KX_IPC_GEN(ipc_state(x->o)) || (int)KX_IPC_VALUE(w) + operation > SEM_MAX)
-			return IPC_NOT_HERE;
-		if (!word_after(w, operation, (uint32_t)my_pid(), &new))
-			return WAIT;
-		if (!ipc_swap(word, w, new))
-			continue;
-		x->o->otime = time(NULL);
-		return 0;
-	}
-	return IPC_NOT_HERE;
 }
 
 static int64_t send_try(struct op *x)
@@ -492,7 +111,7 @@ static int64_t msg_out(struct op *x, uint64_t pos, uint32_t size)
 			       : guest_write(c->type_gva, &type, sizeof type);
 	bad |= n && guest_write(c->gva, m + 1, n);
 	STORE(m->state, KX_IPC_MSG_GONE);
-	tail_advance(x->o);
+	ipc_tail_advance(x->o);
 	return bad ? -EFAULT : (int64_t)n;
 }
 
@@ -503,7 +122,7 @@ static int64_t receive_try(struct op *x)
 	uint32_t size;
 	if (is_mq(o) && x->c->size < LOAD(o->msgmax))
 		return IPC_NOT_HERE;
-	if (!msg_next(o, x->c->type, x->c->flags & MSG_EXCEPT, &pos, &size))
+	if (!ipc_msg_next(o, x->c->type, x->c->flags & MSG_EXCEPT, &pos, &size))
 		return WAIT;
 	if (size > x->c->size && !(x->c->flags & MSG_NOERROR) && !is_mq(o))
 		return -E2BIG;
@@ -522,22 +141,12 @@ static int64_t try(struct op *x)
 	int64_t r = is_sem(x->o) ? sem_try(x) : x->c->sends ? send_try(x) : receive_try(x);
 	if (r >= 0 || r == -EFAULT) {
 		STORE(x->o->ops, LOAD(x->o->ops) + 1);
-		settle(x->o, (unsigned)(x->c->type >> 32));
+		ipc_give(x->o, (unsigned)(x->c->type >> 32));
 	}
 	return r;
 }
 
 /* ---- sleeping --------------------------------------------------------------------------------------------------------- */
-
-static void dead_sweep(struct kx_ipc_obj *o)
-{
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		struct kx_ipc_sleeper *s = &places(o)[i];
-		uint32_t tid = LOAD(s->tid);
-		if (tid && ipc_is_gone(tid))
-			place_free(o, s);
-	}
-}
 
 static struct kx_ipc_sleeper *place_find(struct kx_ipc_obj *o)
 {
@@ -545,7 +154,7 @@ static struct kx_ipc_sleeper *place_find(struct kx_ipc_obj *o)
 		for (unsigned i = 0; i < KX_IPC_PLACES; i++)
 			if (!LOAD(places(o)[i].tid))
 				return &places(o)[i];
-		dead_sweep(o);
+		ipc_dead_sweep(o);
 	}
 	return NULL;
 }
@@ -576,7 +185,7 @@ static int64_t place_take(struct op *x)
 	STORE(s->tid, x->tid);
 	x->s = s;
 	if (!is_sem(o)) {
-		asleep_note(o);
+		ipc_asleep_note(o);
 		return WAIT;
 	}
 	/* From here on nobody changes the word without the lock; it may have changed just before. */
@@ -587,15 +196,15 @@ static int64_t place_take(struct op *x)
 		return WAIT;
 	STORE(s->tid, 0);
 	x->s = NULL;
-	settle(o, number);
+	ipc_give(o, number);
 	return r;
 }
 
 static int64_t leave(struct op *x, int64_t r)
 {
-	place_free(x->o, x->s);
+	ipc_place_free(x->o, x->s);
 	x->s = NULL;
-	settle(x->o, (unsigned)(x->c->type >> 32));
+	ipc_give(x->o, (unsigned)(x->c->type >> 32));
 	return r;
 }
 
@@ -637,8 +246,8 @@ static int64_t look(struct op *x, int64_t e)
 	bool ours = LOAD(o->id) == x->c->n.id;
 	if (k == KX_IPC_LIVE && ours && (!e || e == -EAGAIN)) {
 		if (e)
-			dead_sweep(o);
-		settle(o, (unsigned)(x->c->type >> 32));
+			ipc_dead_sweep(o);
+		ipc_give(o, (unsigned)(x->c->type >> 32));
 		if ((r = taken(x)) != WAIT)
 			return r;
 	}
@@ -646,7 +255,7 @@ static int64_t look(struct op *x, int64_t e)
 		if ((r = try(x)) != WAIT)
 			return leave(x, r);
 		__atomic_and_fetch(&x->s->flags, ~KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
-		asleep_note(o);
+		ipc_asleep_note(o);
 	}
 	if (e && e != -EAGAIN)
 		return leave(x, e == -ETIMEDOUT ? x->c->none : e);
@@ -748,170 +357,4 @@ int64_t ipc_live(struct ipc_call *c, struct kx_ipc_obj *o)
 		return sleep_on(&x);
 	ipc_unlock(o);
 	return r;
-}
-
-/* ---- what others see of it -------------------------------------------------------------------------------------------- */
-
-/* Which messages are whose, and how many there are, from the ring itself. */
-static void queue_recover(struct kx_ipc_obj *o)
-{
-	uint64_t tail, head, pos = 0;
-	uint32_t size, bytes, n = 0, given = 0;
-	uint64_t sum = 0;
-	if (!cursors(o, &tail, &head))
-		return;
-	for (uint64_t at = tail; at < head && msg_sizes(o, at, &size, &bytes); at += bytes) {
-		struct kx_ipc_msg *m = msg_at(o, at);
-		uint32_t state = LOAD(m->state), nr = state >> 8;
-		struct kx_ipc_sleeper *s = nr < KX_IPC_PLACES ? &places(o)[nr] : NULL;
-		if (s && state == KX_IPC_MSG_GIVEN(nr)) {
-			if (is_used(o, s) && !(LOAD(s->flags) & KX_IPC_SL_SENDS) && LOAD(s->want) == at) {
-				served(s);
-				given |= 1u << nr;
-			} else {
-				STORE(m->state, KX_IPC_MSG_HERE);
-			}
-		}
-		if (LOAD(m->state) == KX_IPC_MSG_HERE) {
-			n++;
-			sum += size;
-		}
-	}
-	STORE(o->qnum, n);
-	STORE(o->cbytes, sum);
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		struct kx_ipc_sleeper *s = &places(o)[i];
-		pos = LOAD(s->want);
-		if (!is_used(o, s))
-			continue;
-		if (LOAD(s->flags) & KX_IPC_SL_SENDS) {
-			if (is_mq(o) && msg_is(o, pos, KX_IPC_MSG_HERE, &size))
-				served(s);
-		} else if (!(given >> i & 1) && !(LOAD(s->flags) & KX_IPC_SL_TOO_BIG)) {
-			__atomic_and_fetch(&s->flags, ~KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
-		}
-	}
-	tail_advance(o);
-}
-
-static void sem_recover(struct kx_ipc_obj *o)
-{
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		struct kx_ipc_sleeper *s = &places(o)[i];
-		if (!is_used(o, s) || !(LOAD(s->flags) & KX_IPC_SL_GIVING))
-			continue;
-		if (LOAD(*word_of(o, number_of(s))) == LOAD(s->want))
-			served(s);
-		else
-			__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-	}
-}
-
-void ipc_recover(struct kx_ipc_obj *o)
-{
-	if (is_sem(o))
-		sem_recover(o);
-	else
-		queue_recover(o);
-	if (!kx_ipc_is_live(ipc_state(o)))
-		return;
-	dead_sweep(o);
-	uint32_t n = is_sem(o) ? LOAD(o->nsems) : 1;
-	for (unsigned i = 0; i < n && i < KX_IPC_SEMS; i++)
-		settle(o, i);
-}
-
-bool ipc_is_slept_on(struct kx_ipc_obj *o)
-{
-	dead_sweep(o);
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		const struct kx_ipc_sleeper *s = &places(o)[i];
-		if (LOAD(s->tid) && !(LOAD(s->flags) & KX_IPC_SL_ENTER))
-			return true;
-	}
-	return false;
-}
-
-/* LIVE, with its lock. */
-static bool look_at(struct ipc_name n, struct kx_ipc_obj **o)
-{
-	*o = ipc_object(n);
-	if (!*o || !kx_ipc_is_live(ipc_state(*o)) || LOAD((*o)->id) != n.id || !ipc_lock(*o, false))
-		return false;
-	if (kx_ipc_is_live(ipc_state(*o)) && LOAD((*o)->id) == n.id)
-		return true;
-	ipc_unlock(*o);
-	return false;
-}
-
-bool ipc_queue_seen(struct ipc_name n, uint64_t *messages, uint64_t *bytes)
-{
-	struct kx_ipc_obj *o;
-	if (!look_at(n, &o))
-		return false;
-	*messages = LOAD(o->qnum);
-	*bytes = LOAD(o->cbytes);
-	ipc_unlock(o);
-	return true;
-}
-
-int ipc_sem_seen(int id, int number, int cmd)
-{
-	struct kx_ipc_obj *o;
-	if (number < 0 || number >= KX_IPC_SEMS || !look_at((struct ipc_name){ IPC_SEM, id, -1 }, &o))
-		return -1;
-	int n = 0;
-	if (cmd == GETVAL)
-		n = (int)KX_IPC_VALUE(LOAD(*word_of(o, (unsigned)number)));
-	else
-		dead_sweep(o);
-	for (unsigned i = 0; cmd != GETVAL && i < KX_IPC_PLACES; i++) {
-		const struct kx_ipc_sleeper *s = &places(o)[i];
-		n += waits(o, s) && (cmd == GETNCNT ? waits_more(s, number) : waits_zero(s, number));
-	}
-	ipc_unlock(o);
-	return n;
-}
-
-static bool anybody(const struct kx_ipc_sleeper *s, int64_t what)
-{
-	(void)s, (void)what;
-	return true;
-}
-
-/* s was woken: until it sleeps in the host, or won't. */
-static void pass_one(struct kx_ipc_sleeper *s, uint64_t ticket, uint64_t until)
-{
-	const struct timespec nap = { 0, 50000 };
-	while (now_ns() < until && !ipc_must_leave()) {
-		uint32_t tid = LOAD(s->tid);
-		if (!tid || LOAD(s->ticket) != ticket)
-			return;
-		char state = ipc_thread_state(tid);
-		bool entered = LOAD(s->flags) & KX_IPC_SL_ENTER;
-		if (!state || strchr("TtZX", state) || (entered && (state == 'S' || state == 'D')))
-			return;
-		HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
-	}
-}
-
-void ipc_pass(struct kx_ipc_obj *o, int id)
-{
-	uint64_t ticket = 0, until = now_ns() + PASS_NS;
-	struct kx_ipc_sleeper *s;
-	if (LOAD(o->id) != id)
-		return;
-	while ((s = next_waiting(o, &ticket, anybody, 0))) {
-		wake(s);
-		pass_one(s, ticket, until);
-	}
-}
-
-void ipc_places_drop(struct kx_ipc_obj *o, uint32_t pid)
-{
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		struct kx_ipc_sleeper *s = &places(o)[i];
-		if (LOAD(s->tid) && LOAD(s->pid) == pid)
-			STORE(s->tid, UINT32_MAX); /* whom nobody has: swept as one that died */
-	}
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between ipc.c and ipc_live.c. */
+/* Between ipc.c, ipc_give.c and ipc_live.c. */
 #ifndef KX_IPC_PRIV_H
 #define KX_IPC_PRIV_H
 #include "../../abi/kx_ipc.h"
@@ -34,6 +34,7 @@ int ipc_announce(struct kx_ipc_obj *o, int id);
 /* ---- ipc_live.c ---- */
 /* Make an operation that is simple in memory, asleep if need be. Its result, or IPC_NOT_HERE. */
 int64_t ipc_live(struct ipc_call *c, struct kx_ipc_obj *o);
+/* ---- ipc_give.c ---- */
 /* With the lock of somebody who died: put right what was left half done. */
 void ipc_recover(struct kx_ipc_obj *o);
 /* With the lock: does anybody who lives sleep here, or has still to take what it was given? */
