@@ -27,7 +27,7 @@ static void co_b(int x)
 	steps = 0; /* never */
 }
 
-static void test_jumps(void)
+static inline void test_jumps(void)
 {
 	volatile int n = 0;
 	signal(SIGUSR1, jumper);
@@ -94,7 +94,7 @@ static void fix_rip(int s, siginfo_t *i, void *u)
 	c->uc_mcontext.fpregs->_xmm[5].element[0] = 0xabcd1234;
 }
 
-static void test_ucontext(void)
+static inline void test_ucontext(void)
 {
 	long rax, flags;
 	uint32_t x;
@@ -137,7 +137,7 @@ static void wreck(int s, siginfo_t *i, void *u)
 			 : "xmm0", "xmm1", "xmm15");
 }
 
-static void test_async(void)
+static inline void test_async(void)
 {
 	struct itimerval it = { .it_value = { 0, 1000 }, .it_interval = { 0, 1000 } }, off = { 0 };
 	on(SIGALRM, wreck, SA_RESTART);

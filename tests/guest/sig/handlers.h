@@ -4,7 +4,7 @@
 #define KX_GUEST_SIG_HANDLERS_H
 #include "sig.h"
 
-static void test_origin(void)
+static inline void test_origin(void)
 {
 	on(SIGUSR1, note, 0);
 	on(RTN(1), note, 0);
@@ -82,7 +82,7 @@ static void add_to_mask(int s, siginfo_t *i, void *u)
 	block(SIGTERM); /* gone at return */
 }
 
-static void test_flags(void)
+static inline void test_flags(void)
 {
 	count = max_depth = 0;
 	on(SIGUSR1, nest, SA_NODEFER);
@@ -174,7 +174,7 @@ static void alt2_handler(int s, siginfo_t *i, void *u)
 #define SS_AUTODISARM (1U << 31)
 #endif
 
-static void test_altstack(void)
+static inline void test_altstack(void)
 {
 	stack_t ss = { .ss_sp = alt, .ss_size = sizeof alt }, old;
 	sigaltstack(NULL, &old);
@@ -229,7 +229,7 @@ static void collect(int s, siginfo_t *i, void *u)
 		got[nr_got++] = s * 1000 + i->si_value.sival_int;
 }
 
-static void test_queue(void)
+static inline void test_queue(void)
 {
 	on(SIGUSR1, note, 0);
 	block(SIGUSR1);

@@ -35,7 +35,7 @@
 
 static int failures;
 
-static bool check(bool ok, const char *name)
+static inline bool check(bool ok, const char *name)
 {
 	printf("%s %s\n", ok ? "ok" : "FAIL", name);
 	fflush(stdout);
@@ -43,17 +43,17 @@ static bool check(bool ok, const char *name)
 	return ok;
 }
 
-static pid_t gettid_(void) { return (pid_t)syscall(SYS_gettid); }
-static int tgkill_(pid_t tid, int s) { return (int)syscall(SYS_tgkill, getpid(), tid, s); }
+static inline pid_t gettid_(void) { return (pid_t)syscall(SYS_gettid); }
+static inline int tgkill_(pid_t tid, int s) { return (int)syscall(SYS_tgkill, getpid(), tid, s); }
 
-static void nap(long ns)
+static inline void nap(long ns)
 {
 	struct timespec ts = { ns / 1000000000, ns % 1000000000 };
 	while (nanosleep(&ts, &ts) && errno == EINTR)
 		;
 }
 
-static sigset_t one(int s)
+static inline sigset_t one(int s)
 {
 	sigset_t m;
 	sigemptyset(&m);
@@ -62,33 +62,33 @@ static sigset_t one(int s)
 	return m;
 }
 
-static void block(int s)
+static inline void block(int s)
 {
 	sigset_t m = one(s);
 	pthread_sigmask(SIG_BLOCK, &m, NULL);
 }
 
-static void unblock(int s)
+static inline void unblock(int s)
 {
 	sigset_t m = one(s);
 	pthread_sigmask(SIG_UNBLOCK, &m, NULL);
 }
 
-static bool blocked(int s)
+static inline bool blocked(int s)
 {
 	sigset_t m;
 	pthread_sigmask(SIG_BLOCK, NULL, &m);
 	return sigismember(&m, s);
 }
 
-static bool pending(int s)
+static inline bool pending(int s)
 {
 	sigset_t m;
 	sigpending(&m);
 	return sigismember(&m, s);
 }
 
-static void on(int s, void (*h)(int, siginfo_t *, void *), int flags)
+static inline void on(int s, void (*h)(int, siginfo_t *, void *), int flags)
 {
 	struct sigaction a = { .sa_sigaction = h, .sa_flags = SA_SIGINFO | flags };
 	sigemptyset(&a.sa_mask);
@@ -100,7 +100,7 @@ static volatile pid_t last_pid, last_tid;
 static volatile uid_t last_uid;
 static volatile uintptr_t last_sp;
 
-static void note(int s, siginfo_t *i, void *u)
+static inline void note(int s, siginfo_t *i, void *u)
 {
 	(void)u;
 	char here;

@@ -67,7 +67,7 @@ static void *blocked_spinner(void *arg)
 }
 
 /* Before there are handlers of other signals. */
-static void test_directed(void)
+static inline void test_directed(void)
 {
 	pthread_t t;
 	union sigval v = { .sival_int = 1 };
@@ -87,7 +87,7 @@ static void test_directed(void)
 	pthread_join(t, NULL);
 }
 
-static void test_threads(void)
+static inline void test_threads(void)
 {
 	pthread_t t;
 	on(SIGUSR1, note, 0);
@@ -204,7 +204,7 @@ static void *storm_worker(void *arg)
 	return NULL;
 }
 
-static void test_storm(void)
+static inline void test_storm(void)
 {
 	pthread_t t;
 	have_avx2 = __builtin_cpu_supports("avx2");
@@ -282,7 +282,7 @@ static void *left_sender(void *arg)
 	return NULL;
 }
 
-static void test_ending_threads(void)
+static inline void test_ending_threads(void)
 {
 	pthread_t sender;
 	bool ok = false;
@@ -306,7 +306,7 @@ static void test_ending_threads(void)
 
 /* ---- everything blocked -------------------- */
 
-static void test_all_blocked(void)
+static inline void test_all_blocked(void)
 {
 	sigset_t all, old, set = one(SIGSEGV);
 	struct pollfd *volatile nowhere = (void *)16;

@@ -15,7 +15,7 @@ static void burn(void)
 		__asm__ volatile("");
 }
 
-static void test_timers(void)
+static inline void test_timers(void)
 {
 	struct itimerval it = { .it_value = { 0, 10000 }, .it_interval = { 0, 5000 } }, off = { 0 }, cur;
 	static const struct {

@@ -6,7 +6,7 @@
 
 /* ---- waiting for signals -------------------- */
 
-static void test_wait(void)
+static inline void test_wait(void)
 {
 	sigset_t empty = one(0), set = one(SIGUSR1);
 	siginfo_t info;
@@ -268,7 +268,7 @@ static void drain(int k)
 	word = 0;
 }
 
-static void test_eintr(void)
+static inline void test_eintr(void)
 {
 	main_thread = pthread_self();
 	listener = socket(AF_UNIX, SOCK_STREAM, 0);
@@ -331,7 +331,7 @@ static void test_eintr(void)
 static volatile long file_ticks;
 static void on_tick(int s) { (void)s, file_ticks++; }
 
-static void test_files(void)
+static inline void test_files(void)
 {
 	struct sigaction sa = { .sa_handler = on_tick }, old;
 	struct itimerval tv = { { 0, 300 }, { 0, 300 } }, off = { 0 };
@@ -376,7 +376,7 @@ static void note_entering(int s, siginfo_t *i, void *u)
  * must still count as one that came while the call slept: natively there is nothing between the instruction and the
  * kernel. A few may come between `entering` and the instruction.
  */
-static void test_on_the_way(void)
+static inline void test_on_the_way(void)
 {
 	static const uint8_t insns[] = { 0x0f, 0x05, 0xc3 }; /* syscall, ret */
 	uint8_t *code = mmap(NULL, 4096l * ON_THE_WAY, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS,
