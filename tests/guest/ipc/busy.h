@@ -7,14 +7,14 @@
 #include "sem.h"
 
 /* Many operations in a row, none of which sleeps: from then on they may be made in another way, with the same results. */
-static void busy_sem(int id, int n)
+static inline void busy_sem(int id, int n)
 {
 	for (int i = 0; i < 40; i++)
 		if (op1(id, n, 1, 0) || op1(id, n, -1, 0))
 			line("busy", -1);
 }
 
-static void busy_msg(int id)
+static inline void busy_msg(int id)
 {
 	struct m *b = malloc(sizeof *b);
 	for (int i = 0; i < 40; i++) {
@@ -25,7 +25,7 @@ static void busy_msg(int id)
 	free(b);
 }
 
-static void sem_busy(void)
+static inline void sem_busy(void)
 {
 	SECTION("semop, busy");
 	union semun u = { .val = 0 };
@@ -107,7 +107,7 @@ static void sem_busy(void)
 
 /* One after the other or at once, with pauses that make some sleep: sums and orders must be right. */
 #define TURNS 1500
-static void sem_turns(void)
+static inline void sem_turns(void)
 {
 	SECTION("semop, turns");
 	int id = semget(IPC_PRIVATE, 3, 0600);
@@ -133,7 +133,7 @@ static void sem_turns(void)
 	R(semctl(id, 0, IPC_RMID));
 }
 
-static void msg_busy(void)
+static inline void msg_busy(void)
 {
 	SECTION("msg, busy");
 	struct msqid_ds ds;
@@ -220,7 +220,7 @@ static void msg_busy(void)
 }
 
 /* Two send numbers of their own type, two receive both types: nothing is lost, doubled or out of its order. */
-static void msg_turns(void)
+static inline void msg_turns(void)
 {
 	SECTION("msg, turns");
 	int id = msgget(IPC_PRIVATE, 0600);
@@ -252,7 +252,7 @@ static void msg_turns(void)
 }
 
 /* Round trips by a set or a queue; the number of exits is looked at from outside. */
-static int trips(const char *kind)
+static inline int trips(const char *kind)
 {
 	struct mq_attr a = { .mq_maxmsg = 1, .mq_msgsize = 8 };
 	int s = semget(IPC_PRIVATE, 2, 0600), q = msgget(IPC_PRIVATE, 0600), bad = 0;

@@ -4,7 +4,7 @@
 #define KX_GUEST_IPC_FUTEXES_H
 #include "ipc.h"
 
-static long fx(volatile void *w, int op, uint32_t val, void *t, volatile void *w2, uint32_t v3)
+static inline long fx(volatile void *w, int op, uint32_t val, void *t, volatile void *w2, uint32_t v3)
 {
 	return syscall(SYS_futex, w, op, val, t, w2, v3);
 }
@@ -14,7 +14,7 @@ struct waitv {
 	uint32_t flags, reserved;
 };
 
-static void futexes(void)
+static inline void futexes(void)
 {
 	SECTION("futex");
 	uint32_t *w = shared(4096);
@@ -174,7 +174,7 @@ static uint32_t private_word;
 static volatile pid_t waiter;
 
 /* Until the thread that has said its number sleeps. */
-static void waiter_asleep(void)
+static inline void waiter_asleep(void)
 {
 	while (!waiter)
 		ms(1);
@@ -182,14 +182,14 @@ static void waiter_asleep(void)
 	waiter = 0;
 }
 
-static void *private_waitv(void *arg)
+static inline void *private_waitv(void *arg)
 {
 	waiter = gettid();
 	struct waitv v = { 0, (uint64_t)&private_word, 2 | FUTEX_PRIVATE_FLAG, 0 };
 	return (void *)syscall(449, &v, 1, 0, arg, CLOCK_MONOTONIC);
 }
 
-static void waitv_private(void)
+static inline void waitv_private(void)
 {
 	pthread_t t;
 	void *r = (void *)-1;
@@ -203,13 +203,13 @@ static void waitv_private(void)
 }
 
 /* Who was moved to another word is found there, however many times that was done. */
-static void *private_wait(void *arg)
+static inline void *private_wait(void *arg)
 {
 	waiter = gettid();
 	return (void *)fx(arg, FUTEX_WAIT | FUTEX_PRIVATE_FLAG, 0, NULL, NULL, 0);
 }
 
-static void requeue(void)
+static inline void requeue(void)
 {
 	static uint32_t w[2];
 	pthread_t t;

@@ -50,7 +50,7 @@ static void *volatile bad_address = (void *)8;
 #define BAD bad_address
 
 /* value, or the error's name */
-static void line(const char *what, long r)
+static inline void line(const char *what, long r)
 {
 	int e = errno;
 	if (r == -1)
@@ -69,9 +69,9 @@ static void line(const char *what, long r)
 	} while (0)
 #define SECTION(name) printf("\n== %s\n", name)
 
-static void ms(int n) { usleep(n * 1000); }
+static inline void ms(int n) { usleep(n * 1000); }
 
-static struct timespec in_ms(clockid_t clock, int n)
+static inline struct timespec in_ms(clockid_t clock, int n)
 {
 	struct timespec ts;
 	clock_gettime(clock, &ts);
@@ -81,7 +81,7 @@ static struct timespec in_ms(clockid_t clock, int n)
 	return ts;
 }
 
-static void *shared(size_t len)
+static inline void *shared(size_t len)
 {
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
@@ -106,7 +106,7 @@ static void *shared(size_t len)
 	})
 /* Whose turn it is to print: that of the child that is waited for. 1: of all children. */
 static volatile pid_t *turn;
-static void my_turn(void)
+static inline void my_turn(void)
 {
 	while (*turn != getpid() && *turn != 1)
 		ms(1);
@@ -123,7 +123,7 @@ static void my_turn(void)
 	} while (0)
 
 /* The same, waited for: its status, or 1000 + signal. */
-static long status_of(pid_t p)
+static inline long status_of(pid_t p)
 {
 	int st;
 	*turn = p;
@@ -139,13 +139,13 @@ static long status_of(pid_t p)
 
 static volatile sig_atomic_t got;
 static siginfo_t got_info;
-static void handler(int s, siginfo_t *i, void *u)
+static inline void handler(int s, siginfo_t *i, void *u)
 {
 	(void)u;
 	got = s;
 	got_info = *i;
 }
-static void handle(int s, int flags)
+static inline void handle(int s, int flags)
 {
 	struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | flags };
 	sigaction(s, &sa, NULL);

@@ -12,7 +12,7 @@ struct sync {
 	volatile int n, flag, serial;
 };
 
-static void mutex_of(pthread_mutex_t *mu, int type, int robust, int protocol)
+static inline void mutex_of(pthread_mutex_t *mu, int type, int robust, int protocol)
 {
 	pthread_mutexattr_t a;
 	pthread_mutexattr_init(&a);
@@ -23,7 +23,7 @@ static void mutex_of(pthread_mutex_t *mu, int type, int robust, int protocol)
 	pthread_mutex_init(mu, &a);
 }
 
-static void mutexes(struct sync *s)
+static inline void mutexes(struct sync *s)
 {
 	static const int types[] = { PTHREAD_MUTEX_NORMAL, PTHREAD_MUTEX_RECURSIVE, PTHREAD_MUTEX_ERRORCHECK,
 				     PTHREAD_MUTEX_ADAPTIVE_NP };
@@ -92,7 +92,7 @@ static void mutexes(struct sync *s)
 			}
 }
 
-static void *hold_it(void *arg)
+static inline void *hold_it(void *arg)
 {
 	pthread_mutex_lock(arg);
 	for (;;)
@@ -101,7 +101,7 @@ static void *hold_it(void *arg)
 }
 
 /* Threads that sleep, and a thread that starts programs meanwhile. */
-static void spawns(pthread_mutex_t *mu)
+static inline void spawns(pthread_mutex_t *mu)
 {
 	mutex_of(mu, PTHREAD_MUTEX_NORMAL, 1, PTHREAD_PRIO_NONE);
 	pid_t p = CHILD(
@@ -120,7 +120,7 @@ static void spawns(pthread_mutex_t *mu)
 	P(pthread_mutex_trylock(mu));
 }
 
-static void sync_objects(void)
+static inline void sync_objects(void)
 {
 	SECTION("pthread, process-shared");
 	struct sync *s = shared(sizeof *s);

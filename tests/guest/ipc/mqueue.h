@@ -8,7 +8,7 @@
 static pthread_mutex_t note_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t note_cond = PTHREAD_COND_INITIALIZER;
 static int noted;
-static void note_fn(union sigval v)
+static inline void note_fn(union sigval v)
 {
 	pthread_mutex_lock(&note_lock);
 	noted = v.sival_int;
@@ -16,7 +16,7 @@ static void note_fn(union sigval v)
 	pthread_mutex_unlock(&note_lock);
 }
 
-static int qrcv(mqd_t q)
+static inline int qrcv(mqd_t q)
 {
 	char b[64] = "";
 	unsigned prio = 99;
@@ -26,7 +26,7 @@ static int qrcv(mqd_t q)
 	return r;
 }
 
-static void mq(void)
+static inline void mq(void)
 {
 	SECTION("mq_open");
 	const char *n = "/kx-ipc-test";
@@ -177,7 +177,7 @@ static void mq(void)
 	R(mq_send(q, "x", 2, 0));
 }
 
-static void busy_mq(mqd_t q)
+static inline void busy_mq(mqd_t q)
 {
 	char b[64];
 	for (int i = 0; i < 40; i++)
@@ -185,7 +185,7 @@ static void busy_mq(mqd_t q)
 			line("busy", -1);
 }
 
-static int set_of_one(int fd)
+static inline int set_of_one(int fd)
 {
 	fd_set s;
 	struct timeval tv = { 0, 20000 };
@@ -194,7 +194,7 @@ static int set_of_one(int fd)
 	return select(fd + 1, &s, NULL, NULL, &tv);
 }
 
-static int epoll_of_one(int fd)
+static inline int epoll_of_one(int fd)
 {
 	struct epoll_event ev = { .events = EPOLLIN };
 	int e = epoll_create1(0), r = epoll_ctl(e, EPOLL_CTL_ADD, fd, &ev);
@@ -204,7 +204,7 @@ static int epoll_of_one(int fd)
 	return r;
 }
 
-static void mq_busy(void)
+static inline void mq_busy(void)
 {
 	SECTION("mq, busy");
 	const char *n = "/kx-ipc-busy";
@@ -355,7 +355,7 @@ static void mq_busy(void)
 #undef B
 }
 
-static void mq_turns(void)
+static inline void mq_turns(void)
 {
 	SECTION("mq, turns");
 	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
@@ -386,7 +386,7 @@ static struct deaths {
 	volatile int sent, taken, posted, waited;
 } * d;
 
-static void pause_some(unsigned *seed)
+static inline void pause_some(unsigned *seed)
 {
 	*seed = *seed * 1103515245 + 12345;
 	unsigned n = *seed >> 16;
@@ -396,7 +396,7 @@ static void pause_some(unsigned *seed)
 		sched_yield();
 }
 
-static int next_left(int q, mqd_t m)
+static inline int next_left(int q, mqd_t m)
 {
 	struct {
 		long type;
@@ -408,7 +408,7 @@ static int next_left(int q, mqd_t m)
 	return mq_timedreceive(m, (char *)&x.n, 4, NULL, &past) == 4 ? x.n : -1;
 }
 
-static bool death(unsigned seed, bool posix)
+static inline bool death(unsigned seed, bool posix)
 {
 	struct mq_attr a = { .mq_maxmsg = 8, .mq_msgsize = 4 };
 	int q = posix ? -1 : msgget(IPC_PRIVATE, 0600), sem = semget(IPC_PRIVATE, 1, 0600), st;
@@ -468,7 +468,7 @@ static bool death(unsigned seed, bool posix)
 	return good && !snd(q, 1, "abc", 0) && next_left(q, m) >= 0 && !msgctl(q, IPC_RMID, NULL);
 }
 
-static int deaths(unsigned seed, int rounds)
+static inline int deaths(unsigned seed, int rounds)
 {
 	int good = 0;
 	d = shared(4096);
@@ -477,7 +477,7 @@ static int deaths(unsigned seed, int rounds)
 	return good;
 }
 
-static void deaths_some(void)
+static inline void deaths_some(void)
 {
 	SECTION("deaths");
 	R(deaths(1, 60));

@@ -10,14 +10,14 @@ struct m {
 };
 static struct m m;
 
-static int snd(int id, long type, const char *text, int flags)
+static inline int snd(int id, long type, const char *text, int flags)
 {
 	m.type = type;
 	strcpy(m.text, text);
 	return msgsnd(id, &m, strlen(text) + 1, flags);
 }
 
-static int rcv(int id, size_t size, long type, int flags)
+static inline int rcv(int id, size_t size, long type, int flags)
 {
 	memset(&m, 0, sizeof m);
 	int r = msgrcv(id, &m, size, type, flags);
@@ -26,7 +26,7 @@ static int rcv(int id, size_t size, long type, int flags)
 	return r;
 }
 
-static void msg(void)
+static inline void msg(void)
 {
 	SECTION("msgget");
 	key_t k = 0x4b580003;

@@ -3,6 +3,10 @@
 #ifndef KX_GUEST_IPC_OUTSIDE_H
 #define KX_GUEST_IPC_OUTSIDE_H
 #include "ipc.h"
+#include "busy.h"
+#include "futexes.h"
+#include "mqueue.h"
+#include "msg.h"
 #include "sockets.h"
 
 #define KEY 0x4b580099
@@ -10,7 +14,7 @@
 #define ABSTRACT "@kx-ipc-family"
 
 /* Make one of each, and wait for the end of the input. */
-static int make(void)
+static inline int make(void)
 {
 	char c;
 	struct mq_attr a = { .mq_maxmsg = 4, .mq_msgsize = 64 };
@@ -32,7 +36,7 @@ static int make(void)
 	return 0;
 }
 
-static int find(void)
+static inline int find(void)
 {
 	R(shmget(KEY, 0, 0) >= 0);
 	R(semget(KEY, 0, 0) >= 0);
@@ -45,7 +49,7 @@ static int find(void)
 }
 
 /* A word of fd: sleep until it is woken, or wake who sleeps. The one line tells how many. */
-static int word_of(int fd, bool waits)
+static inline int word_of(int fd, bool waits)
 {
 	volatile uint32_t *w = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	struct timespec ts = { 200, 0 };
@@ -67,7 +71,7 @@ static int word_of(int fd, bool waits)
 	return n != 1;
 }
 
-static int word(const char *path, bool waits)
+static inline int word(const char *path, bool waits)
 {
 	int fd = open(path, O_RDWR | O_CREAT, 0600);
 	if (fd < 0 || ftruncate(fd, 4096))
@@ -76,7 +80,7 @@ static int word(const char *path, bool waits)
 }
 
 /* A memory file that goes through a socket: the maker wakes. */
-static int passed(const char *path, bool maker)
+static inline int passed(const char *path, bool maker)
 {
 	int fd = -1, flags, one, s = un_socket(SOCK_STREAM, path, !maker);
 	if (s < 0)

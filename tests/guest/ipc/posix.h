@@ -4,7 +4,7 @@
 #define KX_GUEST_IPC_POSIX_H
 #include "ipc.h"
 
-static void posix_shm(void)
+static inline void posix_shm(void)
 {
 	SECTION("shm_open");
 	const char *n = "/kx-ipc-shm";
@@ -36,7 +36,7 @@ static void posix_shm(void)
 	close(fd);
 }
 
-static void posix_sem(void)
+static inline void posix_sem(void)
 {
 	SECTION("sem_open");
 	const char *n = "/kx-ipc-sem";

@@ -4,26 +4,26 @@
 #define KX_GUEST_IPC_SEM_H
 #include "ipc.h"
 
-static int op1(int id, int n, int op, int flags)
+static inline int op1(int id, int n, int op, int flags)
 {
 	struct sembuf b = { n, op, flags };
 	return semop(id, &b, 1);
 }
 
-static int top1(int id, int n, int op, int timeout_ms)
+static inline int top1(int id, int n, int op, int timeout_ms)
 {
 	struct sembuf b = { n, op, 0 };
 	struct timespec ts = { timeout_ms / 1000, timeout_ms % 1000 * 1000000L };
 	return semtimedop(id, &b, 1, &ts);
 }
 
-static void *undo_thread(void *arg)
+static inline void *undo_thread(void *arg)
 {
 	op1(*(int *)arg, 0, 1, SEM_UNDO);
 	return NULL;
 }
 
-static void sem(void)
+static inline void sem(void)
 {
 	SECTION("semget");
 	key_t k = 0x4b580002;

@@ -2,11 +2,12 @@
 /* Descriptors that are shared over fork; file locks. Part of ipc.c. */
 #ifndef KX_GUEST_IPC_SHARED_H
 #define KX_GUEST_IPC_SHARED_H
+#include "futexes.h"
 #include "ipc.h"
 
 /* ---- descriptors that are shared over fork -------------------------------------------------------------------------------- */
 
-static void descriptors(void)
+static inline void descriptors(void)
 {
 	SECTION("eventfd, timerfd, signalfd, memfd");
 	uint64_t v = 0;
@@ -96,13 +97,13 @@ static void descriptors(void)
 
 /* ---- file locks ------------------------------------------------------------------------------------------------------------ */
 
-static int lk(int fd, int cmd, int type, long start, long len)
+static inline int lk(int fd, int cmd, int type, long start, long len)
 {
 	struct flock l = { .l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len };
 	return fcntl(fd, cmd, &l);
 }
 
-static pid_t holder_of(int fd, int cmd, int type, long start, long len)
+static inline pid_t holder_of(int fd, int cmd, int type, long start, long len)
 {
 	struct flock l = { .l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = len };
 	if (fcntl(fd, cmd, &l))
@@ -110,7 +111,7 @@ static pid_t holder_of(int fd, int cmd, int type, long start, long len)
 	return l.l_type == F_UNLCK ? 0 : l.l_pid;
 }
 
-static void locks(void)
+static inline void locks(void)
 {
 	SECTION("flock");
 	char path[200];

@@ -4,7 +4,7 @@
 #define KX_GUEST_IPC_SHM_H
 #include "ipc.h"
 
-static void shm(void)
+static inline void shm(void)
 {
 	SECTION("shmget");
 	key_t k = 0x4b580001;

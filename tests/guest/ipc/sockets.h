@@ -15,7 +15,7 @@ static socklen_t un(struct sockaddr_un *a, const char *name)
 	return offsetof(struct sockaddr_un, sun_path) + strlen(name) + (*name != '@');
 }
 
-static int un_socket(int type, const char *name, bool server)
+static inline int un_socket(int type, const char *name, bool server)
 {
 	struct sockaddr_un a;
 	int s = socket(AF_UNIX, type, 0);
@@ -31,7 +31,7 @@ static int un_socket(int type, const char *name, bool server)
 	return s;
 }
 
-static ssize_t send_with(int s, int kind, const void *data, size_t len)
+static inline ssize_t send_with(int s, int kind, const void *data, size_t len)
 {
 	char b[CMSG_SPACE(64)] = { 0 };
 	struct iovec v = { "m", 1 };
@@ -44,7 +44,7 @@ static ssize_t send_with(int s, int kind, const void *data, size_t len)
 	return sendmsg(s, &h, 0);
 }
 
-static ssize_t recv_with(int s, int kind, void *data, size_t len, int *flags)
+static inline ssize_t recv_with(int s, int kind, void *data, size_t len, int *flags)
 {
 	char b[CMSG_SPACE(256)] = { 0 }, m1;
 	struct iovec v = { &m1, 1 };
@@ -59,7 +59,7 @@ static ssize_t recv_with(int s, int kind, void *data, size_t len, int *flags)
 	return r < 0 ? -1 : 0;
 }
 
-static void sockets(void)
+static inline void sockets(void)
 {
 	static const int types[] = { SOCK_STREAM, SOCK_SEQPACKET };
 	static const char *const type_names[] = { "stream", "seqpacket" };
