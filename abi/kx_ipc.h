@@ -2,11 +2,12 @@
 /*
  * SysV semaphores, SysV and POSIX message queues in memory that a family shares. The host's object is always there; while an object
  * is in the state RING, what it holds is here instead, and every operation that need not sleep is done by the LibOS of
- * whoever makes it. Nobody sleeps in that state: who must moves everything back to the host's object first, and sleeps
- * there. Members don't trust this memory: what is nonsense here hurts the family alone.
+ * whoever makes it. Who must sleep is noted in one of the object's places, and sleeps there on a futex; from then on the
+ * operations that concern him are the monitor's (monitor/core/ipc_live.c), which gives him what he waits for. Members don't
+ * trust this memory: what is nonsense here hurts the family alone.
  *
  * A semaphore is one word, changed by compare-and-swap. A queue has a lock, and one store commits an operation. A member
- * can be killed at any instant: monitor/core/ipc.c says how the others go on.
+ * can be killed at any instant: monitor/core/ipc.c, ipc_live.c and ipc_give.c say how the others go on.
  */
 #ifndef KX_IPC_H
 #define KX_IPC_H
@@ -20,6 +21,7 @@
 #define KX_IPC_SEMS 64    /* a set of more is the host's */
 #define KX_IPC_IDS 32768u /* the kernel's index of an object is its id modulo this */
 #define KX_IPC_RING 65536u
+#define KX_IPC_PLACES 16 /* who can sleep on an object while it is LIVE */
 
 /* kx_ipc_obj.state: generation << 32 | thread that is at work << 4 | one of these. */
 #define KX_IPC_HOST 0u  /* the host's object holds it */
@@ -27,6 +29,7 @@
 #define KX_IPC_LIVE 2u  /* it is here */
 #define KX_IPC_MOVE 3u  /* being moved back; thread 0: by whoever comes next */
 #define KX_IPC_DRAIN 4u /* it is here, and what the host's queue still holds is to be thrown away */
+#define KX_IPC_PASS 5u  /* moved back; who slept here is let go to sleep there */
 #define KX_IPC_STATE 15u
 
 struct kx_ipc_obj {
@@ -43,19 +46,43 @@ struct kx_ipc_obj {
 	uint32_t backoff;  /* times in a row that LIVE was not worth it */
 	int32_t streak_id; /* host's operations in a row that would have been made here */
 	uint32_t streak;
-	uint32_t fails; /* to become LIVE */
-	uint32_t pad1[9];
-	uint64_t lock;       /* of a queue: pid << 32 | thread */
+	uint32_t fails;  /* to become LIVE */
+	uint32_t sleeps; /* times that somebody was about to sleep in the host */
+	uint32_t pad1[8];
+	uint64_t lock;       /* pid << 32 | thread; of a semaphore: of its places */
 	uint64_t head, tail; /* bytes of the ring written; taken out */
-	uint32_t qnum, pad2; /* messages */
-	uint64_t cbytes;     /* their bytes */
+	uint32_t qnum;       /* messages */
+	uint32_t asleep;     /* places whose threads wait: bit i for a message, bit 16 + i for room */
+	uint64_t cbytes;     /* the messages' bytes */
 	/* As msgctl and semctl tell of them, by whomever made: the host knows of its own operations alone. */
 	int32_t lspid, lrpid;
 	int64_t stime, rtime, otime;
 	int64_t since;                /* the time when it became LIVE: should the LibOS have no clock */
 	uint64_t users[KX_IPC_USERS]; /* thread << 32 | id: is making, or about to make, an operation of the host's */
-	uint64_t pad3[54];
+	uint64_t tickets;             /* given to sleepers so far */
+	uint64_t pad3[53];
 };
+#define KX_IPC_LOCK_LEFT (~0ull) /* as lock: its holder is known to be gone */
+
+/* One who sleeps while the object is LIVE. Changed with the object's lock alone. */
+struct kx_ipc_sleeper {
+	uint64_t ticket; /* the order in which they came */
+	uint64_t want; /* place in the ring of the message that it is given, or that it sends; GIVING: the word to be */
+	int64_t type;  /* as msgrcv has it; semaphores: number << 32 | operation */
+	uint32_t tid;  /* 0: nobody */
+	uint32_t pid;
+	int32_t id;     /* of the object */
+	uint32_t flags; /* KX_IPC_SL_* */
+	uint32_t word;  /* the futex */
+	uint32_t size;  /* of its message, or buffer */
+};
+#define KX_IPC_SL_SENDS 1u
+#define KX_IPC_SL_NOERROR 2u
+#define KX_IPC_SL_EXCEPT 4u
+#define KX_IPC_SL_SERVED 8u   /* it has what it waited for, or is to try again (room for a SysV message) */
+#define KX_IPC_SL_GIVING 16u  /* a semaphore's word is about to be `want`, with its operation made */
+#define KX_IPC_SL_ENTER 32u   /* it goes to sleep in the host */
+#define KX_IPC_SL_TOO_BIG 64u /* E2BIG, that is */
 
 /* In the ring, at multiples of 16. The text follows; none goes over the ring's end. */
 struct kx_ipc_msg {
@@ -64,6 +91,8 @@ struct kx_ipc_msg {
 };
 #define KX_IPC_MSG_HERE 1u
 #define KX_IPC_MSG_GONE 2u
+#define KX_IPC_MSG_GIVEN(place) (3u | (place) << 8) /* that sleeper's: no more in the queue */
+#define KX_IPC_MSG_WAITS(place) (4u | (place) << 8) /* that sleeper's: not yet in the queue, which is full (POSIX) */
 
 struct kx_ipc {
 	struct kx_ipc_obj sem[KX_IPC_OBJECTS], msg[KX_IPC_OBJECTS], mq[KX_IPC_OBJECTS];
@@ -71,7 +100,10 @@ struct kx_ipc {
 	uint32_t undo
 		[KX_IPC_IDS]; /* by index: id + 1 of a set that SEM_UNDO was used on, which is the host's for ever */
 	uint32_t used;        /* 1: something was LIVE once */
-	uint8_t pad[0x80000 - 3 * KX_IPC_OBJECTS * 1024 - KX_IPC_OBJECTS * KX_IPC_SEMS * 8 - 4 * KX_IPC_IDS - 4];
+	uint32_t pad0;
+	struct kx_ipc_sleeper sleeper[3 * KX_IPC_OBJECTS][KX_IPC_PLACES]; /* of sem, msg, mq */
+	uint8_t pad[0x80000 - 3 * KX_IPC_OBJECTS * (1024 + KX_IPC_PLACES * 48) - KX_IPC_OBJECTS * KX_IPC_SEMS * 8 -
+		    4 * KX_IPC_IDS - 8];
 	uint8_t ring[KX_IPC_QUEUES][KX_IPC_RING];
 };
 
@@ -87,10 +119,13 @@ struct kx_ipc_table {
 };
 #define KX_IPC_MQ_READ 1u
 #define KX_IPC_MQ_WRITE 2u
+#define KX_IPC_MQ_NOWAIT 4u /* O_NONBLOCK when it was last looked at: waiting for others is not worth it */
 #define KX_IPC_MQ_ID(key) ((int32_t)((key) >> 32)) /* its inode, which is its id here */
 
-/* A semaphore: low half of the generation << 40 | pid of the last operation << 17 | frozen << 16 | value */
+/* A semaphore: low half of the generation << 40 | waited << 39 | pid of the last operation << 17 | frozen << 16 | value.
+ * WAITED: somebody sleeps on it; who has the object's lock changes it alone. */
 #define KX_IPC_FROZEN 0x10000ull
+#define KX_IPC_WAITED (1ull << 39)
 #define KX_IPC_VALUE(w) ((uint32_t)((w)&0x7fff))
 #define KX_IPC_PID(w) ((uint32_t)((w) >> 17 & 0x3fffff))
 #define KX_IPC_GEN(state) ((uint64_t)((state) >> 32 & 0xffffff))
@@ -105,9 +140,16 @@ _Static_assert(__builtin_offsetof(struct kx_ipc_obj, lock) == 128, "likewise");
 _Static_assert(sizeof(struct kx_ipc_table) <= 0x10000, "lies before the futexes");
 _Static_assert(sizeof(struct kx_ipc) <= KX_IPC_SIZE, "all of it fits");
 _Static_assert(sizeof(struct kx_ipc_msg) == 16, "messages are aligned to it");
+_Static_assert(sizeof(struct kx_ipc_sleeper) == 48, "as many fit before the rings");
+_Static_assert(__builtin_offsetof(struct kx_ipc, ring) == 0x80000, "rings come after all else");
 
 static inline unsigned kx_ipc_slot(int32_t id) { return (uint32_t)id % KX_IPC_IDS % KX_IPC_OBJECTS; }
 static inline int kx_ipc_is_live(uint64_t state) { return (state & KX_IPC_STATE) == KX_IPC_LIVE; }
+/* Is a message of this type what msgrcv's `want` asks for? */
+static inline int kx_ipc_takes(int64_t want, int except, int64_t type)
+{
+	return !want || (want > 0 ? (type == want) != !!except : type <= -want);
+}
 /* Bytes of a message in the ring. */
 static inline uint32_t kx_ipc_msg_bytes(uint32_t size) { return 16 + ((size + 15) & ~15u); }
 #endif

@@ -41,7 +41,7 @@ if os.path.basename(BUILD) == "san":
     # Not its vfork_kills: a child that is killed leaves the sanitizer's own locks taken, in memory that its parent shares.
     GUEST_ARGS["traps"] = ["stops", "vfork_orphan", "robust", "randoms", "accepted", "unwaited"]
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
-GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "ipc", "pair"}
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "fifo", "ipc", "pair", "sleepers"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.

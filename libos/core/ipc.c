@@ -102,8 +102,8 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 	for (;;) {
 		uint64_t s = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE), w = __atomic_load_n(word, __ATOMIC_ACQUIRE);
 		int v = (int)KX_IPC_VALUE(w), left = v + op.op;
-		if (!kx_ipc_is_live(s) || o->id != id || w & KX_IPC_FROZEN || w >> 40 != KX_IPC_GEN(s) ||
-		    left > SEM_MAX)
+		if (!kx_ipc_is_live(s) || o->id != id || w & (KX_IPC_FROZEN | KX_IPC_WAITED) ||
+		    w >> 40 != KX_IPC_GEN(s) || left > SEM_MAX)
 			return false;
 		if (op.op ? left >= 0 : !v) {
 			if (!__atomic_compare_exchange_n(word, &w, KX_IPC_WORD(s, t->pid, (uint32_t)left), false,
@@ -189,10 +189,22 @@ static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
 	o->cbytes -= m->size;
 	o->qnum--;
 	o->ops++;
-	while (tail < o->head && msg_at(o, tail)->state != KX_IPC_MSG_HERE && (n = msg_bytes(o, tail)))
+	while (tail < o->head && msg_at(o, tail)->state == KX_IPC_MSG_GONE && (n = msg_bytes(o, tail)))
 		tail += n;
 	__atomic_store_n(&o->tail, tail, __ATOMIC_SEQ_CST);
 }
+
+/* Does somebody sleep who is to get a message of this type, or to be told of room? With the lock. */
+static bool is_waited_for(const struct kx_ipc_obj *o, int64_t type)
+{
+	for (uint32_t bits = o->asleep & 0xffff; bits; bits &= bits - 1) {
+		const struct kx_ipc_sleeper *s = &IPC->sleeper[o - IPC->sem][__builtin_ctz(bits) % KX_IPC_PLACES];
+		if (kx_ipc_takes(s->type, s->flags & KX_IPC_SL_EXCEPT, type))
+			return true;
+	}
+	return false;
+}
+static bool is_room_waited_for(const struct kx_ipc_obj *o) { return o->asleep >> 16; }
 
 /* ---- SysV ------------------------------------------------------------------------------------------------------------- */
 
@@ -217,6 +229,10 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 			if (spin(t, o, &o->tail, tail))
 				continue;
 			*spun = true;
+			return false;
+		}
+		if (is_waited_for(o, type)) {
+			unlock(o);
 			return false;
 		}
 		uint32_t fill;
@@ -270,7 +286,7 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t head = o->head, pos = msg_find(o, type, flags & MSG_EXCEPT);
-		if (pos == UINT64_MAX) {
+		if (pos == UINT64_MAX || (pos != head && is_room_waited_for(o))) {
 			unlock(o);
 			return false;
 		}
@@ -308,11 +324,12 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 
 /* ---- POSIX ------------------------------------------------------------------------------------------------------------ */
 
-/* The queue of a descriptor that has this right; NULL: the monitor's matter. */
-static struct kx_ipc_obj *mq_of(int fd, unsigned right, int *id)
+/* The queue of a descriptor that has this right; NULL: the monitor's matter. *nowait: who would sleep won't. */
+static struct kx_ipc_obj *mq_of(int fd, unsigned right, int *id, bool *nowait)
 {
 	uint64_t key = fd < KX_IPC_FDS ? __atomic_load_n(&TABLE->mq[fd], __ATOMIC_ACQUIRE) : 0;
 	*id = KX_IPC_MQ_ID(key);
+	*nowait = key & KX_IPC_MQ_NOWAIT;
 	struct kx_ipc_obj *o = &IPC->mq[kx_ipc_slot(*id)];
 	return key & right && is_live(o, *id) ? o : NULL;
 }
@@ -320,7 +337,8 @@ static struct kx_ipc_obj *mq_of(int fd, unsigned right, int *id)
 static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
 {
 	int id;
-	struct kx_ipc_obj *o = mq_of((int)f->rdi, KX_IPC_MQ_WRITE, &id);
+	bool nowait;
+	struct kx_ipc_obj *o = mq_of((int)f->rdi, KX_IPC_MQ_WRITE, &id, &nowait);
 	uint64_t size = f->rdx;
 	uint32_t prio = (uint32_t)f->r10;
 	if (!o || size > o->msgmax || size > KX_IPC_RING / 2 || prio >= MQ_PRIO_MAX || !user_ok(f->rsi, size) ||
@@ -332,9 +350,13 @@ static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool 
 		uint64_t tail = o->tail;
 		if (o->qnum >= o->qbytes) {
 			unlock(o);
-			if (spin(t, o, &o->tail, tail))
+			if (!nowait && spin(t, o, &o->tail, tail))
 				continue;
 			*spun = true;
+			return false;
+		}
+		if (is_waited_for(o, 0)) {
+			unlock(o);
 			return false;
 		}
 		uint32_t fill;
@@ -370,20 +392,21 @@ static uint64_t mq_find(struct kx_ipc_obj *o)
 static bool mq_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
 {
 	int id;
-	struct kx_ipc_obj *o = mq_of((int)f->rdi, KX_IPC_MQ_READ, &id);
+	bool nowait;
+	struct kx_ipc_obj *o = mq_of((int)f->rdi, KX_IPC_MQ_READ, &id, &nowait);
 	if (!o || f->rdx < o->msgmax || !user_ok(f->rsi, f->rdx) || !timeout_ok(f->r8))
 		return false;
 	batch_flush(t);
 	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t head = o->head, pos = mq_find(o);
-		if (pos == UINT64_MAX) {
+		if (pos == UINT64_MAX || (pos != head && is_room_waited_for(o))) {
 			unlock(o);
 			return false;
 		}
 		if (pos == head) {
 			unlock(o);
-			if (spin(t, o, &o->head, head))
+			if (!nowait && spin(t, o, &o->head, head))
 				continue;
 			*spun = true;
 			return false;

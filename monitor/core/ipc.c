@@ -16,16 +16,16 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include "../../abi/kx_ipc.h"
 #include "family.h"
 #include "gmem.h"
+#include "ipc_priv.h"
 #include "keeper.h"
 #include "thread.h"
 
 #define QBYTES_MAX 32768 /* a queue that may hold more is the host's */
 #define MQ_MESSAGES 1024 /* likewise */
 #define STREAK 4u        /* operations in a row after which an object becomes LIVE */
-#define COPY_MAX 64      /* messages of a queue that becomes LIVE */
+#define COPY_MAX 512     /* messages of a queue that becomes LIVE */
 #define BACKOFF_MAX 8
 #define OPS_WORTH 8 /* made while LIVE, they were worth it */
 #define SWEEP_FAILS 16
@@ -34,18 +34,13 @@
 #define EXIT_CYCLES 100000
 #define RETRY 16
 
-static struct kx_ipc *ipc; /* the monitor's own mapping: it stays when the guest's is given up */
+struct kx_ipc *ipc_mem;
 static bool given_up;
 static uid_t owner; /* whose family it is */
 
 static struct kx_ipc_table *published(void) { return gva_ptr(KX_IPC_TABLE); }
 static uint32_t own_tid(void) { return (uint32_t)my_tid(); } /* as words of shared memory have it */
 static uint64_t cycles(void) { return __builtin_ia32_rdtsc(); }
-static uint64_t state_of(const struct kx_ipc_obj *o) { return __atomic_load_n(&o->state, __ATOMIC_SEQ_CST); }
-static bool swap(uint64_t *word, uint64_t old, uint64_t new)
-{
-	return __atomic_compare_exchange_n(word, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-}
 static uint64_t with_kind(uint64_t state, uint32_t tid, unsigned kind)
 {
 	return (state & ~0xffffffffull) | (uint64_t)tid << 4 | kind;
@@ -57,12 +52,11 @@ static uint32_t backoff_of(const struct kx_ipc_obj *o)
 	return n < BACKOFF_MAX ? n : BACKOFF_MAX;
 }
 static uint32_t worker(uint64_t state) { return (uint32_t)state >> 4; }
-static unsigned kind_of(uint64_t state) { return state & KX_IPC_STATE; }
 
 static bool map(void)
 {
 	struct stat st;
-	if (__atomic_load_n(&ipc, __ATOMIC_ACQUIRE))
+	if (__atomic_load_n(&ipc_mem, __ATOMIC_ACQUIRE))
 		return true;
 	if (pvm.proc_fd < 0 || fstat(pvm.family_fd, &st) ||
 	    (uint64_t)st.st_size < family_ipc_offset() + sizeof(struct kx_ipc))
@@ -73,13 +67,13 @@ static bool map(void)
 	if (p == MAP_FAILED)
 		return false;
 	struct kx_ipc *none = NULL;
-	if (!__atomic_compare_exchange_n(&ipc, &none, p, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+	if (!__atomic_compare_exchange_n(&ipc_mem, &none, p, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		munmap(p, sizeof(struct kx_ipc));
 	return true;
 }
 
 /* May this process have objects LIVE, and has its guest the memory? */
-static bool map_guest(void)
+bool ipc_is_here(void)
 {
 	struct kx_ipc_table *t = published();
 	if (given_up || is_vfork_child() || geteuid() != owner)
@@ -94,44 +88,50 @@ static bool map_guest(void)
 	return true;
 }
 
-static bool is_dead(uint32_t tid)
+char ipc_thread_state(uint32_t tid)
 {
 	char name[32], text[256];
-	if (tid == own_tid())
-		return false;
 	snprintf(name, sizeof name, "%u/stat", tid);
 	fd_limit_lift();
 	long fd = HC6(SYS_openat, pvm.proc_fd, name, O_RDONLY | O_CLOEXEC, 0, 0, 0);
 	fd_limit_drop();
 	if (fd < 0)
-		return fd == -ENOENT || fd == -ESRCH;
+		return fd == -ENOENT || fd == -ESRCH ? 0 : '?';
 	long n = HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
 	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 	if (n <= 0)
-		return n == -ESRCH;
+		return n == -ESRCH ? 0 : '?';
 	text[n] = 0;
 	const char *p = strrchr(text, ')');
-	return p && (p[2] == 'Z' || p[2] == 'X');
+	return p && p[1] ? p[2] : '?';
+}
+
+static bool is_dead(uint32_t tid)
+{
+	char state = tid == own_tid() ? 'R' : ipc_thread_state(tid);
+	return !state || state == 'Z' || state == 'X';
 }
 
 /* Who is said to be at work on an object; somebody who is no member of the family is not. */
-static bool is_gone(uint32_t tid)
+bool ipc_is_gone(uint32_t tid)
 {
 	return tid != own_tid() && (is_dead(tid) || (!is_vfork_child() && !family_owner((pid_t)tid)));
 }
 
 static struct kx_ipc_obj *object(struct ipc_name n)
 {
-	return &(n.kind == IPC_SEM ? ipc->sem : n.kind == IPC_MSG ? ipc->msg : ipc->mq)[kx_ipc_slot(n.id)];
+	return &(n.kind == IPC_SEM ? ipc_mem->sem : n.kind == IPC_MSG ? ipc_mem->msg : ipc_mem->mq)[kx_ipc_slot(n.id)];
 }
-static uint64_t *words(int id) { return ipc->word[kx_ipc_slot(id)]; }
+static uint64_t *words(int id) { return ipc_mem->word[kx_ipc_slot(id)]; }
 static uint8_t *ring_of(struct ipc_name n)
 {
-	return ipc->ring[kx_ipc_slot(n.id) + (n.kind == IPC_MQ ? KX_IPC_OBJECTS : 0)];
+	return ipc_mem->ring[kx_ipc_slot(n.id) + (n.kind == IPC_MQ ? KX_IPC_OBJECTS : 0)];
 }
 static struct ipc_name sysv(enum ipc_kind kind, int id) { return (struct ipc_name){ kind, id, -1 }; }
 /* What can be an object's at all. */
 static bool may_be(struct ipc_name n) { return (n.id >= 0 || n.kind == IPC_MQ) && map(); }
+
+struct kx_ipc_obj *ipc_object(struct ipc_name n) { return may_be(n) ? object(n) : NULL; }
 
 /* ---- back to the host ------------------------------------------------------------------------------------------------ */
 
@@ -198,21 +198,25 @@ static int64_t queue_move(struct kx_ipc_obj *o, struct ipc_name n)
 }
 
 /* Not for a signal from a call that knows no EINTR: who is waited for goes on by himself. */
-static bool must_leave(void)
+bool ipc_must_leave(void)
 {
 	return self && (self->exiting || (self->sig_stop && self->hcall && self->hcall->row->flags & KX_F_BLOCK));
 }
 
-/* Held in the LibOS for one message, by somebody who may be killed, stopped, or without a CPU. */
-static bool queue_lock(struct kx_ipc_obj *o)
+/* Held for one message, by somebody who may be killed, stopped, or without a CPU. */
+bool ipc_lock(struct kx_ipc_obj *o, bool ends)
 {
 	const struct timespec nap = { 0, 50000 };
 	uint64_t me = (uint64_t)my_pid() << 32 | own_tid();
 	for (unsigned i = 0;; i++) {
 		uint64_t old = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
-		if ((!old || (i % 64 == 63 && is_gone((uint32_t)old))) && swap(&o->lock, old, me))
+		bool left = old == KX_IPC_LOCK_LEFT || (old && i % 64 == 63 && ipc_is_gone((uint32_t)old));
+		if ((!old || left) && ipc_swap(&o->lock, old, me)) {
+			if (left)
+				ipc_recover(o);
 			return true;
-		if (must_leave())
+		}
+		if (ends ? self && self->exiting : ipc_must_leave())
 			return false;
 		if (i < 64)
 			__builtin_ia32_pause();
@@ -221,16 +225,16 @@ static bool queue_lock(struct kx_ipc_obj *o)
 	}
 }
 
+void ipc_unlock(struct kx_ipc_obj *o) { __atomic_store_n(&o->lock, 0, __ATOMIC_SEQ_CST); }
+
 static int64_t move_host(struct kx_ipc_obj *o, struct ipc_name n)
 {
-	if (n.kind == IPC_SEM)
-		return sem_move(n.id);
 	if (n.kind == IPC_MQ && (n.fd = fd_reopen(n.fd, O_RDWR)) < 0)
 		return n.fd;
 	int64_t r = -EINTR;
-	if (queue_lock(o)) {
-		r = queue_move(o, n);
-		__atomic_store_n(&o->lock, 0, __ATOMIC_SEQ_CST);
+	if (ipc_lock(o, false)) {
+		r = n.kind == IPC_SEM ? sem_move(n.id) : queue_move(o, n);
+		ipc_unlock(o);
 	}
 	if (n.kind == IPC_MQ)
 		HC6(SYS_close, n.fd, 0, 0, 0, 0, 0);
@@ -244,7 +248,7 @@ static int64_t move(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 	struct semid_ds ds;
 	if (n.kind == IPC_SEM && HC6(SYS_semctl, n.id, 0, IPC_STAT, &ds, 0, 0) == -EACCES)
 		return -EACCES;
-	if (!swap(&o->state, state, mine))
+	if (!ipc_swap(&o->state, state, mine))
 		return 0;
 	int64_t r = move_host(o, n);
 	bool again = r == -EINTR || r == -ENOMEM || r == -EACCES || r == -ENFILE || r == -EMFILE;
@@ -254,7 +258,12 @@ static int64_t move(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 		o->backoff = ops >= OPS_WORTH ? 0 : backoff < BACKOFF_MAX ? backoff + 1 : BACKOFF_MAX;
 		o->streak = 0;
 	}
-	swap(&o->state, mine, with_kind(mine, 0, again ? KX_IPC_MOVE : KX_IPC_HOST));
+	uint64_t passes = with_kind(mine, own_tid(), KX_IPC_PASS);
+	if (!again && ipc_swap(&o->state, mine, passes)) {
+		mine = passes;
+		ipc_pass(o, n.id);
+	}
+	ipc_swap(&o->state, mine, with_kind(mine, 0, again ? KX_IPC_MOVE : KX_IPC_HOST));
 	return again ? r : 0;
 }
 
@@ -265,18 +274,18 @@ static void users_sweep(struct kx_ipc_obj *o)
 	for (unsigned i = 0; i < KX_IPC_USERS; i++) {
 		uint64_t u = __atomic_load_n(&o->users[i], __ATOMIC_SEQ_CST);
 		if (u && is_dead((uint32_t)(u >> 32)))
-			swap(&o->users[i], u, 0);
+			ipc_swap(&o->users[i], u, 0);
 	}
 }
 
-static int announce(struct kx_ipc_obj *o, int id)
+int ipc_announce(struct kx_ipc_obj *o, int id)
 {
 	uint64_t me = (uint64_t)own_tid() << 32 | (uint32_t)id;
 	if (__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST))
 		return -1;
 	for (int round = 0; round < 2; round++) {
 		for (int i = 0; i < KX_IPC_USERS; i++)
-			if (!__atomic_load_n(&o->users[i], __ATOMIC_RELAXED) && swap(&o->users[i], 0, me))
+			if (!__atomic_load_n(&o->users[i], __ATOMIC_RELAXED) && ipc_swap(&o->users[i], 0, me))
 				return i;
 		users_sweep(o);
 	}
@@ -297,11 +306,11 @@ static void msg_drain(int id)
 static void drain_on(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 {
 	uint64_t mine = with_kind(state, own_tid(), KX_IPC_DRAIN);
-	if (!swap(&o->state, state, mine))
+	if (!ipc_swap(&o->state, state, mine))
 		return;
 	if (n.kind == IPC_MSG)
 		msg_drain(n.id);
-	swap(&o->state, mine, with_kind(mine, 0, KX_IPC_LIVE));
+	ipc_swap(&o->state, mine, with_kind(mine, 0, KX_IPC_LIVE));
 }
 
 int ipc_enter(struct ipc_visit *v, struct ipc_name n)
@@ -311,23 +320,23 @@ int ipc_enter(struct ipc_visit *v, struct ipc_name n)
 	if (!may_be(n))
 		return 0;
 	struct kx_ipc_obj *o = v->obj = object(n);
-	v->user = announce(o, n.id);
+	v->user = ipc_announce(o, n.id);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	for (unsigned i = 0;; i++) {
-		uint64_t s = state_of(o);
-		unsigned k = kind_of(s);
+		uint64_t s = ipc_state(o);
+		unsigned k = ipc_kind_of(s);
 		bool ours = __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) == n.id;
-		if (k == KX_IPC_HOST || k > KX_IPC_DRAIN || (k != KX_IPC_ADOPT && !ours))
+		if (k == KX_IPC_HOST || k > KX_IPC_PASS || (k != KX_IPC_ADOPT && !ours))
 			return 0;
-		bool left = k != KX_IPC_LIVE && (!worker(s) || (i % 32 == 31 && is_gone(worker(s))));
+		bool left = k != KX_IPC_LIVE && (!worker(s) || (i % 32 == 31 && ipc_is_gone(worker(s))));
 		int64_t r = 0;
 		if (k == KX_IPC_LIVE || (k == KX_IPC_MOVE && left))
 			r = move(o, s, n);
-		else if (k == KX_IPC_ADOPT && left)
-			swap(&o->state, s, with_kind(s, 0, KX_IPC_HOST));
+		else if ((k == KX_IPC_ADOPT || k == KX_IPC_PASS) && left)
+			ipc_swap(&o->state, s, with_kind(s, 0, KX_IPC_HOST));
 		else if (k == KX_IPC_DRAIN && left)
 			drain_on(o, s, n);
-		else if (must_leave())
+		else if (ipc_must_leave())
 			r = -EINTR;
 		else
 			HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
@@ -371,7 +380,7 @@ static bool sem_adopt(struct kx_ipc_obj *o, uint64_t state, int id)
 {
 	uint64_t *word = words(id);
 	struct semid_ds ds;
-	if (__atomic_load_n(&ipc->undo[(unsigned)id % KX_IPC_IDS], __ATOMIC_SEQ_CST) == (uint32_t)id + 1 ||
+	if (__atomic_load_n(&ipc_mem->undo[(unsigned)id % KX_IPC_IDS], __ATOMIC_SEQ_CST) == (uint32_t)id + 1 ||
 	    HC6(SYS_semctl, id, 0, IPC_STAT, &ds, 0, 0) < 0 || ds.sem_nsems > KX_IPC_SEMS || !perm_ok(&ds.sem_perm))
 		return false;
 	bool new = o->id != id;
@@ -449,57 +458,66 @@ static bool mq_adopt(struct kx_ipc_obj *o, struct ipc_name n)
 
 static bool fill(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 {
-	uint64_t lock = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
-	if (lock && is_gone((uint32_t)lock))
-		swap(&o->lock, lock, 0);
-	return n.kind == IPC_SEM ? sem_adopt(o, state, n.id) : n.kind == IPC_MSG ? msg_adopt(o, n.id) : mq_adopt(o, n);
+	if (!ipc_lock(o, false))
+		return false;
+	bool ok = !ipc_is_slept_on(o) && (n.kind == IPC_SEM   ? sem_adopt(o, state, n.id)
+					  : n.kind == IPC_MSG ? msg_adopt(o, n.id)
+							      : mq_adopt(o, n));
+	ipc_unlock(o);
+	return ok;
 }
 
 /* Another queue's, which is empty, and may be gone for good. */
 static void evict(struct kx_ipc_obj *o, uint64_t s)
 {
 	uint64_t mine = with_kind(s, own_tid(), KX_IPC_MOVE);
-	if (__atomic_load_n(&o->qnum, __ATOMIC_RELAXED) || !swap(&o->state, s, mine))
+	if (__atomic_load_n(&o->qnum, __ATOMIC_RELAXED) || !ipc_swap(&o->state, s, mine))
 		return;
-	bool locked = queue_lock(o), empty = locked && o->head == o->tail;
-	swap(&o->state, mine, with_kind(mine, 0, empty ? KX_IPC_HOST : KX_IPC_MOVE));
+	bool locked = ipc_lock(o, false), unused = locked && o->head == o->tail && !ipc_is_slept_on(o);
+	ipc_swap(&o->state, mine, unused ? with_kind(mine, 0, KX_IPC_HOST) : s);
 	if (locked)
-		__atomic_store_n(&o->lock, 0, __ATOMIC_SEQ_CST);
+		ipc_unlock(o);
 }
 
-static bool adopt(struct ipc_name n)
+/* Why an object is not LIVE now: somebody is there, or it is none for memory, as it is. */
+enum { ADOPTED, OCCUPIED, UNFIT };
+
+static int adopt(struct ipc_name n)
 {
 	struct kx_ipc_obj *o = object(n);
 	int id = n.id;
-	uint64_t s = state_of(o), mine = with_kind(s + (1ull << 32), own_tid(), KX_IPC_ADOPT);
-	if (n.kind == IPC_MQ && kind_of(s) == KX_IPC_LIVE && __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) != id)
+	uint64_t s = ipc_state(o), mine = with_kind(s + (1ull << 32), own_tid(), KX_IPC_ADOPT);
+	if (n.kind == IPC_MQ && ipc_kind_of(s) == KX_IPC_LIVE && __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) != id)
 		evict(o, s);
-	if (kind_of(s) != KX_IPC_HOST || __atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) || !map_guest())
-		return false;
+	if (ipc_kind_of(s) != KX_IPC_HOST || __atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) || !ipc_is_here())
+		return UNFIT;
 	if (anybody(o, id)) {
 		if (++o->fails % SWEEP_FAILS == 0)
 			users_sweep(o);
-		return false;
+		return OCCUPIED;
 	}
-	if (!swap(&o->state, s, mine))
-		return false;
+	if (!ipc_swap(&o->state, s, mine))
+		return OCCUPIED;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	bool ok = !anybody(o, id) && !__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) && fill(o, mine, n);
+	bool occupied = anybody(o, id),
+	     ok = !occupied && !__atomic_load_n(&o->closed, __ATOMIC_SEQ_CST) && fill(o, mine, n);
 	if (ok) {
 		__atomic_store_n(&o->id, id, __ATOMIC_SEQ_CST);
 		o->ops = 0;
 		o->since = time(NULL);
-		__atomic_store_n(&ipc->used, 1, __ATOMIC_RELAXED);
+		__atomic_store_n(&ipc_mem->used, 1, __ATOMIC_RELAXED);
 	}
 	/* The guest may have written anything there meanwhile. */
 	if (ok && n.kind == IPC_MSG) {
 		uint64_t drains = with_kind(mine, own_tid(), KX_IPC_DRAIN);
-		if (!swap(&o->state, mine, drains))
-			return false;
+		if (!ipc_swap(&o->state, mine, drains))
+			return OCCUPIED;
 		msg_drain(id);
 		mine = drains;
 	}
-	return swap(&o->state, mine, with_kind(mine, 0, ok ? KX_IPC_LIVE : KX_IPC_HOST)) && ok;
+	if (!ipc_swap(&o->state, mine, with_kind(mine, 0, ok ? KX_IPC_LIVE : KX_IPC_HOST)))
+		occupied = true;
+	return occupied ? OCCUPIED : ok ? ADOPTED : UNFIT;
 }
 
 /* ---- one call -------------------------------------------------------------------------------------------------------- */
@@ -510,10 +528,17 @@ static uint32_t spin_most(void)
 	return n < SPIN_LEAST ? SPIN_LEAST : n > SPIN_MOST ? SPIN_MOST : n;
 }
 
-/* Before it sleeps: is it worth while to wait for the others to be through, so that all goes on in memory? */
+/* Before it sleeps in the host: may it sleep in memory, where the others need not follow? */
+static bool may_adopt(const struct ipc_call *c, struct kx_ipc_obj *o)
+{
+	return c->simple && !c->spun && ipc_is_here() && !__atomic_load_n(&o->closed, __ATOMIC_RELAXED) &&
+	       o->sleeps++ % (1u << backoff_of(o)) == 0;
+}
+
+/* ... or is it worth while to wait for the others to be through? */
 static bool may_spin(const struct ipc_call *c, struct kx_ipc_obj *o)
 {
-	if (!c->simple || c->spun || !map_guest() || published()->cpus < 2 ||
+	if (!c->simple || c->spun || !ipc_is_here() || published()->cpus < 2 ||
 	    __atomic_load_n(&o->closed, __ATOMIC_RELAXED))
 		return false;
 	return o->spin || o->missed++ % RETRY == 0;
@@ -530,8 +555,11 @@ static void succeeded(const struct ipc_call *c, struct kx_ipc_obj *o)
 	uint32_t backoff = backoff_of(o);
 	if (++o->streak < (STREAK << backoff))
 		return;
+	int r = adopt(c->n);
+	if (r == OCCUPIED)
+		return;
 	o->streak = 0;
-	if (!adopt(c->n) && (backoff = backoff_of(o)) < BACKOFF_MAX)
+	if (r == UNFIT && (backoff = backoff_of(o)) < BACKOFF_MAX)
 		o->backoff = backoff + 1;
 }
 
@@ -558,6 +586,8 @@ int64_t ipc_call(struct ipc_call *c)
 	int64_t r;
 	if (!o)
 		return c->host(c, c->waits);
+	if (c->simple && (r = ipc_live(c, o)) != IPC_NOT_HERE)
+		return r;
 	r = once(c, false);
 	if (c->spun)
 		r = removed(c, r);
@@ -565,10 +595,12 @@ int64_t ipc_call(struct ipc_call *c)
 		succeeded(c, o);
 	if (r != c->none || !c->waits)
 		return r;
+	if (may_adopt(c, o) && adopt(c->n) == ADOPTED)
+		return -KX_EIPC_LIVE;
 	if (may_spin(c, o)) {
 		uint32_t most = spin_most();
 		for (uint64_t end = cycles() + most; cycles() < end && !self->sig_stop && !self->exiting;) {
-			if (adopt(c->n)) {
+			if (adopt(c->n) == ADOPTED) {
 				o->spin = most;
 				return -KX_EIPC_LIVE;
 			}
@@ -591,7 +623,7 @@ static bool noted(const struct kx_ipc_obj *o, int id) { return __atomic_load_n(&
 static void pid_note(struct kx_ipc_obj *o, int num)
 {
 	uint64_t *word = &words(o->id)[num], w = __atomic_load_n(word, __ATOMIC_SEQ_CST);
-	swap(word, w, (w & ~(0x3fffffull << 17)) | ((uint64_t)my_pid() & 0x3fffff) << 17);
+	ipc_swap(word, w, (w & ~(0x3fffffull << 17)) | ((uint64_t)my_pid() & 0x3fffff) << 17);
 }
 
 void ipc_sem_done(const struct ipc_visit *v, int id, int num)
@@ -646,7 +678,7 @@ int ipc_sem_pid(int id, int num)
 void ipc_sem_undo(int id)
 {
 	if (id >= 0 && map())
-		__atomic_store_n(&ipc->undo[(unsigned)id % KX_IPC_IDS], (uint32_t)id + 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&ipc_mem->undo[(unsigned)id % KX_IPC_IDS], (uint32_t)id + 1, __ATOMIC_SEQ_CST);
 }
 
 void ipc_settle(void)
@@ -655,7 +687,8 @@ void ipc_settle(void)
 	if (!map())
 		return;
 	for (unsigned i = 0; i < KX_IPC_OBJECTS; i++)
-		if (kind_of(state_of(&ipc->msg[i])) != KX_IPC_HOST && !ipc_enter(&v, sysv(IPC_MSG, ipc->msg[i].id)))
+		if (ipc_kind_of(ipc_state(&ipc_mem->msg[i])) != KX_IPC_HOST &&
+		    !ipc_enter(&v, sysv(IPC_MSG, ipc_mem->msg[i].id)))
 			ipc_leave(&v);
 }
 
@@ -676,29 +709,31 @@ static void lock_drop(struct kx_ipc_obj *o)
 {
 	uint64_t l = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
 	if (l >> 32 == (uint32_t)pvm.pid)
-		swap(&o->lock, l, 0);
+		ipc_swap(&o->lock, l, KX_IPC_LOCK_LEFT);
 }
 
 /* What threads with a number of this process's have left. */
 static void left_drop(struct kx_ipc_obj *o)
 {
-	uint64_t s = state_of(o);
+	uint64_t s = ipc_state(o);
 	lock_drop(o);
-	if (kind_of(s) != KX_IPC_HOST && worker(s) == (uint32_t)pvm.pid)
-		swap(&o->state, s, with_kind(s, 0, kind_of(s)));
+	if (__atomic_load_n(&o->tickets, __ATOMIC_RELAXED))
+		ipc_places_drop(o, (uint32_t)pvm.pid);
+	if (ipc_kind_of(s) != KX_IPC_HOST && worker(s) == (uint32_t)pvm.pid)
+		ipc_swap(&o->state, s, with_kind(s, 0, ipc_kind_of(s)));
 	for (unsigned i = 0; i < KX_IPC_USERS; i++) {
 		uint64_t u = __atomic_load_n(&o->users[i], __ATOMIC_SEQ_CST);
 		if (u >> 32 == (uint32_t)pvm.pid)
-			swap(&o->users[i], u, 0);
+			ipc_swap(&o->users[i], u, 0);
 	}
 }
 
 static void all_drop(void)
 {
 	for (unsigned i = 0; i < KX_IPC_OBJECTS; i++) {
-		left_drop(&ipc->sem[i]);
-		left_drop(&ipc->msg[i]);
-		left_drop(&ipc->mq[i]);
+		left_drop(&ipc_mem->sem[i]);
+		left_drop(&ipc_mem->msg[i]);
+		left_drop(&ipc_mem->mq[i]);
 	}
 }
 
@@ -712,8 +747,8 @@ void ipc_identity_after(void)
 	if (gmem_map_family(KX_IPC_BASE, KX_IPC_SIZE, -1, 0))
 		pvm_panic("ipc: cannot give up the family's memory");
 	for (unsigned i = 0; i < KX_IPC_OBJECTS; i++) {
-		lock_drop(&ipc->msg[i]);
-		lock_drop(&ipc->mq[i]);
+		lock_drop(&ipc_mem->msg[i]);
+		lock_drop(&ipc_mem->mq[i]);
 	}
 }
 
@@ -721,7 +756,7 @@ void ipc_fork_child(bool own)
 {
 	if (!own)
 		mq_forget();
-	if (ipc && __atomic_load_n(&ipc->used, __ATOMIC_RELAXED))
+	if (ipc_mem && __atomic_load_n(&ipc_mem->used, __ATOMIC_RELAXED))
 		all_drop();
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * SysV semaphores, SysV and POSIX queues without exits: "Life of a semaphore" in ARCHITECTURE.md, layout in abi/kx_ipc.h. This side
- * moves objects between the host and the family's memory, and makes every operation on the host's object that the LibOS
- * leaves to it.
+ * moves objects between the host and the family's memory, and makes every operation on the host's object. What the LibOS
+ * leaves to it of those in memory, all that sleeps among it: ipc_live.c.
  *
  * An operation of the host's on an object is announced in users[] of the object's place before its state is looked at;
  * who is about to make it LIVE sets the state and then looks whether anybody is announced. So while it is LIVE nobody is
@@ -44,6 +44,10 @@ void ipc_sem_set(int id, int num);
 int ipc_sem_pid(int id, int num);
 /* SEM_UNDO is about to be used on this set: for ever the host's. With the visit going on. */
 void ipc_sem_undo(int id);
+/* What the host does not know of an object in memory: how much a queue holds; a semaphore's GETVAL, GETNCNT or GETZCNT.
+ * False, -1: it is not there, ask the host with a visit. */
+bool ipc_queue_seen(struct ipc_name n, uint64_t *messages, uint64_t *bytes);
+int ipc_sem_seen(int id, int number, int cmd);
 /* All queues to the host. */
 void ipc_settle(void);
 
@@ -54,6 +58,14 @@ struct ipc_call {
 	bool simple; /* the LibOS could make it */
 	bool spun;   /* it has waited there already */
 	int none;    /* -errno of "would sleep" */
+	/* If it is simple: */
+	bool sends;
+	int flags;             /* MSG_NOERROR, MSG_EXCEPT */
+	int64_t type;          /* as kx_ipc_sleeper and kx_ipc_msg have it */
+	uint64_t gva, size;    /* the text */
+	uint64_t type_gva;     /* of who receives: where the type goes (POSIX: priority, or 0) */
+	uint64_t deadline_ns;  /* CLOCK_MONOTONIC, for POSIX queues CLOCK_REALTIME; 0 = none */
+	struct timespec *rest; /* what is left of the time goes here before host() is called */
 	int64_t (*host)(struct ipc_call *c, bool wait);
 	void (*done)(struct ipc_call *c, const struct ipc_visit *v);
 	void *arg;

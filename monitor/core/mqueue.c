@@ -18,6 +18,7 @@
 #include "keeper.h"
 
 #define MQUEUE_MAGIC 0x19800202
+#define MQ_PRIO_MAX 32768
 
 static uint64_t known[KX_IPC_FDS / 64]; /* descriptors of queues */
 static bool any;                        /* of them, now or before; or more that have no place here */
@@ -114,13 +115,14 @@ void mq_forget(void)
 }
 
 /* What the LibOS is told of fd. Another thread may have closed it: then it is taken back. */
-static void publish(struct ipc_name n)
+static void publish(struct ipc_name n, long flags)
 {
 	struct stat st;
 	if (!has_place(n.fd) || is_vfork_child() || !is_known(n.fd))
 		return;
-	long mode = HC6(SYS_fcntl, n.fd, F_GETFL, 0, 0, 0, 0) & O_ACCMODE;
-	uint64_t rights = (mode != O_WRONLY ? KX_IPC_MQ_READ : 0) | (mode != O_RDONLY ? KX_IPC_MQ_WRITE : 0);
+	long mode = flags & O_ACCMODE;
+	uint64_t rights = (mode != O_WRONLY ? KX_IPC_MQ_READ : 0) | (mode != O_RDONLY ? KX_IPC_MQ_WRITE : 0) |
+			  (flags & O_NONBLOCK ? KX_IPC_MQ_NOWAIT : 0);
 	uint64_t *key = &published()->mq[n.fd], new = (uint64_t)(uint32_t)n.id << 32 | rights;
 	if (__atomic_exchange_n(key, new, __ATOMIC_SEQ_CST) != new &&
 	    (HC6(SYS_fstat, n.fd, &st, 0, 0, 0, 0) || (int)st.st_ino != n.id))
@@ -155,7 +157,12 @@ static void queue_done(struct ipc_call *q, const struct ipc_visit *v) { (void)q,
 /* mq_timedsend, mq_timedreceive. A time that has passed is how a call does not sleep. */
 static int64_t queue_call(struct hcall *c)
 {
-	struct ipc_call q = { .waits = true, .simple = true, .spun = c->arg[5] == 1, .none = -ETIMEDOUT };
+	struct ipc_call q = { .waits = true,
+			      .spun = c->arg[5] == 1,
+			      .none = -ETIMEDOUT,
+			      .sends = c->nr == SYS_mq_timedsend,
+			      .gva = c->arg[1],
+			      .size = c->arg[2] };
 	struct timespec ts;
 	if (c->host[4] && guest_read(&ts, c->arg[4], sizeof ts))
 		return -EFAULT;
@@ -163,9 +170,27 @@ static int64_t queue_call(struct hcall *c)
 	    (c->host[4] && (ts.tv_sec < 0 || ts.tv_nsec < 0 || ts.tv_nsec > 999999999)))
 		return hc_FWD(c);
 	struct hcall copy = *c;
-	if (c->host[4])
+	if (c->host[4]) {
 		copy.host[4] = (long)&ts;
-	publish(q.n);
+		q.deadline_ns = (uint64_t)ts.tv_sec < UINT32_MAX
+					? (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec + !ts.tv_sec
+					: UINT64_MAX;
+	}
+	long flags = HC6(SYS_fcntl, q.n.fd, F_GETFL, 0, 0, 0, 0);
+	if (flags < 0)
+		return hc_FWD(&copy);
+	q.simple = (flags & O_ACCMODE) != (q.sends ? O_RDONLY : O_WRONLY);
+	if (q.sends) {
+		q.type = (uint32_t)c->arg[3];
+		q.simple &= q.type < MQ_PRIO_MAX;
+	} else {
+		q.type_gva = c->arg[3];
+	}
+	if (flags & O_NONBLOCK) {
+		q.waits = false;
+		q.none = -EAGAIN;
+	}
+	publish(q.n, flags);
 	q.host = queue_host;
 	q.done = queue_done;
 	q.arg = &copy;
@@ -181,7 +206,15 @@ int64_t hc_mq_getsetattr(struct hcall *c)
 	struct ipc_visit v;
 	if (!name_of((int)c->arg[0], &n))
 		return hc_FWD(c);
-	int64_t r = ipc_enter(&v, n);
+	struct mq_attr a;
+	uint64_t messages, bytes;
+	int64_t r;
+	if (!c->arg[1] && c->arg[2] && ipc_queue_seen(n, &messages, &bytes) &&
+	    (r = HC6(SYS_mq_getsetattr, n.fd, NULL, &a, 0, 0, 0)) >= 0) {
+		a.mq_curmsgs = (long)messages;
+		return guest_write(c->arg[2], &a, sizeof a) ? -EFAULT : r;
+	}
+	r = ipc_enter(&v, n);
 	if (r)
 		return r;
 	r = hc_FWD(c);

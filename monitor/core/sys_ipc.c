@@ -10,6 +10,7 @@
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
+#include "../../util/now.h"
 #include "../dev/procfs.h"
 #include "ipc.h"
 
@@ -78,11 +79,25 @@ static int64_t msg_stat(struct hcall *c)
 	return guest_write(c->arg[2], &ds, sizeof ds) ? -EFAULT : r;
 }
 
+/* IPC_STAT of a queue that is in memory, and stays there. */
+static int64_t msg_stat_here(struct hcall *c)
+{
+	struct msqid_ds ds;
+	uint64_t messages, bytes;
+	long r = HC6(SYS_msgctl, (int)c->arg[0], IPC_STAT, &ds, 0, 0, 0);
+	if (r < 0 || !ipc_queue_seen((struct ipc_name){ IPC_MSG, (int)c->arg[0], -1 }, &messages, &bytes))
+		return visit(c, IPC_MSG, msg_stat);
+	ds.msg_qnum = messages;
+	ds.msg_cbytes = bytes;
+	ipc_msg_stat((int)c->arg[0], &ds);
+	return guest_write(c->arg[2], &ds, sizeof ds) ? -EFAULT : r;
+}
+
 int64_t hc_msgctl(struct hcall *c)
 {
 	switch ((int)c->arg[1]) {
 	case IPC_STAT:
-		return visit(c, IPC_MSG, msg_stat);
+		return msg_stat_here(c);
 	case MSG_STAT:
 	case MSG_STAT_ANY: /* by their numbers in the kernel's list */
 		ipc_settle();
@@ -149,9 +164,16 @@ static int64_t sem_stat(struct hcall *c)
 
 int64_t hc_semctl(struct hcall *c)
 {
-	int cmd = (int)c->arg[2], pid;
+	int cmd = (int)c->arg[2], pid, n;
 	int64_t r;
 	switch (cmd) {
+	case GETVAL:
+	case GETNCNT:
+	case GETZCNT:
+		r = HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, 0, 0, 0);
+		if (r < 0 || (n = ipc_sem_seen((int)c->arg[0], (int)c->arg[1], cmd)) < 0)
+			return visit(c, IPC_SEM, sem_ctl);
+		return n;
 	case IPC_STAT:
 	case SEM_STAT:
 	case SEM_STAT_ANY:
@@ -163,10 +185,7 @@ int64_t hc_semctl(struct hcall *c)
 	case IPC_RMID:
 	case GETALL:
 	case SETALL:
-	case GETVAL:
 	case SETVAL:
-	case GETNCNT:
-	case GETZCNT:
 		return visit(c, IPC_SEM, sem_ctl);
 	case GETPID:
 		r = HC6(c->nr, (int)c->arg[0], (int)c->arg[1], cmd, 0, 0, 0);
@@ -217,14 +236,28 @@ int64_t hc_semtimedop(struct hcall *c)
 	if (c->nr == SYS_semtimedop && get_timespec(c->arg[3], &ts, &timeout))
 		return -EFAULT;
 	struct sem_call s = { ops, n, timeout, false };
-	struct ipc_call call = {
-		{ IPC_SEM, (int)c->arg[0], -1 }, false, n == 1, c->arg[5] == 1, -EAGAIN, sem_host, sem_done, &s
-	};
+	struct ipc_call call = { .n = { IPC_SEM, (int)c->arg[0], -1 },
+				 .simple = n == 1,
+				 .spun = c->arg[5] == 1,
+				 .none = -EAGAIN,
+				 .host = sem_host,
+				 .done = sem_done,
+				 .arg = &s,
+				 .rest = timeout };
 	for (uint64_t i = 0; i < n; i++) {
 		call.waits |= !(ops[i].sem_flg & IPC_NOWAIT);
+		call.simple &= !(ops[i].sem_flg & ~IPC_NOWAIT);
 		s.undo |= ops[i].sem_flg & SEM_UNDO;
 	}
-	call.simple &= !s.undo;
+	if (timeout && timeout->tv_sec >= 0 && timeout->tv_nsec >= 0 && timeout->tv_nsec < 1000000000)
+		call.deadline_ns = (uint64_t)timeout->tv_sec < UINT32_MAX
+					   ? now_ns() + (uint64_t)timeout->tv_sec * 1000000000u +
+						     (uint64_t)timeout->tv_nsec
+					   : UINT64_MAX;
+	else if (timeout)
+		call.simple = false;
+	if (n == 1)
+		call.type = (int64_t)ops[0].sem_num << 32 | (uint32_t)ops[0].sem_op;
 	return ipc_call(&call);
 }
 
@@ -245,14 +278,17 @@ int64_t hc_msgsnd(struct hcall *c)
 		return -EINVAL;
 	if (!gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
-	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
-				 !(c->arg[3] & IPC_NOWAIT),
-				 true,
-				 c->arg[5] == 1,
-				 -EAGAIN,
-				 send_host,
-				 send_done,
-				 c };
+	struct ipc_call call = { .n = { IPC_MSG, (int)c->arg[0], -1 },
+				 .waits = !(c->arg[3] & IPC_NOWAIT),
+				 .spun = c->arg[5] == 1,
+				 .none = -EAGAIN,
+				 .host = send_host,
+				 .done = send_done,
+				 .arg = c,
+				 .sends = true,
+				 .gva = c->arg[1] + 8,
+				 .size = size };
+	call.simple = !guest_read(&call.type, c->arg[1], sizeof call.type) && call.type > 0;
 	return ipc_call(&call);
 }
 
@@ -281,14 +317,20 @@ int64_t hc_msgrcv(struct hcall *c)
 	if (size > SIZE_MAX / 2 || !gva_ok(c->arg[1], size + 8))
 		return -EFAULT;
 	/* MSG_COPY without IPC_NOWAIT is an error. */
-	struct ipc_call call = { { IPC_MSG, (int)c->arg[0], -1 },
-				 !(flags & IPC_NOWAIT),
-				 !(flags & MSG_COPY),
-				 c->arg[5] == 1,
-				 -ENOMSG,
-				 receive_host,
-				 receive_done,
-				 c };
+	struct ipc_call call = { .n = { IPC_MSG, (int)c->arg[0], -1 },
+				 .waits = !(flags & IPC_NOWAIT),
+				 .simple = !(flags & ~(IPC_NOWAIT | MSG_NOERROR | MSG_EXCEPT)) &&
+					   (int64_t)c->arg[3] != INT64_MIN,
+				 .spun = c->arg[5] == 1,
+				 .none = -ENOMSG,
+				 .host = receive_host,
+				 .done = receive_done,
+				 .arg = c,
+				 .flags = flags,
+				 .type = (int64_t)c->arg[3],
+				 .gva = c->arg[1] + 8,
+				 .size = size,
+				 .type_gva = c->arg[1] };
 	if (flags & MSG_COPY && call.waits)
 		return -EINVAL;
 	return ipc_call(&call);

@@ -96,6 +96,32 @@ def listed(tap):
                   any("0x4b580099" in line for line in lines), lines)
 
 
+def fifos(tap):
+    """A FIFO of a volume that two members use, and a process of the host's, too: in the order in which it happens."""
+    with lib.Dir() as d:
+        f = f"{d}/f"
+        os.mkfifo(f)
+        script = (f"cat {f} >{d}/out & exec 3>{f}; seq 1 500 >&3; echo ready; read x; seq 501 1000 >&3; exec 3>&-; wait")
+        with Background(lib.pvm(["bash", "-c", script], "--volume", f"{d}:{d}")) as b:
+            with open(f, "w") as w:
+                w.write("the host's\n")
+            b.p.stdin.write(b"\n")
+            status, _ = b.end()
+        with open(f"{d}/out") as out:
+            got = out.read().split("\n")
+        want = [*map(str, range(1, 501)), "the host's", *map(str, range(501, 1001)), ""]
+        check(tap, "a FIFO of two members that the host writes to", status == 0 and got == want, f"{len(got)} lines, status {status}")
+        with Background(lib.pvm(["bash", "-c", f"exec 3<>{f}; echo left >&3; echo ready; read x; read y <&3; echo $y"],
+                                "--volume", f"{d}:{d}")) as b:
+            fd = os.open(f, os.O_RDWR | os.O_NONBLOCK)
+            got = os.read(fd, 100)
+            os.write(fd, b"given\n")
+            b.p.stdin.write(b"\n")
+            end = b.end()
+            os.close(fd)
+        check(tap, "a FIFO of a member that the host reads from", got == b"left\n" and end == (0, "given"), f"{got!r} {end}")
+
+
 def outside(tap):
     """Both sides of the border sleep and wake, by a file of a volume and by a memory file in a message."""
     with lib.Dir() as d:
@@ -141,7 +167,7 @@ def check(tap, name, ok, why=""):
 
 def main():
     tap = lib.Tap()
-    for part in (families, shown, listed, outside, trips):
+    for part in (families, shown, listed, outside, fifos, trips):
         try:
             part(tap)
         except (AssertionError, OSError, subprocess.SubprocessError) as e:

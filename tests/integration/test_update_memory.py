@@ -93,7 +93,7 @@ def hundred_versions():
         fixtures(d, "state")
         with Guest(d, [f"{d}/state"]) as g:
             for i, path in enumerate(versions(d, 100), 1):
-                g.update(path, "--timeout", "20")
+                g.update(path, "--timeout", "60")
                 expect(g.ask("v"), str(i), "version")
                 expect(g.ask("s"), "ok", "state")
                 if i == 10:
@@ -109,7 +109,7 @@ def hundred_with_calls():
         program(d, "keeper", "keeper.c")
         with Guest(d, [f"{d}/keeper"]) as g:
             for i, path in enumerate(versions(d, 100, source="keep.c"), 1):
-                g.update(path, "--timeout", "20")
+                g.update(path, "--timeout", "60")
                 expect(g.ask("v"), str(i), "version")
                 if i == 10:
                     before = size(g)
@@ -128,7 +128,7 @@ def alternating():
         with Guest(d, [f"{d}/state"]) as g:
             for i in range(rounds):
                 for v in (2, 1):
-                    g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "20")
+                    g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
                     expect(g.ask("v"), str(v), "version")
                     expect(g.ask("s"), "ok", "state")
                 if i == 5:
@@ -150,7 +150,7 @@ def unused():
     with lib.Dir() as d, keeping(d) as g:
         for v in (2, 3, 2, 4):
             before = [p for p in ("v2.so", "v3.so", "v4.so") if mapped(g, p)]
-            g.update(f"{d}/v{v}.so", "--timeout", "10")
+            g.update(f"{d}/v{v}.so", "--timeout", "60")
             expect(g.ask("v"), str(v), "version")
             for p in before:
                 gone(g, p)
@@ -160,14 +160,14 @@ def unused():
 def used():
     """A pointer to a local function keeps its version, which works on; once it is dropped, that goes with the next update."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "10")
+        g.update(f"{d}/v2.so", "--timeout", "60")
         expect(g.ask("p"), "taken", "pointer")
-        g.update(f"{d}/v3.so", "--timeout", "10")
+        g.update(f"{d}/v3.so", "--timeout", "60")
         stays(g, "v2.so", "a pointer to its code")
         expect(g.ask("c"), "20", "the old version's function")
         expect(g.ask("v"), "3", "version")
         expect(g.ask("d"), "dropped", "pointer")
-        g.update(f"{d}/v4.so", "--timeout", "10")
+        g.update(f"{d}/v4.so", "--timeout", "60")
         gone(g, "v2.so")
         gone(g, "v3.so")
         expect(g.ask("v"), "4", "version")
@@ -177,9 +177,9 @@ def used():
 def exported():
     """A pointer to an exported function of a library without variables is moved along, and keeps nothing."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "10")
+        g.update(f"{d}/v2.so", "--timeout", "60")
         expect(g.ask("x"), "taken", "pointer")
-        g.update(f"{d}/v3.so", "--timeout", "10")
+        g.update(f"{d}/v3.so", "--timeout", "60")
         expect(g.ask("X"), "3", "through the pointer")
         gone(g, "v2.so")
 
@@ -188,9 +188,9 @@ def exported():
 def constants():
     """A pointer to a constant keeps the constants alone."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "10")
+        g.update(f"{d}/v2.so", "--timeout", "60")
         expect(g.ask("P"), "taken", "pointer")
-        g.update(f"{d}/v3.so", "--timeout", "10")
+        g.update(f"{d}/v3.so", "--timeout", "60")
         for _ in range(100):
             if "r-xp" not in mapped(g, "v2.so"):
                 break
@@ -199,11 +199,11 @@ def constants():
         if not have or "r-xp" in have or "rw-p" in have:
             raise AssertionError(f"mapped of it: {have}")
         expect(g.ask("C"), "5", "the constants")
-        g.update(f"{d}/v2.so", "--timeout", "10") # again, and whole
+        g.update(f"{d}/v2.so", "--timeout", "60") # again, and whole
         expect(g.ask("v"), "2", "version")
         expect(g.ask("C"), "5", "the constants")
         expect(g.ask("D"), "dropped", "pointer")
-        g.update(f"{d}/v4.so", "--timeout", "10")
+        g.update(f"{d}/v4.so", "--timeout", "60")
         gone(g, "v2.so")
 
 
@@ -211,9 +211,9 @@ def constants():
 def mangled():
     """What glibc has of it in a form of its own: functions that are called at exit."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "10")
+        g.update(f"{d}/v2.so", "--timeout", "60")
         expect(g.ask("a"), "taken", "at exit")
-        g.update(f"{d}/v3.so", "--timeout", "10")
+        g.update(f"{d}/v3.so", "--timeout", "60")
         stays(g, "v2.so", "atexit")
         expect(g.ask("q"), "bye", "end")
         expect(g.line(), "end 2", "the old version's function, at exit")
@@ -224,14 +224,14 @@ def mangled():
 def handler():
     """The handler of a signal."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "10")
+        g.update(f"{d}/v2.so", "--timeout", "60")
         expect(g.ask("h"), "taken", "handler")
-        g.update(f"{d}/v3.so", "--timeout", "10")
+        g.update(f"{d}/v3.so", "--timeout", "60")
         stays(g, "v2.so", "a signal's handler")
         os.kill(g.p.pid, 10)
         expect(g.line(), "end 2", "the old version's handler")
         expect(g.ask("H"), "dropped", "handler")
-        g.update(f"{d}/v4.so", "--timeout", "10")
+        g.update(f"{d}/v4.so", "--timeout", "60")
         gone(g, "v2.so")
 
 

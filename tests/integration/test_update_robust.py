@@ -162,7 +162,7 @@ def asker_killed():
         fixtures(d, "state")
         with Guest(d, [f"{d}/state"]) as g:
             expect(g.ask("b"), "inside", "inside")
-            p = start(g, f"{d}/v2.so", "--timeout", "30")
+            p = start(g, f"{d}/v2.so", "--timeout", "60")
             time.sleep(0.3)
             expect(p.poll(), None, "the command's end")
             p.kill()
@@ -193,7 +193,7 @@ def together():
         with Guest(d, [f"{d}/server", "10"]) as g:
             n = 0
             for _ in range(20 if LONG else 4):
-                ps = [start(g, f"{d}/{f}", "--timeout", "30") for f in
+                ps = [start(g, f"{d}/{f}", "--timeout", "60") for f in
                       ("v2.so", "again.so", "libupd.so.1", "other.so", "v2.so", "libupd.so.1")]
                 for _ in range(20):
                     n += 1
@@ -217,7 +217,7 @@ def storm():
         with Guest(d, [f"{d}/storm", d]) as g:
             made = 0
             for i in range(200 if LONG else 12):
-                p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}", "--timeout", "20")
+                p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}", "--timeout", "60")
                 out, err = p.communicate(timeout=60)
                 made += not p.returncode
                 if p.returncode and b"given up" not in out + err:
@@ -243,7 +243,7 @@ def members_killed():
                 members = [int(x) for x in lib.read(f"/proc/{g.p.pid}/task/{g.p.pid}/children").split()]
                 if len(members) < 4:
                     raise AssertionError(f"members that are seen: {members}")
-                p = start(g, f"{d}/v2.so", "--at-once", "--timeout", "20")
+                p = start(g, f"{d}/v2.so", "--at-once", "--timeout", "60")
                 time.sleep(random.random() * 0.08)
                 os.kill(random.choice(members), signal.SIGKILL)
                 out, err = p.communicate(timeout=60)
@@ -259,7 +259,7 @@ def core_written():
         fixtures(d, "threads")
         for i in range(8 if LONG else 3):
             with Guest(d, ["sh", "-c", f"ulimit -c unlimited; cd /tmp; exec {d}/threads 100"]) as g:
-                p = start(g, f"{d}/v2.so", "--timeout", "10")
+                p = start(g, f"{d}/v2.so", "--timeout", "60")
                 time.sleep(0.01 * i)
                 os.kill(g.p.pid, signal.SIGABRT)
                 begin = time.monotonic()
@@ -276,11 +276,11 @@ def namespaces():
         fixtures(d, "twice", "-ldl")
         with Guest(d, [f"{d}/twice", f"{d}/libupd.so.1"]) as g:
             expect(g.ask("v"), "1 1", "versions")
-            text = g.update(f"{d}/v2.so", "--timeout", "10")
+            text = g.update(f"{d}/v2.so", "--timeout", "60")
             if "another namespace" not in text:
                 raise AssertionError(f"not said: {text!r}")
             expect(g.ask("v"), "2 1", "versions")
-            g.update(f"{d}/libupd.so.1", "--timeout", "10")
+            g.update(f"{d}/libupd.so.1", "--timeout", "60")
             expect(g.ask("v"), "1 1", "versions")
 
 
@@ -293,7 +293,7 @@ def preloaded():
         with Guest(d, [f"{d}/state"], "--env", f"LD_PRELOAD={d}/pre.so") as g:
             expect(g.ask("v"), "101", "version")
             for v in (2, 1, 2):
-                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
                 expect(g.ask("v"), str(100 + v), "version")
 
 
@@ -315,7 +315,7 @@ def full_disk():
             try:
                 with Guest(d, [f"{d}/state"]) as g:
                     for v in (2, 1):
-                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "10")
+                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
                         expect(g.ask("v"), str(v), "version")
             finally:
                 del os.environ["KYLINX_STORE"]

@@ -1179,6 +1179,8 @@ static void ipc_turn(void)
 	lie_text.type = 1 + (long)below(3);
 	mq_send(lie_mq, lie_text.text, below(64), (unsigned)below(3));
 	mq_receive(lie_mq, lie_text.text, 64, NULL);
+	if (below(8) == 0)
+		semtimedop(lie_sem, &(struct sembuf){ 0, -1, 0 }, 1, &(struct timespec){ 0, 1000000 });
 }
 static void ipc_open(void)
 {
@@ -1207,6 +1209,26 @@ static void lie_ipc(void)
 		((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on = 1;
 	}
 }
+/* Who sleeps, for what, and what it was given. */
+static void lie_ipc_places(void)
+{
+	ipc_open();
+	struct kx_ipc *ipc = (struct kx_ipc *)KX_IPC_BASE;
+	if (!((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on)
+		return;
+	unsigned n = below(2) ? kx_ipc_slot(lie_sem) : KX_IPC_OBJECTS + kx_ipc_slot(lie_queue);
+	struct kx_ipc_sleeper *s = &ipc->sleeper[below(4) ? n : 2 * KX_IPC_OBJECTS + below(KX_IPC_OBJECTS)][below(4)];
+	scribble(s, sizeof *s);
+	if (below(2)) {
+		s->tid = (uint32_t)getpid();
+		s->id = below(2) ? lie_sem : lie_queue;
+		s->flags = (uint32_t)below(256);
+		s->type = (int64_t)below(4) - 2;
+	}
+	if (below(2))
+		*(volatile uint64_t *)&ipc->word[kx_ipc_slot(lie_sem)][0] |= KX_IPC_WAITED;
+	*(volatile uint32_t *)&ipc->msg[kx_ipc_slot(lie_queue)].asleep = (uint32_t)any_value();
+}
 static void lie_ipc_ring(void)
 {
 	ipc_open();
@@ -1217,7 +1239,7 @@ static void lie_ipc_ring(void)
 	struct kx_ipc_obj *o = (struct kx_ipc_obj *)ipc->msg + place;
 	volatile struct kx_ipc_msg *m = (void *)(ipc->ring[place] + below(64) * 16);
 	m->size = below(4) ? (uint32_t)below(200) : (uint32_t)any_value();
-	m->state = (uint32_t)below(3);
+	m->state = (uint32_t)below(5) | (below(2) ? (uint32_t)below(20) << 8 : 0);
 	if (below(4) == 0)
 		*(volatile uint64_t *)&o->head = below(2) ? o->tail + below(70000) : any_value();
 	if (below(8) == 0)
@@ -1902,6 +1924,7 @@ static const struct {
 	{ "pipe-table", lie_pipe_table },
 	{ "ipc", lie_ipc },
 	{ "ipc-ring", lie_ipc_ring },
+	{ "ipc-places", lie_ipc_places },
 	{ "batch", lie_batch },
 	{ "batch-ring", lie_batch_ring },
 	{ "batch-files", lie_batch_files },

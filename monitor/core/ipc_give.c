@@ -1,0 +1,485 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What sleepers on objects in memory get, when, and what becomes of the places of the dead (ipc_live.c says how they come
+ * there).
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <string.h>
+#include <sys/sem.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include "ipc_place.h"
+#include "../../util/now.h"
+
+#define PASS_NS 100000000ull
+
+/* The first to have come after *ticket of those that wait and are `fit`. NULL: none. */
+static struct kx_ipc_sleeper *next_waiting(const struct kx_ipc_obj *o, uint64_t *ticket,
+					   bool (*fit)(const struct kx_ipc_sleeper *s, int64_t what), int64_t what)
+{
+	struct kx_ipc_sleeper *first = NULL;
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		struct kx_ipc_sleeper *s = &places(o)[i];
+		if (waits(o, s) && LOAD(s->ticket) > *ticket && (!first || LOAD(s->ticket) < LOAD(first->ticket)) &&
+		    fit(s, what))
+			first = s;
+	}
+	if (first)
+		*ticket = LOAD(first->ticket);
+	return first;
+}
+
+/* False: nobody slept there, since it is awake or dead. */
+static bool wake(struct kx_ipc_sleeper *s)
+{
+	__atomic_add_fetch(&s->word, 1, __ATOMIC_SEQ_CST);
+	return HC6(SYS_futex, &s->word, FUTEX_WAKE, 1, 0, 0, 0) > 0;
+}
+
+/* It was given something. False: it is dead, or stopped, and so waits no more (until it goes on): the caller takes it back. */
+static bool takes_it(struct kx_ipc_sleeper *s, bool *dead)
+{
+	*dead = false;
+	if (wake(s))
+		return true;
+	char state = ipc_thread_state(LOAD(s->tid));
+	if (state != 'T' && state != 't' && !(*dead = ipc_is_gone(LOAD(s->tid))))
+		return true;
+	__atomic_and_fetch(&s->flags, ~(KX_IPC_SL_SERVED | KX_IPC_SL_TOO_BIG), __ATOMIC_SEQ_CST);
+	return false;
+}
+
+void ipc_tail_advance(struct kx_ipc_obj *o)
+{
+	uint64_t tail, head;
+	uint32_t size, bytes;
+	if (!cursors(o, &tail, &head))
+		return;
+	while (tail < head && LOAD(msg_at(o, tail)->state) == KX_IPC_MSG_GONE && msg_sizes(o, tail, &size, &bytes))
+		tail += bytes;
+	STORE(o->tail, tail);
+}
+
+/* ---- what sleepers get -------------------------------------------------------------------------------------------- */
+
+void ipc_asleep_note(struct kx_ipc_obj *o)
+{
+	uint32_t bits = 0;
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
+		if (waits(o, &places(o)[i]))
+			bits |= 1u << i << (LOAD(places(o)[i].flags) & KX_IPC_SL_SENDS ? 16 : 0);
+	STORE(o->asleep, bits);
+}
+
+/* Its thread has left, or is dead: what it was given and did not take is the object's again. */
+void ipc_place_free(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s)
+{
+	uint32_t flags = LOAD(s->flags), nr = place_nr(o, s), size;
+	uint64_t pos = LOAD(s->want);
+	if (!is_sem(o) && LOAD(s->id) == LOAD(o->id)) {
+		if (!(flags & KX_IPC_SL_SENDS) && flags & KX_IPC_SL_SERVED &&
+		    msg_is(o, pos, KX_IPC_MSG_GIVEN(nr), &size)) {
+			STORE(msg_at(o, pos)->state, KX_IPC_MSG_HERE);
+			counted(o, size, 1);
+		} else if (flags & KX_IPC_SL_SENDS && msg_is(o, pos, KX_IPC_MSG_WAITS(nr), &size)) {
+			STORE(msg_at(o, pos)->state, KX_IPC_MSG_GONE);
+			ipc_tail_advance(o);
+		}
+	}
+	STORE(s->tid, 0);
+}
+
+static void served(struct kx_ipc_sleeper *s)
+{
+	__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
+	__atomic_or_fetch(&s->flags, KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
+}
+
+static bool takes(const struct kx_ipc_sleeper *s, int64_t type)
+{
+	uint32_t flags = LOAD(s->flags);
+	return !(flags & KX_IPC_SL_SENDS) && kx_ipc_takes(LOAD(s->type), flags & KX_IPC_SL_EXCEPT, type);
+}
+static bool sends(const struct kx_ipc_sleeper *s, int64_t what)
+{
+	(void)what;
+	return LOAD(s->flags) & KX_IPC_SL_SENDS;
+}
+
+/* The message at pos, which is in the queue, to whoever has waited longest for such a one. False: nobody took it. */
+static bool msg_give(struct kx_ipc_obj *o, uint64_t pos, uint32_t size)
+{
+	struct kx_ipc_msg *m = msg_at(o, pos);
+	struct kx_ipc_sleeper *s;
+	bool dead;
+	for (uint64_t ticket = 0; (s = next_waiting(o, &ticket, takes, LOAD(m->type)));) {
+		if (!is_mq(o) && size > LOAD(s->size) && !(LOAD(s->flags) & KX_IPC_SL_NOERROR)) {
+			__atomic_or_fetch(&s->flags, KX_IPC_SL_TOO_BIG | KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
+			if (!takes_it(s, &dead) && dead)
+				ipc_place_free(o, s);
+			continue;
+		}
+		STORE(s->want, pos);
+		STORE(m->state, KX_IPC_MSG_GIVEN(place_nr(o, s)));
+		served(s);
+		counted(o, size, -1);
+		if (takes_it(s, &dead)) {
+			o->lrpid = (int32_t)LOAD(s->pid);
+			o->rtime = time(NULL);
+			return true;
+		}
+		STORE(m->state, KX_IPC_MSG_HERE);
+		counted(o, size, 1);
+		if (dead)
+			ipc_place_free(o, s);
+	}
+	return false;
+}
+
+/* The message that comes next, by msgrcv's rules (POSIX: the oldest of the highest priority). False: none. */
+bool ipc_msg_next(struct kx_ipc_obj *o, int64_t want, bool except, uint64_t *pos, uint32_t *size)
+{
+	uint64_t tail, head;
+	uint32_t n, bytes;
+	int64_t best = 0;
+	bool found = false;
+	if (!cursors(o, &tail, &head))
+		return false;
+	for (uint64_t at = tail; at < head && msg_sizes(o, at, &n, &bytes); at += bytes) {
+		int64_t type = LOAD(msg_at(o, at)->type);
+		if (LOAD(msg_at(o, at)->state) != KX_IPC_MSG_HERE || (!is_mq(o) && !kx_ipc_takes(want, except, type)))
+			continue;
+		if (!found || (is_mq(o) ? type > best : type < best)) {
+			*pos = at;
+			*size = n;
+			best = type;
+			found = true;
+		}
+		if (!is_mq(o) && want >= 0)
+			break;
+	}
+	return found;
+}
+
+static bool any_receiver(const struct kx_ipc_obj *o)
+{
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
+		if (waits(o, &places(o)[i]) && !(LOAD(places(o)[i].flags) & KX_IPC_SL_SENDS))
+			return true;
+	return false;
+}
+
+static void messages_give(struct kx_ipc_obj *o)
+{
+	uint64_t tail, head, pos;
+	uint32_t size, bytes;
+	if (is_mq(o)) {
+		while (any_receiver(o) && ipc_msg_next(o, 0, false, &pos, &size) && msg_give(o, pos, size))
+			;
+		return;
+	}
+	if (!any_receiver(o) || !cursors(o, &tail, &head))
+		return;
+	for (uint64_t at = tail; at < head && msg_sizes(o, at, &size, &bytes); at += bytes)
+		if (LOAD(msg_at(o, at)->state) == KX_IPC_MSG_HERE)
+			msg_give(o, at, size);
+}
+
+/* The first message from *pos on that waits for room in a POSIX queue. False: none. */
+static bool room_next(struct kx_ipc_obj *o, uint64_t *pos, uint32_t *size, struct kx_ipc_sleeper **s)
+{
+	uint64_t tail, head;
+	uint32_t bytes;
+	if (!cursors(o, &tail, &head))
+		return false;
+	for (*pos = *pos < tail ? tail : *pos; *pos < head && msg_sizes(o, *pos, size, &bytes); *pos += bytes) {
+		uint32_t state = LOAD(msg_at(o, *pos)->state), nr = state >> 8;
+		if (state != KX_IPC_MSG_WAITS(nr) || nr >= KX_IPC_PLACES)
+			continue;
+		*s = &places(o)[nr];
+		if (waits(o, *s) && LOAD((*s)->flags) & KX_IPC_SL_SENDS && LOAD((*s)->want) == *pos)
+			return true;
+		STORE(msg_at(o, *pos)->state, KX_IPC_MSG_GONE); /* of somebody who left it */
+	}
+	return false;
+}
+
+static void room_give(struct kx_ipc_obj *o)
+{
+	struct kx_ipc_sleeper *s;
+	uint64_t pos = 0, ticket = 0;
+	uint32_t size;
+	bool dead;
+	while (is_mq(o) && has_room(o, 0) && room_next(o, &pos, &size, &s)) {
+		STORE(msg_at(o, pos)->state, KX_IPC_MSG_HERE);
+		served(s);
+		counted(o, size, 1);
+		if (!takes_it(s, &dead)) {
+			STORE(msg_at(o, pos)->state, KX_IPC_MSG_WAITS(place_nr(o, s)));
+			counted(o, size, -1);
+			if (dead)
+				ipc_place_free(o, s);
+		}
+		pos += kx_ipc_msg_bytes(size);
+	}
+	while (!is_mq(o) && (s = next_waiting(o, &ticket, sends, 0)))
+		if (has_room(o, LOAD(s->size))) {
+			served(s);
+			if (!takes_it(s, &dead) && dead)
+				ipc_place_free(o, s);
+		}
+}
+
+static void queue_settle(struct kx_ipc_obj *o)
+{
+	messages_give(o);
+	room_give(o);
+	if (is_mq(o))
+		messages_give(o);
+	ipc_asleep_note(o);
+}
+
+/* ---- semaphores ------------------------------------------------------------------------------------------------------- */
+
+static bool waits_zero(const struct kx_ipc_sleeper *s, int64_t number)
+{
+	return number_of(s) == (unsigned)number && !operation_of(s);
+}
+static bool waits_more(const struct kx_ipc_sleeper *s, int64_t number)
+{
+	return number_of(s) == (unsigned)number && operation_of(s) < 0;
+}
+
+/* What s waits for, if the value allows it. */
+static void sem_give(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s, uint64_t *word)
+{
+	uint64_t w = LOAD(*word), new;
+	bool dead;
+	if (w & KX_IPC_FROZEN || !word_after(w, operation_of(s), LOAD(s->pid), &new))
+		return;
+	STORE(s->want, new);
+	__atomic_or_fetch(&s->flags, KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
+	if (!ipc_swap(word, w, new)) { /* nobody but its spoiler changes it now */
+		__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
+		return;
+	}
+	served(s);
+	if (takes_it(s, &dead)) {
+		o->otime = time(NULL);
+		return;
+	}
+	ipc_swap(word, new, w);
+	if (dead)
+		ipc_place_free(o, s);
+}
+
+static void waited_note(struct kx_ipc_obj *o, unsigned number)
+{
+	bool any = false;
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
+		any |= waits(o, &places(o)[i]) && number_of(&places(o)[i]) == number;
+	if (any)
+		__atomic_or_fetch(word_of(o, number), KX_IPC_WAITED, __ATOMIC_SEQ_CST);
+	else
+		__atomic_and_fetch(word_of(o, number), ~KX_IPC_WAITED, __ATOMIC_SEQ_CST);
+}
+
+/* As the kernel does it: at zero those that wait for it; then the others in their order, as far as the value goes, which
+ * may be zero. */
+static void sem_settle(struct kx_ipc_obj *o, unsigned number)
+{
+	uint64_t *word = word_of(o, number);
+	struct kx_ipc_sleeper *s;
+	for (int round = 0; round < 3; round++)
+		for (uint64_t ticket = 0; (s = next_waiting(o, &ticket, round == 1 ? waits_more : waits_zero, number));)
+			sem_give(o, s, word);
+	waited_note(o, number);
+}
+
+/* What is in memory is the object's as long as it is LIVE. */
+void ipc_give(struct kx_ipc_obj *o, unsigned number)
+{
+	if (!kx_ipc_is_live(ipc_state(o)))
+		return;
+	if (is_sem(o))
+		sem_settle(o, number % KX_IPC_SEMS);
+	else
+		queue_settle(o);
+}
+
+void ipc_dead_sweep(struct kx_ipc_obj *o)
+{
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		struct kx_ipc_sleeper *s = &places(o)[i];
+		uint32_t tid = LOAD(s->tid);
+		if (tid && ipc_is_gone(tid))
+			ipc_place_free(o, s);
+	}
+}
+
+/* ---- what others see of it -------------------------------------------------------------------------------------------- */
+
+/* Which messages are whose, and how many there are, from the ring itself. */
+static void queue_recover(struct kx_ipc_obj *o)
+{
+	uint64_t tail, head, pos = 0;
+	uint32_t size, bytes, n = 0, given = 0;
+	uint64_t sum = 0;
+	if (!cursors(o, &tail, &head))
+		return;
+	for (uint64_t at = tail; at < head && msg_sizes(o, at, &size, &bytes); at += bytes) {
+		struct kx_ipc_msg *m = msg_at(o, at);
+		uint32_t state = LOAD(m->state), nr = state >> 8;
+		struct kx_ipc_sleeper *s = nr < KX_IPC_PLACES ? &places(o)[nr] : NULL;
+		if (s && state == KX_IPC_MSG_GIVEN(nr)) {
+			if (is_used(o, s) && !(LOAD(s->flags) & KX_IPC_SL_SENDS) && LOAD(s->want) == at) {
+				served(s);
+				given |= 1u << nr;
+			} else {
+				STORE(m->state, KX_IPC_MSG_HERE);
+			}
+		}
+		if (LOAD(m->state) == KX_IPC_MSG_HERE) {
+			n++;
+			sum += size;
+		}
+	}
+	STORE(o->qnum, n);
+	STORE(o->cbytes, sum);
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		struct kx_ipc_sleeper *s = &places(o)[i];
+		pos = LOAD(s->want);
+		if (!is_used(o, s))
+			continue;
+		if (LOAD(s->flags) & KX_IPC_SL_SENDS) {
+			if (is_mq(o) && msg_is(o, pos, KX_IPC_MSG_HERE, &size))
+				served(s);
+		} else if (!(given >> i & 1) && !(LOAD(s->flags) & KX_IPC_SL_TOO_BIG)) {
+			__atomic_and_fetch(&s->flags, ~KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
+		}
+	}
+	ipc_tail_advance(o);
+}
+
+static void sem_recover(struct kx_ipc_obj *o)
+{
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		struct kx_ipc_sleeper *s = &places(o)[i];
+		if (!is_used(o, s) || !(LOAD(s->flags) & KX_IPC_SL_GIVING))
+			continue;
+		if (LOAD(*word_of(o, number_of(s))) == LOAD(s->want))
+			served(s);
+		else
+			__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
+	}
+}
+
+void ipc_recover(struct kx_ipc_obj *o)
+{
+	if (is_sem(o))
+		sem_recover(o);
+	else
+		queue_recover(o);
+	if (!kx_ipc_is_live(ipc_state(o)))
+		return;
+	ipc_dead_sweep(o);
+	uint32_t n = is_sem(o) ? LOAD(o->nsems) : 1;
+	for (unsigned i = 0; i < n && i < KX_IPC_SEMS; i++)
+		ipc_give(o, i);
+}
+
+bool ipc_is_slept_on(struct kx_ipc_obj *o)
+{
+	ipc_dead_sweep(o);
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		const struct kx_ipc_sleeper *s = &places(o)[i];
+		if (LOAD(s->tid) && !(LOAD(s->flags) & KX_IPC_SL_ENTER))
+			return true;
+	}
+	return false;
+}
+
+/* LIVE, with its lock. */
+static bool look_at(struct ipc_name n, struct kx_ipc_obj **o)
+{
+	*o = ipc_object(n);
+	if (!*o || !kx_ipc_is_live(ipc_state(*o)) || LOAD((*o)->id) != n.id || !ipc_lock(*o, false))
+		return false;
+	if (kx_ipc_is_live(ipc_state(*o)) && LOAD((*o)->id) == n.id)
+		return true;
+	ipc_unlock(*o);
+	return false;
+}
+
+bool ipc_queue_seen(struct ipc_name n, uint64_t *messages, uint64_t *bytes)
+{
+	struct kx_ipc_obj *o;
+	if (!look_at(n, &o))
+		return false;
+	*messages = LOAD(o->qnum);
+	*bytes = LOAD(o->cbytes);
+	ipc_unlock(o);
+	return true;
+}
+
+int ipc_sem_seen(int id, int number, int cmd)
+{
+	struct kx_ipc_obj *o;
+	if (number < 0 || number >= KX_IPC_SEMS || !look_at((struct ipc_name){ IPC_SEM, id, -1 }, &o))
+		return -1;
+	int n = 0;
+	if (cmd == GETVAL)
+		n = (int)KX_IPC_VALUE(LOAD(*word_of(o, (unsigned)number)));
+	else
+		ipc_dead_sweep(o);
+	for (unsigned i = 0; cmd != GETVAL && i < KX_IPC_PLACES; i++) {
+		const struct kx_ipc_sleeper *s = &places(o)[i];
+		n += waits(o, s) && (cmd == GETNCNT ? waits_more(s, number) : waits_zero(s, number));
+	}
+	ipc_unlock(o);
+	return n;
+}
+
+static bool anybody(const struct kx_ipc_sleeper *s, int64_t what)
+{
+	(void)s, (void)what;
+	return true;
+}
+
+/* s was woken: until it sleeps in the host, or won't. */
+static void pass_one(struct kx_ipc_sleeper *s, uint64_t ticket, uint64_t until)
+{
+	const struct timespec nap = { 0, 50000 };
+	while (now_ns() < until && !ipc_must_leave()) {
+		uint32_t tid = LOAD(s->tid);
+		if (!tid || LOAD(s->ticket) != ticket)
+			return;
+		char state = ipc_thread_state(tid);
+		bool entered = LOAD(s->flags) & KX_IPC_SL_ENTER;
+		if (!state || strchr("TtZX", state) || (entered && (state == 'S' || state == 'D')))
+			return;
+		HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
+	}
+}
+
+void ipc_pass(struct kx_ipc_obj *o, int id)
+{
+	uint64_t ticket = 0, until = now_ns() + PASS_NS;
+	struct kx_ipc_sleeper *s;
+	if (LOAD(o->id) != id)
+		return;
+	while ((s = next_waiting(o, &ticket, anybody, 0))) {
+		wake(s);
+		pass_one(s, ticket, until);
+	}
+}
+
+void ipc_places_drop(struct kx_ipc_obj *o, uint32_t pid)
+{
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		struct kx_ipc_sleeper *s = &places(o)[i];
+		if (LOAD(s->tid) && LOAD(s->pid) == pid)
+			STORE(s->tid, UINT32_MAX); /* whom nobody has: swept as one that died */
+	}
+}
