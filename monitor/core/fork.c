@@ -216,6 +216,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 		area->vfork = 0;
 	}
 	area->pid = area->tid = pvm.pid;
+		limits_fork_of_vfork(t);
 	pvm.shared->pid = pvm.pid;
 	pvm.shared->ppid = getppid();
 	pvm.shared->fork_gen++;
@@ -607,6 +608,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 		robust_vfork_end();
 		close_if(pidfd);
 		family_cancel(slot);
+	limits_vfork(c);
 		scratch_unmake(scratch);
 		thread_pool_put(c);
 		return -EAGAIN;

@@ -15,6 +15,7 @@
 #include "../../util/log.h"
 #include "coredump.h"
 #include "family.h"
+#include "fork.h"
 #include "hcall.h"
 #include "ipc.h"
 #include "pipe.h"
@@ -159,8 +160,14 @@ static bool virtual_known[16];
 
 static void limit_get(int resource, struct rlimit *out)
 {
+/* A child of vfork has its own, though it shares all memory. */
+static struct rlimit *virtual_limits(void) { return self && my_pid() != pvm.pid ? self->limit : virtual_limit; }
+
+void limits_vfork(struct thread *child) { memcpy(child->limit, virtual_limits(), sizeof child->limit); }
+void limits_fork_of_vfork(const struct thread *t) { memcpy(virtual_limit, t->limit, sizeof virtual_limit); }
+
 	if (limit_is_virtual(resource) && virtual_known[resource]) {
-		*out = virtual_limit[resource];
+		*out = virtual_limits()[resource];
 		return;
 	}
 	HC6(SYS_prlimit64, 0, resource, 0, out, 0, 0);
@@ -188,7 +195,7 @@ uint64_t limits_core(void)
 	return r.rlim_cur;
 }
 
-void limits_export(struct rlimit out[16]) { memcpy(out, virtual_limit, sizeof virtual_limit); }
+void limits_export(struct rlimit out[16]) { memcpy(out, virtual_limits(), sizeof virtual_limit); }
 
 void limits_import(const struct rlimit in[16])
 {
@@ -205,7 +212,7 @@ static int64_t limit_set(int resource, const struct rlimit *old, const struct rl
 	if (limit_is_virtual(resource)) {
 		if (n.rlim_max > old->rlim_max && pvm.shared->euid)
 			return -EPERM;
-		virtual_limit[resource] = n;
+		virtual_limits()[resource] = n;
 		return 0;
 	}
 	if (resource == RLIMIT_NOFILE) {
