@@ -17,11 +17,13 @@
 #include "family.h"
 #include "fork.h"
 #include "hcall.h"
+#include "hot.h"
 #include "ipc.h"
 #include "pipe.h"
 #include "rseq.h"
 #include "spare.h"
 #include "thread.h"
+#include "vmend.h"
 
 static void refresh_ids(void)
 {
@@ -158,14 +160,14 @@ static bool limit_is_virtual(int resource)
 static struct rlimit virtual_limit[16];
 static bool virtual_known[16];
 
-static void limit_get(int resource, struct rlimit *out)
-{
 /* A child of vfork has its own, though it shares all memory. */
 static struct rlimit *virtual_limits(void) { return self && my_pid() != pvm.pid ? self->limit : virtual_limit; }
 
 void limits_vfork(struct thread *child) { memcpy(child->limit, virtual_limits(), sizeof child->limit); }
 void limits_fork_of_vfork(const struct thread *t) { memcpy(virtual_limit, t->limit, sizeof virtual_limit); }
 
+static void limit_get(int resource, struct rlimit *out)
+{
 	if (limit_is_virtual(resource) && virtual_known[resource]) {
 		*out = virtual_limits()[resource];
 		return;
@@ -391,6 +393,10 @@ int64_t hc_wait4(struct hcall *c)
 		if (spare_is(id))
 			return -ECHILD;
 		r = 0;
+		if (!(options & WNOHANG)) {
+			vmend_wait();
+			hot_choose(c->t);
+		}
 		if (spare_look(c->t)) {
 			r = HC6(SYS_wait4, id, &status, options | WNOHANG, c->host[3], 0, 0);
 			if (!r && !(options & WNOHANG) && spare_wanted(c->t))
@@ -431,6 +437,10 @@ int64_t hc_waitid(struct hcall *c)
 		if ((type == P_PID || type == P_PGID) && spare_is((int)c->arg[1]))
 			return -ECHILD;
 		r = 0;
+		if (!(options & WNOHANG)) {
+			vmend_wait();
+			hot_choose(c->t);
+		}
 		if (spare_look(c->t)) {
 			r = HC6(SYS_waitid, type, (int)c->arg[1], &info, options | WNOHANG, c->host[4], 0);
 			if (!r && !info.si_pid && !(options & WNOHANG) && spare_wanted(c->t))
