@@ -12,7 +12,7 @@
 #include "family.h"
 #include "pvm.h"
 
-#define SURE_NS 5000000000ull      /* what was heard of a child holds for so long */
+#define SURE_NS 60000000000ull     /* what was heard of a child holds for so long */
 #define SHORT_NS 10000000000ull    /* and a failure in the family */
 #define MEMORY_SHORT (32ull << 20) /* bytes free */
 #define LOOK_NS 10000000           /* how often a parent that waits looks whether the child lives */

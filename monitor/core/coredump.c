@@ -29,6 +29,7 @@
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
+#include "keeper.h"
 #include "update.h"
 #include "vfs.h"
 
@@ -263,7 +264,7 @@ static bool note_process(struct core *c)
 	p.pr_sname = 'R';
 	p.pr_uid = getuid();
 	p.pr_gid = getgid();
-	p.pr_pid = pvm.pid;
+	p.pr_pid = my_pid();
 	p.pr_ppid = getppid();
 	p.pr_pgrp = getpgrp();
 	p.pr_sid = getsid(0);
@@ -309,12 +310,14 @@ static bool note_files(struct core *c)
 	return ok;
 }
 
-/* The thread that dies comes first. */
+/* The thread that dies comes first. A child of vfork is alone: the others are its parent's. */
 static bool notes_make(struct core *c, const siginfo_t *info)
 {
 	struct thread *me = self;
 	bool ok = note_thread(c, me, info->si_signo) && note_process(c) && note(c, NT_SIGINFO, info, sizeof *info) &&
 		  note(c, NT_AUXV, pvm.auxv, pvm.auxv_len) && note_files(c) && note_vectors(c, me);
+	if (is_vfork_child())
+		return ok;
 	pthread_mutex_lock(&pvm.thr_lock);
 	for (struct thread *t = pvm.threads; t && ok; t = t->next)
 		if (t != me && t->run && update_stands(t))
@@ -612,11 +615,14 @@ void coredump_wait(void)
 bool coredump(int sig)
 {
 	coredump_wait();
-	if (!self || my_pid() != pvm.pid || pvm.proc_fd < 0 || !dumps_core(sig))
+	if (!self || pvm.proc_fd < 0 || !dumps_core(sig))
 		return false;
 	uint64_t limit = limits_core();
 	if (limit < PAGE || !coredump_dumpable)
 		return false;
+	/* As the kernel: its parent's threads run on, but for the one that waits for it. What it allocates goes with it. */
+	if (is_vfork_child())
+		return dump(sig, limit);
 	if (__atomic_exchange_n(&begun, self->tid, __ATOMIC_SEQ_CST))
 		coredump_wait();
 	if (!update_stop_for_good(self, STOP_NS))

@@ -23,6 +23,7 @@
 #include "family.h"
 #include "fsize.h"
 #include "gmem.h"
+#include "hot.h"
 #include "keeper.h"
 #include "ipc.h"
 #include "pipe.h"
@@ -36,6 +37,7 @@
 #include "timepage.h"
 #include "update.h"
 #include "vcpu.h"
+#include "vmend.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
@@ -214,6 +216,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
 		area->vfork = 0;
+		limits_fork_of_vfork(t);
 	}
 	area->pid = area->tid = pvm.pid;
 	pvm.shared->pid = pvm.pid;
@@ -235,17 +238,19 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 }
 
 /* The child's VM over the inherited memory. */
-static int machine_make(struct thread *t, const struct kvm_xsave *xsave, struct kx_err *err)
+static int machine_make(struct thread *t, const struct kvm_xsave *xsave, bool prove, struct kx_err *err)
 {
 	int r = vm_create(err);
 	if (r)
 		return r;
 	t->vcpu_fd = -1;
-	r = gmem_fork_child();
+	r = gmem_fork_child(true);
 	if (!r)
 		r = vcpu_create(t);
 	if (!r && ioctl(t->vcpu_fd, KVM_SET_XSAVE, xsave) < 0)
 		r = -errno;
+	if (!r && prove)
+		r = vcpu_prove(t);
 	if (r) {
 		struct kvm_run *run = t->run;
 		t->run = NULL;
@@ -277,7 +282,8 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 {
 	struct kx_err err = { 0 };
 	int r = spare_born() ? spare_machine(t, xsave) : -EAGAIN;
-	for (long ms = 1; r && (r = machine_make(t, xsave, &err)) && ms <= (awaited ? VM_PATIENCE_SEEN : VM_PATIENCE);
+	for (long ms = 1;
+	     r && (r = machine_make(t, xsave, awaited, &err)) && ms <= (awaited ? VM_PATIENCE_SEEN : VM_PATIENCE);
 	     ms *= 2)
 		host_call(SYS_nanosleep, (long)&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, 0, 0, 0, 0, 0);
 	if (r)
@@ -294,6 +300,9 @@ static bool is_plain(const struct fork_args *a)
 	return !(a->flags & ~plain) && a->exit_signal == SIGCHLD;
 }
 
+/* The limit of processes: what the program has not asked for takes no places of those that it needs. */
+static bool make_room(int e) { return spare_make_room(e) || (e == EAGAIN && vmend_make_room()); }
+
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
@@ -304,12 +313,15 @@ static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, 
 	batch_fork_share();
 	dgram_fork_share();
 	pid_t pid = *e || !is_plain(a) ? -1 : spare_fork(t);
-	if (pid < 0 && !*e) {
+	bool again = pid < 0 && !*e;
+	while (again) {
 		spare_fork_before();
+		hot_save();
 		pid = raw ? raw_fork(a, pidfd) : fork();
-		*e = pid < 0 ? errno : 0;
+		*e = pid < 0 ? errno : pid ? 0 : -hot_restore();
 		if (!pid)
 			spare_fork_child();
+		again = pid < 0 && make_room(*e);
 	}
 	/* With the locks: a thread that takes a table of its own has not got a copy that it would keep. */
 	if (pid && gate) {
@@ -344,6 +356,7 @@ static pid_t fork_by_vfork_child(int *gate, int *e)
 	bool held = keeper_hold(&h, fork_locks_take, fork_locks_release);
 	*e = gate ? -gate_open(gate) : 0;
 	spare_fork_before();
+	hot_drop();
 	pid_t pid = *e ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
 	if (pid < 0 && !*e)
 		*e = errno;
@@ -462,6 +475,9 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		close_if(gate[1]);
 	}
 	if (pid == 0) {
+		if (e)
+			unborn(slot, awaited, e, "no memory", strerror(e));
+		hot_fork_child();
 		area_restore(st, t, slot, awaited);
 		close_if(held_gate);
 		close_if(gate[0]);
@@ -575,7 +591,10 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	int pidfd = a->flags & CLONE_PIDFD ? pidfd_reserve() : -1;
 	if (a->flags & CLONE_PIDFD && pidfd < 0)
 		return pidfd;
-	int r = keeper_start(), slot = r ? r : family_reserve();
+	int r = keeper_start();
+	if (r && make_room(-r))
+		r = keeper_start();
+	int slot = r ? r : family_reserve();
 	if (slot < 0) {
 		close_if(pidfd);
 		return slot;
@@ -589,6 +608,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	c->area->vfork = 1;
 	memcpy((uint8_t *)c->area + KX_AREA_ACTIONS, actions_of(t), 65 * sizeof(struct kx_sigaction));
 	c->area->actions = c->area_gva + KX_AREA_ACTIONS;
+	limits_vfork(c);
 	c->clear_tid = a->flags & CLONE_CHILD_CLEARTID ? a->child_tid : 0;
 	void *stack_top;
 	struct scratch *scratch = scratch_make(VFORK_STACK, &stack_top);
@@ -621,8 +641,12 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	dgram_fork_lock();
 	dgram_fork_share();
 	dgram_fork_unlock();
-	pid_t pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
-	int e = errno;
+	pid_t pid;
+	int e;
+	do {
+		pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
+		e = errno;
+	} while (pid < 0 && make_room(e));
 	bool others = wait_for_all(c);
 	self = me;
 	t->vfork_tid = 0; /* not cleared for the last process that has the memory */
@@ -687,6 +711,7 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 		batch_lease_end();
 	if (pid > 0) {
 		pvm.has_family = true;
+		vmend_born();
 		__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);
 	}
 	return pid;

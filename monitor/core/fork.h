@@ -15,4 +15,9 @@ int64_t process_create(struct thread *t, const struct fork_args *a);
 /* All locks that a child must not inherit from another thread. */
 void fork_locks_take(void);
 void fork_locks_release(void);
+
+/* sys_proc.c: the limits that the host does not know. In the parent: its child of vfork gets a copy of the caller's. */
+void limits_vfork(struct thread *child);
+/* In a fork by such a child: its are the process's. */
+void limits_fork_of_vfork(const struct thread *t);
 #endif

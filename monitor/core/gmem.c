@@ -10,6 +10,7 @@
 #include "../../abi/kx_serve.h"
 #include "admit.h"
 #include "gmem_priv.h"
+#include "hot.h"
 #include "huge.h"
 #include "keeper.h"
 #include "spare.h"
@@ -156,6 +157,7 @@ static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 void region_carve(uint64_t start, uint64_t end)
 {
 	gmem_ahead_carved(start, end);
+	hot_carved(start, end);
 	spare_changed();
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
 		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
@@ -626,6 +628,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	r.flags &= ~GMEM_CLEAN; /* its pages have other addresses from then on */
 	if (region_reserve(6))
 		return -ENOMEM;
+	hot_carved(old, old + old_len);
 	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && old_len) {
 		if (new_len <= old_len) {
 			int x = new_len < old_len ? do_munmap(old + new_len, old_len - new_len) : 0;
@@ -905,6 +908,46 @@ int gmem_fork_areas(uint64_t own)
 	return r;
 }
 
+#define LOOK_PAGES 1024u
+
+/* Give to the reservation what of [a, end) the host has not; of one region. Bytes; 0: *next is where to go on. */
+static uint64_t hole_fill(uint64_t a, uint64_t end, uint64_t *next)
+{
+	unsigned char there[LOOK_PAGES];
+	const uint64_t chunk = end - a < LOOK_PAGES * PAGE ? end - a : LOOK_PAGES * PAGE,
+		       sizes[] = { end - a, chunk, PAGE };
+	for (unsigned k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+		void *p = mmap(gva_ptr(a), sizes[k], PROT_NONE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+		*next = a + sizes[k];
+		if (p == gva_ptr(a))
+			return sizes[k];
+		if (p != MAP_FAILED)
+			munmap(p, sizes[k]);
+	}
+	if (!mincore(gva_ptr(a), chunk, there))
+		*next = a + chunk;
+	return 0;
+}
+
+void gmem_fork_holes(void)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	for (uint64_t at = 0, next; at < KX_HIGH_END; at = next) {
+		size_t i = region_find(at);
+		if (i >= nr_regions)
+			break;
+		const struct gmem_region r = regions[i];
+		uint64_t a = r.start > at ? r.start : at, len = 0;
+		next = r.end;
+		if (!gmem_own(&r))
+			len = hole_fill(a, r.end, &next);
+		if (len && !region_reserve(2))
+			region_carve(a, a + len);
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
 /* What a fork is likely to make both sides write to soon. */
 #define HOT_REGION (64 * 1024)
 #define HOT_TOTAL (192 * 1024)
@@ -923,19 +966,22 @@ void gmem_fork_populate(uint64_t sp)
 	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
 		return;
 	/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
-	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
+	if (!hot_has(KX_BOOT_BASE, KX_SERVE_BASE + PAGE))
+		madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(sp);
 	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
 		uint64_t page = ALIGN_DOWN(sp, PAGE), low = page - PAGE;
-		hot_populate(low >= regions[i].start ? low : page, page + PAGE, &left);
+		low = low >= regions[i].start ? low : page;
+		if (!hot_has(low, page + PAGE))
+			hot_populate(low, page + PAGE, &left);
 	}
 	for (i = nr_regions; i-- && left;) {
 		const struct gmem_region *r = &regions[i];
 		/* A page of a file that was not written yet shows what becomes of the file. */
 		if (!(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
 		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
-		    r->end - r->start > HOT_REGION)
+		    r->end - r->start > HOT_REGION || hot_has(r->start, r->end))
 			continue;
 		hot_populate(r->start, r->end, &left);
 	}

@@ -315,10 +315,25 @@ void tables_make(void)
 	}
 }
 
-int gmem_fork_child(void)
+/* What lies side by side becomes one: each call waits for a grace period of the kernel's. */
+static void slots_merge(void)
+{
+	size_t n = 0;
+	for (size_t i = 0; i < nr_slots; i++)
+		if (n && slots[n - 1].end == slots[i].start && slots[i].end - slots[n - 1].start <= SLOT_MAX &&
+		    is_program(slots[n - 1].start) == is_program(slots[i].start))
+			slots[n - 1].end = slots[i].end;
+		else
+			slots[n++] = slots[i];
+	pvm.nr_slots = nr_slots = n;
+}
+
+int gmem_fork_child(bool merge)
 {
 	int r = 0;
 	logging = false;
+	if (merge)
+		slots_merge();
 	for (size_t i = 0; i < nr_slots && !r; i++)
 		r = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
 	return r;

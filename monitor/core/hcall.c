@@ -18,6 +18,7 @@
 #include "batch.h"
 #include "dgram.h"
 #include "family.h"
+#include "hot.h"
 #include "keeper.h"
 #include "libfile.h"
 #include "pipe.h"
@@ -596,6 +597,7 @@ void hcall_dispatch(struct thread *t)
 			sig_sync_plain(t);
 		serve_before(&c);
 		spare_call(&c);
+		hot_call(&c);
 		if (family_is_due() && !ends_soon(c.nr))
 			family_settle();
 		if (pvm.cfg->strace)

@@ -22,6 +22,7 @@
 #include "family.h"
 #include "fork.h"
 #include "gmem.h"
+#include "hot.h"
 #include "huge.h"
 #include "keeper.h"
 #include "serve.h"
@@ -150,7 +151,6 @@ void spare_call(const struct hcall *c)
 	case SYS_setrlimit:
 	case SYS_personality:
 	case SYS_membarrier:
-	case SYS_madvise:
 	case SYS_mlock:
 	case SYS_mlock2:
 	case SYS_mlockall:
@@ -165,6 +165,12 @@ void spare_call(const struct hcall *c)
 	case SYS_fchdir:
 	case SYS_umask:
 	case SYS_unshare:
+		spare_changed();
+		break;
+	case SYS_madvise:
+		/* What children are not to have is the parent's alone, as what was written since: it would be handed over. */
+		if ((int)c->arg[2] == MADV_WIPEONFORK || (int)c->arg[2] == MADV_DONTFORK)
+			spare_forbid();
 		spare_changed();
 		break;
 	case SYS_prlimit64:
@@ -383,25 +389,30 @@ static int spare_main(void *arg)
 	struct thread was = { .vcpu_fd = t->vcpu_fd, .vcpu_pid = t->vcpu_pid, .run = t->run };
 	int vm_fd = pvm.vm_fd, *tid = tid_word;
 	struct kx_err err = { 0 };
+	int r = hot_restore();
 	fork_locks_release();
 	t->run = NULL;
 	host_call(SYS_setpgid, 0, 0, 0, 0, 0, 0);
 	prctl(PR_SET_PDEATHSIG, KICK_SIG);
 	if (getppid() != sh->parent)
 		leave();
-	int r = vm_create(&err);
+	if (!r)
+		r = vm_create(&err);
 	sh->vm_fd = r ? -1 : pvm.vm_fd;
 	if (!r)
 		r = vcpu_open(t);
 	sh->vcpu_fd = r ? -1 : t->vcpu_fd;
 	sh->run = t->run;
+	/* At the limit of processes what it lacks, children that are there already may lack, too: then it has to go. */
+	if (!r)
+		r = vcpu_prove(t);
 	store(&sh->opened, r ? 2 : 1);
 	futex_wake(&sh->opened);
 	gmem_fork_populate(sp_of(t));
 	if (!r)
 		r = gmem_fork_areas(t->area_gva);
 	if (!r)
-		r = gmem_fork_child();
+		r = gmem_fork_child(false);
 	if (!r)
 		r = vcpu_set_up(t);
 	if (!r)
@@ -453,6 +464,14 @@ void spare_remove(void)
 	store(&sp.sh->done, 1);
 	sig_restore(old, self);
 	forget();
+}
+
+bool spare_make_room(int error)
+{
+	if ((error != EAGAIN && error != ENOMEM) || !sp.pid || my_pid() != pvm.pid || pvm.nr_threads > 1)
+		return false;
+	spare_remove();
+	return true;
 }
 
 /* Whoever adopts it could wait for it: the host's init, who waits for anybody, unless one of the family has asked. */
@@ -669,6 +688,7 @@ void spare_make(struct thread *t)
 	uint64_t old = sig_block_everything(), faults = SIGBIT(SIGSEGV) | SIGBIT(SIGBUS);
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&faults, 0, 8, 0, 0);
 	fork_locks_take();
+	hot_save();
 	pid_t pid = clone(spare_main, sp.stack + STACK_BYTES,
 			  CLONE_FILES | SIGCHLD | (tid_word ? CLONE_CHILD_SETTID : 0), t, NULL, NULL, tid_word);
 	fork_locks_release();

@@ -56,6 +56,8 @@ bool spare_is_last(void);
 void spare_ended(pid_t pid);
 /* Before exec: no trace is left. */
 void spare_remove(void);
+/* A process or thread could not be made. True: there was one that took a place, and it is gone; try again. */
+bool spare_make_room(int error);
 /* At the end of the process. */
 void spare_exit(void);
 #endif

@@ -15,12 +15,15 @@
 #include "../../util/log.h"
 #include "coredump.h"
 #include "family.h"
+#include "fork.h"
 #include "hcall.h"
+#include "hot.h"
 #include "ipc.h"
 #include "pipe.h"
 #include "rseq.h"
 #include "spare.h"
 #include "thread.h"
+#include "vmend.h"
 
 static void refresh_ids(void)
 {
@@ -157,10 +160,16 @@ static bool limit_is_virtual(int resource)
 static struct rlimit virtual_limit[16];
 static bool virtual_known[16];
 
+/* A child of vfork has its own, though it shares all memory. */
+static struct rlimit *virtual_limits(void) { return self && my_pid() != pvm.pid ? self->limit : virtual_limit; }
+
+void limits_vfork(struct thread *child) { memcpy(child->limit, virtual_limits(), sizeof child->limit); }
+void limits_fork_of_vfork(const struct thread *t) { memcpy(virtual_limit, t->limit, sizeof virtual_limit); }
+
 static void limit_get(int resource, struct rlimit *out)
 {
 	if (limit_is_virtual(resource) && virtual_known[resource]) {
-		*out = virtual_limit[resource];
+		*out = virtual_limits()[resource];
 		return;
 	}
 	HC6(SYS_prlimit64, 0, resource, 0, out, 0, 0);
@@ -188,7 +197,7 @@ uint64_t limits_core(void)
 	return r.rlim_cur;
 }
 
-void limits_export(struct rlimit out[16]) { memcpy(out, virtual_limit, sizeof virtual_limit); }
+void limits_export(struct rlimit out[16]) { memcpy(out, virtual_limits(), sizeof virtual_limit); }
 
 void limits_import(const struct rlimit in[16])
 {
@@ -205,7 +214,7 @@ static int64_t limit_set(int resource, const struct rlimit *old, const struct rl
 	if (limit_is_virtual(resource)) {
 		if (n.rlim_max > old->rlim_max && pvm.shared->euid)
 			return -EPERM;
-		virtual_limit[resource] = n;
+		virtual_limits()[resource] = n;
 		return 0;
 	}
 	if (resource == RLIMIT_NOFILE) {
@@ -384,6 +393,10 @@ int64_t hc_wait4(struct hcall *c)
 		if (spare_is(id))
 			return -ECHILD;
 		r = 0;
+		if (!(options & WNOHANG)) {
+			vmend_wait();
+			hot_choose(c->t);
+		}
 		if (spare_look(c->t)) {
 			r = HC6(SYS_wait4, id, &status, options | WNOHANG, c->host[3], 0, 0);
 			if (!r && !(options & WNOHANG) && spare_wanted(c->t))
@@ -424,6 +437,10 @@ int64_t hc_waitid(struct hcall *c)
 		if ((type == P_PID || type == P_PGID) && spare_is((int)c->arg[1]))
 			return -ECHILD;
 		r = 0;
+		if (!(options & WNOHANG)) {
+			vmend_wait();
+			hot_choose(c->t);
+		}
 		if (spare_look(c->t)) {
 			r = HC6(SYS_waitid, type, (int)c->arg[1], &info, options | WNOHANG, c->host[4], 0);
 			if (!r && !info.si_pid && !(options & WNOHANG) && spare_wanted(c->t))

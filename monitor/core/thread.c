@@ -17,6 +17,7 @@
 #include "futexes.h"
 #include "fork.h"
 #include "gmem.h"
+#include "hot.h"
 #include "keeper.h"
 #include "robust.h"
 #include "rseq.h"
@@ -24,6 +25,7 @@
 #include "spare.h"
 #include "stats.h"
 #include "vcpu.h"
+#include "vmend.h"
 
 #define HOST_STACK (256 << 10) /* bytes of a vCPU thread's host stack */
 #define SET_TID_MAX 32         /* levels of PID namespaces */
@@ -375,6 +377,9 @@ static int64_t thread_create(struct start *s)
 {
 	int r = fd_grow();
 	spare_changed();
+	pthread_mutex_lock(&pvm.mm_lock);
+	hot_drop();
+	pthread_mutex_unlock(&pvm.mm_lock);
 	if (r)
 		return -EAGAIN;
 	struct thread *t = thread_clone(s->parent, s->stack, s->flags & CLONE_SETTLS, s->tls, &r);
@@ -390,7 +395,9 @@ static int64_t thread_create(struct start *s)
 		/* The new host thread starts with everything blocked and takes its own mask when it is complete. */
 		uint64_t all = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)), old;
 		host_call(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&all, (long)&old, 8, 0, 0);
-		r = -pthread_create(&t->pthread, &attr, thread_main, s);
+		do
+			r = -pthread_create(&t->pthread, &attr, thread_main, s);
+		while (r && (spare_make_room(-r) || (r == -EAGAIN && vmend_make_room())));
 		if (!r)
 			while (sem_wait(&s->ready))
 				;

@@ -15,6 +15,8 @@ int vcpu_create(struct thread *t);
 /* Its two steps: the descriptor and run area; the rest. */
 int vcpu_open(struct thread *t);
 int vcpu_set_up(struct thread *t);
+/* KVM makes a thread for a VM that runs first, which fails at the limit of processes: have it made. 0 or -errno. */
+int vcpu_prove(struct thread *t);
 /* Let t's vCPU continue with these registers. They take effect with its next KVM_RUN, at no call of their own. */
 void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct kvm_sregs *sregs);
 /* The part of it that takes memory of the system region: for a thread whose vCPU a child of vfork will make. */

@@ -4,21 +4,29 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include "../core/gmem.h"
+#include "../core/hot.h"
 
 /* ---- the memory map -------------------------------------------------------------------------------------------- */
 
 #define FIELDS_MAX 40
+#define HVMA_MORE 2
 
 /* A mapping of the host inside the guest's space. Strings point into the text that it was read from. */
 struct hvma {
 	uint64_t start, end, off; /* guest addresses */
+	const char *perm;         /* four letters */
 	const char *dev, *inode, *name;
 	int dev_len, inode_len, name_len;
 	const char *fields; /* smaps: the lines below, up to fields_end */
 	const char *fields_end;
+	struct {
+		const char *from, *to;
+	} more[HVMA_MORE]; /* the same lines of what follows it on the host and is one with it to the program (hot.h) */
+	int nr_more;
 	uint64_t left[FIELDS_MAX]; /* kB not yet told, by line */
 	bool opened;
 };
@@ -42,6 +50,7 @@ static bool hvma_parse(const char *line, const char *eol, struct hvma *v)
 		return false;
 	v->start = start - base;
 	v->end = end - base;
+	v->perm = p + 1;
 	v->off = strtoull(p + 6, &p, 16);
 	while (p < eol && *p == ' ')
 		p++;
@@ -60,6 +69,31 @@ static bool hvma_parse(const char *line, const char *eol, struct hvma *v)
 	v->name = p;
 	v->name_len = (int)(eol - p);
 	return true;
+}
+
+static bool has_inode(const struct hvma *v) { return !(v->inode_len == 1 && v->inode[0] == '0'); }
+
+/* The host has cut the program's mapping for the sake of forks. */
+static bool hvma_continues(const struct hvma *a, const struct hvma *b)
+{
+	return a->end == b->start && a->nr_more < HVMA_MORE && !has_inode(a) && !has_inode(b) &&
+	       !memcmp(a->perm, b->perm, 4) && hot_edge(b->start);
+}
+
+static void hmaps_join(struct hmaps *m)
+{
+	size_t n = 0;
+	for (size_t i = 0; i < m->n; i++) {
+		struct hvma *last = n ? &m->v[n - 1] : NULL, *v = &m->v[i];
+		if (!last || !hvma_continues(last, v)) {
+			m->v[n++] = *v;
+			continue;
+		}
+		last->end = v->end;
+		last->more[last->nr_more].from = v->fields;
+		last->more[last->nr_more++].to = v->fields_end;
+	}
+	m->n = n;
 }
 
 static int hmaps_read(struct hmaps *m, bool smaps)
@@ -95,6 +129,7 @@ static int hmaps_read(struct hmaps *m, bool smaps)
 			cur->fields = cur->fields_end = eol + 1;
 		}
 	}
+	hmaps_join(m);
 	return 0;
 }
 
@@ -173,6 +208,29 @@ static bool field_kb(const char *s, const char *eol, int *key_len, uint64_t *kb)
 	return true;
 }
 
+/* The number in line i. */
+static uint64_t line_kb(const char *s, const char *end, int i)
+{
+	int key;
+	uint64_t kb;
+	for (const char *eol; s < end && (eol = memchr(s, '\n', (size_t)(end - s))); s = eol + 1)
+		if (!i--)
+			return field_kb(s, eol, &key, &kb) ? kb : 0;
+	return 0;
+}
+
+/* Without what is the monitor's doing: not to be inherited. */
+static void put_flags(struct out *t, const struct piece *p, const char *s, size_t len)
+{
+	char *wipe = hot_edge(p->v->start) ? memmem(s, len, " wf", 3) : NULL;
+	if (!wipe) {
+		out_add(t, s, len);
+		return;
+	}
+	out_add(t, s, (size_t)(wipe - s));
+	out_add(t, wipe + 3, len - (size_t)(wipe + 3 - s));
+}
+
 /*
  * The numbers of a host mapping that holds several pieces go to the first piece as far as they fit, then to the
  * next: sums stay right.
@@ -190,14 +248,17 @@ static void put_fields(struct maps_out *o, const struct piece *p, bool sum)
 			break;
 		if (!field_kb(s, eol, &key, &kb) || i >= FIELDS_MAX) {
 			if (!sum)
-				out_add(o->t, s, (size_t)(eol + 1 - s));
+				put_flags(o->t, p, s, (size_t)(eol + 1 - s));
 			continue;
 		}
 		if (key_is(s, "Size:")) {
 			kb = size;
 		} else if (!key_is(s, "KernelPageSize:") && !key_is(s, "MMUPageSize:")) {
-			if (!p->v->opened)
+			if (!p->v->opened) {
 				p->v->left[i] = kb;
+				for (int k = 0; k < p->v->nr_more; k++)
+					p->v->left[i] += line_kb(p->v->more[k].from, p->v->more[k].to, i);
+			}
 			kb = p->v->left[i] < size ? p->v->left[i] : size;
 			p->v->left[i] -= kb;
 			o->sums[i] += kb;
@@ -216,14 +277,18 @@ static void maps_piece(void *arg, const struct piece *p)
 			 p->r->flags & MAP_SHARED ? 's' : 'p', 0 };
 	const char *label = region_label(p->r, o->brk);
 	const struct hvma *v = p->v;
-	bool file = v && !(v->inode_len == 1 && v->inode[0] == '0');
+	bool file = v && has_inode(v);
 	struct gmem_text_file f;
+	struct hot_file h;
 	if ((p->r->flags & GMEM_TEXT || p->r->origin) && gmem_text_file(p->start, &f)) {
 		char dev[16], ino[24];
 		int dl = snprintf(dev, sizeof dev, "%02x:%02x", major(f.dev), minor(f.dev));
 		int il = snprintf(ino, sizeof ino, "%" PRIu64, f.ino);
 		put_head(o->t, p->start, p->end, perm, f.off, dev, dl, ino, il, f.path, (int)strlen(f.path));
-	} else if (label || !v)
+	} else if (p->r->flags & GMEM_DATA && hot_file(p->start, &h))
+		put_head(o->t, p->start, p->end, perm, h.off, h.dev, (int)strlen(h.dev), h.ino, (int)strlen(h.ino),
+			 h.path, (int)strlen(h.path));
+	else if (label || !v)
 		put_head(o->t, p->start, p->end, perm, 0, "00:00", 5, "0", 1, label ? label : "",
 			 label ? (int)strlen(label) : 0);
 	else

@@ -140,6 +140,29 @@ def as_natively():
 
 
 @test
+def of_a_child_of_vfork():
+    """The memory that it shares with its parent, and itself alone of the threads; natively the same since Linux 5.16."""
+    unlimited()
+    show = ["bt", "p data", "p (char *)heap + 50000", "p $ymm7.v8_int32"]
+    with lib.Dir() as d:
+        path = program(d)
+        core = left_by(d, [path, "vfork"], want=0)
+        (got, _), text = notes(core), gdb(path, core, *show)
+        for what in ("terminated with signal SIGSEGV", "#3 ", "in main", '"on the heap"', "1952540791"):
+            if what not in text:
+                raise AssertionError(f"no {what!r} in {text[-2000:]}")
+        expect([t for t, _ in got].count("PRSTATUS"), 1, "threads")
+        release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+        if not native_core(None) or release < (5, 16):
+            return
+        os.unlink(core)
+        want, _ = notes(left_by(d, [path, "vfork"], native=True, want=0))
+        expect(*([t for t, _ in n if not t.startswith("0x")] for n in (got, want)), "notes")
+        a, b = shown(text).splitlines(), shown(gdb(path, core, *show)).splitlines()
+        expect([(x, y) for x, y in zip(a, b) if x != y and "Generated" not in x and "debug" not in x], [], "what gdb says")
+
+
+@test
 def of_a_program_that_sleeps():
     """SIGABRT from outside: gdb sees the call that sleeps."""
     unlimited()

@@ -186,6 +186,26 @@ def cgroup_pids():
 
 
 @test
+def habit_at_the_limit():
+    """Whatever the limit: a child that can be made can be made again. One that the monitor makes ahead is nobody's."""
+    seen = []
+    for most in range(3, 8):
+        with Cgroup("pids", max=most) as g:
+            r = g.run(lib.pvm([MANY, "habit", "3"]), 90)
+        if r.out.startswith(b"habit: "):
+            seen.append((most, *map(int, r.out[7:].split())))
+            expect(r.status, 0, f"at most {most}: {r.why()}")
+        else:
+            expect(r.status in (125, 126, 127, 1) and r.err != b"", True, f"at most {most}: {r.why()}")
+    print(f"# processes at most, forks of 3, after a change, vforks, threads: {seen}")
+    for most, *made in seen:
+        expect(all(n in (0, 3) for n in made[:2]), True, f"at most {most}: {made}")
+    for a, b in zip(seen, seen[1:]):
+        expect(all(x <= y for x, y in zip(a[1:], b[1:])), True, f"more with {a[0]} than with {b[0]}: {seen}")
+    expect(seen[-1][1:], (3, 3, 3, 3), "at the end")
+
+
+@test
 def rlimit_nproc():
     """The same for a user's limit."""
     r = lib.run([MANY, "user-nproc", "3"])

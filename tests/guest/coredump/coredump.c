@@ -278,6 +278,112 @@ static void threads(void)
 	unlink("core");
 }
 
+/* The same thing without a copy of the memory. What it does with libc must leave that whole. */
+#define VFORK(...) \
+	({ \
+		fflush(stdout); \
+		pid_t p_ = vfork(); \
+		if (p_ == 0) { \
+			__VA_ARGS__; \
+			_exit(0); \
+		} \
+		p_; \
+	})
+
+/* Of the notes: the process, and how many threads. */
+static pid_t core_of(int *threads)
+{
+	static uint8_t text[1 << 16];
+	Elf64_Ehdr *e = (void *)text;
+	pid_t pid = 0;
+	int fd = open("core", O_RDONLY);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text);
+	close(fd);
+	*threads = 0;
+	if (n < (ssize_t)sizeof *e)
+		return 0;
+	Elf64_Phdr *p = (void *)(text + e->e_phoff);
+	for (size_t at = p->p_offset; at + sizeof(Elf64_Nhdr) < p->p_offset + p->p_filesz && at < (size_t)n;) {
+		Elf64_Nhdr *h = (void *)(text + at);
+		uint8_t *desc = text + at + sizeof *h + ((h->n_namesz + 3) & ~3u);
+		*threads += h->n_type == NT_PRSTATUS;
+		if (h->n_type == NT_PRPSINFO)
+			memcpy(&pid, desc + 24, sizeof pid); /* pr_pid */
+		at = (size_t)(desc - text) + ((h->n_descsz + 3) & ~3u);
+	}
+	return pid;
+}
+
+static volatile int from_child, turns, stop_turning;
+
+static void *turn(void *arg)
+{
+	while (!stop_turning)
+		turns++;
+	return arg;
+}
+
+static void of_vfork(void)
+{
+	siginfo_t si;
+	struct rlimit core, stack;
+	pthread_t th;
+	int n, s;
+	memset(&si, 0, sizeof si);
+	pid_t p = VFORK(from_child = 1; *nowhere = 1);
+	s = end_of(p);
+	check(dumped(s, SIGSEGV) && is_core() && core_of(&n) == p && n == 1 && from_child == 1,
+	      "a fault in a child of vfork");
+	unlink("core");
+	p = VFORK(kill(getpid(), SIGQUIT));
+	check(waitid(P_PID, p, &si, WEXITED) == 0 && si.si_code == CLD_DUMPED && is_core(),
+	      "a signal, and waitid() says so");
+	unlink("core");
+	check(only_killed(end_of(VFORK(kill(getpid(), SIGKILL))), SIGKILL) && none(), "one that leaves none");
+	check(!pthread_create(&th, NULL, turn, NULL), "a thread");
+	p = VFORK(*nowhere = 1);
+	s = end_of(p);
+	int before = turns;
+	bool runs = false;
+	for (int i = 0; i < 2000 && !runs; i++, usleep(1000))
+		runs = turns != before;
+	check(dumped(s, SIGSEGV) && core_of(&n) == p && n == 1 && runs,
+	      "its parent's thread is not in it, and runs on");
+	stop_turning = 1;
+	pthread_join(th, NULL);
+	unlink("core");
+	p = VFORK(getrlimit(RLIMIT_STACK, &stack); stack.rlim_cur = 1 << 20; setrlimit(RLIMIT_STACK, &stack);
+		  core_limit(0); *nowhere = 1);
+	check(only_killed(end_of(p), SIGSEGV) && none(), "none by a limit of its own");
+	check(getrlimit(RLIMIT_CORE, &core) == 0 && core.rlim_cur == RLIM_INFINITY &&
+		      getrlimit(RLIMIT_STACK, &stack) == 0 && stack.rlim_cur != 1 << 20,
+	      "which is not its parent's");
+	p = VFORK({
+		core_limit(0);
+		pid_t q = fork();
+		if (!q) {
+			getrlimit(RLIMIT_CORE, &core);
+			_exit(core.rlim_cur ? 1 : 0);
+		}
+		_exit(end_of(q) ? 2 : 0);
+	});
+	check(end_of(p) == 0, "but its own child's");
+	p = VFORK(mkdir("sub", 0700); NEED(chdir("sub") == 0); *nowhere = 1);
+	check(dumped(end_of(p), SIGSEGV) && none() && !stat("sub/core", &st), "in its own directory");
+	unlink("sub/core");
+	rmdir("sub");
+	p = VFORK({
+		pid_t q = vfork();
+		if (!q)
+			*nowhere = 1;
+		_exit(dumped(end_of(q), SIGSEGV) && core_of(&n) == q ? 0 : 1);
+	});
+	check(end_of(p) == 0, "by a child of such a child");
+	unlink("core");
+	check(dumped(end_of(FORK(abort())), SIGABRT) && core_of(&n) && n == 1, "and a child of fork does as before");
+	unlink("core");
+}
+
 static void after_exec(const char *self)
 {
 	pid_t p = FORK(prctl(PR_SET_DUMPABLE, 0); execl(self, self, "abort", NULL));
@@ -328,7 +434,7 @@ int main(int argc, char **argv)
 	char dir[] = "/tmp/kx-core-XXXXXX";
 	if (argc > 1 && !strcmp(argv[1], "abort"))
 		abort();
-	if (argc > 1) { /* crash */
+	if (argc > 1) { /* crash, vfork */
 		pthread_t th;
 		for (intptr_t i = 1; i <= 2; i++)
 			NEED(!pthread_create(&th, NULL, other, (void *)i));
@@ -337,6 +443,9 @@ int main(int argc, char **argv)
 		while (__atomic_load_n(&there, __ATOMIC_SEQ_CST) < 2)
 			usleep(1000);
 		usleep(50000);
+		pid_t p = strcmp(argv[1], "vfork") ? 0 : vfork();
+		if (p)
+			return dumped(end_of(p), SIGSEGV) ? 0 : 1;
 		__asm__ volatile("vmovdqu %0, %%ymm7" ::"m"(data) : "xmm7");
 		innermost(3, (int *)nowhere);
 		return 0;
@@ -361,6 +470,7 @@ int main(int argc, char **argv)
 	places();
 	secrets();
 	threads();
+	of_vfork();
 	after_exec(self);
 	if (chdir("/") || rmdir(dir))
 		perror(dir);

@@ -3,7 +3,7 @@
  * Many processes, one after the other or at once. many [WHAT N [WARM]]: fork, vfork, exec (of /bin/true), alive, nproc.
  * With WARM that many go first; then "warm", and it waits for a line, and again at the end after "done", so that
  * somebody can count what is there at both points. nproc: forks until EAGAIN, N times; user-nproc: as another user
- * that may have 30 processes.
+ * that may have 30 processes; habit: how many of N can be made one after the other, see there.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,7 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <pthread.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -111,12 +113,58 @@ static void other_user(void)
 	}
 }
 
+static void *nothing(void *arg) { return arg; }
+
+/* A child that lives for a moment, while it is waited for. Was there a place for it? */
+static int lives(int by_vfork)
+{
+	int st = 0;
+	pid_t p = by_vfork ? vfork() : fork();
+	if (!p) {
+		usleep(8000);
+		_exit(5);
+	}
+	if (p < 0 && errno == EAGAIN)
+		return 0;
+	if (p < 0 || waitpid(p, &st, 0) != p || !WIFEXITED(st) || WEXITSTATUS(st) != 5)
+		wrong("habit", p, st);
+	return 1;
+}
+
+/* One child at a time, as a shell has them: what is possible once is possible again, also after something that children
+ * have from their parent has changed, and a thread takes no more than a child. */
+static void habit(int n)
+{
+	int one_by_one = 0, changed = 0, by_vfork = 0, threads = 0;
+	pthread_t th;
+	for (int i = 0; i < n; i++)
+		one_by_one += lives(0);
+	for (int i = 0; i < n; i++) {
+		umask(022 + (i & 1));
+		changed += lives(0);
+	}
+	for (int i = 0; i < n; i++)
+		lives(0);
+	for (int i = 0; i < n; i++)
+		by_vfork += lives(1);
+	for (int i = 0; i < n; i++)
+		lives(0);
+	for (int i = 0; i < n; i++)
+		if (!pthread_create(&th, NULL, nothing, NULL)) {
+			pthread_join(th, NULL);
+			threads++;
+		}
+	printf("habit: %d %d %d %d\n", one_by_one, changed, by_vfork, threads);
+}
+
 static void some(const char *what, int n)
 {
 	if (!strcmp(what, "user-nproc"))
 		other_user();
 	if (!strcmp(what, "alive"))
 		alive(n);
+	else if (!strcmp(what, "habit"))
+		habit(n);
 	else if (strstr(what, "nproc"))
 		nproc(n);
 	else

@@ -213,6 +213,26 @@ static bool pipe_ends(void)
 	return good;
 }
 
+/* No descriptor is left to the program: that is its own affair. */
+static void fd_full(int i)
+{
+	struct rlimit r;
+	getrlimit(RLIMIT_NOFILE, &r);
+	r.rlim_cur = 40u + (unsigned)i;
+	setrlimit(RLIMIT_NOFILE, &r);
+	while (open("/dev/zero", O_RDONLY) >= 0)
+		;
+	if (errno != EMFILE)
+		*shared = -1;
+}
+
+static bool fd_is_full(int i)
+{
+	char b = 1;
+	return open("/dev/zero", O_RDONLY) < 0 && errno == EMFILE && read(39 + i, &b, 1) == 1 && !b && close(39 + i) == 0 &&
+	       open("/dev/zero", O_RDONLY) == 39 + i;
+}
+
 static bool locked_by_parent(int i)
 {
 	struct flock l = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = i, .l_len = 1 };
@@ -515,6 +535,8 @@ int main(int argc, char **argv)
 	check(each(NULL, registers), "registers");
 	check(each(fd_change, fd_is) && *shared >= 0, "descriptors made and closed between");
 	check(pipe_ends(), "ends of pipes");
+	pid_t p = FORK(_exit(each(fd_full, fd_is_full) && *shared >= 0 ? 0 : 1));
+	check(!status_of(p), "all descriptors in use");
 	check(each(place_set, place_is), "directory and umask");
 	chdir("/");
 	umask(022);
@@ -522,7 +544,7 @@ int main(int argc, char **argv)
 		snprintf(cwd, sizeof cwd, "/tmp/spare-%d-%d", getpid(), i);
 		rmdir(cwd);
 	}
-	pid_t p = FORK(_exit(each(signals_set, signals_are) ? 0 : 1));
+	p = FORK(_exit(each(signals_set, signals_are) ? 0 : 1));
 	check(!status_of(p), "signals");
 	p = FORK(_exit(each(ids_set, ids_are) ? 0 : 1));
 	check(!status_of(p), "name, limits, priority, timers, group");

@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "hot.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+#include "../../abi/kx_serve.h"
+#include "../../util/log.h"
+#include "gmem.h"
+#include "keeper.h"
+#include "spare.h"
+#include "vmend.h"
+
+#define PAGE 4096ull
+#define GROUP (8 * PAGE) /* what KVM maps with one fault */
+#define RANGES_MAX 32
+#define FILES_MAX 32
+#define REGION_MAX (64ull << 10)
+#define TOTAL_MAX (320ull << 10)
+#define TRIES_MAX 8 /* what changes so often is chosen no more */
+
+struct range {
+	uint64_t start, end;
+	bool read_only;
+};
+
+static struct {
+	struct range range[RANGES_MAX];
+	unsigned nr, tries;
+	bool forbidden;
+	bool holes;            /* children don't have all mappings */
+	uint8_t *copy;         /* of all, one after the other */
+	struct hot_file *file; /* of FILES_MAX */
+	unsigned nr_files;
+} hot;
+
+static bool is_private(const struct gmem_region *r)
+{
+	return (r->flags & MAP_TYPE) == MAP_PRIVATE && !(r->flags & (GMEM_TRAMP | GMEM_TEXT)) && r->prot & PROT_READ &&
+	       !(r->prot & PROT_EXEC);
+}
+
+/* ---- parts of images -------------------------------------------------------------------------------------------- */
+
+/* The line of the host's maps that has all of [start, end). */
+static bool file_find(const char *maps, uint64_t start, uint64_t end, struct hot_file *f)
+{
+	const uint64_t base = (uint64_t)pvm.base;
+	for (const char *line = maps, *eol; (eol = strchr(line, '\n')); line = eol + 1) {
+		uint64_t a, b, off;
+		int at = 0;
+		if (sscanf(line, "%lx-%lx %*s %lx %15s %23s %n", &a, &b, &off, f->dev, f->ino, &at) < 5 || !at ||
+		    a - base > start || b - base < end)
+			continue;
+		size_t len = (size_t)(eol - line) - (size_t)at;
+		if (!strcmp(f->ino, "0") || !len || len >= sizeof f->path)
+			return false;
+		memcpy(f->path, line + at, len);
+		f->path[len] = 0;
+		f->start = start;
+		f->end = end;
+		f->off = off + (start - (a - base));
+		return true;
+	}
+	return false;
+}
+
+/* Its pages are copies of the file's already, or become that. */
+static bool file_take(const struct gmem_region *r, const char *maps)
+{
+	struct hot_file f;
+	const size_t len = r->end - r->start;
+	if (hot.nr_files == FILES_MAX || !file_find(maps, r->start, r->end, &f))
+		return false;
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (p == MAP_FAILED)
+		return false;
+	if (guest_read(p, r->start, len) || (!(r->prot & PROT_WRITE) && mprotect(p, len, PROT_READ)) ||
+	    mremap(p, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(r->start)) == MAP_FAILED) {
+		munmap(p, len);
+		return false;
+	}
+	for (unsigned i = 0; i < hot.nr_files; i++)
+		if (hot.file[i].start == f.start && hot.file[i].end == f.end)
+			return true;
+	hot.file[hot.nr_files++] = f;
+	return true;
+}
+
+bool hot_file(uint64_t gva, struct hot_file *out)
+{
+	for (unsigned i = 0; i < hot.nr_files; i++)
+		if (hot.file[i].start <= gva && gva < hot.file[i].end) {
+			*out = hot.file[i];
+			out->off += gva - out->start;
+			return true;
+		}
+	return false;
+}
+
+static int file_open(const struct hot_file *f)
+{
+	char dev[16], ino[24];
+	struct stat st;
+	fd_limit_lift();
+	int fd = (int)HC6(SYS_openat, AT_FDCWD, f->path, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	fd_limit_drop();
+	if (fd < 0)
+		return fd;
+	if (!fstat(fd, &st)) {
+		snprintf(dev, sizeof dev, "%02x:%02x", major(st.st_dev), minor(st.st_dev));
+		snprintf(ino, sizeof ino, "%lu", st.st_ino);
+		if (!strcmp(dev, f->dev) && !strcmp(ino, f->ino))
+			return fd;
+	}
+	close(fd);
+	return -ESTALE;
+}
+
+/* MADV_DONTNEED: the program wants to see what the file has. */
+static void file_show(uint64_t start, uint64_t end)
+{
+	if (keeper_needed()) {
+		KEEPER6(file_show, start, end, 0, 0, 0, 0);
+		return;
+	}
+	for (unsigned i = 0; i < hot.nr_files; i++) {
+		const struct hot_file *f = &hot.file[i];
+		uint64_t a = f->start > start ? f->start : start, b = f->end < end ? f->end : end;
+		struct gmem_region r;
+		if (a >= b || !gmem_query(a, &r) || r.start > a || r.end < b || !(r.flags & GMEM_DATA))
+			continue;
+		int fd = file_open(f), prot = r.prot & PROT_WRITE ? PROT_READ | PROT_WRITE : r.prot & PROT_READ;
+		pthread_mutex_lock(&pvm.mm_lock);
+		hot_carved(a, b);
+		if (fd < 0 || mmap(gva_ptr(a), b - a, prot, MAP_PRIVATE | MAP_FIXED, fd,
+				   (off_t)(f->off + (a - f->start))) == MAP_FAILED)
+			kx_log(KX_LOG_WARN, "hot", "%s can't be mapped again: its part at %#llx is cleared", f->path,
+			       (unsigned long long)a);
+		pthread_mutex_unlock(&pvm.mm_lock);
+		if (fd >= 0)
+			close(fd);
+	}
+}
+
+/* ---- choosing --------------------------------------------------------------------------------------------------- */
+
+static char *maps_read(void)
+{
+	const size_t most = 256 << 10;
+	size_t have = 0;
+	ssize_t n;
+	int fd = proc_file("self/maps");
+	char *text = fd < 0 ? NULL : malloc(most);
+	while (text && have < most - 1 && (n = read(fd, text + have, most - 1 - have)) > 0)
+		have += (size_t)n;
+	if (text)
+		text[have] = 0;
+	if (fd >= 0)
+		close(fd);
+	return text;
+}
+
+static void add(uint64_t start, uint64_t end, bool read_only, uint64_t *left)
+{
+	const size_t len = end - start;
+	if (hot.nr == RANGES_MAX || len > *left)
+		return;
+	/* What is not there yet would be the zero page, of which a write is dearer. */
+	if (!read_only && madvise(gva_ptr(start), len, MADV_POPULATE_WRITE))
+		return;
+	if (madvise(gva_ptr(start), len, MADV_WIPEONFORK))
+		return;
+	*left -= len;
+	hot.range[hot.nr++] = (struct range){ start, end, read_only };
+}
+
+/* Around the stack pointer. */
+static void add_stack(const struct gmem_region *r, uint64_t sp, uint64_t *left)
+{
+	uint64_t low = (sp & -GROUP) - GROUP, high = (sp & -GROUP) + 2 * GROUP;
+	low = low < r->start ? r->start : low;
+	high = high > r->end ? r->end : high;
+	add(low, high, false, left);
+}
+
+static void choose_locked(uint64_t sp, const char *maps)
+{
+	uint64_t left = TOTAL_MAX;
+	struct gmem_region r;
+	hot.tries++;
+	/* What the LibOS looks at in each call, and the time page. */
+	add(KX_BOOT_BASE, KX_SERVE_BASE + PAGE, false, &left);
+	add(KX_VVAR_BASE, KX_CPUID_BASE + PAGE, false, &left);
+	for (uint64_t at = 0; gmem_query_locked(at, &r) && r.start < KX_SPACE_SIZE; at = r.end) {
+		if (!is_private(&r))
+			continue;
+		if (r.flags & MAP_STACK) {
+			if (r.start <= sp && sp < r.end && r.prot & PROT_WRITE)
+				add_stack(&r, sp, &left);
+			continue;
+		}
+		if (r.end - r.start > REGION_MAX || r.end - r.start > left)
+			continue;
+		if (r.flags & MAP_ANONYMOUS ? !!(r.prot & PROT_WRITE) : r.flags & GMEM_DATA && file_take(&r, maps))
+			add(r.start, r.end, !(r.prot & PROT_WRITE), &left);
+	}
+}
+
+void hot_choose(struct thread *t)
+{
+	if (hot.nr || hot.forbidden || hot.tries == TRIES_MAX || pvm.nr_threads != 1 || is_vfork_child() ||
+	    pvm.proc_fd < 0 || !vmend_habit())
+		return;
+	if (!hot.copy) {
+		void *p = mmap(NULL, TOTAL_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		hot.file = calloc(FILES_MAX, sizeof *hot.file);
+		if (p == MAP_FAILED || !hot.file) {
+			hot.forbidden = true;
+			return;
+		}
+		hot.copy = p;
+	}
+	char *maps = maps_read();
+	if (!maps)
+		return;
+	const struct kx_frame *f = frame_of(t);
+	uint64_t sp = __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
+	pthread_mutex_lock(&pvm.mm_lock);
+	choose_locked(sp, maps);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	free(maps);
+	spare_changed();
+}
+
+bool hot_has(uint64_t start, uint64_t end)
+{
+	for (unsigned i = 0; i < hot.nr; i++)
+		if (hot.range[i].start <= start && end <= hot.range[i].end)
+			return true;
+	return false;
+}
+
+bool hot_edge(uint64_t gva)
+{
+	for (unsigned i = 0; i < hot.nr; i++)
+		if (hot.range[i].start == gva || hot.range[i].end == gva)
+			return true;
+	return false;
+}
+
+/* ---- a fork ----------------------------------------------------------------------------------------------------- */
+
+void hot_save(void)
+{
+	uint8_t *to = hot.copy;
+	for (unsigned i = 0; i < hot.nr; i++) {
+		const size_t len = hot.range[i].end - hot.range[i].start;
+		memcpy(to, gva_ptr(hot.range[i].start), len);
+		to += len;
+	}
+}
+
+int hot_restore(void)
+{
+	const uint8_t *from = hot.copy;
+	for (unsigned i = 0; i < hot.nr; i++) {
+		const struct range *g = &hot.range[i];
+		const size_t len = g->end - g->start;
+		void *p = gva_ptr(g->start);
+		if (g->read_only && mprotect(p, len, PROT_READ | PROT_WRITE))
+			return -errno;
+		if (madvise(p, len, MADV_POPULATE_WRITE) && errno != EINVAL) /* EINVAL: before Linux 5.14 */
+			return -errno;
+		memcpy(p, from, len);
+		if (g->read_only && mprotect(p, len, PROT_READ))
+			return -errno;
+		from += len;
+	}
+	return 0;
+}
+
+void hot_fork_child(void)
+{
+	if (hot.holes)
+		gmem_fork_holes();
+}
+
+/* ---- no more ---------------------------------------------------------------------------------------------------- */
+
+/* Whatever is there now: nothing of the program's own wants to be wiped, or hot_call() would have ended all this. */
+static void drop_one(unsigned i)
+{
+	const struct range g = hot.range[i];
+	madvise(gva_ptr(g.start), g.end - g.start, MADV_KEEPONFORK);
+	hot.range[i] = hot.range[--hot.nr];
+}
+
+void hot_carved(uint64_t start, uint64_t end)
+{
+	for (unsigned i = 0; i < hot.nr;)
+		if (hot.range[i].start < end && start < hot.range[i].end)
+			drop_one(i);
+		else
+			i++;
+}
+
+void hot_drop(void)
+{
+	while (hot.nr)
+		drop_one(hot.nr - 1);
+}
+
+static void forbid(void)
+{
+	if (hot.forbidden)
+		return;
+	if (keeper_needed()) {
+		KEEPER6(forbid, 0, 0, 0, 0, 0, 0);
+		return;
+	}
+	pthread_mutex_lock(&pvm.mm_lock);
+	hot_drop();
+	hot.forbidden = true;
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
+void hot_call(const struct hcall *c)
+{
+	switch (c->nr) {
+	case SYS_madvise:
+		if (c->arg[2] == MADV_DONTNEED && hot.nr_files)
+			file_show(c->arg[0], c->arg[0] + ((c->arg[1] + PAGE - 1) & -PAGE));
+		hot.holes |= c->arg[2] == MADV_DONTFORK;
+		if (c->arg[2] == MADV_DONTFORK || c->arg[2] == MADV_WIPEONFORK)
+			forbid();
+		break;
+	case SYS_mmap:
+		if (c->arg[3] & MAP_LOCKED)
+			forbid();
+		break;
+	case SYS_mlock:
+	case SYS_mlock2:
+	case SYS_mlockall:
+	case SYS_mbind:
+		forbid();
+		break;
+	}
+}
