@@ -9,7 +9,9 @@
 #include <unistd.h>
 #include "../../abi/kx_serve.h"
 #include "admit.h"
+#include "gmem_grow.h"
 #include "gmem_priv.h"
+#include "gmem_warm.h"
 #include "huge.h"
 #include "keeper.h"
 #include "spare.h"
@@ -156,6 +158,9 @@ static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 void region_carve(uint64_t start, uint64_t end)
 {
 	gmem_ahead_carved(start, end);
+	if (gmem_warm_any)
+		gmem_warm_carved(start, end);
+	gmem_grow_carved(start, end);
 	spare_changed();
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
 		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
@@ -335,6 +340,15 @@ uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 
 uint64_t place_library(uint64_t len) { return find_free(FILE_LOW, file_high, len, KVM_NEIGHBOURS); }
 
+bool touch_more(uint64_t start, uint64_t len)
+{
+	/* If not, or before Linux 5.14: as it is touched. */
+	if (len > ahead_left || madvise(gva_ptr(start), len, MADV_POPULATE_WRITE))
+		return false;
+	ahead_left -= len;
+	return true;
+}
+
 /*
  * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
  * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
@@ -358,10 +372,8 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 			return;
 		len = AHEAD_SMALL; /* an arena is used from its begin */
 	}
-	if (len > ahead_left)
-		return;
-	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
-		ahead_left -= len;
+	if (touch_more(start, len) && start + len < end && !(flags & MAP_STACK))
+		gmem_grow_watch(start, start + len, end);
 }
 
 int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
@@ -463,6 +475,7 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	}
 	if (patched)
 		sites_add(use.plan.sites, use.plan.n);
+	const bool is_file = shared || !use.plan.n; /* else patched in place */
 	patch_plan_free(&use.plan);
 	if (admit_on && file && type == MAP_PRIVATE) {
 		int r = map_note(addr, len, prot, off, fd, image, under, code_end);
@@ -471,6 +484,9 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 			return r;
 		}
 	}
+	/* What the loader of an image maps. */
+	if (file && is_file && fixed && type == MAP_PRIVATE && flags & MAP_DENYWRITE && !(prot & PROT_WRITE) && prot)
+		gmem_warm_begin(addr, addr + len, shared);
 	return addr;
 }
 
@@ -862,6 +878,25 @@ bool gmem_query(uint64_t gva, struct gmem_region *out)
 		*out = regions[i];
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return found;
+}
+
+bool gmem_is_seen(void)
+{
+	bool seen = false;
+	pthread_mutex_lock(&pvm.mm_lock);
+	for (size_t i = 0; i < nr_regions && !seen; i++)
+		seen = (regions[i].flags & MAP_TYPE) != MAP_PRIVATE && !(regions[i].flags & (GMEM_TRAMP | GMEM_STILL));
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return seen;
+}
+
+void gmem_mark_still(uint64_t start)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(start);
+	if (i < nr_regions && regions[i].start == start)
+		regions[i].flags |= GMEM_STILL;
+	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
 bool gmem_mapped(uint64_t gva, uint64_t len)

@@ -28,6 +28,7 @@
 #include "spare.h"
 #include "sig.h"
 #include "strace.h"
+#include "trim.h"
 #include "update.h"
 #include "vfs.h"
 #include "written.h"
@@ -482,8 +483,10 @@ static int64_t run_handler(struct hcall *c)
 	struct thread *t = c->t;
 	if (c->row->flags & KX_F_NORESTART)
 		sig_sync_block(t);
-	if (c->row->flags & KX_F_BLOCK)
+	if (c->row->flags & KX_F_BLOCK) {
 		rseq_idle(t);
+		trim_before(c);
+	}
 	int64_t refused = 0;
 	hc_handler fn = pipe_handler(c, &refused);
 	if (!fn)
@@ -606,6 +609,8 @@ void hcall_dispatch(struct thread *t)
 			traced(&c, r);
 		t->hcall = NULL;
 	}
+	if (libfile_plain >= 0)
+		libfile_read(&c, r);
 	t->area->call.ret = r;
 	unsigned cpu;
 	if (!t->area->vfork) /* the page speaks of the parent */

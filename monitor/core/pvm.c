@@ -265,7 +265,9 @@ static const char *env_get(char **envp, const char *name)
 
 static int machine_init(struct kx_err *err)
 {
-	int r;
+	int r = vm_features(err);
+	if (r)
+		return r;
 	pvm.xsave_size = xsave_bytes(pvm.xcr0);
 	if ((r = vm_create(err)) || (r = gmem_init(err)) || (r = futexes_init(err)) || (r = libos_load(err)))
 		return r;

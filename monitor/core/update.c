@@ -22,6 +22,7 @@
 #include "admit.h"
 #include "fork.h"
 #include "gmem.h"
+#include "gmem_warm.h"
 #include "keeper.h"
 #include "relink.h"
 #include "thread.h"
@@ -1048,6 +1049,7 @@ static void update(struct job *j, int fd)
 {
 	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
 	int again = 0;
+	gmem_warm_end(true); /* the program's calls alone know of it */
 	set_patience(j, start, timeout ? timeout : 1);
 	if (__atomic_load_n(&batch.state, __ATOMIC_SEQ_CST) == CALL_RUNNING) {
 		finish(j, EBUSY, "a function of an earlier version has not returned yet");
