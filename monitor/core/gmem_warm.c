@@ -12,9 +12,11 @@
 #include "keeper.h"
 
 #define PIECES_MAX 192
+/* Of the program; and of a library: of larger ones little is used. A page is copied in less than 1 us. */
 #define PIECE_MAX (4 * MiB)
-#define TOTAL_MAX (8 * MiB)
-#define LASTS_NS 300000000ull
+#define PIECE_LIBRARY (1600ull << 10)
+#define TOTAL_MAX (16 * MiB)
+#define LASTS_NS 2000000000ull
 #define STRUCT_MAX 4096 /* more than any structure that the calls below fill in */
 
 /* Under pvm.mm_lock, as all here. */
@@ -72,7 +74,9 @@ bool gmem_warm_begin(uint64_t start, uint64_t end, bool text)
 	for (unsigned i = 0; i < nr_pieces; i++)
 		if (piece[i].start <= start && end <= piece[i].end)
 			return true;
-	if (forbidden || pvm.nr_threads > 1 || my_tid() != pvm.pid || nr_pieces == PIECES_MAX || len > PIECE_MAX ||
+	if (!pvm.shadow_paging || len > (self && self->hcall ? PIECE_LIBRARY : PIECE_MAX))
+		return false;
+	if (forbidden || pvm.nr_threads > 1 || my_tid() != pvm.pid || nr_pieces == PIECES_MAX ||
 	    len > TOTAL_MAX - total)
 		return false;
 	if (text ? !text_again(start, end, PROT_READ | PROT_WRITE, MAP_PRIVATE)

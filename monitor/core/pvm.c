@@ -524,6 +524,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.fd_limit = st->fd_limit;
 	pvm.fd_max = st->fd_max;
 	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
+	pvm.shadow_paging = st->shadow_paging;
 	fd_keep(&pvm.proc_fd, st->proc_fd);
 	if (st->exe_fd >= 0)
 		fd_keep(&pvm.exe_fd, st->exe_fd);

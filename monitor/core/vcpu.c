@@ -50,6 +50,24 @@ static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion
 
 /* ---- making -------------------------------------------------------------------------------------------------- */
 
+#define CAP_PRE_FAULT_MEMORY 236
+
+/* Whether the processor translates guest-physical addresses. Newer kernels say it by a capability, others by parameters. */
+static bool has_two_dimensions(void)
+{
+	static const char *const said[] = { "/sys/module/kvm_intel/parameters/ept",
+					    "/sys/module/kvm_amd/parameters/npt" };
+	bool has = ioctl(pvm.kvm_fd, KVM_CHECK_EXTENSION, CAP_PRE_FAULT_MEMORY) > 0;
+	for (unsigned i = 0; i < 2 && !has; i++) {
+		char c = 0;
+		int fd = open(said[i], O_RDONLY | O_CLOEXEC);
+		has = fd >= 0 && read(fd, &c, 1) == 1 && (c == 'Y' || c == '1');
+		if (fd >= 0)
+			close(fd);
+	}
+	return has;
+}
+
 #define FEATURES_STACK (256 << 10) /* thread-local variables are there, too */
 
 static struct {
@@ -122,6 +140,7 @@ int vm_open(struct kx_err *err)
 				  "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
 				  "(use Linux 5.10 or later)");
 	pvm.kvm_run_size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+	pvm.shadow_paging = !has_two_dimensions();
 	return features_begin(err);
 }
 
