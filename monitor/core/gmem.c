@@ -33,7 +33,7 @@
 #define AHEAD_HEAP MiB
 #define AHEAD_SMALL (32ull << 10)
 #define AHEAD_LIBRARY (2 * MiB) /* its data, which is relocated */
-#define AHEAD_STACK (64ull << 10)
+#define AHEAD_STACK (32ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
 #define REGION_MAX 65530 /* vm.max_map_count's default */
 
@@ -362,9 +362,9 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 	    (flags & (MAP_NORESERVE | MAP_STACK)) == MAP_NORESERVE || !(flags & (MAP_ANONYMOUS | MAP_DENYWRITE)))
 		return;
 	uint64_t len = end - start;
-	if ((flags & MAP_STACK) && len > AHEAD_STACK) {
-		start = end - AHEAD_STACK;
-		len = AHEAD_STACK;
+	if (flags & MAP_STACK) { /* is used from its end on */
+		touch_more(len > AHEAD_STACK ? end - AHEAD_STACK : start, len > AHEAD_STACK ? AHEAD_STACK : len);
+		return;
 	}
 	bool library = (flags & (MAP_DENYWRITE | MAP_FIXED | MAP_ANONYMOUS)) == (MAP_DENYWRITE | MAP_FIXED);
 	if (len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) {
@@ -372,7 +372,7 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 			return;
 		len = AHEAD_SMALL; /* an arena is used from its begin */
 	}
-	if (touch_more(start, len) && start + len < end && !(flags & MAP_STACK))
+	if (touch_more(start, len) && start + len < end)
 		gmem_grow_watch(start, start + len, end);
 }
 
@@ -944,6 +944,12 @@ int gmem_fork_areas(uint64_t own)
 #define HOT_REGION (64 * 1024)
 #define HOT_TOTAL (192 * 1024)
 
+/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
+static void shared_populate(void)
+{
+	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
+}
+
 static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
 {
 	if (end - start > *left)
@@ -957,8 +963,7 @@ void gmem_fork_populate(uint64_t sp)
 	uint64_t left = HOT_TOTAL;
 	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
 		return;
-	/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
-	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
+	shared_populate();
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(sp);
 	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
@@ -1041,6 +1046,7 @@ int gmem_init(struct kx_err *err)
 	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 	region_set(KX_VVAR_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	shared_populate();
 	pvm.shared = gva_ptr(KX_BOOT_BASE);
 	pvm.vvar = gva_ptr(KX_VVAR_BASE);
 	return 0;

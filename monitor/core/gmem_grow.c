@@ -7,6 +7,7 @@
 
 #define WATCHED 4
 #define STEP_MAX (256ull << 10)
+#define WINDOW 8 /* pages that are looked at */
 #define LOOKS 48 /* in a row that find nothing new */
 
 /* Under pvm.mm_lock. at 0: none. */
@@ -35,10 +36,15 @@ void gmem_grow_carved(uint64_t start, uint64_t end)
 /* False: it is not worth looking any more. */
 static bool look(struct grow *g)
 {
-	unsigned char there = 0;
-	if (HC6(SYS_mincore, gva_ptr(g->at), PAGE, &there, 0, 0, 0))
+	unsigned char page[WINDOW];
+	bool any = false;
+	/* Allocators touch the begin of a piece first: some pages are left out. */
+	unsigned n = g->end - g->at < WINDOW * PAGE ? (unsigned)((g->end - g->at) / PAGE) : WINDOW;
+	if (HC6(SYS_mincore, gva_ptr(g->at), n * PAGE, page, 0, 0, 0))
 		return false;
-	if (!(there & 1))
+	for (unsigned i = 0; i < n; i++)
+		any |= page[i] & 1;
+	if (!any)
 		return ++g->looks < LOOKS;
 	uint64_t step = g->at - g->start;
 	if (step > STEP_MAX)
