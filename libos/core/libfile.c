@@ -99,13 +99,33 @@ static bool file_call(struct kx_frame *f, int64_t *ret)
 	return false;
 }
 
+static bool older_than(uint64_t until)
+{
+	int64_t ts[2];
+	return kt_clock_gettime(KT_MONOTONIC, &ts[0], &ts[1]) || (uint64_t)(ts[0] * KT_NS_PER_SEC + ts[1]) > until;
+}
+
+/* The path that was looked at last, once more. */
+static bool looked_call(const struct kx_frame *f, int64_t *ret)
+{
+	char path[KX_LIBFILE_PATH];
+	uint32_t n = lib->looked_len;
+	if (f->orig_rax != NR_newfstatat || (int32_t)f->rdi != lib->looked_dir ||
+	    (int32_t)f->r10 != lib->looked_flags || n > sizeof path || user_read(path, f->rsi, n) ||
+	    older_than(lib->looked_ns))
+		return false;
+	for (uint32_t i = 0; i < n; i++)
+		if (path[i] != lib->looked[i])
+			return false;
+	*ret = lib->looked_ret;
+	return *ret || !user_write(f->rdx, lib->looked_stat, sizeof lib->looked_stat);
+}
+
 /* A file that is no library. */
 static bool plain_call(const struct kx_frame *f, int64_t *ret)
 {
-	int64_t ts[2];
 	char c = 1;
-	if ((int32_t)f->rdi != lib->fd || kt_clock_gettime(KT_MONOTONIC, &ts[0], &ts[1]) ||
-	    (uint64_t)(ts[0] * KT_NS_PER_SEC + ts[1]) > lib->until_ns)
+	if ((int32_t)f->rdi != lib->fd || older_than(lib->until_ns))
 		return false;
 	switch (f->orig_rax) {
 	case NR_read:
@@ -127,7 +147,7 @@ static bool plain_call(const struct kx_frame *f, int64_t *ret)
 
 bool libfile_call(struct kx_frame *f, int64_t *ret)
 {
-	if (lib->on & KX_LIBFILE_PLAIN && plain_call(f, ret))
+	if ((lib->on & KX_LIBFILE_PLAIN && plain_call(f, ret)) || (lib->on & KX_LIBFILE_LOOKED && looked_call(f, ret)))
 		return true;
 	if (lib->on & KX_LIBFILE_FILE && file_call(f, ret))
 		return true;

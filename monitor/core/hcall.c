@@ -611,6 +611,8 @@ void hcall_dispatch(struct thread *t)
 	}
 	if (libfile_plain >= 0)
 		libfile_read(&c, r);
+	if (c.nr == SYS_newfstatat)
+		libfile_looked(&c, r);
 	t->area->call.ret = r;
 	unsigned cpu;
 	if (!t->area->vfork) /* the page speaks of the parent */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "libfile.h"
 #include <elf.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,7 @@ int libfile_fd = -1;
 static bool moved; /* its offset is what the guest was told */
 
 int libfile_plain = -1;
+bool libfile_told;
 
 static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
 
@@ -40,19 +42,43 @@ static void plain_tell(int fd, uint64_t pos, bool was_short)
 	struct kx_libfile *l = shared();
 	uint64_t now = now_ns();
 	struct stat st;
-	if (gmem_is_seen() || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISREG(st.st_mode))
+	if (gmem_is_seen() || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !(S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)))
 		return;
 	memcpy(l->stat, &st, sizeof st);
 	l->fd = libfile_plain = fd;
 	l->pos = pos;
-	l->ended = was_short && pos == (uint64_t)st.st_size;
+	l->ended = was_short && S_ISREG(st.st_mode) && pos == (uint64_t)st.st_size;
 	l->until_ns = now + PLAIN_NS;
 	__atomic_or_fetch(&l->on, KX_LIBFILE_PLAIN, __ATOMIC_RELEASE);
+	libfile_told = true;
+}
+
+void libfile_looked(struct hcall *c, int64_t r)
+{
+	struct kx_libfile *l = shared();
+	uint64_t now = now_ns();
+	const char *path = (const char *)c->host[1];
+	char own[KX_LIBFILE_PATH];
+	if ((r && r != -ENOENT && r != -ENOTDIR) || c->proc[1] || !c->nr_paths || pvm.nr_threads != 1 ||
+	    is_vfork_child() || gmem_is_seen())
+		return;
+	ssize_t n = guest_read_str(own, c->arg[1], sizeof own);
+	/* Not what the monitor has made of it; and the empty one is a descriptor's. */
+	if (n <= 0 || strcmp(own, path) || (!r && guest_read(l->looked_stat, c->arg[2], sizeof l->looked_stat)))
+		return;
+	memcpy(l->looked, own, (size_t)n + 1);
+	l->looked_len = (uint32_t)n + 1;
+	l->looked_dir = (int)c->arg[0];
+	l->looked_flags = (int)c->arg[3];
+	l->looked_ret = (int32_t)r;
+	l->looked_ns = now + PLAIN_NS;
+	__atomic_or_fetch(&l->on, KX_LIBFILE_LOOKED, __ATOMIC_RELEASE);
+	libfile_told = true;
 }
 
 static bool plain_flags(int flags)
 {
-	return (flags & ~(LARGEFILE | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK)) == O_RDONLY;
+	return (flags & ~(LARGEFILE | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_DIRECTORY)) == O_RDONLY;
 }
 
 /* Memory of the program's own alone: nothing is learnt by it. */
@@ -66,7 +92,8 @@ static void plain_settle(uint64_t nr, const uint64_t arg[6])
 {
 	if (tells_nothing(nr, arg))
 		return;
-	__atomic_and_fetch(&shared()->on, ~KX_LIBFILE_PLAIN, __ATOMIC_RELEASE);
+	__atomic_and_fetch(&shared()->on, ~(KX_LIBFILE_PLAIN | KX_LIBFILE_LOOKED), __ATOMIC_RELEASE);
+	libfile_told = false;
 	if (nr != SYS_read || (int)arg[0] != libfile_plain)
 		libfile_plain = -1;
 }
@@ -154,7 +181,7 @@ void libfile_settle_now(uint64_t nr, const uint64_t arg[6])
 		return;
 	if (gmem_ahead_any)
 		gmem_ahead_settle(nr, arg);
-	if (libfile_plain >= 0)
+	if (libfile_told || libfile_plain >= 0)
 		plain_settle(nr, arg);
 	if (gmem_warm_any)
 		gmem_warm_settle(nr, arg);

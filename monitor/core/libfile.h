@@ -18,9 +18,12 @@ extern int libfile_fd; /* -1: there is none */
 /* A call that may have been a read of what libfile_plain is has returned r. */
 extern int libfile_plain;
 void libfile_read(struct hcall *c, int64_t r);
+/* newfstatat(2) has returned r. */
+void libfile_looked(struct hcall *c, int64_t r);
+extern bool libfile_told; /* the LibOS has an answer of those */
 static inline void libfile_settle(uint64_t nr, const uint64_t arg[6])
 {
-	if (libfile_fd >= 0 || gmem_ahead_any || gmem_warm_any || gmem_grow_any || libfile_plain >= 0)
+	if (libfile_fd >= 0 || gmem_ahead_any || gmem_warm_any || gmem_grow_any || libfile_told || libfile_plain >= 0)
 		libfile_settle_now(nr, arg);
 }
 #endif

@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
@@ -69,6 +70,70 @@ static void open_and_read(void)
 	say("read", read(fd, buf, sizeof buf));
 	state("read");
 	say("end", read(fd, buf, sizeof buf));
+}
+
+/* A name that comes and goes, looked at again and again. */
+static void names(const char *dir)
+{
+	char name[4200];
+	struct stat st;
+	int wrong = 0;
+	snprintf(name, sizeof name, "%s/name", dir);
+	unlink(name);
+	for (int i = 0; i < 3; i++)
+		say("not there", stat(name, &st));
+	close(open(name, O_CREAT | O_WRONLY, 0644));
+	for (int i = 0; i < 3; i++)
+		say("there", stat(name, &st));
+	say("nowhere", syscall(SYS_newfstatat, AT_FDCWD, name, (void *)8, 0));
+	say("a link", lstat(name, &st));
+	unlink(name);
+	symlink("file", name);
+	for (int i = 0; i < 2; i++) {
+		stat(name, &st);
+		printf("%#o", st.st_mode & S_IFMT);
+		lstat(name, &st);
+		printf(" %#o\n", st.st_mode & S_IFMT);
+	}
+	unlink(name);
+	chdir(dir);
+	say("file", stat("file", &st));
+	chdir("/");
+	say("file", stat("file", &st));
+	say("empty", stat("", &st));
+	say("empty", stat("", &st));
+	fflush(stdout);
+	if (!fork()) {
+		usleep(20000);
+		close(open(name, O_CREAT | O_WRONLY, 0644));
+		_exit(0);
+	}
+	say("not yet", stat(name, &st));
+	spin(1000000000);
+	say("a second later", stat(name, &st));
+	wait(NULL);
+	_Atomic int *m = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (!fork()) {
+		for (int i = 1; i < 200; i += 2) {
+			while (atomic_load(m) != i)
+				;
+			if (i % 4 == 1)
+				unlink(name);
+			else
+				close(open(name, O_CREAT | O_WRONLY, 0644));
+			atomic_store(m, i + 1);
+		}
+		_exit(0);
+	}
+	for (int i = 0; i < 200; i += 2) {
+		int was = stat(name, &st);
+		atomic_store(m, i + 1);
+		while (atomic_load(m) != i + 2)
+			;
+		wrong += was != -(i % 4 / 2) || stat(name, &st) != -(i % 4 == 0);
+	}
+	wait(NULL);
+	printf("names, told by memory: %d wrong\n", wrong);
 }
 
 int main(int argc, char **argv)
@@ -176,6 +241,8 @@ int main(int argc, char **argv)
 	printf("size %ld\n", size());
 	close(fd);
 	wait(NULL);
+
+	names(argc > 1 ? argv[1] : ".");
 
 	/* By memory. */
 	_Atomic int *m = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
