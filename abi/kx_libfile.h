@@ -11,6 +11,12 @@
  * (gmem_ahead.c), and says here by which calls they will be asked for. The LibOS answers these in their order. The monitor
  * takes back what was not asked for before it does what could show it. Calls that give something up, which can't fail
  * (relocated data that becomes read-only, the linker's cache that is unmapped), are noted, and made with the next exit.
+ *
+ * Of another regular file that was opened to be read, or read from, the monitor says what it is like then: its stat, the
+ * offset, whether that is its end. The LibOS answers what libraries ask on their way (fstat, whether it is a terminal, where
+ * it stands, one more read at its end) from that, for a millisecond and until the next exit but for memory: by then a
+ * process without memory that others write to can't have learnt of a change. The same holds for a path that is looked at
+ * several times in a row, as interpreters do.
  */
 #ifndef KX_LIBFILE_H
 #define KX_LIBFILE_H
@@ -22,8 +28,11 @@
 #define KX_LIBFILE_LATER 64
 
 /* In kx_libfile.on. */
-#define KX_LIBFILE_FILE 1u  /* `fd` and what was read of it are true */
-#define KX_LIBFILE_CALLS 2u /* there is something in `later` */
+#define KX_LIBFILE_FILE 1u   /* `fd` and what was read of it are true */
+#define KX_LIBFILE_CALLS 2u  /* there is something in `later` */
+#define KX_LIBFILE_PLAIN 4u  /* `fd` is some other regular file: `stat`, `pos`, `ended` are true until `until_ns` */
+#define KX_LIBFILE_LOOKED 8u /* newfstatat of `looked` says `looked_ret` and `looked_stat` until `looked_ns` */
+#define KX_LIBFILE_PATH 200
 
 /* mmap or mprotect, already made. */
 struct kx_libop {
@@ -49,6 +58,13 @@ struct kx_libfile {
 	uint8_t head[KX_LIBFILE_HEAD];
 	struct kx_libop op[KX_LIBFILE_OPS];
 	struct kx_liblater later[KX_LIBFILE_LATER];
+	uint64_t until_ns, pos; /* CLOCK_MONOTONIC; the offset */
+	uint32_t ended;         /* there is nothing behind it */
+	int32_t looked_dir, looked_flags, looked_ret;
+	uint64_t looked_ns;
+	uint32_t looked_len, pad; /* of the path, with its end */
+	char looked[KX_LIBFILE_PATH];
+	uint8_t looked_stat[144];
 };
 _Static_assert(sizeof(struct kx_libfile) <= 0x1000, "a page before struct kx_serve");
 _Static_assert(sizeof(struct kx_shared) <= 0x3000, "does not reach it");

@@ -14,6 +14,7 @@
 #define KX_ENOMEM 12
 #define KX_EFAULT 14
 #define KX_EINVAL 22
+#define KX_ENOTTY 25
 #define KX_EBUSY 16
 #define KX_EPERM 1
 #define KX_E2BIG 7

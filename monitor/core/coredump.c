@@ -29,6 +29,7 @@
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
+#include "gmem_warm.h"
 #include "keeper.h"
 #include "update.h"
 #include "vfs.h"
@@ -625,6 +626,8 @@ bool coredump(int sig)
 		return dump(sig, limit);
 	if (__atomic_exchange_n(&begun, self->tid, __ATOMIC_SEQ_CST))
 		coredump_wait();
+	if (gmem_warm_any) /* pages of files are not dumped; those of copies are */
+		gmem_warm_end(true);
 	if (!update_stop_for_good(self, STOP_NS))
 		kx_log(KX_LOG_WARN, "coredump", "%s: a thread did not stop: its registers are not in the core file",
 		       pvm.comm);

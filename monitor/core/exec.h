@@ -22,6 +22,7 @@ struct exec_state {
 	uint8_t strace, stats, is_child, was_vfork, has_family, log_level, io;
 	struct rlimit limits[16];
 	uint64_t xcr0;
+	bool shadow_paging;
 	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd, vmend_fd;
 	struct admit_root root;
 	uint32_t cpuid_bytes;

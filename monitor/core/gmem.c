@@ -9,7 +9,9 @@
 #include <unistd.h>
 #include "../../abi/kx_serve.h"
 #include "admit.h"
+#include "gmem_grow.h"
 #include "gmem_priv.h"
+#include "gmem_warm.h"
 #include "hot.h"
 #include "huge.h"
 #include "keeper.h"
@@ -32,7 +34,7 @@
 #define AHEAD_HEAP MiB
 #define AHEAD_SMALL (32ull << 10)
 #define AHEAD_LIBRARY (2 * MiB) /* its data, which is relocated */
-#define AHEAD_STACK (64ull << 10)
+#define AHEAD_STACK (32ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
 #define REGION_MAX 65530 /* vm.max_map_count's default */
 
@@ -158,6 +160,9 @@ void region_carve(uint64_t start, uint64_t end)
 {
 	gmem_ahead_carved(start, end);
 	hot_carved(start, end);
+	if (gmem_warm_any)
+		gmem_warm_carved(start, end);
+	gmem_grow_carved(start, end);
 	spare_changed();
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
 		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
@@ -337,6 +342,15 @@ uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 
 uint64_t place_library(uint64_t len) { return find_free(FILE_LOW, file_high, len, KVM_NEIGHBOURS); }
 
+bool touch_more(uint64_t start, uint64_t len)
+{
+	/* If not, or before Linux 5.14: as it is touched. */
+	if (len > ahead_left || madvise(gva_ptr(start), len, MADV_POPULATE_WRITE))
+		return false;
+	ahead_left -= len;
+	return true;
+}
+
 /*
  * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
  * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
@@ -350,9 +364,9 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 	    (flags & (MAP_NORESERVE | MAP_STACK)) == MAP_NORESERVE || !(flags & (MAP_ANONYMOUS | MAP_DENYWRITE)))
 		return;
 	uint64_t len = end - start;
-	if ((flags & MAP_STACK) && len > AHEAD_STACK) {
-		start = end - AHEAD_STACK;
-		len = AHEAD_STACK;
+	if (flags & MAP_STACK) { /* is used from its end on */
+		touch_more(len > AHEAD_STACK ? end - AHEAD_STACK : start, len > AHEAD_STACK ? AHEAD_STACK : len);
+		return;
 	}
 	bool library = (flags & (MAP_DENYWRITE | MAP_FIXED | MAP_ANONYMOUS)) == (MAP_DENYWRITE | MAP_FIXED);
 	if (len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) {
@@ -360,10 +374,8 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 			return;
 		len = AHEAD_SMALL; /* an arena is used from its begin */
 	}
-	if (len > ahead_left)
-		return;
-	if (!madvise(gva_ptr(start), len, MADV_POPULATE_WRITE)) /* else, or before Linux 5.14: as it is touched */
-		ahead_left -= len;
+	if (touch_more(start, len) && start + len < end)
+		gmem_grow_watch(start, start + len, end);
 }
 
 int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
@@ -465,6 +477,7 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	}
 	if (patched)
 		sites_add(use.plan.sites, use.plan.n);
+	const bool is_file = shared || !use.plan.n; /* else patched in place */
 	patch_plan_free(&use.plan);
 	if (admit_on && file && type == MAP_PRIVATE) {
 		int r = map_note(addr, len, prot, off, fd, image, under, code_end);
@@ -473,6 +486,9 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 			return r;
 		}
 	}
+	/* What the loader of an image maps. */
+	if (file && is_file && fixed && type == MAP_PRIVATE && flags & MAP_DENYWRITE && !(prot & PROT_WRITE) && prot)
+		gmem_warm_begin(addr, addr + len, shared);
 	return addr;
 }
 
@@ -867,6 +883,25 @@ bool gmem_query(uint64_t gva, struct gmem_region *out)
 	return found;
 }
 
+bool gmem_is_seen(void)
+{
+	bool seen = false;
+	pthread_mutex_lock(&pvm.mm_lock);
+	for (size_t i = 0; i < nr_regions && !seen; i++)
+		seen = (regions[i].flags & MAP_TYPE) != MAP_PRIVATE && !(regions[i].flags & (GMEM_TRAMP | GMEM_STILL));
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return seen;
+}
+
+void gmem_mark_still(uint64_t start)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	size_t i = region_find(start);
+	if (i < nr_regions && regions[i].start == start)
+		regions[i].flags |= GMEM_STILL;
+	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
 bool gmem_mapped(uint64_t gva, uint64_t len)
 {
 	if (keeper_needed())
@@ -952,6 +987,12 @@ void gmem_fork_holes(void)
 #define HOT_REGION (64 * 1024)
 #define HOT_TOTAL (192 * 1024)
 
+/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
+static void shared_populate(void)
+{
+	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
+}
+
 static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
 {
 	if (end - start > *left)
@@ -965,9 +1006,8 @@ void gmem_fork_populate(uint64_t sp)
 	uint64_t left = HOT_TOTAL;
 	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
 		return;
-	/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
 	if (!hot_has(KX_BOOT_BASE, KX_SERVE_BASE + PAGE))
-		madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
+		shared_populate();
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(sp);
 	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
@@ -1052,6 +1092,7 @@ int gmem_init(struct kx_err *err)
 	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 	region_set(KX_VVAR_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	shared_populate();
 	pvm.shared = gva_ptr(KX_BOOT_BASE);
 	pvm.vvar = gva_ptr(KX_VVAR_BASE);
 	return 0;

@@ -26,6 +26,7 @@ struct gmem_region {
 	uint32_t origin;     /* under a policy: which mapping of a file it comes from; 0 = not noted */
 };
 #define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
+#define GMEM_STILL 0x04000000 /* of a file that nobody tells anything by: libc's own tables */
 #define GMEM_CLEAN 0x08000000 /* with origin: nobody could write to it since it was mapped */
 #define GMEM_DATA 0x10000000  /* writable part of an image, by its loader: not one that follows its file */
 #define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
@@ -75,6 +76,9 @@ int gmem_shmdt(uint64_t addr);
 bool gmem_query(uint64_t gva, struct gmem_region *out);
 /* The same for who holds pvm.mm_lock. */
 bool gmem_query_locked(uint64_t gva, struct gmem_region *out);
+/* The program has memory that others may write to; but for what is marked so. */
+bool gmem_is_seen(void);
+void gmem_mark_still(uint64_t start);
 /* True when all of [gva, gva+len) is mapped (any protection). */
 bool gmem_mapped(uint64_t gva, uint64_t len);
 /* Make sure that the hardware can reach a mapped address. 1: something was added, retry; 0: nothing to add. */

@@ -7,6 +7,7 @@
 #include "../../abi/kx_libfile.h"
 #include "admit.h"
 #include "gmem_priv.h"
+#include "gmem_warm.h"
 
 #define LOADS_MAX 6
 #define GLIBC_READS 832
@@ -79,6 +80,8 @@ static void copies_carved(uint64_t start, uint64_t end)
 static void copy_begin(uint64_t start, uint64_t end)
 {
 	uint64_t len = end - start;
+	if (gmem_warm_begin(start, end, false))
+		return;
 	if (nr_copies == COPIES_MAX || len > COPY_MAX || len > COPIES_TOTAL - copied ||
 	    mprotect(gva_ptr(start), len, PROT_READ | PROT_WRITE))
 		return;

@@ -43,6 +43,8 @@ int do_munmap(uint64_t addr, uint64_t len);
 int do_mprotect(uint64_t addr, uint64_t len, int prot);
 /* After a mmap(2) of the program's. */
 void touch_ahead(uint64_t start, uint64_t end, int prot, int flags);
+/* Touch so much if there may be more. */
+bool touch_more(uint64_t start, uint64_t len);
 
 /* ---- gmem_ahead.c ---- */
 /* [start, end) is about to become something else. */

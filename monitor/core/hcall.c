@@ -29,6 +29,7 @@
 #include "spare.h"
 #include "sig.h"
 #include "strace.h"
+#include "trim.h"
 #include "update.h"
 #include "vfs.h"
 #include "written.h"
@@ -492,8 +493,10 @@ static int64_t run_handler(struct hcall *c)
 	struct thread *t = c->t;
 	if (c->row->flags & KX_F_NORESTART)
 		sig_sync_block(t);
-	if (c->row->flags & KX_F_BLOCK)
+	if (c->row->flags & KX_F_BLOCK) {
 		rseq_idle(t);
+		trim_before(c);
+	}
 	int64_t refused = 0;
 	hc_handler fn = pipe_handler(c, &refused);
 	if (!fn)
@@ -617,6 +620,10 @@ void hcall_dispatch(struct thread *t)
 			traced(&c, r);
 		t->hcall = NULL;
 	}
+	if (libfile_plain >= 0)
+		libfile_read(&c, r);
+	if (c.nr == SYS_newfstatat)
+		libfile_looked(&c, r);
 	t->area->call.ret = r;
 	unsigned cpu;
 	if (!t->area->vfork) /* the page speaks of the parent */

@@ -40,6 +40,8 @@ struct hcall {
 	bool traced;
 };
 
+#define HC_TRACE 1027 /* what the LibOS tells of its own answers */
+
 /* Handle the call in t's area; stores ret there. Never fails: errors are the guest's -errno. */
 void hcall_dispatch(struct thread *t);
 

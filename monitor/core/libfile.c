@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "libfile.h"
 #include <elf.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../abi/kx_libfile.h"
+#include "../../util/now.h"
 #include "admit.h"
+#include "gmem.h"
 #include "gmem_ahead.h"
 #include "keeper.h"
 #include "pipe.h"
@@ -17,6 +21,9 @@
 int libfile_fd = -1;
 static bool moved; /* its offset is what the guest was told */
 
+int libfile_plain = -1;
+bool libfile_told;
+
 static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
 
 static void forget(void)
@@ -24,6 +31,83 @@ static void forget(void)
 	__atomic_and_fetch(&shared()->on, ~KX_LIBFILE_FILE, __ATOMIC_RELAXED);
 	libfile_fd = -1;
 }
+
+/* ---- files that are no libraries ------------------------------------------------------------------------------------- */
+
+#define PLAIN_NS 1000000ull
+
+/* fd is at pos, and the last read gave less than it was asked for, or not. */
+static void plain_tell(int fd, uint64_t pos, bool was_short)
+{
+	struct kx_libfile *l = shared();
+	uint64_t now = now_ns();
+	struct stat st;
+	if (gmem_is_seen() || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !(S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)))
+		return;
+	memcpy(l->stat, &st, sizeof st);
+	l->fd = libfile_plain = fd;
+	l->pos = pos;
+	l->ended = was_short && S_ISREG(st.st_mode) && pos == (uint64_t)st.st_size;
+	l->until_ns = now + PLAIN_NS;
+	__atomic_or_fetch(&l->on, KX_LIBFILE_PLAIN, __ATOMIC_RELEASE);
+	libfile_told = true;
+}
+
+void libfile_looked(struct hcall *c, int64_t r)
+{
+	struct kx_libfile *l = shared();
+	uint64_t now = now_ns();
+	const char *path = (const char *)c->host[1];
+	char own[KX_LIBFILE_PATH];
+	if ((r && r != -ENOENT && r != -ENOTDIR) || c->proc[1] || !c->nr_paths || pvm.nr_threads != 1 ||
+	    is_vfork_child() || gmem_is_seen())
+		return;
+	ssize_t n = guest_read_str(own, c->arg[1], sizeof own);
+	/* Not what the monitor has made of it; and the empty one is a descriptor's. */
+	if (n <= 0 || strcmp(own, path) || (!r && guest_read(l->looked_stat, c->arg[2], sizeof l->looked_stat)))
+		return;
+	memcpy(l->looked, own, (size_t)n + 1);
+	l->looked_len = (uint32_t)n + 1;
+	l->looked_dir = (int)c->arg[0];
+	l->looked_flags = (int)c->arg[3];
+	l->looked_ret = (int32_t)r;
+	l->looked_ns = now + PLAIN_NS;
+	__atomic_or_fetch(&l->on, KX_LIBFILE_LOOKED, __ATOMIC_RELEASE);
+	libfile_told = true;
+}
+
+static bool plain_flags(int flags)
+{
+	return (flags & ~(LARGEFILE | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_DIRECTORY)) == O_RDONLY;
+}
+
+/* Memory of the program's own alone: nothing is learnt by it. */
+static bool tells_nothing(uint64_t nr, const uint64_t arg[6])
+{
+	return nr == HC_TRACE || nr == SYS_brk || nr == SYS_munmap || nr == SYS_mprotect || nr == SYS_madvise ||
+	       (nr == SYS_mmap && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS));
+}
+
+static void plain_settle(uint64_t nr, const uint64_t arg[6])
+{
+	if (tells_nothing(nr, arg))
+		return;
+	__atomic_and_fetch(&shared()->on, ~(KX_LIBFILE_PLAIN | KX_LIBFILE_LOOKED), __ATOMIC_RELEASE);
+	libfile_told = false;
+	if (nr != SYS_read || (int)arg[0] != libfile_plain)
+		libfile_plain = -1;
+}
+
+void libfile_read(struct hcall *c, int64_t r)
+{
+	if (c->nr != SYS_read || (int)c->arg[0] != libfile_plain || pvm.nr_threads != 1 || is_vfork_child())
+		return;
+	long pos = r < 0 ? -1 : HC6(SYS_lseek, libfile_plain, 0, SEEK_CUR, 0, 0, 0);
+	if (pos >= 0)
+		plain_tell(libfile_plain, (uint64_t)pos, (uint64_t)r < c->arg[2]);
+}
+
+/* ---- libraries --------------------------------------------------------------------------------------------------------- */
 
 static const char linker_cache[] = "/etc/ld.so.cache";
 
@@ -41,10 +125,15 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	struct stat st;
 	const char *path = (const char *)c->host[i], *base = strrchr(path, '/');
 	bool whole = is_read_whole(path), elf = strstr(base ? base : path, ".so");
+	int flags = (int)c->arg[i + 1];
 	/* Other threads see descriptors without any call; a child of vfork has its own. */
-	if (fd < 0 || ((int)c->arg[i + 1] & ~LARGEFILE) != (O_RDONLY | O_CLOEXEC) || pvm.nr_threads != 1 ||
-	    is_vfork_child() || (!whole && !elf))
+	if (fd < 0 || pvm.nr_threads != 1 || is_vfork_child())
 		return;
+	if ((flags & ~LARGEFILE) != (O_RDONLY | O_CLOEXEC) || (!whole && !elf)) {
+		if (plain_flags(flags))
+			plain_tell(fd, 0, false);
+		return;
+	}
 	if (HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISREG(st.st_mode))
 		return;
 	long n = HC6(SYS_pread64, fd, head, sizeof head, 0, 0, 0);
@@ -92,6 +181,12 @@ void libfile_settle_now(uint64_t nr, const uint64_t arg[6])
 		return;
 	if (gmem_ahead_any)
 		gmem_ahead_settle(nr, arg);
+	if (libfile_told || libfile_plain >= 0)
+		plain_settle(nr, arg);
+	if (gmem_warm_any)
+		gmem_warm_settle(nr, arg);
+	if (gmem_grow_any)
+		gmem_grow_look(nr);
 	if (fd < 0)
 		return;
 	if (closed) {

@@ -268,7 +268,9 @@ static const char *env_get(char **envp, const char *name)
 
 static int machine_init(struct kx_err *err)
 {
-	int r;
+	int r = vm_features(err);
+	if (r)
+		return r;
 	pvm.xsave_size = xsave_bytes(pvm.xcr0);
 	if ((r = vm_create(err)) || (r = gmem_init(err)) || (r = futexes_init(err)) || (r = libos_load(err)))
 		return r;
@@ -525,6 +527,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.fd_limit = st->fd_limit;
 	pvm.fd_max = st->fd_max;
 	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
+	pvm.shadow_paging = st->shadow_paging;
 	fd_keep(&pvm.proc_fd, st->proc_fd);
 	if (st->exe_fd >= 0)
 		fd_keep(&pvm.exe_fd, st->exe_fd);

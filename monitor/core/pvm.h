@@ -137,6 +137,7 @@ struct pvm {
 	int kvm_run_size;
 	struct kvm_cpuid2 *cpuid;
 	uint64_t xcr0;
+	bool shadow_paging; /* KVM keeps page tables of its own beside the guest's: a fault is dear, and maps neighbours */
 	unsigned xsave_size;
 	struct kx_libos_header libos; /* copy of the image's header */
 	/* program (load.c) */

@@ -44,6 +44,8 @@ static bool may_sleep(int dirfd, long path)
 /* A pipe that is opened by its number in /proc has one end more than the family's ring knows of. */
 static int64_t proc_open(const char *rel, int flags, unsigned mode)
 {
+	if (gmem_warm_any) /* what is mapped, and how */
+		gmem_warm_end(false);
 	int64_t fd = procfs_open(rel, flags, mode);
 	int r = fd < 0 ? 0 : pipe_opened((int)fd);
 	if (!r)

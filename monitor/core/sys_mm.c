@@ -2,6 +2,7 @@
 /* Memory calls: what gmem.c does not do itself. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -15,6 +16,18 @@
 
 #define PAGE 4096ull
 
+/* libc maps tables of its own so, in most programs: nobody tells anybody anything by those. */
+static bool is_still(int fd)
+{
+	static const char tables[] = "/usr/lib/";
+	char name[32], path[64];
+	if ((HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0) & O_ACCMODE) != O_RDONLY || pvm.nr_threads != 1)
+		return false;
+	snprintf(name, sizeof name, "self/fd/%d", fd);
+	return HC6(SYS_readlinkat, pvm.proc_fd, name, path, sizeof path, 0, 0) > (long)sizeof tables &&
+	       !memcmp(path, tables, sizeof tables - 1);
+}
+
 static int64_t map_file(struct hcall *c, int fd)
 {
 	int flags = (int)c->arg[3];
@@ -25,7 +38,10 @@ static int64_t map_file(struct hcall *c, int fd)
 		return -ENODEV;
 	if (flags & MAP_SHARED) /* MAP_SHARED_VALIDATE has its bit */
 		futexes_mapped(fd, (int)c->arg[2]);
-	return gmem_mmap(c->arg[0], c->arg[1], (int)c->arg[2] & 7, flags, fd, c->arg[5]);
+	int64_t r = gmem_mmap(c->arg[0], c->arg[1], (int)c->arg[2] & 7, flags, fd, c->arg[5]);
+	if (r >= 0 && flags & MAP_SHARED && is_still(fd))
+		gmem_mark_still((uint64_t)r);
+	return r;
 }
 
 /*

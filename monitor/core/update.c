@@ -17,6 +17,7 @@
 #include "../../util/now.h"
 #include "admit.h"
 #include "fork.h"
+#include "gmem_warm.h"
 #include "relink.h"
 #include "thread.h"
 #include "sig.h"
@@ -213,6 +214,7 @@ static bool update(struct job *j, int fd)
 {
 	uint64_t start = now_ns(), timeout = j->q.timeout_ms * 1000000ull;
 	int again = 0;
+	gmem_warm_end(true); /* the program's calls alone know of it */
 	set_patience(j, start, timeout ? timeout : 1);
 	if (call_is_running()) {
 		job_finish(j, EBUSY, "a function of an earlier version has not returned yet");

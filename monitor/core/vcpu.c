@@ -2,6 +2,7 @@
 #include "vcpu.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -50,6 +51,67 @@ static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion
 
 /* ---- making -------------------------------------------------------------------------------------------------- */
 
+#define CAP_PRE_FAULT_MEMORY 236
+
+/* Whether the processor translates guest-physical addresses. Newer kernels say it by a capability, others by parameters. */
+static bool has_two_dimensions(void)
+{
+	static const char *const said[] = { "/sys/module/kvm_intel/parameters/ept",
+					    "/sys/module/kvm_amd/parameters/npt" };
+	bool has = ioctl(pvm.kvm_fd, KVM_CHECK_EXTENSION, CAP_PRE_FAULT_MEMORY) > 0;
+	for (unsigned i = 0; i < 2 && !has; i++) {
+		char c = 0;
+		int fd = open(said[i], O_RDONLY | O_CLOEXEC);
+		has = fd >= 0 && read(fd, &c, 1) == 1 && (c == 'Y' || c == '1');
+		if (fd >= 0)
+			close(fd);
+	}
+	return has;
+}
+
+#define FEATURES_STACK (256 << 10) /* thread-local variables are there, too */
+
+static struct {
+	struct kvm_cpuid2 *cpuid;
+	int error;
+	pthread_t thread;
+	void *stack; /* NULL: there is no such thread */
+} features;
+
+static void *features_ask(void *arg)
+{
+	features.error = ioctl(pvm.kvm_fd, KVM_GET_SUPPORTED_CPUID, features.cpuid) < 0 ? errno : 0;
+	return arg;
+}
+
+/* The answer is long in coming where `cpuid` itself traps: with a second processor, beside the rest of the start. */
+static int features_begin(struct kx_err *err)
+{
+	struct kvm_cpuid2 *c = calloc(1, sizeof *c + CPUID_MAX * sizeof c->entries[0]);
+	pthread_attr_t attr;
+	cpu_set_t set;
+	if (!c)
+		return kx_err_set(err, ENOMEM, "memory: exhausted");
+	c->nent = CPUID_MAX;
+	features.cpuid = c;
+	void *stack = MAP_FAILED;
+	if (!sched_getaffinity(0, sizeof set, &set) && CPU_COUNT(&set) > 1)
+		stack = mmap(NULL, FEATURES_STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1,
+			     0);
+	if (stack != MAP_FAILED) {
+		pthread_attr_init(&attr);
+		pthread_attr_setstack(&attr, stack, FEATURES_STACK);
+		if (!pthread_create(&features.thread, &attr, features_ask, NULL))
+			features.stack = stack;
+		else
+			munmap(stack, FEATURES_STACK);
+		pthread_attr_destroy(&attr);
+	}
+	if (!features.stack)
+		features_ask(NULL);
+	return 0;
+}
+
 int vm_open(struct kx_err *err)
 {
 	if (getauxval(AT_SYSINFO_EHDR) == KX_VDSO_BASE)
@@ -79,12 +141,23 @@ int vm_open(struct kx_err *err)
 				  "/dev/kvm: lacks immediate exit, MMU notifiers or synced registers "
 				  "(use Linux 5.10 or later)");
 	pvm.kvm_run_size = ioctl(fd, KVM_GET_VCPU_MMAP_SIZE, 0);
-	struct kvm_cpuid2 *c = calloc(1, sizeof *c + CPUID_MAX * sizeof c->entries[0]);
-	if (!c)
-		return kx_err_set(err, ENOMEM, "memory: exhausted");
-	c->nent = CPUID_MAX;
-	if (ioctl(fd, KVM_GET_SUPPORTED_CPUID, c) < 0)
-		return kx_err_set(err, errno, "/dev/kvm: cannot read the CPU's features: %s", strerror(errno));
+	pvm.shadow_paging = !has_two_dimensions();
+	return features_begin(err);
+}
+
+int vm_features(struct kx_err *err)
+{
+	struct kvm_cpuid2 *c = features.cpuid;
+	if (cpuid_adopted)
+		return 0;
+	if (features.stack) {
+		pthread_join(features.thread, NULL);
+		munmap(features.stack, FEATURES_STACK);
+		features.stack = NULL;
+	}
+	if (features.error)
+		return kx_err_set(err, features.error, "/dev/kvm: cannot read the CPU's features: %s",
+				  strerror(features.error));
 	pvm.xcr0 = 1;
 	for (unsigned i = 0; i < c->nent; i++) {
 		struct kvm_cpuid_entry2 *e = &c->entries[i];

@@ -4,8 +4,10 @@
 #define KX_VCPU_H
 #include "pvm.h"
 
-/* Open /dev/kvm and read what does not change: CPUID, sizes. Errors name the remedy. */
+/* Open /dev/kvm and ask what does not change, without waiting for the answer. Errors name the remedy. */
 int vm_open(struct kx_err *err);
+/* ... wait for it, if it was asked for. Until then this process has a second thread. */
+int vm_features(struct kx_err *err);
 /* In a new monitor after exec: what vm_open() found out, from the old one. cpuid stays in use. */
 void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cpuid);
 /* Make this process's VM. Retries EINTR (a signal may be pending). */

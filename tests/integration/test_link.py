@@ -248,6 +248,34 @@ def opened_libraries():
 
 
 @test
+def texts_stay():
+    """Calls that would write into texts and constants of a program that has just started, or of a library just loaded."""
+    with lib.Dir() as d:
+        library(d, "a", 1)
+        for name, options in (("warm", []), ("fixed", ["-no-pie"])):
+            cc(f"{d}/{name}", "warm.c", "-w", *options)
+            both(d, [f"{d}/{name}", f"{d}/liba.so"], env=["QUIET=1"])
+            for i in range(26):
+                both(d, [f"{d}/{name}", str(i)])
+
+
+@test
+def plain_files():
+    """A file that is read, and what others do to it meanwhile."""
+    with lib.Dir() as d:
+        cc(f"{d}/plain", "plain.c", "-w")
+        both(d, [f"{d}/plain", d])
+        calls = {r"read\(3, .*\) = 0 ", r"lseek\(3, 0, SEEK_CUR\)", r"ioctl\(3, TCGETS",
+                 r"newfstatat\(AT_FDCWD, \"/usr/lib/python3"}
+        for _ in range(10):  # what is older than a millisecond is asked for again
+            with tempfile.NamedTemporaryFile("r", prefix="kylinx-test-") as trace:
+                lib.run([lib.KYLINX, "run", "--io", "exit", f"--strace={trace.name}", "--", "/usr/bin/python3", "-S", "-c", "import this"], 30)
+                lines = [x for x in trace.read().split("\n") if x.endswith("<libos>")]
+            calls = {c for c in calls if not any(re.match(c, x) for x in lines)}
+        expect(calls, set(), "calls that are not answered without the monitor")
+
+
+@test
 def mapped_ahead():
     """A linker's steps, all or some, with other calls among them and behind them; and files that are too short for their headers."""
     with lib.Dir() as d:
