@@ -37,16 +37,24 @@ struct kx_pipe {
 	uint32_t nonblock[2]; /* O_NONBLOCK of the read and the write end */
 	uint32_t closes; /* descriptors of it closed so far: the other side asks the host again whether it is alone */
 	uint32_t pair;   /* a socket pair's: its first end writes here, its second one to the next object */
-	uint32_t skip;   /* PLAIN: a token is before the data in the host's socket */
+	uint32_t skip;   /* PLAIN: so many tokens are before the data in the host's socket */
 	uint32_t reset;  /* who wrote here has been told that the other side closed without reading all */
 	uint32_t passed; /* an end with data unread goes in a message to a process that is no holder yet */
-	uint32_t pad0[3];
+	uint32_t kind;   /* of a pair: KX_PAIR_* */
+	uint32_t edge;   /* a pair's: a reader is told by edges, so each write is an exit */
+	uint32_t filled; /* a pair's: the host's socket was made to look full as the ring is */
 	uint64_t head, wlock; /* written so far; lock of the writers: pid << 32 | thread, 0 = free */
-	uint64_t pad1[6];
+	uint32_t watched[2];  /* a pair's ends: KX_PAIR_WATCH_*, by an epoll */
+	uint32_t host_first;  /* PLAIN: what the host has comes before what is left here */
+	/* PLAIN: so much is on its way to the host, whose queue was as long before; so much went before it. */
+	uint32_t moving, moving_base, moved;
+	uint32_t reset_due; /* PLAIN: who took tokens from before the data met an error that the program is to have */
+	uint32_t writer;    /* a pair's: the process that wrote last */
+	uint32_t pad1[4];
 	uint64_t tail, rlock; /* read so far; lock of the readers */
 	uint64_t pad2[6];
 	uint32_t sleepers; /* readers that sleep in the host (more when some were killed) */
-	uint32_t token;    /* a byte in the host's pipe that wakes them is there, or about to be */
+	uint32_t token;    /* a byte in the host's pipe that wakes them is there, or about to be; of a pair: how many */
 	uint32_t pad3[14];
 	uint32_t full; /* writers wait for room: whoever makes some takes this to 0 and wakes them */
 	uint32_t room; /* the word that they sleep on */
@@ -54,6 +62,11 @@ struct kx_pipe {
 	uint32_t holder
 		[KX_PIPE_HOLDERS]; /* pids that have a descriptor of it; KX_PIPE_GUARD: a child of that one will */
 };
+#define KX_PAIR_STREAM 0u
+#define KX_PAIR_RECORDS 1u /* SOCK_SEQPACKET */
+#define KX_PAIR_DGRAM 2u
+#define KX_PAIR_WATCH_IN 1u
+#define KX_PAIR_WATCH_OUT 2u
 #define KX_PIPE_GUARD 0x80000000u
 #define KX_PIPE_STALE 0x40000000u /* a guard whose process was seen dead once */
 
@@ -65,6 +78,19 @@ struct kx_pipes {
 	uint64_t pad[62];
 	struct kx_pipe obj[KX_PIPE_OBJECTS];
 };
+
+/*
+ * A record: its length in 8 bytes, its data, and room. So much room that all records of a full ring fit into the host's
+ * socket (212,992 bytes, where one is charged with at most 2 * len + 896).
+ */
+#define KX_PAIR_HEAD 8u
+#define KX_PAIR_LARGEST 32000u /* longer ones make the pair plain */
+#define KX_PAIR_SNDBUF 212992
+static inline uint32_t kx_pair_slot(uint32_t len)
+{
+	uint32_t n = 320 + len / 8 * 5, least = len + KX_PAIR_HEAD;
+	return ((n > least ? n : least) + 7) & ~7u;
+}
 
 struct kx_pipe_fd {
 	uint64_t key; /* generation << 32 | pair << 17 | end << 16 | object + 1; 0 = no such descriptor */

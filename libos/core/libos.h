@@ -82,7 +82,7 @@ void rseq_fixup(struct kx_thread *t, struct kx_frame *f);
 /* KX_WORK_RSEQ: the fields as they are now, too. */
 void rseq_work(struct kx_thread *t, struct kx_frame *f);
 
-/* pipe.c: read, write, readv, writev on a pipe of the family's. False: the monitor's. */
+/* pipe.c: read, write and their brothers on a pipe or socket pair of the family's. False: the monitor's. */
 bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 
 /* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */

@@ -211,6 +211,8 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	case 20:
 	case 44:
 	case 45:
+	case 46:
+	case 47:
 		if (!pipe_call(t, f, &r))
 			r = forward(t, f);
 		break;

@@ -515,7 +515,7 @@ static int64_t run_handler(struct hcall *c)
 		if (update_call(t))
 			continue;
 		/* As after a stop and SIGCONT: only some calls tell. */
-		if (update_poked() && restarts_after_stop(c->nr))
+		if ((update_poked() | pipe_poked()) && restarts_after_stop(c->nr))
 			continue;
 		if (c->row->flags & KX_F_NORESTART)
 			return -EINTR;
@@ -608,6 +608,7 @@ void hcall_dispatch(struct thread *t)
 		/* Calls that do not come back are told of before they happen. */
 		if (pvm.cfg->strace && (c.nr == SYS_exit || c.nr == SYS_exit_group))
 			traced(&c, 0);
+		pipe_before_wait(c.nr);
 		if (!batch_enter(&c, &r)) {
 			r = hcall_check(&c);
 			if (!r && !dgram_enter(&c, &r))

@@ -1,140 +1,65 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Socket pairs (AF_UNIX, SOCK_STREAM) in memory: two objects of pipe.c's, side by side, a ring for each direction. State,
- * holders and flags are the first one's; its inode is the first end's, the second one's the other end's.
+ * Socket pairs (AF_UNIX: SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM) in memory: two objects of pipe.c's, side by side, a ring
+ * for each direction. State, holders and flags are the first one's; its inode is the first end's, the second one's the
+ * other end's. The rings of the latter two types hold records.
  *
  * A pipe's host pipe can be opened again by anybody who has an end of it, a socket can't. So what is in the ring can't be
  * moved into the host's socket by the reader, and another rule takes the place of that: with the lock of the writers free,
  * data in the ring means a token, one byte, in the host's socket. The writer puts it there before the first data, under
  * that lock; the reader takes it out, under both, once the ring is empty and it wants to know what the host says. So the
- * host's poll is right about data at all times, whoever asks and whoever has died; and there is one token at most, which
- * SIOCOUTQ shows to the writer.
+ * host's poll is right about data at all times, whoever asks and whoever has died.
  *
- * A pair that becomes plain leaves its data where it is. Writers go on through the host; a reader takes first what
- * is in the ring, then the token, if there was one at that time (`skip`), then what the host has.
+ * What is in the rings when a pair becomes plain its writers move (pair_host.c). Until they have, a reader takes what is
+ * in the ring, then the tokens that there were at that time (`skip`), then what the host has.
  *
  * Lock order: first object before second, readers before writers.
  */
 #include <errno.h>
 #include <linux/futex.h>
-#include <linux/sockios.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include "pipe_priv.h"
+#include "pair_priv.h"
 #include "pipe.h"
 #include "family.h"
 #include "thread.h"
 #include "update.h"
 
-struct pair {
-	struct kx_pipe *first, *in, *out;
-	uint8_t *rin, *rout;
-	uint64_t key;
-	int fd;
-	uint64_t dev, ino; /* of this end */
-};
+#define YIELDS 4
 
-static struct pair pair_of(uint64_t key, int fd)
+/* ---- what there is ---------------------------------------------------------------------------------------------------- */
+
+/* What FIONREAD says of a ring: of datagrams the first one. */
+static int ring_inq(struct pair *p)
 {
-	unsigned i = kx_pipe_obj(key), in = kx_pipe_way(key, 0), out = kx_pipe_way(key, 1);
-	struct kx_pipe *mine = pipe_obj(i + kx_pipe_end(key));
-	return (struct pair){ pipe_obj(i), pipe_obj(in), pipe_obj(out), pipe_ring(in), pipe_ring(out),
-			      key,         fd,           mine->dev,     mine->ino };
-}
-
-static uint64_t state_of(const struct pair *p) { return __atomic_load_n(&p->first->state, __ATOMIC_ACQUIRE); }
-static bool live(const struct pair *p) { return state_of(p) == kx_pipe_live(p->key); }
-static bool plain(const struct pair *p) { return state_of(p) == ((p->key & ~0xffffffffull) | KX_PIPE_PLAIN); }
-
-static int queued(int fd, unsigned long what)
-{
-	int n = 0;
-	return HC6(SYS_ioctl, fd, what, &n, 0, 0, 0) ? 0 : n;
-}
-
-/* ---- tokens ------------------------------------------------------------------------------------------------------- */
-
-/* With the lock of the writers, before data. */
-static bool token_put(struct pair *p)
-{
-	if (__atomic_load_n(&p->out->token, __ATOMIC_SEQ_CST))
-		return true;
-	if (!queued(p->fd, SIOCOUTQ) && HC6(SYS_sendto, p->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0) != 1)
-		return false;
-	__atomic_store_n(&p->out->token, 1, __ATOMIC_SEQ_CST);
-	return true;
-}
-
-static void byte_take(int fd)
-{
-	char c;
-	HC6(SYS_recvfrom, fd, &c, 1, MSG_DONTWAIT, 0, 0);
-}
-
-/* With both locks of p->in, and no data in it. */
-static void token_take(struct pair *p)
-{
-	if (live(p)) {
-		__atomic_store_n(&p->in->token, 0, __ATOMIC_SEQ_CST);
-		if (queued(p->fd, FIONREAD))
-			byte_take(p->fd);
-	} else if (plain(p) && __atomic_exchange_n(&p->in->skip, 0, __ATOMIC_SEQ_CST)) {
-		byte_take(p->fd);
-	}
-}
-
-static bool locks_get(struct kx_pipe *o)
-{
+	struct kx_pipe *o = p->in;
+	uint32_t n = 0, len;
+	if (o->kind == KX_PAIR_STREAM)
+		return (int)pipe_used(o);
 	if (!pipe_lock_get(&o->rlock))
-		return false;
-	if (pipe_lock_get(&o->wlock))
-		return true;
+		return 0;
+	for (struct kx_pipe at = *o; pair_record(&at, p->rin, &len); at.tail += kx_pair_slot(len)) {
+		n += len;
+		if (o->kind == KX_PAIR_DGRAM)
+			break;
+	}
 	pipe_lock_put(&o->rlock);
-	return false;
-}
-
-static void locks_put(struct kx_pipe *o)
-{
-	pipe_lock_put(&o->wlock);
-	pipe_lock_put(&o->rlock);
-}
-
-/* 1: there is nothing to read; 0: there is, or it is another's; -EINTR. */
-static int empty_now(struct pair *p)
-{
-	if (!locks_get(p->in))
-		return -EINTR;
-	bool none = !pipe_used(p->in) && (live(p) || plain(p));
-	if (none)
-		token_take(p);
-	locks_put(p->in);
-	return none;
-}
-
-void pair_settle(uint64_t key, int fd)
-{
-	struct pair p = pair_of(key, fd);
-	if (!pipe_used(p.in) && (__atomic_load_n(&p.in->token, __ATOMIC_SEQ_CST) || p.in->skip))
-		empty_now(&p);
-}
-
-bool pair_rest(uint64_t key)
-{
-	struct pair p = pair_of(key, -1);
-	return plain(&p) && (pipe_used(p.in) || __atomic_load_n(&p.in->skip, __ATOMIC_SEQ_CST));
+	return (int)n;
 }
 
 int pair_inq(uint64_t key, int fd)
 {
 	struct pair p = pair_of(key, fd);
-	int n = (int)pipe_used(p.in);
-	if (plain(&p))
-		n += queued(fd, FIONREAD) - !!p.in->skip;
-	return n;
+	pair_settle(key, fd);
+	int n = ring_inq(&p);
+	if (pair_is_plain(&p) && (p.in->kind != KX_PAIR_DGRAM || !n))
+		n += pair_queued(fd, FIONREAD) - (int)pair_word(&p.in->skip);
+	return n < 0 ? 0 : n;
 }
 
 /* ---- making and giving up ------------------------------------------------------------------------------------------- */
@@ -157,12 +82,12 @@ static void object_release(unsigned i, uint64_t state)
 {
 	struct kx_pipe *o = pipe_obj(i);
 	__atomic_store_n(&o->state, state, __ATOMIC_SEQ_CST);
-	locks_put(o);
+	pair_locks_put(o);
 }
 
 static uint64_t object_gen(unsigned i) { return __atomic_load_n(&pipe_obj(i)->state, __ATOMIC_SEQ_CST) >> 32; }
 
-static uint64_t objects_make(const struct stat st[2], bool nonblock)
+static uint64_t objects_make(const struct stat st[2], bool nonblock, uint32_t kind)
 {
 	for (unsigned i = 0; i + 1 < KX_PIPE_OBJECTS; i++) {
 		uint64_t a = object_gen(i), b = object_gen(i + 1), gen = ((a > b ? a : b) + 1) << 32;
@@ -175,6 +100,7 @@ static uint64_t objects_make(const struct stat st[2], bool nonblock)
 		pipe_reset(pipe_obj(i), &st[0], nonblock, false);
 		pipe_reset(pipe_obj(i + 1), &st[1], nonblock, true);
 		pipe_obj(i)->pair = 1;
+		pipe_obj(i)->kind = pipe_obj(i + 1)->kind = kind;
 		pipe_used_up_to(i + 2);
 		object_release(i + 1, gen | KX_PIPE_SECOND);
 		object_release(i, gen | KX_PIPE_LIVE);
@@ -183,16 +109,24 @@ static uint64_t objects_make(const struct stat st[2], bool nonblock)
 	return 0;
 }
 
-static void ring_try(const int fd[2], int flags)
+/* What a ring can hold must fit into the host's socket, beside tokens. */
+static bool host_has_room(int fd)
+{
+	int n = 0;
+	socklen_t len = sizeof n;
+	return !HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_SNDBUF, &n, &len, 0) && n >= KX_PAIR_SNDBUF;
+}
+
+static void ring_try(const int fd[2], int flags, uint32_t kind)
 {
 	struct stat st[2];
 	if ((unsigned)fd[0] >= KX_PIPE_FDS || (unsigned)fd[1] >= KX_PIPE_FDS || fstat(fd[0], &st[0]) ||
-	    fstat(fd[1], &st[1]) || !pipe_map_here())
+	    fstat(fd[1], &st[1]) || !host_has_room(fd[0]) || !pipe_map_here())
 		return;
-	uint64_t key = objects_make(st, flags & SOCK_NONBLOCK);
+	uint64_t key = objects_make(st, flags & SOCK_NONBLOCK, kind);
 	if (!key) {
 		pipe_sweep();
-		key = objects_make(st, flags & SOCK_NONBLOCK);
+		key = objects_make(st, flags & SOCK_NONBLOCK, kind);
 	}
 	if (!key)
 		return;
@@ -200,51 +134,40 @@ static void ring_try(const int fd[2], int flags)
 	pipe_key_set(fd[1], key | 1 << 16);
 }
 
+static int kind_of(int type)
+{
+	switch (type & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) {
+	case SOCK_STREAM:
+		return KX_PAIR_STREAM;
+	case SOCK_SEQPACKET:
+		return KX_PAIR_RECORDS;
+	case SOCK_DGRAM:
+		return KX_PAIR_DGRAM;
+	}
+	return -1;
+}
+
 int64_t pipe_pair_make(int domain, int type, int protocol, int fd[2])
 {
-	bool ring = domain == AF_UNIX && (type & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) == SOCK_STREAM;
-	if (!ring || !pipe_table_is_ours() || pvm.proc_fd < 0)
+	int kind = domain == AF_UNIX ? kind_of(type) : -1;
+	if (kind < 0 || !pipe_table_is_ours() || pvm.proc_fd < 0)
 		return HC6(SYS_socketpair, domain, type, protocol, fd, 0, 0);
 	pthread_mutex_lock(&pipe_table_lock);
 	int64_t r = HC6(SYS_socketpair, domain, type, protocol, fd, 0, 0);
 	if (r == 0 && fd_admit(fd[0]) && fd_admit(fd[1]))
-		ring_try(fd, type);
+		ring_try(fd, type, (uint32_t)kind);
 	pthread_mutex_unlock(&pipe_table_lock);
 	return r;
 }
 
-int pair_plain(uint64_t key, int fd)
-{
-	struct pair p = pair_of(key, fd);
-	struct kx_pipe *second = p.first == p.in ? p.out : p.in;
-	if (!live(&p)) {
-		pair_settle(key, fd);
-		return 0;
-	}
-	if (!locks_get(p.first))
-		return -EINTR;
-	if (!locks_get(second)) {
-		locks_put(p.first);
-		return -EINTR;
-	}
-	if (live(&p)) {
-		if (!pipe_used(p.in))
-			token_take(&p);
-		p.in->skip = queued(fd, FIONREAD) > 0;
-		p.out->skip = queued(fd, SIOCOUTQ) > 0;
-		__atomic_store_n(&p.first->state, (key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
-	}
-	locks_put(second);
-	locks_put(p.first);
-	for (int i = 0; i < 2; i++) {
-		struct kx_pipe *o = i ? p.in : p.out;
-		__atomic_store_n(&o->full, 1, __ATOMIC_SEQ_CST);
-		pipe_wake_room(o);
-	}
-	return 0;
-}
-
 /* ---- reading and writing --------------------------------------------------------------------------------------------- */
+
+#define NOTHING (-5001) /* is in the ring */
+
+static bool sleeps_never(const struct pair *p, int flags)
+{
+	return flags & MSG_DONTWAIT || __atomic_load_n(&p->first->nonblock[kx_pipe_end(p->key)], __ATOMIC_RELAXED);
+}
 
 /* The rest of a call by the host: `done` is what was moved before. */
 static int64_t host_rest(struct pair *p, struct pieces *d, int64_t done, int flags, bool writes)
@@ -284,7 +207,7 @@ static int64_t end_of_stream(struct pair *p)
 void pair_error_asked(uint64_t key, int fd)
 {
 	struct pair p = pair_of(key, fd);
-	if (!live(&p) || !(pipe_host_poll(fd, 0) & POLLHUP))
+	if (!pair_live(&p) || !(pipe_host_poll(fd, 0) & POLLHUP))
 		return;
 	if (pipe_used(p.out))
 		__atomic_store_n(&p.out->reset, 1, __ATOMIC_SEQ_CST);
@@ -292,30 +215,81 @@ void pair_error_asked(uint64_t key, int fd)
 		end_of_stream(&p);
 }
 
-/* merge: what the host has may follow in the same call. */
-static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int flags, bool merge)
+/* With the readers' lock: a record, as recvmsg tells of it, or NOTHING. */
+static int64_t record_take(struct pair *p, struct pieces *d, int flags, int *said)
 {
-	bool slept = false, alone = false;
-	int64_t done = 0;
+	uint32_t len;
+	if (!pair_record(p->in, p->rin, &len))
+		return NOTHING;
+	uint64_t tail = p->in->tail;
+	uint32_t n = len < d->total ? len : (uint32_t)d->total;
+	uint32_t got = pipe_pieces_copy(d, p->rin, tail + KX_PAIR_HEAD, n, false);
+	if (!(flags & MSG_PEEK))
+		__atomic_store_n(&p->in->tail, tail + kx_pair_slot(len), __ATOMIC_SEQ_CST);
+	*said |= len > d->total ? MSG_TRUNC : 0;
+	return got < n ? -EFAULT : flags & MSG_TRUNC ? (int64_t)len : (int64_t)n;
+}
+
+/* An error comes before the records. */
+static bool reset_first(struct pair *p)
+{
+	return p->in->kind == KX_PAIR_RECORDS && pair_live(p) && pipe_used(p->in) && pipe_used(p->out) &&
+	       !pair_word(&p->out->reset) && pipe_host_poll(p->fd, 0) & POLLHUP;
+}
+
+/* With more to do than there are CPUs, who is about to write may need this one. To sleep and be woken costs more. */
+static bool others_wrote(struct pair *p)
+{
+	for (int i = 0; i < YIELDS && !pipe_used(p->in); i++)
+		HC6(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+	return pipe_used(p->in);
+}
+
+/* merge: what the host has may follow in the same call. *said: flags of the message. */
+static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int flags, bool merge, int *said)
+{
+	bool slept = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
+	int64_t done = 0, rec = NOTHING;
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&p->first->closes, __ATOMIC_SEQ_CST);
+		int r = pair_host_first(p);
+		if (r < 0)
+			return done ? done : r;
+		if (r)
+			return done ? host_rest(p, d, done, flags, false) : gone(p, slept);
+		if (!done && reset_first(p))
+			return end_of_stream(p);
+		if (!done && pair_word(&p->in->reset_due) &&
+		    __atomic_exchange_n(&p->in->reset_due, 0, __ATOMIC_SEQ_CST))
+			return -ECONNRESET;
 		if (!pipe_lock_get(&p->in->rlock))
 			return done ? done : -EINTR;
-		uint32_t n = live(p) || plain(p) ? pipe_used(p->in) : 0, got = 0;
-		if (n) {
+		uint32_t n = pair_live(p) || pair_is_plain(p) ? pipe_used(p->in) : 0, got = 0;
+		if (n && !stream) {
+			rec = record_take(p, d, flags, said);
+		} else if (n) {
 			uint64_t left = d->total - (uint64_t)done;
-			n = n < left ? n : (uint32_t)left;
-			got = pipe_pieces_copy(d, p->rin, p->in->tail, n, false);
+			n = n < left || !d->total ? n : (uint32_t)left;
+			got = !d->total ? 0 : pipe_pieces_copy(d, p->rin, p->in->tail, n, false);
 			if (!(flags & MSG_PEEK))
 				__atomic_store_n(&p->in->tail, p->in->tail + got, __ATOMIC_SEQ_CST);
 		}
-		bool still = live(p);
+		bool still = pair_live(p);
 		pipe_lock_put(&p->in->rlock);
-		if (n) {
+		if (n && !d->total && stream)
+			return 0;
+		if (rec != NOTHING) {
+			pair_room(p);
+			pipe_note_check(p->fd, epoch, closes);
+			if (!still)
+				pair_settle(p->key, p->fd);
+			return rec;
+		}
+		if (n && stream) {
 			done += got;
 			if (got)
-				pipe_wake_room(p->in);
+				pair_room(p);
 			if (got < n || (uint64_t)done == d->total || !(flags & MSG_WAITALL) || flags & MSG_PEEK) {
 				if (!still)
 					pair_settle(p->key, p->fd);
@@ -327,14 +301,24 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			continue;
 		}
 		if (!still) {
-			if (plain(p) && empty_now(p) != 1)
+			/* Somebody may wait for it, whose poke came between two sleeps. */
+			if (p->in->kind != KX_PAIR_DGRAM && pair_move_out(p) == -EINTR)
+				return done ? done : -EINTR;
+			if (pair_is_plain(p) && (pair_empty_now(p) != 1 || (!done && pair_word(&p->in->reset_due))))
 				continue;
 			return done ? host_rest(p, d, done, flags, false) : gone(p, slept);
 		}
 		if (alone)
 			return done ? done : end_of_stream(p);
-		if (flags & MSG_DONTWAIT ||
-		    __atomic_load_n(&p->first->nonblock[kx_pipe_end(p->key)], __ATOMIC_RELAXED)) {
+		if (sleeps_never(p, flags)) {
+			/* A writer puts the token before the data: who was told of it waits for that. */
+			if (__atomic_load_n(&p->in->wlock, __ATOMIC_SEQ_CST)) {
+				if (!pipe_lock_get(&p->in->wlock))
+					return done ? done : -EINTR;
+				pipe_lock_put(&p->in->wlock);
+			}
+			if (pipe_used(p->in))
+				continue;
 			if (pipe_host_poll(p->fd, POLLIN | POLLRDHUP) & (POLLHUP | POLLRDHUP)) {
 				alone = true;
 				continue;
@@ -342,10 +326,12 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			pipe_note_check(p->fd, epoch, closes);
 			return done ? done : -EAGAIN;
 		}
-		int r = empty_now(p);
+		if (others_wrote(p))
+			continue;
+		r = pair_empty_now(p);
 		if (r < 0)
 			return done ? done : r;
-		if (!r || !live(p))
+		if (!r || !pair_live(p))
 			continue;
 		struct pollfd pfd = { p->fd, POLLIN | POLLRDHUP, 0 };
 		int64_t ret = HB6(SYS_ppoll, &pfd, 1, 0, 0, 0, 0);
@@ -360,62 +346,137 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 	}
 }
 
+/* What was written into the ring of one that is plain goes first. 0, -EAGAIN, -EINTR. */
+static int owed(struct hcall *c, struct pair *p, int flags)
+{
+	const struct timespec slice = { 0, ROOM_SLICE_NS };
+	for (;;) {
+		int r = pair_move_out(p);
+		if (r == 0 || r == -EINTR)
+			return r;
+		if (sleeps_never(p, flags))
+			return -EAGAIN;
+		struct pollfd pfd = { p->fd, POLLOUT, 0 };
+		struct timespec t = slice;
+		if (HB6(SYS_ppoll, &pfd, 1, &t, 0, 0, 0) == -EINTR && !update_goes_on(c->t))
+			return -EINTR;
+	}
+}
+
+/* The host's own answer to who writes and has nobody to read it, with its signal. */
+static int64_t broken(struct pair *p, int flags)
+{
+	int64_t r = HC6(SYS_sendto, p->fd, "", 1, flags & MSG_NOSIGNAL, 0, 0);
+	return r < 0 ? r : -EPIPE;
+}
+
+/* With the writers' lock: data is about to follow, or there is no room for it. */
+static int token_before(struct pair *p, bool room)
+{
+	uint32_t n = pair_word(&p->out->token);
+	/* Who watches by edges is to be told once, and to find the data then: behind it. */
+	if (pair_word(&p->out->edge))
+		return 0;
+	/* Nothing but a message tells whether the other end of datagrams is there. */
+	if (p->out->kind == KX_PAIR_DGRAM && n)
+		return n < 64 ? pair_token_more(p) : -EAGAIN;
+	return room ? pair_token_put(p) : 0;
+}
+
+/* With the writers' lock, where room is. *got of n bytes; true: it is written. */
+static bool ring_put(struct pair *p, struct pieces *d, uint32_t n, uint32_t *got)
+{
+	struct kx_pipe *o = p->out;
+	bool stream = o->kind == KX_PAIR_STREAM;
+	uint64_t head = o->head, len = n;
+	if (!stream)
+		memcpy(p->rout + (head % KX_PIPE_RING & ~7ull), &len, sizeof len);
+	*got = pipe_pieces_copy(d, p->rout, stream ? head : head + KX_PAIR_HEAD, n, true);
+	if (*got < n && (!stream || d->total <= KX_PIPE_ATOMIC)) {
+		*got = 0;
+		return false;
+	}
+	o->writer = (uint32_t)my_pid();
+	__atomic_store_n(&o->head, head + (stream ? *got : kx_pair_slot(n)), __ATOMIC_SEQ_CST);
+	return true;
+}
+
 static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int flags)
 {
+	uint32_t kind = p->out->kind;
+	bool slept = false, stream = kind == KX_PAIR_STREAM;
 	uint64_t done = 0;
-	bool slept = false;
-	uint32_t need = d->total <= KX_PIPE_ATOMIC ? (uint32_t)d->total : 1;
+	int r;
+	if (!stream && d->total > KX_PAIR_LARGEST && (r = pair_plain(p->key, p->fd)))
+		return r;
+	uint32_t need = !stream                      ? kx_pair_slot((uint32_t)d->total)
+			: d->total <= KX_PIPE_ATOMIC ? (uint32_t)d->total
+						     : 1;
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&p->first->closes, __ATOMIC_SEQ_CST);
-		if (pipe_host_poll(p->fd, POLLOUT) & POLLHUP) {     /* the host's own answer, with its signal */
+		if (kind != KX_PAIR_DGRAM && pipe_host_poll(p->fd, POLLOUT) & POLLHUP) {
 			if (slept && !done && end_of_stream(p) < 0) /* as the host's, to who waited for room */
 				return -ECONNRESET;
-			int64_t r = done ? 0 : HC6(SYS_sendto, p->fd, "", 1, flags & MSG_NOSIGNAL, 0, 0);
-			return done ? (int64_t)done : r < 0 ? r : -EPIPE;
+			return done ? (int64_t)done : broken(p, flags);
 		}
-		pipe_note_check(p->fd, epoch, closes);
-		if (!d->total)
+		if (kind != KX_PAIR_DGRAM)
+			pipe_note_check(p->fd, epoch, closes);
+		if (!d->total && stream)
 			return 0;
 		if (!pipe_lock_get(&p->out->wlock))
 			return done ? (int64_t)done : -EINTR;
-		if (!live(p)) {
+		if (!pair_live(p)) {
 			pipe_lock_put(&p->out->wlock);
-			if (plain(p) && done)
+			if (pair_is_plain(p) && (r = owed(c, p, flags)))
+				return done ? (int64_t)done : r;
+			if (pair_is_plain(p) && done)
 				return host_rest(p, d, (int64_t)done, flags, true);
 			return done ? (int64_t)done : gone(p, slept);
 		}
 		uint32_t room = KX_PIPE_RING - pipe_used(p->out), got = 0, n = 0;
-		bool token = room < need || token_put(p);
-		if (room >= need && token) {
+		bool put = false;
+		int token = token_before(p, room >= need);
+		if (room >= need && !token) {
 			n = room < d->total - done ? room : (uint32_t)(d->total - done);
-			got = pipe_pieces_copy(d, p->rout, p->out->head, n, true);
-			if (got < n && d->total <= KX_PIPE_ATOMIC)
-				got = 0;
-			__atomic_store_n(&p->out->head, p->out->head + got, __ATOMIC_SEQ_CST);
+			put = ring_put(p, d, stream ? n : (uint32_t)d->total, &got);
+			if (put && pair_word(&p->out->edge) && (r = pair_token_more(p)) && r != -EAGAIN &&
+			    r != -ENOBUFS)
+				token = r;
 		}
 		pipe_lock_put(&p->out->wlock);
-		if (!token) { /* the host has no room even for that: it knows what to say */
-			int r = pair_plain(p->key, p->fd);
+		if (token == -EAGAIN || token == -ENOBUFS || token == -EINTR) {
+			/* The host has no room even for that: it knows what to say. */
+			r = pair_plain(p->key, p->fd);
 			if (r)
 				return done ? (int64_t)done : r;
 			continue;
 		}
+		if (token)
+			return done ? (int64_t)done : kind == KX_PAIR_DGRAM ? token : broken(p, flags);
+		if (kind == KX_PAIR_DGRAM)
+			pipe_note_check(p->fd, epoch, closes);
 		done += got;
-		if (done == d->total)
+		if (put && done == d->total)
 			return (int64_t)done;
-		if (got < n)
+		if (room >= need && (!put || got < n))
 			return done ? (int64_t)done : -EFAULT;
-		if (flags & MSG_DONTWAIT || __atomic_load_n(&p->first->nonblock[kx_pipe_end(p->key)], __ATOMIC_RELAXED))
+		if (sleeps_never(p, flags)) {
+			if (pair_is_watched(p->key) && (r = pair_fill(p->key, p->fd)) <= 0) {
+				if (r == 0)
+					continue;
+				return done ? (int64_t)done : r;
+			}
 			return done ? (int64_t)done : -EAGAIN;
+		}
 		uint32_t seq = __atomic_load_n(&p->out->room, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&p->out->full, 1, __ATOMIC_SEQ_CST);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		if (KX_PIPE_RING - pipe_used(p->out) >= need || !live(p))
+		if (KX_PIPE_RING - pipe_used(p->out) >= need || !pair_live(p))
 			continue;
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the reader may be killed */
-		int64_t r = HB6(SYS_futex, &p->out->room, FUTEX_WAIT, seq, &slice, 0, 0);
-		if (r == -EINTR && !update_goes_on(c->t))
+		int64_t ret = HB6(SYS_futex, &p->out->room, FUTEX_WAIT, seq, &slice, 0, 0);
+		if (ret == -EINTR && !update_goes_on(c->t))
 			return done ? (int64_t)done : -EINTR;
 		slept = true;
 		if (pipe_key_for(p->fd) != p->key)
@@ -423,42 +484,93 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 	}
 }
 
+#define WRITE_FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_EOR | MSG_MORE)
+#define READ_FLAGS (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK | MSG_WAITALL | MSG_TRUNC | MSG_CMSG_CLOEXEC)
+
+/* What the rings have no answer for, and the host shall do. 0, or -errno; NOT_HERE: the host can. */
+static int64_t by_host(struct hcall *c, struct pair *p, int flags, bool writes)
+{
+	int r = pair_plain(p->key, p->fd);
+	if (!r && writes)
+		r = owed(c, p, flags);
+	return r ? r : writes || !pair_rest(p->key) ? NOT_HERE : 0;
+}
+
 int64_t pair_io(struct hcall *c, uint64_t key, int fd, struct pieces *d, bool writes)
 {
 	struct pair p = pair_of(key, fd);
-	bool msg = c->nr == SYS_sendto || c->nr == SYS_recvfrom;
-	int flags = msg ? (int)c->arg[3] : 0, zero = 0;
-	int known = MSG_DONTWAIT | (writes ? MSG_NOSIGNAL : MSG_PEEK | MSG_WAITALL);
-	/* What the rings have no answer for. */
-	if (flags & ~known || (msg && (c->arg[4] || (!writes && !d->total)))) {
-		int r = pair_plain(key, fd);
-		if (r || writes || !pair_rest(key))
-			return r ? r : NOT_HERE;
-	}
-	if (!writes && !d->total)
-		return msg ? NOT_HERE : 0;
-	int64_t r = writes ? pair_write(c, &p, d, flags) : pair_read(c, &p, d, flags, true);
-	if (r > 0 && c->nr == SYS_recvfrom && c->arg[4] && c->arg[5] && guest_write(c->arg[5], &zero, sizeof zero))
+	bool msg = c->nr == SYS_sendto || c->nr == SYS_recvfrom, stream = p.in->kind == KX_PAIR_STREAM;
+	bool vector = c->nr == SYS_readv || c->nr == SYS_writev;
+	int flags = msg ? (int)c->arg[3] : 0, zero = 0, said = 0;
+	bool named = msg && writes && c->arg[4] && (int)c->arg[5];
+	int64_t r = 0;
+	if (named && p.in->kind != KX_PAIR_RECORDS) /* refused, or for somebody else */
+		return NOT_HERE;
+	if (flags & ~(writes ? WRITE_FLAGS : READ_FLAGS) || named)
+		if ((r = by_host(c, &p, flags, writes)))
+			return r;
+	if (!d->total && (vector || (!writes && !msg)))
+		return 0;
+	r = writes ? pair_write(c, &p, d, flags) : pair_read(c, &p, d, flags, stream, &said);
+	if (r >= 0 && c->nr == SYS_recvfrom && c->arg[4] && c->arg[5] && guest_write(c->arg[5], &zero, sizeof zero))
 		return -EFAULT;
 	return r;
+}
+
+/* ---- messages ---------------------------------------------------------------------------------------------------------- */
+
+static uint64_t pieces_of(struct pieces *d, const struct msghdr *h)
+{
+	*d = (struct pieces){ .v = h->msg_iov, .end = h->msg_iov + h->msg_iovlen };
+	for (size_t i = 0; i < h->msg_iovlen; i++)
+		d->total += h->msg_iov[i].iov_len;
+	if (d->total > 0x7ffff000)
+		d->total = 0x7ffff000;
+	return d->total;
 }
 
 bool pipe_recvmsg(struct hcall *c, int fd, struct msghdr *h, int flags, int64_t *r)
 {
 	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
-	struct pieces d = { .v = h->msg_iov, .end = h->msg_iov + h->msg_iovlen };
-	if (!key || !kx_pipe_pair(key) || !pair_rest(key))
+	struct pieces d;
+	int said = 0;
+	if (!key || !kx_pipe_pair(key))
 		return false;
-	for (size_t i = 0; i < h->msg_iovlen; i++)
-		d.total += h->msg_iov[i].iov_len;
 	struct pair p = pair_of(key, fd);
-	if (!d.total)
+	if (!pair_live(&p) && !pair_rest(key))
 		return false;
-	*r = pair_read(c, &p, &d, flags, false);
+	*r = flags & ~READ_FLAGS ? by_host(c, &p, flags, false) : 0;
+	if (*r)
+		return *r != NOT_HERE;
+	pieces_of(&d, h);
+	*r = pair_read(c, &p, &d, flags, false, &said);
 	if (*r == NOT_HERE)
 		return false;
 	h->msg_controllen = 0;
 	h->msg_namelen = 0;
-	h->msg_flags = flags & MSG_CMSG_CLOEXEC;
+	h->msg_flags = said | (flags & MSG_CMSG_CLOEXEC);
 	return true;
+}
+
+bool pipe_sendmsg(struct hcall *c, int fd, const struct msghdr *h, int flags, int64_t *r)
+{
+	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
+	struct pieces d;
+	if (!key || !kx_pipe_pair(key))
+		return false;
+	struct pair p = pair_of(key, fd);
+	if (h->msg_namelen && p.in->kind != KX_PAIR_RECORDS) /* refused, or for somebody else */
+		return false;
+	pieces_of(&d, h);
+	*r = flags & ~WRITE_FLAGS || h->msg_controllen ? by_host(c, &p, flags, true) : pair_write(c, &p, &d, flags);
+	return *r != NOT_HERE;
+}
+
+int64_t pair_message(struct hcall *c)
+{
+	uint64_t key = pipe_key_for((int)c->arg[0]);
+	int64_t r = c->row->fn(c);
+	if (key)
+		pipe_forget((int)c->arg[0], key);
+	return r;
 }

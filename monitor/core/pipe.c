@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <linux/futex.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/log.h"
 #include "../../util/now.h"
 #include "../../abi/kx_pipe.h"
 #include "../dev/procfs.h"
@@ -33,6 +35,8 @@
 #define SLICE_LAST_NS 1000000000
 #define EXIT_CYCLES 100000 /* a guess, until some were measured */
 #define SWEEP_NS 100000000ull
+#define VACATE_MS 2000 /* for other members to move what they wrote */
+#define VACATE_FORK_MS 200
 
 pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
 struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
@@ -40,6 +44,7 @@ static uint64_t key_of[KX_PIPE_FDS];
 static unsigned fds_used; /* key_of[] at and above it is 0 */
 static pid_t fork_parent;
 static bool pairs_above; /* a socket pair had a descriptor that key_of[] has no place for */
+static bool watching;    /* one of the socket pairs here is, or was, in an epoll */
 static bool given_up;    /* no rings in this process any more, nor in its children: what is mapped is its own */
 
 static struct kx_pipe_table *published(void) { return gva_ptr(KX_PIPE_TABLE); }
@@ -101,6 +106,10 @@ bool pipe_lock_get(uint64_t *lock)
 	for (unsigned i = 0; !lock_try(lock); i++) {
 		if (i < 100) {
 			__builtin_ia32_pause();
+			continue;
+		}
+		if (i < 120) { /* it may wait for this CPU */
+			HC6(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
 			continue;
 		}
 		if (i % 20 == 0 && lock_try_dead(lock))
@@ -303,6 +312,8 @@ void pipe_reset(struct kx_pipe *o, const struct stat *st, bool nonblock, bool se
 	o->ino = st->st_ino;
 	o->nonblock[0] = o->nonblock[1] = nonblock;
 	o->closes = o->sleepers = o->token = o->full = o->pair = o->skip = o->reset = o->passed = 0;
+	o->kind = o->edge = o->filled = o->watched[0] = o->watched[1] = o->host_first = o->moving = o->moved =
+		o->reset_due = o->writer = 0;
 	o->head = o->tail = 0;
 	memset(o->holder, 0, sizeof o->holder);
 	if (!second)
@@ -472,19 +483,88 @@ uint64_t pipe_key_for(int fd)
 	return find_fd(fd);
 }
 
+int pipe_other_end(uint64_t key)
+{
+	for (unsigned i = 0; pipe_table_is_ours() && i < fds_used; i++)
+		if (pipe_key_get((int)i) == (key ^ 1 << 16))
+			return (int)i;
+	return -1;
+}
+
+static void pairs_each(void (*fn)(uint64_t key, int fd))
+{
+	for (unsigned i = 0; pipe_mem && i < fds_used; i++) {
+		uint64_t key = pipe_key_get((int)i);
+		if (key && kx_pipe_pair(key))
+			fn(key, (int)i);
+	}
+}
+
+bool pipe_each_pair(void (*fn)(uint64_t key, int fd), bool wait)
+{
+	if (!wait && pthread_mutex_trylock(&pipe_table_lock))
+		return false;
+	if (wait)
+		pthread_mutex_lock(&pipe_table_lock);
+	pairs_each(fn);
+	pthread_mutex_unlock(&pipe_table_lock);
+	return true;
+}
+
+void pipe_watching(void) { watching = true; }
+
+static void watch_one(uint64_t key, int fd)
+{
+	if (pair_is_watched(key))
+		pair_watch(key, fd);
+}
+
+void pipe_before_wait(uint64_t nr)
+{
+	switch (nr) {
+	case SYS_epoll_wait:
+	case SYS_epoll_pwait:
+	case SYS_epoll_pwait2:
+	case SYS_poll: /* of an epoll */
+	case SYS_ppoll:
+	case SYS_select:
+	case SYS_pselect6:
+		if (watching && pipe_table_is_ours())
+			pairs_each(watch_one);
+	}
+}
+
 int pipe_plain(int fd)
 {
 	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
 	return key ? make_plain(key, fd) : 0;
 }
 
-int pipe_passed(int fd)
+/* Whoever made the other end of this socket, or has connected to it, is a member. */
+static bool leads_to_member(int fd)
+{
+	struct ucred cred = { 0 };
+	socklen_t len = sizeof cred;
+	return !HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, &cred, &len, 0) && cred.pid > 0 &&
+	       (cred.pid == my_pid() || family_has(cred.pid));
+}
+
+int pipe_passed(int fd, int over)
 {
 	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
 	int r = key ? make_plain(key, fd) : 0;
-	if (!r && key && kx_pipe_pair(key) && pair_rest(key))
-		__atomic_store_n(&object(key)->passed, 1, __ATOMIC_SEQ_CST);
-	return r;
+	if (r || !key || !kx_pipe_pair(key) || !pair_rest(key))
+		return r;
+	r = pair_vacate(key, fd, VACATE_MS);
+	if (r != -EAGAIN)
+		return r;
+	/* Nobody is left who could put it into the host's socket. A member finds it in the ring. */
+	if (!leads_to_member(over)) {
+		kx_log(KX_LOG_WARN, "pair", "descriptor %d has unread data that cannot leave the family: not sent", fd);
+		return -EIO;
+	}
+	__atomic_store_n(&object(key)->passed, 1, __ATOMIC_SEQ_CST);
+	return 0;
 }
 
 int pipe_opened(int fd)
@@ -521,7 +601,19 @@ void pipe_plain_all(void)
 		each_fd(plain_one);
 }
 
-void pipe_identity_before(void) { pipe_plain_all(); }
+static void vacate_one(int fd)
+{
+	uint64_t key = find_fd(fd);
+	if (key && kx_pipe_pair(key) && pair_rest(key))
+		pair_vacate(key, fd, VACATE_MS);
+}
+
+void pipe_identity_before(void)
+{
+	pipe_plain_all();
+	if (pipe_mem)
+		each_fd(vacate_one);
+}
 
 /* What socket pairs have left in rings for this process, and nobody else gives back. */
 struct kept {
@@ -545,8 +637,17 @@ static struct kept *rests_keep(void)
 		k->key = key;
 		list = k;
 		for (unsigned w = 0; w < 2; w++) {
-			memcpy(&k->obj[w], pipe_obj(kx_pipe_obj(key) + w), sizeof k->obj[w]);
+			struct kx_pipe *o = pipe_obj(kx_pipe_obj(key) + w);
+			bool locked = pipe_locks_take(o);
+			memcpy(&k->obj[w], o, sizeof k->obj[w]);
 			memcpy(k->ring[w], pipe_ring(kx_pipe_obj(key) + w), KX_PIPE_RING);
+			k->obj[w].rlock = k->obj[w].wlock = 0;
+			if (kx_pipe_way(key, 0) == kx_pipe_obj(key) + w) /* nobody else takes or moves it */
+				__atomic_store_n(&o->tail, o->head, __ATOMIC_SEQ_CST);
+			if (locked) {
+				pipe_lock_put(&o->wlock);
+				pipe_lock_put(&o->rlock);
+			}
 		}
 	}
 	return list;
@@ -843,10 +944,9 @@ static short ring_events(const struct watch *w)
 {
 	uint32_t n = pipe_used(object(w->key));
 	if (kx_pipe_pair(w->key)) {
-		uint32_t out = pipe_used(pipe_obj(kx_pipe_way(w->key, 1)));
 		n = pipe_used(pipe_obj(kx_pipe_way(w->key, 0)));
 		return (n ? w->events & IN_EVENTS : 0) |
-		       (!w->rest && KX_PIPE_RING - out >= KX_PIPE_ATOMIC ? w->events & OUT_EVENTS : 0);
+		       (!w->rest && pair_writable(w->key) ? w->events & OUT_EVENTS : 0);
 	}
 	if (!kx_pipe_end(w->key))
 		return n ? w->events & IN_EVENTS : 0;
@@ -887,7 +987,7 @@ static int watch_sleep(struct watch *w, int fd)
 	if (w->rest)
 		return 1;
 	if (kx_pipe_pair(w->key)) {
-		int r = w->events & OUT_EVENTS ? make_plain(w->key, fd) : 1;
+		int r = w->events & OUT_EVENTS ? pair_fill(w->key, fd) : 1;
 		if (r <= 0)
 			return r;
 		pair_settle(w->key, fd);
@@ -922,7 +1022,8 @@ static short host_events(const struct watch *w, bool sleep)
 		return w->events;
 	if (!kx_pipe_pair(w->key))
 		return sleep && w->asleep ? POLLIN : 0;
-	return (short)((w->events & POLLRDHUP) | (w->events & IN_EVENTS ? POLLRDHUP | (sleep ? POLLIN : 0) : 0));
+	return (short)((w->events & POLLRDHUP) | (w->events & IN_EVENTS ? POLLRDHUP | (sleep ? POLLIN : 0) : 0) |
+		       (w->events & OUT_EVENTS && sleep ? POLLOUT : 0));
 }
 
 /* What the caller sees, where the host's answer is `got`. */
@@ -1009,13 +1110,13 @@ int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespe
 	}
 }
 
-/* It is a plain pipe now, or another's descriptor: no more of the table's. */
-static void forget(int fd, uint64_t key)
+void pipe_forget(int fd, uint64_t key)
 {
 	if (!pipe_table_is_ours() || (unsigned)fd >= KX_PIPE_FDS)
 		return;
 	pthread_mutex_lock(&pipe_table_lock);
-	if (key_of[fd] == key && !pipe_is_live(object(key), key) && !(kx_pipe_pair(key) && pair_rest(key))) {
+	if (key_of[fd] == key && !pipe_is_live(object(key), key) &&
+	    !(kx_pipe_pair(key) && (pair_rest(key) || pair_owes(key)))) {
 		pipe_key_set(fd, 0);
 		bool more = false;
 		for (unsigned i = 0; i < fds_used && !more; i++)
@@ -1043,7 +1144,7 @@ static int64_t ring_io(struct hcall *c)
 	if (r != NOT_HERE)
 		return r;
 	if (key)
-		forget(fd, key);
+		pipe_forget(fd, key);
 	return c->row->fn(c);
 }
 
@@ -1071,7 +1172,7 @@ static int64_t ring_control(struct hcall *c)
 		n = pair ? pair_inq(key, fd) : (int)pipe_used(object(key));
 		return guest_write(c->arg[2], &n, sizeof n);
 	}
-	if (c->nr == SYS_fcntl ? what == F_SETPIPE_SZ : pair && what != FIONBIO && what != FIOASYNC)
+	if (c->nr == SYS_fcntl ? what == F_SETPIPE_SZ : pair && what == SIOCOUTQ)
 		if ((r = pipe_plain(fd)))
 			return r;
 	r = c->row->fn(c);
@@ -1107,10 +1208,14 @@ static bool is_io(uint64_t nr, bool pair)
 }
 
 /* Calls on sockets alone. */
+static bool is_message(uint64_t nr)
+{
+	return nr == SYS_sendmsg || nr == SYS_recvmsg || nr == SYS_sendmmsg || nr == SYS_recvmmsg;
+}
+
 static bool pair_wants_plain(uint64_t nr)
 {
-	return nr == SYS_sendmsg || nr == SYS_recvmsg || nr == SYS_sendmmsg || nr == SYS_recvmmsg ||
-	       nr == SYS_setsockopt || nr == SYS_shutdown;
+	return nr == SYS_setsockopt || nr == SYS_shutdown || nr == SYS_connect || nr == SYS_bind || nr == SYS_listen;
 }
 
 /* What is left in a ring can't be had by these. */
@@ -1134,6 +1239,15 @@ hc_handler pipe_handler(struct hcall *c, int64_t *r)
 		uint64_t asked = pipe_key_for((int)c->arg[0]);
 		if (asked && kx_pipe_pair(asked))
 			pair_error_asked(asked, (int)c->arg[0]);
+	}
+	if (is_message(c->nr)) {
+		uint64_t over = pipe_key_for((int)c->arg[0]);
+		return over && kx_pipe_pair(over) ? pair_message : c->row->fn;
+	}
+	if (c->nr == SYS_epoll_ctl && pipe_table_is_ours()) {
+		uint64_t added = pipe_key_for((int)c->arg[2]);
+		if (added && kx_pipe_pair(added))
+			return pair_epoll_ctl;
 	}
 	bool control = c->nr == SYS_ioctl || c->nr == SYS_fcntl, may = is_io(c->nr, true);
 	if (!may && !control && !wants_plain(c->nr) && !pair_wants_plain(c->nr))
@@ -1179,12 +1293,24 @@ int64_t hc_pipe_wake(struct hcall *c)
 	if (!key || !pipe_table_is_ours() || !pipe_is_live(object(key), key))
 		return 0;
 	if (kx_pipe_pair(key))
-		pipe_wake_room(pipe_obj(kx_pipe_way(key, 0)));
+		(c->arg[1] ? pair_wrote : pair_read_some)(key, fd);
 	else if (kx_pipe_end(key))
 		wake_readers(object(key), fd);
 	else
 		pipe_wake_room(object(key));
 	return 0;
+}
+
+/* Before a pair's descriptor is closed, and with it those from `first` on up to it. */
+static void leaving(uint64_t key, int fd, int first, int last)
+{
+	bool more = false;
+	for (int i = 0; i < (int)fds_used && !more; i++)
+		more = key_of[i] == key && i != fd && (i < first || i > last);
+	if (more)
+		pair_settle(key, fd); /* a token that nobody reads is an error at the other end */
+	else
+		pair_leaving(key, fd);
 }
 
 int64_t pipe_close(int fd)
@@ -1196,7 +1322,7 @@ int64_t pipe_close(int fd)
 	if (key)
 		pipe_key_set(fd, 0);
 	if (key && kx_pipe_pair(key))
-		pair_settle(key, fd); /* a token that nobody reads is an error at the other end */
+		leaving(key, fd, 0, -1);
 	int64_t r = HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 	if (key)
 		closed(key);
@@ -1211,7 +1337,7 @@ int64_t pipe_close_range(unsigned first, unsigned last, unsigned flags)
 	pthread_mutex_lock(&pipe_table_lock);
 	for (unsigned i = first; i <= last && i < fds_used; i++)
 		if (key_of[i] && kx_pipe_pair(key_of[i]))
-			pair_settle(key_of[i], (int)i);
+			leaving(key_of[i], (int)i, (int)first, (int)i);
 	int64_t r = HC6(SYS_close_range, first, last, flags, 0, 0, 0);
 	for (unsigned i = first; r == 0 && i <= last && i < fds_used; i++)
 		key_drop((int)i);
@@ -1253,7 +1379,7 @@ int64_t pipe_dup_to(int fd, int to, int flags, bool dup2)
 		pthread_mutex_lock(&pipe_table_lock);
 	uint64_t old = table && fd != to ? pipe_key_get(to) : 0;
 	if (old && kx_pipe_pair(old))
-		pair_settle(old, to);
+		leaving(old, to, 0, -1);
 	int64_t r = dup2 ? HC6(SYS_dup2, fd, to, 0, 0, 0, 0) : HC6(SYS_dup3, fd, to, flags, 0, 0, 0);
 	if (table && r >= 0 && fd != to)
 		copied(fd, to);
@@ -1286,11 +1412,18 @@ static bool same(const struct kx_pipe *o, uint64_t key)
 	return __atomic_load_n(&o->state, __ATOMIC_SEQ_CST) >> 32 == key >> 32;
 }
 
+static void no_place(uint64_t key, int fd)
+{
+	make_plain(key, fd);
+	if (kx_pipe_pair(key) && pair_rest(key))
+		pair_vacate(key, fd, VACATE_FORK_MS);
+}
+
 static void guard_add(uint64_t key, int fd, uint32_t who)
 {
 	struct kx_pipe *o = object(key);
 	if (same(o, key) && !holder_swap(o, 0, who | KX_PIPE_GUARD))
-		make_plain(key, fd);
+		no_place(key, fd);
 }
 
 static void guard_drop(uint64_t key, int fd, uint32_t who)
@@ -1326,7 +1459,7 @@ static void pipe_hold(uint64_t key, int fd, uint32_t who)
 	struct kx_pipe *o = object(key);
 	guard_become(key, fd, who);
 	if (same(o, key) && !holder_has(o, who) && !holder_swap(o, 0, who))
-		make_plain(key, fd);
+		no_place(key, fd);
 	locks_drop(o, who); /* of somebody who had this number */
 	if (kx_pipe_pair(key))
 		locks_drop(pipe_obj(kx_pipe_obj(key) + 1), who);
@@ -1360,6 +1493,7 @@ static void adopt(int fd)
 		return;
 	}
 	pipe_key_set(fd, key | (!pair && (mode & O_ACCMODE) == O_WRONLY ? 1u << 16 : 0));
+	watching = watching || (pair && pair_is_watched(key));
 	published()->fd[fd].tsc = 1; /* the host was not asked yet who is left */
 	pipe_hold(key, fd, (uint32_t)pvm.pid);
 }
@@ -1491,7 +1625,8 @@ static void leave(uint64_t key, int fd, uint32_t who)
 {
 	for (unsigned i = 0; i < fds_used; i++)
 		if (kx_pipe_pair(key) && key_of[i] && kx_pipe_obj(key_of[i]) == kx_pipe_obj(key))
-			pair_settle(key_of[i], (int)i);
+			/* Who has both ends has a relative with both: a pair of its own, for instance. */
+			(pipe_other_end(key_of[i]) >= 0 ? pair_settle : pair_leaving)(key_of[i], (int)i);
 	(void)fd;
 	holder_remove(object(key), key, who);
 }

@@ -9,6 +9,7 @@
  */
 #ifndef KX_PIPES_H
 #define KX_PIPES_H
+#include <signal.h>
 #include "hcall.h"
 
 /* Who runs call c: its row's handler, or one of this module. Fails with -errno in *r. NULL then. */
@@ -22,11 +23,12 @@ void pipe_signal(int signo);
 int64_t pipe_make(int fd[2], int flags);
 /* And the host's socketpair. */
 int64_t pipe_pair_make(int domain, int type, int protocol, int fd[2]);
-/* recvmsg from what is left in the ring of a socket pair that is plain; false: nothing is. */
+/* recvmsg and sendmsg of a socket pair's end; false: the host's. */
 struct msghdr;
 bool pipe_recvmsg(struct hcall *c, int fd, struct msghdr *h, int flags, int64_t *r);
-/* A descriptor that goes away in a message, and one that came in one. */
-int pipe_passed(int fd);
+bool pipe_sendmsg(struct hcall *c, int fd, const struct msghdr *h, int flags, int64_t *r);
+/* A descriptor that goes away in a message over `over`, and one that came in one. 0 or -errno. */
+int pipe_passed(int fd, int over);
 void pipe_received(int fd);
 /* The calls of these names, with the table kept true. */
 int64_t pipe_close(int fd);
@@ -50,6 +52,12 @@ struct pollfd;
 int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespec *ts);
 /* Whether any descriptor below n in one of the sets of select is such a pipe. */
 bool pipe_in_sets(unsigned n, uint64_t *const set[3]);
+
+/* Before a call that may wait for descriptors: what the host says of rings that an epoll watches is true. */
+void pipe_before_wait(uint64_t nr);
+/* In the signal handler: does somebody want what is in a ring here? In a vCPU's thread: do it. True: it was so. */
+bool pipe_is_poke(const siginfo_t *info);
+bool pipe_poked(void);
 
 /* Fork: before() and after() with the locks held that pipe_fork_lock() is one of; pid of the child, or -1. */
 void pipe_fork_lock(void);

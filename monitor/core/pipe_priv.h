@@ -59,19 +59,52 @@ void pipe_wake_room(struct kx_pipe *o);
 void pipe_note_check(int fd, uint32_t epoch, uint32_t closes);
 int pipe_host_poll(int fd, int events);
 
-/* ---- pair.c: socket pairs. fd: an end, whose key it is ---- */
+/* The descriptor here that is the other end of key's pair, or -1. */
+int pipe_other_end(uint64_t key);
+/* Call fn for each end of a pair that the table names. False: without `wait`, another thread has the table. */
+bool pipe_each_pair(void (*fn)(uint64_t key, int fd), bool wait);
+/* The key of fd is good for nothing any more if it says `key`: no more of the table's. */
+void pipe_forget(int fd, uint64_t key);
+
+/* ---- pair*.c: socket pairs. fd: an end, whose key it is ---- */
 
 /* What a process that has the end of this key must know though the data goes through the host: some is left in the ring,
  * or a token is before it. */
 bool pair_rest(uint64_t key);
+/* And what it wrote into the ring before is there still. */
+bool pair_owes(uint64_t key);
 /* No token where no data is. */
 void pair_settle(uint64_t key, int fd);
-/* From now on through the host, what is in the rings apart. 0 or -errno. */
+/* From now on through the host. What is in the rings is moved there as far as this process has the end that wrote it.
+ * 0 or -errno. */
 int pair_plain(uint64_t key, int fd);
+/* Of one that is plain: nothing is left in the ring that this end reads. Waits for those who can move it, so long at most;
+ * -EAGAIN: they are not there. */
+int pair_vacate(uint64_t key, int fd, unsigned ms);
+/* Before fd is closed, the last one of this process that is this end. */
+void pair_leaving(uint64_t key, int fd);
 /* read, write and their brothers; NOT_HERE: the host's. */
 int64_t pair_io(struct hcall *c, uint64_t key, int fd, struct pieces *p, bool writes);
 /* Before SO_ERROR is asked of the host. */
 void pair_error_asked(uint64_t key, int fd);
 /* FIONREAD. */
 int pair_inq(uint64_t key, int fd);
+/* If there is no room, the host's socket has none from now on, until the reader makes some. 1: so it is, 0: there is room;
+ * -EINTR. */
+int pair_fill(uint64_t key, int fd);
+/* Who may wait for this end by an epoll: the end's watch words. */
+bool pair_is_watched(uint64_t key);
+/* One of this process's ends is watched. */
+void pipe_watching(void);
+/* What the host says of a watched end is true from here on. */
+void pair_watch(uint64_t key, int fd);
+/* The handlers of epoll_ctl, and of messages, where an end is concerned. */
+int64_t pair_epoll_ctl(struct hcall *c);
+int64_t pair_message(struct hcall *c);
+/* The LibOS has written. */
+void pair_wrote(uint64_t key, int fd);
+/* It has read. */
+void pair_read_some(uint64_t key, int fd);
+/* POLLOUT as poll tells it. */
+bool pair_writable(uint64_t key);
 #endif

@@ -305,6 +305,7 @@ static bool answer(struct hcall *c, int64_t *r)
 		return false;
 	libfile_settle(c->nr, c->arg);
 	written_mark_call(c->nr, c->arg);
+	pipe_before_wait(c->nr);
 	if (batch_enter(c, r))
 		return true;
 	if (!perform(c, r))

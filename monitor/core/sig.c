@@ -261,7 +261,7 @@ static void on_signal(int signo, siginfo_t *info, void *context)
 		monitor_fault(signo, info, uc);
 		return;
 	}
-	if (signo == KICK_SIG && update_is_poke(info)) {
+	if (signo == KICK_SIG && (update_is_poke(info) || pipe_is_poke(info))) {
 		errno = saved_errno;
 		if (!t || serve_signal(signo))
 			return;

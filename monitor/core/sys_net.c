@@ -330,7 +330,7 @@ static int cmsg_fd(const struct cmsghdr *cm, unsigned i)
 }
 
 /* What goes out: the guest's own descriptors, in the guest's own name. */
-static int ctl_check(const struct msghdr *h)
+static int ctl_check(const struct msghdr *h, int over)
 {
 	struct cmsghdr *cm;
 	int r;
@@ -340,7 +340,7 @@ static int ctl_check(const struct msghdr *h)
 			for (unsigned i = 0; i < cmsg_fds(cm); i++) {
 				if (!fd_is_guest(cmsg_fd(cm, i)))
 					return -EBADF;
-				if ((r = pipe_passed(cmsg_fd(cm, i)))) /* EINTR among others */
+				if ((r = pipe_passed(cmsg_fd(cm, i), over))) /* EINTR among others */
 					return r;
 				batch_share(cmsg_fd(cm, i));
 				dgram_share(cmsg_fd(cm, i));
@@ -403,7 +403,7 @@ static void ctl_received(struct msghdr *h)
 	}
 }
 
-static int send_prepare(struct message *m)
+static int send_prepare(struct message *m, int over)
 {
 	int r;
 	if (m->g.name && m->g.namelen) {
@@ -422,7 +422,7 @@ static int send_prepare(struct message *m)
 		return r;
 	if (guest_read(m->h.msg_control, m->g.control, m->g.controllen))
 		return -EFAULT;
-	return ctl_check(&m->h);
+	return ctl_check(&m->h, over);
 }
 
 /* *whole: all of the data went. */
@@ -431,8 +431,8 @@ static int64_t send_one(struct hcall *c, uint64_t gva, int flags, bool *whole)
 	struct message m;
 	int64_t r = message_load(&m, gva);
 	if (!r)
-		r = send_prepare(&m);
-	if (!r)
+		r = send_prepare(&m, (int)c->arg[0]);
+	if (!r && !pipe_sendmsg(c, (int)c->arg[0], &m.h, flags, &r))
 		r = sock_call(c, SO_SNDTIMEO, nowait(flags), SYS_sendmsg, (int)c->arg[0], (long)&m.h, flags, 0, 0, 0);
 	*whole = r >= 0 && (uint64_t)r >= m.bytes;
 	message_free(&m);

@@ -126,6 +126,8 @@ bool update_poked(void);
 /* The process has closed one of the monitor's descriptors: the service thread has it in a table of its own. */
 void update_fd_closed(int fd);
 
+bool pipe_poked(void); /* pipe.h */
+
 /* A call that sleeps was interrupted, and no lock is held. Was it by nothing that the program may see? Then what an update
  * wants of t has been done, and the call goes on. */
 static inline bool update_goes_on(struct thread *t)
@@ -135,6 +137,7 @@ static inline bool update_goes_on(struct thread *t)
 	t->kicked = 0;
 	update_call(t);
 	update_poked();
+	pipe_poked();
 	return !t->sig_stop && !t->exiting;
 }
 

@@ -15,6 +15,7 @@
 #include "fault.h"
 #include "gmem.h"
 #include "hcall.h"
+#include "pipe.h"
 #include "rseq.h"
 #include "sig.h"
 #include "timepage.h"
@@ -638,7 +639,7 @@ void vcpu_step(struct thread *t)
 	sig_prepare(t);
 	if (t->acc_signo && !t->area->sig.signo)
 		return;
-	if (update_poked() || update_gate(t) || update_call(t))
+	if (update_poked() || pipe_poked() || update_gate(t) || update_call(t))
 		return;
 	rseq_enter(t);
 	if (t->area->work && t->at_user) /* the program's own code is what runs next: stop there first */

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """test_ipc.py KYLINX: IPC and the family's border. Within it objects have one name space, through `kylinx exec` too;
 two families share none, and futexes in memory that somebody outside maps wake whoever sleeps there."""
+import concurrent.futures
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import time
 import lib
 
 IPC = os.path.join(lib.TOP, os.environ.get("BUILD", "build"), "tests/guest/ipc.dyn")
+PAIR = os.path.join(os.path.dirname(IPC), "pair.dyn")
 NAMES = ["SysV segment", "SysV semaphores", "SysV queue", "POSIX queue", "POSIX memory", "POSIX semaphore",
          "abstract socket"]
 
@@ -138,6 +141,38 @@ def outside(tap):
                   f"{r.why()} {status} {out!r}")
 
 
+def taken(listener, expect_fd):
+    """What a descriptor that comes in has unread, and an answer."""
+    with listener.accept()[0] as s:
+        s.settimeout(30)
+        _, fds, _, _ = socket.recv_fds(s, 1, 1)
+        if not expect_fd or not fds:
+            return len(fds)
+        with socket.socket(fileno=fds[0]) as end:
+            end.settimeout(10)
+            data = b""
+            while len(data) < 39000:
+                more = end.recv(65536)
+                if not more:
+                    break
+                data += more
+            end.sendall(b"back")
+    return data == bytes((1000 + i) % 251 for i in range(39000))
+
+
+def passed(tap):
+    """An end of a socket pair with unread data goes to a process of the host, which maps no rings."""
+    with lib.Dir() as d:
+        for how, want in (("living", b"passed: 1 \nanswer: 7 \n"), ("killed", b"passed: -1 EIO\nanswer: 0 \n")):
+            with socket.socket(socket.AF_UNIX) as listener, concurrent.futures.ThreadPoolExecutor(1) as pool:
+                listener.bind(f"{d}/{how}")
+                listener.listen()
+                got = pool.submit(taken, listener, how == "living")
+                r = lib.run(lib.pvm([PAIR, "pass", f"{d}/{how}", how], "--volume", f"{d}:{d}"), 60)
+                check(tap, f"an end with unread data given to the host, its writer {how}",
+                      r.status == 0 and r.out == want and got.result() == (how == "living"), f"{r.why()} {r.out!r}")
+
+
 def trips(tap):
     """Round trips between two processes that both run make few exits."""
     cpus = len(os.sched_getaffinity(0))
@@ -167,7 +202,7 @@ def check(tap, name, ok, why=""):
 
 def main():
     tap = lib.Tap()
-    for part in (families, shown, listed, outside, fifos, trips):
+    for part in (families, shown, listed, outside, fifos, passed, trips):
         try:
             part(tap)
         except (AssertionError, OSError, subprocess.SubprocessError) as e:

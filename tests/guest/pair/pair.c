@@ -17,12 +17,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -42,7 +44,8 @@
  * A recv(WAITALL), U readv of three pieces, M recvmsg(DONTWAIT), N recvfrom with an address, T recv(TRUNC | DONTWAIT);
  * f FIONREAD, p poll, l select for reading, e epoll, s shutdown, c close, d exchange for a copy, t SO_ERROR, n O_NONBLOCK
  * as the number says, x exchange for a copy from 2,000 on, b a bad address to read to, g one to write from,
- * i SO_RCVTIMEO of so many ms
+ * i SO_RCVTIMEO of so many ms; E epoll for reading by edges, O for writing; k EPOLL_CTL_MOD of e's to these events, D take it
+ * out; F write so many at a time until there is no room (EAGAIN), G read as much as was written by F
  */
 static const char *const scripts[] = {
 	"wa5 rb9 wb7 ra3 ra9",
@@ -83,14 +86,67 @@ static const char *const scripts[] = {
 	"ib50 rb5 wa5 rb5 rb5 wb3 Ra5",
 	"wa5 ib50 rb9 rb5",
 	"wa9 sa0 Rb9 Wb5 Ra9",
+	"ma5 Mb9 ma3 ma4 Mb2 Mb9 Mb9",
+	"Wa5 Mb0 Rb0 Qb3 Qb9 Tb9",
+	"Eb0 wa5 Eb0 Eb0 Rb9 wa4 Eb0 Rb9 Eb0 ca0 Eb0",
+	"wa5 Eb0 wa3 Eb0 Rb2 wa1 Eb0 Rb9 Eb0 wa2 Eb0",
+	"wa5 Eb0 ca0 Eb0 Rb9 Eb0",
+	"wa5 Eb0 Rb9 db0 wa5 Eb0 Rb9",
+	"Fa1000 pa0 Gb0 pa0 wa5 Rb9",
+	"Fa1000 Oa0 Gb0 Oa0 pa0 wa5 Rb9",
+	"Oa0 Fa1000 Oa0 Gb0 Oa0 Oa0 wa5 Rb9",
+	"eb0 Fa1000 ea0 Gb0 ea0 wa5 eb0 Rb9 eb0 ea0",
+	"eb0 Fa100 ea0 cb0 ea0 Wa5",
+	"eb0 kb1 wa5 eb0 kb4 eb0 Rb9 kb1 eb0 Db0 wa3 eb0 Rb9",
+	"eb0 wa5 mb0 sb1 ma3 Rb9 eb0 Ra9",
+};
+
+/* For SOCK_SEQPACKET and SOCK_DGRAM. */
+static const char *const records[] = {
+	"Rb9 wa5 wa7 Rb9 Rb9 Rb9 wb3 Ra9",
+	"wa5 Rb2 Rb9 wa5 wa6 Rb3 Rb9",
+	"Wa0 wa3 wa0 Rb9 Rb9 Rb9 Rb9 ma0 Mb9 Va0 Rb9",
+	"wa5 Pb3 Pb9 Rb9 Rb9",
+	"wa9 Tb3 wa9 Tb20 wa9 Qb3 Qb9 Rb9",
+	"wa9 Mb3 wa9 Mb20 ma5 Mb9 ma5 Rb9 Mb9 ma4 Mb0 Mb9",
+	"Va10 Ub7 Va10 Ub20 Rb9",
+	"wa5 fb0 wa6 fb0 Rb9 fb0 Rb9 fb0",
+	"wa5 Rb0 Rb9 wa5 rb0 rb9",
+	"wa5 Nb9 wa5 Ab9 wa5 Ab2",
+	"wa5 bb3 Rb9 ga3 wa2 Rb9",
+	"pa0 pb0 wa5 pb0 lb0 wa6 Rb9 pb0 Rb9 pb0 lb0 Wa0 pb0 Rb9 pb0",
+	"wa5 eb0 wa6 eb0 Rb9 eb0 Rb9 eb0 ea0 wb3 ea0 Ra9 ea0",
+	"eb0 Wa0 eb0 Rb9 eb0",
+	"Eb0 wa5 Eb0 Eb0 wa5 Eb0 Rb9 Eb0 Rb9 wa4 Eb0 Rb9 Eb0",
+	"wa31000 Rb60000 wa32000 Rb60000 wa5 Rb9",
+	"wa40000 Rb60000 wa5 Rb9",
+	"wa5 wa40000 wa7 Rb9 Rb60000 Rb9 wb3 Ra9",
+	"Wa250000 wa5 Rb9",
+	"wa5 sa1 Rb9 Rb9 wb4 Ra9 Wa1 pb0",
+	"wa5 wa6 sa2 Rb9 Rb9 Rb9 Wb3 Ra9",
+	"wa5 da0 wa5 db0 Rb9 Rb9 wb3 Ra9",
+	"wa5 xb0 Rb9 wa5 Rb9 wb3 Ra9 xa0 wa3 Rb9 wb3 Ra9",
+	"nb1 rb5 wa5 rb3 rb5 nb0 wa5 rb5",
+	"ib50 rb5 wa5 wa6 rb9 rb5",
+	"Fa1000 pa0 Gb0 pa0 wa5 Rb9",
+	"Fa20000 pa0 Gb0 pa0 wa5 Rb9",
+	"Oa0 Fa1000 Oa0 Gb0 Oa0 wa5 Rb9",
+	"eb0 Fa100 ea0 Gb0 ea0 wa5 eb0 Rb9 eb0 ea0",
+	"wa5 ca0 pb0 fb0 Rb9 Rb9 Wb5 Wb5 pb0 tb0",
+	"wa5 cb0 pa0 ta0 Wa5 Wa5 Ra9 pa0",
+	"wa5 Rb9 cb0 pa0 Ra9 Wa5 Wa5",
+	"wa5 wb6 cb0 Ra3 Ra9 Ra9 pa0",
+	"wa5 Rb9 wb6 wb7 cb0 pa0 Ra9 Ra9 Ra9",
+	"wa5 eb0 ea0 cb0 ea0 Ra9",
 };
 
 struct end {
-	int fd, ep;
+	int fd, ep, edges, rooms; /* epolls of e, E and O */
+	bool records;
 	uint32_t out, in; /* number of the next byte */
 };
 
-static char wbuf[65536], rbuf[65536];
+static char wbuf[300000], rbuf[65536];
 
 static const char *err(ssize_t r) { return r < 0 ? strerrorname_np(errno) : ""; }
 
@@ -139,6 +195,8 @@ static ssize_t read_op(struct end *e, char op, size_t n, char *more)
 		return recv(e->fd, rbuf, n, MSG_DONTWAIT | MSG_TRUNC);
 	case 'P':
 		return recv(e->fd, rbuf, n, MSG_DONTWAIT | MSG_PEEK);
+	case 'Q':
+		return recv(e->fd, rbuf, n, MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
 	case 'A':
 		return recv(e->fd, rbuf, n, MSG_WAITALL);
 	case 'b':
@@ -156,15 +214,32 @@ static ssize_t read_op(struct end *e, char op, size_t n, char *more)
 	return readv(e->fd, v, 3);
 }
 
-static int epoll_op(struct end *e)
+static int epoll_op(int *ep, int fd, uint32_t events)
 {
-	struct epoll_event ev = { EPOLLIN | EPOLLOUT | EPOLLRDHUP, { 0 } };
-	if (e->ep < 0) {
-		e->ep = epoll_create1(EPOLL_CLOEXEC);
-		NEED(epoll_ctl(e->ep, EPOLL_CTL_ADD, e->fd, &ev) == 0);
+	struct epoll_event ev = { events, { 0 } };
+	if (*ep < 0) {
+		*ep = epoll_create1(EPOLL_CLOEXEC);
+		NEED(epoll_ctl(*ep, EPOLL_CTL_ADD, fd, &ev) == 0);
 	}
-	int n = epoll_wait(e->ep, &ev, 1, 0);
+	int n = epoll_wait(*ep, &ev, 1, 0);
 	return n == 1 ? (int)ev.events : n;
+}
+
+/* Write until there is no room; the other end reads all of it, whatever it was. */
+static ssize_t fill_op(struct end *e, size_t n)
+{
+	ssize_t r;
+	for (unsigned i = 0; (r = send(e->fd, wbuf, n, MSG_DONTWAIT | MSG_NOSIGNAL)) > 0; i++)
+		;
+	return r;
+}
+
+static ssize_t drain_op(struct end *e)
+{
+	ssize_t r;
+	while ((r = recv(e->fd, rbuf, sizeof rbuf, MSG_DONTWAIT)) > 0)
+		;
+	return r;
 }
 
 static ssize_t other_op(struct end *e, char op, int n)
@@ -186,7 +261,22 @@ static ssize_t other_op(struct end *e, char op, int n)
 		return select(e->fd + 1, &set, NULL, NULL, &now);
 	}
 	case 'e':
-		return epoll_op(e);
+		return epoll_op(&e->ep, e->fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP);
+	case 'E':
+		return epoll_op(&e->edges, e->fd, EPOLLIN | EPOLLRDHUP | EPOLLET);
+	case 'O':
+		return epoll_op(&e->rooms, e->fd, EPOLLOUT | EPOLLET);
+	case 'k':
+		return epoll_ctl(e->ep, EPOLL_CTL_MOD, e->fd, &(struct epoll_event){ (uint32_t)n, { 0 } });
+	case 'D':
+		r = epoll_ctl(e->ep, EPOLL_CTL_DEL, e->fd, NULL);
+		close(e->ep);
+		e->ep = -1;
+		return r;
+	case 'F':
+		return fill_op(e, (size_t)n);
+	case 'G':
+		return drain_op(e);
 	case 's':
 		return shutdown(e->fd, n == 0 ? SHUT_RD : n == 1 ? SHUT_WR : SHUT_RDWR);
 	case 'c':
@@ -214,19 +304,23 @@ static void perform(struct end *e, const char *op, char *out)
 		r = write_op(e, *op, n);
 		if (r > 0)
 			e->out += (uint32_t)r;
-	} else if (strchr("rRTPAbNMU", *op)) {
+	} else if (strchr("rRTPQAbNMU", *op)) {
 		r = read_op(e, *op, n, more);
-		for (ssize_t i = 0; i < r; i++)
+		if (e->records && r > 0 && n) { /* what was cut off is gone */
+			e->in = (unsigned char)rbuf[0];
+			sprintf(more + strlen(more), " from %u", e->in);
+		}
+		for (ssize_t i = 0; i < r && i < (ssize_t)n; i++)
 			if (rbuf[i] != (char)((e->in + (uint32_t)i) % 251)) {
-				sprintf(more, " WRONG at %zd", i);
+				sprintf(more + strlen(more), " WRONG at %zd", i);
 				break;
 			}
-		if (r > 0 && *op != 'P')
+		if (r > 0 && *op != 'P' && *op != 'Q')
 			e->in += (uint32_t)r;
 	} else {
 		r = other_op(e, *op, (int)n);
 	}
-	sprintf(out, *op == 'p' || *op == 'e' ? "%zx %s%s" : "%zd %s%s", r, err(r), more);
+	sprintf(out, strchr("peEO", *op) ? "%zx %s%s" : "%zd %s%s", r, err(r), more);
 }
 
 static void serve(struct end *e, int from, int to)
@@ -239,16 +333,30 @@ static void serve(struct end *e, int from, int to)
 	_exit(0);
 }
 
-static void run_script(const char *self, const char *script, int mode)
+static void epolls_close(const struct end *e)
 {
+	if (e->ep >= 0)
+		close(e->ep);
+	if (e->edges >= 0)
+		close(e->edges);
+	if (e->rooms >= 0)
+		close(e->rooms);
+}
+
+static void run_script(const char *self, const char *script, int type, int mode)
+{
+	static const char *const types[] = {
+		[SOCK_STREAM] = "stream", [SOCK_DGRAM] = "datagrams", [SOCK_SEQPACKET] = "records"
+	};
+	bool rec = type != SOCK_STREAM;
 	static const char *const modes[] = { "one process", "a child", "a program" };
 	int sv[2], to[2], from[2];
 	pid_t pid = 0;
-	NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0 && pipe(to) == 0 && pipe(from) == 0);
-	struct end a = { sv[0], -1, 0, 0 }, b = { sv[1], -1, 0, 0 };
+	NEED(socketpair(AF_UNIX, type, 0, sv) == 0 && pipe(to) == 0 && pipe(from) == 0);
+	struct end a = { sv[0], -1, -1, -1, rec, 0, 0 }, b = { sv[1], -1, -1, -1, rec, 0, 0 };
 	fflush(stdout);
 	if (mode && (pid = fork()) == 0) {
-		char text[3][16];
+		char text[4][16];
 		close(sv[0]);
 		close(to[1]);
 		close(from[0]);
@@ -257,14 +365,15 @@ static void run_script(const char *self, const char *script, int mode)
 		sprintf(text[0], "%d", sv[1]);
 		sprintf(text[1], "%d", to[0]);
 		sprintf(text[2], "%d", from[1]);
-		execl(self, self, "serve", text[0], text[1], text[2], NULL);
+		sprintf(text[3], "%d", rec);
+		execl(self, self, "serve", text[0], text[1], text[2], text[3], NULL);
 		_exit(1);
 	}
 	if (mode)
 		close(sv[1]);
 	close(to[0]);
 	close(from[1]);
-	printf("%s, %s:\n", script, modes[mode]);
+	printf("%s, %s, %s:\n", script, types[type], modes[mode]);
 	char copy[256], *save, *op;
 	strcpy(copy, script);
 	for (op = strtok_r(copy, " ", &save); op; op = strtok_r(NULL, " ", &save)) {
@@ -280,10 +389,8 @@ static void run_script(const char *self, const char *script, int mode)
 	}
 	close(to[1]);
 	close(from[0]);
-	if (a.ep >= 0)
-		close(a.ep);
-	if (b.ep >= 0)
-		close(b.ep);
+	epolls_close(&a);
+	epolls_close(&b);
 	close(a.fd);
 	if (mode)
 		waitpid(pid, NULL, 0);
@@ -458,7 +565,7 @@ static void broken(void)
 	line("a signal ends who writes to nobody", WIFSIGNALED(status) ? WTERMSIG(status) : -WEXITSTATUS(status));
 }
 
-static void send_fd(int over, int fd)
+static ssize_t try_send_fd(int over, int fd)
 {
 	union {
 		struct cmsghdr h;
@@ -468,8 +575,10 @@ static void send_fd(int over, int fd)
 	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = &u, .msg_controllen = sizeof u.room };
 	u.h = (struct cmsghdr){ CMSG_LEN(sizeof fd), SOL_SOCKET, SCM_RIGHTS };
 	memcpy(CMSG_DATA(&u.h), &fd, sizeof fd);
-	NEED(sendmsg(over, &m, 0) == 1);
+	return sendmsg(over, &m, 0);
 }
+
+static void send_fd(int over, int fd) { NEED(try_send_fd(over, fd) == 1); }
 
 static int get_fd(int over)
 {
@@ -513,6 +622,297 @@ static void passed(void)
 	line("who got it", WEXITSTATUS(status));
 	close(sv[0]);
 	close(over[0]);
+}
+
+static void become_another(void)
+{
+	if (geteuid() == 0)
+		NEED(setresuid(65534, 65534, 65534) == 0);
+}
+
+/* Read n bytes, whose numbers begin with `from`. */
+static bool takes(int fd, unsigned from, unsigned n)
+{
+	unsigned char buf[4096];
+	for (unsigned at = 0; at < n;) {
+		ssize_t r = recv(fd, buf, sizeof buf < n - at ? sizeof buf : n - at, 0);
+		if (r <= 0)
+			return false;
+		for (ssize_t i = 0; i < r; i++, at++)
+			if (buf[i] != (from + at) % 251)
+				return false;
+	}
+	return true;
+}
+
+static void gives(int fd, unsigned from, unsigned n, unsigned piece)
+{
+	unsigned char buf[4096];
+	for (unsigned at = 0; at < n;) {
+		unsigned m = piece < n - at ? piece : n - at;
+		for (unsigned i = 0; i < m; i++)
+			buf[i] = (unsigned char)((from + at + i) % 251);
+		NEED(send(fd, buf, m, 0) == (ssize_t)m);
+		at += m;
+	}
+}
+
+/* Who gets an end with unread data is another user, and maps no memory of this one's. The writer is the one that passes
+ * it (0), another that sleeps (1), works (2), or has ended (3); 4: is this one, and becomes another program before. */
+static void passed_out(const char *self, int type, int writer)
+{
+	static const char *const who[] = { "itself", "a sleeper", "a worker", "one that has ended", "another program" };
+	const unsigned n = 40000, piece = 1000;
+	int sv[2], over[2], go[2], ready[2], status;
+	char c = 0;
+	NEED(socketpair(AF_UNIX, type, 0, sv) == 0 && pipe(go) == 0 && pipe(ready) == 0);
+	NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, over) == 0);
+	pid_t reader = child();
+	if (reader == 0) {
+		close(sv[0]);
+		close(sv[1]);
+		close(over[0]);
+		close(go[1]);
+		become_another();
+		NEED(write(ready[1], "r", 1) == 1);
+		int fd = get_fd(over[1]);
+		bool all = takes(fd, 1000, n - 1000);
+		NEED(write(ready[1], "R", 1) == 1);
+		if (writer != 3)
+			all = all && takes(fd, n, 5000) && send(fd, "back", 4, 0) == 4;
+		_exit(all ? 7 : 8);
+	}
+	pid_t other = 0;
+	NEED(read(ready[0], &c, 1) == 1);
+	if (writer >= 1 && (other = child()) == 0) {
+		close(sv[1]);
+		close(over[0]);
+		close(over[1]);
+		close(go[1]);
+		gives(sv[0], 0, n, piece);
+		if (writer == 4) {
+			char text[3][16];
+			sprintf(text[0], "%d", sv[0]);
+			sprintf(text[1], "%d", go[0]);
+			sprintf(text[2], "%d", ready[1]);
+			execl(self, self, "writer", text[0], text[1], text[2], NULL);
+			_exit(1);
+		}
+		NEED(write(ready[1], "w", 1) == 1);
+		if (writer == 3)
+			_exit(0);
+		if (writer == 2) {
+			fcntl(go[0], F_SETFL, O_NONBLOCK);
+			while (read(go[0], &c, 1) < 0)
+				for (volatile int i = 0; i < 1000000; i++)
+					;
+		} else {
+			NEED(read(go[0], &c, 1) == 1);
+		}
+		gives(sv[0], n, 5000, piece);
+		NEED(recv(sv[0], rbuf, 9, 0) == 4);
+		_exit(0);
+	}
+	if (writer == 0) {
+		gives(sv[0], 0, n, piece);
+	} else {
+		close(sv[0]);
+		NEED(read(ready[0], &c, 1) == 1);
+	}
+	if (writer == 3)
+		waitpid(other, NULL, 0);
+	NEED(takes(sv[1], 0, 1000));
+	send_fd(over[0], sv[1]);
+	close(sv[1]);
+	NEED(read(ready[0], &c, 1) == 1);
+	if (writer == 0) {
+		gives(sv[0], n, 5000, piece);
+		NEED(recv(sv[0], rbuf, 9, 0) == 4);
+		close(sv[0]);
+	} else if (writer != 3) {
+		NEED(write(go[1], "g", 1) == 1);
+		waitpid(other, &status, 0);
+		NEED(status == 0);
+	}
+	waitpid(reader, &status, 0);
+	printf("passed to another user, written by %s: %d\n", who[writer], WEXITSTATUS(status));
+	close(over[0]);
+	close(over[1]);
+	for (int i = 0; i < 2; i++) {
+		close(go[i]);
+		close(ready[i]);
+	}
+}
+
+/* Who listens at path belongs to nobody here. It gets 39,000 bytes that another process wrote, and sends an answer. */
+static void pass_outside(const char *path, bool killed)
+{
+	struct sockaddr_un name = { .sun_family = AF_UNIX };
+	int over = socket(AF_UNIX, SOCK_STREAM, 0), sv[2], ready[2];
+	char c;
+	strncpy(name.sun_path, path, sizeof name.sun_path - 1);
+	NEED(connect(over, (void *)&name, sizeof name) == 0 && pipe(ready) == 0);
+	pair(sv);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(sv[1]);
+		gives(sv[0], 0, 40000, 1000);
+		NEED(write(ready[1], "w", 1) == 1);
+		_exit(read(sv[0], rbuf, 9) == 4 ? 7 : 8);
+	}
+	close(sv[0]);
+	NEED(read(ready[0], &c, 1) == 1);
+	int status = 0;
+	if (killed) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	NEED(takes(sv[1], 0, 1000));
+	line("passed", try_send_fd(over, sv[1]));
+	if (!killed)
+		waitpid(pid, &status, 0);
+	line("answer", WEXITSTATUS(status));
+}
+
+/* The writer of passed_out() as another program. */
+static void writer_goes_on(int fd, int go, int ready)
+{
+	char c;
+	NEED(write(ready, "w", 1) == 1 && read(go, &c, 1) == 1);
+	gives(fd, 40000, 5000, 1000);
+	NEED(recv(fd, rbuf, 9, 0) == 4);
+	_exit(0);
+}
+
+/* More processes than an object has places for, with data unread; the last one reads it. */
+static void many_holders(int type)
+{
+	int sv[2], go[2], status, n = 0;
+	char c;
+	pid_t pid[60];
+	NEED(socketpair(AF_UNIX, type, 0, sv) == 0 && pipe(go) == 0);
+	gives(sv[0], 0, 20000, 500);
+	for (int i = 0; i < 60; i++) {
+		pid[i] = child();
+		if (pid[i] == 0) {
+			close(sv[0]);
+			close(go[1]);
+			NEED(read(go[0], &c, 1) == (i == 59));
+			_exit(i == 59 && takes(sv[1], 0, 20000) ? 7 : 8);
+		}
+	}
+	close(sv[1]);
+	for (int i = 0; i < 59; i++) {
+		kill(pid[i], i % 2 ? SIGKILL : SIGTERM);
+		waitpid(pid[i], &status, 0);
+	}
+	NEED(write(go[1], "g", 1) == 1);
+	waitpid(pid[59], &status, 0);
+	n = WEXITSTATUS(status);
+	printf("the sixtieth reader: %d\n", n);
+	close(sv[0]);
+	close(go[0]);
+	close(go[1]);
+}
+
+/* One epoll for pairs of all types, a pipe and an eventfd, all written by another process. */
+static void epoll_mixed(uint32_t how)
+{
+	enum { N = 5, TURNS = 150 };
+	static const int types[] = { SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM };
+	int in[N], out[N], back[2], ep = epoll_create1(EPOLL_CLOEXEC), got[N] = { 0 };
+	for (int i = 0; i < 3; i++) {
+		int sv[2];
+		NEED(socketpair(AF_UNIX, types[i] | SOCK_NONBLOCK, 0, sv) == 0);
+		in[i] = sv[0];
+		out[i] = sv[1];
+	}
+	int p[2];
+	NEED(pipe2(p, O_NONBLOCK) == 0 && pipe(back) == 0);
+	in[3] = p[0];
+	out[3] = p[1];
+	in[4] = out[4] = eventfd(0, EFD_NONBLOCK);
+	for (int i = 0; i < N; i++)
+		NEED(epoll_ctl(ep, EPOLL_CTL_ADD, in[i],
+			       &(struct epoll_event){ EPOLLIN | how, { .u32 = (uint32_t)i } }) == 0);
+	pid_t pid = child();
+	if (pid == 0) {
+		char c;
+		for (int i = 0; i < N * TURNS; i++) {
+			uint64_t one = 1;
+			if (i % 3 == 0) /* as often asleep as not */
+				usleep(300);
+			NEED(write(out[i % N], &one, 8) == 8);
+			if (i % 7 == 0)
+				NEED(read(back[0], &c, 1) == 1);
+		}
+		_exit(0);
+	}
+	int sum = 0, acks = 0;
+	while (sum < N * TURNS) {
+		struct epoll_event ev[N];
+		int n = epoll_wait(ep, ev, N, 10000);
+		NEED(n > 0);
+		for (int k = 0; k < n; k++) {
+			int i = (int)ev[k].data.u32;
+			ssize_t r;
+			uint64_t v[8];
+			while ((r = read(in[i], v, sizeof v)) > 0) {
+				int m = i == 4 ? (int)v[0] : (int)(r / 8);
+				got[i] += m;
+				sum += m;
+			}
+			NEED(r == -1 && errno == EAGAIN);
+		}
+		for (; acks * 7 < sum && acks < (N * TURNS + 6) / 7; acks++)
+			NEED(write(back[1], "a", 1) == 1);
+	}
+	for (int i = 0; i < N; i++)
+		printf("epoll %s, descriptor %d: %d\n", how ? "by edges" : "by levels", i, got[i]);
+	waitpid(pid, NULL, 0);
+	for (int i = 0; i < N; i++)
+		close(in[i]);
+	for (int i = 0; i < 4; i++)
+		close(out[i]);
+	close(back[0]);
+	close(back[1]);
+	close(ep);
+}
+
+/* A writer that an epoll tells of room, against a reader that takes all in small pieces. how: EPOLLET or 0. */
+static void epoll_room(int type, uint32_t how)
+{
+	int sv[2], ep = epoll_create1(EPOLL_CLOEXEC), status;
+	const unsigned n = 600000, piece = 1000;
+	NEED(socketpair(AF_UNIX, type, 0, sv) == 0);
+	pid_t pid = child();
+	if (pid == 0) {
+		close(sv[0]);
+		_exit(takes(sv[1], 0, n) ? 7 : 8);
+	}
+	close(sv[1]);
+	fcntl(sv[0], F_SETFL, O_NONBLOCK);
+	struct epoll_event ev = { EPOLLOUT | how, { 0 } };
+	NEED(epoll_ctl(ep, EPOLL_CTL_ADD, sv[0], &ev) == 0);
+	for (unsigned at = 0; at < n;) {
+		NEED(epoll_wait(ep, &ev, 1, 10000) == 1 && ev.events & EPOLLOUT);
+		for (;;) {
+			unsigned char buf[1000];
+			unsigned m = piece < n - at ? piece : n - at;
+			for (unsigned i = 0; i < m; i++)
+				buf[i] = (unsigned char)((at + i) % 251);
+			ssize_t r = m ? write(sv[0], buf, m) : -1;
+			if (r < 0) {
+				NEED(!m || errno == EAGAIN);
+				break;
+			}
+			at += (unsigned)r;
+		}
+	}
+	waitpid(pid, &status, 0);
+	line(how ? "room by edges" : "room by levels", WEXITSTATUS(status));
+	close(sv[0]);
+	close(ep);
 }
 
 /* The reader becomes another user with data unread. */
@@ -637,14 +1037,25 @@ static void changes_below(void)
 
 int main(int argc, char **argv)
 {
-	if (argc == 5 && !strcmp(argv[1], "serve")) {
-		struct end e = { atoi(argv[2]), -1, 0, 0 };
+	if (argc == 5 && !strcmp(argv[1], "writer"))
+		writer_goes_on(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
+	if (argc == 4 && !strcmp(argv[1], "pass")) {
+		pass_outside(argv[2], *argv[3] == 'k');
+		return 0;
+	}
+	if (argc == 6 && !strcmp(argv[1], "serve")) {
+		struct end e = { atoi(argv[2]), -1, -1, -1, *argv[5] == '1', 0, 0 };
 		serve(&e, atoi(argv[3]), atoi(argv[4]));
 	}
 	alarm(500);
-	for (int mode = 0; mode < 3; mode++)
+	for (int mode = 0; mode < 3; mode++) {
 		for (unsigned i = 0; i < sizeof scripts / sizeof *scripts; i++)
-			run_script("/proc/self/exe", scripts[i], mode);
+			run_script("/proc/self/exe", scripts[i], SOCK_STREAM, mode);
+		for (unsigned i = 0; i < sizeof records / sizeof *records; i++) {
+			run_script("/proc/self/exe", records[i], SOCK_SEQPACKET, mode);
+			run_script("/proc/self/exe", records[i], SOCK_DGRAM, mode);
+		}
+	}
 	bulk();
 	ping_pong();
 	broken();
@@ -656,6 +1067,19 @@ int main(int argc, char **argv)
 	}
 	passed();
 	user_changes();
+	for (int i = 0; i < 5; i++) {
+		passed_out("/proc/self/exe", SOCK_STREAM, i);
+		passed_out("/proc/self/exe", SOCK_SEQPACKET, i);
+	}
+	many_holders(SOCK_STREAM);
+	many_holders(SOCK_DGRAM);
+	epoll_mixed(0);
+	epoll_mixed(EPOLLET);
+	for (int i = 0; i < 2; i++) {
+		epoll_room(SOCK_STREAM, i ? EPOLLET : 0);
+		epoll_room(SOCK_SEQPACKET, i ? EPOLLET : 0);
+		epoll_room(SOCK_DGRAM, i ? EPOLLET : 0);
+	}
 	epoll_waits();
 	full();
 	changes_below();
