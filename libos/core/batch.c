@@ -575,6 +575,15 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	return done;
 }
 
+void batch_news(struct kx_thread *t)
+{
+	uint32_t n = BATCH->ctx_of[t->index % KX_AREA_MAX];
+	openahead_stale();
+	__atomic_add_fetch(&BATCH->calls, 1, __ATOMIC_SEQ_CST);
+	if (n && n <= KX_BATCH_CTXS)
+		((struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000))->exits++;
+}
+
 void batch_flush(struct kx_thread *t)
 {
 	if (SHARED->dgram)

@@ -116,14 +116,17 @@ bool openahead_call(struct kx_frame *f, int64_t *ret);
 struct kx_openahead_file *openahead_file(uint64_t fd, int32_t *as);
 /* A close of fd is queued. */
 void openahead_closes(uint64_t fd);
-/* Something may come from another process without an exit: what was told before counts no more. */
+/* What was told of files counts no more. */
 void openahead_stale(void);
 
+/* batch.c: this thread may learn of what the monitor did not know of at the last exit: as if it had made one. */
+void batch_news(struct kx_thread *t);
 /* Before anything without an exit that could bring news from outside the process. */
 static inline void before_news(struct kx_thread *t)
 {
 	libfile_flush(t);
-	openahead_stale();
+	if (SHARED->batch)
+		batch_news(t);
 }
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */

@@ -20,11 +20,7 @@ void openahead_closes(uint64_t fd)
 		ahead->lowest = (int32_t)fd;
 }
 
-void openahead_stale(void)
-{
-	if (SHARED->batch)
-		ahead->on = 0;
-}
+void openahead_stale(void) { ahead->on = 0; }
 
 static bool is_named(const struct kx_openahead_file *e, uint64_t gva)
 {

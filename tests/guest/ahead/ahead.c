@@ -496,7 +496,7 @@ int main(void)
 		peer();
 	}
 	epfd = epoll_create1(EPOLL_CLOEXEC);
-	file = mkstemp(name);
+	file = mkostemp(name, O_DSYNC); /* else its writes would be queued */
 	check(epfd >= 0 && file >= 0 && !unlink(name), "an epoll and a file");
 	test_levels();
 	for (int i = 0; i < 2; i++) {
