@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include "batch_priv.h"
+#include "gmem.h"
 #include "dgram.h"
 #include "thread.h"
 
@@ -394,7 +395,7 @@ static void offer(struct ctx *x, int n, int accepted)
 	g->epoll = a->epoll;
 	g->calls = batch_shared()->calls;
 	g->spoilt = 0;
-	g->zeros = n ? 0 : KX_AHEAD_ZEROS;
+	g->zeros = n || gmem_is_seen() ? 0 : KX_AHEAD_ZEROS; /* who shares memory may know of more without a call */
 	a->offered = true;
 	__atomic_store_n(&g->state, KX_AHEAD_OFFERED, __ATOMIC_SEQ_CST);
 }

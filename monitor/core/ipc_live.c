@@ -351,8 +351,9 @@ int64_t ipc_live(struct ipc_call *c, struct kx_ipc_obj *o)
 	if (!ipc_lock(o, false))
 		return -EINTR;
 	int64_t r = try(&x);
+	/* A semop() that sleeps is ended by SIGSTOP and SIGCONT (signal(7)), which a futex does not tell of. */
 	if (r == WAIT)
-		r = c->waits && left_ns(c) ? place_take(&x) : c->none;
+		r = !c->waits || !left_ns(c) ? c->none : is_sem(o) ? IPC_NOT_HERE : place_take(&x);
 	if (r == WAIT)
 		return sleep_on(&x);
 	ipc_unlock(o);

@@ -229,8 +229,8 @@ static void fd_full(int i)
 static bool fd_is_full(int i)
 {
 	char b = 1;
-	return open("/dev/zero", O_RDONLY) < 0 && errno == EMFILE && read(39 + i, &b, 1) == 1 && !b && close(39 + i) == 0 &&
-	       open("/dev/zero", O_RDONLY) == 39 + i;
+	return open("/dev/zero", O_RDONLY) < 0 && errno == EMFILE && read(39 + i, &b, 1) == 1 && !b &&
+	       close(39 + i) == 0 && open("/dev/zero", O_RDONLY) == 39 + i;
 }
 
 static bool locked_by_parent(int i)
