@@ -263,7 +263,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	spare_remove();
 	thread_release_guest(t, t->pid == pvm.pid, true);
 	if (pvm.cfg->stats && t->pid == pvm.pid)
-		stats_flush();
+		stats_flush(pvm.nr_threads < 2); /* of vCPUs that run KVM tells nothing */
 	/* An update has lent threads ways of being scheduled, and takes them back. */
 	bool alone = !is_vfork_child();
 	if (alone)

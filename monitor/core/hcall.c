@@ -515,7 +515,8 @@ static int64_t run_handler(struct hcall *c)
 		if (update_call(t))
 			continue;
 		/* As after a stop and SIGCONT: only some calls tell. */
-		if ((update_poked() | pipe_poked()) && restarts_after_stop(c->nr))
+		bool update = update_poked(), pipe = pipe_poked();
+		if ((update || pipe) && restarts_after_stop(c->nr))
 			continue;
 		if (c->row->flags & KX_F_NORESTART)
 			return -EINTR;

@@ -84,6 +84,8 @@ void pvm_fork_child(void)
 	coredump_fork_child();
 }
 
+#define STOP_NS 2000000000ull
+
 static void report_end(const char *fmt, int n)
 {
 	char how[64];
@@ -94,8 +96,9 @@ static void report_end(const char *fmt, int n)
 	snprintf(how, sizeof how, fmt, n);
 	if (pvm.cfg->strace)
 		strace_exit(how);
+	/* What KVM counts of a vCPU can't be had while that runs: KVM's call would wait for it, killable alone. */
 	if (pvm.cfg->stats)
-		stats_end();
+		stats_end(pvm.nr_threads < 2 || (self && update_stop_for_good(self, STOP_NS)));
 	if (pvm.cfg->stats && !pvm.is_child)
 		stats_write(pvm.cfg->stats_file);
 }

@@ -174,15 +174,16 @@ static void forget_number(uint64_t now, uint64_t *before, uint64_t *sum)
 void stats_share(struct stats_family *f) { family = f; }
 void stats_begin(void) { __atomic_fetch_add(&family->processes, 1, __ATOMIC_RELAXED); }
 void stats_exec(void) { __atomic_fetch_add(&family->execs, 1, __ATOMIC_RELAXED); }
-void stats_flush(void)
+void stats_flush(bool vcpus_stand)
 {
 	each_number(add_number);
-	add_number(kvmstats_page_faults(), &added.page_faults, &family->sums.page_faults);
+	if (vcpus_stand)
+		add_number(kvmstats_page_faults(), &added.page_faults, &family->sums.page_faults);
 }
 
-void stats_end(void)
+void stats_end(bool vcpus_stand)
 {
-	stats_flush();
+	stats_flush(vcpus_stand);
 	__atomic_fetch_add(&family->ended, 1, __ATOMIC_RELAXED);
 }
 

@@ -84,11 +84,12 @@ void stats_thread_done(struct thread *t);
 
 /*
  * Add what was counted since the last time to the family's sums. Takes no lock that a stopped thread could hold. Not
- * twice at a time, nor in a child of vfork.
+ * twice at a time, nor in a child of vfork. vcpus_stand: no other thread is in the guest; else KVM can't be asked, since
+ * its call would wait for them, and its counts are left out.
  */
-void stats_flush(void);
+void stats_flush(bool vcpus_stand);
 /* The same, at the end of this process. */
-void stats_end(void);
+void stats_end(bool vcpus_stand);
 
 /*
  * Write the report, after stats_end(): to what stats_init() opened, else to the file, else to stderr. For the end of

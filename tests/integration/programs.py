@@ -170,7 +170,7 @@ xxd -r -p <hex
 xz -d -c text.xz
 xzcat text.xz
 ash -c 'seq 5 | sort -r | head -n 2; (exit 3); echo $?; x=$(echo sub); echo $x; yes | head -n 3; f=$(mktemp ./fXXXXXX) && test -f $f && rm $f && echo made'
-ash -c 'sleep 9 & kill $!; wait $!; echo $?; for i in 1 2 3; do (exit $i) & done; wait; renice -n 3 $$; nice; exec echo last'
+ash -c 'sleep 9 & kill $!; wait $! 2>/dev/null; echo $?; for i in 1 2 3; do (exit $i) & done; wait; renice -n 3 $$; nice; exec echo last'
 awk 'BEGIN { system("echo x; exit 3"); "echo y" | getline z; print z; print "b\na" | "sort"; close("sort"); print "end" }'
 chroot / /bin/echo in
 env -i A=1 /bin/busybox env

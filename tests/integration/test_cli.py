@@ -642,6 +642,23 @@ def strace_and_stats():
 
 
 @test
+def stats_of_threads_that_run():
+    """The end of a program is the end, though a thread of it goes on in its own code."""
+    with Dir() as d:
+        with open(f"{d}/spin.c", "w") as f:
+            f.write("#include <pthread.h>\n#include <signal.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
+                    "static volatile int there;\nstatic void *spin(void *a) { for (;;) there = 1; return a; }\n"
+                    "int main(int c, char **v) { pthread_t t; pthread_create(&t, 0, spin, 0); while (!there) ;\n"
+                    "if (c > 3) execl(\"/bin/sh\", \"sh\", \"-c\", \"exit 5\", NULL); else if (c > 2) raise(SIGTERM); else if (c > 1) _exit(3); return 4; }\n")
+        subprocess.run(["gcc", "-O1", "-pthread", "-o", f"{d}/spin", f"{d}/spin.c"], check=True)
+        for args_, status in (([], 4), (["x"], 3), (["x", "y"], -15), (["x", "y", "z"], 5)):
+            r = run(f"--stats={d}/stats", f"{d}/spin", *args_)
+            expect(r.returncode, status, f"status with {args_}")
+            with open(f"{d}/stats") as f:
+                assert json.load(f)["exits"] > 0
+
+
+@test
 def strace_of_old_actions():
     """The old action is there when the monitor makes the line, whoever answers."""
     code = ("import signal as s\n"

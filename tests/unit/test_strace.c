@@ -528,8 +528,8 @@ static void test_stats(void)
 	stats_begin();
 	/* A stopped thread may hold the lock. */
 	pthread_mutex_lock(&pvm.thr_lock);
-	stats_flush();
-	stats_end();
+	stats_flush(true);
+	stats_end(true);
 	stats_write(name);
 	pthread_mutex_unlock(&pvm.thr_lock);
 	if (read(fd, got, sizeof(got) - 1) <= 0)

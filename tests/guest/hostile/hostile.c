@@ -49,6 +49,7 @@
 #include "../../../abi/kx_dgram.h"
 #include "../../../abi/kx_hcall.h"
 #include "../../../abi/kx_ipc.h"
+#include "../../../abi/kx_openahead.h"
 #include "../../../abi/kx_pipe.h"
 
 #define PAGE 4096ul
@@ -1299,8 +1300,12 @@ static void lie_batch_ring(void)
 		*add = (struct kx_badd){ any_value(), (uint32_t)any_value(), (int32_t)below(40) - 1 };
 		return;
 	}
+	if (below(4) == 0) {
+		r->flags = KX_BREC_WRITE;
+		return;
+	}
 	volatile struct kx_bfrom *from = (void *)(r + 1);
-	*from = (struct kx_bfrom){ below(2) ? any_value() : below(200), (int32_t)below(40) - 1, (uint32_t)below(200) };
+	*from = (struct kx_bfrom){ below(2) ? any_value() : below(200), (int32_t)below(50) - 11, (uint32_t)below(200) };
 	if (below(8) == 0)
 		from->len = (uint32_t)any_value();
 	r->len = sizeof *from;
@@ -1389,10 +1394,33 @@ static void lie_batch_files(void)
 		f->fd = (int32_t)below(40) - 1;
 }
 
+/* Files opened ahead, and those that are written to by records. */
+static void lie_batch_opened(void)
+{
+	volatile struct kx_openahead *a = (void *)KX_OPENAHEAD_BASE;
+	volatile struct kx_bwrite *w = (void *)(KX_BATCH_BASE + KX_BATCH_CTX + KX_BATCH_WRITES_AT);
+	uint64_t what = below(10);
+	if (what == 0)
+		a->on = 1;
+	else if (what == 1)
+		a->lowest = (int32_t)below(40) - 1;
+	else if (what == 2)
+		a->pos = any_value();
+	else if (what < 5)
+		scribble((void *)&a->file[below(KX_OPENAHEAD_FILES)], sizeof a->file[0]);
+	else if (what < 8)
+		w[below(KX_BATCH_WRITES)] = (struct kx_bwrite){ (int32_t)below(40) - 1, (uint32_t)any_value(),
+								((volatile struct kx_batch *)KX_BATCH_BASE)->calls };
+	else if (below(8) == 0)
+		a->open = (uint32_t)below(KX_OPENAHEAD_FILES + 3);
+	else
+		a->fd = (int32_t)(below(2) ? below(40) - 1 : any_value());
+}
+
 /* A turn of an event loop, with a socket whose reads and writes are batched. */
 static void batch_turn(void)
 {
-	static int l = -1, ep, c, s, file;
+	static int l = -1, ep, c, s, file, log;
 	off_t off = 0;
 	char buf[64] = "request";
 	struct epoll_event ev = { .events = EPOLLIN };
@@ -1407,6 +1435,7 @@ static void batch_turn(void)
 			return;
 		s = accept4(l, NULL, NULL, SOCK_NONBLOCK);
 		file = open("/proc/self/exe", O_RDONLY);
+		log = open("/tmp/log", O_WRONLY | O_CREAT | O_APPEND, 0600);
 		epoll_ctl(ep, EPOLL_CTL_ADD, s, &ev);
 	}
 	ssize_t r = send(c, buf, sizeof buf, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -1415,6 +1444,9 @@ static void batch_turn(void)
 		r += recv(s, buf, 20, MSG_DONTWAIT);
 		r += send(s, buf, 20, MSG_DONTWAIT | MSG_NOSIGNAL);
 		r += sendfile(s, file, &off, 20);
+		r += write(log, buf, 20);
+		int f = open("/etc/passwd", O_RDONLY);
+		r += read(f, buf, 20) + close(f);
 	}
 	r += recv(c, buf, sizeof buf, MSG_DONTWAIT);
 	*(volatile ssize_t *)lie_struct = r;
@@ -1928,6 +1960,7 @@ static const struct {
 	{ "batch", lie_batch },
 	{ "batch-ring", lie_batch_ring },
 	{ "batch-files", lie_batch_files },
+	{ "batch-opened", lie_batch_opened },
 	{ "dgram", lie_dgram },
 	{ "dgram-ring", lie_dgram_ring },
 	{ "dgram-records", lie_dgram_records },
