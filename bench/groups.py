@@ -652,7 +652,7 @@ def microvm(plan, d):
         try:
             h.run(["qemu-system-x86_64", "-M", "microvm,accel=tcg", "-m", "256", "-no-reboot", "-nodefaults",
                    "-display", "none", "-serial", "none", "-kernel", f"/boot/{kernels[-1]}", "-initrd",
-                   f"{d}/initrd.img", "-append", "panic=-1 reboot=t quiet"], timeout=120)
+                   f"{d}/initrd.img", "-append", "panic=-1 reboot=t quiet"], timeout=30 if plan.quick else 120)
         except RuntimeError as e:
             h.say(f"  qemu microvm: skipped: {e}")
             return None

@@ -12,7 +12,8 @@
 
 #define LARGEFILE 0100000 /* the kernel's; musl says it */
 #define HOT 2             /* times that it was opened by a call */
-#define IDLE_MAX 4        /* calls at whose end it is opened without being asked for */
+/* Calls at whose end it is opened without being asked for: more than a request makes without this. */
+#define IDLE_MAX 16
 
 static struct file {
 	char path[KX_OPENAHEAD_PATH];
@@ -145,7 +146,7 @@ void openahead_offer(const struct hcall *c)
 {
 	struct kx_openahead *a = shared();
 	int lowest = -1;
-	if (c->nr == SYS_fcntl || c->nr == SYS_flock) /* perhaps a lock */
+	if (c->nr == SYS_fcntl && ((int)c->arg[1] == F_SETLK || (int)c->arg[1] == F_SETLKW))
 		for (int i = 0; i < KX_OPENAHEAD_FILES; i++)
 			files[i].seen = 0;
 	for (int i = 0; i < KX_OPENAHEAD_FILES; i++) {

@@ -159,6 +159,16 @@ def many_opens_few_exits():
 
 
 @test
+def among_other_calls():
+    """Also where a request makes some calls besides."""
+    def script(t, w, seen):
+        for _ in range(30):
+            seen.append(t.tell(f"open 0 {w}/a {NONBLOCK}", "fstat 0", "sendfile 0 0 20", "close 0", *["seek 7 0 1", "flags 7"] * 3))
+    opened = both(script)
+    assert opened < 20, f"{opened} of 30 opens were exits"
+
+
+@test
 def numbers():
     """The lowest free descriptor, whatever was closed or is open."""
     def script(t, w, seen):
