@@ -100,12 +100,18 @@ uint64_t site_resume(uint64_t rip)
 /* False: a signal that mask blocks came before; it must be delivered, then this be done again. */
 static bool set_mask(struct kx_thread *t, uint64_t mask)
 {
+	uint64_t old = t->sigmask;
 	mask &= ~(SIGBIT(9) | SIGBIT(19));
 	/* What the host holds back for us and we no longer do; queues that must stay in order. */
 	if ((t->host_mask & ~mask) || (mask & SHARED->rt_handlers & ~t->host_mask))
 		return hypercall(t, HC_sigmask_sync, mask, 0, 0, 0, 0, 0) == 0;
 	t->sigmask = mask;
-	return true;
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	/* A signal that came between the two looks was blocked yet, and the host blocks it from then on. */
+	if (!(*(volatile uint64_t *)&t->host_mask & ~mask))
+		return true;
+	t->sigmask = old;
+	return hypercall(t, HC_sigmask_sync, mask, 0, 0, 0, 0, 0) == 0;
 }
 
 int64_t sys_rt_sigprocmask(struct kx_thread *t, struct kx_frame *f)
