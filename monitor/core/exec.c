@@ -23,7 +23,6 @@
 #include "text.h"
 #include "store.h"
 #include "update.h"
-#include "vmend.h"
 #include "thread.h"
 
 #define EXEC_MAGIC 0x6378784bu
@@ -186,7 +185,6 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.update_fd[1] = update_fd(1);
 	st.store_fd = store_fd();
 	st.policy_fd = admit_fd();
-	st.vmend_fd = vmend_fd();
 	st.root = *admit_root();
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
@@ -248,7 +246,6 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     update_fd(1),
 			     store_fd(),
 			     admit_fd(),
-			     vmend_fd(),
 			     pvm.kvm_fd,
 			     pvm.proc_fd,
 			     pvm.exe_fd,
@@ -268,7 +265,6 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	bool alone = !is_vfork_child();
 	if (alone)
 		update_fork_prepare();
-	vmend_hand_over();
 	long r = host_call(SYS_execveat, pvm.exe_fd, (long)"", (long)av, (long)ev, AT_EMPTY_PATH, 0);
 	if (alone)
 		update_fork_done();

@@ -23,7 +23,7 @@ struct exec_state {
 	struct rlimit limits[16];
 	uint64_t xcr0;
 	bool shadow_paging;
-	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd, vmend_fd;
+	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd;
 	struct admit_root root;
 	uint32_t cpuid_bytes;
 	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */

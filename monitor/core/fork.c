@@ -37,7 +37,7 @@
 #include "timepage.h"
 #include "update.h"
 #include "vcpu.h"
-#include "vmend.h"
+#include "habit.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
@@ -301,7 +301,7 @@ static bool is_plain(const struct fork_args *a)
 }
 
 /* The limit of processes: what the program has not asked for takes no places of those that it needs. */
-static bool make_room(int e) { return spare_make_room(e) || (e == EAGAIN && vmend_make_room()); }
+static bool make_room(int e) { return spare_make_room(e); }
 
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
@@ -711,7 +711,7 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 		batch_lease_end();
 	if (pid > 0) {
 		pvm.has_family = true;
-		vmend_born();
+		habit_born();
 		__atomic_add_fetch(&pvm.nr_forks, 1, __ATOMIC_RELAXED);
 	}
 	return pid;

@@ -15,7 +15,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "spare.h"
-#include "vmend.h"
+#include "habit.h"
 
 #define PAGE 4096ull
 #define GROUP (8 * PAGE) /* what KVM maps with one fault */
@@ -216,7 +216,7 @@ static void choose_locked(uint64_t sp, const char *maps)
 void hot_choose(struct thread *t)
 {
 	if (hot.nr || hot.forbidden || hot.tries == TRIES_MAX || pvm.nr_threads != 1 || is_vfork_child() ||
-	    pvm.proc_fd < 0 || !vmend_habit())
+	    pvm.proc_fd < 0 || !habit_forks())
 		return;
 	if (!hot.copy) {
 		void *p = mmap(NULL, TOTAL_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -47,7 +47,6 @@
 #include "timepage.h"
 #include "update.h"
 #include "vcpu.h"
-#include "vmend.h"
 #include "vfs.h"
 
 /* Descriptors from this number on are the monitor's. A descriptor table is as long as its largest number, and a
@@ -117,7 +116,6 @@ _Noreturn void pvm_exit_group(int status)
 	pipe_exit();
 	spare_exit();
 	report_end("exited with %d", status & 0xff);
-	vmend_hand_over();
 	for (;;)
 		host_call(SYS_exit_group, status, 0, 0, 0, 0, 0);
 }
@@ -141,7 +139,6 @@ _Noreturn void pvm_die_by_signal(int sig)
 	text_note_family();
 	spare_exit();
 	report_end("killed by signal %d", sig);
-	vmend_hand_over();
 	/* The monitor's memory is no use as a core file of the program. */
 	setrlimit(RLIMIT_CORE, &none);
 	host_call(SYS_rt_sigaction, sig, (long)&dfl, 0, 8, 0, 0);
@@ -542,10 +539,9 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
 	pvm.cpus = st->cpu_set;
-	const int kept[] = { pvm.kvm_fd,       pvm.proc_fd,     pvm.exe_fd,     pvm.log_fd,
-			     st->family_fd,    st->registry_fd, st->trace_fd,   st->stats_fd,
-			     st->program_fd,   st->text_fd,     st->text_fd_ro, st->update_fd[0],
-			     st->update_fd[1], st->store_fd,    st->policy_fd,  st->vmend_fd };
+	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,       pvm.log_fd,     st->family_fd,
+			     st->registry_fd, st->trace_fd,     st->stats_fd,     st->program_fd, st->text_fd,
+			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd,   st->policy_fd };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
@@ -554,7 +550,6 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	if (cfg->strace)
 		strace_adopt(st->trace_fd);
 	store_adopt(st->store_fd);
-	vmend_adopt(st->vmend_fd);
 	if (st->text_fd >= 0)
 		share_texts(st->text_fd, st->text_fd_ro);
 	update_adopt(st->update_fd[0], st->update_fd[1]);

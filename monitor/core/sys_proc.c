@@ -23,7 +23,6 @@
 #include "rseq.h"
 #include "spare.h"
 #include "thread.h"
-#include "vmend.h"
 
 static void refresh_ids(void)
 {
@@ -393,10 +392,8 @@ int64_t hc_wait4(struct hcall *c)
 		if (spare_is(id))
 			return -ECHILD;
 		r = 0;
-		if (!(options & WNOHANG)) {
-			vmend_wait();
+		if (!(options & WNOHANG))
 			hot_choose(c->t);
-		}
 		if (spare_look(c->t)) {
 			r = HC6(SYS_wait4, id, &status, options | WNOHANG, c->host[3], 0, 0);
 			if (!r && !(options & WNOHANG) && spare_wanted(c->t))
@@ -437,10 +434,8 @@ int64_t hc_waitid(struct hcall *c)
 		if ((type == P_PID || type == P_PGID) && spare_is((int)c->arg[1]))
 			return -ECHILD;
 		r = 0;
-		if (!(options & WNOHANG)) {
-			vmend_wait();
+		if (!(options & WNOHANG))
 			hot_choose(c->t);
-		}
 		if (spare_look(c->t)) {
 			r = HC6(SYS_waitid, type, (int)c->arg[1], &info, options | WNOHANG, c->host[4], 0);
 			if (!r && !info.si_pid && !(options & WNOHANG) && spare_wanted(c->t))

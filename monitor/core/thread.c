@@ -25,7 +25,6 @@
 #include "spare.h"
 #include "stats.h"
 #include "vcpu.h"
-#include "vmend.h"
 
 #define HOST_STACK (256 << 10) /* bytes of a vCPU thread's host stack */
 #define SET_TID_MAX 32         /* levels of PID namespaces */
@@ -397,7 +396,7 @@ static int64_t thread_create(struct start *s)
 		host_call(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&all, (long)&old, 8, 0, 0);
 		do
 			r = -pthread_create(&t->pthread, &attr, thread_main, s);
-		while (r && (spare_make_room(-r) || (r == -EAGAIN && vmend_make_room())));
+		while (r && spare_make_room(-r));
 		if (!r)
 			while (sem_wait(&s->ready))
 				;

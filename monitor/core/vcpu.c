@@ -20,7 +20,6 @@
 #include "sig.h"
 #include "timepage.h"
 #include "update.h"
-#include "vmend.h"
 
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
@@ -324,8 +323,6 @@ int vcpu_prove(struct thread *t)
 	t->run->immediate_exit = 1;
 	int e = ioctl(t->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
 	t->run->immediate_exit = 0;
-	if (e == EAGAIN)
-		vmend_ask_room();
 	return e == EINTR ? 0 : -e;
 }
 
@@ -612,10 +609,8 @@ static void enter_guest(struct thread *t)
 	if (errno == EINTR || errno == EAGAIN) {
 		/* KVM makes a thread of its own at a VM's first run: at the limit of processes that fails, before it has
 		 * taken over the registers that it was given. It takes back the mark when it has. */
-		if (errno == EAGAIN) {
-			vmend_ask_room();
+		if (errno == EAGAIN)
 			host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
-		}
 		sig_prepare(t);
 		if (!t->area->work)
 			t->at_user = true; /* work that comes from here on stops it again */
