@@ -2,9 +2,9 @@
 /*
  * SysV semaphores, SysV and POSIX message queues in memory that a family shares. The host's object is always there; while an object
  * is in the state RING, what it holds is here instead, and every operation that need not sleep is done by the LibOS of
- * whoever makes it. Who must sleep is noted in one of the object's places, and sleeps there on a futex; from then on the
- * operations that concern him are the monitor's (monitor/core/ipc_live.c), which gives him what he waits for. Members don't
- * trust this memory: what is nonsense here hurts the family alone.
+ * whoever makes it. Who must sleep on a queue is noted in one of its places, and sleeps there on a futex; from then on the
+ * operations that concern him are the monitor's (monitor/core/ipc_live.c), which gives him what he waits for. Who must on a
+ * semaphore moves it to the host first. Members don't trust this memory: what is nonsense here hurts the family alone.
  *
  * A semaphore is one word, changed by compare-and-swap. A queue has a lock, and one store commits an operation. A member
  * can be killed at any instant: monitor/core/ipc.c, ipc_live.c and ipc_give.c say how the others go on.
@@ -21,7 +21,7 @@
 #define KX_IPC_SEMS 64    /* a set of more is the host's */
 #define KX_IPC_IDS 32768u /* the kernel's index of an object is its id modulo this */
 #define KX_IPC_RING 65536u
-#define KX_IPC_PLACES 16 /* who can sleep on an object while it is LIVE */
+#define KX_IPC_PLACES 16 /* who can sleep on a queue while it is LIVE */
 
 /* kx_ipc_obj.state: generation << 32 | thread that is at work << 4 | one of these. */
 #define KX_IPC_HOST 0u  /* the host's object holds it */
@@ -49,7 +49,7 @@ struct kx_ipc_obj {
 	uint32_t fails;  /* to become LIVE */
 	uint32_t sleeps; /* times that somebody was about to sleep in the host */
 	uint32_t pad1[8];
-	uint64_t lock;       /* pid << 32 | thread; of a semaphore: of its places */
+	uint64_t lock;       /* pid << 32 | thread; for semaphores, of the monitor alone */
 	uint64_t head, tail; /* bytes of the ring written; taken out */
 	uint32_t qnum;       /* messages */
 	uint32_t asleep;     /* places whose threads wait: bit i for a message, bit 16 + i for room */
@@ -67,9 +67,9 @@ struct kx_ipc_obj {
 /* One who sleeps while the object is LIVE. Changed with the object's lock alone. */
 struct kx_ipc_sleeper {
 	uint64_t ticket; /* the order in which they came */
-	uint64_t want; /* place in the ring of the message that it is given, or that it sends; GIVING: the word to be */
-	int64_t type;  /* as msgrcv has it; semaphores: number << 32 | operation */
-	uint32_t tid;  /* 0: nobody */
+	uint64_t want;   /* place in the ring of the message that it is given, or that it sends */
+	int64_t type;    /* as msgrcv has it */
+	uint32_t tid;    /* 0: nobody */
 	uint32_t pid;
 	int32_t id;     /* of the object */
 	uint32_t flags; /* KX_IPC_SL_* */
@@ -80,9 +80,8 @@ struct kx_ipc_sleeper {
 #define KX_IPC_SL_NOERROR 2u
 #define KX_IPC_SL_EXCEPT 4u
 #define KX_IPC_SL_SERVED 8u   /* it has what it waited for, or is to try again (room for a SysV message) */
-#define KX_IPC_SL_GIVING 16u  /* a semaphore's word is about to be `want`, with its operation made */
-#define KX_IPC_SL_ENTER 32u   /* it goes to sleep in the host */
-#define KX_IPC_SL_TOO_BIG 64u /* E2BIG, that is */
+#define KX_IPC_SL_ENTER 16u   /* it goes to sleep in the host */
+#define KX_IPC_SL_TOO_BIG 32u /* E2BIG, that is */
 
 /* In the ring, at multiples of 16. The text follows; none goes over the ring's end. */
 struct kx_ipc_msg {
@@ -101,9 +100,9 @@ struct kx_ipc {
 		[KX_IPC_IDS]; /* by index: id + 1 of a set that SEM_UNDO was used on, which is the host's for ever */
 	uint32_t used;        /* 1: something was LIVE once */
 	uint32_t pad0;
-	struct kx_ipc_sleeper sleeper[3 * KX_IPC_OBJECTS][KX_IPC_PLACES]; /* of sem, msg, mq */
-	uint8_t pad[0x80000 - 3 * KX_IPC_OBJECTS * (1024 + KX_IPC_PLACES * 48) - KX_IPC_OBJECTS * KX_IPC_SEMS * 8 -
-		    4 * KX_IPC_IDS - 8];
+	struct kx_ipc_sleeper sleeper[KX_IPC_QUEUES][KX_IPC_PLACES]; /* of msg, mq */
+	uint8_t pad[0x80000 - 3 * KX_IPC_OBJECTS * 1024 - KX_IPC_QUEUES * KX_IPC_PLACES * 48 -
+		    KX_IPC_OBJECTS * KX_IPC_SEMS * 8 - 4 * KX_IPC_IDS - 8];
 	uint8_t ring[KX_IPC_QUEUES][KX_IPC_RING];
 };
 
@@ -122,10 +121,8 @@ struct kx_ipc_table {
 #define KX_IPC_MQ_NOWAIT 4u /* O_NONBLOCK when it was last looked at: waiting for others is not worth it */
 #define KX_IPC_MQ_ID(key) ((int32_t)((key) >> 32)) /* its inode, which is its id here */
 
-/* A semaphore: low half of the generation << 40 | waited << 39 | pid of the last operation << 17 | frozen << 16 | value.
- * WAITED: somebody sleeps on it; who has the object's lock changes it alone. */
+/* A semaphore: low half of the generation << 40 | pid of the last operation << 17 | frozen << 16 | value */
 #define KX_IPC_FROZEN 0x10000ull
-#define KX_IPC_WAITED (1ull << 39)
 #define KX_IPC_VALUE(w) ((uint32_t)((w)&0x7fff))
 #define KX_IPC_PID(w) ((uint32_t)((w) >> 17 & 0x3fffff))
 #define KX_IPC_GEN(state) ((uint64_t)((state) >> 32 & 0xffffff))

@@ -102,8 +102,8 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 	for (;;) {
 		uint64_t s = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE), w = __atomic_load_n(word, __ATOMIC_ACQUIRE);
 		int v = (int)KX_IPC_VALUE(w), left = v + op.op;
-		if (!kx_ipc_is_live(s) || o->id != id || w & (KX_IPC_FROZEN | KX_IPC_WAITED) ||
-		    w >> 40 != KX_IPC_GEN(s) || left > SEM_MAX)
+		if (!kx_ipc_is_live(s) || o->id != id || w & KX_IPC_FROZEN || w >> 40 != KX_IPC_GEN(s) ||
+		    left > SEM_MAX)
 			return false;
 		if (op.op ? left >= 0 : !v) {
 			if (!__atomic_compare_exchange_n(word, &w, KX_IPC_WORD(s, t->pid, (uint32_t)left), false,
@@ -198,7 +198,7 @@ static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
 static bool is_waited_for(const struct kx_ipc_obj *o, int64_t type)
 {
 	for (uint32_t bits = o->asleep & 0xffff; bits; bits &= bits - 1) {
-		const struct kx_ipc_sleeper *s = &IPC->sleeper[o - IPC->sem][__builtin_ctz(bits) % KX_IPC_PLACES];
+		const struct kx_ipc_sleeper *s = &IPC->sleeper[o - IPC->msg][__builtin_ctz(bits) % KX_IPC_PLACES];
 		if (kx_ipc_takes(s->type, s->flags & KX_IPC_SL_EXCEPT, type))
 			return true;
 	}

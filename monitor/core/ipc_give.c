@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What sleepers on objects in memory get, when, and what becomes of the places of the dead (ipc_live.c says how they come
+ * What sleepers on queues in memory get, when, and what becomes of the places of the dead (ipc_live.c says how they come
  * there).
  */
 #include <errno.h>
@@ -77,7 +77,7 @@ void ipc_place_free(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s)
 {
 	uint32_t flags = LOAD(s->flags), nr = place_nr(o, s), size;
 	uint64_t pos = LOAD(s->want);
-	if (!is_sem(o) && LOAD(s->id) == LOAD(o->id)) {
+	if (LOAD(s->id) == LOAD(o->id)) {
 		if (!(flags & KX_IPC_SL_SENDS) && flags & KX_IPC_SL_SERVED &&
 		    msg_is(o, pos, KX_IPC_MSG_GIVEN(nr), &size)) {
 			STORE(msg_at(o, pos)->state, KX_IPC_MSG_HERE);
@@ -90,11 +90,7 @@ void ipc_place_free(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s)
 	STORE(s->tid, 0);
 }
 
-static void served(struct kx_ipc_sleeper *s)
-{
-	__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-	__atomic_or_fetch(&s->flags, KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
-}
+static void served(struct kx_ipc_sleeper *s) { __atomic_or_fetch(&s->flags, KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST); }
 
 static bool takes(const struct kx_ipc_sleeper *s, int64_t type)
 {
@@ -231,81 +227,16 @@ static void room_give(struct kx_ipc_obj *o)
 		}
 }
 
-static void queue_settle(struct kx_ipc_obj *o)
+/* What is in memory is the queue's as long as it is LIVE. */
+void ipc_give(struct kx_ipc_obj *o)
 {
+	if (!kx_ipc_is_live(ipc_state(o)))
+		return;
 	messages_give(o);
 	room_give(o);
 	if (is_mq(o))
 		messages_give(o);
 	ipc_asleep_note(o);
-}
-
-/* ---- semaphores ------------------------------------------------------------------------------------------------------- */
-
-static bool waits_zero(const struct kx_ipc_sleeper *s, int64_t number)
-{
-	return number_of(s) == (unsigned)number && !operation_of(s);
-}
-static bool waits_more(const struct kx_ipc_sleeper *s, int64_t number)
-{
-	return number_of(s) == (unsigned)number && operation_of(s) < 0;
-}
-
-/* What s waits for, if the value allows it. */
-static void sem_give(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s, uint64_t *word)
-{
-	uint64_t w = LOAD(*word), new;
-	bool dead;
-	if (w & KX_IPC_FROZEN || !word_after(w, operation_of(s), LOAD(s->pid), &new))
-		return;
-	STORE(s->want, new);
-	__atomic_or_fetch(&s->flags, KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-	if (!ipc_swap(word, w, new)) { /* nobody but its spoiler changes it now */
-		__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-		return;
-	}
-	served(s);
-	if (takes_it(s, &dead)) {
-		o->otime = time(NULL);
-		return;
-	}
-	ipc_swap(word, new, w);
-	if (dead)
-		ipc_place_free(o, s);
-}
-
-static void waited_note(struct kx_ipc_obj *o, unsigned number)
-{
-	bool any = false;
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
-		any |= waits(o, &places(o)[i]) && number_of(&places(o)[i]) == number;
-	if (any)
-		__atomic_or_fetch(word_of(o, number), KX_IPC_WAITED, __ATOMIC_SEQ_CST);
-	else
-		__atomic_and_fetch(word_of(o, number), ~KX_IPC_WAITED, __ATOMIC_SEQ_CST);
-}
-
-/* As the kernel does it: at zero those that wait for it; then the others in their order, as far as the value goes, which
- * may be zero. */
-static void sem_settle(struct kx_ipc_obj *o, unsigned number)
-{
-	uint64_t *word = word_of(o, number);
-	struct kx_ipc_sleeper *s;
-	for (int round = 0; round < 3; round++)
-		for (uint64_t ticket = 0; (s = next_waiting(o, &ticket, round == 1 ? waits_more : waits_zero, number));)
-			sem_give(o, s, word);
-	waited_note(o, number);
-}
-
-/* What is in memory is the object's as long as it is LIVE. */
-void ipc_give(struct kx_ipc_obj *o, unsigned number)
-{
-	if (!kx_ipc_is_live(ipc_state(o)))
-		return;
-	if (is_sem(o))
-		sem_settle(o, number % KX_IPC_SEMS);
-	else
-		queue_settle(o);
 }
 
 void ipc_dead_sweep(struct kx_ipc_obj *o)
@@ -362,35 +293,21 @@ static void queue_recover(struct kx_ipc_obj *o)
 	ipc_tail_advance(o);
 }
 
-static void sem_recover(struct kx_ipc_obj *o)
-{
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
-		struct kx_ipc_sleeper *s = &places(o)[i];
-		if (!is_used(o, s) || !(LOAD(s->flags) & KX_IPC_SL_GIVING))
-			continue;
-		if (LOAD(*word_of(o, number_of(s))) == LOAD(s->want))
-			served(s);
-		else
-			__atomic_and_fetch(&s->flags, ~KX_IPC_SL_GIVING, __ATOMIC_SEQ_CST);
-	}
-}
-
 void ipc_recover(struct kx_ipc_obj *o)
 {
-	if (is_sem(o))
-		sem_recover(o);
-	else
-		queue_recover(o);
+	if (is_sem(o)) /* one compare-and-swap is all of it */
+		return;
+	queue_recover(o);
 	if (!kx_ipc_is_live(ipc_state(o)))
 		return;
 	ipc_dead_sweep(o);
-	uint32_t n = is_sem(o) ? LOAD(o->nsems) : 1;
-	for (unsigned i = 0; i < n && i < KX_IPC_SEMS; i++)
-		ipc_give(o, i);
+	ipc_give(o);
 }
 
 bool ipc_is_slept_on(struct kx_ipc_obj *o)
 {
+	if (is_sem(o))
+		return false;
 	ipc_dead_sweep(o);
 	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
 		const struct kx_ipc_sleeper *s = &places(o)[i];
@@ -428,15 +345,7 @@ int ipc_sem_seen(int id, int number, int cmd)
 	struct kx_ipc_obj *o;
 	if (number < 0 || number >= KX_IPC_SEMS || !look_at((struct ipc_name){ IPC_SEM, id, -1 }, &o))
 		return -1;
-	int n = 0;
-	if (cmd == GETVAL)
-		n = (int)KX_IPC_VALUE(LOAD(*word_of(o, (unsigned)number)));
-	else
-		ipc_dead_sweep(o);
-	for (unsigned i = 0; cmd != GETVAL && i < KX_IPC_PLACES; i++) {
-		const struct kx_ipc_sleeper *s = &places(o)[i];
-		n += waits(o, s) && (cmd == GETNCNT ? waits_more(s, number) : waits_zero(s, number));
-	}
+	int n = cmd == GETVAL ? (int)KX_IPC_VALUE(LOAD(*word_of(o, (unsigned)number))) : 0;
 	ipc_unlock(o);
 	return n;
 }
@@ -467,7 +376,7 @@ void ipc_pass(struct kx_ipc_obj *o, int id)
 {
 	uint64_t ticket = 0, until = now_ns() + PASS_NS;
 	struct kx_ipc_sleeper *s;
-	if (LOAD(o->id) != id)
+	if (is_sem(o) || LOAD(o->id) != id)
 		return;
 	while ((s = next_waiting(o, &ticket, anybody, 0))) {
 		wake(s);
@@ -477,7 +386,7 @@ void ipc_pass(struct kx_ipc_obj *o, int id)
 
 void ipc_places_drop(struct kx_ipc_obj *o, uint32_t pid)
 {
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+	for (unsigned i = 0; !is_sem(o) && i < KX_IPC_PLACES; i++) {
 		struct kx_ipc_sleeper *s = &places(o)[i];
 		if (LOAD(s->tid) && LOAD(s->pid) == pid)
 			STORE(s->tid, UINT32_MAX); /* whom nobody has: swept as one that died */

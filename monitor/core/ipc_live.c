@@ -3,11 +3,11 @@
  * Operations on objects in memory that the LibOS leaves to the monitor: those that sleep, those that somebody sleeps for,
  * and those that found a lock whose holder has no CPU or was killed.
  *
- * Who sleeps has one of the object's places, taken and given up with its lock, and waits on the futex in it. Whoever
- * changes the object while somebody sleeps for it does so here, and before it gives the lock back it gives each sleeper,
- * in the order in which they came, what it can have now: a message is marked as that sleeper's, a semaphore's word is
- * changed on its behalf, a message that waits for room is in the ring already and becomes one of the queue's. So nobody who
- * comes later gets ahead, and what was given is no more in the object, whether the sleeper has run yet or not; as on Linux.
+ * Who sleeps on a queue has one of its places, taken and given up with its lock, and waits on the futex in it. Whoever
+ * changes the queue while somebody sleeps for it does so here, and before it gives the lock back it gives each sleeper,
+ * in the order in which they came, what it can have now: a message is marked as that sleeper's, a message that waits for
+ * room is in the ring already and becomes one of the queue's. So nobody who comes later gets ahead, and what was given is
+ * no more in the queue, whether the sleeper has run yet or not; as on Linux. Who sleeps on a semaphore does so in the host.
  *
  * Killed sleepers are found when nobody wakes by a wake-up. Should the waker be killed before that, sleepers look by
  * themselves after 20 ms, then less often, at least each second. Everything is read once and bounded: guests write here.
@@ -39,6 +39,18 @@ struct op {
 };
 
 /* ---- one operation ---------------------------------------------------------------------------------------------------- */
+
+#define SEM_MAX 32767
+
+/* The word as it is after an operation of this pid's; false: it can't be made now, or (frozen) is the host's. */
+static bool word_after(uint64_t w, int operation, uint32_t pid, uint64_t *new)
+{
+	int v = (int)KX_IPC_VALUE(w), left = v + operation;
+	if (operation ? left < 0 || left > SEM_MAX : v != 0)
+		return false;
+	*new = (w & ~(0x3fffffull << 17 | 0x7fff)) | (uint64_t)(pid & 0x3fffff) << 17 | (uint64_t)left;
+	return true;
+}
 
 static int64_t sem_try(struct op *x)
 {
@@ -141,7 +153,8 @@ static int64_t try(struct op *x)
 	int64_t r = is_sem(x->o) ? sem_try(x) : x->c->sends ? send_try(x) : receive_try(x);
 	if (r >= 0 || r == -EFAULT) {
 		STORE(x->o->ops, LOAD(x->o->ops) + 1);
-		ipc_give(x->o, (unsigned)(x->c->type >> 32));
+		if (!is_sem(x->o))
+			ipc_give(x->o);
 	}
 	return r;
 }
@@ -184,27 +197,15 @@ static int64_t place_take(struct op *x)
 	STORE(o->tickets, x->ticket);
 	STORE(s->tid, x->tid);
 	x->s = s;
-	if (!is_sem(o)) {
-		ipc_asleep_note(o);
-		return WAIT;
-	}
-	/* From here on nobody changes the word without the lock; it may have changed just before. */
-	unsigned number = number_of(s);
-	__atomic_or_fetch(word_of(o, number), KX_IPC_WAITED, __ATOMIC_SEQ_CST);
-	int64_t r = sem_try(x);
-	if (r == WAIT)
-		return WAIT;
-	STORE(s->tid, 0);
-	x->s = NULL;
-	ipc_give(o, number);
-	return r;
+	ipc_asleep_note(o);
+	return WAIT;
 }
 
 static int64_t leave(struct op *x, int64_t r)
 {
 	ipc_place_free(x->o, x->s);
 	x->s = NULL;
-	ipc_give(x->o, (unsigned)(x->c->type >> 32));
+	ipc_give(x->o);
 	return r;
 }
 
@@ -216,7 +217,7 @@ static int64_t taken(struct op *x)
 	uint32_t size;
 	if (!(LOAD(s->flags) & KX_IPC_SL_SERVED))
 		return WAIT;
-	if (is_sem(o) || (is_mq(o) && x->c->sends)) {
+	if (is_mq(o) && x->c->sends) {
 		STORE(s->tid, 0);
 		x->s = NULL;
 		return 0;
@@ -247,7 +248,7 @@ static int64_t look(struct op *x, int64_t e)
 	if (k == KX_IPC_LIVE && ours && (!e || e == -EAGAIN)) {
 		if (e)
 			ipc_dead_sweep(o);
-		ipc_give(o, (unsigned)(x->c->type >> 32));
+		ipc_give(o);
 		if ((r = taken(x)) != WAIT)
 			return r;
 	}

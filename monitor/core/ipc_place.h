@@ -4,19 +4,16 @@
 #define KX_IPC_PLACE_H
 #include "ipc_priv.h"
 
-#define SEM_MAX 32767
 #define LOAD(x) __atomic_load_n(&(x), __ATOMIC_RELAXED)
 #define STORE(x, v) __atomic_store_n(&(x), v, __ATOMIC_SEQ_CST)
 
-static inline struct kx_ipc_sleeper *places(const struct kx_ipc_obj *o) { return ipc_mem->sleeper[o - ipc_mem->sem]; }
+static inline struct kx_ipc_sleeper *places(const struct kx_ipc_obj *o) { return ipc_mem->sleeper[o - ipc_mem->msg]; }
 static inline unsigned place_nr(const struct kx_ipc_obj *o, const struct kx_ipc_sleeper *s)
 {
 	return (unsigned)(s - places(o));
 }
 static inline bool is_sem(const struct kx_ipc_obj *o) { return o < ipc_mem->msg; }
 static inline bool is_mq(const struct kx_ipc_obj *o) { return o >= ipc_mem->mq; }
-static inline unsigned number_of(const struct kx_ipc_sleeper *s) { return (unsigned)(LOAD(s->type) >> 32); }
-static inline int operation_of(const struct kx_ipc_sleeper *s) { return (int)LOAD(s->type); }
 
 static inline bool is_used(const struct kx_ipc_obj *o, const struct kx_ipc_sleeper *s)
 {
@@ -75,17 +72,7 @@ static inline uint64_t *word_of(const struct kx_ipc_obj *o, unsigned number)
 	return &ipc_mem->word[(o - ipc_mem->sem) % KX_IPC_OBJECTS][number % KX_IPC_SEMS];
 }
 
-/* The word as it is after an operation of this pid's; false: it can't be made now, or (frozen) is the host's. */
-static inline bool word_after(uint64_t w, int operation, uint32_t pid, uint64_t *new)
-{
-	int v = (int)KX_IPC_VALUE(w), left = v + operation;
-	if (operation ? left < 0 || left > SEM_MAX : v != 0)
-		return false;
-	*new = (w & ~(0x3fffffull << 17 | 0x7fff)) | (uint64_t)(pid & 0x3fffff) << 17 | (uint64_t)left;
-	return true;
-}
-
-/* ---- ipc_give.c: all with the object's lock ---- */
+/* ---- ipc_give.c: all with the queue's lock ---- */
 
 void ipc_tail_advance(struct kx_ipc_obj *o);
 /* Which places wait, for the LibOS. */
@@ -96,6 +83,6 @@ void ipc_place_free(struct kx_ipc_obj *o, struct kx_ipc_sleeper *s);
 void ipc_dead_sweep(struct kx_ipc_obj *o);
 /* The message that comes next, by msgrcv's rules (POSIX: the oldest of the highest priority). False: none. */
 bool ipc_msg_next(struct kx_ipc_obj *o, int64_t want, bool except, uint64_t *pos, uint32_t *size);
-/* To each sleeper (of this semaphore) what it can have now, if the object is LIVE. */
-void ipc_give(struct kx_ipc_obj *o, unsigned number);
+/* To each sleeper what it can have now, if the queue is LIVE. */
+void ipc_give(struct kx_ipc_obj *o);
 #endif

@@ -1217,8 +1217,8 @@ static void lie_ipc_places(void)
 	struct kx_ipc *ipc = (struct kx_ipc *)KX_IPC_BASE;
 	if (!((volatile struct kx_ipc_table *)KX_IPC_TABLE)->on)
 		return;
-	unsigned n = below(2) ? kx_ipc_slot(lie_sem) : KX_IPC_OBJECTS + kx_ipc_slot(lie_queue);
-	struct kx_ipc_sleeper *s = &ipc->sleeper[below(4) ? n : 2 * KX_IPC_OBJECTS + below(KX_IPC_OBJECTS)][below(4)];
+	unsigned n = below(4) ? kx_ipc_slot(lie_queue) : KX_IPC_OBJECTS + below(KX_IPC_OBJECTS);
+	struct kx_ipc_sleeper *s = &ipc->sleeper[n][below(4)];
 	scribble(s, sizeof *s);
 	if (below(2)) {
 		s->tid = (uint32_t)getpid();
@@ -1226,8 +1226,7 @@ static void lie_ipc_places(void)
 		s->flags = (uint32_t)below(256);
 		s->type = (int64_t)below(4) - 2;
 	}
-	if (below(2))
-		*(volatile uint64_t *)&ipc->word[kx_ipc_slot(lie_sem)][0] |= KX_IPC_WAITED;
+	*(volatile uint64_t *)&ipc->sem[kx_ipc_slot(lie_sem)].tickets = any_value();
 	*(volatile uint32_t *)&ipc->msg[kx_ipc_slot(lie_queue)].asleep = (uint32_t)any_value();
 }
 static void lie_ipc_ring(void)
