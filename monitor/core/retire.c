@@ -319,38 +319,13 @@ bool retire_ahead(struct retire *x, void (*pause)(void))
 	return !none_left(x);
 }
 
-struct ranges {
-	uint64_t (*r)[2];
-	size_t nr, cap;
-	bool failed;
-};
-
-static void note_range(void *arg, uint64_t start, uint64_t end)
-{
-	struct ranges *a = arg;
-	if (a->nr == a->cap) {
-		size_t cap = a->cap ? 2 * a->cap : 256;
-		void *p = realloc(a->r, cap * sizeof *a->r);
-		if (!p) {
-			a->failed = true;
-			return;
-		}
-		a->r = p;
-		a->cap = cap;
-	}
-	a->r[a->nr][0] = start;
-	a->r[a->nr++][1] = end;
-}
-
 long retire_again(struct retire *x)
 {
-	struct ranges a = { 0 };
+	struct written_list a;
 	uint64_t before = x->bytes;
-	pthread_mutex_lock(&pvm.mm_lock);
-	bool good = written_take(note_range, &a) && !a.failed;
-	pthread_mutex_unlock(&pvm.mm_lock);
+	bool good = written_take_list(&a);
 	for (size_t i = 0; i < a.nr && good && !x->blind; i++)
-		look(x, a.r[i][0], a.r[i][1], NULL);
+		look(x, a.r[i].start, a.r[i].end, NULL);
 	free(a.r);
 	return good && !none_left(x) ? (long)((x->bytes - before) / PAGE) : -1;
 }

@@ -130,40 +130,12 @@ void sweep_ahead(struct sweep *s)
 	s->error = 0;
 }
 
-/* gmem_written() wants the lock, which gmem_query() takes: the ranges are noted first. */
-struct ranges {
-	struct {
-		uint64_t start, end;
-	} * r;
-	size_t nr, cap;
-	bool failed;
-};
-
-static void note(void *arg, uint64_t start, uint64_t end)
-{
-	struct ranges *a = arg;
-	if (a->nr == a->cap) {
-		size_t cap = a->cap ? 2 * a->cap : 256;
-		void *p = realloc(a->r, cap * sizeof *a->r);
-		if (!p) {
-			a->failed = true;
-			return;
-		}
-		a->r = p;
-		a->cap = cap;
-	}
-	a->r[a->nr].start = start;
-	a->r[a->nr++].end = end;
-}
-
 size_t sweep_again(struct sweep *s)
 {
-	struct ranges a = { 0 };
+	struct written_list a;
 	if (!s->ahead)
 		return 0;
-	pthread_mutex_lock(&pvm.mm_lock);
-	s->ahead = written_take(note, &a) && !a.failed;
-	pthread_mutex_unlock(&pvm.mm_lock);
+	s->ahead = written_take_list(&a);
 	s->pages = 0;
 	s->total = 0;
 	for (size_t i = 0; i < a.nr && s->ahead; i++)

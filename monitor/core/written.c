@@ -188,3 +188,29 @@ bool written_take(written_fn fn, void *arg)
 			fn(arg, marks.range[i].start, marks.range[i].end);
 	return !marks.overflow;
 }
+
+static void note(void *arg, uint64_t start, uint64_t end)
+{
+	struct written_list *a = arg;
+	if (a->nr == a->cap) {
+		size_t cap = a->cap ? 2 * a->cap : 256;
+		void *p = realloc(a->r, cap * sizeof *a->r);
+		if (!p) {
+			a->failed = true;
+			return;
+		}
+		a->r = p;
+		a->cap = cap;
+	}
+	a->r[a->nr].start = start;
+	a->r[a->nr++].end = end;
+}
+
+bool written_take_list(struct written_list *a)
+{
+	*a = (struct written_list){ 0 };
+	pthread_mutex_lock(&pvm.mm_lock);
+	bool good = written_take(note, a) && !a->failed;
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return good;
+}

@@ -26,6 +26,16 @@ void written_fork_child(void);
  */
 typedef void (*written_fn)(void *arg, uint64_t start, uint64_t end);
 bool written_take(written_fn fn, void *arg);
+/* The same, noted first, for who looks at them without pvm.mm_lock, which this takes: `r` is the caller's to free, whatever
+ * the answer. False: or there was no memory. */
+struct written_list {
+	struct {
+		uint64_t start, end;
+	} * r;
+	size_t nr, cap;
+	bool failed;
+};
+bool written_take_list(struct written_list *a);
 
 extern volatile int written_on;
 void written_add(uint64_t gva, uint64_t len);
