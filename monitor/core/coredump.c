@@ -37,7 +37,6 @@
 #define PAGE 4096ull
 #define NAME "core"
 #define SECONDS_MAX 120        /* for all of the file */
-#define STOP_NS 2000000000ull  /* for the other threads to come out of the guest */
 #define WRITE_MAX (1ull << 20) /* at once; between two the clock is looked at */
 #define LOADS_MAX 65000        /* e_phnum has 16 bits */
 #define FILES_MAX (4u << 20)   /* bytes of NT_FILE */
@@ -628,7 +627,7 @@ bool coredump(int sig)
 		coredump_wait();
 	if (gmem_warm_any) /* pages of files are not dumped; those of copies are */
 		gmem_warm_end(true);
-	if (!update_stop_for_good(self, STOP_NS))
+	if (!update_stop_for_good(self))
 		kx_log(KX_LOG_WARN, "coredump", "%s: a thread did not stop: its registers are not in the core file",
 		       pvm.comm);
 	return dump(sig, limit);

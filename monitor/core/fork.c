@@ -300,9 +300,6 @@ static bool is_plain(const struct fork_args *a)
 	return !(a->flags & ~plain) && a->exit_signal == SIGCHLD;
 }
 
-/* The limit of processes: what the program has not asked for takes no places of those that it needs. */
-static bool make_room(int e) { return spare_make_room(e); }
-
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
@@ -321,7 +318,7 @@ static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, 
 		*e = pid < 0 ? errno : pid ? 0 : -hot_restore();
 		if (!pid)
 			spare_fork_child();
-		again = pid < 0 && make_room(*e);
+		again = pid < 0 && spare_make_room(*e);
 	}
 	/* With the locks: a thread that takes a table of its own has not got a copy that it would keep. */
 	if (pid && gate) {
@@ -592,7 +589,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	if (a->flags & CLONE_PIDFD && pidfd < 0)
 		return pidfd;
 	int r = keeper_start();
-	if (r && make_room(-r))
+	if (r && spare_make_room(-r))
 		r = keeper_start();
 	int slot = r ? r : family_reserve();
 	if (slot < 0) {
@@ -646,7 +643,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	do {
 		pid = clone(vfork_main, stack_top, flags, &v, &t->vfork_tid, NULL, &t->vfork_tid);
 		e = errno;
-	} while (pid < 0 && make_room(e));
+	} while (pid < 0 && spare_make_room(e));
 	bool others = wait_for_all(c);
 	self = me;
 	t->vfork_tid = 0; /* not cleared for the last process that has the memory */

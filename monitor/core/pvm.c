@@ -83,8 +83,6 @@ void pvm_fork_child(void)
 	coredump_fork_child();
 }
 
-#define STOP_NS 2000000000ull
-
 static void report_end(const char *fmt, int n)
 {
 	char how[64];
@@ -97,7 +95,7 @@ static void report_end(const char *fmt, int n)
 		strace_exit(how);
 	/* What KVM counts of a vCPU can't be had while that runs: KVM's call would wait for it, killable alone. */
 	if (pvm.cfg->stats)
-		stats_end(pvm.nr_threads < 2 || (self && update_stop_for_good(self, STOP_NS)));
+		stats_end(pvm.nr_threads < 2 || (self && update_stop_for_good(self)));
 	if (pvm.cfg->stats && !pvm.is_child)
 		stats_write(pvm.cfg->stats_file);
 }

@@ -89,9 +89,9 @@ extern struct thread *volatile update_runner; /* may pass all the same */
 void update_park(struct thread *t);
 /*
  * For the end of the process: no thread but me, which has left the guest, enters it from here on. False: not all others
- * stand after so many ns.
+ * stand after two seconds.
  */
-bool update_stop_for_good(struct thread *me, uint64_t ns);
+bool update_stop_for_good(struct thread *me);
 /* Its registers, or its frame, are the program's: it waits at the gate or is in a call. */
 bool update_stands(struct thread *t);
 /* On the way into the guest. True: it has waited, and has to look again at what there is to do. */

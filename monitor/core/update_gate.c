@@ -7,9 +7,10 @@
 #include "../../util/now.h"
 #include "sig.h"
 
-#define COME_NS 40000000ll /* how long it waits for the first one that stands */
-#define LOOK_NS 50000      /* how often it looks at those that are on their way */
-#define TURN_NS 500000     /* with the work of a stop in it */
+#define COME_NS 40000000ll        /* how long it waits for the first one that stands */
+#define LOOK_NS 50000             /* how often it looks at those that are on their way */
+#define TURN_NS 500000            /* with the work of a stop in it */
+#define FOR_GOOD_NS 2000000000ull /* the end of a process waits for its threads */
 
 enum { STOP_NONE, STOP_WANTED, STOP_HELD }; /* held: all stand, and wait however long it takes */
 volatile int update_stop;
@@ -208,7 +209,7 @@ bool gate_stop_all(struct job *j, uint64_t since)
 	}
 }
 
-bool update_stop_for_good(struct thread *me, uint64_t ns)
+bool update_stop_for_good(struct thread *me)
 {
 	const uint64_t since = now_ns();
 	__atomic_store_n(&for_good, true, __ATOMIC_SEQ_CST);
@@ -222,7 +223,7 @@ bool update_stop_for_good(struct thread *me, uint64_t ns)
 			if (t != me)
 				all &= stands_or_comes(t, round % 64 == 0);
 		pthread_mutex_unlock(&pvm.thr_lock);
-		if (all || now_ns() - since > ns)
+		if (all || now_ns() - since > FOR_GOOD_NS)
 			return all;
 		futex_wait(&parked, seen, LOOK_NS);
 	}
