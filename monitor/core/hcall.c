@@ -168,21 +168,28 @@ static int check_arg(struct hcall *c, int i)
 	return 0;
 }
 
-/* What the kernel looks at before the descriptor. */
+/* What the kernel looks at before all else. */
 static bool has_bad_offset(const struct hcall *c)
 {
-	return (c->nr == SYS_pread64 || c->nr == SYS_pwrite64 || c->nr == SYS_preadv || c->nr == SYS_pwritev) &&
-	       (int64_t)c->arg[3] < 0;
+	switch (c->nr) {
+	case SYS_pread64:
+	case SYS_pwrite64:
+	case SYS_preadv:
+	case SYS_pwritev:
+		return (int64_t)c->arg[3] < 0;
+	case SYS_truncate:
+	case SYS_ftruncate:
+		return (int64_t)c->arg[1] < 0;
+	}
+	return false;
 }
 
 int hcall_check(struct hcall *c)
 {
-	if (has_bad_offset(c))
-		return -EINVAL;
 	for (int i = 0; i < 6 && c->row->arg[i].kind != KX_A_NONE; i++) {
 		int r = check_arg(c, i);
 		if (r)
-			return r;
+			return has_bad_offset(c) ? -EINVAL : r;
 	}
 	return 0;
 }

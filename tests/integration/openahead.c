@@ -104,7 +104,8 @@ static void do_line(char *line)
 		r = fsync(fd);
 		SAY("fsync: %s\n", r ? strerror(errno) : "");
 	} else if (!strcmp(cmd, "truncate")) {
-		SAY("truncate: %d\n", ftruncate(fd, a));
+		r = ftruncate(fd, a);
+		SAY("truncate: %d %s\n", r, r ? strerror(errno) : "");
 	} else if (!strcmp(cmd, "share")) { /* from here on it is seen without a call */
 		shared = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
 		SAY("share: %d\n", shared != MAP_FAILED);

@@ -22,8 +22,8 @@ from lib import expect  # noqa: E402
 from servers import collection  # noqa: E402
 
 args = lib.arguments()
-tests, test, long_test = collection()
-CLOEXEC, NONBLOCK, NOFOLLOW, DIRECTORY = os.O_CLOEXEC, os.O_NONBLOCK, os.O_NOFOLLOW, os.O_DIRECTORY
+tests, test, _ = collection()
+CLOEXEC, NONBLOCK, NOFOLLOW = os.O_CLOEXEC, os.O_NONBLOCK, os.O_NOFOLLOW
 
 
 class Talk:
@@ -35,7 +35,6 @@ class Talk:
         if kx:
             argv = lib.pvm(argv, "--io", "exit", f"--stats={self.stats}", *options)
         self.server = lib.Server(argv, self.port)
-        self.kx = kx
 
     def __enter__(self):
         self.server.__enter__()
@@ -61,11 +60,14 @@ class Talk:
             got += part
         return got.decode(errors="replace")
 
-    def opens(self):
-        """openat and open calls that the monitor has seen."""
+    def calls(self):
+        """Those that the monitor has seen, by name."""
         with open(self.stats) as f:
-            calls = json.load(f)["hypercalls"]
-        return calls.get("openat", 0) + calls.get("open", 0)
+            return json.load(f)["hypercalls"]
+
+
+def opens(calls):
+    return calls.get("openat", 0) + calls.get("open", 0)
 
 
 def build(d):
@@ -89,24 +91,23 @@ def put(w, name, text, size):
         f.write((text * (size // max(len(text), 1) + 1))[:size])
 
 
-def both(script, options=()):
-    """The same story natively and in a pVM: script(talk, directory, seen), which adds to seen."""
+def both(script, written=False):
+    """The same story natively and in a pVM: script(talk, directory, seen), which adds to seen. The pVM's counts of calls.
+    written: the program may write to the directory."""
     with lib.Dir() as d:
         build(d)
         told = []
         for kx in (False, True):
             w = fresh(d)
             inodes = {}
-            with Talk(d, kx, options) as t:
+            with Talk(d, kx, ["--volume", f"{w}:{w}"] if written else []) as t:
                 seen = []
                 script(t, w, seen)
             told.append([number_inodes(x, inodes) for x in seen])
-            if kx:
-                opened = t.opens()
         for i, (a, b) in enumerate(zip(*told)):
             expect(b, a, f"step {i}")
         expect(len(told[1]), len(told[0]), "steps")
-        return opened
+        return t.calls()
 
 
 def number_inodes(text, inodes):
@@ -154,7 +155,7 @@ def many_opens_few_exits():
         one = [f"open 0 {w}/a {NONBLOCK}", "fstat 0", "pread 0 0 20", "close 0"]
         for _ in range(10):
             seen.append(t.tell(*one * 50))
-    opened = both(script)
+    opened = opens(both(script))
     assert opened < 200, f"{opened} of 500 opens were exits"
 
 
@@ -164,7 +165,7 @@ def among_other_calls():
     def script(t, w, seen):
         for _ in range(30):
             seen.append(t.tell(f"open 0 {w}/a {NONBLOCK}", "fstat 0", "sendfile 0 0 20", "close 0", *["seek 7 0 1", "flags 7"] * 3))
-    opened = both(script)
+    opened = opens(both(script))
     assert opened < 20, f"{opened} of 30 opens were exits"
 
 
@@ -297,7 +298,7 @@ def writable_files_are_left_alone():
             for i in range(20):
                 put(w, "a", f"{i:09}", 9)
                 expect(f"read: 9 {i:09} " in t.tell(f"open 0 {w}/a 0", "read 0 9", "close 0"), True, "what was written")
-        assert t.opens() >= 20, "opened ahead in a directory that the program can write to"
+        assert opens(t.calls()) >= 20, "opened ahead in a directory that the program can write to"
 
 
 @test
@@ -338,34 +339,21 @@ APPEND, WRONLY, RDWR = os.O_APPEND, os.O_WRONLY, os.O_RDWR
 
 
 def writers(script):
-    """As both(), in a directory that the program may write to; what is in its files after each step is compared, too."""
-    with lib.Dir() as d:
-        build(d)
-        told = []
-        for kx in (False, True):
-            w = fresh(d)
-            inodes = {}
-            with Talk(d, kx, ["--volume", f"{w}:{w}"]) as t:
-                seen = []
+    """As both(), with script(step, directory), in a directory that the program may write to; what is in its files after each
+    step is compared, too. Writes that were exits."""
+    def story(t, w, seen):
+        def step(*lines):
+            text = t.tell(*lines)
+            for n in sorted(os.listdir(w)):
+                if os.path.isfile(f"{w}/{n}"):
+                    with open(f"{w}/{n}", "rb") as f:
+                        data = f.read()
+                    text += f"{n}: {len(data)} {data[:20]} {data[-20:]} {zlib.crc32(data)}\n"
+            seen.append(text)
 
-                def step(*lines, t=t, w=w, seen=seen, inodes=inodes):
-                    text = number_inodes(t.tell(*lines), inodes)
-                    for n in sorted(os.listdir(w)):
-                        if os.path.isfile(f"{w}/{n}"):
-                            with open(f"{w}/{n}", "rb") as f:
-                                data = f.read()
-                            text += f"{n}: {len(data)} {data[:20]} {data[-20:]} {zlib.crc32(data)}\n"
-                    seen.append(text)
-
-                script(step, w)
-            told.append(seen)
-            if kx:
-                with open(t.stats) as f:
-                    calls = json.load(f)["hypercalls"]
-        for i, (a, b) in enumerate(zip(*told)):
-            expect(b, a, f"step {i}")
-        expect(len(told[1]), len(told[0]), "steps")
-        return calls.get("write", 0) + calls.get("writev", 0)
+        script(step, w)
+    calls = both(story, written=True)
+    return calls.get("write", 0) + calls.get("writev", 0)
 
 
 @test
@@ -389,7 +377,8 @@ def writes():
         step("dup2 0 1", "write 0 9 69", "write 1 9 70")
         step("write 0 9 69", "dup2 0 1", "write 0 9 69")
         for _ in range(6):
-            step("write 2 100 71", "close 2", f"create 2 {w}/three {WRONLY}", "write 2 50 72")
+            step("truncate 7 -1", "truncate 7 1", "truncate 2 -1")  # what the kernel looks at first
+        step("write 2 100 71", "close 2", f"create 2 {w}/three {WRONLY}", "write 2 50 72")
     writers(script)
 
 
