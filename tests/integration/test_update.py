@@ -22,17 +22,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+from servers import LONG, collection  # noqa: E402
 from updates import Guest, all_see, build, fixtures, library, need, pauses, program, until  # noqa: E402
 
 args = lib.arguments()
-
-LONG = bool(os.environ.get("KX_LONG"))
-tests = []
-
-
-def test(fn):
-    tests.append((fn.__name__, fn))
-    return fn
+tests, test, _ = collection()
 
 
 @test

@@ -15,17 +15,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
+from servers import LONG, collection  # noqa: E402
 from updates import Guest, fixtures, library, program  # noqa: E402
 
 args = lib.arguments()
-
-LONG = bool(os.environ.get("KX_LONG"))
-tests = []
-
-
-def test(fn):
-    tests.append((fn.__name__, fn))
-    return fn
+tests, test, _ = collection()
 
 
 def mapped(g, name):

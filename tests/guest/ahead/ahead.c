@@ -24,24 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../clock.h"
-
-static int checks, first_failure;
-
-static void check_line(bool ok, const char *name, int line)
-{
-	checks++;
-	if (ok) {
-		printf("ok %s\n", name);
-	} else {
-		printf("FAIL %s (line %d, errno %d %s)\n", name, line, errno, strerror(errno));
-		if (!first_failure)
-			first_failure = checks < 120 ? 1 + checks : 120;
-	}
-	fflush(stdout);
-}
-#define check(ok, name) check_line(ok, name, __LINE__)
-static void *volatile bad_address = (void *)8;
-#define fails(r, e, name) check((r) == -1 && errno == (e), name)
+#include "../counted.h"
 
 /* ---- the other side ---------------------------------------------------------------------------------------------- */
 

@@ -33,26 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../clock.h"
-
-static int checks, first_failure;
-
-static void check_line(bool ok, const char *name, int line)
-{
-	checks++;
-	if (ok) {
-		printf("ok %s\n", name);
-	} else {
-		printf("FAIL %s (line %d, errno %d %s)\n", name, line, errno, strerror(errno));
-		if (!first_failure)
-			first_failure = checks < 120 ? 1 + checks : 120;
-	}
-	fflush(stdout);
-}
-#define check(ok, name) check_line(ok, name, __LINE__)
-/* Never mapped; volatile, so that the compiler does not warn of it. */
-static void *volatile bad_address = (void *)8;
-#define BAD bad_address
-#define fails(r, e, name) check((r) == -1 && errno == (e), name)
+#include "../counted.h"
 
 /*
  * The peer: a process that connects when it is told to and does what it reads from a pipe. It was forked before there

@@ -18,31 +18,9 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static void line(const char *what, long r)
-{
-	int e = errno;
-	if (r == -1)
-		printf("%s: -1 %s\n", what, strerrorname_np(e));
-	else
-		printf("%s: %ld\n", what, r);
-	fflush(stdout);
-}
-#define R(expr) (errno = 0, line(#expr, (long)(expr)))
-#define SECTION(name) printf("\n== %s\n", name), fflush(stdout)
-#define CHILD(...) \
-	({ \
-		fflush(stdout); \
-		pid_t p_ = fork(); \
-		if (p_ < 0) \
-			exit(1); \
-		if (!p_) { \
-			alarm(60); \
-			__VA_ARGS__; \
-			_exit(0); \
-		} \
-		p_; \
-	})
+#include "../asleep.h"
+#define CHILD_SECONDS 60
+#include "../told.h"
 
 static char dir[64] = "/tmp/kx-fifo-XXXXXX", path[80], text[8192];
 static volatile long *shared; /* a page */
@@ -56,21 +34,11 @@ static long status_of(pid_t p)
 }
 
 /* Until it has said so, and sleeps. */
-static void asleep(pid_t p, long said)
+static void asleep_after(pid_t p, long said)
 {
-	char name[32], stat[512];
 	while (shared[0] != said)
 		usleep(200);
-	for (int i = 0, seen = 0; seen < 5 && i < 10000; i++) {
-		snprintf(name, sizeof name, "/proc/%d/stat", p);
-		int fd = open(name, O_RDONLY);
-		ssize_t n = fd < 0 ? 0 : read(fd, stat, sizeof stat - 1);
-		close(fd);
-		stat[n > 0 ? n : 0] = 0;
-		char *end = strrchr(stat, ')');
-		seen = end && end[2] == 'S' ? seen + 1 : 0;
-		usleep(1000);
-	}
+	asleep(p, p);
 }
 
 static int fifo(int flags) { return open(path, flags); }
@@ -111,14 +79,14 @@ static void opening(void)
 	R(close_range(3, ~0u, 0));
 	SECTION("open: each waits for the other");
 	pid_t p = CHILD(shared[0] = 1; r = fifo(O_RDONLY); shared[1] = get(r, 10); shared[2] = get(r, 10));
-	asleep(p, 1);
+	asleep_after(p, 1);
 	R((w = fifo(O_WRONLY)) >= 0);
 	R(write(w, "two", 3));
 	R(close(w));
 	R(status_of(p));
 	R(shared[1] * 10 + shared[2]);
 	p = CHILD(shared[0] = 2; w = fifo(O_WRONLY); shared[1] = write(w, "three", 5));
-	asleep(p, 2);
+	asleep_after(p, 2);
 	R((r = fifo(O_RDONLY)) >= 0);
 	R(get(r, 3));
 	R(get(r, 10));
@@ -127,20 +95,20 @@ static void opening(void)
 	R(close(r));
 	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = on_signal }, NULL);
 	p = CHILD(shared[0] = 3; shared[1] = fifo(O_RDONLY); shared[2] = errno == EINTR);
-	asleep(p, 3);
+	asleep_after(p, 3);
 	kill(p, SIGUSR1);
 	R(status_of(p));
 	R(shared[1] * 10 + shared[2]);
 	p = CHILD(shared[0] = 4; fifo(O_WRONLY));
-	asleep(p, 4);
+	asleep_after(p, 4);
 	kill(p, SIGKILL);
 	R(status_of(p));
 	R(fifo(O_WRONLY | O_NONBLOCK));
 	/* two wait for one */
 	p = CHILD(shared[0] = 5; r = fifo(O_RDONLY); shared[1] = get(r, 1));
-	asleep(p, 5);
+	asleep_after(p, 5);
 	pid_t p2 = CHILD(shared[0] = 6; r = fifo(O_RDONLY); shared[2] = get(r, 1));
-	asleep(p2, 6);
+	asleep_after(p2, 6);
 	R((w = fifo(O_WRONLY)) >= 0);
 	R(write(w, "ab", 2));
 	R(status_of(p));
@@ -196,7 +164,7 @@ static void both_ways(void)
 		n += 4096;
 	R(n - 4);
 	pid_t p = CHILD(shared[0] = 7; shared[1] = write(w, text, 4096));
-	asleep(p, 7);
+	asleep_after(p, 7);
 	R(write(w2, text, 1));
 	R(get(r, 4096));
 	R(status_of(p));

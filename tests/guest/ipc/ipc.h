@@ -38,6 +38,7 @@
 #include <unistd.h>
 #include "../asleep.h"
 #include "../clock.h"
+#include "../told.h"
 
 union semun {
 	int val;
@@ -49,17 +50,6 @@ union semun {
 static void *volatile bad_address = (void *)8;
 #define BAD bad_address
 
-/* value, or the error's name */
-static inline void line(const char *what, long r)
-{
-	int e = errno;
-	if (r == -1)
-		printf("%s: -1 %s\n", what, strerrorname_np(e));
-	else
-		printf("%s: %ld\n", what, r);
-	fflush(stdout);
-}
-#define R(expr) (errno = 0, line(#expr, (long)(expr)))
 /* A function of the pthread kind returns its error. */
 #define P(expr) \
 	do { \
@@ -67,7 +57,6 @@ static inline void line(const char *what, long r)
 		printf("%s: %s\n", #expr, e_ ? strerrorname_np(e_) : "0"); \
 		fflush(stdout); \
 	} while (0)
-#define SECTION(name) printf("\n== %s\n", name)
 
 static inline void ms(int n) { usleep(n * 1000); }
 
@@ -89,21 +78,6 @@ static inline void *shared(size_t len)
 	return p;
 }
 
-/* A child that runs these statements and exits with 0. */
-#define CHILD(...) \
-	({ \
-		fflush(stdout); \
-		pid_t p_ = fork(); \
-		if (p_ < 0) \
-			exit(1); \
-		if (!p_) { \
-			alarm(400); \
-			__VA_ARGS__; \
-			fflush(stdout); \
-			_exit(0); \
-		} \
-		p_; \
-	})
 /* Whose turn it is to print: that of the child that is waited for. 1: of all children. */
 static volatile pid_t *turn;
 static inline void my_turn(void)

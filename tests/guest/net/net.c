@@ -35,30 +35,9 @@
 #include <time.h>
 #include <unistd.h>
 #include "../asleep.h"
+#include "../counted.h"
 
 #define MS 1000000LL
-
-static int checks, first_failure;
-
-/* Never mapped; volatile, so that the compiler does not warn of it. */
-static void *volatile bad_address = (void *)8;
-#define BAD bad_address
-
-static void check_line(bool ok, const char *name, int line)
-{
-	checks++;
-	if (ok) {
-		printf("ok %s\n", name);
-	} else {
-		printf("FAIL %s (line %d, errno %d %s)\n", name, line, errno, strerror(errno));
-		if (!first_failure)
-			first_failure = checks < 120 ? 1 + checks : 120;
-	}
-	fflush(stdout);
-}
-#define check(ok, name) check_line(ok, name, __LINE__)
-/* r is the result of a call that must fail with e. */
-#define fails(r, e, name) check((r) == -1 && errno == (e), name)
 
 static int64_t now(void)
 {

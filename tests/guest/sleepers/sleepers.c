@@ -21,24 +21,14 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../asleep.h"
+#include "../told.h"
 
 union semun {
 	int val;
 	struct semid_ds *buf;
 	unsigned short *array;
 };
-
-static void line(const char *what, long r)
-{
-	int e = errno;
-	if (r == -1)
-		printf("%s: -1 %s\n", what, strerrorname_np(e));
-	else
-		printf("%s: %ld\n", what, r);
-	fflush(stdout);
-}
-#define R(expr) (errno = 0, line(#expr, (long)(expr)))
-#define SECTION(name) printf("\n== %s\n", name), fflush(stdout)
 
 /* What a child has to tell, printed by the parent when it has ended. */
 #define CHILDREN 40
@@ -56,17 +46,10 @@ static void on_signal(int s) { (void)s; }
 /* Until a process sleeps, and goes on to, or is stopped. */
 static void until(pid_t p, char state)
 {
-	char name[32], text[512];
 	for (int i = 0, seen = 0; i < 20000; i++) {
-		snprintf(name, sizeof name, "/proc/%d/stat", p);
-		int fd = open(name, O_RDONLY);
-		ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
-		if (fd >= 0)
-			close(fd);
-		text[n > 0 ? n : 0] = 0;
-		char *end = strrchr(text, ')');
-		seen = end && end[2] == state ? seen + 1 : 0;
-		if (seen == 5 || (end && end[2] == 'Z'))
+		char c = state_of(p, p);
+		seen = c == state ? seen + 1 : 0;
+		if (seen == 5 || c == 'Z')
 			return;
 		usleep(1000);
 	}
