@@ -42,6 +42,13 @@ def stays(g, name, what):
         raise AssertionError(f"{what}: {name} is not mapped any more: {mapped(g, name)}")
 
 
+def replaced(g, d, order, what):
+    """The second version by the third, when the program has taken from it what keeper.c does at this order."""
+    g.update(f"{d}/v2.so", "--timeout", "60")
+    expect(g.ask(order), "taken", what)
+    g.update(f"{d}/v3.so", "--timeout", "60")
+
+
 def size(g):
     """Memory in use (KiB), and mappings: once they are what they were a moment ago."""
     before = None
@@ -154,9 +161,7 @@ def unused():
 def used():
     """A pointer to a local function keeps its version, which works on; once it is dropped, that goes with the next update."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "60")
-        expect(g.ask("p"), "taken", "pointer")
-        g.update(f"{d}/v3.so", "--timeout", "60")
+        replaced(g, d, "p", "pointer")
         stays(g, "v2.so", "a pointer to its code")
         expect(g.ask("c"), "20", "the old version's function")
         expect(g.ask("v"), "3", "version")
@@ -171,9 +176,7 @@ def used():
 def exported():
     """A pointer to an exported function of a library without variables is moved along, and keeps nothing."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "60")
-        expect(g.ask("x"), "taken", "pointer")
-        g.update(f"{d}/v3.so", "--timeout", "60")
+        replaced(g, d, "x", "pointer")
         expect(g.ask("X"), "3", "through the pointer")
         gone(g, "v2.so")
 
@@ -182,9 +185,7 @@ def exported():
 def constants():
     """A pointer to a constant keeps the constants alone."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "60")
-        expect(g.ask("P"), "taken", "pointer")
-        g.update(f"{d}/v3.so", "--timeout", "60")
+        replaced(g, d, "P", "pointer")
         for _ in range(100):
             if "r-xp" not in mapped(g, "v2.so"):
                 break
@@ -205,9 +206,7 @@ def constants():
 def mangled():
     """What glibc has of it in a form of its own: functions that are called at exit."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "60")
-        expect(g.ask("a"), "taken", "at exit")
-        g.update(f"{d}/v3.so", "--timeout", "60")
+        replaced(g, d, "a", "at exit")
         stays(g, "v2.so", "atexit")
         expect(g.ask("q"), "bye", "end")
         expect(g.line(), "end 2", "the old version's function, at exit")
@@ -218,9 +217,7 @@ def mangled():
 def handler():
     """The handler of a signal."""
     with lib.Dir() as d, keeping(d) as g:
-        g.update(f"{d}/v2.so", "--timeout", "60")
-        expect(g.ask("h"), "taken", "handler")
-        g.update(f"{d}/v3.so", "--timeout", "60")
+        replaced(g, d, "h", "handler")
         stays(g, "v2.so", "a signal's handler")
         os.kill(g.p.pid, 10)
         expect(g.line(), "end 2", "the old version's handler")
