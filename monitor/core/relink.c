@@ -60,6 +60,14 @@ static int open_pages(struct relink *r)
 	return 0;
 }
 
+/* Whatever lays mappings out anew (a fork's copies, mprotect) knows only what the program may do with them. Where it has not,
+ * this is without effect. With the lock of the mappings. */
+static void open_again(struct relink *r)
+{
+	for (size_t i = 0; i < r->nr_page; i++)
+		mprotect(gva_ptr(r->page[i]), PAGE, PROT_READ | PROT_WRITE);
+}
+
 static void close_pages(struct relink *r)
 {
 	for (size_t i = 0; i < r->nr_page; i++) {
@@ -281,6 +289,7 @@ int relink_apply(struct relink *r)
 			r->changed = r->word[i].at;
 			return -EAGAIN;
 		}
+	open_again(r);
 	r->bytes = 0;
 	int e = r->sweep ? sweep_apply(r->sweep) : 0;
 	bool swept = !e && r->sweep;

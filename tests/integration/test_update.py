@@ -175,6 +175,21 @@ def hooks():
 
 
 @test
+def hook_forks():
+    """What the change writes to is read-only again by then: forks have the program's small mappings copied."""
+    own = f"-I{lib.TOP}/include"
+    with lib.Dir() as d:
+        library(d, "libupd.so.1", "-DV=1", own, source="forking.c")
+        library(d, "v2.so", "-DV=2", own, source="forking.c")
+        program(d, "forks", "forks.c")
+        with Guest(d, [f"{d}/forks"]) as g:
+            for v in (2, 1, 2, 1):
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
+                for _ in range(4):
+                    expect(g.ask("x"), f"v{v} child v{v} good", "answer")
+
+
+@test
 def example():
     """docs/examples/update.c does what it says, natively too: nothing of kylinx.h harms there."""
     build_dir = os.path.dirname(lib.KYLINX)
