@@ -955,7 +955,7 @@ static void sigchld(void)
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	ms(20);
-	check(sigtimedwait(&set, &info, &(struct timespec){ 5, 0 }) == SIGCHLD && info.si_pid == p &&
+	check(sigtimedwait(&set, &info, &(struct timespec){ 60, 0 }) == SIGCHLD && info.si_pid == p &&
 		      info.si_status == 3 && exited(status_of(p), 3),
 	      "SIGCHLD: default action, blocked, taken by sigtimedwait");
 	blocking(SIG_UNBLOCK, SIGCHLD);
