@@ -32,6 +32,7 @@
 #include "trim.h"
 #include "update.h"
 #include "vfs.h"
+#include "whole.h"
 #include "written.h"
 
 #define IOV_LIMIT 1024
@@ -375,6 +376,8 @@ int fd_grow(void)
 		r = thread_pool_fds(fd_move);
 	if (!r)
 		r = admit_fds(fd_move);
+	if (!r)
+		r = whole_fds(fd_move);
 	fd_limit_drop();
 	/* Its lock comes before that of the limit: the flusher's timer is made under it. */
 	if (!r)
