@@ -376,12 +376,12 @@ int fd_grow(void)
 		r = thread_pool_fds(fd_move);
 	if (!r)
 		r = admit_fds(fd_move);
-	if (!r)
-		r = whole_fds(fd_move);
 	fd_limit_drop();
-	/* Its lock comes before that of the limit: the flusher's timer is made under it. */
+	/* Their locks come before that of the limit: descriptors are made under them. */
 	if (!r)
 		r = batch_fds(fd_move);
+	if (!r)
+		r = whole_fds(fd_move);
 	if (!r && pvm.is_child)
 		procfs_each("self/fd", fd_move_stray, NULL);
 	kx_log_use(pvm.log_fd);

@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/log.h"
 #include "../../util/now.h"
 #include "gmem.h"
 #include "hcall.h"
@@ -54,7 +55,7 @@ static struct {
 	pid_t pid;            /* that the thread belongs to */
 	int pagemap, meminfo; /* -1 = none */
 	uint32_t due;         /* counts; a futex */
-	bool useless;         /* the kernel can't tell */
+	bool useless;         /* nobody can tell */
 	pthread_mutex_t lock; /* a leaf: the descriptors, and who makes the thread */
 } whole = { .pagemap = -1, .meminfo = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -230,18 +231,18 @@ static void *whole_main(void *arg)
 
 /* ---- others ------------------------------------------------------------------------------------------------------------ */
 
-static bool start(void)
+/* 0 or an errno. */
+static int start(void)
 {
-	if (whole.pid == pvm.pid)
-		return true;
 	spare_forbid(); /* it shares the table of descriptors */
 	if (whole.pagemap < 0 && (whole.pagemap = proc_file("self/pagemap")) < 0)
-		return false;
+		return ENOENT;
 	if (whole.meminfo < 0 && (whole.meminfo = proc_file("meminfo")) < 0)
-		return false;
-	if (!thread_own_start(NULL, STACK, whole_main, NULL))
+		return ENOENT;
+	int r = thread_own_start(NULL, STACK, whole_main, NULL);
+	if (!r)
 		whole.pid = pvm.pid;
-	return whole.pid == pvm.pid;
+	return r;
 }
 
 void whole_due(void)
@@ -251,9 +252,12 @@ void whole_due(void)
 	__atomic_add_fetch(&whole.due, 1, __ATOMIC_SEQ_CST);
 	pthread_mutex_lock(&whole.lock);
 	bool there = whole.pid == pvm.pid;
-	if (!there)
-		start();
+	int e = there ? 0 : start();
 	pthread_mutex_unlock(&whole.lock);
+	if (e) {
+		kx_log(KX_LOG_INFO, "whole", "memory stays in the pages that it has: %s", strerror(e));
+		whole.useless = e == ENOENT;
+	}
 	if (there)
 		host_call(SYS_futex, (long)&whole.due, FUTEX_WAKE, 1, 0, 0, 0);
 }
