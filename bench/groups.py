@@ -423,6 +423,46 @@ def redis(plan):
         return out
 
     yield from served(plan, once, exits)
+    if not plan.quick and not plan.base:
+        yield from served(plan, lambda side: bgsave(plan, side), {})
+
+
+def bgsave(plan, side, mib=1024):
+    """What a client that asks one thing after the other meets while a child of the server writes mib MiB."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        argv = ["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1", "--daemonize", "no", "--dir", d,
+                "--enable-debug-command", "yes", "--rdbcompression", "no"]
+        options = ["--volume", f"{d}:{d}"] if side == "pvm" or plan.base else []
+        with Server(plan, side, argv, port, *options):
+            with socket.create_connection(("127.0.0.1", port), 60) as c:
+                ask(c, "DEBUG", "POPULATE", str(mib << 10), "key", "1000")
+                took = []
+                if b"started" not in ask(c, "BGSAVE"):
+                    raise RuntimeError("redis: BGSAVE was refused")
+                begin = time.perf_counter()
+                i = 0
+                while time.perf_counter() - begin < 3:
+                    a = time.perf_counter()
+                    ask(c, "SET", f"key:{i % (mib << 10)}", "x" * 1000)
+                    took.append((time.perf_counter() - a) * 1e3)
+                    i += 7919
+    return {f"redis_bgsave_{mib}m_{n}": h.quantile(took, q)
+            for n, q in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("stall", 1.0))}
+
+
+def ask(c, *words):
+    """One command of Redis's protocol and its reply of one line."""
+    c.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w.encode()) for w in words))
+    got = b""
+    while not got.endswith(b"\r\n"):
+        part = c.recv(65536)
+        if not part:
+            raise RuntimeError("redis: closed the connection")
+        got += part
+    if got.startswith(b"-"):
+        raise RuntimeError(f"redis: {got.decode().strip()}")
+    return got
 
 
 def memcached(plan):
