@@ -542,9 +542,9 @@ static void test_backpressure(void)
 		if (r < 0 && (errno != EAGAIN || n++))
 			break;
 		if (r < 0)
-			nap(30); /* what is acknowledged meanwhile makes room */
+			nap(100); /* what is acknowledged meanwhile makes room */
 		else
-			sum = sum_of(sum, (void *)big, r);
+			n = 0, sum = sum_of(sum, (void *)big, r);
 		total += r < 0 ? 0 : r;
 	}
 	check(r < 0 && errno == EAGAIN, "write: stops when nobody reads");
