@@ -138,10 +138,9 @@ static void report(struct job *j)
 {
 	unsigned words, bytes, versions;
 	relink_counts(j->link, &words, &bytes, &versions);
-	job_finish(j, 0,
-		   "%s: %u bindings, %u bytes of state, %u attempt%s, %.3f ms until all stood, %.3f ms for a processor",
+	job_finish(j, 0, "%s: %u bindings, %u bytes of state, %u attempt%s, %.3f ms until all stood",
 		   relink_soname(j->link), words, bytes, j->attempts, j->attempts == 1 ? "" : "s",
-		   (double)j->gathered_ns / 1e6, (double)j->late_ns / 1e6);
+		   (double)j->gathered_ns / 1e6);
 }
 
 static void set_patience(struct job *j, uint64_t start, uint64_t timeout)

@@ -133,8 +133,7 @@ static int stop_and_change(struct job *j)
 		}
 	}
 	gate_let_go();
-	uint64_t late, pause = gate_pause(&late);
-	j->late_ns = late > j->late_ns ? late : j->late_ns;
+	uint64_t pause = gate_pause();
 	if (pause > j->pause_ns) {
 		j->pause_ns = pause;
 		j->gathered_ns = gate_gathered();

@@ -19,7 +19,6 @@ static uint64_t stop_ns;       /* how long those that stand wait for the others 
 static uint64_t stopped_until; /* when they gave up; 0 = they did not */
 static uint64_t released;      /* when the gate was opened; 0 = not yet */
 static uint64_t gathered;      /* when all stood; 0 = not yet */
-static bool was_held;          /* from an earlier stop of the same attempt: no time of their own ends it */
 struct thread *volatile update_runner, *volatile update_caller;
 static bool for_good; /* the process ends: the gate stays shut */
 static int parked;    /* counts those that come to wait; a futex */
@@ -189,7 +188,6 @@ bool gate_stop_all(struct job *j, uint64_t since)
 		__atomic_store_n(&stop_began, 0, __ATOMIC_SEQ_CST);
 	}
 	__atomic_compare_exchange_n(&update_stop, &none, STOP_WANTED, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-	was_held = none == STOP_HELD;
 	for (unsigned round = 0;; round++) {
 		int seen = __atomic_load_n(&parked, __ATOMIC_SEQ_CST);
 		pthread_mutex_lock(&pvm.thr_lock);
@@ -231,25 +229,18 @@ bool update_stop_for_good(struct thread *me)
 	}
 }
 
-uint64_t gate_gathered(void)
-{
-	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
-	return began && gathered > began ? gathered - began : 0;
-}
-
-/*
- * Those that stand wake by themselves when the time is over within which all have to come. From then on what they wait for is a
- * processor, as anybody does there who has had his turn; until the one who does the update has one first, and sees that all
- * stand by now.
- */
-uint64_t gate_pause(uint64_t *late)
+uint64_t gate_pause(void)
 {
 	uint64_t end = __atomic_load_n(&stopped_until, __ATOMIC_SEQ_CST);
 	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
 	end = end ? end : released ? released : now_ns();
-	uint64_t pause = began && end > began ? end - began : 0, coming = gathered ? gate_gathered() : pause;
-	*late = was_held || coming < stop_ns ? 0 : coming - stop_ns;
-	return pause - *late;
+	return began && end > began ? end - began : 0;
+}
+
+uint64_t gate_gathered(void)
+{
+	uint64_t began = __atomic_load_n(&stop_began, __ATOMIC_SEQ_CST);
+	return began && gathered > began ? gathered - began : 0;
 }
 
 bool gate_is_for_good(void) { return __atomic_load_n(&for_good, __ATOMIC_SEQ_CST); }

@@ -47,7 +47,6 @@ struct job {
 	char where[200];
 	char found[160];
 	uint64_t pause_ns, gathered_ns; /* of the longest stop, and how much of it until all stood */
-	uint64_t late_ns;               /* the longest wait for a processor behind a stop that was given up */
 	unsigned attempts;
 	pid_t busy;                  /* who was in the way, 0 = none */
 	struct turn turn[SHORT_MAX]; /* threads that have short turns */
@@ -97,9 +96,8 @@ void gate_hurry(struct job *j);
 void gate_take_time(struct job *j);
 /* Every thread stands. False: not within the time that an attempt has. */
 bool gate_stop_all(struct job *j, uint64_t since);
-/* How long the last stop has held threads up, and how much of that until all stood. late: how long those that had given up
- * waiting waited for a processor. */
-uint64_t gate_pause(uint64_t *late);
+/* How long the last stop has lasted, and how much of that until all stood. */
+uint64_t gate_pause(void);
 uint64_t gate_gathered(void);
 /* The process ends. */
 bool gate_is_for_good(void);
