@@ -8,11 +8,13 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include "../monitor/core/family.h"
 #include "../util/procstat.h"
 
 #define ARGS_MAX 65536
+#define SPARE_TRIES 50
 
 static void *grow(void *p, size_t n, size_t size)
 {
@@ -254,6 +256,19 @@ static void member_drop(struct family *f, pid_t pid, pid_t parent)
 	}
 }
 
+/* That of a child made ahead has its pid as soon as that runs. */
+static bool slot_read(int fd, unsigned i, struct family_slot *s)
+{
+	for (int n = 0; n < SPARE_TRIES; n++) {
+		if (pread(fd, s, sizeof *s, (off_t)(sizeof(struct family_table) + i * sizeof *s)) != sizeof *s)
+			return false;
+		if (!(s->key & FAMILY_RESERVED) || s->from_host != FAMILY_SPARE || s->birth)
+			break;
+		nanosleep(&(struct timespec){ 0, 2000000 }, NULL);
+	}
+	return true;
+}
+
 /* What members say of themselves: for show alone. */
 static void table_read(struct family *f)
 {
@@ -275,7 +290,7 @@ static void table_read(struct family *f)
 		f->forks = (long long)t.forks;
 		for (unsigned i = 0; i < t.used && i < FAMILY_MAX; i++) {
 			struct family_slot s;
-			if (pread(fd, &s, sizeof s, (off_t)(sizeof t + i * sizeof s)) != sizeof s)
+			if (!slot_read(fd, i, &s))
 				break;
 			if (s.key & FAMILY_RESERVED && s.from_host == FAMILY_SPARE)
 				member_drop(f, (pid_t)s.birth, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));

@@ -21,6 +21,7 @@
 
 static int last_slot = -1; /* of the last child, and when it was made */
 static uint64_t last_ns;
+static unsigned threads, last_threads; /* that were made, in all */
 
 static bool memory_is_short(void)
 {
@@ -30,20 +31,38 @@ static bool memory_is_short(void)
 
 bool birth_begin(int slot)
 {
-	uint64_t now = now_ns(), failed = __atomic_load_n(family_failed_ns(), __ATOMIC_RELAXED);
-	bool sure = last_slot >= 0 && now - last_ns < SURE_NS &&
+	uint64_t now = now_ns();
+	unsigned n = __atomic_load_n(&threads, __ATOMIC_SEQ_CST);
+	bool sure = last_slot >= 0 && now - last_ns < SURE_NS && n == last_threads &&
 		    __atomic_load_n(family_birth(last_slot), __ATOMIC_ACQUIRE) == TOLD;
 	__atomic_store_n(family_birth(slot), 0, __ATOMIC_RELEASE);
 	last_slot = slot;
 	last_ns = now;
-	return !sure || (failed && now - failed < SHORT_NS) || memory_is_short();
+	last_threads = n;
+	return !sure || birth_is_short() || memory_is_short();
+}
+
+void birth_unsure(void) { __atomic_add_fetch(&threads, 1, __ATOMIC_SEQ_CST); }
+
+void birth_lacks(void) { __atomic_store_n(family_failed_ns(), now_ns(), __ATOMIC_RELAXED); }
+
+bool birth_short_since(uint64_t ns)
+{
+	uint64_t failed = __atomic_load_n(family_failed_ns(), __ATOMIC_RELAXED);
+	return failed && failed >= ns;
+}
+
+bool birth_is_short(void)
+{
+	uint64_t now = now_ns();
+	return birth_short_since(now > SHORT_NS ? now - SHORT_NS : 0);
 }
 
 void birth_tell(int slot, int error)
 {
 	uint32_t *word = family_birth(slot);
 	if (error)
-		__atomic_store_n(family_failed_ns(), now_ns(), __ATOMIC_RELAXED);
+		birth_lacks();
 	__atomic_store_n(word, error ? FAILED + (uint32_t)error : TOLD, __ATOMIC_SEQ_CST);
 	host_call(SYS_futex, (long)word, FUTEX_WAKE, 1, 0, 0, 0);
 }

@@ -76,7 +76,7 @@ int family_enter(bool from_host);
  */
 int family_reserve(void);
 void family_cancel(int slot);
-/* A reserved place tells of a process that is no member. */
+/* A reserved place tells of a process that is no member. 0: it is about to be made, and tells of itself. */
 void family_spare(int slot, pid_t pid);
 void family_born(int slot, pid_t pid);
 /* known: read the start time now; not where another process has the same descriptors. */

@@ -38,7 +38,8 @@
 #define STACK_BYTES (64ul << 10) /* of a spare */
 #define TOUCH_MAX 96             /* pages that a spare has its VM map ahead */
 #define TOUCH_STACK 1024         /* bytes of the program's stack that are searched for addresses of its text */
-#define IDLE_SECONDS 5           /* then it is not waiting for a fork any more */
+#define IDLE_NS 2500000000ull    /* the last part of its wait: then it is not waiting for a fork any more */
+#define LOOK_NS 20000000ull      /* the first one; each is twice as long */
 #define PATIENCE_NS 20000000     /* for the last child, which is done with what it shares with its parent */
 #define SOON_NS 1000000000ull    /* forks that follow each other in less are a habit */
 #define BACKOFF_MAX 1024         /* forks without one, after one that came to nothing */
@@ -317,16 +318,20 @@ static _Noreturn void rest(struct common *sh)
 
 static void idle(struct common *sh)
 {
-	const struct timespec patience = { IDLE_SECONDS, 0 }, moment = { 0, 100000000 };
-	const uint64_t all = ~0ull, kick = SIGBIT(KICK_SIG);
+	const struct timespec moment = { 0, 100000000 };
+	const uint64_t all = ~0ull, kick = SIGBIT(KICK_SIG), since = now_ns();
 	bool woken = false;
-	while (load(&sh->state) == IDLE || load(&sh->state) == TAKEN) {
-		long r = host_call(SYS_rt_sigtimedwait, (long)&all, 0, (long)&patience, 8, 0, 0);
+	/* A child that is there already may be short of what this one has. */
+	for (uint64_t part = LOOK_NS; load(&sh->state) == IDLE || load(&sh->state) == TAKEN; part *= 2) {
+		const struct timespec wait = { part / 1000000000, part % 1000000000 };
+		long r = host_call(SYS_rt_sigtimedwait, (long)&all, 0, (long)&wait, 8, 0, 0);
 		woken = r == KICK_SIG;
 		if (load(&sh->state) == GO)
 			break;
 		if (getppid() != sh->parent)
 			leave();
+		if (r == -EAGAIN && part < IDLE_NS && !birth_short_since(since))
+			continue;
 		/* A signal that was for nobody, or nobody's need. */
 		if (swap(&sh->state, IDLE, SPENT))
 			rest(sh);
@@ -379,6 +384,7 @@ static int spare_main(void *arg)
 	struct thread was = { .vcpu_fd = t->vcpu_fd, .vcpu_pid = t->vcpu_pid, .run = t->run };
 	int vm_fd = pvm.vm_fd, *tid = tid_word;
 	struct kx_err err = { 0 };
+	family_spare(sp.slot, getpid()); /* its parent may be stopped */
 	int r = hot_restore();
 	fork_locks_release();
 	t->run = NULL;
@@ -539,8 +545,8 @@ bool spare_wanted(struct thread *t)
 	(void)t;
 	return false;
 #endif
-	if (is_vfork_child() || sp.skip || !sp.prev_fork_ns || t->tid != t->pid || pvm.nr_threads > 1 ||
-	    pvm.proc_fd < 0 || (sp.pid && sp.valid) || gmem_has_huge())
+	if (is_vfork_child() || sp.skip || birth_is_short() || !sp.prev_fork_ns || t->tid != t->pid ||
+	    pvm.nr_threads > 1 || pvm.proc_fd < 0 || (sp.pid && sp.valid) || gmem_has_huge())
 		return false;
 	uint64_t now = now_ns();
 	/* What it writes between two forks must be little: each page is a fault, and would be handed over. */
@@ -679,6 +685,7 @@ void spare_make(struct thread *t)
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&faults, 0, 8, 0, 0);
 	fork_locks_take();
 	hot_save();
+	family_spare(sp.slot, 0);
 	pid_t pid = clone(spare_main, sp.stack + STACK_BYTES,
 			  CLONE_FILES | SIGCHLD | (tid_word ? CLONE_CHILD_SETTID : 0), t, NULL, NULL, tid_word);
 	fork_locks_release();

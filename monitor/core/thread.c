@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "birth.h"
 #include "family.h"
 #include "futexes.h"
 #include "fork.h"
@@ -390,6 +391,7 @@ static int64_t thread_create(struct start *s)
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, HOST_STACK);
 	sem_init(&s->ready, 0, 0);
+	birth_unsure();
 	{
 		/* The new host thread starts with everything blocked and takes its own mask when it is complete. */
 		uint64_t all = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS)), old;
@@ -542,6 +544,7 @@ int thread_own_start(pthread_t *out, size_t stack, void *(*fn)(void *arg), void 
 	pthread_attr_t attr;
 	pthread_t thread;
 	spare_changed();
+	birth_unsure();
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, stack);
 	if (!out)

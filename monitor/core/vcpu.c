@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "birth.h"
 #include "fault.h"
 #include "gmem.h"
 #include "hcall.h"
@@ -609,8 +610,10 @@ static void enter_guest(struct thread *t)
 	if (errno == EINTR || errno == EAGAIN) {
 		/* KVM makes a thread of its own at a VM's first run: at the limit of processes that fails, before it has
 		 * taken over the registers that it was given. It takes back the mark when it has. */
-		if (errno == EAGAIN)
+		if (errno == EAGAIN) {
+			birth_lacks();
 			host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
+		}
 		sig_prepare(t);
 		if (!t->area->work)
 			t->at_user = true; /* work that comes from here on stops it again */

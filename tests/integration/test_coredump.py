@@ -167,7 +167,8 @@ def of_a_program_that_sleeps():
     """SIGABRT from outside: gdb sees the call that sleeps."""
     unlimited()
     with lib.Dir() as d:
-        core = left_by(d, ["sh", "-c", "sleep 1000 & until [ \"$(cat /proc/$!/comm)\" = sleep ]; do sleep 0.1; done; sleep 2; "
+        core = left_by(d, ["sh", "-c", "sleep 1000 & until [ \"$(cat /proc/$!/comm)\" = sleep ]; do sleep 0.1; done; n=0; "
+                           "until [ $n = 10 ]; do sleep 0.2; read _ _ s _ </proc/$!/stat; [ $s = S ] && n=$((n+1)) || n=0; done; "
                            "kill -ABRT $!; wait $!"], want=134)
         text = gdb("/bin/sleep", core, "bt", "p $orig_rax")
         if "SIGABRT" not in text or not re.search(r"\$1 = (230|270|271|35)\b", text):

@@ -128,7 +128,7 @@ def nsd_conf(s):
  reuseport: yes
  nsid: "ascii_server"
  answer-cookie: yes
- tcp-timeout: 3
+ tcp-timeout: 30
  rrl-ratelimit: 0
 remote-control:
  control-enable: no
@@ -150,7 +150,7 @@ def knot_conf(s, zone="", more=""):
  identity: who
  version: none
  nsid: server
- tcp-idle-timeout: 3
+ tcp-idle-timeout: 30
 database:
  storage: {d}/db
  journal-db-max-size: 64M

@@ -27,6 +27,7 @@ from lib import Skip, expect  # noqa: E402
 args = lib.arguments()
 
 NOBODY = 65534
+PYTHON = "/usr/bin/python3"
 ROOT = os.geteuid() == 0
 libc = ctypes.CDLL(None, use_errno=True)
 tests = []
@@ -170,6 +171,7 @@ def ps_tree():
              "[t.Thread(target=time.sleep, args=(100,)).start() for i in range(3)]' & exec 9>&-; wait; sleep 103"
     with family("tree", script, ready=("sleep 101", "sleep 102"), program=("bash", "-c")) as p:
         until(lambda: any(m["vcpus"] == 4 for m in members("tree").values()), "three threads beside the first")
+        until(lambda: len(only(ps())["members"]) == 4, "the end of the shell between")
         f = only(ps())
         expect((f["name"], f["root_pid"], f["root_alive"], f["program"]), ("tree", p.pid, True, "bash"), "family")
         assert f["forks"] >= 4, f["forks"]
@@ -181,7 +183,7 @@ def ps_tree():
         expect((by["sleep 102"]["role"], by["sleep 102"]["ppid"] == p.pid), ("orphan", False), "orphan")
         expect((by["sleep 101"]["program"], by["sleep 101"]["args"]), ("/usr/bin/sleep", ["sleep", "101"]), "program")
         for m in by.values():
-            assert m["state"] in "RSD" and 0 <= m["age_seconds"] < 60 and m["vcpus"] >= 1, m
+            assert m["state"] in "RSD" and 0 <= m["age_seconds"] < 600 and m["vcpus"] >= 1, m
             assert 100 < m["private_kib"] <= m["pss_kib"] <= m["rss_kib"], m
             expect(m["shared_kib"], m["rss_kib"] - m["private_kib"], "shared")
             start = lib.read(f"/proc/{m['pid']}/stat").rsplit(")", 1)[1].split()[19]
@@ -201,9 +203,10 @@ def ps_tree():
 @test
 def ps_zombie():
     with family("zombie", "import os,time\nif not os.fork(): os._exit(0)\ntime.sleep(100)",
-                program=("python3", "-c")) as p:
-        z = until(lambda: [m for m in only(ps())["members"] if m["state"] == "Z"], "zombie")
-        expect((z[0]["ppid"], z[0]["vcpus"], z[0]["private_kib"], z[0]["args"]), (p.pid, 0, None, None), "zombie")
+                program=(PYTHON, "-c")) as p:
+        # Its first thread may have ended before the others.
+        z = until(lambda: [m for m in only(ps())["members"] if m["state"] == "Z" and not m["vcpus"]], "zombie")
+        expect((z[0]["ppid"], z[0]["private_kib"], z[0]["args"]), (p.pid, None, None), "zombie")
 
 
 @test
@@ -222,8 +225,8 @@ def host_sees_names():
     script = "import ctypes,os,time\nif not os.fork():\n os.execve('/bin/sleep', ['named', '77'], {'K': 'v'})\n" \
              "if not os.fork():\n time.sleep(100)\n" \
              "ctypes.CDLL(None).prctl(15, b'renamed')\ntime.sleep(100)"
-    with family("names", script, "--env", "MARK=here", ready="named 77", program=("python3", "-c")) as p:
-        argv = ["python3", "-c", script]
+    with family("names", script, "--env", "MARK=here", ready="named 77", program=(PYTHON, "-c")) as p:
+        argv = [PYTHON, "-c", script]
         until(lambda: lib.read(f"/proc/{p.pid}/comm") == "renamed\n", "comm")
         by = {m["pid"]: m for m in only(ps())["members"]}
         forked = next(m for m in by.values() if m["args"] == argv and m["pid"] != p.pid)
@@ -471,7 +474,7 @@ def exec_is_a_member():
 @test
 def exec_keeps_the_family():
     """A member that came by exec is the last: the family is the same one still."""
-    with family("last", "echo mark >/tmp/f; sleep 100") as p:
+    with family("last", "echo mark >/tmp/f; sleep 100", ready="sleep 100") as p:
         e = subprocess.Popen([lib.KYLINX, "exec", "last", "sleep", "98"], stdin=subprocess.DEVNULL)
         try:
             until(lambda: "sleep 98" in members("last"), "member")
@@ -500,7 +503,7 @@ def exec_with_root():
         os.makedirs(f"{d}/bin")
         shutil.copy(shutil.which("busybox"), f"{d}/bin/busybox")
         with family("image", "echo $$ >/tmp/f; while :; do :; done", "--root", d, program=("/bin/busybox", "sh", "-c")) as p:
-            ok(kx("exec", "image", "/bin/busybox", "cat", "/tmp/f"), f"{p.pid}\n")
+            until(lambda: kx("exec", "image", "/bin/busybox", "cat", "/tmp/f").out == f"{p.pid}\n".encode(), "its process")
             ok(kx("exec", "image", "/bin/busybox", "ls", "/bin"), "busybox\n")
             refused(kx("exec", "image", "/usr/bin/env"), "/usr/bin/env", status=127)
 
@@ -625,9 +628,9 @@ print(os.stat(f"/proc/{q.pid}").st_uid, subprocess.run(["ps", "-o", "user=", "-p
 q.kill()
 print(q.wait())
 """.replace("NOBODY", str(NOBODY))
-    want = lib.run(["python3", "-c", script])
+    want = lib.run([PYTHON, "-c", script])
     expect(want.status, 0, "natively")
-    r = kx("run", "python3", "-c", script)
+    r = kx("run", PYTHON, "-c", script)
     expect((r.status, r.out), (want.status, want.out), f"pVM ({r.err!r})")
 
 
@@ -655,11 +658,11 @@ def ended_members_are_strangers():
     """Children that nobody waits for leave the family; whoever gets the pid is not in it."""
     root_only()
     script = "import os, signal, sys, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\np = os.fork()\n" \
-             "if not p: os._exit(0)\ntime.sleep(0.3)\nprint(p, flush=True)\nsys.stdin.readline()\n" \
+             "if not p: os._exit(0)\ntry: os.wait()\nexcept ChildProcessError: print(p, flush=True)\nsys.stdin.readline()\n" \
              "for f in (lambda: os.kill(p, 0), lambda: os.pidfd_open(p), lambda: os.sched_getaffinity(p), " \
              "lambda: open(f'/proc/{p}/stat'), lambda: os.getpgid(p)):\n" \
              " try: print('reached', f())\n except (ProcessLookupError, FileNotFoundError): print('gone', flush=True)\n"
-    p = subprocess.Popen(lib.pvm(["python3", "-c", script]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    p = subprocess.Popen(lib.pvm([PYTHON, "-c", script]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     stranger = None
     try:
         pid = int(p.stdout.readline())
@@ -715,7 +718,7 @@ def signals_of_descriptors_stay_inside():
     script = "sleep 600 & \"$@\"; kill -0 $! && kill -KILL $! && echo alive"
     for argv, want in ((["sh", "-c", script, "sh", lib.KYLINX, "run", "--"], "refused"),
                        ([lib.KYLINX, "run", "--"], "done")):
-        p = subprocess.run([*argv, "python3", "-c", GROUP_SIGNALS], cwd="/", stdin=subprocess.DEVNULL,
+        p = subprocess.run([*argv, PYTHON, "-c", GROUP_SIGNALS], cwd="/", stdin=subprocess.DEVNULL,
                            stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=180)
         # A group of the family's own may get them; by pidfd no group does.
         lines = ["; ".join(f"{a} {'refused' if a == 'pidfd' else want}" for a in attempts)]

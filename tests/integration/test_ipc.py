@@ -144,12 +144,12 @@ def outside(tap):
 def taken(listener, expect_fd):
     """What a descriptor that comes in has unread, and an answer."""
     with listener.accept()[0] as s:
-        s.settimeout(30)
+        s.settimeout(90)
         _, fds, _, _ = socket.recv_fds(s, 1, 1)
         if not expect_fd or not fds:
             return len(fds)
         with socket.socket(fileno=fds[0]) as end:
-            end.settimeout(10)
+            end.settimeout(90)
             data = b""
             while len(data) < 39000:
                 more = end.recv(65536)
@@ -168,7 +168,7 @@ def passed(tap):
                 listener.bind(f"{d}/{how}")
                 listener.listen()
                 got = pool.submit(taken, listener, how == "living")
-                r = lib.run(lib.pvm([PAIR, "pass", f"{d}/{how}", how], "--volume", f"{d}:{d}"), 60)
+                r = lib.run(lib.pvm([PAIR, "pass", f"{d}/{how}", how], "--volume", f"{d}:{d}"), 180)
                 check(tap, f"an end with unread data given to the host, its writer {how}",
                       r.status == 0 and r.out == want and got.result() == (how == "living"), f"{r.why()} {r.out!r}")
 

@@ -167,7 +167,7 @@ class Cgroup:
         return lib.run(["sh", "-c", script, "sh", *argv], timeout, cwd="/")
 
     def __exit__(self, *_):
-        for _ in range(100):
+        for _ in range(1200):
             try:
                 os.rmdir(self.path)
                 return

@@ -106,7 +106,7 @@ static int conn(int n, uint32_t events)
 {
 	int fd = -1;
 	tell(CONNECT, n, NULL);
-	for (int i = 0; i < 2000 && fd < 0; i++, nap(1))
+	for (int i = 0; i < 60000 && fd < 0; i++, nap(1))
 		fd = accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	check(fd >= 0, "a connection");
 	add(fd, events, (uint64_t)n);

@@ -345,7 +345,7 @@ static void of_vfork(void)
 	s = end_of(p);
 	int before = turns;
 	bool runs = false;
-	for (int i = 0; i < 2000 && !runs; i++, usleep(1000))
+	for (int i = 0; i < 60000 && !runs; i++, usleep(1000))
 		runs = turns != before;
 	check(dumped(s, SIGSEGV) && core_of(&n) == p && n == 1 && runs,
 	      "its parent's thread is not in it, and runs on");

@@ -363,9 +363,10 @@ static void test_events(void)
 	int sv[2];
 	NEED(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0);
 	struct pollfd two[3] = { { p[0], POLLIN, 0 }, { sv[0], POLLIN, 0 }, { -1, POLLIN, 0 } };
-	c = FORK(nap(50); write(sv[1], "s", 1); nap(100); write(p[1], "p", 1));
+	c = FORK(nap(50); write(sv[1], "s", 1); NEED(read(sv[1], b, 1) == 1); nap(50); write(p[1], "p", 1));
 	check(poll(two, 3, 100000) == 1 && two[0].revents == 0 && two[1].revents == POLLIN, "poll: a socket beside it");
 	read(sv[0], b, 8);
+	write(sv[0], "g", 1);
 	check(poll(two, 3, 100000) == 1 && two[0].revents == POLLIN && two[1].revents == 0, "poll: then the pipe");
 	status_of(c);
 	read(p[0], b, 8);

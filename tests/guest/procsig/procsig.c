@@ -42,6 +42,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../asleep.h"
 #include "../check.h"
 
 #define RTN(n) (SIGRTMIN + (n))
@@ -65,7 +66,7 @@ static volatile int *s; /* shared with all children */
 
 static bool until(volatile int *p, int n)
 {
-	for (int i = 0; i < 10000 && __atomic_load_n(p, __ATOMIC_SEQ_CST) < n; i++)
+	for (int i = 0; i < 60000 && __atomic_load_n(p, __ATOMIC_SEQ_CST) < n; i++)
 		ms(1);
 	return __atomic_load_n(p, __ATOMIC_SEQ_CST) >= n;
 }
@@ -319,7 +320,7 @@ static void young(void)
 	good = true;
 	for (int k = 0; k < 10; k++) {
 		pid_t p = FORK({
-			for (int n = 0; n < 10000 && rt_next < 100; n++)
+			for (int n = 0; n < 60000 && rt_next < 100; n++)
 				ms(1);
 			NEED(rt_next == 100 && !rt_bad);
 		});
@@ -379,7 +380,7 @@ static int executed(int turn)
 {
 	sigset_t set;
 	siginfo_t i;
-	struct timespec wait = { 10, 0 };
+	struct timespec wait = { 60, 0 };
 	struct sigaction sa;
 	sigemptyset(&set);
 	sigaddset(&set, RTN(3));
@@ -931,6 +932,7 @@ static void satisfy(int k, pid_t caller)
 		NEED(mq_receive(mq, c, 8, NULL) == 1);
 		break;
 	case C_FUTEX:
+		asleep(caller, caller); /* it would see the value, and not sleep */
 		s[9] = 1;
 		syscall(SYS_futex, &s[9], FUTEX_WAKE, 1, NULL, NULL, 0);
 		break;
