@@ -55,7 +55,8 @@ struct kx_pipe {
 	uint64_t pad2[6];
 	uint32_t sleepers; /* readers that sleep in the host (more when some were killed) */
 	uint32_t token;    /* a byte in the host's pipe that wakes them is there, or about to be; of a pair: how many */
-	uint32_t pad3[14];
+	uint32_t napping;  /* a reader sleeps for a moment, and need not be woken: the word that it does so on */
+	uint32_t pad3[13];
 	uint32_t full; /* writers wait for room: whoever makes some takes this to 0 and wakes them */
 	uint32_t room; /* the word that they sleep on */
 	uint32_t pad4[14];
@@ -105,7 +106,9 @@ struct kx_pipe_table {
 	uint32_t on;          /* 1: KX_PIPE_BASE is mapped */
 	uint32_t cpus;        /* that the family was started on */
 	uint32_t exit_cycles; /* what a hypercall costs lately */
-	uint32_t pad[13];
+	uint32_t owed;  /* object + 1 that was written to while its reader naps: woken before this process sleeps */
+	uint64_t asked; /* tsc when a write went to the monitor last: ends that it asks the host about are good since */
+	uint32_t pad[10];
 	struct kx_pipe_fd fd[KX_PIPE_FDS];
 };
 
