@@ -367,7 +367,7 @@ static bool write_ring(struct transfer *x, int64_t *ret)
 			break;
 		done += got;
 		if (got && __atomic_load_n(&o->napping, __ATOMIC_SEQ_CST))
-			__atomic_store_n(&TABLE->owed, (uint32_t)(o - PIPES->obj) + 1, __ATOMIC_RELAXED);
+			kx_pipe_owe(TABLE, o, (unsigned)(o - PIPES->obj));
 		if (got && x->pair ? __atomic_load_n(&o->edge, __ATOMIC_SEQ_CST)
 				   : got && __atomic_load_n(&o->sleepers, __ATOMIC_SEQ_CST) &&
 					     !__atomic_load_n(&o->token, __ATOMIC_SEQ_CST))

@@ -452,6 +452,8 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 		if (kind == KX_PAIR_DGRAM)
 			pipe_note_check(p->fd, epoch, closes);
 		done += got;
+		if (put)
+			pipe_owe(p->out);
 		if (put && done == d->total)
 			return (int64_t)done;
 		if (room >= need && (!put || got < n))
@@ -469,7 +471,6 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		if (KX_PIPE_RING - pipe_used(p->out) >= need || !pair_live(p))
 			continue;
-		pipe_owed();
 		pipe_nap_end(p->out);
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the reader may be killed */
 		int64_t ret = HB6(SYS_futex, &p->out->room, FUTEX_WAIT, seq, &slice, 0, 0);

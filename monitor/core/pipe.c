@@ -282,8 +282,11 @@ static void closed(uint64_t key)
 		more = key_of[i] && (key_of[i] ^ key) >> 32 == 0 && kx_pipe_obj(key_of[i]) == kx_pipe_obj(key);
 	__atomic_add_fetch(&o->closes, 1, __ATOMIC_SEQ_CST);
 	pipe_wake_room(o);
-	if (kx_pipe_pair(key))
+	pipe_nap_end(o);
+	if (kx_pipe_pair(key)) {
 		pipe_wake_room(pipe_obj(kx_pipe_obj(key) + 1));
+		pipe_nap_end(pipe_obj(kx_pipe_obj(key) + 1));
+	}
 	if (!more)
 		holder_remove(o, key, (uint32_t)pvm.pid);
 }
@@ -316,7 +319,7 @@ void pipe_reset(struct kx_pipe *o, const struct stat *st, bool nonblock, bool se
 	o->nonblock[0] = o->nonblock[1] = nonblock;
 	o->closes = o->sleepers = o->token = o->full = o->pair = o->skip = o->reset = o->passed = 0;
 	o->kind = o->edge = o->filled = o->watched[0] = o->watched[1] = o->host_first = o->moving = o->moved =
-		o->napping = o->reset_due = o->writer = 0;
+		o->napping = o->nap_ns = o->no_yield = o->reset_due = o->writer = 0;
 	o->head = o->tail = 0;
 	memset(o->holder, 0, sizeof o->holder);
 	if (!second)
@@ -902,8 +905,10 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		}
 		pipe_lock_put(&o->wlock);
 		done += got;
-		if (got)
+		if (got) {
+			pipe_owe(o);
 			wake_readers(o, fd);
+		}
 		if (done == p.total)
 			return (int64_t)done;
 		if (got < n)
@@ -915,7 +920,6 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		if (KX_PIPE_RING - pipe_used(o) >= need || !pipe_is_live(o, key))
 			continue;
-		pipe_owed();
 		pipe_nap_end(o);
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the last reader may be killed */
 		r = HB6(SYS_futex, &o->room, FUTEX_WAIT, seq, &slice, 0, 0);
@@ -1646,6 +1650,7 @@ static void leave(uint64_t key, int fd, uint32_t who)
 
 void pipe_exit(void)
 {
+	pipe_owed();
 	if (pipe_mem && my_pid() == pvm.pid)
 		each_object(leave, (uint32_t)pvm.pid);
 }

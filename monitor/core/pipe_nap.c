@@ -17,19 +17,50 @@
 #include "../../util/now.h"
 #include "pipe.h"
 #include "pipe_priv.h"
+#include "thread.h"
 
-#define NAP_NS 100000
+#define NAP_LEAST_NS 100000u
+#define NAP_MOST_NS 800000u
+#define NAP_MANY 4 /* so many writes in a nap: the next one may be longer */
+#define YIELDS 4
+#define YIELDS_NS 3000000ull
+#define NO_YIELDS 16
 #define OTHERS_NS 1000000ull
 #define OTHERS_MOST 64
 
+/* Who is about to write may need this CPU, and has it at once. But where others compute, that costs a turn of theirs. */
+static bool yielded(struct kx_pipe *o)
+{
+	uint32_t skip = __atomic_load_n(&o->no_yield, __ATOMIC_RELAXED);
+	if (skip) {
+		__atomic_store_n(&o->no_yield, skip - 1, __ATOMIC_RELAXED);
+		return false;
+	}
+	for (uint64_t start = now_ns(), i = 0; i < YIELDS && !pipe_used(o); i++) {
+		HC6(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+		if (now_ns() - start > YIELDS_NS) {
+			__atomic_store_n(&o->no_yield, pipe_used(o) ? 0 : NO_YIELDS, __ATOMIC_RELAXED);
+			break;
+		}
+	}
+	return pipe_used(o);
+}
+
 void pipe_nap(struct kx_pipe *o)
 {
-	const struct timespec most = { 0, NAP_NS };
-	__atomic_store_n(&o->napping, 1, __ATOMIC_SEQ_CST);
-	if (!pipe_used(o) && HC6(SYS_futex, &o->napping, FUTEX_WAIT, 1, &most, 0, 0) == 0)
+	uint32_t ns = __atomic_load_n(&o->nap_ns, __ATOMIC_RELAXED);
+	ns = ns < NAP_LEAST_NS ? NAP_LEAST_NS : ns > NAP_MOST_NS ? NAP_MOST_NS : ns;
+	const struct timespec most = { 0, ns };
+	if (self->sig_stop || yielded(o))
 		return;
-	/* Another one who naps here still is not woken then, but wakes. */
-	__atomic_store_n(&o->napping, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&o->nap_got, 0, __ATOMIC_RELAXED);
+	__atomic_store_n(&o->napping, 1, __ATOMIC_SEQ_CST);
+	/* Another one who naps here still is not woken after this one's end, but wakes. */
+	if (pipe_used(o) || HC6(SYS_futex, &o->napping, FUTEX_WAIT, 1, &most, 0, 0))
+		__atomic_store_n(&o->napping, 0, __ATOMIC_SEQ_CST);
+	uint32_t got = __atomic_load_n(&o->nap_got, __ATOMIC_RELAXED);
+	if (got >= NAP_MANY || got < 2)
+		__atomic_store_n(&o->nap_ns, got < 2 ? ns / 2 : ns * 2, __ATOMIC_RELAXED);
 }
 
 void pipe_nap_end(struct kx_pipe *o)
@@ -38,11 +69,22 @@ void pipe_nap_end(struct kx_pipe *o)
 		HC6(SYS_futex, &o->napping, FUTEX_WAKE, INT_MAX, 0, 0, 0);
 }
 
+void pipe_owe(struct kx_pipe *o)
+{
+	if (__atomic_load_n(&o->napping, __ATOMIC_SEQ_CST))
+		kx_pipe_owe(pipe_published(), o, (unsigned)(o - pipe_mem->obj));
+}
+
 void pipe_owed(void)
 {
-	uint32_t i = __atomic_exchange_n(&pipe_published()->owed, 0, __ATOMIC_SEQ_CST);
-	if (i && i <= KX_PIPE_OBJECTS)
-		pipe_nap_end(pipe_obj(i - 1));
+	struct kx_pipe_table *t = pipe_published();
+	if (!pipe_mem || !__atomic_load_n(&t->owes, __ATOMIC_SEQ_CST))
+		return;
+	__atomic_store_n(&t->owes, 0, __ATOMIC_SEQ_CST);
+	for (unsigned k = 0; k < KX_PIPE_OWED; k++)
+		for (uint64_t w = __atomic_exchange_n(&t->owed[k], 0, __ATOMIC_SEQ_CST); w; w &= w - 1)
+			if (k * 64 + (unsigned)__builtin_ctzll(w) < KX_PIPE_OBJECTS)
+				pipe_nap_end(pipe_obj(k * 64 + (unsigned)__builtin_ctzll(w)));
 }
 
 /* Those whose answer a poll gives. */

@@ -70,9 +70,10 @@ unsigned pipe_fds_used(void);
 void pipe_check_others(int fd);
 /* Nothing to read: wait a moment for it, before a sleep that others must end by an exit. */
 void pipe_nap(struct kx_pipe *o);
-/* This process is about to sleep: who naps for what it wrote need not do so any longer. */
+/* Who naps here need not do so any longer. */
 void pipe_nap_end(struct kx_pipe *o);
-void pipe_owed(void);
+/* Data was written here. */
+void pipe_owe(struct kx_pipe *o);
 
 /* The descriptor here that is the other end of key's pair, or -1. */
 int pipe_other_end(uint64_t key);
