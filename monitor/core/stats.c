@@ -147,6 +147,7 @@ static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum
 	fn(admit_warned, &a->policy_warned, &f->policy_warned);
 	fn(pvm.nr_forks, &a->forks, &f->forks);
 	fn(pvm.nr_forks_ahead, &a->forks_ahead, &f->forks_ahead);
+	fn(pvm.nr_whole, &a->whole, &f->whole);
 	fn(pvm.nr_enosys, &a->enosys, &f->enosys);
 	for (i = 0; i < STATS_NR_HCALLS; i++)
 		fn(pvm.hcall_count[i], &a->hcall_count[i], &f->hcall_count[i]);
@@ -270,6 +271,7 @@ static void put_report(void)
 	put_member("page_faults", f.sums.page_faults);
 	put_member("forks", f.sums.forks);
 	put_member("forks_ahead", f.sums.forks_ahead);
+	put_member("made_whole", f.sums.whole);
 	put_member("execs", f.execs);
 	put_calls("enosys", f.sums.enosys, f.sums.enosys_count, STATS_NR_ENOSYS);
 	put_member("processes", f.processes);
