@@ -22,6 +22,7 @@
 /* Of the process: which descriptor is which end of which object. Written by the monitor, read by the LibOS. */
 #define KX_PIPE_TABLE 0x7f000c0000
 #define KX_PIPE_FDS 1024
+#define KX_PIPE_OWED ((KX_PIPE_OBJECTS + 63) / 64)
 
 /* kx_pipe.state: generation << 32 | pid of who makes it << 4 | kind. */
 #define KX_PIPE_FREE 0u   /* nobody's */
@@ -58,7 +59,11 @@ struct kx_pipe {
 	uint64_t pad2[6];
 	uint32_t sleepers; /* readers that sleep in the host (more when some were killed) */
 	uint32_t token;    /* a byte in the host's pipe that wakes them is there, or about to be; of a pair: how many */
-	uint32_t pad3[14];
+	uint32_t napping;  /* a reader sleeps for a moment, and need not be woken: the word that it does so on */
+	uint32_t nap_ns;   /* how long they do lately */
+	uint32_t nap_got;  /* writes during this nap (about) */
+	uint32_t no_yield; /* so many of them don't yield before: others took a turn of the CPU for it */
+	uint32_t pad3[10];
 	uint32_t full; /* writers wait for room: whoever makes some takes this to 0 and wakes them */
 	uint32_t room; /* the word that they sleep on */
 	uint32_t pad4[14];
@@ -108,8 +113,12 @@ struct kx_pipe_table {
 	uint32_t on;          /* 1: KX_PIPE_BASE is mapped */
 	uint32_t cpus;        /* that the family was started on */
 	uint32_t exit_cycles; /* what a hypercall costs lately */
-	uint32_t pad[13];
+	uint32_t owes;        /* something is in `owed` */
+	uint64_t asked; /* tsc when a write went to the monitor last: ends that it asks the host about are good since */
+	uint32_t pad[10];
 	struct kx_pipe_fd fd[KX_PIPE_FDS];
+	/* By object: written to while its reader naps; woken before this process sleeps. */
+	uint64_t owed[KX_PIPE_OWED];
 };
 
 _Static_assert(sizeof(struct kx_pipe) == 512, "objects don't share cache lines");
@@ -117,6 +126,17 @@ _Static_assert(sizeof(struct kx_pipes) == 512 * (KX_PIPE_OBJECTS + 1), "object i
 _Static_assert(sizeof(struct kx_pipes) <= KX_PIPE_DATA, "rings come after the headers");
 _Static_assert(KX_PIPE_DATA + KX_PIPE_OBJECTS * (uint64_t)KX_PIPE_RING <= KX_PIPE_SIZE, "all of it fits");
 _Static_assert(sizeof(struct kx_pipe_table) <= 0x40000, "lies before the patched sites");
+
+/* Object i has a write that its napping reader is to learn of before the process sleeps. */
+static inline void kx_pipe_owe(struct kx_pipe_table *t, struct kx_pipe *o, unsigned i)
+{
+	uint64_t bit = 1ull << i % 64, *w = &t->owed[i / 64 % KX_PIPE_OWED];
+	__atomic_store_n(&o->nap_got, __atomic_load_n(&o->nap_got, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED);
+	if (__atomic_load_n(w, __ATOMIC_RELAXED) & bit)
+		return;
+	__atomic_or_fetch(w, bit, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&t->owes, 1, __ATOMIC_SEQ_CST);
+}
 
 static inline unsigned kx_pipe_obj(uint64_t key) { return (uint32_t)(key & 0xffff) - 1; }
 static inline unsigned kx_pipe_end(uint64_t key) { return key >> 16 & 1; }

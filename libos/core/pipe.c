@@ -366,6 +366,8 @@ static bool write_ring(struct transfer *x, int64_t *ret)
 		if (!token)
 			break;
 		done += got;
+		if (got && __atomic_load_n(&o->napping, __ATOMIC_SEQ_CST))
+			kx_pipe_owe(TABLE, o, (unsigned)(o - PIPES->obj));
 		if (got && x->pair ? __atomic_load_n(&o->edge, __ATOMIC_SEQ_CST)
 				   : got && __atomic_load_n(&o->sleepers, __ATOMIC_SEQ_CST) &&
 					     !__atomic_load_n(&o->token, __ATOMIC_SEQ_CST))
@@ -400,5 +402,10 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		return false;
 	batch_flush(t);
 	before_news(t);
-	return writes ? write_ring(&x, ret) : read_ring(&x, ret);
+	if (!writes)
+		return read_ring(&x, ret);
+	if (write_ring(&x, ret))
+		return true;
+	__atomic_store_n(&TABLE->asked, cycles(), __ATOMIC_RELAXED);
+	return false;
 }

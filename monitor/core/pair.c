@@ -30,8 +30,6 @@
 #include "thread.h"
 #include "update.h"
 
-#define YIELDS 4
-
 /* ---- what there is ---------------------------------------------------------------------------------------------------- */
 
 /* What FIONREAD says of a ring: of datagrams the first one. */
@@ -236,18 +234,10 @@ static bool reset_first(struct pair *p)
 	       !pair_word(&p->out->reset) && pipe_host_poll(p->fd, 0) & POLLHUP;
 }
 
-/* With more to do than there are CPUs, who is about to write may need this one. To sleep and be woken costs more. */
-static bool others_wrote(struct pair *p)
-{
-	for (int i = 0; i < YIELDS && !pipe_used(p->in); i++)
-		HC6(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
-	return pipe_used(p->in);
-}
-
 /* merge: what the host has may follow in the same call. *said: flags of the message. */
 static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int flags, bool merge, int *said)
 {
-	bool slept = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
+	bool slept = false, napped = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
 	int64_t done = 0, rec = PAIR_NOTHING;
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
@@ -331,8 +321,12 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			pipe_note_check(p->fd, epoch, closes);
 			return done ? done : -EAGAIN;
 		}
-		if (others_wrote(p))
+		if (!napped) {
+			pipe_owed();
+			pipe_nap(p->in);
+			napped = true;
 			continue;
+		}
 		r = pair_empty_now(p);
 		if (r < 0)
 			return done ? done : r;
@@ -417,6 +411,7 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 	uint32_t need = !stream                      ? kx_pair_slot((uint32_t)d->total)
 			: d->total <= KX_PIPE_ATOMIC ? (uint32_t)d->total
 						     : 1;
+	pipe_check_others(p->fd);
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&p->first->closes, __ATOMIC_SEQ_CST);
@@ -462,6 +457,8 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 		if (kind == KX_PAIR_DGRAM)
 			pipe_note_check(p->fd, epoch, closes);
 		done += got;
+		if (put)
+			pipe_owe(p->out);
 		if (put && done == d->total)
 			return (int64_t)done;
 		if (room >= need && (!put || got < n))
@@ -479,6 +476,7 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		if (KX_PIPE_RING - pipe_used(p->out) >= need || !pair_live(p))
 			continue;
+		pipe_nap_end(p->out);
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the reader may be killed */
 		int64_t ret = HB6(SYS_futex, &p->out->room, FUTEX_WAIT, seq, &slice, 0, 0);
 		if (ret == -EINTR && !update_goes_on(c->t))

@@ -81,6 +81,9 @@ static bool is_dead(pid_t pid)
 
 /* ---- locks of an object ------------------------------------------------------------------------------------------ */
 
+struct kx_pipe_table *pipe_published(void) { return published(); }
+unsigned pipe_fds_used(void) { return fds_used; }
+
 static uint64_t lock_word(void) { return (uint64_t)my_pid() << 32 | (uint32_t)my_tid(); }
 
 static bool lock_try(uint64_t *lock)
@@ -279,8 +282,11 @@ static void closed(uint64_t key)
 		more = key_of[i] && (key_of[i] ^ key) >> 32 == 0 && kx_pipe_obj(key_of[i]) == kx_pipe_obj(key);
 	__atomic_add_fetch(&o->closes, 1, __ATOMIC_SEQ_CST);
 	pipe_wake_room(o);
-	if (kx_pipe_pair(key))
+	pipe_nap_end(o);
+	if (kx_pipe_pair(key)) {
 		pipe_wake_room(pipe_obj(kx_pipe_obj(key) + 1));
+		pipe_nap_end(pipe_obj(kx_pipe_obj(key) + 1));
+	}
 	if (!more)
 		holder_remove(o, key, (uint32_t)pvm.pid);
 }
@@ -313,6 +319,7 @@ void pipe_reset(struct kx_pipe *o, const struct stat *st, bool nonblock, bool se
 	o->nonblock[0] = o->nonblock[1] = nonblock;
 	o->closes = o->sleepers = o->token = o->full = o->pair = o->skip = o->reset = o->passed = 0;
 	o->kind = o->edge = o->filled = o->watched[0] = o->watched[1] = o->host_first = o->reset_due = o->writer = 0;
+	o->napping = o->nap_ns = o->no_yield = 0;
 	o->head = o->tail = o->moving = o->taken = 0;
 	memset(o->holder, 0, sizeof o->holder);
 	if (!second)
@@ -791,7 +798,7 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 	struct kx_pipe *o = object(key);
 	const struct kx_pipe was = { .dev = o->dev, .ino = o->ino };
 	struct pieces p;
-	bool slept = false, alone = false; /* alone: the host says that no writer is left */
+	bool slept = false, napped = false, alone = false; /* alone: the host says that no writer is left */
 	struct timespec slice = { 0, SLICE_FIRST_NS };
 	pieces_of(&p, c);
 	if (kx_pipe_end(key))
@@ -830,6 +837,13 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 			pipe_note_check(fd, epoch, closes);
 			return -EAGAIN;
 		}
+		if (!napped) {
+			pipe_lock_put(&o->rlock);
+			pipe_owed();
+			pipe_nap(o);
+			napped = true;
+			continue;
+		}
 		bool sleeps = sleep_prepare(o, key, fd);
 		pipe_lock_put(&o->rlock);
 		if (!sleeps)
@@ -867,6 +881,7 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 	if (!p.total)
 		return 0;
 	uint32_t need = p.total <= KX_PIPE_ATOMIC ? (uint32_t)p.total : 1;
+	pipe_check_others(fd);
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&o->closes, __ATOMIC_SEQ_CST);
@@ -890,8 +905,10 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		}
 		pipe_lock_put(&o->wlock);
 		done += got;
-		if (got)
+		if (got) {
+			pipe_owe(o);
 			wake_readers(o, fd);
+		}
 		if (done == p.total)
 			return (int64_t)done;
 		if (got < n)
@@ -903,6 +920,7 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		if (KX_PIPE_RING - pipe_used(o) >= need || !pipe_is_live(o, key))
 			continue;
+		pipe_nap_end(o);
 		const struct timespec slice = { 0, ROOM_SLICE_NS }; /* the last reader may be killed */
 		r = HB6(SYS_futex, &o->room, FUTEX_WAIT, seq, &slice, 0, 0);
 		if (r == -EINTR && !update_goes_on(c->t))
@@ -1632,6 +1650,7 @@ static void leave(uint64_t key, int fd, uint32_t who)
 
 void pipe_exit(void)
 {
+	pipe_owed();
 	if (pipe_mem && my_pid() == pvm.pid)
 		each_object(leave, (uint32_t)pvm.pid);
 }

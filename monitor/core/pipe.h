@@ -18,6 +18,8 @@ hc_handler pipe_handler(struct hcall *c, int64_t *r);
 void pipe_after(struct hcall *c, int64_t r);
 /* So has a signal. */
 void pipe_signal(int signo);
+/* This process is about to sleep: who naps for what it wrote is woken. */
+void pipe_owed(void);
 
 /* The host's pipe2 with everything that belongs to it. */
 int64_t pipe_make(int fd[2], int flags);

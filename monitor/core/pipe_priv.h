@@ -49,6 +49,8 @@ bool pipe_locks_take(struct kx_pipe *o);
 bool pipe_table_is_ours(void);
 /* The key of this descriptor of the calling process's; 0 = it is none of these. */
 uint64_t pipe_key_for(int fd);
+/* The same, without a look at descriptors that came from elsewhere. */
+uint64_t pipe_key_get(int fd);
 void pipe_key_set(int fd, uint64_t key);
 bool pipe_map_here(void);
 void pipe_sweep(void);
@@ -58,6 +60,20 @@ uint32_t pipe_pieces_copy(struct pieces *p, uint8_t *ring, uint64_t pos, uint32_
 void pipe_wake_room(struct kx_pipe *o);
 void pipe_note_check(int fd, uint32_t epoch, uint32_t closes);
 int pipe_host_poll(int fd, int events);
+struct kx_pipe_table *pipe_published(void);
+/* No descriptor at or above it is in the table. */
+unsigned pipe_fds_used(void);
+
+/* ---- pipe_nap.c ---- */
+
+/* Before fd's write: the process's other ends are asked about, too, lest each of them costs an exit of its own. */
+void pipe_check_others(int fd);
+/* Nothing to read: wait a moment for it, before a sleep that others must end by an exit. */
+void pipe_nap(struct kx_pipe *o);
+/* Who naps here need not do so any longer. */
+void pipe_nap_end(struct kx_pipe *o);
+/* Data was written here. */
+void pipe_owe(struct kx_pipe *o);
 
 /* The descriptor here that is the other end of key's pair, or -1. */
 int pipe_other_end(uint64_t key);

@@ -95,6 +95,7 @@ static long host_call_try(const long a[7])
 long host_call_blocking(long nr, long a, long b, long c, long d, long e, long f)
 {
 	const long args[7] = { nr, a, b, c, d, e, f };
+	pipe_owed();
 	long r = host_call_flag(&self->sig_stop, args);
 	if (r == HOST_NOT_BEGUN && self->sig_stop && self->sig_stop != SIG_STOP_NEVER)
 		r = host_call_try(args);
