@@ -288,6 +288,7 @@ struct kx_bahead {
 		int32_t fd;      /* a batched socket, or -1 */
 	} event[KX_AHEAD_MAX];
 };
+#define KX_AHEAD_SHUT (1u << 27) /* in events, the LibOS's: shut down since then */
 #define KX_AHEAD_NONE 0u
 #define KX_AHEAD_OFFERED 1u
 #define KX_AHEAD_TAKEN 2u /* by the LibOS: the program has been told */
@@ -305,6 +306,7 @@ struct kx_brec {
 #define KX_BREC_MOD 0x04000000u   /* epoll_ctl(EPOLL_CTL_MOD, fd): the data is a kx_badd */
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
+#define KX_BREC_SHUT 0x01000000u  /* shutdown(fd, SHUT_WR); no data */
 #define KX_BREC_WRITE 0x02000000u /* write(fd) of a file that the context has in its kx_bwrite[] */
 
 struct kx_bfrom {

@@ -24,6 +24,7 @@ struct sock {
 	bool nonblock;
 	bool held;         /* by a child, too */
 	bool told_of_data; /* by its last event */
+	bool shut;         /* for writing */
 	bool eager;        /* the program has read from it without having been told */
 	int epoll;         /* it is registered there, with `events` and `data`; -1 = nowhere */
 	uint32_t events;

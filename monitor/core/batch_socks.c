@@ -198,7 +198,7 @@ void batch_tell_credit(int fd, struct sock *s)
 {
 	uint32_t m[SK_MEMINFO_VARS] = { 0 }, room = 0;
 	socklen_t len = sizeof m;
-	if (!s->left && !s->err && HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
+	if (!s->left && !s->err && !s->shut && HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
 		uint32_t used = m[s->kind == TCP ? SK_MEMINFO_WMEM_QUEUED : SK_MEMINFO_WMEM_ALLOC];
 		room = m[SK_MEMINFO_SNDBUF] > used ? m[SK_MEMINFO_SNDBUF] - used : 0;
 	}
