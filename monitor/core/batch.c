@@ -39,7 +39,8 @@ static void close_if(int fd)
 		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 }
 
-bool batch_is_shared(void) { return nr_leases || lease_lost || batch.no_new || batch.nr_held; }
+bool batch_has_leases(void) { return nr_leases || lease_lost; }
+bool batch_is_shared(void) { return batch_has_leases() || batch.no_new || batch.nr_held; }
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
 
@@ -190,9 +191,9 @@ static void leases_look(void)
 	}
 	if (nr_leases || lease_lost)
 		return;
-	for (int fd = 0; fd <= batch.top_fd; fd++)
-		batch.socks[fd].held = false;
 	batch.nr_held = 0;
+	for (int fd = 0; fd <= batch.top_fd; fd++)
+		batch.nr_held += batch.socks[fd].held = batch.socks[fd].inherited;
 	dgram_alone_again();
 }
 
@@ -223,6 +224,7 @@ static void after_wait(struct hcall *c, int n)
 			continue;
 		if (!x && !(x = ctx_make(c->t)))
 			return;
+		batch_look_alone(fd, s);
 		batch_ready(x, fd, s, ev.events);
 	}
 }
@@ -363,8 +365,12 @@ static bool touch_all(struct hcall *c, int64_t *r)
 		if (k != KX_A_FD && k != KX_A_FDN && k != KX_A_FDNEW && k != KX_A_ATFD)
 			continue;
 		struct sock *s = batch_sock(fd);
-		if (s)
+		if (!s && heir_looks())
+			s = heir_meet(fd);
+		if (s) {
+			batch_look_alone(fd, s);
 			done = touch(c, fd, s, r);
+		}
 	}
 	return done;
 }
@@ -392,7 +398,8 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c)) || is_vfork_child() || is_inner(c->nr))
+	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks()) || is_vfork_child() ||
+	    is_inner(c->nr))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
@@ -410,7 +417,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
-	if (batch.nr_socks && !done)
+	if ((batch.nr_socks || heir_looks()) && !done)
 		done = touch_all(c, r);
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		if (batch.ctxs[i].t && ends_descriptor(c, batch.ctxs[i].g->epoll))
@@ -509,7 +516,7 @@ void batch_share(int fd)
 		HC6(SYS_write, lease_mine, "", 1, 0, 0, 0);
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
-	if (batch_sock(fd))
+	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);
 }
@@ -519,6 +526,7 @@ void batch_fork_lock(void) { pthread_mutex_lock(&lock); }
 void batch_fork_share(void)
 {
 	settle_all();
+	heir_fork();
 	ahead_fork(lease_new >= 0);
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
@@ -616,8 +624,9 @@ void batch_fork_child(void)
 		batch.ctxs[i].t = NULL;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		batch.socks[fd].kind = NONE;
-		batch.socks[fd].held = false;
+		batch.socks[fd].held = batch.socks[fd].inherited = false;
 	}
+	heir_fork_child();
 	for (int i = 0; i < nr_leases; i++)
 		close_if(leases[i]);
 	if (lease_new >= 0)

@@ -30,8 +30,10 @@ void batch_drop(int fd, struct sock *s)
 	if (s->left)
 		batch_drain_left(fd, s);
 	batch_drop_left(s);
+	if (s->heir)
+		heir_closed(s);
 	batch.nr_held -= s->held;
-	s->held = false;
+	s->held = s->inherited = false;
 	s->kind = NONE;
 	s->gen++;
 	batch.nr_socks--;
@@ -41,6 +43,7 @@ void batch_drop(int fd, struct sock *s)
 void batch_disown(int fd, struct sock *s)
 {
 	ahead_lost(s);
+	heir_lost(s);
 	batch_drop(fd, s);
 }
 
@@ -135,12 +138,49 @@ void batch_accepted(struct ctx *x, int fd)
 		return;
 	struct sock *s = &batch.socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = batch_is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
+	/* Another may have forked before this one is known. */
+	s->no_heir = __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1;
 	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
 	batch.nr_socks++;
 	if (x)
 		note_names(x, fd);
 	if (fd > batch.top_fd)
 		batch.top_fd = fd;
+}
+
+struct sock *batch_inherited(int fd)
+{
+	enum sock_kind k = batch.no_new || lingers(fd) ? NONE : batch_kind_of(fd);
+	if (k == NONE || !map_region())
+		return NULL;
+	struct sock *s = &batch.socks[fd];
+	*s = (struct sock){ .kind = k,
+			    .nonblock = batch_is_nonblocking(fd),
+			    .held = true,
+			    .inherited = true,
+			    .no_heir = true,
+			    .epoll = -1,
+			    .gen = s->gen + 1 };
+	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .epoll = KX_EPOLL_UNKNOWN };
+	batch.nr_socks++;
+	batch.nr_held++;
+	if (fd > batch.top_fd)
+		batch.top_fd = fd;
+	return s;
+}
+
+void batch_look_alone(int fd, struct sock *s)
+{
+	if (!s->inherited || !heir_is_last(s))
+		return;
+	s->inherited = false;
+	if (batch_has_leases()) /* this process has forked, too */
+		return;
+	s->held = false;
+	batch.nr_held--;
+	__atomic_store_n(&batch_guest_sock(fd)->tcp, s->kind == TCP, __ATOMIC_SEQ_CST);
+	if (s->epoll >= 0 && !(s->events & EPOLLEXCLUSIVE))
+		__atomic_store_n(&batch_guest_sock(fd)->epoll, s->epoll, __ATOMIC_SEQ_CST);
 }
 
 static unsigned hint_of(int epoll, uint64_t data)
@@ -160,6 +200,8 @@ void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64
 		__atomic_compare_exchange_n(&g->epoll, &known, epoll, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 	else
 		__atomic_store_n(&g->epoll, epoll, __ATOMIC_SEQ_CST);
+	if (s->heir && !s->inherited) /* what it tells of is not only the child's to read */
+		heir_lost(s);
 	s->epoll = epoll;
 	s->events = events;
 	s->data = data;
