@@ -5,11 +5,12 @@
  * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
  */
 #include "../../abi/kx_openahead.h"
-#include "ahead.h"
+#include "seek.h"
 
 #define NR_read 0
 #define NR_write 1
 #define NR_close 3
+#define NR_lseek 8
 #define NR_ioctl 16
 #define NR_readv 19
 #define NR_writev 20
@@ -471,6 +472,15 @@ static bool wait_ahead(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	return ahead_wait(io->ctx, f, ret);
 }
 
+static bool length(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	if (!look(t, io, 0, &ctx))
+		return false;
+	libfile_flush(t);
+	return seek_end(io->ctx, f, ret);
+}
+
 /* accept: there was no further connection as the last one was accepted. Once only. */
 static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
 {
@@ -580,6 +590,9 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		break;
 	case NR_getpeername:
 		done = peer_name(t, &io, f, ret);
+		break;
+	case NR_lseek:
+		done = length(t, &io, f, ret);
 		break;
 	case NR_shutdown:
 		done = shut_later(t, &io, f, ret);

@@ -68,6 +68,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(batch_ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	writelater_reset((int)(x - batch.ctxs));
+	seek_reset((int)(x - batch.ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
@@ -413,6 +414,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	openahead_settle();
 	done = writelater_enter(c, r);
 	ahead_enter(c, x);
+	seek_enter(c);
 	if (x && ahead_is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
@@ -483,14 +485,16 @@ void batch_leave(struct hcall *c, int64_t r)
 	pthread_mutex_lock(&lock);
 	ahead_note(c, r);
 	note_result(c, r);
+	struct ctx *x = ctx_of(c->t);
+	seek_note(c, x ? (int)(x - batch.ctxs) : -1, r);
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
-	struct ctx *x = ctx_of(c->t);
-	if (x) {
+	if (x || (x = ctx_of(c->t))) {
 		ahead_leave(x, c, r);
 		batch_still_live(x);
 		files_look(x);
 		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
@@ -516,6 +520,7 @@ void batch_share(int fd)
 		HC6(SYS_write, lease_mine, "", 1, 0, 0, 0);
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
+	seek_shared(fd);
 	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);
@@ -527,6 +532,7 @@ void batch_fork_share(void)
 {
 	settle_all();
 	heir_fork();
+	seek_all_shared();
 	ahead_fork(lease_new >= 0);
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
@@ -612,6 +618,7 @@ void batch_vfork_end(void)
 		return;
 	pthread_mutex_lock(&lock);
 	batch.no_new--;
+	seek_all_shared(); /* what was opened meanwhile the child had, too, where it shared the descriptors */
 	pthread_mutex_unlock(&lock);
 }
 
@@ -627,6 +634,7 @@ void batch_fork_child(void)
 		batch.socks[fd].held = batch.socks[fd].inherited = false;
 	}
 	heir_fork_child();
+	seek_all_shared();
 	for (int i = 0; i < nr_leases; i++)
 		close_if(leases[i]);
 	if (lease_new >= 0)

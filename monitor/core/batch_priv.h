@@ -176,4 +176,16 @@ bool heir_looks(void);
 struct sock *heir_meet(int fd);
 /* Does no other process hold s any more? Then it is as if this one had accepted it. */
 bool heir_is_last(struct sock *s);
+
+/* ---- batch_seek.c; ctx: number of a context ---- */
+
+void seek_reset(int ctx);
+/* fd, all descriptors: others have them from now on. */
+void seek_shared(int fd);
+void seek_all_shared(void);
+/* Before a call, and after it (ctx < 0: its thread has none). */
+void seek_enter(const struct hcall *c);
+void seek_note(const struct hcall *c, int ctx, int64_t r);
+/* How long the files are now: kx_batch.calls is `calls`. */
+void seek_look(int ctx, uint64_t calls);
 #endif
