@@ -340,8 +340,10 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		return false;
 	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
 		__atomic_store_n(&batch_guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
-	if (s->left)
+	if (s->left && s->nonblock)
 		batch_drive_left(fd, s);
+	else if (s->left)
+		batch_drain_left(fd, s);
 	s->eager |= is_read(c->nr) && !s->told_of_data;
 	if (!is_write(c->nr))
 		batch_give_up(fd, s);
@@ -451,7 +453,12 @@ static void note_result(struct hcall *c, int64_t r)
 			batch_drain_left(fd, s);
 		return;
 	}
-	if (!s && (c->nr == SYS_write || c->nr == SYS_writev) && (x = ctx_of(c->t)))
+	if (s && r > 0 && is_read(c->nr) && batch_reads_on(s, fd)) {
+		if ((x = ctx_of(c->t)) || (x = ctx_make(c->t))) {
+			batch_turn(x);
+			batch_ready_fresh(x, fd, s, EPOLLIN);
+		}
+	} else if (!s && (c->nr == SYS_write || c->nr == SYS_writev) && (x = ctx_of(c->t)))
 		writelater_seen((int)(x - batch.ctxs), fd, r);
 	else if (ahead_is_wait(c->nr) && r > 0)
 		after_wait(c, (int)r);

@@ -129,7 +129,9 @@ void batch_may_write(struct ctx *x, int fd);
 void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events);
 /* The same for one that the program has just accepted and may not have made non-blocking yet. */
 void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
-/* An error that has come makes writes calls. */
+/* Has a blocking read brought what may be followed by more, for the reads to come? */
+bool batch_reads_on(const struct sock *s, int fd);
+/* An error that has come makes writes calls; what has come, reads. */
 void batch_still_live(struct ctx *x);
 void batch_next_turn(struct ctx *x);
 

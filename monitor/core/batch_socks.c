@@ -288,15 +288,42 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
 }
 
-/* An error that comes during the turn must be met by the write that comes after it, not by a later one. */
+/*
+ * A connection's process without an event loop: what is there is fetched behind the read that has waited for it. With
+ * other threads one of them might be waiting in the kernel for the same data.
+ */
+bool batch_reads_on(const struct sock *s, int fd)
+{
+	return s->kind == TCP && !s->nonblock && !s->held && s->epoll < 0 &&
+	       __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1 && sock_int(fd, SO_RCVLOWAT) == 1;
+}
+
+/* All that was there has been read, and the next read may be EAGAIN. */
+static bool may_find_nothing(int fd)
+{
+	const struct sock *s = batch_sock(fd);
+	uint64_t w = s ? __atomic_load_n(&batch_guest_sock(fd)->rx, __ATOMIC_ACQUIRE) : 0;
+	return w & KX_RX_VALID && w & KX_RX_EMPTY && KX_RX_POS(w) == KX_RX_END(w);
+}
+
+/*
+ * An error that comes during the turn must be met by the write that comes after it, not by a later one. And what has
+ * come meanwhile is there for the next read: else the EAGAIN that it was to find is still true.
+ */
 void batch_still_live(struct ctx *x)
 {
 	struct timespec now = { 0, 0 };
-	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) <= 0)
-		return;
 	for (uint32_t i = 0; i < x->nr_live; i++)
-		if (x->live[i].revents && batch_sock(x->live[i].fd))
-			__atomic_store_n(&batch_guest_sock(x->live[i].fd)->credit, 0, __ATOMIC_SEQ_CST);
+		x->live[i].events = may_find_nothing(x->live[i].fd) ? POLLIN : 0;
+	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) < 0)
+		return;
+	for (uint32_t i = 0; i < x->nr_live; i++) {
+		const struct pollfd *p = &x->live[i];
+		if (p->revents & ~POLLIN && batch_sock(p->fd))
+			__atomic_store_n(&batch_guest_sock(p->fd)->credit, 0, __ATOMIC_SEQ_CST);
+		else if (p->events && !p->revents)
+			__atomic_store_n(&batch_guest_sock(p->fd)->epoch, (uint32_t)x->g->exits, __ATOMIC_SEQ_CST);
+	}
 }
 
 /* The next turn: what was in neither this nor the last one is out. */
