@@ -21,7 +21,7 @@
 
 #define ENTRIES 256   /* a younger one replaces that of 256 before it: whose holders find it no more */
 #define SOCKS_MAX 64  /* a process with more sockets leaves none behind: a child is for one of them */
-#define MEETINGS 4096 /* calls after which a child stops looking for what it may have */
+#define MEETINGS 4096 /* descriptors after which a child stops looking for what it may have */
 #define COUNT 0x7fffull
 #define LOST 0x8000ull
 #define SEQ(w) ((w) >> 16)

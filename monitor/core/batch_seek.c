@@ -96,7 +96,9 @@ void seek_note(const struct hcall *c, int ctx, int64_t r)
 	case SYS_creat:
 	case SYS_openat:
 	case SYS_openat2:
-		if (r >= 0 && r < KX_BATCH_FDS && !c->proc[path])
+		/* Another thread may have forked before it is known. */
+		if (r >= 0 && r < KX_BATCH_FDS && !c->proc[path] &&
+		    __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1)
 			own[r / 8] |= (uint8_t)(1 << r % 8);
 		break;
 	case SYS_lseek:
