@@ -17,6 +17,10 @@
  * it stands, one more read at its end) from that, for a millisecond and until the next exit but for memory: by then a
  * process without memory that others write to can't have learnt of a change. The same holds for a path that is looked at
  * several times in a row, as interpreters do.
+ *
+ * A dynamic linker that has not found a library where it looked for it asks whether there is such a directory, and looks in
+ * others, often below one that is missing, too (glibc's tls/x86_64/...). With the answer to the first the monitor says which
+ * directory is missing; the LibOS answers what is asked of paths below it, by the same rules.
  */
 #ifndef KX_LIBFILE_H
 #define KX_LIBFILE_H
@@ -28,10 +32,12 @@
 #define KX_LIBFILE_LATER 64
 
 /* In kx_libfile.on. */
-#define KX_LIBFILE_FILE 1u   /* `fd` and what was read of it are true */
-#define KX_LIBFILE_CALLS 2u  /* there is something in `later` */
-#define KX_LIBFILE_PLAIN 4u  /* `fd` is some other regular file: `stat`, `pos`, `ended` are true until `until_ns` */
-#define KX_LIBFILE_LOOKED 8u /* newfstatat of `looked` says `looked_ret` and `looked_stat` until `looked_ns` */
+#define KX_LIBFILE_FILE 1u     /* `fd` and what was read of it are true */
+#define KX_LIBFILE_CALLS 2u    /* there is something in `later` */
+#define KX_LIBFILE_PLAIN 4u    /* `fd` is some other regular file: `stat`, `pos`, `ended` are true until `until_ns` */
+#define KX_LIBFILE_LOOKED 8u   /* newfstatat of `looked` says `looked_ret` and `looked_stat` until `looked_ns` */
+#define KX_LIBFILE_MISSING 16u /* no path with `missing` in front leads to anything until `missing_ns` */
+#define KX_LIBFILE_TOLD (KX_LIBFILE_PLAIN | KX_LIBFILE_LOOKED | KX_LIBFILE_MISSING)
 #define KX_LIBFILE_PATH 200
 
 /* mmap or mprotect, already made. */
@@ -65,6 +71,9 @@ struct kx_libfile {
 	uint32_t looked_len, pad; /* of the path, with its end */
 	char looked[KX_LIBFILE_PATH];
 	uint8_t looked_stat[144];
+	uint64_t missing_ns;
+	uint32_t missing_len, pad2; /* without its end */
+	char missing[KX_LIBFILE_PATH];
 };
 _Static_assert(sizeof(struct kx_libfile) <= 0x1000, "a page before struct kx_serve");
 _Static_assert(sizeof(struct kx_shared) <= 0x3000, "does not reach it");

@@ -46,11 +46,14 @@ struct kx_pipe {
 	uint64_t head, wlock; /* written so far; lock of the writers: pid << 32 | thread, 0 = free */
 	uint32_t watched[2];  /* a pair's ends: KX_PAIR_WATCH_*, by an epoll */
 	uint32_t host_first;  /* PLAIN: what the host has comes before what is left here */
-	/* PLAIN: so much is on its way to the host, whose queue was as long before; so much went before it. */
-	uint32_t moving, moving_base, moved;
+	/* PLAIN: so much is on its way to the host, whose queue was as long before. */
+	uint32_t moving_len, moving_base;
 	uint32_t reset_due; /* PLAIN: who took tokens from before the data met an error that the program is to have */
 	uint32_t writer;    /* a pair's: the process that wrote last */
-	uint32_t pad1[4];
+	uint32_t pad1;
+	uint64_t
+		moving; /* PLAIN: where what is on its way begins, << 1 | 1; of anywhere else than `tail`, it has gone */
+	uint64_t taken;       /* PLAIN: read so far; what the host was given from here is between this and `tail` */
 	uint64_t tail, rlock; /* read so far; lock of the readers */
 	uint64_t pad2[6];
 	uint32_t sleepers; /* readers that sleep in the host (more when some were killed) */

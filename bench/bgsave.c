@@ -2,7 +2,7 @@
 /*
  * bgsave.c PORT CONNECTIONS KEYS BYTES: a Redis server that saves in the background while it is written to. Connections in
  * a closed loop set random keys (key:0 ...) of a heap that is there; after a second BGSAVE, until the child has ended, and
- * half a second more. Requests per second and latencies in us, before and during; "name value" lines.
+ * half a second more. Requests per second and latencies in us, before, during and behind; "name value" lines.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -105,12 +105,15 @@ int main(int argc, char **argv)
 		return 2;
 	int port = atoi(argv[1]), n = atoi(argv[2]), ep = epoll_create1(0), *fd = calloc(n + 1, sizeof *fd);
 	int64_t *sent = calloc(n, sizeof *sent);
-	struct part part[2] = { { malloc(SAMPLES * sizeof(float)), 0, 0 }, { malloc(SAMPLES * sizeof(float)), 0, 0 } };
+	struct part part[3] = { 0 };
 	struct epoll_event ev[256];
 	keys = atol(argv[3]);
 	value_len = strtoul(argv[4], NULL, 10);
 	value = malloc(value_len);
-	if (!fd || !sent || !part[0].lat || !part[1].lat || !value)
+	for (int i = 0; i < 3; i++)
+		if (!(part[i].lat = malloc(SAMPLES * sizeof(float))))
+			fail("malloc");
+	if (!fd || !sent || !value)
 		fail("malloc");
 	memset(value, 'v', value_len);
 	for (int i = 0; i <= n; i++) { /* the last one asks */
@@ -148,9 +151,8 @@ int main(int argc, char **argv)
 			}
 			if (strcmp(buf, "+OK\r\n"))
 				return fprintf(stderr, "%s", buf), 3;
-			struct part *p = &part[began && !ended];
-			if (!ended)
-				p->lat[p->n++ % SAMPLES] = (t - sent[i]) / 1e3;
+			struct part *p = &part[ended ? 2 : began ? 1 : 0];
+			p->lat[p->n++ % SAMPLES] = (t - sent[i]) / 1e3;
 			sent[i] = t;
 			request(fd[i]);
 		}
@@ -170,6 +172,8 @@ int main(int argc, char **argv)
 	part[1].seconds = (ended - began) / 1e9;
 	report("before", &part[0]);
 	report("during", &part[1]);
+	part[2].seconds = (t - ended) / 1e9;
+	report("behind", &part[2]);
 	printf("save_ms %.0f\n", (ended - began) / 1e6);
 	return 0;
 }

@@ -8,7 +8,7 @@ BUILD = os.environ.get("BUILD", "build")
 KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(BUILD, "kylinx")))
 CLIENT = os.path.abspath(os.path.join(BUILD, "bench", "bgsave"))
 ROWS = ["before_rate", "before_p50", "before_p99", "before_p999", "before_max", "during_rate", "during_p50", "during_p99",
-        "during_p999", "during_max", "save_ms", "fork_us", "rss_mib", "faults"]
+        "during_p999", "during_max", "behind_rate", "behind_p50", "behind_p99", "behind_p999", "behind_max", "save_ms", "fork_us", "rss_mib", "faults"]
 
 
 def free_port():

@@ -14,7 +14,10 @@
 #define NR_pread64 17
 #define NR_fcntl 72
 #define NR_getppid 110
+#define NR_openat 257
 #define NR_newfstatat 262
+#define AT_FDCWD (-100)
+#define OPENS_TO_READ 02000000u /* O_RDONLY | O_CLOEXEC */
 #define AT_EMPTY_PATH 0x1000
 #define F_SETFD 2
 #define TCGETS 0x5401
@@ -121,6 +124,27 @@ static bool looked_call(const struct kx_frame *f, int64_t *ret)
 	return *ret || !user_write(f->rdx, lib->looked_stat, sizeof lib->looked_stat);
 }
 
+/* A path that leads into a directory that is missing. */
+static bool missing_call(const struct kx_frame *f, int64_t *ret)
+{
+	char path[KX_LIBFILE_PATH];
+	uint32_t n = lib->missing_len, end = 0;
+	bool opens = f->orig_rax == NR_openat && (uint32_t)f->rdx == OPENS_TO_READ;
+	bool looks = f->orig_rax == NR_newfstatat && !(uint32_t)f->r10;
+	if ((!opens && !looks) || (int32_t)f->rdi != AT_FDCWD || n >= sizeof path ||
+	    user_read(path, f->rsi, sizeof path))
+		return false;
+	while (end < sizeof path && path[end])
+		end++;
+	if (end == sizeof path || end < n || (path[n] && path[n] != '/'))
+		return false;
+	for (uint32_t i = 0; i < n; i++)
+		if (path[i] != lib->missing[i])
+			return false;
+	*ret = -KX_ENOENT;
+	return !older_than(lib->missing_ns);
+}
+
 /* A file that is no library. */
 static bool plain_call(const struct kx_frame *f, int64_t *ret)
 {
@@ -148,6 +172,8 @@ static bool plain_call(const struct kx_frame *f, int64_t *ret)
 bool libfile_call(struct kx_frame *f, int64_t *ret)
 {
 	if ((lib->on & KX_LIBFILE_PLAIN && plain_call(f, ret)) || (lib->on & KX_LIBFILE_LOOKED && looked_call(f, ret)))
+		return true;
+	if (lib->on & KX_LIBFILE_MISSING && missing_call(f, ret))
 		return true;
 	if (lib->on & KX_LIBFILE_FILE && file_call(f, ret))
 		return true;

@@ -8,6 +8,7 @@
 #include "../../abi/kx_abi.h"
 #include "../../abi/kx_libfile.h"
 
+#define KX_ENOENT 2
 #define KX_ENOSYS 38
 #define KX_EINTR 4
 #define KX_EAGAIN 11
@@ -102,11 +103,15 @@ uint64_t site_resume(uint64_t rip);
 
 /* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
 bool libfile_call(struct kx_frame *f, int64_t *ret);
-/* Before anything that others see without an exit: what was noted for the next exit is made. */
+/* Before anything that others see, or by which news may come, without an exit: what was noted for the next exit is made, and
+ * what the monitor has told of files and paths may be true no more. */
 void libfile_flush_now(struct kx_thread *t);
 static inline void libfile_flush(struct kx_thread *t)
 {
-	if (((const struct kx_libfile *)KX_LIBFILE_BASE)->later_asked)
+	struct kx_libfile *l = (struct kx_libfile *)KX_LIBFILE_BASE;
+	if (l->on & KX_LIBFILE_TOLD)
+		__atomic_and_fetch(&l->on, ~KX_LIBFILE_TOLD, __ATOMIC_RELAXED);
+	if (l->later_asked)
 		libfile_flush_now(t);
 }
 

@@ -64,6 +64,7 @@ struct image {
 
 bool admit_on;
 uint64_t admit_refused, admit_warned;
+uint64_t admit_copied, admit_hashed;
 static int policy_fd = -1;
 static struct policy *policy;
 static struct admit_subject who_runs;
@@ -386,6 +387,7 @@ static int copy_fill(int from, uint64_t size)
 static int copy_make(int from, uint64_t size)
 {
 	struct fsize limit;
+	__atomic_fetch_add(&admit_copied, 1, __ATOMIC_RELAXED);
 	fsize_lift(&limit);
 	int r = copy_fill(from, size);
 	fsize_drop(&limit);
@@ -514,6 +516,7 @@ static enum policy_verdict image_ask(const struct admit_subject *who, struct ima
 			image_facts_elf(p, m->size, &m->facts);
 			memcpy(m->facts.sha256, sha256, sizeof sha256);
 		} else {
+			__atomic_fetch_add(&admit_hashed, 1, __ATOMIC_RELAXED);
 			image_facts(p, m->size, &m->facts);
 		}
 	}

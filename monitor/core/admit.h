@@ -102,4 +102,5 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY]);
 /* Descriptors that stay, as fd_keep() has them. */
 int admit_fds(int (*fn)(int *where));
 extern uint64_t admit_refused, admit_warned; /* for --stats */
+extern uint64_t admit_copied, admit_hashed;  /* files */
 #endif

@@ -37,6 +37,7 @@
 #include "timepage.h"
 #include "update.h"
 #include "vcpu.h"
+#include "whole.h"
 #include "habit.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -210,6 +211,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
 	serve_fork_child();
+	whole_fork_child();
 	batch_fork_child();
 	dgram_fork_child();
 	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
@@ -518,6 +520,8 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 			spare_fork_seen();
 		if (!ahead)
 			gmem_fork_populate(user_sp(t));
+		if (gmem_is_large())
+			whole_due();
 		if (waits) {
 			robust_pause();
 			gate_wait(gate[0]);

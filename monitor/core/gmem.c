@@ -16,6 +16,7 @@
 #include "huge.h"
 #include "keeper.h"
 #include "spare.h"
+#include "whole.h"
 #include "written.h"
 
 /* Where things are put. Executables low, so that the break has room above them. */
@@ -48,6 +49,7 @@ static uint64_t anon_high = ANON_HIGH, file_high = FILE_HIGH;
 static bool exe_placed;
 static uint64_t memory_used; /* bytes that --memory counts */
 static uint64_t heap_used;   /* bytes of private anonymous writable memory but stacks */
+static bool large;           /* it was HUGE_FROM once */
 
 /* ---- regions: a sorted array ---------------------------------------------------------------------------- */
 
@@ -492,6 +494,15 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	return addr;
 }
 
+bool gmem_is_large(void) { return __atomic_load_n(&large, __ATOMIC_RELAXED); }
+
+static bool becomes_large(void)
+{
+	bool was = large;
+	large |= heap_used >= HUGE_FROM;
+	return large && !was;
+}
+
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	if (keeper_needed())
@@ -501,7 +512,10 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 	int64_t r = do_mmap(addr, len, prot, flags, fd, off);
 	if (r >= 0)
 		touch_ahead(r, r + ALIGN_UP(len, PAGE), prot, flags);
+	bool now_large = becomes_large();
 	pthread_mutex_unlock(&pvm.mm_lock);
+	if (now_large)
+		whole_due();
 	return r;
 }
 
@@ -740,7 +754,10 @@ uint64_t gmem_brk(uint64_t addr)
 			brk_cur = addr;
 	}
 	uint64_t ret = brk_cur;
+	bool now_large = becomes_large();
 	pthread_mutex_unlock(&pvm.mm_lock);
+	if (now_large)
+		whole_due();
 	return ret;
 }
 

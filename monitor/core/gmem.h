@@ -103,6 +103,8 @@ bool gmem_text_file(uint64_t gva, struct gmem_text_file *out);
 
 /* 2 MiB pages pay in this program: whoever shares them by a fork for long makes small ones of them. */
 bool gmem_has_huge(void);
+/* It has had so much that all further memory gets 2 MiB pages (whole.h). */
+bool gmem_is_large(void);
 /* Where what is in use of the part of the system region ends that has gva. */
 uint64_t gmem_sys_used(uint64_t gva);
 /* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */

@@ -11,6 +11,7 @@
 #include "keeper.h"
 #include "rseq.h"
 
+uint64_t text_prepared, text_found;
 static struct kx_site *sites;
 static size_t nr_sites, cap_sites;
 
@@ -250,6 +251,7 @@ void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, st
 	if (t && t->nr_sites && use->fd < 0)
 		t = NULL; /* its image has been removed or damaged */
 	if (t) {
+		text_found++;
 		if (t->rseq)
 			rseq_switch_on();
 		use->tramp = gva + t->tramp_from;
@@ -266,9 +268,11 @@ void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, st
 			use->shared = t;
 			return;
 		}
+		text_found--;
 		text_close(t, use->fd);
 		shareable = false; /* something else is where its trampolines have to be */
 	}
+	text_prepared++;
 	text_scan(gva, len, fd, off, use);
 	if (use->rseq)
 		rseq_switch_on();

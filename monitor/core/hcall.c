@@ -33,6 +33,7 @@
 #include "trim.h"
 #include "update.h"
 #include "vfs.h"
+#include "whole.h"
 #include "written.h"
 
 #define IOV_LIMIT 1024
@@ -377,9 +378,11 @@ int fd_grow(void)
 	if (!r)
 		r = admit_fds(fd_move);
 	fd_limit_drop();
-	/* Its lock comes before that of the limit: the flusher's timer is made under it. */
+	/* Their locks come before that of the limit: descriptors are made under them. */
 	if (!r)
 		r = batch_fds(fd_move);
+	if (!r)
+		r = whole_fds(fd_move);
 	if (!r && pvm.is_child)
 		procfs_each("self/fd", fd_move_stray, NULL);
 	kx_log_use(pvm.log_fd);

@@ -2,6 +2,7 @@
 #include "hot.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 #include "../../util/log.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "maps.h"
 #include "spare.h"
 #include "habit.h"
 
@@ -52,20 +54,16 @@ static bool is_private(const struct gmem_region *r)
 static bool file_find(const char *maps, uint64_t start, uint64_t end, struct hot_file *f)
 {
 	const uint64_t base = (uint64_t)pvm.base;
-	for (const char *line = maps, *eol; (eol = strchr(line, '\n')); line = eol + 1) {
-		uint64_t a, b, off;
-		int at = 0;
-		if (sscanf(line, "%lx-%lx %*s %lx %15s %23s %n", &a, &b, &off, f->dev, f->ino, &at) < 5 || !at ||
-		    a - base > start || b - base < end)
+	struct maps_line l;
+	while ((maps = maps_parse(maps, &l))) {
+		if (l.start - base > start || l.end - base < end)
 			continue;
-		size_t len = (size_t)(eol - line) - (size_t)at;
-		if (!strcmp(f->ino, "0") || !len || len >= sizeof f->path)
+		if (!l.ino || !l.path_len || l.path_len >= sizeof f->path)
 			return false;
-		memcpy(f->path, line + at, len);
-		f->path[len] = 0;
-		f->start = start;
-		f->end = end;
-		f->off = off + (start - (a - base));
+		*f = (struct hot_file){ .start = start, .end = end, .off = l.off + (start - (l.start - base)) };
+		memcpy(f->path, l.path, l.path_len);
+		memcpy(f->dev, l.dev, sizeof f->dev);
+		snprintf(f->ino, sizeof f->ino, "%" PRIu64, l.ino);
 		return true;
 	}
 	return false;
@@ -151,22 +149,6 @@ static void file_show(uint64_t start, uint64_t end)
 
 /* ---- choosing --------------------------------------------------------------------------------------------------- */
 
-static char *maps_read(void)
-{
-	const size_t most = 256 << 10;
-	size_t have = 0;
-	ssize_t n;
-	int fd = proc_file("self/maps");
-	char *text = fd < 0 ? NULL : malloc(most);
-	while (text && have < most - 1 && (n = read(fd, text + have, most - 1 - have)) > 0)
-		have += (size_t)n;
-	if (text)
-		text[have] = 0;
-	if (fd >= 0)
-		close(fd);
-	return text;
-}
-
 static void add(uint64_t start, uint64_t end, bool read_only, uint64_t *left)
 {
 	const size_t len = end - start;
@@ -227,7 +209,7 @@ void hot_choose(struct thread *t)
 		}
 		hot.copy = p;
 	}
-	char *maps = maps_read();
+	char *maps = maps_text();
 	if (!maps)
 		return;
 	const struct kx_frame *f = frame_of(t);

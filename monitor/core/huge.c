@@ -16,6 +16,7 @@ static bool by_forks, refused;
 
 bool huge_by_forks(void) { return by_forks; }
 void huge_refused(void) { refused = true; }
+bool huge_is_refused(void) { return refused; }
 
 static bool is_dense(uint64_t chunk)
 {

@@ -14,4 +14,5 @@ void huge_for_forks(void);
 bool huge_by_forks(void);
 /* The program has asked for 4 KiB pages somewhere: it knows better. */
 void huge_refused(void);
+bool huge_is_refused(void);
 #endif

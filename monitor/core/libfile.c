@@ -53,6 +53,20 @@ static void plain_tell(int fd, uint64_t pos, bool was_short)
 	libfile_told = true;
 }
 
+/* What looked_stat is for. */
+static void looked_tell(const char *path, int dir, int flags, int64_t r, uint64_t now)
+{
+	struct kx_libfile *l = shared();
+	l->looked_len = (uint32_t)strlen(path) + 1;
+	memcpy(l->looked, path, l->looked_len);
+	l->looked_dir = dir;
+	l->looked_flags = flags;
+	l->looked_ret = (int32_t)r;
+	l->looked_ns = now + PLAIN_NS;
+	__atomic_or_fetch(&l->on, KX_LIBFILE_LOOKED, __ATOMIC_RELEASE);
+	libfile_told = true;
+}
+
 void libfile_looked(struct hcall *c, int64_t r)
 {
 	struct kx_libfile *l = shared();
@@ -66,14 +80,44 @@ void libfile_looked(struct hcall *c, int64_t r)
 	/* Not what the monitor has made of it; and the empty one is a descriptor's. */
 	if (n <= 0 || strcmp(own, path) || (!r && guest_read(l->looked_stat, c->arg[2], sizeof l->looked_stat)))
 		return;
-	memcpy(l->looked, own, (size_t)n + 1);
-	l->looked_len = (uint32_t)n + 1;
-	l->looked_dir = (int)c->arg[0];
-	l->looked_flags = (int)c->arg[3];
-	l->looked_ret = (int32_t)r;
-	l->looked_ns = now + PLAIN_NS;
-	__atomic_or_fetch(&l->on, KX_LIBFILE_LOOKED, __ATOMIC_RELEASE);
-	libfile_told = true;
+	looked_tell(own, (int)c->arg[0], (int)c->arg[3], r, now);
+}
+
+/*
+ * A linker has not found a library: is the directory there in which it looked? If not, which is the first that is missing on
+ * the way? (Of /proc the program sees another one.)
+ */
+static void missing_tell(const struct hcall *c)
+{
+	struct kx_libfile *l = shared();
+	char own[KX_LIBFILE_PATH], dir[KX_LIBFILE_PATH];
+	struct stat st;
+	uint64_t now = now_ns();
+	if (c->nr != SYS_openat || (int)c->arg[0] != AT_FDCWD || !c->nr_paths || pvm.nr_threads != 1 ||
+	    is_vfork_child() || !admit_call_of_loader() || gmem_is_seen())
+		return;
+	ssize_t n = guest_read_str(own, c->arg[1], sizeof own);
+	if (n <= 0 || strcmp(own, (const char *)c->host[1]) || !strncmp(own, "/proc", 5))
+		return;
+	memcpy(dir, own, (size_t)n + 1);
+	size_t len = 0; /* of what is missing */
+	long r = -ENOENT;
+	for (char *slash; r == -ENOENT && (slash = strrchr(dir, '/')) && slash > dir;) {
+		*slash = 0;
+		r = HC6(SYS_newfstatat, AT_FDCWD, dir, &st, 0, 0, 0);
+		if (r == -ENOENT)
+			len = (size_t)(slash - dir);
+	}
+	if (!r && !len) {
+		memcpy(l->looked_stat, &st, sizeof st);
+		looked_tell(dir, AT_FDCWD, 0, 0, now);
+	} else if (len && (!r || r == -ENOENT)) {
+		memcpy(l->missing, own, len);
+		l->missing_len = (uint32_t)len;
+		l->missing_ns = now + PLAIN_NS;
+		__atomic_or_fetch(&l->on, KX_LIBFILE_MISSING, __ATOMIC_RELEASE);
+		libfile_told = true;
+	}
 }
 
 static bool plain_flags(int flags)
@@ -92,7 +136,7 @@ static void plain_settle(uint64_t nr, const uint64_t arg[6])
 {
 	if (tells_nothing(nr, arg))
 		return;
-	__atomic_and_fetch(&shared()->on, ~(KX_LIBFILE_PLAIN | KX_LIBFILE_LOOKED), __ATOMIC_RELEASE);
+	__atomic_and_fetch(&shared()->on, ~KX_LIBFILE_TOLD, __ATOMIC_RELEASE);
 	libfile_told = false;
 	if (nr != SYS_read || (int)arg[0] != libfile_plain)
 		libfile_plain = -1;
@@ -126,6 +170,8 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	const char *path = (const char *)c->host[i], *base = strrchr(path, '/');
 	bool whole = is_read_whole(path), elf = strstr(base ? base : path, ".so");
 	int flags = (int)c->arg[i + 1];
+	if (fd == -ENOENT && i == 1 && (flags & ~LARGEFILE) == (O_RDONLY | O_CLOEXEC) && elf)
+		missing_tell(c);
 	/* Other threads see descriptors without any call; a child of vfork has its own. */
 	if (fd < 0 || pvm.nr_threads != 1 || is_vfork_child())
 		return;

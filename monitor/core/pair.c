@@ -10,7 +10,7 @@
  * that lock; the reader takes it out, under both, once the ring is empty and it wants to know what the host says. So the
  * host's poll is right about data at all times, whoever asks and whoever has died.
  *
- * What is in the rings when a pair becomes plain its writers move (pair_host.c). Until they have, a reader takes what is
+ * What is in the rings when a pair becomes plain its writers move (pair_move.c). Until they have, a reader takes what is
  * in the ring, then the tokens that there were at that time (`skip`), then what the host has.
  *
  * Lock order: first object before second, readers before writers.
@@ -56,7 +56,8 @@ int pair_inq(uint64_t key, int fd)
 {
 	struct pair p = pair_of(key, fd);
 	pair_settle(key, fd);
-	int n = ring_inq(&p);
+	bool first = pair_is_plain(&p) && pair_host_first(&p) == 1;
+	int n = first && p.in->kind == KX_PAIR_DGRAM ? 0 : ring_inq(&p);
 	if (pair_is_plain(&p) && (p.in->kind != KX_PAIR_DGRAM || !n))
 		n += pair_queued(fd, FIONREAD) - (int)pair_word(&p.in->skip);
 	return n < 0 ? 0 : n;
@@ -162,8 +163,6 @@ int64_t pipe_pair_make(int domain, int type, int protocol, int fd[2])
 
 /* ---- reading and writing --------------------------------------------------------------------------------------------- */
 
-#define NOTHING (-5001) /* is in the ring */
-
 static bool sleeps_never(const struct pair *p, int flags)
 {
 	return flags & MSG_DONTWAIT || __atomic_load_n(&p->first->nonblock[kx_pipe_end(p->key)], __ATOMIC_RELAXED);
@@ -215,17 +214,17 @@ void pair_error_asked(uint64_t key, int fd)
 		end_of_stream(&p);
 }
 
-/* With the readers' lock: a record, as recvmsg tells of it, or NOTHING. */
+/* With the readers' lock: a record, as recvmsg tells of it, or PAIR_NOTHING. */
 static int64_t record_take(struct pair *p, struct pieces *d, int flags, int *said)
 {
 	uint32_t len;
 	if (!pair_record(p->in, p->rin, &len))
-		return NOTHING;
+		return PAIR_NOTHING;
 	uint64_t tail = p->in->tail;
 	uint32_t n = len < d->total ? len : (uint32_t)d->total;
 	uint32_t got = pipe_pieces_copy(d, p->rin, tail + KX_PAIR_HEAD, n, false);
 	if (!(flags & MSG_PEEK))
-		__atomic_store_n(&p->in->tail, tail + kx_pair_slot(len), __ATOMIC_SEQ_CST);
+		pair_tail_set(p, tail + kx_pair_slot(len));
 	*said |= len > d->total ? MSG_TRUNC : 0;
 	return got < n ? -EFAULT : flags & MSG_TRUNC ? (int64_t)len : (int64_t)n;
 }
@@ -249,15 +248,17 @@ static bool others_wrote(struct pair *p)
 static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int flags, bool merge, int *said)
 {
 	bool slept = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
-	int64_t done = 0, rec = NOTHING;
+	int64_t done = 0, rec = PAIR_NOTHING;
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&p->first->closes, __ATOMIC_SEQ_CST);
-		int r = pair_host_first(p);
-		if (r < 0)
+		int64_t r = pair_host_take(p, d, d->total - (uint64_t)done, flags, said);
+		if (r != PAIR_NOTHING) {
+			done += r > 0 ? r : 0;
+			if (r > 0 && stream && (uint64_t)done < d->total && flags & MSG_WAITALL && !(flags & MSG_PEEK))
+				continue;
 			return done ? done : r;
-		if (r)
-			return done ? host_rest(p, d, done, flags, false) : gone(p, slept);
+		}
 		if (!done && reset_first(p))
 			return end_of_stream(p);
 		if (!done && pair_word(&p->in->reset_due) &&
@@ -265,6 +266,10 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			return -ECONNRESET;
 		if (!pipe_lock_get(&p->in->rlock))
 			return done ? done : -EINTR;
+		if (pair_host_first_still(p)) { /* some was moved just now */
+			pipe_lock_put(&p->in->rlock);
+			continue;
+		}
 		uint32_t n = pair_live(p) || pair_is_plain(p) ? pipe_used(p->in) : 0, got = 0;
 		if (n && !stream) {
 			rec = record_take(p, d, flags, said);
@@ -273,13 +278,13 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			n = n < left || !d->total ? n : (uint32_t)left;
 			got = !d->total ? 0 : pipe_pieces_copy(d, p->rin, p->in->tail, n, false);
 			if (!(flags & MSG_PEEK))
-				__atomic_store_n(&p->in->tail, p->in->tail + got, __ATOMIC_SEQ_CST);
+				pair_tail_set(p, p->in->tail + got);
 		}
 		bool still = pair_live(p);
 		pipe_lock_put(&p->in->rlock);
 		if (n && !d->total && stream)
 			return 0;
-		if (rec != NOTHING) {
+		if (rec != PAIR_NOTHING) {
 			pair_room(p);
 			pipe_note_check(p->fd, epoch, closes);
 			if (!still)
@@ -356,7 +361,7 @@ static int owed(struct hcall *c, struct pair *p, int flags)
 			return r;
 		if (sleeps_never(p, flags))
 			return -EAGAIN;
-		struct pollfd pfd = { p->fd, POLLOUT, 0 };
+		struct pollfd pfd = { p->fd, pair_in_doubt(p->out) ? 0 : POLLOUT, 0 };
 		struct timespec t = slice;
 		if (HB6(SYS_ppoll, &pfd, 1, &t, 0, 0, 0) == -EINTR && !update_goes_on(c->t))
 			return -EINTR;

@@ -7,7 +7,7 @@
  * under both.
  *
  * Only who has the end that writes can put data into the other end's socket. So a pair becomes plain first, and then each
- * writer moves what is in its ring, before anything else of its goes through the host. Who has to have it at once (the
+ * writer moves what is in its ring, before anything else of its goes through the host (pair_move.c). Who has to have it at once (the
  * end goes to somebody who maps no rings) pokes those who have the other end (`pair_vacate`).
  */
 #include <errno.h>
@@ -27,7 +27,6 @@
 #include "thread.h"
 
 #define POKE_MAGIC 0x6b78706169720001ull
-#define MOVE_MOST 32768u /* one buffer of the host's: it goes as a whole or not at all */
 
 static char zeros[65536];
 static int poked;
@@ -130,7 +129,7 @@ static void junk_take(struct pair *p)
 		;
 }
 
-static void skip_take(struct pair *p)
+void pair_skip_take(struct pair *p)
 {
 	struct kx_pipe *o = p->in;
 	for (uint32_t n; (n = pair_word(&o->skip));) {
@@ -145,7 +144,7 @@ void pair_token_take(struct pair *p)
 	if (pair_live(p))
 		junk_take(p);
 	else if (pair_is_plain(p))
-		skip_take(p);
+		pair_skip_take(p);
 }
 
 int pair_empty_now(struct pair *p)
@@ -223,94 +222,6 @@ bool pair_owes(uint64_t key)
 	return pair_is_plain(&p) && pipe_used(p.out);
 }
 
-static void moved(struct kx_pipe *o, uint32_t n)
-{
-	__atomic_store_n(&o->tail, o->tail + n, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&o->moving, 0, __ATOMIC_SEQ_CST);
-}
-
-/* With both locks: who moved something was killed. Did it go? */
-static void moving_end(struct kx_pipe *o, bool went)
-{
-	uint32_t n = pair_word(&o->moving);
-	if (n && went && n <= pipe_used(o))
-		moved(o, n);
-	__atomic_store_n(&o->moving, 0, __ATOMIC_SEQ_CST);
-}
-
-/* One piece with both locks. 0 or -errno. */
-static int piece_move(struct pair *p)
-{
-	struct kx_pipe *o = p->out;
-	uint32_t n = pipe_used(o), len, slot;
-	uint64_t at = o->tail;
-	if (o->kind != KX_PAIR_STREAM) {
-		if (!pair_record(o, p->rout, &len))
-			return 0;
-		slot = kx_pair_slot(len);
-		at += KX_PAIR_HEAD;
-	} else {
-		slot = len = n < MOVE_MOST ? n : MOVE_MOST;
-	}
-	uint32_t from = (uint32_t)(at % KX_PIPE_RING), first = KX_PIPE_RING - from < len ? KX_PIPE_RING - from : len;
-	struct iovec v[2] = { { p->rout + from, first }, { p->rout, len - first } };
-	struct msghdr m = { .msg_iov = v, .msg_iovlen = 2 };
-	__atomic_store_n(&o->host_first, 1, __ATOMIC_SEQ_CST);
-	__atomic_store_n(&o->moving_base, (uint32_t)pair_queued(p->fd, SIOCOUTQ), __ATOMIC_SEQ_CST);
-	__atomic_store_n(&o->moving, slot, __ATOMIC_SEQ_CST);
-	int64_t r = HC6(SYS_sendmsg, p->fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0, 0);
-	if (r < 0) {
-		__atomic_store_n(&o->moving, 0, __ATOMIC_SEQ_CST);
-		if (r == -ECONNRESET) /* is told once, and to the program */
-			__atomic_store_n(&p->in->reset_due, 1, __ATOMIC_SEQ_CST);
-		return (int)r;
-	}
-	moved(o, o->kind == KX_PAIR_STREAM ? (uint32_t)r : slot);
-	__atomic_store_n(&o->moved, o->moved + (uint32_t)r, __ATOMIC_SEQ_CST);
-	return 0;
-}
-
-int pair_move_out(struct pair *p)
-{
-	struct kx_pipe *o = p->out;
-	int r = 0;
-	if (!pair_is_plain(p) || !pipe_used(o))
-		return 0;
-	if (!pair_locks_get(o))
-		return -EINTR;
-	if (pair_is_plain(p)) {
-		if (pair_word(&o->moving))
-			moving_end(o, (uint32_t)pair_queued(p->fd, SIOCOUTQ) > o->moving_base);
-		while (!r && pipe_used(o))
-			r = piece_move(p);
-	}
-	pair_locks_put(o);
-	return r == -EAGAIN || r == -ENOBUFS || r == -EINTR ? r : 0; /* else nobody can be given it */
-}
-
-int pair_host_first(struct pair *p)
-{
-	struct kx_pipe *o = p->in;
-	if (!pair_word(&o->host_first) || !pipe_used(o))
-		return 0;
-	if (!pair_locks_get(o))
-		return -EINTR;
-	int first = 0;
-	if (pair_is_plain(p)) {
-		uint32_t n = (uint32_t)pair_queued(p->fd, FIONREAD), skip = pair_word(&o->skip);
-		if (pair_word(&o->moving))
-			moving_end(o, o->kind == KX_PAIR_DGRAM ? n > 0 : n > skip + o->moved);
-		skip_take(p);
-		first = !!(pipe_host_poll(p->fd, POLLIN) & POLLIN) && pipe_used(o);
-		/* An end of the stream is told behind the data. */
-		if (first && o->kind != KX_PAIR_DGRAM && !pair_queued(p->fd, FIONREAD) &&
-		    pipe_host_poll(p->fd, POLLRDHUP) & (POLLHUP | POLLRDHUP))
-			first = 0;
-	}
-	pair_locks_put(o);
-	return first;
-}
-
 static uint32_t junk_of(uint32_t token, bool any) { return token ? token : any; }
 
 static void becomes_plain(struct pair *p)
@@ -320,6 +231,8 @@ static void becomes_plain(struct pair *p)
 	uint32_t n = (uint32_t)pair_queued(p->fd, FIONREAD);
 	in->skip = in->kind == KX_PAIR_STREAM ? n : junk_of(in->token, n > 0);
 	out->skip = pair_queued(p->fd, SIOCOUTQ) ? junk_of(out->token, true) : 0;
+	in->taken = in->tail;
+	out->taken = out->tail;
 	__atomic_store_n(&p->first->state, (p->key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
 }
 

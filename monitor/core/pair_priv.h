@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between pair.c, pair_host.c and pair_wait.c. */
+/* Between pair*.c. */
 #ifndef KX_PAIR_PRIV_H
 #define KX_PAIR_PRIV_H
 #include "pipe_priv.h"
+
+#define PAIR_NOTHING (-5001) /* is there to be read */
 
 /* An end. */
 struct pair {
@@ -43,10 +45,26 @@ int pair_token_more(struct pair *p);
 void pair_token_take(struct pair *p);
 /* 1: there is nothing to read; 0: there is, or it is another's; -EINTR. */
 int pair_empty_now(struct pair *p);
+/* With both locks of p->in, of one that is plain: the tokens that were before the data. */
+void pair_skip_take(struct pair *p);
 /* Of one that is plain: whether the host's data comes before what is left in the ring of p->in. -EINTR. */
 int pair_host_first(struct pair *p);
+/* The same, with the readers' lock, and as far as can be seen without asking the host: nobody moves anything now. */
+bool pair_host_first_still(const struct pair *p);
+/* And if it does, it is read, as recvmsg would without waiting; else PAIR_NOTHING. `left` is what the pieces have room
+ * for. *said: flags of the message. */
+int64_t pair_host_take(struct pair *p, struct pieces *d, uint64_t left, int flags, int *said);
 /* The reader has made room. */
 void pair_room(struct pair *p);
 /* Of one that is plain: what was written into the ring goes into the host's socket. 0: nothing is left that could. */
 int pair_move_out(struct pair *p);
+/* That can't be told now: who moved some was killed, and the reader has not come to it yet. */
+bool pair_in_doubt(const struct kx_pipe *o);
+/* With the readers' lock: read from the ring up to here. */
+static inline void pair_tail_set(struct pair *p, uint64_t tail)
+{
+	if (pair_is_plain(p))
+		__atomic_store_n(&p->in->taken, tail, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&p->in->tail, tail, __ATOMIC_SEQ_CST);
+}
 #endif

@@ -312,9 +312,8 @@ void pipe_reset(struct kx_pipe *o, const struct stat *st, bool nonblock, bool se
 	o->ino = st->st_ino;
 	o->nonblock[0] = o->nonblock[1] = nonblock;
 	o->closes = o->sleepers = o->token = o->full = o->pair = o->skip = o->reset = o->passed = 0;
-	o->kind = o->edge = o->filled = o->watched[0] = o->watched[1] = o->host_first = o->moving = o->moved =
-		o->reset_due = o->writer = 0;
-	o->head = o->tail = 0;
+	o->kind = o->edge = o->filled = o->watched[0] = o->watched[1] = o->host_first = o->reset_due = o->writer = 0;
+	o->head = o->tail = o->moving = o->taken = 0;
 	memset(o->holder, 0, sizeof o->holder);
 	if (!second)
 		o->holder[0] = (uint32_t)pvm.pid;

@@ -8,6 +8,8 @@
 #include "../../util/sha256.h"
 #include "policy_priv.h"
 
+uint64_t policy_signatures;
+
 /* ---- the block -------------------------------------------------------------------------------------------------- */
 
 const void *policy_block(const struct policy *p, size_t *len)
@@ -233,6 +235,7 @@ static void look_at_signature(struct question *q)
 	for (uint32_t k = 0; k < p->h->nr_keys; k++) {
 		if (memcmp(p->key[k].id, q->m.key, SIGN_ID))
 			continue;
+		__atomic_fetch_add(&policy_signatures, 1, __ATOMIC_RELAXED);
 		if (!sign_check(&q->m, q->i->sig, &p->key[k], q->facts, q->now, q->no_signer))
 			q->signer = (int)k;
 		return;

@@ -71,6 +71,7 @@ const void *policy_block(const struct policy *p, size_t *len);
 struct policy *policy_adopt(const void *block, size_t len);
 void policy_free(struct policy *p);
 
+extern uint64_t policy_signatures; /* how many were checked */
 /* False: mode is off for this subject, and nothing needs to be asked. */
 bool policy_active(const struct policy *p, const struct policy_subject *s);
 /* False: rules for this subject (NULL: for any) look at owner, mode and path alone, and no content decides. */

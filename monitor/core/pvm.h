@@ -154,6 +154,7 @@ struct pvm {
 	bool is_child;                      /* forked, not started by the user: writes no report of --stats */
 	bool has_family;                    /* has or had a parent or children in its family */
 	uint64_t nr_forks, nr_forks_ahead;  /* the latter by spares */
+	uint64_t nr_whole;                  /* 2 MiB made of small pages (whole.h) */
 	uint64_t nr_polled, nr_poll_failed; /* calls answered without an exit; requests that nobody took */
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t hcall_count[1280], enosys_count[1024];

@@ -31,50 +31,102 @@ static int by_address(const void *a, const void *b)
 	return x->at < y->at ? -1 : x->at > y->at;
 }
 
+/* A word may be in this page; *closed: the monitor can't write it as it is. With the lock of the mappings. */
+static bool page_is_ours(uint64_t page, bool *closed)
+{
+	struct gmem_region g;
+	if (!gmem_query_locked(page, &g) || g.start > page || (g.flags & (GMEM_TRAMP | GMEM_TEXT)) ||
+	    (g.flags & MAP_TYPE) != MAP_PRIVATE || g.prot & PROT_EXEC)
+		return false;
+	*closed = !(g.prot & PROT_WRITE);
+	return true;
+}
+
+/* The page of word i, which are in order; false: that of the one before. */
+static bool next_page(const struct relink *r, size_t i, uint64_t *page)
+{
+	*page = DOWN(r->word[i].at);
+	return !i || *page != DOWN(r->word[i - 1].at);
+}
+
+static int open_page(struct relink *r, uint64_t page)
+{
+	bool closed;
+	if (!page_is_ours(page, &closed))
+		return -EFAULT;
+	if (!closed)
+		return 0;
+	if (mprotect(gva_ptr(page), PAGE, PROT_READ | PROT_WRITE))
+		return -errno;
+	r->page[r->nr_page++] = page;
+	return 0;
+}
+
 /* Some words are in pages that are read-only by now. While they are writable to the monitor, the guest's own tables
  * still say read-only. */
 static int open_pages(struct relink *r)
 {
+	uint64_t page;
+	int e = 0;
 	qsort(r->word, r->nr_word, sizeof *r->word, by_address);
 	r->page = malloc((r->nr_word + 1) * sizeof *r->page);
 	if (!r->page)
 		return -ENOMEM;
-	for (size_t i = 0; i < r->nr_word; i++) {
-		uint64_t page = DOWN(r->word[i].at);
-		struct gmem_region g;
-		if (i && page == DOWN(r->word[i - 1].at))
-			continue;
-		if (!gmem_query(page, &g) || g.start > page || (g.flags & (GMEM_TRAMP | GMEM_TEXT)) ||
-		    (g.flags & MAP_TYPE) != MAP_PRIVATE || g.prot & PROT_EXEC)
-			return -EFAULT;
-		if (g.prot & PROT_WRITE)
-			continue;
-		if (mprotect(gva_ptr(page), PAGE, PROT_READ | PROT_WRITE))
-			return -errno;
-		r->page[r->nr_page++] = page;
-	}
+	pthread_mutex_lock(&pvm.mm_lock);
+	for (size_t i = 0; i < r->nr_word && !e; i++)
+		if (next_page(r, i, &page))
+			e = open_page(r, page);
+	pthread_mutex_unlock(&pvm.mm_lock);
 	/* A copy of each page of its own, now and not when everybody waits. Where that fails, so will the write. */
-	for (size_t i = 0; i < r->nr_word; i++)
-		if (!i || DOWN(r->word[i].at) != DOWN(r->word[i - 1].at))
-			HC6(SYS_madvise, gva_ptr(DOWN(r->word[i].at)), PAGE, POPULATE_WRITE, 0, 0, 0);
-	return 0;
+	for (size_t i = 0; i < r->nr_word && !e; i++)
+		if (next_page(r, i, &page))
+			HC6(SYS_madvise, gva_ptr(page), PAGE, POPULATE_WRITE, 0, 0, 0);
+	return e;
 }
 
-/* Whatever lays mappings out anew (a fork's copies, mprotect) knows only what the program may do with them. Where it has not,
- * this is without effect. With the lock of the mappings. */
-static void open_again(struct relink *r)
+static int by_number(const void *a, const void *b)
 {
-	for (size_t i = 0; i < r->nr_page; i++)
-		mprotect(gva_ptr(r->page[i]), PAGE, PROT_READ | PROT_WRITE);
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * What the program, or a fork's copies, have made of these pages since: whatever lays mappings out anew knows only what the
+ * program may do with them. Those that were opened stay noted, each once. -EAGAIN: a word is where none can be any more. With
+ * the lock of the mappings.
+ */
+static int open_again(struct relink *r)
+{
+	uint64_t page;
+	bool closed;
+	size_t before = r->nr_page, k = 0;
+	for (size_t i = 0; i < r->nr_word; i++)
+		if (next_page(r, i, &page) && !page_is_ours(page, &closed))
+			return -EAGAIN;
+	for (size_t i = 0; i < r->nr_word; i++) {
+		if (!next_page(r, i, &page))
+			continue;
+		while (k < before && r->page[k] < page)
+			k++;
+		page_is_ours(page, &closed);
+		if (closed && mprotect(gva_ptr(page), PAGE, PROT_READ | PROT_WRITE))
+			return -errno;
+		if (closed && (k == before || r->page[k] != page))
+			r->page[r->nr_page++] = page;
+	}
+	qsort(r->page, r->nr_page, sizeof *r->page, by_number);
+	return 0;
 }
 
 static void close_pages(struct relink *r)
 {
+	pthread_mutex_lock(&pvm.mm_lock);
 	for (size_t i = 0; i < r->nr_page; i++) {
 		struct gmem_region g;
-		if (gmem_query(r->page[i], &g) && g.start <= r->page[i] && !(g.prot & PROT_WRITE))
+		if (gmem_query_locked(r->page[i], &g) && g.start <= r->page[i] && !(g.prot & PROT_WRITE))
 			mprotect(gva_ptr(r->page[i]), PAGE, g.prot == PROT_NONE ? PROT_NONE : PROT_READ);
 	}
+	pthread_mutex_unlock(&pvm.mm_lock);
 	r->nr_page = 0;
 }
 
@@ -289,9 +341,11 @@ int relink_apply(struct relink *r)
 			r->changed = r->word[i].at;
 			return -EAGAIN;
 		}
-	open_again(r);
+	int e = open_again(r);
+	if (e)
+		return e;
 	r->bytes = 0;
-	int e = r->sweep ? sweep_apply(r->sweep) : 0;
+	e = r->sweep ? sweep_apply(r->sweep) : 0;
 	bool swept = !e && r->sweep;
 	if (swept && !sweep_knew(r->sweep))
 		memset(r->stale, 1, r->state_len / PIECE + 1);

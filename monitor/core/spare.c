@@ -25,6 +25,7 @@
 #include "hot.h"
 #include "huge.h"
 #include "keeper.h"
+#include "maps.h"
 #include "serve.h"
 #include "sig.h"
 #include "vcpu.h"
@@ -228,32 +229,21 @@ static void range_add(uint64_t start, uint64_t end)
 		sp.range[sp.nr_ranges++] = (struct range){ start, end };
 }
 
+static bool range_note(const struct maps_line *l, void *arg)
+{
+	(void)arg;
+	if (l->perm[1] == 'w' && l->perm[3] == 'p' && l->start != (uint64_t)sp.stack)
+		range_add(l->start, l->end);
+	return true;
+}
+
 /* All private writable mappings but what is the spare's own. */
 static bool ranges_read(void)
 {
-	static char text[16384];
 	uint64_t pages = 0;
-	int fd = proc_file("self/maps");
-	size_t have = 0;
-	ssize_t n;
-	if (fd < 0)
-		return false;
 	sp.nr_ranges = 0;
-	while ((n = read(fd, text + have, sizeof text - 1 - have)) > 0) {
-		char *line = text, *end;
-		have += n;
-		text[have] = 0;
-		for (; (end = strchr(line, '\n')); line = end + 1) {
-			uint64_t a, b;
-			char prot[5];
-			if (sscanf(line, "%lx-%lx %4s", &a, &b, prot) == 3 && prot[1] == 'w' && prot[3] == 'p' &&
-			    a != (uint64_t)sp.stack)
-				range_add(a, b);
-		}
-		have -= line - text;
-		memmove(text, line, have);
-	}
-	close(fd);
+	if (!maps_each(range_note, NULL))
+		return false;
 	for (unsigned i = 0; i < sp.nr_ranges; i++)
 		pages += (sp.range[i].end - sp.range[i].start) / PAGE;
 	return sp.nr_ranges < RANGES_MAX && pages <= SCAN_MAX;

@@ -20,7 +20,9 @@
 #include "admit.h"
 #include "kvmstats.h"
 #include "stats.h"
+#include "store.h"
 #include "strace.h"
+#include "text.h"
 
 /* Counters of threads. */
 struct counters {
@@ -145,8 +147,15 @@ static void each_number(void (*fn)(uint64_t now, uint64_t *before, uint64_t *sum
 	fn(pvm.shared ? *(volatile uint64_t *)&pvm.shared->batched : 0, &a->batched, &f->batched);
 	fn(admit_refused, &a->policy_refused, &f->policy_refused);
 	fn(admit_warned, &a->policy_warned, &f->policy_warned);
+	fn(admit_copied, &a->copied, &f->copied);
+	fn(admit_hashed, &a->hashed, &f->hashed);
+	fn(policy_signatures, &a->signatures, &f->signatures);
+	fn(text_prepared, &a->prepared, &f->prepared);
+	fn(text_found, &a->found, &f->found);
+	fn(store_stored, &a->stored, &f->stored);
 	fn(pvm.nr_forks, &a->forks, &f->forks);
 	fn(pvm.nr_forks_ahead, &a->forks_ahead, &f->forks_ahead);
+	fn(pvm.nr_whole, &a->whole, &f->whole);
 	fn(pvm.nr_enosys, &a->enosys, &f->enosys);
 	for (i = 0; i < STATS_NR_HCALLS; i++)
 		fn(pvm.hcall_count[i], &a->hcall_count[i], &f->hcall_count[i]);
@@ -270,6 +279,7 @@ static void put_report(void)
 	put_member("page_faults", f.sums.page_faults);
 	put_member("forks", f.sums.forks);
 	put_member("forks_ahead", f.sums.forks_ahead);
+	put_member("made_whole", f.sums.whole);
 	put_member("execs", f.execs);
 	put_calls("enosys", f.sums.enosys, f.sums.enosys_count, STATS_NR_ENOSYS);
 	put_member("processes", f.processes);
@@ -283,6 +293,14 @@ static void put_report(void)
 	put_member("patched", pvm.nr_cpuid_sites);
 	put_member("answered", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids : 0);
 	put_member("trapped", pvm.shared ? *(volatile uint64_t *)&pvm.shared->cpuids_real : 0);
+	puts_("}");
+	puts_(",\"libraries\":{");
+	put_num("copied", f.sums.copied);
+	put_member("hashed", f.sums.hashed);
+	put_member("signatures", f.sums.signatures);
+	put_member("prepared", f.sums.prepared);
+	put_member("found", f.sums.found);
+	put_member("stored", f.sums.stored);
 	puts_("}");
 	puts_(",\"policy\":{");
 	put_num("refused", f.sums.policy_refused);

@@ -20,11 +20,14 @@
  *   local_calls         answered by the LibOS without an exit (approximate; the guest counts them)
  *   batched             of them, reads and writes of sockets (batch.h)
  *   faults              exits that became a signal
+ *   libraries           what their texts and a policy have cost: files copied, hashed, signatures looked at, texts
+ *                       prepared (searched for instructions to patch) and found prepared; stored: before the start
  *   policy              what a policy of libraries has refused, and warned of
  *   page_faults         that KVM has resolved for the guests: first touches, copies after a fork; what neither costs an
  *                       exit to the monitor nor is seen by it (0: the host's KVM does not count)
  *   forks               children, by fork or vfork
  *   forks_ahead         of them, made ahead (spare.h)
+ *   made_whole          2 MiB of small pages that became one page (whole.h)
  *   execs               programs that replaced another
  *   enosys              total, and by name or number the calls that have no row
  *   processes           that were counted or should have been: the first, and each child with a VM of its own
@@ -45,8 +48,9 @@
 
 struct stats_sums {
 	uint64_t hcalls, exits, slow, faults, local_calls, batched, forks, forks_ahead, enosys, polled, poll_failed,
-		page_faults;
+		page_faults, whole;
 	uint64_t policy_refused, policy_warned;
+	uint64_t copied, hashed, signatures, prepared, found, stored;
 	uint64_t hcall_count[STATS_NR_HCALLS], enosys_count[STATS_NR_ENOSYS];
 };
 

@@ -141,6 +141,7 @@ static bool image_sound(const struct image *m, const struct store_entry *e)
 
 /* ---- in the jail ------------------------------------------------------------------------------------------------ */
 
+uint64_t store_stored;
 static int tree = -1;
 static struct notes *notes;
 static char program_path[PATH_MAX];
@@ -795,6 +796,7 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 		if (takes_nothing(r))
 			kx_log(KX_LOG_WARN, "store", "not stored: %s", e.msg);
 	}
+	store_stored = stored_now;
 	if (stored_now)
 		kx_log(KX_LOG_INFO, "store", "prepared %u texts", stored_now);
 	store_close(&s);

@@ -76,6 +76,7 @@ int store_history_add(struct store *s, const char *event, const char *object, co
  * if a policy wants them. program: its path on the host, or below --root; NULL: not known, prepare nothing. Never fails: what
  * is wrong is told in one line. */
 void store_begin(const struct kx_config *cfg, const char *program, bool copies);
+extern uint64_t store_stored; /* what it has prepared and hashed */
 /* In the new mount namespace, with the old root still there: take hold of the tree. */
 void store_enter(void);
 /* Before the jail, instead of that: a family's own, if it is the same store. */

@@ -41,6 +41,9 @@ int text_init(int fd, int fd_ro);
 int text_fd(void);
 int text_fd_ro(void);
 
+/* Texts that were looked through for what to patch; and that were found prepared, by this family or in the store. */
+extern uint64_t text_prepared, text_found;
+
 /* False when such a mapping can't be shared: too long, or pages beyond the end of the file. */
 bool text_key(int fd, uint64_t off, uint64_t len, struct text_key *key);
 /* NULL = not known. Lives as long as the process. */

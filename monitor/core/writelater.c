@@ -16,6 +16,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "keeper.h"
+#include "maps.h"
 #include "sizes.h"
 
 #define XFS_MAGIC 0x58465342
@@ -72,26 +73,24 @@ static void forget_all(void)
 }
 
 /* Through such a mapping the program sees its writes without a call. */
+struct wanted {
+	char dev[16];
+	uint64_t ino;
+	bool found;
+};
+
+static bool is_other(const struct maps_line *l, void *arg)
+{
+	struct wanted *w = arg;
+	w->found = l->perm[3] == 's' && l->ino == w->ino && !strcmp(l->dev, w->dev);
+	return !w->found;
+}
+
 static bool is_mapped_shared(const struct stat *st)
 {
-	char line[512], dev[32];
-	bool found = false;
-	int fd = proc_file("self/maps");
-	FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-	if (!f) {
-		if (fd >= 0)
-			close(fd);
-		return true;
-	}
-	snprintf(dev, sizeof dev, "%02x:%02x", major(st->st_dev), minor(st->st_dev));
-	while (!found && fgets(line, sizeof line, f)) {
-		char perm[8], at[32];
-		unsigned long ino;
-		found = sscanf(line, "%*s %7s %*s %31s %lu", perm, at, &ino) == 3 && perm[3] == 's' &&
-			ino == st->st_ino && !strcmp(at, dev);
-	}
-	fclose(f);
-	return found;
+	struct wanted w = { .ino = st->st_ino };
+	snprintf(w.dev, sizeof w.dev, "%02x:%02x", major(st->st_dev), minor(st->st_dev));
+	return !maps_each(is_other, &w) || w.found;
 }
 
 static bool is_local(const struct statfs *fs)

@@ -180,6 +180,37 @@ def of_proc(pid, name, key):
     return int(re.search(rf"^{key}:?\s+(\d+)", lib.read(f"/proc/{pid}/{name}"), re.M)[1])
 
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def cached(path):
+    """How many pages of a file are in the page cache, and how many it has."""
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        pages = (size + 4095) // 4096
+        vec = (ctypes.c_ubyte * pages)()
+        p = LIBC.mmap(None, size, 1, 2, f.fileno(), 0)
+        expect(LIBC.mincore(p, size, vec), 0, f"mincore of {path}")
+        LIBC.munmap(p, size)
+        return sum(v & 1 for v in vec), pages
+
+
+def evict(path):
+    """Out of the page cache with what nobody maps."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def pss(ps):
+    """KiB of memory for each, what they share divided between them."""
+    return sum(of_proc(p.pid, "smaps_rollup", "Pss") for p in ps) / len(ps)
+
+
 @test
 def thirty_libraries_for_50(d):
     """The text of 30 libraries is in memory once; the 50th start reads no disk, verifies and prepares nothing."""
@@ -193,8 +224,8 @@ def thirty_libraries_for_50(d):
     ps = []
     try:
         for _ in range(n):
-            ps.append(subprocess.Popen([lib.KYLINX, *options, "sleep"], env=env, stdin=subprocess.DEVNULL,
-                                       stdout=subprocess.PIPE))
+            ps.append(subprocess.Popen([lib.KYLINX, "run", f"--stats={d}/stats", *options[1:], "sleep"], env=env,
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
             expect(ps[-1].stdout.readline(), b"ready\n", "a start")
         end = time.monotonic() + 120
         copied = 1
@@ -220,10 +251,84 @@ def thirty_libraries_for_50(d):
         assert of_proc(last, "io", "rchar") < size // 8, (of_proc(last, "io", "rchar"), size)
         assert rss / n * 1024 < size / 2, (rss / n, size)
         expect(files(store), before, "no start wrote to the store")
+        ps[-1].terminate()
+        ps[-1].wait(60)
+        counts = json.loads(lib.read(d + "/stats"))["libraries"]
+        expect((counts["prepared"], counts["stored"], counts["found"] >= 31), (0, 0, True), f"texts {counts}")
     finally:
         for p in ps:
             p.kill()
         for p in ps:
+            p.wait()
+            p.stdout.close()
+
+
+@test
+def fiftieth_reads_no_library(d):
+    """Under a policy of contents: the libraries leave the page cache, 49 starts are behind it, and the 50th neither reads, nor
+    copies, hashes or prepares them. It takes as much memory as a process, and that of an idle pVM."""
+    store, n = d + "/s", 50
+    thirty(d)
+    libs = [f"{d}/libl{i}.so" for i in range(1, 31)]
+    os.mkdir(d + "/c")
+    with open(d + "/c/policy", "w") as f:
+        f.write("[default]\nmode enforce\n")
+        for path in libs:
+            with open(path, "rb") as o:
+                f.write(f"allow sha256 {hashlib.sha256(o.read()).hexdigest()}\n")
+        f.write(f"allow path /usr/** {'' if os.geteuid() else 'owner root '}not writable-by group\nallow kind program path {d}/*\n")
+    env = dict(os.environ, KYLINX_STORE=store, KYLINX_CONFIG=d + "/c")
+    run = [lib.KYLINX, "run", "--volume", f"{d}:{d}", f"--stats={d}/stats", "--", d + "/m"]
+
+    def counts():
+        return json.loads(lib.read(d + "/stats"))["libraries"]
+
+    def one(argv):
+        p = subprocess.Popen([*argv, "sleep"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        ps.append(p)
+        expect(p.stdout.readline(), b"ready\n", "a start")
+        return p
+    ps, native = [], []
+    try:
+        for i in range(3):
+            ok(lib.run(run, env={"KYLINX_STORE": store, "KYLINX_CONFIG": d + "/c"}), b"")
+            if not i:  # nothing is stored: a count that counts
+                expect((counts()["copied"] >= 30, counts()["hashed"] >= 30), (True, True), f"first start {counts()}")
+        for _ in range(n):
+            native.append(one([d + "/m"]))
+        each = pss(native)
+        for p in native:
+            p.kill()
+        ps.clear()
+        for _ in range(n - 1):
+            one(run)
+        for path in libs:
+            evict(path)
+        before = [cached(path) for path in libs]
+        expect(sum(c for c, _ in before), 0, f"pages of the libraries that are in the page cache {before}")
+        last = one(run)
+        after = [cached(path) for path in libs]
+        # The header, with what the kernel reads along; a file that is read or mapped comes in whole.
+        if max(c / all for c, all in after) > 0.25:
+            raise AssertionError(f"pages of the libraries that were read: {after}")
+        read = of_proc(last.pid, "io", "read_bytes")
+        if read > sum(c for c, _ in after) * 4096 + (256 << 10):
+            raise AssertionError(f"{read} bytes read from the disk, of which the libraries {after}")
+        end = time.monotonic() + 60
+        while (own := pss(ps)) > each + 1536 and time.monotonic() < end:  # copies of texts, until they sleep
+            time.sleep(0.2)
+        print(f"# memory of each of {n}: pVM {own:.0f} KiB, process {each:.0f} KiB; the 50th read {read} bytes")
+        if own > each + 1536:
+            raise AssertionError(f"{own} KiB for a pVM, {each} for a process")
+        last.terminate()
+        last.wait(60)
+        expect(counts(), {"copied": 0, "hashed": 0, "signatures": 0, "prepared": 0, "found": counts()["found"], "stored": 0},
+               "what the 50th did")
+        assert counts()["found"] >= 31, counts()
+    finally:
+        for p in native + ps:
+            p.kill()
+        for p in native + ps:
             p.wait()
             p.stdout.close()
 

@@ -276,6 +276,24 @@ def plain_files():
 
 
 @test
+def missing_directories():
+    """Where a linker looks for a library it asks for directories below such as are missing: one exit tells it of all of them."""
+    with lib.Dir() as d:
+        library(d, "x", 5)
+        cc(f"{d}/uses", "uses.c", f"{d}/libx.so", f"-Wl,-rpath,{d}")
+        want = "x 5" in both(d, [f"{d}/uses", "a"], status=3)
+        expect(want, True, "what it says")
+        most, exits = 0, 1000
+        for _ in range(10):  # what is older than a millisecond is asked for again
+            with tempfile.NamedTemporaryFile("r", prefix="kylinx-test-") as trace:
+                lib.run([lib.KYLINX, "run", "--io", "exit", f"--strace={trace.name}", "--volume", f"{d}:{d}", "--", f"{d}/uses"], 30)
+                lines = [x for x in trace.read().split("\n") if f'"{d}/' in x and "ENOENT" in x]
+            most, exits = max(most, len(lines)), min(exits, sum(x.endswith("<monitor>") for x in lines))
+        if exits > max(most // 3, 2):
+            raise AssertionError(f"{exits} exits for {most} calls")
+
+
+@test
 def mapped_ahead():
     """A linker's steps, all or some, with other calls among them and behind them; and files that are too short for their headers."""
     with lib.Dir() as d:

@@ -23,6 +23,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
+from updates import Guest, fixtures, library  # noqa: E402
 
 args = lib.arguments()
 
@@ -371,6 +372,88 @@ def updates(p):
         g.stdin.close()
         last = g.stdout.read()
         expect((g.wait(20), last.startswith(b"value 2")), (0, True), last)
+
+
+@contextlib.contextmanager
+def with_env(env):
+    """updates.py starts programs with the environment of this process."""
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@test
+def changed_while_an_update_waits(p):
+    """An update waits for its moment. Meanwhile the key is revoked, the policy replaced, the file and its signature are: the
+    family's own policy has decided, what was looked at is what is mapped, and the history has the order."""
+    fixtures(p.d, "state")
+    library(p.d, "v3.so", "-DV=3")
+    for name in ("libupd.so.1", "v2.so"):
+        p.sign(f"{p.d}/{name}")
+    with with_env(p.env), Guest(p.d, [f"{p.d}/state"]) as g:
+        expect(g.ask("b"), "inside", "inside")
+        u = subprocess.Popen([lib.KYLINX, "update", "--timeout", "60", g.name, f"{p.d}/v2.so"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+        time.sleep(0.4)
+        expect(u.poll(), None, "the update's end")
+        p.text("[default]\nmode enforce\ndeny soname *\n")
+        p.lib("revoke", "release")
+        with open(f"{p.d}/v2.so", "r+b") as f, open(f"{p.d}/v3.so", "rb") as other:
+            f.write(other.read())  # in place: whoever has it open reads the third version
+        os.unlink(f"{p.d}/v2.so.kxsig")
+        expect(u.poll(), None, "the update's end")
+        expect(g.line(), "3", "result of the call")
+        out, err = u.communicate(timeout=100)
+        expect(u.returncode, 0, f"update ({out}, {err})")
+        expect((g.ask("v"), g.ask("s"), g.ask("f"), g.line()), ("2", "ok", "ok 2", "0"), "what is mapped")
+        # One that was not allowed then is not now, whatever the policy has become; one that was is.
+        p.text("[default]\nmode off\njit allow\n")
+        said = g.update(f"{p.d}/v2.so", status=125)
+        expect("not signed" in said, True, f"the third version ({said})")
+        g.update(f"{p.d}/libupd.so.1")
+        expect((g.ask("v"), g.ask("s")), ("1", "ok"), "by the keyring of the start")
+    events = [json.loads(x) for x in lib.run([lib.KYLINX, "lib", "history"], env=p.env).out.splitlines()]
+    expect([e["event"] for e in events], ["trust", "sign", "sign", "sign", "revoke"], "history")
+    p.policy("allow signed-by release")
+    r = p.run(f"{p.d}/state")
+    expect((r.status, b"revoked" in r.err), (127, True), f"a family that starts now ({r.err})")
+
+
+@test
+def changing_while_updates_go_on(p):
+    """Policy, keyring and signatures change all the time: each update is decided by the policy of the family's start."""
+    fixtures(p.d, "state")
+    library(p.d, "v3.so", "-DV=3")
+    for name in ("libupd.so.1", "v2.so"):
+        p.sign(f"{p.d}/{name}")
+    stop = threading.Event()
+
+    def change():
+        for i in range(10**6):
+            if stop.is_set():
+                return
+            p.text("[default]\nmode off\n" if i % 2 else "nonsense\n")
+            if i % 16 == 0:
+                p.lib("keygen", f"{p.d}/other{i}")
+                p.lib("trust", f"{p.d}/other{i}.pub")
+                p.lib("revoke", f"other{i}")
+    with with_env(p.env), Guest(p.d, [f"{p.d}/state"]) as g:
+        t = threading.Thread(target=change)
+        t.start()
+        try:
+            for i in range(60 if LONG else 8):
+                v = 2 - i % 2
+                g.update(f"{p.d}/v2.so" if v == 2 else f"{p.d}/libupd.so.1")
+                said = g.update(f"{p.d}/v3.so", status=125)
+                expect(("not signed" in said, "nothing is changed" in said), (True, True), said)
+                expect((g.ask("v"), g.ask("s")), (str(v), "ok"), f"update {i}")
+        finally:
+            stop.set()
+            t.join()
 
 
 # ---- attacks ---------------------------------------------------------------------------------------------------------

@@ -190,6 +190,30 @@ def hook_forks():
 
 
 @test
+def hook_protects():
+    """What the change writes to is read-only, or writable again, by then, by the program's own doing: it is made, and the page
+    left as the program wants it. What has become code is not written to."""
+    own = f"-I{lib.TOP}/include"
+    with lib.Dir() as d:
+        library(d, "libupd.so.1", "-DV=1", own, source="protecting.c")
+        library(d, "v2.so", "-DV=2", own, source="protecting.c")
+        program(d, "protects", "protects.c")
+        with Guest(d, [f"{d}/protects"]) as g:
+            expect(g.ask("r"), "v1 table v1 written", "first")
+            for v, next_one in ((2, "w"), (1, "r"), (2, "v"), (1, "w"), (2, "x")):
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
+                may = "read-only" if (v, next_one) in ((2, "w"), (2, "v"), (1, "w")) else "written"
+                expect(g.ask(next_one), f"v{v} table v{v} {may}", f"answer before {next_one}")
+            said = g.update(f"{d}/libupd.so.1", status=125)
+            expect(("Bad address" in said, "nothing is changed" in said), (True, True), said)
+            expect(g.ask("v"), "v2 table v2 read-only", "code")
+            expect(g.ask("m"), "v2 table v2 written", "no code any more")
+            expect(g.ask("w"), "v2 table v2 written", "the next one's")
+            g.update(f"{d}/libupd.so.1")
+            expect(g.ask("v"), "v1 table v1 written", "the last")
+
+
+@test
 def example():
     """docs/examples/update.c does what it says, natively too: nothing of kylinx.h harms there."""
     build_dir = os.path.dirname(lib.KYLINX)

@@ -36,7 +36,8 @@
 #define MEM_END 0x30000u
 
 struct pvm pvm;
-uint64_t admit_refused = 2, admit_warned = 1;
+uint64_t admit_refused = 2, admit_warned = 1, admit_copied = 3, admit_hashed = 4, policy_signatures = 5;
+uint64_t text_prepared = 6, text_found = 7, store_stored = 8;
 __thread struct thread *self;
 
 #undef KX_CALL
@@ -495,10 +496,11 @@ static void test_stats(void)
 		"\"hypercalls\":{\"total\":5,\"read\":3,\"clone3\":1,\"trace\":1},\"exits\":10,\"polled\":7,\"poll_"
 		"failed\":2,\"slow_syscalls\":1,"
 		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"page_faults\":77,\"forks\":0,\"forks_ahead\":0,"
-		"\"execs\":0,",
+		"\"made_whole\":0,\"execs\":0,",
 		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
 		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},"
+		"\"libraries\":{\"copied\":3,\"hashed\":4,\"signatures\":5,\"prepared\":6,\"found\":7,\"stored\":8},"
 		"\"policy\":{\"refused\":2,\"warned\":1},\"max_rss_kib\":",
 	};
 	char name[] = "/tmp/kx-stats-XXXXXX", got[20000] = "", *at = got;

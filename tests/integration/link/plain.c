@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plain.c DIRECTORY: a file is opened, looked at and read to its end; others change it, and say so in each way there is. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -136,6 +137,49 @@ static void names(const char *dir)
 	printf("names, told by memory: %d wrong\n", wrong);
 }
 
+/* The same, told by pipes that need no call to the host while both sides are awake. Directories that are missing, too: what a
+ * linker that has looked for a library there knows of them. */
+static void names_by_pipes(const char *dir)
+{
+	char name[4200], below[4300], missing[4300];
+	struct stat st;
+	int go[2], done[2], wrong = 0;
+	char c = 0;
+	snprintf(name, sizeof name, "%s/comes", dir);
+	snprintf(below, sizeof below, "%s/and/goes", name);
+	snprintf(missing, sizeof missing, "%s/and/goes/libnone.so", name);
+	if (pipe(go) || pipe(done))
+		return;
+	fflush(stdout);
+	if (!fork()) {
+		close(go[1]);
+		close(done[0]);
+		for (int i = 0; read(go[0], &c, 1) == 1; i++) {
+			if (i % 2)
+				rmdir(name);
+			else
+				mkdir(name, 0755);
+			write(done[1], &c, 1);
+		}
+		_exit(0);
+	}
+	close(go[0]);
+	close(done[1]);
+	for (int i = 0; i < 2000; i++) {
+		int was = i % 4 < 2 ? stat(name, &st) : dlopen(missing, RTLD_NOW) ? 1 : 0;
+		int there = i % 2;
+		write(go[1], &c, 1);
+		read(done[0], &c, 1);
+		if (i % 4 < 2)
+			wrong += was != there - 1 || stat(name, &st) != -there;
+		else
+			wrong += stat(name, &st) != -there || stat(below, &st) != -1;
+	}
+	close(go[1]);
+	wait(NULL);
+	printf("names, told by pipes: %d wrong\n", wrong);
+}
+
 int main(int argc, char **argv)
 {
 	struct stat st;
@@ -242,6 +286,7 @@ int main(int argc, char **argv)
 	close(fd);
 	wait(NULL);
 
+	names_by_pipes(argc > 1 ? argv[1] : "."); /* before there is memory that others write to */
 	names(argc > 1 ? argv[1] : ".");
 
 	/* By memory. */

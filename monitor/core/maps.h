@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The host's /proc/self/maps: what is mapped in this process. */
+#ifndef KX_MAPS_H
+#define KX_MAPS_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct maps_line {
+	uint64_t start, end, off, ino; /* ino 0: no file */
+	char perm[5], dev[16];         /* "rw-p", "fe:01" */
+	const char *path;              /* not terminated */
+	size_t path_len;
+};
+
+/* Take the line at text apart. The begin of the next one; NULL: there is no whole line, or none that is understood. */
+const char *maps_parse(const char *text, struct maps_line *l);
+/* Call fn for each line until it returns false. False: the file can't be read, or a line not understood. */
+bool maps_each(bool (*fn)(const struct maps_line *l, void *arg), void *arg);
+/* All of it, up to 256 KiB; the caller's to free(3). NULL: it can't be had. */
+char *maps_text(void);
+#endif

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Lines of /proc/self/maps, as the kernel writes them, in pieces of any size, and broken ones. */
+#include "../../monitor/core/maps.c"
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include "check.h"
+
+static const char *file;
+static size_t piece; /* 0: the real one */
+
+/* Through a pipe, so that a read brings no more than was written at once. */
+int proc_file(const char *name)
+{
+	char path[64];
+	int fd[2];
+	if (!piece) {
+		snprintf(path, sizeof path, "/proc/%s", name);
+		return open(path, O_RDONLY);
+	}
+	if (pipe2(fd, O_DIRECT | O_NONBLOCK) || fcntl(fd[1], F_SETPIPE_SZ, 1 << 20) < 0)
+		return -1;
+	for (size_t at = 0, len = strlen(file), n; at < len; at += n) {
+		n = len - at < piece ? len - at : piece;
+		if (write(fd[1], file + at, n) != (ssize_t)n)
+			return -1;
+	}
+	close(fd[1]);
+	return fd[0];
+}
+
+static const char three[] =
+	"00010000-7ffe60eb5000 ---p 00000000 00:00 0 \n"
+	"7f0000000000-7f0000001000 rw-s 00003000 fe:01 1234567890123                 /a b (deleted)\n"
+	"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
+
+struct seen {
+	unsigned n, until;
+	struct maps_line l[4];
+};
+
+static bool note(const struct maps_line *l, void *arg)
+{
+	struct seen *s = arg;
+	s->l[s->n & 3] = *l;
+	return ++s->n != s->until;
+}
+
+static void test_lines(void)
+{
+	struct maps_line l;
+	const char *at = maps_parse(three, &l);
+	CHECK(at && l.start == 0x10000 && l.end == 0x7ffe60eb5000 && !strcmp(l.perm, "---p") && !l.ino && !l.path_len,
+	      "no file");
+	at = at ? maps_parse(at, &l) : at;
+	CHECK(at && l.off == 0x3000 && l.ino == 1234567890123 && !strcmp(l.dev, "fe:01") && l.path_len == 14 &&
+		      !memcmp(l.path, "/a b (deleted)", 14),
+	      "a file");
+	at = at ? maps_parse(at, &l) : at;
+	CHECK(at && !*at && l.end == 0xffffffffff601000 && l.path_len == 10, "the last one");
+	CHECK(at && !maps_parse(at, &l), "the end");
+	static const char *const bad[] = { "",
+					   "0-1 rwxp 0 0:0 0",
+					   "0 rwxp 0 0:0 0\n",
+					   "0-1 rwx 0 0:0 0\n",
+					   "0-1 rwxp 0 0:0\n",
+					   "0-1 rwxp 0 0123456789abcdef 0\n",
+					   "0-1 rwxp 0 0:0 x\n",
+					   "\n",
+					   "0-1\n0-1 rwxp 0 0:0 0\n" };
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+		CHECK(!maps_parse(bad[i], &l), "broken line %zu", i);
+}
+
+static void test_pieces(void)
+{
+	for (piece = 2; piece < sizeof three; piece++) {
+		struct seen s = { 0 };
+		file = three;
+		CHECK(maps_each(note, &s) && s.n == 3 && s.l[0].start == 0x10000 && s.l[1].perm[3] == 's' &&
+			      s.l[2].start == 0xffffffffff600000,
+		      "in pieces of %zu", piece);
+		s = (struct seen){ .until = 2 };
+		CHECK(maps_each(note, &s) && s.n == 2, "stopped, in pieces of %zu", piece);
+	}
+	struct seen s = { 0 };
+	piece = 64;
+	file = "0-1 rw-p 00000000 00:00 0 \nnonsense\n0-1 rw-p 00000000 00:00 0 \n";
+	CHECK(!maps_each(note, &s) && s.n == 1, "nonsense is told");
+	s.n = 0;
+	file = "0-1 rw-p 00000000 00:00 0 \n0-1 rw-p 0000";
+	CHECK(!maps_each(note, &s) && s.n == 1, "half a line, too");
+}
+
+static void test_own(void)
+{
+	struct seen s = { 0 };
+	piece = 0;
+	CHECK(maps_each(note, &s) && s.n > 4, "this process's: %u", s.n);
+	char *text = maps_text();
+	unsigned n = 0;
+	struct maps_line l;
+	for (const char *at = text; at && (at = maps_parse(at, &l)); n++)
+		;
+	CHECK(text && n > 4, "the same as a text: %u", n);
+	free(text);
+}
+
+int main(void)
+{
+	test_lines();
+	test_pieces();
+	test_own();
+	printf("%s: %d checks, %d failures\n", failures ? "FAILED" : "SUCCESS", checks, failures);
+	return failures != 0;
+}
