@@ -179,12 +179,17 @@ struct kx_shared {
  * Sleepers on words of shared memory, by the words' place in their page: it is the same in all mappings of it. So 0
  * means that a FUTEX_WAKE needs no exit, unless somebody outside the family, who does not count, can wait for the word.
  */
-#define KX_FUTEX_SLOTS 1021
+#define KX_FUTEX_SLOTS 1013
 struct kx_futexes {
 	uint32_t waiters[KX_FUTEX_SLOTS];
 	uint32_t outside;   /* 1: memory of the family's own may have been given to others, or come from them */
 	uint32_t cpus;      /* that the family was started with */
 	uint32_t exit_cost; /* TSC ticks, the shortest exit seen of late */
+	/* Not of futexes: monitor/core/sizes.h. */
+	uint32_t resizing;       /* calls being made that may change how long a file is */
+	uint32_t mapped_outside; /* 1: a member has mapped shared what others than the family can map */
+	uint64_t resized;        /* such calls that were made */
+	uint64_t pad[2];
 };
 
 /*
@@ -197,6 +202,8 @@ struct kx_futexes {
 #define KX_BATCH_CTXS 48           /* threads that can batch at a time                    */
 #define KX_BATCH_WRITES_AT 0xe00   /* offset of struct kx_bwrite[KX_BATCH_WRITES] in a context */
 #define KX_BATCH_WRITES 4          /* files that a context's thread writes to             */
+#define KX_BATCH_SEEKS_AT 0xe80    /* offset of struct kx_bseek[KX_BATCH_SEEKS] in a context */
+#define KX_BATCH_SEEKS 8           /* files that a context's thread asks the length of */
 #define KX_BATCH_TX 0x1000         /* offset of the ring of records in a context          */
 #define KX_BATCH_TX_SIZE 0x40000   /* its bytes                                           */
 #define KX_BATCH_AHEAD 0x60000     /* offset of struct kx_bahead                          */
@@ -268,6 +275,14 @@ struct kx_bwrite {
 	uint32_t uses; /* counted by the LibOS */
 	uint64_t calls;
 };
+
+/* A file whose position is its end: it holds while nothing of kx_batch.calls and .ticket, kx_futexes.resized has changed. */
+struct kx_bseek {
+	int64_t size;
+	uint64_t calls, ticket, resized;
+	int32_t fd;    /* -1 = none */
+	uint32_t uses; /* counted by the LibOS */
+};
 /*
  * What a thread's next wait would bring, looked at by the exit of another call. It holds while kx_batch.calls is what it
  * was then. `state` is changed by exchange alone.
@@ -288,6 +303,7 @@ struct kx_bahead {
 		int32_t fd;      /* a batched socket, or -1 */
 	} event[KX_AHEAD_MAX];
 };
+#define KX_AHEAD_SHUT (1u << 27) /* in events, the LibOS's: shut down since then */
 #define KX_AHEAD_NONE 0u
 #define KX_AHEAD_OFFERED 1u
 #define KX_AHEAD_TAKEN 2u /* by the LibOS: the program has been told */
@@ -305,6 +321,7 @@ struct kx_brec {
 #define KX_BREC_MOD 0x04000000u   /* epoll_ctl(EPOLL_CTL_MOD, fd): the data is a kx_badd */
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
+#define KX_BREC_SHUT 0x01000000u  /* shutdown(fd, SHUT_WR); no data */
 #define KX_BREC_WRITE 0x02000000u /* write(fd) of a file that the context has in its kx_bwrite[] */
 
 struct kx_bfrom {
@@ -426,7 +443,8 @@ _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after 
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");
 _Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_WRITES_AT, "files come after it");
-_Static_assert(KX_BATCH_WRITES_AT + KX_BATCH_WRITES * sizeof(struct kx_bwrite) <= KX_BATCH_TX,
+_Static_assert(KX_BATCH_WRITES_AT + KX_BATCH_WRITES * sizeof(struct kx_bwrite) <= KX_BATCH_SEEKS_AT &&
+		       KX_BATCH_SEEKS_AT + KX_BATCH_SEEKS * sizeof(struct kx_bseek) <= KX_BATCH_TX,
 	       "the ring comes after them");
 _Static_assert(KX_BATCH_TX + KX_BATCH_TX_SIZE <= KX_BATCH_AHEAD &&
 		       KX_BATCH_AHEAD + sizeof(struct kx_bahead) <= KX_BATCH_PEERS,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is measured: groups of metrics. Each group is a function that yields harness.Metric objects."""
+import glob
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -535,6 +537,110 @@ def nginx(plan):
         yield from served(plan, once, exits)
 
 
+NODE = 'require("http").createServer((q, r) => r.end("hello")).listen(+process.argv[1], "127.0.0.1")'
+ASYNCIO = r"""
+import asyncio, sys
+async def serve(r, w):
+    await r.readuntil(b"\r\n\r\n")
+    w.write(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+    await w.drain()
+    w.close()
+async def main():
+    async with await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1])) as s:
+        await s.serve_forever()
+asyncio.run(main())
+"""
+
+
+def each(plan):
+    """Servers of languages, with a connection for each request: 20 clients."""
+    if not shutil.which("ab"):
+        raise Skip("ab is not installed")
+    for name, argv in (("node", ["node", "-e", NODE]), ("asyncio", ["/usr/bin/python3", "-c", ASYNCIO])):
+        path = shutil.which(argv[0])
+        if not path:
+            continue
+        port, exits, n = free_port(), {}, 1000 if plan.quick else 5000
+
+        def once(side, argv=(path, *argv[1:], str(port)), name=name, port=port, n=n, exits=exits):
+            with Server(plan, side, list(argv), port) as s:
+                text = h.run(["ab", "-q", "-n", str(n), "-c", "20", f"http://127.0.0.1:{port}/"])
+            out = {f"{name}_close_cpu": s.cpu / n * 1e6}
+            for line in text.splitlines():
+                if line.startswith("Requests per second"):
+                    out[f"{name}_close"] = float(line.split()[3])
+                if line.startswith("Failed requests") and int(line.split()[2]):
+                    raise RuntimeError(f"{name}: {line}")
+                if line.strip().startswith("99%"):
+                    out[f"{name}_close_p99"] = float(line.split()[1])
+            if side == "pvm":
+                exits.setdefault(f"{name}_exits_per_request_close", []).append(s.stats["exits"] / n)
+            return out
+
+        yield from served(plan, once, exits)
+
+
+def postgresql(plan):
+    """pgbench with 20 clients: transactions that only read, and those of TPC-B."""
+    found = sorted(glob.glob("/usr/lib/postgresql/*/bin/postgres"))
+    if not found or os.geteuid() or not shutil.which("setpriv"):
+        raise Skip("postgresql is not installed, or this is not root's")
+    where, exits, n = os.path.dirname(found[-1]), {}, 20
+    with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
+        shutil.chown(d, "postgres", "postgres")
+        kylinx, base = shutil.copy(plan.kylinx, f"{d}/kylinx"), plan.base and shutil.copy(plan.base, f"{d}/base")
+        kvm = os.stat("/dev/kvm").st_rdev
+        # The user may not reach the kylinx that is built, nor perhaps these devices.
+        nodes = (f"mkdir -p {d}/dev && mount -t tmpfs -o mode=755 kx {d}/dev && "
+                 f"mknod -m 666 {d}/dev/kvm c {os.major(kvm)} {os.minor(kvm)} && mknod -m 666 {d}/dev/null c 1 3 && "
+                 f"mount --bind {d}/dev/kvm /dev/kvm && mount --bind {d}/dev/null /dev/null && exec \"$@\"")
+        user = ["unshare", "-m", "--propagation", "private", "sh", "-c", nodes, "sh", "setpriv", "--reuid=postgres",
+                "--regid=postgres", "--init-groups", "env", "-i", "LC_ALL=C.UTF-8", f"PATH={where}:/usr/bin:/bin", f"HOME={d}"]
+        mine = Plan(plan.quick, kylinx, base)
+        port = free_port()
+        ask_it = [*user, f"PGHOST={d}", f"PGPORT={port}", "PGUSER=postgres"]
+        argv = ["postgres", "-D", f"{d}/data", "-k", d, "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
+        h.run([*user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N"])
+
+        def once(side):
+            out, stats = {}, f"{d}/stats"
+            for what, args in (("select", ["-S"]), ("tpcb", [])):
+                in_pvm = side == "pvm" or plan.base
+                server = subprocess.Popen([*user, *(mine.argv(side, argv, "--volume", f"{d}:{d}", f"--stats={stats}")
+                                                    if in_pvm else argv)],
+                                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                          cwd="/", start_new_session=True)
+                try:
+                    end_ = time.monotonic() + 60
+                    while subprocess.run([*ask_it, "pg_isready", "-q"], check=False).returncode:
+                        if server.poll() is not None or time.monotonic() > end_:
+                            raise RuntimeError("postgres: not ready")
+                        time.sleep(0.1)
+                    if not os.path.exists(f"{d}/made"):
+                        h.run([*ask_it, "createdb", "bench"])
+                        h.run([*ask_it, "pgbench", "-q", "-i", "-s", "2", "bench"])
+                        open(f"{d}/made", "w", encoding="ascii").close()
+                    text = h.run([*ask_it, "pgbench", "-n", *args, "-c", str(n), "-T", "5" if plan.quick else "8", "bench"])
+                finally:
+                    server.send_signal(signal.SIGINT)
+                    try:
+                        server.wait(60)
+                    except subprocess.TimeoutExpired:
+                        os.killpg(server.pid, signal.SIGKILL)
+                        server.wait()
+                for line in text.splitlines():
+                    if line.startswith("tps = "):
+                        out[f"postgresql_{what}"] = float(line.split()[2])
+                    done = re.search(r"actually processed: ([1-9]\d*)", line)
+                    if done and side == "pvm":
+                        with open(stats, encoding="ascii") as f:
+                            exits.setdefault(f"postgresql_exits_per_transaction_{what}", []).append(
+                                json.load(f)["exits"] / int(done[1]))
+            return out
+
+        yield from served(plan, once, exits)
+
+
 def dns(plan):
     for p in ("nsd", "dnsperf"):
         if not shutil.which(p, path=os.environ.get("PATH", "") + ":/usr/sbin"):
@@ -753,7 +859,7 @@ def update(plan):
 GROUPS = {"calls": calls, "faults": faults, "fork": fork, "exec": exec_, "threads": threads, "ipc": ipc, "sync": sync,
           "start": start, "boot": boot, "counts": counts,
           "memory": memory, "density": density, "redis": redis, "memcached": memcached,
-          "nginx": nginx, "dns": dns, "scale": scale, "alive": alive, "peers": peers,
+          "nginx": nginx, "each": each, "postgresql": postgresql, "dns": dns, "scale": scale, "alive": alive, "peers": peers,
           "libraries": libraries, "update": update}
 # What is measured in the first round alone: it takes long, or is the same each time.
 ONCE = ("counts", "density", "alive", "peers")

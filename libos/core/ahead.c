@@ -30,6 +30,19 @@ void ahead_gone(struct kx_bctx *c, int32_t fd)
 		a->fresh = -1;
 }
 
+/* It may be told of otherwise from now on; by an edge, also if nothing was. */
+void ahead_shut(struct kx_bctx *c, int32_t fd)
+{
+	struct kx_bahead *a = ahead(c);
+	if (!holds(a))
+		return;
+	a->zeros = 0;
+	a->spoilt |= a->fresh == fd;
+	for (uint32_t i = 0; i < a->nr && i < KX_AHEAD_MAX; i++)
+		if (a->event[i].fd == fd)
+			a->event[i].events |= a->event[i].events ? KX_AHEAD_SHUT : 0;
+}
+
 /* What the connection was ready for as it was accepted is its first event. */
 void ahead_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add)
 {
@@ -79,7 +92,7 @@ bool ahead_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 		} __attribute__((packed)) ev = { still(&a->event[i]), a->event[i].data };
 		if (!ev.events)
 			continue;
-		if (n == max || (ev.events & EV_OUT && c->said > c->mark) ||
+		if (n == max || ev.events & KX_AHEAD_SHUT || (ev.events & EV_OUT && c->said > c->mark) ||
 		    user_write(f->rsi + (uint64_t)n * sizeof ev, &ev, sizeof ev))
 			return false;
 		n++;

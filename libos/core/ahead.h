@@ -16,4 +16,6 @@ bool ahead_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret);
 void ahead_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add);
 void ahead_gone(struct kx_bctx *c, int32_t fd);
 void ahead_changed(struct kx_bctx *c);
+/* fd sends no more. */
+void ahead_shut(struct kx_bctx *c, int32_t fd);
 #endif

@@ -5,11 +5,12 @@
  * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
  */
 #include "../../abi/kx_openahead.h"
-#include "ahead.h"
+#include "seek.h"
 
 #define NR_read 0
 #define NR_write 1
 #define NR_close 3
+#define NR_lseek 8
 #define NR_ioctl 16
 #define NR_readv 19
 #define NR_writev 20
@@ -19,6 +20,7 @@
 #define NR_recvfrom 45
 #define NR_sendmsg 46
 #define NR_recvmsg 47
+#define NR_shutdown 48
 #define NR_getsockname 51
 #define NR_getpeername 52
 #define NR_setsockopt 54
@@ -27,6 +29,7 @@
 #define NR_epoll_pwait 281
 #define NR_accept4 288
 #define FIONBIO 0x5421u
+#define SHUT_WR 1u
 #define F_PEEK 2u
 #define F_DONTWAIT 0x40u
 #define F_NOSIGNAL 0x4000u
@@ -292,6 +295,26 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	return true;
 }
 
+/*
+ * shutdown(SHUT_WR) of one that may be written to: it fails where a write would. The room goes with it, so a write that
+ * follows is a call, and fails.
+ */
+static bool shut_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint64_t head;
+	struct kx_brec *r;
+	uint32_t have;
+	if ((uint32_t)f->rsi != SHUT_WR || !find(t, io, f->rdi) || !io->s->tcp ||
+	    (uint32_t)io->ctx->turn - io->s->turn > 1 || !(r = room_for(io->ctx, 0, &head)) ||
+	    !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
+	    !__atomic_compare_exchange_n(&io->s->credit, &have, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	ahead_shut(io->ctx, (int32_t)io->fd);
+	publish(io, r, 0, KX_BREC_SHUT, head);
+	*ret = 0;
+	return true;
+}
+
 static bool event_read(struct kx_badd *b, uint64_t gva)
 {
 	uint8_t ev[12]; /* struct epoll_event is packed */
@@ -449,6 +472,15 @@ static bool wait_ahead(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	return ahead_wait(io->ctx, f, ret);
 }
 
+static bool length(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	if (!look(t, io, 0, &ctx))
+		return false;
+	libfile_flush(t);
+	return seek_end(io->ctx, f, ret);
+}
+
 /* accept: there was no further connection as the last one was accepted. Once only. */
 static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
 {
@@ -558,6 +590,12 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		break;
 	case NR_getpeername:
 		done = peer_name(t, &io, f, ret);
+		break;
+	case NR_lseek:
+		done = length(t, &io, f, ret);
+		break;
+	case NR_shutdown:
+		done = shut_later(t, &io, f, ret);
 		break;
 	case NR_close:
 		done = close_later(t, &io, f->rdi, ret);

@@ -39,7 +39,8 @@ static void close_if(int fd)
 		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 }
 
-bool batch_is_shared(void) { return nr_leases || lease_lost || batch.no_new || batch.nr_held; }
+bool batch_has_leases(void) { return nr_leases || lease_lost; }
+bool batch_is_shared(void) { return batch_has_leases() || batch.no_new || batch.nr_held; }
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
 
@@ -67,6 +68,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->g = gva_ptr(batch_ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	writelater_reset((int)(x - batch.ctxs));
+	seek_reset((int)(x - batch.ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
@@ -190,9 +192,9 @@ static void leases_look(void)
 	}
 	if (nr_leases || lease_lost)
 		return;
-	for (int fd = 0; fd <= batch.top_fd; fd++)
-		batch.socks[fd].held = false;
 	batch.nr_held = 0;
+	for (int fd = 0; fd <= batch.top_fd; fd++)
+		batch.nr_held += batch.socks[fd].held = batch.socks[fd].inherited;
 	dgram_alone_again();
 }
 
@@ -223,6 +225,7 @@ static void after_wait(struct hcall *c, int n)
 			continue;
 		if (!x && !(x = ctx_make(c->t)))
 			return;
+		batch_look_alone(fd, s);
 		batch_ready(x, fd, s, ev.events);
 	}
 }
@@ -337,8 +340,10 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		return false;
 	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
 		__atomic_store_n(&batch_guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
-	if (s->left)
+	if (s->left && s->nonblock)
 		batch_drive_left(fd, s);
+	else if (s->left)
+		batch_drain_left(fd, s);
 	s->eager |= is_read(c->nr) && !s->told_of_data;
 	if (!is_write(c->nr))
 		batch_give_up(fd, s);
@@ -363,8 +368,12 @@ static bool touch_all(struct hcall *c, int64_t *r)
 		if (k != KX_A_FD && k != KX_A_FDN && k != KX_A_FDNEW && k != KX_A_ATFD)
 			continue;
 		struct sock *s = batch_sock(fd);
-		if (s)
+		if (!s && heir_looks())
+			s = heir_meet(fd);
+		if (s) {
+			batch_look_alone(fd, s);
 			done = touch(c, fd, s, r);
+		}
 	}
 	return done;
 }
@@ -392,7 +401,8 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c)) || is_vfork_child() || is_inner(c->nr))
+	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks()) || is_vfork_child() ||
+	    is_inner(c->nr))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
@@ -406,11 +416,12 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	openahead_settle();
 	done = writelater_enter(c, r);
 	ahead_enter(c, x);
+	seek_enter(c);
 	if (x && ahead_is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
-	if (batch.nr_socks && !done)
+	if ((batch.nr_socks || heir_looks()) && !done)
 		done = touch_all(c, r);
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		if (batch.ctxs[i].t && ends_descriptor(c, batch.ctxs[i].g->epoll))
@@ -442,7 +453,12 @@ static void note_result(struct hcall *c, int64_t r)
 			batch_drain_left(fd, s);
 		return;
 	}
-	if (!s && (c->nr == SYS_write || c->nr == SYS_writev) && (x = ctx_of(c->t)))
+	if (s && r > 0 && is_read(c->nr) && batch_reads_on(s, fd)) {
+		if ((x = ctx_of(c->t)) || (x = ctx_make(c->t))) {
+			batch_turn(x);
+			batch_ready_fresh(x, fd, s, EPOLLIN);
+		}
+	} else if (!s && (c->nr == SYS_write || c->nr == SYS_writev) && (x = ctx_of(c->t)))
 		writelater_seen((int)(x - batch.ctxs), fd, r);
 	else if (ahead_is_wait(c->nr) && r > 0)
 		after_wait(c, (int)r);
@@ -476,14 +492,16 @@ void batch_leave(struct hcall *c, int64_t r)
 	pthread_mutex_lock(&lock);
 	ahead_note(c, r);
 	note_result(c, r);
+	struct ctx *x = ctx_of(c->t);
+	seek_note(c, x ? (int)(x - batch.ctxs) : -1, r);
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
-	struct ctx *x = ctx_of(c->t);
-	if (x) {
+	if (x || (x = ctx_of(c->t))) {
 		ahead_leave(x, c, r);
 		batch_still_live(x);
 		files_look(x);
 		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
@@ -509,7 +527,8 @@ void batch_share(int fd)
 		HC6(SYS_write, lease_mine, "", 1, 0, 0, 0);
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
-	if (batch_sock(fd))
+	seek_shared(fd);
+	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);
 }
@@ -519,6 +538,8 @@ void batch_fork_lock(void) { pthread_mutex_lock(&lock); }
 void batch_fork_share(void)
 {
 	settle_all();
+	heir_fork();
+	seek_all_shared();
 	ahead_fork(lease_new >= 0);
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
@@ -604,6 +625,7 @@ void batch_vfork_end(void)
 		return;
 	pthread_mutex_lock(&lock);
 	batch.no_new--;
+	seek_all_shared(); /* what was opened meanwhile the child had, too, where it shared the descriptors */
 	pthread_mutex_unlock(&lock);
 }
 
@@ -616,8 +638,10 @@ void batch_fork_child(void)
 		batch.ctxs[i].t = NULL;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		batch.socks[fd].kind = NONE;
-		batch.socks[fd].held = false;
+		batch.socks[fd].held = batch.socks[fd].inherited = false;
 	}
+	heir_fork_child();
+	seek_all_shared();
 	for (int i = 0; i < nr_leases; i++)
 		close_if(leases[i]);
 	if (lease_new >= 0)

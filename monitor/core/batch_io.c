@@ -279,6 +279,14 @@ static void close_socket(int fd, struct sock *s)
 	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 }
 
+/* Where it fails a write would, too, and tells. */
+static void shut_socket(int fd, struct sock *s)
+{
+	batch_drain_left(fd, s);
+	s->shut = true;
+	HC6(SYS_shutdown, fd, SHUT_WR, 0, 0, 0, 0);
+}
+
 static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	if (r->flags == KX_BREC_WRITE) {
@@ -299,6 +307,8 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		remove_from_epoll(r->fd, s, data);
 	else if (r->flags & KX_BREC_OPT)
 		set_option(r->fd, s, data);
+	else if (r->flags & KX_BREC_SHUT)
+		shut_socket(r->fd, s);
 	else if (r->flags & KX_BREC_CLOSE)
 		close_socket(r->fd, s);
 	else

@@ -22,8 +22,11 @@ struct left {
 struct sock {
 	uint8_t kind; /* NONE: not one of ours */
 	bool nonblock;
-	bool held;         /* by a child, too */
+	bool held;         /* by another process, too, or perhaps */
+	bool inherited;    /* ... its parent: batch_heir.c */
+	bool no_heir;      /* no entry there may begin */
 	bool told_of_data; /* by its last event */
+	bool shut;         /* for writing */
 	bool eager;        /* the program has read from it without having been told */
 	int epoll;         /* it is registered there, with `events` and `data`; -1 = nowhere */
 	uint32_t events;
@@ -32,6 +35,7 @@ struct sock {
 	uint32_t fetched, taken; /* of what lies in guest memory: bytes; of them, taken from the kernel's socket */
 	int err;                 /* met by a call that the program did not make; the next one gets it */
 	struct left *left;
+	uint64_t heir; /* batch_heir.c's entry; 0 = none */
 };
 
 /* What a thread's next wait would bring: batch_ahead.c. */
@@ -112,6 +116,10 @@ bool batch_is_nonblocking(int fd);
 struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
 /* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
 void batch_accepted(struct ctx *x, int fd);
+/* One that was accepted by a forefather, who may still have it. NULL: it can't be batched. */
+struct sock *batch_inherited(int fd);
+/* Is it this process's alone by now? */
+void batch_look_alone(int fd, struct sock *s);
 void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued);
 void batch_registered(struct hcall *c);
 /* How much fd may send; that this thread may write to it in this turn and the next. */
@@ -121,7 +129,9 @@ void batch_may_write(struct ctx *x, int fd);
 void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events);
 /* The same for one that the program has just accepted and may not have made non-blocking yet. */
 void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
-/* An error that has come makes writes calls. */
+/* Has a blocking read brought what may be followed by more, for the reads to come? */
+bool batch_reads_on(const struct sock *s, int fd);
+/* An error that has come makes writes calls; what has come, reads. */
 void batch_still_live(struct ctx *x);
 void batch_next_turn(struct ctx *x);
 
@@ -131,6 +141,8 @@ void batch_next_turn(struct ctx *x);
 void batch_turn(struct ctx *x);
 /* Does a child hold what this process has open, or may it? */
 bool batch_is_shared(void);
+/* Are there descendants that hold what is open since a fork, or may be? */
+bool batch_has_leases(void);
 
 /* ---- batch_ahead.c ---- */
 
@@ -152,4 +164,30 @@ void ahead_ctx_init(struct ctx *x);
 /* The descriptors go to a child; known: by batch.c's lease. */
 void ahead_fork(bool known);
 void ahead_fork_child(void);
+
+/* ---- batch_heir.c ---- */
+
+/* A socket is being closed; has, or may get, holders that are not counted. */
+void heir_closed(struct sock *s);
+void heir_lost(struct sock *s);
+/* Before a process is made; in it. */
+void heir_fork(void);
+void heir_fork_child(void);
+/* May this process have sockets that it has not met? fd is named by a call: the socket, if it is one. */
+bool heir_looks(void);
+struct sock *heir_meet(int fd);
+/* Does no other process hold s any more? Then it is as if this one had accepted it. */
+bool heir_is_last(struct sock *s);
+
+/* ---- batch_seek.c; ctx: number of a context ---- */
+
+void seek_reset(int ctx);
+/* fd, all descriptors: others have them from now on. */
+void seek_shared(int fd);
+void seek_all_shared(void);
+/* Before a call, and after it (ctx < 0: its thread has none). */
+void seek_enter(const struct hcall *c);
+void seek_note(const struct hcall *c, int ctx, int64_t r);
+/* How long the files are now: kx_batch.calls is `calls`. */
+void seek_look(int ctx, uint64_t calls);
 #endif

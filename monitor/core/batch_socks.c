@@ -30,8 +30,10 @@ void batch_drop(int fd, struct sock *s)
 	if (s->left)
 		batch_drain_left(fd, s);
 	batch_drop_left(s);
+	if (s->heir)
+		heir_closed(s);
 	batch.nr_held -= s->held;
-	s->held = false;
+	s->held = s->inherited = false;
 	s->kind = NONE;
 	s->gen++;
 	batch.nr_socks--;
@@ -41,6 +43,7 @@ void batch_drop(int fd, struct sock *s)
 void batch_disown(int fd, struct sock *s)
 {
 	ahead_lost(s);
+	heir_lost(s);
 	batch_drop(fd, s);
 }
 
@@ -135,12 +138,49 @@ void batch_accepted(struct ctx *x, int fd)
 		return;
 	struct sock *s = &batch.socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = batch_is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
+	/* Another may have forked before this one is known. */
+	s->no_heir = __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1;
 	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
 	batch.nr_socks++;
 	if (x)
 		note_names(x, fd);
 	if (fd > batch.top_fd)
 		batch.top_fd = fd;
+}
+
+struct sock *batch_inherited(int fd)
+{
+	enum sock_kind k = batch.no_new || lingers(fd) ? NONE : batch_kind_of(fd);
+	if (k == NONE || !map_region())
+		return NULL;
+	struct sock *s = &batch.socks[fd];
+	*s = (struct sock){ .kind = k,
+			    .nonblock = batch_is_nonblocking(fd),
+			    .held = true,
+			    .inherited = true,
+			    .no_heir = true,
+			    .epoll = -1,
+			    .gen = s->gen + 1 };
+	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .epoll = KX_EPOLL_UNKNOWN };
+	batch.nr_socks++;
+	batch.nr_held++;
+	if (fd > batch.top_fd)
+		batch.top_fd = fd;
+	return s;
+}
+
+void batch_look_alone(int fd, struct sock *s)
+{
+	if (!s->inherited || !heir_is_last(s))
+		return;
+	s->inherited = false;
+	if (batch_has_leases()) /* this process has forked, too */
+		return;
+	s->held = false;
+	batch.nr_held--;
+	__atomic_store_n(&batch_guest_sock(fd)->tcp, s->kind == TCP, __ATOMIC_SEQ_CST);
+	if (s->epoll >= 0 && !(s->events & EPOLLEXCLUSIVE))
+		__atomic_store_n(&batch_guest_sock(fd)->epoll, s->epoll, __ATOMIC_SEQ_CST);
 }
 
 static unsigned hint_of(int epoll, uint64_t data)
@@ -160,6 +200,8 @@ void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64
 		__atomic_compare_exchange_n(&g->epoll, &known, epoll, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 	else
 		__atomic_store_n(&g->epoll, epoll, __ATOMIC_SEQ_CST);
+	if (s->heir && !s->inherited) /* what it tells of is not only the child's to read */
+		heir_lost(s);
 	s->epoll = epoll;
 	s->events = events;
 	s->data = data;
@@ -198,7 +240,7 @@ void batch_tell_credit(int fd, struct sock *s)
 {
 	uint32_t m[SK_MEMINFO_VARS] = { 0 }, room = 0;
 	socklen_t len = sizeof m;
-	if (!s->left && !s->err && HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
+	if (!s->left && !s->err && !s->shut && HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
 		uint32_t used = m[s->kind == TCP ? SK_MEMINFO_WMEM_QUEUED : SK_MEMINFO_WMEM_ALLOC];
 		room = m[SK_MEMINFO_SNDBUF] > used ? m[SK_MEMINFO_SNDBUF] - used : 0;
 	}
@@ -246,15 +288,42 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
 }
 
-/* An error that comes during the turn must be met by the write that comes after it, not by a later one. */
+/*
+ * A connection's process without an event loop: what is there is fetched behind the read that has waited for it. With
+ * other threads one of them might be waiting in the kernel for the same data.
+ */
+bool batch_reads_on(const struct sock *s, int fd)
+{
+	return s->kind == TCP && !s->nonblock && !s->held && s->epoll < 0 &&
+	       __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1 && sock_int(fd, SO_RCVLOWAT) == 1;
+}
+
+/* All that was there has been read, and the next read may be EAGAIN. */
+static bool may_find_nothing(int fd)
+{
+	const struct sock *s = batch_sock(fd);
+	uint64_t w = s ? __atomic_load_n(&batch_guest_sock(fd)->rx, __ATOMIC_ACQUIRE) : 0;
+	return w & KX_RX_VALID && w & KX_RX_EMPTY && KX_RX_POS(w) == KX_RX_END(w);
+}
+
+/*
+ * An error that comes during the turn must be met by the write that comes after it, not by a later one. And what has
+ * come meanwhile is there for the next read: else the EAGAIN that it was to find is still true.
+ */
 void batch_still_live(struct ctx *x)
 {
 	struct timespec now = { 0, 0 };
-	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) <= 0)
-		return;
 	for (uint32_t i = 0; i < x->nr_live; i++)
-		if (x->live[i].revents && batch_sock(x->live[i].fd))
-			__atomic_store_n(&batch_guest_sock(x->live[i].fd)->credit, 0, __ATOMIC_SEQ_CST);
+		x->live[i].events = may_find_nothing(x->live[i].fd) ? POLLIN : 0;
+	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) < 0)
+		return;
+	for (uint32_t i = 0; i < x->nr_live; i++) {
+		const struct pollfd *p = &x->live[i];
+		if (p->revents & ~POLLIN && batch_sock(p->fd))
+			__atomic_store_n(&batch_guest_sock(p->fd)->credit, 0, __ATOMIC_SEQ_CST);
+		else if (p->events && !p->revents)
+			__atomic_store_n(&batch_guest_sock(p->fd)->epoch, (uint32_t)x->g->exits, __ATOMIC_SEQ_CST);
+	}
 }
 
 /* The next turn: what was in neither this nor the last one is out. */

@@ -40,6 +40,7 @@ void futexes_mapped(int fd, int prot)
 	if (!(prot & PROT_WRITE) && !fstatvfs(fd, &fs) && fs.f_flag & ST_RDONLY)
 		return;
 	__atomic_store_n(&pvm.shared->futex_outside, 1, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&futexes->mapped_outside, 1, __ATOMIC_SEQ_CST);
 }
 
 void futexes_passed(int fd)

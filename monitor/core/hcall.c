@@ -28,6 +28,7 @@
 #include "serve.h"
 #include "spare.h"
 #include "sig.h"
+#include "sizes.h"
 #include "strace.h"
 #include "trim.h"
 #include "update.h"
@@ -583,6 +584,15 @@ bool hcall_sets_schedule(uint64_t nr)
 	       nr == SYS_sched_setattr || nr == SYS_setpriority || nr == SYS_ioprio_set;
 }
 
+static int64_t sized(struct hcall *c)
+{
+	bool sizes = sizes_before(c);
+	int64_t r = run_handler(c);
+	if (sizes)
+		sizes_after();
+	return r;
+}
+
 void hcall_dispatch(struct thread *t)
 {
 	struct kx_call call = t->area->call;
@@ -623,7 +633,7 @@ void hcall_dispatch(struct thread *t)
 		if (!batch_enter(&c, &r)) {
 			r = hcall_check(&c);
 			if (!r && !dgram_enter(&c, &r))
-				r = run_handler(&c);
+				r = sized(&c);
 			dgram_leave(&c, r);
 			batch_leave(&c, r);
 		}

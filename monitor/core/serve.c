@@ -28,6 +28,7 @@
 #include "keeper.h"
 #include "libfile.h"
 #include "sig.h"
+#include "sizes.h"
 #include "spare.h"
 #include "strace.h"
 #include "thread.h"
@@ -308,7 +309,10 @@ static bool answer(struct hcall *c, int64_t *r)
 	pipe_before_wait(c->nr);
 	if (batch_enter(c, r))
 		return true;
-	if (!perform(c, r))
+	bool sizes = sizes_before(c), done = perform(c, r);
+	if (sizes)
+		sizes_after();
+	if (!done)
 		return false;
 	dgram_leave(c, *r);
 	batch_leave(c, *r);

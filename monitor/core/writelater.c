@@ -17,6 +17,7 @@
 #include "../../util/log.h"
 #include "keeper.h"
 #include "maps.h"
+#include "sizes.h"
 
 #define XFS_MAGIC 0x58465342
 #define OFTEN 4                  /* writes by calls until they are queued */
@@ -190,7 +191,9 @@ bool writelater_record(int ctx, int fd, const uint8_t *data, uint32_t len)
 		return false;
 	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
 		return true; /* closed by another thread at the same moment */
+	sizes_begin();
 	long n = kept_of(fd) ? -EAGAIN : HC6(SYS_write, fd, data, len, 0, 0, 0);
+	sizes_after();
 	uint32_t done = n > 0 ? (uint32_t)n : 0;
 	if (done < len)
 		keep(fd, data + done, len - done, n < 0 ? (int)-n : ENOSPC);
@@ -205,7 +208,9 @@ static int retry(int fd)
 			at = &k->next;
 			continue;
 		}
+		sizes_begin();
 		long n = HC6(SYS_write, fd, k->data + k->done, k->len - k->done, 0, 0, 0);
+		sizes_after();
 		k->done += n > 0 ? (uint32_t)n : 0;
 		if (k->done < k->len)
 			return n < 0 ? (int)-n : k->err == EAGAIN ? ENOSPC : k->err;

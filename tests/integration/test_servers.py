@@ -8,6 +8,7 @@ same program natively. After each test no process is left, and no file. Most nee
 import glob
 import hashlib
 import http.client
+import json
 import os
 import pwd
 import re
@@ -134,6 +135,30 @@ def postgresql():
         with pg.server(pg.user) as s:
             pg.ready()
             expect((pg.sums(), pg.query(*PARALLEL)), (sums, want), "natively")
+
+
+@test
+def postgresql_calls():
+    """A read-only transaction of a backend, whose connection the postmaster has accepted, is little more than its wait."""
+    need("setpriv", "unshare")
+    with lib.Dir() as d:
+        pg = Postgres(d)
+        pg.run(pg.user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N")
+        pvm = [*pg.pvm[:-1], "--io", "exit", f"--stats={d}/stats", "--"]
+        made = []
+        for n in (100, 900):
+            with pg.server(pvm):
+                pg.ready()
+                if n == 100:
+                    pg.run(pg.user, "createdb", "bench")
+                    pg.run(pg.user, "pgbench", "-q", "-i", "-s", "1", "bench")
+                r = pg.run(pg.user, "pgbench", "-n", "-S", "-c", "4", "-t", str(n), "bench")
+                assert b"processed: %d/" % (4 * n) in r.out, r.out
+            stats = json.loads(lib.read(f"{d}/stats"))["hypercalls"]
+            made.append({c: stats.get(c, 0) for c in ("recvfrom", "sendto", "lseek", "epoll_wait")})
+        each = sum(made[1].values()) / 3600
+        print(f"# {each:.2f} calls of the monitor's for each transaction: {made[1]}", flush=True)
+        expect(each < 2.2, True, f"{each:.2f} calls for each transaction: {made}")
 
 
 # ---- web servers ----------------------------------------------------------------------------------------------------

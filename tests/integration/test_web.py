@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
-from servers import LONG, collection, Load, Nginx, certificate, kids, need, until, write  # noqa: E402
+from servers import ENV, LONG, collection, Load, Nginx, certificate, kids, need, options, until, write  # noqa: E402
 
 args = lib.arguments()
 tests, test, long_test = collection()
@@ -361,6 +361,40 @@ def a_connection_each():
                 assert b"Failed requests:        0" in r.out, r.why()
             exits = json.loads(lib.read(f"{d}/stats"))["exits"]
             expect(exits / 2000 < limit, True, f"{exits} exits for 2,000 connections")
+
+
+NODE = 'require("http").createServer((q, r) => r.end("hello")).listen(+process.argv[1], "127.0.0.1")'
+ASYNCIO = """
+import asyncio, sys
+async def serve(r, w):
+    await r.readuntil(b"\\r\\n\\r\\n")
+    w.write(b"HTTP/1.0 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello")
+    await w.drain()
+    w.close()
+async def main():
+    async with await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1])) as s:
+        await s.serve_forever()
+asyncio.run(main())
+"""
+
+
+@test
+def event_loops_of_languages():
+    """A connection for each request, of node (which shuts it down first) and asyncio: little more than the accept's exit."""
+    need("node", "python3", "ab")
+    calls = ("accept4", "shutdown", "close", "epoll_ctl", "epoll_wait", "epoll_pwait", "read", "write", "writev", "recvfrom",
+             "sendto", "setsockopt", "getsockname")
+    for name, argv in (("node", [shutil.which("node", path=ENV["PATH"]), "-e", NODE]),
+                       ("asyncio", ["/usr/bin/python3", "-c", ASYNCIO])):
+        with lib.Dir() as d:
+            port = lib.free_port()
+            with lib.Server(lib.pvm([*argv, str(port)], *options(), "--io", "exit", f"--stats={d}/stats"), port, cwd="/"):
+                r = lib.run(["ab", "-q", "-n", "2000", "-c", "20", f"http://127.0.0.1:{port}/"], 100)
+                assert b"Failed requests:        0" in r.out and b"Complete requests:      2000" in r.out, r.why()
+            made = json.loads(lib.read(f"{d}/stats"))["hypercalls"]
+            n = sum(made.get(c, 0) for c in calls)
+            print(f"# {name}: {n} calls of the monitor's for 2,000 requests", flush=True)
+            expect(n / 2000 < 2.2, True, f"{name}: {n} calls for 2,000 connections: {made}")
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ static void dump_structs(void)
 	END(kx_shared);
 
 	SIZE(kx_futexes);
-	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost);
+	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost),
+		M(kx_futexes, resizing), M(kx_futexes, mapped_outside), M(kx_futexes, resized), M(kx_futexes, pad);
 	END(kx_futexes);
 
 	SIZE(kx_bsock);
@@ -139,6 +140,11 @@ static void dump_structs(void)
 		M(kx_bsock, epoch), M(kx_bsock, turn), M(kx_bsock, fresh), M(kx_bsock, tcp), M(kx_bsock, epoll),
 		M(kx_bsock, pad);
 	END(kx_bsock);
+
+	SIZE(kx_bseek);
+	M(kx_bseek, size), M(kx_bseek, calls), M(kx_bseek, ticket), M(kx_bseek, resized), M(kx_bseek, fd),
+		M(kx_bseek, uses);
+	END(kx_bseek);
 
 	SIZE(kx_bctx);
 	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, said),

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which calls of the family may change how long a file is: told around them in struct kx_futexes, the page that all
+ * guests map, so that a size that was looked at before (batch_seek.c) is known to hold or not. Whoever is killed within
+ * such a call stays counted: sizes are then asked for by calls.
+ */
+#ifndef KX_SIZES_H
+#define KX_SIZES_H
+#include "hcall.h"
+
+/* Around the handler: true if sizes_after() must follow. */
+bool sizes_before(const struct hcall *c);
+void sizes_after(void);
+/* The same for a write of the monitor's own to a file of the program's. */
+void sizes_begin(void);
+#endif
