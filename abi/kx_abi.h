@@ -267,6 +267,7 @@ struct kx_bctx {
 		uint32_t gen, len, pad;
 		uint8_t addr[32];
 	} local[KX_BATCH_NAMES]; /* of those accepted, by descriptor; those of the other sides: KX_BATCH_PEERS */
+	uint64_t news;           /* `exits` as the program last learnt something without an exit */
 };
 
 /* A file that its thread may write to by records, while kx_batch.calls is `calls`. */

@@ -296,8 +296,8 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 }
 
 /*
- * shutdown(SHUT_WR) of one that may be written to: it fails where a write would. The room goes with it, so a write that
- * follows is a call, and fails.
+ * shutdown(SHUT_WR) of one that may be written to, unless somebody may have told since the last exit that the other side is
+ * gone. The room goes with it, so a write that follows is a call, and fails.
  */
 static bool shut_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
@@ -305,8 +305,8 @@ static bool shut_later(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	struct kx_brec *r;
 	uint32_t have;
 	if ((uint32_t)f->rsi != SHUT_WR || !find(t, io, f->rdi) || !io->s->tcp ||
-	    (uint32_t)io->ctx->turn - io->s->turn > 1 || !(r = room_for(io->ctx, 0, &head)) ||
-	    !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
+	    (uint32_t)io->ctx->turn - io->s->turn > 1 || io->ctx->news == io->ctx->exits ||
+	    !(r = room_for(io->ctx, 0, &head)) || !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
 	    !__atomic_compare_exchange_n(&io->s->credit, &have, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	ahead_shut(io->ctx, (int32_t)io->fd);
@@ -618,8 +618,10 @@ void batch_news(struct kx_thread *t)
 	uint32_t n = BATCH->ctx_of[t->index % KX_AREA_MAX];
 	openahead_stale();
 	__atomic_add_fetch(&BATCH->calls, 1, __ATOMIC_SEQ_CST);
-	if (n && n <= KX_BATCH_CTXS)
-		((struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000))->exits++;
+	if (n && n <= KX_BATCH_CTXS) {
+		struct kx_bctx *c = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000);
+		c->news = ++c->exits;
+	}
 }
 
 void batch_flush(struct kx_thread *t)

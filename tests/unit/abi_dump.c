@@ -149,7 +149,7 @@ static void dump_structs(void)
 	SIZE(kx_bctx);
 	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, said),
 		M(kx_bctx, epoll), M(kx_bctx, drained), M(kx_bctx, drained_at), M(kx_bctx, file), M(kx_bctx, accepted),
-		M(kx_bctx, accepted_at), M(kx_bctx, local);
+		M(kx_bctx, accepted_at), M(kx_bctx, local), M(kx_bctx, news);
 	END(kx_bctx);
 
 	SIZE(kx_bahead);
