@@ -1291,6 +1291,92 @@ static void test_speed(void)
 	bye(0, fd);
 }
 
+/* ---- many at a time ------------------------------------------------------------------------------------------------ */
+
+enum { MANY = 12, LARGE = 5, LARGE_LEN = 60000, GONE = 7 };
+
+/* Each has been asked something and answers in two pieces, all in one turn. gone: this one's peer has closed. */
+static bool many_turn(const int *fd, int gone)
+{
+	static char big[LARGE_LEN];
+	struct epoll_event ev[16];
+	char b[8];
+	long first[MANY], second[MANY];
+	unsigned sum = 0;
+	bool ok = true;
+	for (int i = 0; i < MANY; i++)
+		ask(SEND, i, 2, "ab");
+	for (int i = 0; i < MANY; i++)
+		ok &= answer() == 2;
+	if (gone >= 0)
+		tell(CLOSE, gone, 0, NULL);
+	for (int i = 0; i < 1000 && epoll_wait(epfd, ev, 16, 30000) < MANY; i++)
+		nap(1);
+	for (int i = 0; i < MANY; i++)
+		ok &= read(fd[i], b, sizeof b) == 2;
+	for (int i = 0; i < LARGE_LEN; i++)
+		big[i] = (char)(i * 7 + i / 251);
+	pipes = 0;
+	for (int i = 0; i < MANY; i++) {
+		b[0] = (char)('A' + i);
+		first[i] = i == LARGE ? write(fd[i], big, LARGE_LEN) : write(fd[i], b, 1);
+	}
+	for (int i = 0; i < MANY; i++)
+		second[i] = write(fd[i], "xyz", 3);
+	nap(10); /* a call sends it */
+	for (int i = 0; i < MANY; i++) {
+		long len = i == LARGE ? LARGE_LEN : 1;
+		ok &= first[i] == len;
+		if (i == gone)
+			continue;
+		ok &= second[i] == 3 && tell(RECV, i, (int)len + 3, NULL) == len + 3;
+		if (i == LARGE)
+			ok &= last.sum == sum_of(sum_of(sum, (uint8_t *)big, len), (const uint8_t *)"xyz", 3);
+		else
+			ok &= last.data[0] == 'A' + i && !memcmp(last.data + 1, "xyz", 3);
+	}
+	/* The second write is refused, or the next one is: each with its signal, and none without. */
+	if (gone >= 0) {
+		ok &= pipes == (second[gone] < 0);
+		ok &= write(fd[gone], "1", 1) == -1 && errno == EPIPE && pipes == 1 + (second[gone] < 0);
+	}
+	return ok;
+}
+
+static bool many_turns(void)
+{
+	int fd[MANY];
+	bool ok = true;
+	for (int i = 0; i < MANY; i++)
+		fd[i] = conn(i);
+	for (int round = 0; round < 3; round++)
+		ok &= many_turn(fd, -1);
+	if (!is_unix)
+		ok &= many_turn(fd, GONE);
+	for (int i = 0; i < MANY; i++)
+		if (is_unix || i != GONE)
+			bye(i, fd[i]);
+		else
+			close(fd[i]);
+	return ok;
+}
+
+static void test_many(void)
+{
+	int status;
+	signal(SIGPIPE, on_pipe);
+	check(many_turns(), "twelve answers in one turn: all arrive, whole and in order, whatever becomes of one");
+	fflush(stdout);
+	pid_t pid = fork();
+	if (!pid) {
+		epfd = epoll_create1(EPOLL_CLOEXEC);
+		_exit(!many_turns());
+	}
+	check(waitpid(pid, &status, 0) == pid && status == 0, "... by a child, of its own connections");
+	check(many_turns(), "... and by the parent, behind that");
+	signal(SIGPIPE, SIG_DFL);
+}
+
 static void all(bool un)
 {
 	listen_now(un);
@@ -1315,6 +1401,7 @@ static void all(bool un)
 	test_blocking();
 	test_rights();
 	test_threads();
+	test_many();
 	test_signals();
 	test_speed();
 	test_fork();
