@@ -32,6 +32,7 @@
 #define SPIN_LEAST 30000u /* cycles; as in the LibOS */
 #define SPIN_MOST 600000u
 #define EXIT_CYCLES 100000
+#define NOTE_TRIES 100
 #define RETRY 16
 
 struct kx_ipc *ipc_mem;
@@ -619,18 +620,31 @@ int64_t ipc_call(struct ipc_call *c)
 
 static bool noted(const struct kx_ipc_obj *o, int id) { return __atomic_load_n(&o->id, __ATOMIC_SEQ_CST) == id; }
 
-/* By the caller. */
-static void pid_note(struct kx_ipc_obj *o, int num)
+/*
+ * Who was the last one, by the host's word: this caller, or one that was woken by what it did, has been quicker, and may have
+ * noted that already. During a visit nothing moves, so the host has no mover's number.
+ */
+static int64_t host_pid(int id, int num) { return HC6(SYS_semctl, id, num, GETPID, 0, 0, 0); }
+
+static void pid_note(int id, int num)
 {
-	uint64_t *word = &words(o->id)[num], w = __atomic_load_n(word, __ATOMIC_SEQ_CST);
-	ipc_swap(word, w, (w & ~(0x3fffffull << 17)) | ((uint64_t)my_pid() & 0x3fffff) << 17);
+	uint64_t *word = &words(id)[num], w;
+	int64_t pid, now = host_pid(id, num);
+	for (int i = 0; i < NOTE_TRIES; i++) {
+		pid = now < 0 ? my_pid() : now; /* it may be changed, but not read */
+		w = __atomic_load_n(word, __ATOMIC_SEQ_CST);
+		ipc_swap(word, w, (w & ~(0x3fffffull << 17)) | ((uint64_t)pid & 0x3fffff) << 17);
+		now = host_pid(id, num);
+		if ((now == pid || now < 0) && KX_IPC_PID(__atomic_load_n(word, __ATOMIC_SEQ_CST)) == (uint32_t)pid)
+			return;
+	}
 }
 
 void ipc_sem_done(const struct ipc_visit *v, int id, int num)
 {
 	if (!v->obj || !noted(v->obj, id) || num >= KX_IPC_SEMS)
 		return;
-	pid_note(v->obj, num);
+	pid_note(id, num);
 	v->obj->otime = time(NULL);
 }
 
@@ -641,14 +655,21 @@ void ipc_sem_set(int id, int num)
 		return;
 	for (int i = 0; i < KX_IPC_SEMS; i++)
 		if (num < 0 || num == i)
-			pid_note(o, i);
+			pid_note(id, i);
 }
 
 void ipc_msg_done(const struct ipc_visit *v, int id, bool sent)
 {
 	if (!v->obj || !noted(v->obj, id))
 		return;
-	*(sent ? &v->obj->lspid : &v->obj->lrpid) = my_pid();
+	int32_t *pid = sent ? &v->obj->lspid : &v->obj->lrpid;
+	struct msqid_ds ds;
+	for (int i = 0; i < NOTE_TRIES && !HC6(SYS_msgctl, id, IPC_STAT, &ds, 0, 0, 0); i++) {
+		int32_t now = sent ? ds.msg_lspid : ds.msg_lrpid;
+		if (i && __atomic_load_n(pid, __ATOMIC_SEQ_CST) == now)
+			break;
+		__atomic_store_n(pid, now, __ATOMIC_SEQ_CST);
+	}
 	*(sent ? &v->obj->stime : &v->obj->rtime) = time(NULL);
 }
 

@@ -30,6 +30,7 @@ int main(int argc, char **argv)
 		      { "msg", msg },
 		      { "sem_busy", sem_busy },
 		      { "sem_turns", sem_turns },
+		      { "sem_last_one", sem_last_one },
 		      { "msg_busy", msg_busy },
 		      { "msg_turns", msg_turns },
 		      { "mq", mq },

@@ -23,6 +23,38 @@ static inline void *undo_thread(void *arg)
 	return NULL;
 }
 
+/*
+ * Who sleeps and is woken is the last one, though who woke it may come to tell of itself later: where there is more to do than
+ * there are CPUs. The set has been used much, and then in a way that only the kernel knows.
+ */
+static inline void sem_last_one(void)
+{
+	const int rounds = 150;
+	pid_t idle[3];
+	int id = semget(IPC_PRIVATE, 2, 0600), wrong = 0;
+	SECTION("semctl, the last one");
+	for (int i = 0; i < 40; i++)
+		if (op1(id, 0, 1, 0) || op1(id, 0, -1, 0))
+			line("busy", -1);
+	R(op1(id, 1, 1, SEM_UNDO));
+	R(op1(id, 1, -1, SEM_UNDO));
+	for (int i = 0; i < 3; i++)
+		idle[i] = CHILD(for (;;););
+	pid_t p = CHILD(for (int i = 0; i < rounds; i++) if (op1(id, 0, -1, 0) || op1(id, 1, 1, 0)) _exit(1));
+	for (int i = 0; i < rounds; i++) {
+		if (op1(id, 0, 1, 0) || op1(id, 1, -1, 0))
+			line("turn", -1);
+		wrong += semctl(id, 0, GETPID) != p || semctl(id, 1, GETPID) != getpid();
+	}
+	R(wrong);
+	R(status_of(p));
+	for (int i = 0; i < 3; i++) {
+		kill(idle[i], SIGKILL);
+		R(status_of(idle[i]));
+	}
+	R(semctl(id, 0, IPC_RMID));
+}
+
 static inline void sem(void)
 {
 	SECTION("semget");
