@@ -118,7 +118,7 @@ demo:
 	demo/demo.sh
 
 BENCH_BIN = $(patsubst bench/%.c,$(BUILD)/bench/%,$(wildcard bench/*.c))
-BENCH_PY = bench/run.py bench/harness.py bench/groups.py bench/report.py
+BENCH_PY = bench/run.py bench/harness.py bench/groups.py bench/loops.py bench/report.py
 BENCH = BUILD=$(BUILD) python3 bench/run.py --claims README.md --claims SPECIFICATION.md
 
 # The programs are measured, so they are built alike whatever the rest is built with.

@@ -13,6 +13,7 @@ import tempfile
 import time
 
 import harness as h
+import loops
 from harness import Metric, Skip
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -537,26 +538,11 @@ def nginx(plan):
         yield from served(plan, once, exits)
 
 
-NODE = 'require("http").createServer((q, r) => r.end("hello")).listen(+process.argv[1], "127.0.0.1")'
-ASYNCIO = r"""
-import asyncio, sys
-async def serve(r, w):
-    await r.readuntil(b"\r\n\r\n")
-    w.write(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello")
-    await w.drain()
-    w.close()
-async def main():
-    async with await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1])) as s:
-        await s.serve_forever()
-asyncio.run(main())
-"""
-
-
 def each(plan):
     """Servers of languages, with a connection for each request: 20 clients."""
     if not shutil.which("ab"):
         raise Skip("ab is not installed")
-    for name, argv in (("node", ["node", "-e", NODE]), ("asyncio", ["/usr/bin/python3", "-c", ASYNCIO])):
+    for name, argv in (("node", ["node", "-e", loops.NODE]), ("asyncio", ["/usr/bin/python3", "-c", loops.ASYNCIO])):
         path = shutil.which(argv[0])
         if not path:
             continue

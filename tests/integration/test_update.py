@@ -177,11 +177,8 @@ def hooks():
 @test
 def hook_forks():
     """What the change writes to is read-only again by then: forks have the program's small mappings copied."""
-    own = f"-I{lib.TOP}/include"
     with lib.Dir() as d:
-        library(d, "libupd.so.1", "-DV=1", own, source="forking.c")
-        library(d, "v2.so", "-DV=2", own, source="forking.c")
-        program(d, "forks", "forks.c")
+        fixtures(d, "forks", source="forking.c")
         with Guest(d, [f"{d}/forks"]) as g:
             for v in (2, 1, 2, 1):
                 g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1")
@@ -193,11 +190,8 @@ def hook_forks():
 def hook_protects():
     """What the change writes to is read-only, or writable again, by then, by the program's own doing: it is made, and the page
     left as the program wants it. What has become code is not written to."""
-    own = f"-I{lib.TOP}/include"
     with lib.Dir() as d:
-        library(d, "libupd.so.1", "-DV=1", own, source="protecting.c")
-        library(d, "v2.so", "-DV=2", own, source="protecting.c")
-        program(d, "protects", "protects.c")
+        fixtures(d, "protects", source="protecting.c")
         with Guest(d, [f"{d}/protects"]) as g:
             expect(g.ask("r"), "v1 table v1 written", "first")
             for v, next_one in ((2, "w"), (1, "r"), (2, "v"), (1, "w"), (2, "x")):

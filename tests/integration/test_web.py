@@ -17,6 +17,8 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
+sys.path.append(os.path.join(lib.TOP, "bench"))  # behind: it has a servers.py of its own
+import loops  # noqa: E402
 from lib import expect  # noqa: E402
 from servers import ENV, LONG, collection, Load, Nginx, certificate, kids, need, options, until, write  # noqa: E402
 
@@ -363,29 +365,14 @@ def a_connection_each():
             expect(exits / 2000 < limit, True, f"{exits} exits for 2,000 connections")
 
 
-NODE = 'require("http").createServer((q, r) => r.end("hello")).listen(+process.argv[1], "127.0.0.1")'
-ASYNCIO = """
-import asyncio, sys
-async def serve(r, w):
-    await r.readuntil(b"\\r\\n\\r\\n")
-    w.write(b"HTTP/1.0 200 OK\\r\\nContent-Length: 5\\r\\n\\r\\nhello")
-    await w.drain()
-    w.close()
-async def main():
-    async with await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1])) as s:
-        await s.serve_forever()
-asyncio.run(main())
-"""
-
-
 @test
 def event_loops_of_languages():
     """A connection for each request, of node (which shuts it down first) and asyncio: little more than the accept's exit."""
     need("node", "python3", "ab")
     calls = ("accept4", "shutdown", "close", "epoll_ctl", "epoll_wait", "epoll_pwait", "read", "write", "writev", "recvfrom",
              "sendto", "setsockopt", "getsockname")
-    for name, argv in (("node", [shutil.which("node", path=ENV["PATH"]), "-e", NODE]),
-                       ("asyncio", ["/usr/bin/python3", "-c", ASYNCIO])):
+    for name, argv in (("node", [shutil.which("node", path=ENV["PATH"]), "-e", loops.NODE]),
+                       ("asyncio", ["/usr/bin/python3", "-c", loops.ASYNCIO])):
         with lib.Dir() as d:
             port = lib.free_port()
             with lib.Server(lib.pvm([*argv, str(port)], *options(), "--io", "exit", f"--stats={d}/stats"), port, cwd="/"):

@@ -46,9 +46,10 @@ def program(d, out, source, *options, cc="gcc"):
     build(d, out, source, os.path.join(d, "libupd.so.1"), f"-Wl,-rpath,{d}", "-pthread", *options, cc=cc)
 
 
-def fixtures(d, name, *options):
-    library(d, "libupd.so.1", "-DV=1")
-    library(d, "v2.so", "-DV=2")
+def fixtures(d, name, *options, source="lib.c"):
+    """Two versions of the library, and the program, which is linked with these options."""
+    for out, v in (("libupd.so.1", 1), ("v2.so", 2)):
+        library(d, out, f"-DV={v}", f"-I{lib.TOP}/include", source=source)
     program(d, name, f"{name}.c", *options)
 
 

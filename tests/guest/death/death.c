@@ -28,6 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../clock.h"
+#include "../draw.h"
 
 #define N 8
 #define IN_FLIGHT 4
@@ -52,15 +53,6 @@ static struct area {
 } * s;
 static int pipe_fd[2], sock[2], event, msgid, semid, lockid;
 static mqd_t mq;
-
-static uint64_t rng;
-static unsigned draw(unsigned n)
-{
-	rng ^= rng << 13;
-	rng ^= rng >> 7;
-	rng ^= rng << 17;
-	return (unsigned)(rng >> 33) % n;
-}
 
 static struct timespec soon(clockid_t clock)
 {

@@ -123,15 +123,21 @@ static inline void handlers_init(void)
 	sigaction(SIGSEGV, &sa, NULL);
 }
 
-static inline int lie_for(void (*fn)(void), unsigned ms)
+/* All that a lie can be about has been used. */
+static inline void lie_begin(void)
 {
-	pthread_t th;
 	victim = area();
 	lie_message();
 	handlers_init();
 	batch_turn();
 	for (int i = 0; i < 10; i++)
 		dgram_turn();
+}
+
+static inline int lie_for(void (*fn)(void), unsigned ms)
+{
+	pthread_t th;
+	lie_begin();
 	uint64_t end = now_ms() + ms;
 	if (pthread_create(&th, NULL, liar, (void *)fn))
 		return 2;
@@ -145,12 +151,7 @@ static inline int lie_for(void (*fn)(void), unsigned ms)
 /* A lie at rest: told once, then the program goes on. */
 static inline int lie_still(void (*fn)(void))
 {
-	victim = area();
-	lie_message();
-	handlers_init();
-	batch_turn();
-	for (int i = 0; i < 10; i++)
-		dgram_turn();
+	lie_begin();
 	for (int n = 0; n < 400; n++) {
 		fn();
 		activity(n);

@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "../clock.h"
+#include "../draw.h"
 
 #define WRITERS 3
 #define MESSAGES 400
@@ -38,15 +39,6 @@ static struct area {
 	unsigned short len[MESSAGES];
 	volatile unsigned count, length; /* told: messages to write, 0 = to move */
 } * s;
-
-static uint64_t rng;
-static unsigned draw(unsigned n)
-{
-	rng ^= rng << 13;
-	rng ^= rng >> 7;
-	rng ^= rng << 17;
-	return (unsigned)(rng >> 33) % n;
-}
 
 static uint8_t byte_at(unsigned message, unsigned i) { return (uint8_t)(message * 7 + i * 13 + i / 256); }
 
