@@ -8,7 +8,7 @@ HAVE_MUSL := $(shell command -v musl-gcc)
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
 UNIT = elf family maps patch policy random strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
-UNIT_SRC_patch = monitor/arch/x86_64/patch.c
+UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
 UNIT_SRC_policy = monitor/core/policy.c monitor/core/policy_read.c monitor/core/keys.c monitor/core/sign.c \
 	monitor/core/elf.c util/dirs.c util/err.c util/sha256.c
