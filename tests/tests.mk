@@ -12,6 +12,7 @@ UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
 UNIT_SRC_policy = monitor/core/policy.c monitor/core/policy_read.c monitor/core/keys.c monitor/core/sign.c \
 	monitor/core/elf.c util/dirs.c util/err.c util/sha256.c
+UNIT_DEP_policy = $(wildcard tests/unit/policy/*.h)
 UNIT_LIBS_policy = -l:libsodium.a
 UNIT_SRC_random = libos/core/random.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
