@@ -338,6 +338,12 @@ static inline void test_builtin(void)
 	err.code = 0;
 	CHECK(policy_open(NULL, &p, &err) == -ENOENT && !p, "%s", err.msg);
 	unlink(in_dir("policy"));
+	file_write("file", "", 0, 0644);
+	setenv("KYLINX_CONFIG", in_dir("file"), 1);
+	CHECK(policy_open(NULL, &p, &err), "a file for KYLINX_CONFIG");
+	setenv("KYLINX_CONFIG", in_dir("nothing"), 1);
+	CHECK(!policy_open(NULL, &p, &err), "nothing for KYLINX_CONFIG: %s", err.msg);
+	policy_free(p);
 	setenv("KYLINX_CONFIG", "relative", 1);
 	err.code = 0;
 	CHECK(policy_open(NULL, &p, &err) == -EINVAL && !p && strstr(err.msg, "no absolute path"), "%s", err.msg);
