@@ -11,9 +11,12 @@
 #define NR_write 1
 #define NR_close 3
 #define NR_lseek 8
+#define NR_mmap 9
+#define NR_munmap 11
 #define NR_ioctl 16
 #define NR_readv 19
 #define NR_writev 20
+#define NR_mremap 25
 #define NR_sendfile 40
 #define NR_accept 43
 #define NR_sendto 44
@@ -458,7 +461,10 @@ static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 static bool local_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
 	uint32_t ctx;
-	return look(t, io, f->rdi, &ctx) && tell_name(io, &io->ctx->local[io->fd % KX_BATCH_NAMES], f, ret);
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	const struct kx_bname *names = (const struct kx_bname *)((uint8_t *)io->ctx + KX_BATCH_LOCALS);
+	return tell_name(io, &names[io->fd % KX_BATCH_PEERS_MAX], f, ret);
 }
 
 /* ---- waits -------------------------------------------------------------------------------------------------------- */
@@ -590,6 +596,11 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		break;
 	case NR_getpeername:
 		done = peer_name(t, &io, f, ret);
+		break;
+	case NR_mmap:
+	case NR_munmap:
+	case NR_mremap:
+		done = recycle_call(t, f, ret);
 		break;
 	case NR_lseek:
 		done = length(t, &io, f, ret);

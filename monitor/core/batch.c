@@ -14,6 +14,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "openahead.h"
+#include "recycle.h"
 #include "thread.h"
 #include "sig.h"
 #include "batch_priv.h"
@@ -72,10 +73,8 @@ static struct ctx *ctx_make(struct thread *t)
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
-	for (int i = 0; i < KX_BATCH_NAMES; i++)
-		x->g->local[i].fd = -1;
 	for (int i = 0; i < KX_BATCH_PEERS_MAX; i++)
-		batch_peer_of(x, i)->fd = -1;
+		batch_peer_of(x, i)->fd = batch_local_of(x, i)->fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - batch.ctxs >= batch.nr_ctxs)
@@ -417,6 +416,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	done = writelater_enter(c, r);
 	ahead_enter(c, x);
 	seek_enter(c);
+	recycle_enter(c);
 	if (x && ahead_is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
@@ -497,6 +497,7 @@ void batch_leave(struct hcall *c, int64_t r)
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
+		recycle_leave(c, r);
 		ahead_leave(x, c, r);
 		batch_still_live(x);
 		files_look(x);

@@ -114,6 +114,7 @@ void batch_drop_range(unsigned first, unsigned last);
 enum sock_kind batch_kind_of(int fd);
 bool batch_is_nonblocking(int fd);
 struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
+struct kx_bname *batch_local_of(const struct ctx *x, int fd);
 /* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
 void batch_accepted(struct ctx *x, int fd);
 /* One that was accepted by a forefather, who may still have it. NULL: it can't be batched. */

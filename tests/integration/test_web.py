@@ -370,7 +370,7 @@ def event_loops_of_languages():
     """A connection for each request, of node (which shuts it down first) and asyncio: little more than the accept's exit."""
     need("node", "python3", "ab")
     calls = ("accept4", "shutdown", "close", "epoll_ctl", "epoll_wait", "epoll_pwait", "read", "write", "writev", "recvfrom",
-             "sendto", "setsockopt", "getsockname")
+             "sendto", "setsockopt", "getsockname", "mmap", "mremap", "munmap")
     for name, argv in (("node", [shutil.which("node", path=ENV["PATH"]), "-e", loops.NODE]),
                        ("asyncio", ["/usr/bin/python3", "-c", loops.ASYNCIO])):
         with lib.Dir() as d:
