@@ -5,6 +5,7 @@
  * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
  */
 #include "../../abi/kx_openahead.h"
+#include "accept.h"
 #include "seek.h"
 
 #define NR_read 0
@@ -294,6 +295,7 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	ahead_gone(io->ctx, (int32_t)io->fd);
 	publish(io, r, 0, KX_BREC_CLOSE, head);
 	openahead_closes(fd);
+	accept_freed(io->ctx, (int32_t)fd);
 	*ret = 0;
 	return true;
 }
@@ -500,6 +502,15 @@ static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint
 	return true;
 }
 
+static bool accept_next(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
+{
+	uint32_t ctx;
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	libfile_flush(t);
+	return accept_call(io->ctx, f, (uint32_t)flags, ret) || no_more(t, io, f, flags, ret);
+}
+
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
 /* A message without an address and control data. What the kernel writes back then: no address, no control data. */
@@ -577,10 +588,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		done = !f->r8 && wait_ahead(t, &io, f, ret);
 		break;
 	case NR_accept:
-		done = no_more(t, &io, f, 0, ret);
+		done = accept_next(t, &io, f, 0, ret);
 		break;
 	case NR_accept4:
-		done = no_more(t, &io, f, f->r10, ret);
+		done = accept_next(t, &io, f, f->r10, ret);
 		break;
 	case NR_epoll_ctl:
 		done = register_later(t, &io, f, ret);

@@ -180,6 +180,28 @@ struct sock *heir_meet(int fd);
 /* Does no other process hold s any more? Then it is as if this one had accepted it. */
 bool heir_is_last(struct sock *s);
 
+/* ---- batch_accept.c; ctx: number of a context, -1 = none ---- */
+
+/* Must batch_enter() and batch_leave() be told of c even without sockets? */
+bool accept_concerns(const struct hcall *c);
+void accept_reset(int ctx);
+/* Before a call, and after it: what it tells of descriptors; by a thread with batches. */
+void accept_enter(const struct hcall *c, int ctx);
+void accept_note(const struct hcall *c, int64_t r);
+void accept_leave(const struct hcall *c, int ctx, int64_t r);
+/* Are there some that the program has not got yet, at numbers that are to be free for other calls? */
+bool accept_any(int ctx);
+/* c accepts what was accepted ahead and taken back. */
+bool accept_give(struct hcall *c, int64_t *r);
+/* Another process gets fd. A fork is under way; in the child. */
+void accept_shared(int fd);
+void accept_fork_begin(void);
+void accept_fork_end(void);
+void accept_fork_child(void);
+/* The process ends. */
+void accept_end(void);
+int accept_fds(int (*move)(int *fd));
+
 /* ---- batch_seek.c; ctx: number of a context ---- */
 
 void seek_reset(int ctx);
