@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Connections accepted ahead. A program that has accepted until there was none three times in a row, without another call in
- * between, gets what else waits by the exit of its first accept (kx_accept.h): at once at the numbers that its next calls
+ * Connections accepted ahead. A program that accepts until there is none, as it has three times in a row, or that has accepted
+ * four in a row by now, gets what else waits by the exit of an accept (kx_accept.h): at once at the numbers that its next calls
  * would give them. All but one: so the listener is ready to read as long as connections of it are here, for every wait and
  * every thread. Any call that leaves the guest takes back what the program has not got yet, before it is looked at, and
  * keeps it at numbers that the program can't name; the next accepts get those first, in their order.
@@ -21,6 +21,7 @@
 #include "thread.h"
 
 #define ROUNDS 3
+#define RUN 4
 #define SKIP_MAX 8 /* 1 << that many chances are left out after as many misses in a row */
 
 static uint8_t own[KX_BATCH_FDS / 8]; /* sockets that only this process has, under this number */
@@ -32,6 +33,7 @@ static uint64_t shares_at[KX_AREA_MAX];
 static struct round {
 	int listener;  /* -1 = none */
 	uint32_t good; /* rounds in a row that ended with none left */
+	uint32_t run;  /* accepts in a row, by exits, without a wait */
 	bool open;     /* the last call was an accept of it */
 	bool drained;  /* ... which has told the LibOS that there is none left */
 } rounds[KX_BATCH_CTXS];
@@ -169,6 +171,7 @@ void accept_enter(const struct hcall *c, int ctx)
 	struct round *r = ctx >= 0 ? &rounds[ctx] : NULL;
 	if (r && r->open && !(is_accept(c->nr) && (int)c->arg[0] == r->listener)) {
 		r->open = false;
+		r->run = 0;
 		r->good = r->drained && batch.ctxs[ctx].g->drained < 0 ? r->good + 1 : 0;
 	}
 	if (c->nr == SYS_socket)
@@ -318,12 +321,14 @@ void accept_leave(const struct hcall *c, int ctx, int64_t r)
 	if (r == -EAGAIN) {
 		d->good += d->open;
 		d->open = false;
+		d->run = 0;
 		return;
 	}
+	d->run = r >= 0 ? (batch.ctxs[ctx].ahead.nr > 1 ? d->run : 0) + 1 : 0;
 	d->open = r >= 0;
 	d->drained = batch.ctxs[ctx].g->drained == fd;
-	if (r < 0 || d->good < ROUNDS || nr_kept || !is_own(fd) || forking || batch_is_shared() || c->t->vcpu_fd < 0 ||
-	    d->drained)
+	if (r < 0 || (d->good < ROUNDS && d->run < RUN) || nr_kept || !is_own(fd) || forking || batch_is_shared() ||
+	    c->t->vcpu_fd < 0 || d->drained)
 		return;
 	if (skip) {
 		skip--;
