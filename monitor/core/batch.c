@@ -69,6 +69,7 @@ static struct ctx *ctx_make(struct thread *t)
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	writelater_reset((int)(x - batch.ctxs));
 	seek_reset((int)(x - batch.ctxs));
+	sigs_reset((int)(x - batch.ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
@@ -390,10 +391,10 @@ bool batch_is_mapped(void) { return batch.mapped; }
 
 bool batch_may_serve(struct hcall *c)
 {
-	if (!ahead_is_wait(c->nr) || !batch_active())
+	if (!batch_active())
 		return true;
 	pthread_mutex_lock(&lock);
-	bool has = ctx_of(c->t) != NULL;
+	bool has = !sigs_offered() && (!ahead_is_wait(c->nr) || ctx_of(c->t));
 	pthread_mutex_unlock(&lock);
 	return has;
 }
@@ -417,6 +418,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	done = writelater_enter(c, r);
 	ahead_enter(c, x);
 	seek_enter(c);
+	sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
 	if (x && ahead_is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
@@ -494,6 +496,8 @@ void batch_leave(struct hcall *c, int64_t r)
 	note_result(c, r);
 	struct ctx *x = ctx_of(c->t);
 	seek_note(c, x ? (int)(x - batch.ctxs) : -1, r);
+	if (x)
+		sigs_note(c, (int)(x - batch.ctxs), r);
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
@@ -502,6 +506,8 @@ void batch_leave(struct hcall *c, int64_t r)
 		files_look(x);
 		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		sigs_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		sigs_offer((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
@@ -652,6 +658,7 @@ void batch_fork_child(void)
 	writelater_fork_child();
 	flusher_fork_child();
 	ahead_fork_child();
+	sigs_fork_child();
 	batch.nr_ctxs = batch.no_new = batch.top_fd = batch.nr_socks = batch.nr_held = nr_leases = 0;
 }
 

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "../../abi/kx_openahead.h"
+#include "../../abi/kx_sigs.h"
 #include "batch_priv.h"
 #include "flusher.h"
 #include "openahead.h"
@@ -131,6 +132,7 @@ void batch_drain_left(int fd, struct sock *s)
 static bool length_fits(const struct kx_brec *r)
 {
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
+	       : r->flags & KX_BREC_KILL  ? r->len == sizeof(struct kx_bkill)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_DEL   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_MOD   ? r->len == sizeof(struct kx_badd)
@@ -291,6 +293,11 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 {
 	if (r->flags == KX_BREC_WRITE) {
 		if (!writelater_record((int)(x - batch.ctxs), r->fd, data, r->len))
+			pvm_panic("LibOS: the queue of sends is broken");
+		return;
+	}
+	if (r->flags == KX_BREC_KILL) {
+		if (!sigs_record(data))
 			pvm_panic("LibOS: the queue of sends is broken");
 		return;
 	}

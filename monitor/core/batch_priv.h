@@ -190,4 +190,19 @@ void seek_enter(const struct hcall *c);
 void seek_note(const struct hcall *c, int ctx, int64_t r);
 /* How long the files are now: kx_batch.calls is `calls`. */
 void seek_look(int ctx, uint64_t calls);
+
+/* ---- batch_sigs.c; ctx: number of a context ---- */
+
+void sigs_reset(int ctx);
+/* Before a call of ctx's thread (-1: it has none), and after it. */
+void sigs_enter(const struct hcall *c, int ctx);
+void sigs_note(const struct hcall *c, int ctx, int64_t r);
+/* What holds until kx_batch.calls is no more `calls`: who can be signalled; what was read ahead. */
+void sigs_look(int ctx, uint64_t calls);
+void sigs_offer(int ctx, uint64_t calls);
+/* Is something offered? The thread's next call must be its own then. */
+bool sigs_offered(void);
+/* A record of the guest's. False: it is broken. */
+bool sigs_record(const uint8_t *data);
+void sigs_fork_child(void);
 #endif
