@@ -141,6 +141,25 @@ static void ctx_give_up(struct ctx *x)
 	x->nr = x->used = 0;
 }
 
+/* Before a wait at epoll: what it might tell of is the kernel's. Sockets that are in another one are as they were. */
+static void give_up_for(struct ctx *x, int epoll)
+{
+	uint32_t n = 0;
+	if (x->used > KX_BATCH_RX_SIZE / 2 || x->nr > ELSEWHERE_MAX) {
+		ctx_give_up(x);
+		return;
+	}
+	for (uint32_t i = 0; i < x->nr; i++) {
+		struct sock *s = batch_sock(x->fd[i]);
+		if (s && s->epoll >= 0 && s->epoll != epoll)
+			x->fd[n++] = x->fd[i];
+		else if (s)
+			batch_give_up(x->fd[i], s);
+	}
+	x->nr = n;
+	x->used = n ? x->used : 0;
+}
+
 static bool all_read(const struct ctx *x)
 {
 	for (uint32_t i = 0; i < x->nr; i++) {
@@ -155,7 +174,7 @@ void batch_turn(struct ctx *x)
 {
 	if (all_read(x) || x->used > KX_BATCH_RX_SIZE / 2 || x->nr > FETCHES_MAX / 2)
 		ctx_give_up(x);
-	batch_next_turn(x);
+	batch_next_turn(x, -1);
 }
 
 static void ctx_end(struct ctx *x)
@@ -213,7 +232,7 @@ static void after_wait(struct hcall *c, int n)
 	struct ctx *x = ctx_of(c->t);
 	leases_look();
 	if (x) {
-		batch_next_turn(x);
+		batch_next_turn(x, (int)c->arg[0]);
 		x->g->epoll = (int)c->arg[0];
 	}
 	for (int i = 0; i < n; i++) {
@@ -420,7 +439,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	seek_enter(c);
 	sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
 	if (x && ahead_is_wait(c->nr))
-		ctx_give_up(x);
+		give_up_for(x, (int)c->arg[0]);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
 	if ((batch.nr_socks || heir_looks()) && !done)

@@ -8,6 +8,7 @@
 
 #define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024 /* sockets in one turn */
+#define ELSEWHERE_MAX 16 /* of them, those that stay as they are while their thread waits at another epoll */
 
 enum sock_kind { NONE, TCP, UNIX };
 
@@ -133,7 +134,8 @@ void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
 bool batch_reads_on(const struct sock *s, int fd);
 /* An error that has come makes writes calls; what has come, reads. */
 void batch_still_live(struct ctx *x);
-void batch_next_turn(struct ctx *x);
+/* By a wait at epoll, or -1. */
+void batch_next_turn(struct ctx *x, int epoll);
 
 /* ---- batch.c ---- */
 

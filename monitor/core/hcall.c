@@ -586,10 +586,9 @@ bool hcall_sets_schedule(uint64_t nr)
 
 static int64_t sized(struct hcall *c)
 {
-	bool sizes = sizes_before(c);
+	struct sizes sizes = sizes_before(c);
 	int64_t r = run_handler(c);
-	if (sizes)
-		sizes_after();
+	sizes_done(&sizes);
 	return r;
 }
 

@@ -51,10 +51,42 @@ void sizes_after(void)
 	__atomic_sub_fetch(&page()->resizing, 1, __ATOMIC_SEQ_CST);
 }
 
-bool sizes_before(const struct hcall *c)
+/*
+ * A write into what the file has already, as databases do, changes nothing unless somebody makes the file shorter at the same
+ * moment, who is counted: then it counts, too.
+ */
+static bool is_inside(const struct hcall *c, uint64_t *resized)
 {
-	if (!changes(c))
+	struct stat st;
+	if (c->nr != SYS_pwrite64)
 		return false;
+	*resized = __atomic_load_n(&page()->resized, __ATOMIC_SEQ_CST);
+	return !__atomic_load_n(&page()->resizing, __ATOMIC_SEQ_CST) && fd_is_guest((int)c->arg[0]) &&
+	       !fstat((int)c->arg[0], &st) && S_ISREG(st.st_mode) && (int64_t)c->arg[3] >= 0 &&
+	       (int64_t)c->arg[3] <= st.st_size && c->arg[2] <= (uint64_t)(st.st_size - (int64_t)c->arg[3]);
+}
+
+struct sizes sizes_before(const struct hcall *c)
+{
+	struct sizes s = { .counted = changes(c) };
+	if (!s.counted)
+		return s;
+	if (is_inside(c, &s.resized)) {
+		s.counted = false;
+		s.inside = true;
+		return s;
+	}
 	sizes_begin();
-	return true;
+	return s;
+}
+
+void sizes_done(const struct sizes *s)
+{
+	if (s->inside && (__atomic_load_n(&page()->resizing, __ATOMIC_SEQ_CST) ||
+			  __atomic_load_n(&page()->resized, __ATOMIC_SEQ_CST) != s->resized)) {
+		sizes_begin();
+		sizes_after();
+	} else if (s->counted) {
+		sizes_after();
+	}
 }

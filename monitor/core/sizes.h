@@ -8,9 +8,14 @@
 #define KX_SIZES_H
 #include "hcall.h"
 
-/* Around the handler: true if sizes_after() must follow. */
-bool sizes_before(const struct hcall *c);
-void sizes_after(void);
+/* Around the handler. */
+struct sizes {
+	bool counted, inside;
+	uint64_t resized;
+};
+struct sizes sizes_before(const struct hcall *c);
+void sizes_done(const struct sizes *s);
 /* The same for a write of the monitor's own to a file of the program's. */
 void sizes_begin(void);
+void sizes_after(void);
 #endif
