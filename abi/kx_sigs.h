@@ -7,9 +7,9 @@
 #define KX_SIGS_H
 #include "kx_abi.h"
 
-#define KX_SIGS_AT 0x68000    /* offset of struct kx_sigs in a context */
-#define KX_SIGS_TARGETS 32    /* processes that its thread sends signals to */
-#define KX_SIGS_READ 1024     /* bytes of a signalfd */
+#define KX_SIGS_AT 0x68000     /* offset of struct kx_sigs in a context */
+#define KX_SIGS_TARGETS 32     /* processes that its thread sends signals to */
+#define KX_SIGS_READ 1024      /* bytes of a signalfd */
 #define KX_BREC_KILL 0x800000u /* in kx_brec.flags: the data is a kx_bkill */
 
 /* Standard signals but SIGKILL, SIGSTOP, SIGCONT, and those of stops by the terminal. */

@@ -422,10 +422,15 @@ bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
 	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks()) || is_vfork_child() ||
-	    is_inner(c->nr))
+	    (is_inner(c->nr) && !batch.nr_ctxs))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
+	if (is_inner(c->nr)) { /* signals are to be accepted, perhaps */
+		sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
+		pthread_mutex_unlock(&lock);
+		return false;
+	}
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x) {

@@ -289,21 +289,23 @@ static void shut_socket(int fd, struct sock *s)
 	HC6(SYS_shutdown, fd, SHUT_WR, 0, 0, 0, 0);
 }
 
-static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
+/* False: not in this thread, nor what comes after it. */
+static bool send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	if (r->flags == KX_BREC_WRITE) {
 		if (!writelater_record((int)(x - batch.ctxs), r->fd, data, r->len))
 			pvm_panic("LibOS: the queue of sends is broken");
-		return;
+		return true;
 	}
 	if (r->flags == KX_BREC_KILL) {
-		if (!sigs_record(data))
+		int e = sigs_record(data);
+		if (e == -EINVAL)
 			pvm_panic("LibOS: the queue of sends is broken");
-		return;
+		return !e;
 	}
 	struct sock *s = batch_sock(r->fd);
 	if (!s || s->gen != r->gen)
-		return; /* closed by another thread at the same moment */
+		return true; /* closed by another thread at the same moment */
 	if (r->flags & KX_BREC_FILE)
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
@@ -320,6 +322,7 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		close_socket(r->fd, s);
 	else
 		send_data(r->fd, s, data, r->len, r->flags);
+	return true;
 }
 
 /*
@@ -344,7 +347,8 @@ void batch_flush(void)
 			}
 		if (!first)
 			return;
-		send_record(first, &best, best_data);
+		if (!send_record(first, &best, best_data))
+			return;
 		first->tail += sizeof best + (((uint64_t)best.len + 31) & ~31ull);
 		__atomic_store_n(&first->g->tail, first->tail, __ATOMIC_RELEASE);
 	}

@@ -204,7 +204,7 @@ void sigs_look(int ctx, uint64_t calls);
 void sigs_offer(int ctx, uint64_t calls);
 /* Is something offered? The thread's next call must be its own then. */
 bool sigs_offered(void);
-/* A record of the guest's. False: it is broken. */
-bool sigs_record(const uint8_t *data);
+/* A record of the guest's. -EINVAL: it is broken; -EAGAIN: not in this thread. */
+int sigs_record(const uint8_t *data);
 void sigs_fork_child(void);
 #endif

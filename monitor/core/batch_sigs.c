@@ -85,7 +85,7 @@ static void sent(int ctx, pid_t pid)
 		if (s->target[at].pid && (!s->target[i].pid || s->target[i].idle > s->target[at].idle))
 			at = i;
 	}
-	if (pid == my_pid() || !family_has(pid))
+	if (pid == my_pid() || family_seen(pid) != 1)
 		return;
 	forget(ctx, at);
 	s->target[at] = (struct target){ .pid = pid, .uses = guest(ctx)->target[at].uses };
@@ -104,7 +104,8 @@ void sigs_look(int ctx, uint64_t calls)
 			continue;
 		t->idle = t->uses == g->target[i].uses ? t->idle + 1 : 0;
 		t->uses = g->target[i].uses;
-		if (t->idle > IDLE_MAX || (now != s->ended && !family_has(t->pid)) || HC6(SYS_kill, t->pid, 0, 0, 0, 0, 0))
+		if (t->idle > IDLE_MAX || (now != s->ended && family_seen(t->pid) != 1) ||
+		    HC6(SYS_kill, t->pid, 0, 0, 0, 0, 0))
 			forget(ctx, i);
 		else
 			__atomic_store_n(&g->target[i].pid, t->pid, __ATOMIC_SEQ_CST);
@@ -115,16 +116,20 @@ void sigs_look(int ctx, uint64_t calls)
 }
 
 /* Whatever the guest says: no more than it could do by a call. */
-bool sigs_record(const uint8_t *data)
+int sigs_record(const uint8_t *data)
 {
 	struct kx_bkill k;
+	int seen;
 	memcpy(&k, data, sizeof k);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	if (k.pid <= 0 || k.signo < 0 || k.signo > 31 || !(KX_SIGS_LATER >> k.signo & 1))
-		return false;
-	if (family_has(k.pid))
+		return -EINVAL;
+	seen = family_seen(k.pid);
+	if (seen < 0 && !self) /* the flusher: let a thread of the program's look */
+		return -EAGAIN;
+	if (seen < 0 ? family_has(k.pid) : seen)
 		HC6(SYS_kill, k.pid, k.signo, 0, 0, 0, 0);
-	return true;
+	return 0;
 }
 
 /* ---- receiving ---------------------------------------------------------------------------------------------------- */
