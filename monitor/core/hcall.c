@@ -586,9 +586,10 @@ bool hcall_sets_schedule(uint64_t nr)
 
 static int64_t sized(struct hcall *c)
 {
-	struct sizes sizes = sizes_before(c);
+	bool sizes = sizes_before(c);
 	int64_t r = run_handler(c);
-	sizes_done(&sizes);
+	if (sizes)
+		sizes_after();
 	return r;
 }
 

@@ -309,9 +309,9 @@ static bool answer(struct hcall *c, int64_t *r)
 	pipe_before_wait(c->nr);
 	if (batch_enter(c, r))
 		return true;
-	struct sizes sizes = sizes_before(c);
-	bool done = perform(c, r);
-	sizes_done(&sizes);
+	bool sizes = sizes_before(c), done = perform(c, r);
+	if (sizes)
+		sizes_after();
 	if (!done)
 		return false;
 	dgram_leave(c, *r);

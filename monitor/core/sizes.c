@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include "family.h"
 
 static struct kx_futexes *page(void) { return gva_ptr(KX_FUTEX_BASE); }
 
@@ -14,22 +15,27 @@ static bool is_file(int fd)
 	       !S_ISCHR(st.st_mode);
 }
 
-static bool changes(const struct hcall *c)
+enum change { NONE, SOME, BY_FD };
+
+/* BY_FD: if the descriptor *fd is a file's. */
+static enum change change_of(const struct hcall *c, int *fd)
 {
 	switch (c->nr) {
 	case SYS_write:
 	case SYS_writev:
 	case SYS_sendfile:
-		return is_file((int)c->arg[0]);
+		*fd = (int)c->arg[0];
+		return BY_FD;
 	case SYS_splice:
 	case SYS_copy_file_range:
-		return is_file((int)c->arg[2]);
+		*fd = (int)c->arg[2];
+		return BY_FD;
 	case SYS_ioctl:
-		return (unsigned)c->arg[1] == FICLONE || (unsigned)c->arg[1] == FICLONERANGE;
+		return (unsigned)c->arg[1] == FICLONE || (unsigned)c->arg[1] == FICLONERANGE ? SOME : NONE;
 	case SYS_open:
-		return c->arg[1] & O_TRUNC;
+		return c->arg[1] & O_TRUNC ? SOME : NONE;
 	case SYS_openat:
-		return c->arg[2] & O_TRUNC;
+		return c->arg[2] & O_TRUNC ? SOME : NONE;
 	case SYS_openat2: /* its flags are in memory */
 	case SYS_creat:
 	case SYS_pwrite64:
@@ -38,55 +44,52 @@ static bool changes(const struct hcall *c)
 	case SYS_truncate:
 	case SYS_ftruncate:
 	case SYS_fallocate:
-		return true;
+		return SOME;
 	}
-	return false;
-}
-
-void sizes_begin(void) { __atomic_add_fetch(&page()->resizing, 1, __ATOMIC_SEQ_CST); }
-
-void sizes_after(void)
-{
-	__atomic_add_fetch(&page()->resized, 1, __ATOMIC_SEQ_CST);
-	__atomic_sub_fetch(&page()->resizing, 1, __ATOMIC_SEQ_CST);
+	return NONE;
 }
 
 /*
- * A write into what the file has already, as databases do, changes nothing unless somebody makes the file shorter at the same
- * moment, who is counted: then it counts, too.
+ * A write into what the file has already, as databases do: it changes nothing, unless somebody makes the file shorter before
+ * it is done. Who does that tells so, and who then looks sees that a call is being made.
  */
-static bool is_inside(const struct hcall *c, uint64_t *resized)
+static bool is_inside(const struct hcall *c)
 {
 	struct stat st;
-	if (c->nr != SYS_pwrite64)
+	return c && c->nr == SYS_pwrite64 && fd_is_guest((int)c->arg[0]) && !fstat((int)c->arg[0], &st) &&
+	       S_ISREG(st.st_mode) && (int64_t)c->arg[3] >= 0 && (int64_t)c->arg[3] <= st.st_size &&
+	       c->arg[2] <= (uint64_t)(st.st_size - (int64_t)c->arg[3]);
+}
+
+/* Counted first: either this sees that somebody asks, or who asks sees the count. */
+static bool begin(int fd, const struct hcall *c)
+{
+	uint32_t *n = family_changing();
+	__atomic_add_fetch(n, 1, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&page()->sizes_asked, __ATOMIC_SEQ_CST))
+		return true;
+	if (fd >= 0 && !is_file(fd)) {
+		__atomic_sub_fetch(n, 1, __ATOMIC_SEQ_CST);
 		return false;
-	*resized = __atomic_load_n(&page()->resized, __ATOMIC_SEQ_CST);
-	return !__atomic_load_n(&page()->resizing, __ATOMIC_SEQ_CST) && fd_is_guest((int)c->arg[0]) &&
-	       !fstat((int)c->arg[0], &st) && S_ISREG(st.st_mode) && (int64_t)c->arg[3] >= 0 &&
-	       (int64_t)c->arg[3] <= st.st_size && c->arg[2] <= (uint64_t)(st.st_size - (int64_t)c->arg[3]);
+	}
+	if (!is_inside(c))
+		__atomic_add_fetch(&page()->resized, 1, __ATOMIC_SEQ_CST);
+	return true;
 }
 
-struct sizes sizes_before(const struct hcall *c)
+void sizes_begin(void) { begin(-1, NULL); }
+
+void sizes_after(void) { __atomic_sub_fetch(family_changing(), 1, __ATOMIC_SEQ_CST); }
+
+bool sizes_before(const struct hcall *c)
 {
-	struct sizes s = { .counted = changes(c) };
-	if (!s.counted)
-		return s;
-	if (is_inside(c, &s.resized)) {
-		s.counted = false;
-		s.inside = true;
-		return s;
-	}
-	sizes_begin();
-	return s;
+	int fd = -1;
+	enum change k = change_of(c, &fd);
+	return k != NONE && (k == SOME || fd >= 0) && begin(fd, c);
 }
 
-void sizes_done(const struct sizes *s)
+void sizes_ask(void)
 {
-	if (s->inside && (__atomic_load_n(&page()->resizing, __ATOMIC_SEQ_CST) ||
-			  __atomic_load_n(&page()->resized, __ATOMIC_SEQ_CST) != s->resized)) {
-		sizes_begin();
-		sizes_after();
-	} else if (s->counted) {
-		sizes_after();
-	}
+	if (!page()->sizes_asked)
+		__atomic_store_n(&page()->sizes_asked, 1, __ATOMIC_SEQ_CST);
 }
