@@ -238,7 +238,8 @@ static void was_read(struct sigs *s, const struct hcall *c, int64_t r)
 		s->seen += s->seen < OFTEN;
 		return;
 	}
-	if (!fits(fd))
+	/* Another thread might see how it is looked at. */
+	if (__atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1 || !fits(fd))
 		return;
 	s->fd = fd;
 	s->epoll = epoll;
