@@ -7,6 +7,7 @@
 #include "../../abi/kx_openahead.h"
 #include "accept.h"
 #include "seek.h"
+#include "sigs.h"
 
 #define NR_read 0
 #define NR_write 1
@@ -28,6 +29,7 @@
 #define NR_getsockname 51
 #define NR_getpeername 52
 #define NR_setsockopt 54
+#define NR_kill 62
 #define NR_epoll_wait 232
 #define NR_epoll_ctl 233
 #define NR_epoll_pwait 281
@@ -278,6 +280,28 @@ static bool write_later(struct kx_thread *t, struct io *io, struct kx_frame *f, 
 	w->uses++;
 	*ret = (int64_t)io->total;
 	return true;
+}
+
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+static bool kill_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_bkill k = { (int32_t)f->rdi, (int32_t)f->rsi };
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, 0, &ctx) || !(r = room_for(io->ctx, sizeof k, &head)) || !sigs_may_kill(io->ctx, &k))
+		return false;
+	*(struct kx_bkill *)(r + 1) = k;
+	publish(io, r, sizeof k, KX_BREC_KILL, head);
+	*ret = 0;
+	return true;
+}
+
+static bool signal_read(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	return look(t, io, f->rdi, &ctx) && sigs_read(io->ctx, f, ret);
 }
 
 /* ---- connections that come and go --------------------------------------------------------------------------------- */
@@ -619,6 +643,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case NR_shutdown:
 		done = shut_later(t, &io, f, ret);
 		break;
+	case NR_kill:
+		libfile_flush(t);
+		done = kill_later(t, &io, f, ret);
+		break;
 	case NR_close:
 		done = close_later(t, &io, f->rdi, ret);
 		break;
@@ -626,9 +654,12 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
 			return false;
 		libfile_flush(t);
-		done = find(t, &io, f->rdi)
-			       ? try_call(&io, f, ret)
-			       : (f->orig_rax == NR_write || f->orig_rax == NR_writev) && write_later(t, &io, f, ret);
+		if (find(t, &io, f->rdi))
+			done = try_call(&io, f, ret);
+		else if (f->orig_rax == NR_read)
+			done = signal_read(t, &io, f, ret);
+		else if (f->orig_rax == NR_write || f->orig_rax == NR_writev)
+			done = write_later(t, &io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;
