@@ -472,7 +472,7 @@ Beside a native run of the same commands, not by a test of this table; where som
 - languages: Java with G1, parallel, Z and Shenandoah collectors, Go, Rust, Ruby, PHP, Erlang, node's cluster and workers, Python's
   multiprocessing (fork, spawn, forkserver, managers, shared memory) and asyncio
 - servers with reload, restart and what they execute: php-fpm (USR2), haproxy (USR2), Apache (USR1), sshd (HUP; scp, sftp, rsync, forwarding), lighttpd
-  with CGI, supervisord, runit, s6, tini, gosu, dnsmasq, rsyslogd, cron, tinyproxy, rsync's daemon, Redis with a replica and a sentinel, MariaDB
+  with CGI, supervisord, runit, s6, tini, gosu, dnsmasq, rsyslogd, tinyproxy, rsync's daemon, Redis with a replica and a sentinel, MariaDB
 - ffmpeg, ImageMagick, sox, gpg with its agent, openssl s_server, socat, nc, iperf3, ping, dig, parallel, xargs -P, sort --parallel, tar, zstd -T, xz -T
 - by an ordinary user of the group kvm, below `nice`, `timeout`, `nohup`, `setsid`, `taskset`, `chrt`, `env -i`, with each limit of `ulimit` (hard ones of -v, -d, -f and -n must leave room for the monitor)
 - not: strace, and gdb of a program (no ptrace), inside. lsof and pmap show nothing of other processes. `ping` by an ordinary user needs a
