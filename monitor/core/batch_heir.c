@@ -140,7 +140,8 @@ void heir_fork(void)
 
 void heir_fork_child(void)
 {
-	memset(met, 0, sizeof met);
+	if (birth)
+		memset(met, 0, sizeof met);
 	birth = heirs ? load(&heirs->seq) : 0;
 	meetings = birth ? MEETINGS : 0;
 }

@@ -158,7 +158,10 @@ static enum state look(family_key key)
 	long r = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0);
 	if (r == 0)
 		return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
+	/* To open its files takes a thread (procfs.h): not of one that was waited for. */
 	snprintf(name, sizeof name, "%d/stat", pid);
+	if (r == -ENOENT && HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0) == -ENOENT)
+		return GONE;
 	r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;

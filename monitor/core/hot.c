@@ -242,6 +242,12 @@ bool hot_edge(uint64_t gva)
 void hot_save(void)
 {
 	uint8_t *to = hot.copy;
+	size_t all = 0;
+	for (unsigned i = 0; i < hot.nr; i++)
+		all += hot.range[i].end - hot.range[i].start;
+	/* The last child has the pages, too: one call instead of a fault for each. */
+	if (all)
+		madvise(to, all, MADV_POPULATE_WRITE);
 	for (unsigned i = 0; i < hot.nr; i++) {
 		const size_t len = hot.range[i].end - hot.range[i].start;
 		memcpy(to, gva_ptr(hot.range[i].start), len);
