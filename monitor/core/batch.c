@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/together.h"
 #include "dgram.h"
 #include "flusher.h"
 #include "gmem.h"
@@ -25,7 +26,7 @@
 #define FILE_IDLE 64  /* calls of a thread until a file that it does not send is forgotten */
 
 struct batch_state batch;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /*
  * Pipes whose write ends children have and keep over exec: when all who could hold a socket of before the fork have
  * ended, the pipe has. A byte in it: a child has passed on a socket.
@@ -554,7 +555,8 @@ void batch_fork_share(void)
 		batch_drain_left(fd, s);
 		s->held = true;
 	}
-	batch.nr_held = batch.nr_socks;
+	if (batch.nr_held != batch.nr_socks) /* a page less that is written to */
+		batch.nr_held = batch.nr_socks;
 }
 
 int batch_fds(int (*move)(int *fd))

@@ -52,9 +52,10 @@ void seek_shared(int fd)
 
 void seek_all_shared(void)
 {
-	if (some_own)
+	if (some_own) {
 		memset(own, 0, sizeof own);
-	some_own = false;
+		some_own = false;
+	}
 }
 
 /* Before a call: descriptors that end, or get another number. */

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/together.h"
 #include "batch.h"
 #include "dgram_priv.h"
 #include "flusher.h"
@@ -32,7 +33,7 @@ struct dgram_fd dgram_fds[KX_DGRAM_FDS];
 struct dgram_slot dgram_slots[KX_DGRAM_SOCKS];
 struct dgram_reg dgram_regs[DGRAM_REGS];
 int dgram_nr_regs;
-pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
+KX_TOGETHER pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct dgram_ctx ctxs[KX_DGRAM_CTXS];
 static int nr_ctxs, nr_slots, nr_udp;

@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "hcall.h"
 #include "sig.h"
 
@@ -33,7 +34,7 @@ struct seat {
 static struct seat seats[SEATS_MAX];
 static int seats_end; /* none of those behind it was ever taken */
 static uint64_t cids[SEATS_MAX / 64];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct thread *waiting, **waiting_end = &waiting;
 static int nr_waiting;
 static uint32_t affinity_gen;
