@@ -32,15 +32,15 @@
 struct dgram_fd dgram_fds[KX_DGRAM_FDS];
 struct dgram_slot dgram_slots[KX_DGRAM_SOCKS];
 struct dgram_reg dgram_regs[DGRAM_REGS];
-int dgram_nr_regs;
+KX_TOGETHER int dgram_nr_regs;
 KX_TOGETHER pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct dgram_ctx ctxs[KX_DGRAM_CTXS];
-static int nr_ctxs, nr_slots, nr_udp;
-static bool mapped;
-static bool noted;                /* there is something in the tables of descriptors, of sockets, of ports */
-static uint16_t ports[65536];     /* UDP sockets of this process by local port */
-static int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
+static KX_TOGETHER int nr_ctxs, nr_slots, nr_udp;
+static KX_TOGETHER bool mapped;
+static KX_TOGETHER bool noted; /* there is something in the tables of descriptors, of sockets, of ports */
+static uint16_t ports[65536];  /* UDP sockets of this process by local port */
+static KX_TOGETHER int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
 
 static struct kx_dgram *shared(void) { return gva_ptr(KX_DGRAM_BASE); }
 

@@ -143,7 +143,7 @@ static void child_threads(struct thread *t)
  * CLONE_VFORK with memory of its own: the parent reads from a pipe until the child's end of it is closed, by its exec
  * or its end. The child's children must not keep it open.
  */
-static int held_gate = -1;
+static KX_TOGETHER int held_gate = -1;
 
 static void close_if(int fd)
 {

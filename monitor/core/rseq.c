@@ -32,11 +32,11 @@ struct seat {
 };
 
 static struct seat seats[SEATS_MAX];
-static int seats_end; /* none of those behind it was ever taken */
-static uint64_t cids[SEATS_MAX / 64];
+static KX_TOGETHER int seats_end; /* none of those behind it was ever taken */
+static KX_TOGETHER uint64_t cids[SEATS_MAX / 64];
 static KX_TOGETHER pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct thread *waiting, **waiting_end = &waiting;
-static int nr_waiting;
+static KX_TOGETHER struct thread *waiting, **waiting_end = &waiting;
+static KX_TOGETHER int nr_waiting;
 static uint32_t affinity_gen;
 static char kick_cookie;
 

@@ -56,7 +56,7 @@ static struct kx_thread no_area;
 static struct thread svc = { .area = &no_area, .vcpu_fd = -1, .sig_stop = SIG_STOP_NEVER };
 static const uint8_t served[KX_SERVE_CALLS] = { KX_SERVED };
 
-static struct {
+static KX_TOGETHER struct {
 	pthread_t thread;
 	bool running, forbidden; /* gate */
 	int quit, asleep, wake;  /* wake counts; a futex */
