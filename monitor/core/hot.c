@@ -36,13 +36,20 @@ struct range {
 	bool read_only;
 };
 
+/* Shared, so that a fork has nothing to do with it, between a process and its last child. */
+struct copy {
+	uint32_t held;                                          /* the child has not read it yet */
+	uint8_t data[TOTAL_MAX] __attribute__((aligned(4096))); /* of all ranges, one after the other */
+};
+
 static struct {
 	struct range range[RANGES_MAX];
 	unsigned nr, tries;
 	bool forbidden;
-	bool holes;            /* children don't have all mappings */
-	bool advised;          /* the program has said how it uses a file's mapping, which a new one would not know */
-	uint8_t *copy;         /* of all, one after the other */
+	bool holes;   /* children don't have all mappings */
+	bool advised; /* the program has said how it uses a file's mapping, which a new one would not know */
+	struct copy *copy;
+	pid_t owner;           /* who has made that */
 	struct hot_file *file; /* of FILES_MAX */
 	unsigned nr_files;
 } hot;
@@ -192,6 +199,28 @@ static void file_refresh(const struct gmem_region *r, const char *maps, int page
 	close(fd);
 }
 
+/*
+ * The parent's own, read by no child any more. A child has its parent's mapped, and leaves it alone. Nobody waits for a
+ * child that has not read yet, or never will: there is another one then. Not while a spare waits: a fork by the host, and
+ * the next spare, come when there is none that is of use.
+ */
+static bool copy_make(void)
+{
+	if (hot.copy && (hot.owner != pvm.pid || __atomic_load_n(&hot.copy->held, __ATOMIC_ACQUIRE))) {
+		munmap(hot.copy, sizeof *hot.copy);
+		hot.copy = NULL;
+	}
+	if (!hot.copy) {
+		void *p = mmap(NULL, sizeof *hot.copy, PROT_READ | PROT_WRITE,
+			       MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		if (p == MAP_FAILED)
+			return false;
+		hot.copy = p;
+		hot.owner = pvm.pid;
+	}
+	return true;
+}
+
 /* ---- choosing --------------------------------------------------------------------------------------------------- */
 
 static void add(uint64_t start, uint64_t end, bool read_only, uint64_t *left)
@@ -247,14 +276,9 @@ void hot_choose(struct thread *t)
 	if (hot.nr || hot.forbidden || hot.tries == TRIES_MAX || pvm.nr_threads != 1 || is_vfork_child() ||
 	    pvm.proc_fd < 0 || !habit_forks())
 		return;
-	if (!hot.copy) {
-		void *p = mmap(NULL, TOTAL_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		hot.file = calloc(FILES_MAX, sizeof *hot.file);
-		if (p == MAP_FAILED || !hot.file) {
-			hot.forbidden = true;
-			return;
-		}
-		hot.copy = p;
+	if (!hot.file && !(hot.file = calloc(FILES_MAX, sizeof *hot.file))) {
+		hot.forbidden = true;
+		return;
 	}
 	char *maps = maps_text();
 	if (!maps)
@@ -264,6 +288,8 @@ void hot_choose(struct thread *t)
 	int pagemap = proc_file("self/pagemap");
 	pthread_mutex_lock(&pvm.mm_lock);
 	choose_locked(sp, maps, pagemap);
+	if (hot.nr) /* now, so that the first spare has it mapped */
+		copy_make();
 	pthread_mutex_unlock(&pvm.mm_lock);
 	if (pagemap >= 0)
 		close(pagemap);
@@ -291,13 +317,14 @@ bool hot_edge(uint64_t gva)
 
 void hot_save(void)
 {
-	uint8_t *to = hot.copy;
-	size_t all = 0;
-	for (unsigned i = 0; i < hot.nr; i++)
-		all += hot.range[i].end - hot.range[i].start;
-	/* The last child has the pages, too: one call instead of a fault for each. */
-	if (all)
-		madvise(to, all, MADV_POPULATE_WRITE);
+	if (!hot.nr)
+		return;
+	if (!copy_make()) {
+		hot_drop();
+		return;
+	}
+	hot.copy->held = 1;
+	uint8_t *to = hot.copy->data;
 	for (unsigned i = 0; i < hot.nr; i++) {
 		const size_t len = hot.range[i].end - hot.range[i].start;
 		memcpy(to, gva_ptr(hot.range[i].start), len);
@@ -307,7 +334,7 @@ void hot_save(void)
 
 int hot_restore(void)
 {
-	const uint8_t *from = hot.copy;
+	const uint8_t *from = hot.nr ? hot.copy->data : NULL;
 	for (unsigned i = 0; i < hot.nr; i++) {
 		const struct range *g = &hot.range[i];
 		const size_t len = g->end - g->start;
@@ -321,6 +348,8 @@ int hot_restore(void)
 			return -errno;
 		from += len;
 	}
+	if (hot.nr) /* in what is shared alone: a spare's own memory stays what it was at the fork */
+		__atomic_store_n(&hot.copy->held, 0, __ATOMIC_RELEASE);
 	return 0;
 }
 
