@@ -541,6 +541,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		}
 		gmem_fork_populate(user_sp(t));
 		state_free(st);
+		state_taken = false; /* it may have been another thread's */
 		family_child_later(slot);
 		sig_thread_start(t);
 		return 0;
