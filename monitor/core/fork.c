@@ -409,7 +409,7 @@ static void pidfd_make(int slot, pid_t pid)
 
 /* What the child needs that it can't have by copy-on-write. */
 struct fork_state {
-	struct kvm_xsave xsave;
+	uint8_t xsave[sizeof(struct kvm_xsave)] __attribute__((aligned(16)));
 	unsigned head, from; /* of the area: its first bytes, and those from here on */
 	uint8_t area[];      /* the two, one behind the other: each page is a copy on both sides */
 };
@@ -480,7 +480,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	if (!st)
 		return -ENOMEM;
 	int pidfd = reserves ? pidfd_reserve() : -1;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &st->xsave) < 0)
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, st->xsave) < 0)
 		e = errno;
 	else if (reserves && pidfd < 0)
 		e = -pidfd;
@@ -527,7 +527,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		bool table = !t->area->vfork;
 		child_threads(t);
 		pvm.pid = t->pid = t->tid = getpid();
-		child_machine(t, &regs, &sregs, &st->xsave, slot, awaited);
+		child_machine(t, &regs, &sregs, (const struct kvm_xsave *)st->xsave, slot, awaited);
 		faults_wait(false);
 		child_identity(t, a);
 		pipe_fork_child(table);
