@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/together.h"
 #include "dgram.h"
 #include "flusher.h"
 #include "gmem.h"
@@ -26,13 +27,13 @@
 #define FILE_IDLE 64  /* calls of a thread until a file that it does not send is forgotten */
 
 struct batch_state batch;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /*
  * Pipes whose write ends children have and keep over exec: when all who could hold a socket of before the fork have
  * ended, the pipe has. A byte in it: a child has passed on a socket.
  */
-static int leases[LEASES_MAX], nr_leases, lease_new = -1, lease_mine = -1;
-static bool lease_lost; /* nobody can tell: for ever */
+static KX_TOGETHER int leases[LEASES_MAX], nr_leases, lease_new = -1, lease_mine = -1;
+static KX_TOGETHER bool lease_lost; /* nobody can tell: for ever */
 
 static void close_if(int fd)
 {
@@ -601,7 +602,8 @@ void batch_fork_share(void)
 		batch_drain_left(fd, s);
 		s->held = true;
 	}
-	batch.nr_held = batch.nr_socks;
+	if (batch.nr_held != batch.nr_socks) /* a page less that is written to */
+		batch.nr_held = batch.nr_socks;
 }
 
 int batch_fds(int (*move)(int *fd))
@@ -692,8 +694,11 @@ void batch_fork_child(void)
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		batch.ctxs[i].t = NULL;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
-		batch.socks[fd].kind = NONE;
-		batch.socks[fd].held = batch.socks[fd].inherited = false;
+		struct sock *s = &batch.socks[fd];
+		if (s->kind == NONE && !s->held && !s->inherited) /* what is not written stays shared */
+			continue;
+		s->kind = NONE;
+		s->held = s->inherited = false;
 	}
 	heir_fork_child();
 	accept_fork_child();
@@ -709,7 +714,9 @@ void batch_fork_child(void)
 	flusher_fork_child();
 	ahead_fork_child();
 	sigs_fork_child();
-	batch.nr_ctxs = batch.no_new = batch.top_fd = batch.nr_socks = batch.nr_held = nr_leases = 0;
+	nr_leases = 0;
+	if (batch.nr_ctxs || batch.no_new || batch.top_fd || batch.nr_socks || batch.nr_held)
+		batch.nr_ctxs = batch.no_new = batch.top_fd = batch.nr_socks = batch.nr_held = 0;
 }
 
 void batch_end(void)

@@ -163,6 +163,7 @@ static enum state look_inside(pid_t pid)
 static enum state look(family_key key)
 {
 	char name[48];
+	struct stat st;
 	pid_t pid = key_pid(key);
 	uint64_t start;
 	bool zombie;
@@ -173,7 +174,10 @@ static enum state look(family_key key)
 	enum state s = look_inside(pid);
 	if (s != UNKNOWN)
 		return s;
+	/* To open its files takes a thread (procfs.h): not of one that was waited for. */
 	snprintf(name, sizeof name, "%d/stat", pid);
+	if (HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0) == -ENOENT)
+		return GONE;
 	int r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;

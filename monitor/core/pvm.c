@@ -20,6 +20,7 @@
 #include "../../util/log.h"
 #include "../../util/now.h"
 #include "../../util/procstat.h"
+#include "../../util/together.h"
 #include "exec.h"
 #include "batch.h"
 #include "coredump.h"
@@ -76,7 +77,7 @@ void limits_import(const struct rlimit in[16]);
 
 /* ---- the end -------------------------------------------------------------------------------------------------- */
 
-static int ending, reported; /* whether a thread is about to end the process, or has told of its end */
+static KX_TOGETHER int ending, reported; /* whether a thread is about to end the process, or has told of its end */
 
 void pvm_fork_child(void)
 {
