@@ -29,6 +29,8 @@
 #include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
+#include "libnext.h"
+#include "libstart.h"
 #include "load.h"
 #include "ipc.h"
 #include "pipe.h"
@@ -339,6 +341,8 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);
 	family_set_exe();
+	libnext_start(pvm.cfg->envp);
+	libstart_begin();
 	vcpu_loop(t);
 	pvm_panic("the first thread left its loop");
 }

@@ -1,0 +1,252 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Libraries that are opened before the dynamic linker asks: what it finds is what it would find natively.
+
+test_libnext.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+sys.dont_write_bytecode = True
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+import lib  # noqa: E402
+from lib import expect  # noqa: E402
+from servers import collection  # noqa: E402
+
+args = lib.arguments()
+tests, test, _ = collection()
+SRC = f"{HERE}/libnext"
+
+
+def gcc(*argv):
+    subprocess.run(["gcc", "-O1", "-Wall", *argv], check=True)
+
+
+def library(d, n, v=1, *flags, out=None, soname=None):
+    out = out or f"{d}/libn{n}.so"
+    gcc("-fPIC", "-shared", f"-DN={n}", f"-DV={v}", f"-Wl,-soname,{soname or f'libn{n}.so'}", "-o", out, f"{SRC}/l.c", *flags)
+    return out
+
+
+def program(d, n, *flags, out="m", where=None):
+    """Linked with n libraries, each of which is made."""
+    for i in range(n):
+        library(d, i)
+    gcc("-o", f"{d}/{out}", f"{SRC}/m.c", "-Wl,--no-as-needed", *[f"{d}/libn{i}.so" for i in range(n)],
+        f"-Wl,-rpath,{where or d}", *flags)
+    return f"{d}/{out}"
+
+
+def both(argv, d, env=None, fresh=None, options=()):
+    """The same natively and in a pVM: what they print and how they end. The pVM's counts."""
+    env, told = env or {}, []
+    for kx in (False, True):
+        if fresh:
+            fresh()
+        stats = f"{d}/stats.json"
+        given = ["--volume", f"{d}:{d}", "--io", "exit", f"--stats={stats}", *options,
+                 *[x for k, v in env.items() for x in ("--env", f"{k}={v}")]]
+        r = lib.run(lib.pvm(argv, *given) if kx else argv, env=None if kx else env)
+        # Their order by address is nobody's business.
+        lines, maps = r.out.decode().splitlines(), []
+        rest = [x for x in lines if not x.startswith("/") or maps.append(x)]
+        told.append((r.status, "\n".join(rest + sorted(maps)), r.err.decode()))
+    for a, b in zip(*((x[1] + x[2]).splitlines() for x in told)):
+        expect(b, a, " ".join(argv))
+    expect(told[1], told[0], " ".join(argv))
+    with open(stats) as f:
+        return json.load(f)["hypercalls"], told[0]
+
+
+@test
+def thirty():
+    """A start with 30 libraries: a few exits, nothing left open, nothing mapped but what the linker has mapped."""
+    with lib.Dir() as d:
+        m = program(d, 30)
+        time.sleep(1.1)  # files just made are not stored
+        for _ in range(2):
+            calls, told = both([m, "call", "0", "call", "29", "fds", "maps", d], d)
+        expect(told[1].count("libn"), 30 * 5, "mappings")
+        calls, _ = both([m], d)
+        assert calls["openat"] <= 6 and calls["total"] <= 14, calls
+        assert not calls.get("brk") and not calls.get("set_tid_address"), calls
+
+
+@test
+def deep():
+    """Libraries that need others: in the linker's order, each once."""
+    with lib.Dir() as d:
+        for i in reversed(range(12)):
+            need = [f"{d}/libn{k}.so" for k in (2 * i + 1, 2 * i + 2, 11) if i < k < 12]
+            library(d, i, 1, "-Wl,--no-as-needed", *need, f"-Wl,-rpath,{d}")
+        gcc("-o", f"{d}/m", f"{SRC}/m.c", "-Wl,--no-as-needed", f"{d}/libn0.so", f"-Wl,-rpath,{d}")
+        calls, _ = both([f"{d}/m", "fds", "maps", d, "call", "11"], d)
+        assert calls["openat"] <= 8, calls
+        os.unlink(f"{d}/libn7.so")
+        _, told = both([f"{d}/m", "fds"], d)
+        assert "libn7.so" in told[2] and told[0] == 127, told
+
+
+@test
+def found_elsewhere():
+    """The same names in several directories: that of the search's order counts, not where others were found."""
+    with lib.Dir() as d:
+        os.mkdir(f"{d}/x")
+        m = program(d, 8)
+        new = program(d, 0, *[f"{d}/libn{i}.so" for i in range(8)], "-Wl,--enable-new-dtags", out="new")
+        old = program(d, 0, *[f"{d}/libn{i}.so" for i in range(8)], "-Wl,--disable-new-dtags", out="old")
+        library(d, 3, 2, out=f"{d}/x/libn3.so")
+        library(d, 5, 2, out=f"{d}/x/libn5.so")
+        for p in (m, new, old):
+            for env in ({}, {"LD_LIBRARY_PATH": f"{d}/x"}, {"LD_PRELOAD": f"{d}/x/libn5.so"}):
+                both([p, "fds", "maps", d, "call", "3", "call", "5"], d, env=env)
+        os.mkdir(f"{d}/glibc-hwcaps")
+        for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4"):
+            os.mkdir(f"{d}/glibc-hwcaps/{level}")
+        library(d, 4, 3, out=f"{d}/glibc-hwcaps/x86-64-v2/libn4.so")
+        os.mkdir(f"{d}/x86_64")
+        library(d, 6, 3, out=f"{d}/x86_64/libn6.so")
+        both([m, "fds", "maps", d, "call", "4", "call", "6"], d)
+        os.rename(f"{d}/libn2.so", f"{d}/real")
+        os.symlink("real", f"{d}/libn2.so")
+        os.unlink(f"{d}/libn7.so")
+        os.link(f"{d}/libn6.so", f"{d}/libn7.so")  # one file by two names
+        both([m, "fds", "maps", d, "call", "2", "call", "6"], d)
+        for what in ("text", "directory", "nothing", "fifo"):
+            os.unlink(f"{d}/libn7.so")
+            if what == "text":
+                with open(f"{d}/libn7.so", "w", encoding="ascii") as f:
+                    f.write("no library\n" * 500)
+            elif what == "directory":
+                os.mkdir(f"{d}/libn7.so")
+            elif what == "nothing":
+                os.symlink("gone", f"{d}/libn7.so")
+            elif what == "fifo":  # which would wait for a writer
+                continue
+            _, told = both([m, "fds"], d)
+            expect(told[0], 127, f"the status with {what}")
+            if what == "directory":
+                os.rmdir(f"{d}/libn7.so")
+                os.symlink("gone", f"{d}/libn7.so")
+
+
+@test
+def few_descriptors():
+    """At its limit of descriptors a program finds what it finds natively; with others closed, too."""
+    with lib.Dir() as d:
+        m = program(d, 12)
+        for n in (3, 4, 5, 6):
+            both(["/bin/sh", "-c", f"ulimit -n {n}; exec {m} fds call 11"], d)
+        for closing in ("0<&-", "2>&-", "0<&- 2>&-", "5</dev/null", "3</dev/null 5</dev/null"):
+            both(["/bin/sh", "-c", f"exec {m} fds call 11 keep fds {closing}"], d)
+        x = program(d, 0, out="x")
+        both([x, "limit", "3", "open", f"{d}/libn1.so", "fds", "limit", "4", "open", f"{d}/libn1.so", "call", "1", "fds"], d)
+        both([x, "open", f"{d}/libn1.so", "keep", "open", f"{d}/libn2.so", "shut", "0", "open", f"{d}/libn3.so", "keep", "fds",
+              "maps", d], d)
+
+
+@test
+def opened_again():
+    """dlopen and dlclose, again and again: what is there, and that it needs no exit for the library."""
+    with lib.Dir() as d:
+        program(d, 3)
+        library(d, 5, 1, "-Wl,--no-as-needed", f"{d}/libn1.so", f"{d}/libn2.so", f"-Wl,-rpath,{d}")
+        x = program(d, 0, "-Wl,-rpath," + d, out="x")
+        quiet = ["fds", "maps", d]
+        both([x, "open", "libn5.so", "call", "5", *quiet, "close", *quiet, "open", "libn5.so", "call", "5", "close", *quiet], d)
+        both([x, "open", "libutil.so.1", "close", "open", "libn5.so", "close", "open", "libutil.so.1", *quiet], d)
+        both([x, "open", "libutil.so.1", "close", "open", "nothing.so", *quiet, "open", "libutil.so.1", "close", *quiet], d)
+        gcc("-o", f"{d}/z", f"{SRC}/m.c")
+        few, _ = both([f"{d}/z", "quick", "10", "libutil.so.1"], d)
+        many, _ = both([f"{d}/z", "quick", "60", "libutil.so.1"], d)
+        assert many["openat"] - few["openat"] <= 55, (few, many)
+        y = program(d, 0, out="y", where=f"{d}/none")
+        both([y, "quick", "20", "libn5.so", "quick", "20", f"{d}/libn5.so", "fds", "maps", d], d)
+
+
+@test
+def in_between():
+    """Constructors that open files, start threads and processes; an auditor in the middle of the linker's work."""
+    with lib.Dir() as d:
+        for hook in (1, 2, 3):
+            for i in range(8):
+                library(d, i, 1, *([f"-DHOOK={hook}"] if i in (2, 5) else []))
+            gcc("-o", f"{d}/m", f"{SRC}/m.c", "-Wl,--no-as-needed", *[f"{d}/libn{i}.so" for i in range(8)], f"-Wl,-rpath,{d}")
+            both([f"{d}/m", "fds", "call", "7", "maps", d], d)
+            x = program(d, 0, out="x")
+            both([x, "open", f"{d}/libn2.so", "open", f"{d}/libn5.so", "open", f"{d}/libn1.so", "fds", "maps", d, "close",
+                  "open", f"{d}/libn1.so", "call", "1", "fds"], d)
+        m = program(d, 8)
+        gcc("-fPIC", "-shared", "-o", f"{d}/audit.so", f"{SRC}/audit.c")
+        for at in ("m", "libn0", "libn4", "libn7", "libc.so"):
+            both([m, "fds", "maps", f"{d}/lib", "call", "7"], d, env={"LD_AUDIT": f"{d}/audit.so", "AT": at})
+
+        def old():
+            library(d, 6, 1)
+            library(d, 6, 2, out=f"{d}/new.so")
+
+        for at in ("libn1", "libn5"):
+            _, told = both([m, "call", "6", "fds"], d, fresh=old,
+                           env={"LD_AUDIT": f"{d}/audit.so", "AT": at, "FROM": f"{d}/new.so", "TO": f"{d}/libn6.so"})
+            assert "rename 0" in told[1] and "call: 2006" in told[1], told
+
+
+@test
+def exchanged_meanwhile():
+    """Somebody else exchanges libraries all the time: each start has one version or the other, whole."""
+    with lib.Dir() as d:
+        m = program(d, 12)
+        for v in (1, 2):
+            os.mkdir(f"{d}/{v}")
+            for i in (4, 9):
+                library(d, i, v, out=f"{d}/{v}/libn{i}.so")
+        end, n = threading.Event(), [0]
+
+        def exchange():
+            while not end.is_set():
+                for i in (4, 9):
+                    shutil.copy(f"{d}/{n[0] % 2 + 1}/libn{i}.so", f"{d}/new")
+                    os.rename(f"{d}/new", f"{d}/libn{i}.so")
+                n[0] += 1
+                time.sleep(0.002)
+
+        t = threading.Thread(target=exchange)
+        t.start()
+        seen = set()
+        try:
+            for _ in range(40):
+                r = lib.run(lib.pvm([m, "call", "4", "call", "9", "fds"], "--volume", f"{d}:{d}"))
+                lines = r.out.decode().splitlines()
+                assert r.status == 0 and len(lines) == 3, r.why()
+                assert lines[0] in ("call: 1004", "call: 2004") and lines[1] in ("call: 1009", "call: 2009"), lines
+                expect(lines[2], "fds: 0 1 2", "descriptors")
+                seen.add(lines[0])
+        finally:
+            end.set()
+            t.join()
+        assert n[0] > 20, n
+
+
+@test
+def from_programs():
+    """Programs that a shell starts by fork and by exec, and one that is stopped from outside while it starts."""
+    with lib.Dir() as d:
+        m = program(d, 6)
+        both(["/bin/sh", "-c", f"{m} fds call 5; {m} fds call 4; exec {m} fds maps {d}"], d)
+        both(["/usr/bin/env", "-i", m, "fds", "call", "3"], d)
+        both(["/bin/sh", "-c", f"for i in 1 2 3 4 5; do {m} call $i; done; ulimit -s 1024; {m} fds"], d)
+        for ms in range(0, 24, 3):  # whenever it is killed
+            p = subprocess.Popen(lib.pvm([m, "call", "5"], "--volume", f"{d}:{d}"), stdout=subprocess.DEVNULL)
+            time.sleep(ms / 1000)
+            p.kill()
+            p.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(lib.run_tests(tests, args.only, slow=0))
