@@ -691,8 +691,13 @@ int admit_file(int fd, struct image **out)
 
 struct image *admit_known(int fd)
 {
+	char path[PATH_MAX];
 	struct stat st;
-	return fstat(fd, &st) ? NULL : image_find(&st, NULL);
+	size_t own;
+	if (fstat(fd, &st))
+		return NULL;
+	/* A file by another of its names is another one, as for who asks what is mapped. */
+	return image_find(&st, st.st_nlink > 1 && path_of(fd, &st, path, &own) ? path : NULL);
 }
 
 int admit_map_fd(const struct image *m, int fd)
