@@ -3,18 +3,22 @@
 #include <elf.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include "../../abi/kx_libfile.h"
 #include "../../abi/kx_libnext.h"
 #include "admit.h"
 #include "gmem_priv.h"
 #include "gmem_warm.h"
 #include "libnext.h"
+#include "libstart.h"
 
 #define LOADS_MAX 6
 #define GLIBC_READS 832
 #define MUSL_READS 960
 #define WHOLE_MAX (4 * MiB)
+#define CACHE_SETTLES 2 /* seconds: what changes later has another time */
 #define COPIES_MAX 64
 #define COPY_MAX MiB
 #define COPIES_TOTAL (8 * MiB)
@@ -28,6 +32,14 @@ static struct made {
 static struct kx_liblater later[KX_LIBFILE_LATER];
 static unsigned nr_later;
 bool gmem_ahead_any;
+
+/* The linker's cache, where it was mapped last. It opens it for each library that a program opens: when it has unmapped it
+ * and opens another file, it is kept for as long as that call lasts, and is the mapping if it was the same file again. */
+static struct cache {
+	uint64_t addr, len; /* 0: nowhere */
+	struct stat st;
+	bool kept;
+} cache;
 
 static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
 
@@ -160,13 +172,23 @@ static void later_add(uint64_t addr, uint64_t len, uint32_t nr, uint32_t prot)
 void gmem_ahead_carved(uint64_t start, uint64_t end)
 {
 	copies_carved(start, end);
+	if (cache.addr < end && start < cache.addr + cache.len)
+		cache = (struct cache){ 0 };
 	libnext_carved(start, end);
-	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
-		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
+	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++) {
+		const struct kx_liblater *l = &later[i];
+		if (l->addr && l->addr < end && start < l->addr + l->len && (l->nr != SYS_munmap || start <= l->addr))
 			later_drop(i);
+	}
 }
 
-static void later_make(void)
+static void cache_drop(void)
+{
+	if (cache.kept)
+		do_munmap(cache.addr, cache.len);
+}
+
+static void later_make(bool keeps_cache)
 {
 	uint64_t asked = __atomic_exchange_n(&shared()->later_asked, 0, __ATOMIC_ACQUIRE);
 	for (; asked; asked &= asked - 1) {
@@ -177,6 +199,8 @@ static void later_make(void)
 		later_drop(i);
 		if (l.nr == SYS_mprotect)
 			do_mprotect(l.addr, l.len, (int)l.prot);
+		else if (keeps_cache && l.addr == cache.addr && l.len == cache.len)
+			cache.kept = true;
 		else
 			do_munmap(l.addr, l.len);
 	}
@@ -405,22 +429,48 @@ static bool library_make(struct made *m, const uint8_t *head, size_t len, int fd
 	uint64_t base = m->op[0].ret;
 	if (p.relro_end > p.relro && p.relro_end <= m->op[0].len)
 		later_add(base + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
+	if (!libstart_any) /* what a program starts with stays */
+		later_add(base, m->op[0].len, SYS_munmap, 0);
 	parts_copy(&p, base);
 	return true;
+}
+
+/* The file has not been changed since; nor of late, as far as its times could tell. */
+static bool cache_same(const struct stat *st)
+{
+	const struct stat *was = &cache.st;
+	return cache.kept && st->st_dev == was->st_dev && st->st_ino == was->st_ino && st->st_size == was->st_size &&
+	       st->st_mtim.tv_sec == was->st_mtim.tv_sec && st->st_mtim.tv_nsec == was->st_mtim.tv_nsec &&
+	       st->st_ctim.tv_sec == was->st_ctim.tv_sec && st->st_ctim.tv_nsec == was->st_ctim.tv_nsec &&
+	       st->st_ctim.tv_sec + CACHE_SETTLES < time(NULL);
 }
 
 static bool whole_make(struct made *m, int fd, uint64_t size, bool once)
 {
 	struct plan p = { 0 };
+	struct stat st = { 0 };
 	if (!size || size > WHOLE_MAX)
 		return false;
 	op_add(&p, (struct kx_libop){
 			   .nr = SYS_mmap, .prot = PROT_READ, .flags = MAP_PRIVATE, .len = ALIGN_UP(size, PAGE) });
-	if (!plan_make(m, &p, fd))
+	bool known = once && !HC6(SYS_fstat, fd, &st, 0, 0, 0, 0), again = known && cache_same(&st);
+	if (again) {
+		m->op[0] = p.op[0];
+		m->op[0].ret = cache.addr;
+		m->nr = 1;
+		m->fd = fd;
+		cache.kept = false;
+	} else if (!plan_make(m, &p, fd)) {
 		return false;
+	}
 	if (once) {
 		later_add(m->op[0].ret, m->op[0].len, SYS_munmap, 0);
-		copy_begin(m->op[0].ret, m->op[0].ret + m->op[0].len);
+		if (!again)
+			copy_begin(m->op[0].ret, m->op[0].ret + m->op[0].len);
+		if (known && !again) {
+			cache_drop();
+			cache = (struct cache){ m->op[0].ret, m->op[0].len, st, false };
+		}
 	}
 	return true;
 }
@@ -518,8 +568,9 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	pthread_mutex_lock(&pvm.mm_lock);
 	if (nr_copies && !leaves_copies(nr, arg))
 		copies_end();
+	cache_drop();
 	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
-		later_make();
+		later_make(nr == SYS_openat && pvm.nr_threads == 1 && !pvm.cfg->memory && admit_call_is_loaders());
 	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
 	if (now.nr && (asked >= now.nr || !leaves_ops(nr, arg)))
 		now_end(asked < now.nr ? asked : now.nr);
@@ -529,6 +580,6 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 			later_drop(i);
 	if (!nr_later)
 		__atomic_and_fetch(&l->on, ~KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
-	gmem_ahead_any = now.nr || nr_later || nr_copies;
+	gmem_ahead_any = now.nr || nr_later || nr_copies || cache.kept;
 	pthread_mutex_unlock(&pvm.mm_lock);
 }
