@@ -12,7 +12,6 @@
 #include "gmem_priv.h"
 #include "gmem_warm.h"
 #include "libnext.h"
-#include "libstart.h"
 
 #define LOADS_MAX 6
 #define GLIBC_READS 832
@@ -31,10 +30,10 @@ static struct made {
 } now, next[KX_LIBNEXT_FILES]; /* of the file that is open; of those of kx_libnext.h */
 static struct kx_liblater later[KX_LIBFILE_LATER];
 static unsigned nr_later;
-bool gmem_ahead_any;
+bool gmem_ahead_any, gmem_ahead_more;
 
-/* The linker's cache, where it was mapped last. It opens it for each library that a program opens: when it has unmapped it
- * and opens another file, it is kept for as long as that call lasts, and is the mapping if it was the same file again. */
+/* The linker's cache, where it was mapped last. It opens it for each library that a program opens: when it has unmapped it,
+ * and goes on to open files or unmap libraries, it is kept, and is the mapping if the same file is opened again. */
 static struct cache {
 	uint64_t addr, len; /* 0: nowhere */
 	struct stat st;
@@ -175,11 +174,17 @@ void gmem_ahead_carved(uint64_t start, uint64_t end)
 	if (cache.addr < end && start < cache.addr + cache.len)
 		cache = (struct cache){ 0 };
 	libnext_carved(start, end);
-	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++) {
-		const struct kx_liblater *l = &later[i];
-		if (l->addr && l->addr < end && start < l->addr + l->len && (l->nr != SYS_munmap || start <= l->addr))
+	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
+		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
 			later_drop(i);
-	}
+}
+
+static bool leaves_cache(uint64_t nr, const uint64_t arg[6])
+{
+	if (pvm.nr_threads != 1 || pvm.cfg->memory || !admit_call_is_loaders())
+		return false;
+	return nr == SYS_openat || (nr == SYS_munmap && (arg[0] >= cache.addr + cache.len ||
+							 (arg[0] <= cache.addr && arg[1] <= cache.addr - arg[0])));
 }
 
 static void cache_drop(void)
@@ -357,7 +362,9 @@ static bool ops_make(struct made *m, const struct plan *p, int fd)
 		struct kx_libop *o = &m->op[i];
 		*o = p->op[i];
 		o->addr += i ? m->op[0].ret : 0;
-		uint64_t at = i || p->n < 2 ? o->addr : place_library(o->len);
+		/* Small ones side by side where another follows: the first that is touched brings its neighbours along. */
+		bool packed = gmem_ahead_more && m != &now && o->len < KVM_NEIGHBOURS;
+		uint64_t at = i || p->n < 2 || packed ? o->addr : place_library(o->len);
 		int64_t r = op_make(m, o, at, o->len, o->off, (int)o->flags);
 		if (r < 0)
 			return false;
@@ -429,8 +436,6 @@ static bool library_make(struct made *m, const uint8_t *head, size_t len, int fd
 	uint64_t base = m->op[0].ret;
 	if (p.relro_end > p.relro && p.relro_end <= m->op[0].len)
 		later_add(base + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
-	if (!libstart_any) /* what a program starts with stays */
-		later_add(base, m->op[0].len, SYS_munmap, 0);
 	parts_copy(&p, base);
 	return true;
 }
@@ -498,13 +503,13 @@ uint64_t gmem_ahead_whole(int fd, uint64_t size, bool once)
 
 /* ---- of files that have not been asked for yet ---------------------------------------------------------------------- */
 
-uint64_t gmem_ahead_next(unsigned i, const uint8_t *head, size_t len, int fd, uint64_t whole,
+uint64_t gmem_ahead_next(unsigned i, const uint8_t *head, size_t len, int fd, uint64_t whole, bool once,
 			 struct kx_libnext_file *out)
 {
 	struct made *m = &next[i];
 	out->head_read = 0;
 	pthread_mutex_lock(&pvm.mm_lock);
-	bool made = whole ? whole_make(m, fd, whole, true) : library_make(m, head, len, fd, &out->head_read);
+	bool made = whole ? whole_make(m, fd, whole, once) : library_make(m, head, len, fd, &out->head_read);
 	if (made) {
 		memcpy(out->op, m->op, m->nr * sizeof *m->op);
 		out->nr_ops = m->nr;
@@ -568,9 +573,11 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	pthread_mutex_lock(&pvm.mm_lock);
 	if (nr_copies && !leaves_copies(nr, arg))
 		copies_end();
-	cache_drop();
+	bool keeps = cache.addr && leaves_cache(nr, arg);
+	if (!keeps)
+		cache_drop();
 	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
-		later_make(nr == SYS_openat && pvm.nr_threads == 1 && !pvm.cfg->memory && admit_call_is_loaders());
+		later_make(keeps);
 	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
 	if (now.nr && (asked >= now.nr || !leaves_ops(nr, arg)))
 		now_end(asked < now.nr ? asked : now.nr);

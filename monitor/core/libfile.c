@@ -117,17 +117,17 @@ static void subdirs_tell(struct kx_libfile *l, const char *path, size_t len)
 }
 
 /*
- * A linker has not found a library: is the directory there in which it looked? If not, which is the first that is missing on
+ * A linker has not found a library, or libc a locale: is the directory there in which it looked? If not, which is the first that is missing on
  * the way? (Of /proc the program sees another one.)
  */
-static void missing_tell(const struct hcall *c)
+static void missing_tell(const struct hcall *c, bool elf)
 {
 	struct kx_libfile *l = shared();
 	char own[KX_LIBFILE_PATH], dir[KX_LIBFILE_PATH];
 	struct stat st;
 	uint64_t now = now_ns();
 	if (c->nr != SYS_openat || (int)c->arg[0] != AT_FDCWD || !c->nr_paths || pvm.nr_threads != 1 ||
-	    is_vfork_child() || !admit_call_of_loader() || gmem_is_seen())
+	    is_vfork_child() || (elf && !admit_call_of_loader()) || gmem_is_seen())
 		return;
 	ssize_t n = guest_read_str(own, c->arg[1], sizeof own);
 	if (n <= 0 || strcmp(own, (const char *)c->host[1]) || !strncmp(own, "/proc", 5))
@@ -147,7 +147,9 @@ static void missing_tell(const struct hcall *c)
 	} else if (len && (!r || r == -ENOENT)) {
 		memcpy(l->missing, own, len);
 		l->missing_len = (uint32_t)len;
-		subdirs_tell(l, own, len);
+		l->missing_in = l->missing_subdirs = 0;
+		if (elf)
+			subdirs_tell(l, own, len);
 		l->missing_ns = now + PLAIN_NS;
 		__atomic_or_fetch(&l->on, KX_LIBFILE_MISSING, __ATOMIC_RELEASE);
 		libfile_told = true;
@@ -204,8 +206,8 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	const char *path = (const char *)c->host[i], *base = strrchr(path, '/');
 	bool whole = is_read_whole(path), elf = strstr(base ? base : path, ".so");
 	int flags = (int)c->arg[i + 1];
-	if (fd == -ENOENT && i == 1 && (flags & ~LARGEFILE) == (O_RDONLY | O_CLOEXEC) && elf)
-		missing_tell(c);
+	if (fd == -ENOENT && i == 1 && (flags & ~LARGEFILE) == (O_RDONLY | O_CLOEXEC) && (elf || whole))
+		missing_tell(c, elf);
 	/* Other threads see descriptors without any call; a child of vfork has its own. */
 	if (fd < 0 || pvm.nr_threads != 1 || is_vfork_child())
 		return;
@@ -239,6 +241,8 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	__atomic_or_fetch(&l->on, KX_LIBFILE_FILE, __ATOMIC_RELEASE);
 	if (admit_call_of_loader() && (cache || !whole))
 		libnext_opened(path, fd, (uint64_t)st.st_size, at, cache);
+	else if (whole && !cache)
+		libnext_locale(path, fd);
 	else
 		libnext_other();
 }

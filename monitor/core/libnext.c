@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include "../../abi/kx_libnext.h"
+#include "../../abi/kx_libstart.h"
 #include "admit.h"
 #include "batch.h"
 #include "gmem.h"
@@ -23,8 +23,11 @@
 #include "needed.h"
 #include "pipe.h"
 
+#define LOCALES "/usr/lib/locale/"
 #define NAMES_MAX 128
 #define NAME_MAX_ 64
+#define NAME_REGS 6
+#define NAME_WORDS 32
 #define TRIES_MAX 3 /* times that it was opened for nothing, in a row */
 
 /* A library by its name: of those that something needs, in the linker's order, and of those that were opened. */
@@ -43,7 +46,9 @@ static struct slot {
 	uint64_t base;
 	char path[KX_LIBFILE_PATH];
 } slot[KX_LIBNEXT_FILES] = { [0 ... KX_LIBNEXT_FILES - 1] = { .fd = -1 } };
-#define CACHE (-1) /* slot.name: the linker's cache */
+/* slot.name: */
+#define CACHE (-1)  /* the linker's cache */
+#define LOCALE (-2) /* a part of a locale */
 
 static char dir[KX_LIBFILE_PATH];   /* where the last one was found; at first where it may be */
 static unsigned found = 1;          /* changes of that */
@@ -151,7 +156,7 @@ static bool slot_open(unsigned i, int name, const char *path)
 	struct stat st;
 	uint8_t head[KX_LIBFILE_HEAD];
 	size_t len = strlen(path) + 1;
-	bool whole = name == CACHE;
+	bool whole = name < 0;
 	if (len > sizeof f->path || !path_is_plain(path))
 		return false;
 	long fd = HC6(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0, 0, 0);
@@ -171,7 +176,7 @@ static bool slot_open(unsigned i, int name, const char *path)
 	gmem_warm_of_library = true;
 	admit_way(POLICY_WAY_LOADER);
 	s->base = n >= (long)(whole ? 1 : sizeof(Elf64_Ehdr)) && (whole || !memcmp(head, ELFMAG, SELFMAG))
-			  ? gmem_ahead_next(i, head, (size_t)n, own, whole ? (uint64_t)st.st_size : 0, f)
+			  ? gmem_ahead_next(i, head, (size_t)n, own, whole ? (uint64_t)st.st_size : 0, name == CACHE, f)
 			  : 0;
 	admit_way(POLICY_WAY_OTHER);
 	gmem_warm_of_library = false;
@@ -218,6 +223,24 @@ static bool name_open(unsigned i, struct name *n)
 	return any;
 }
 
+static void tell(void)
+{
+	libnext_any = false;
+	for (unsigned k = 0; k < KX_LIBNEXT_FILES; k++)
+		libnext_any |= slot[k].fd >= 0;
+	if (!libnext_any)
+		return;
+	shared()->fd = next_fd;
+	__atomic_or_fetch(&file_shared()->on, KX_LIBFILE_NEXT, __ATOMIC_RELEASE);
+}
+
+static bool another(unsigned from)
+{
+	while (from < nr_names && names[from].state != NEEDED)
+		from++;
+	return from < nr_names;
+}
+
 /* As many as there is room for. */
 static void guess(void)
 {
@@ -228,18 +251,13 @@ static void guess(void)
 		struct name *n = &names[k];
 		if (n->state != NEEDED || n->tries >= TRIES_MAX || n->failed == found)
 			continue;
+		gmem_ahead_more = i + 1 < KX_LIBNEXT_FILES && another(k + 1);
 		if (name_open((unsigned)i, n))
 			n->state = AHEAD;
 		else
 			n->failed = found;
 	}
-	libnext_any = false;
-	for (unsigned k = 0; k < KX_LIBNEXT_FILES; k++)
-		libnext_any |= slot[k].fd >= 0;
-	if (!libnext_any)
-		return;
-	shared()->fd = next_fd;
-	__atomic_or_fetch(&file_shared()->on, KX_LIBFILE_NEXT, __ATOMIC_RELEASE);
+	tell();
 }
 
 static void drop_all(void)
@@ -250,7 +268,7 @@ static void drop_all(void)
 			continue;
 		if (slot[i].name == CACHE) {
 			cache_ahead = false;
-		} else {
+		} else if (slot[i].name != LOCALE) {
 			names[slot[i].name].state = NEEDED;
 			names[slot[i].name].tries++;
 		}
@@ -263,6 +281,12 @@ static void drop_all(void)
 }
 
 /* ---- what happens -------------------------------------------------------------------------------------------------------- */
+
+void libnext_trim(void)
+{
+	if (!libnext_any) /* the guest does not look there */
+		madvise(shared(), KX_LIBSTART_BASE / 4096 * 4096 - KX_LIBNEXT_BASE, MADV_DONTNEED);
+}
 
 void libnext_locks(void) { locks = true; }
 
@@ -313,6 +337,27 @@ static void there(int i, const char *path, uint64_t base)
 	cache_new = false;
 }
 
+/*
+ * The linker has opened its cache, to look for one name, which it has at hand: in a register that it keeps over calls, or on
+ * its stack.
+ */
+static void name_at_hand(void)
+{
+	const struct kx_frame *f = frame_of(self);
+	uint64_t at[NAME_REGS + NAME_WORDS] = { f->rbx, f->rbp, f->r12, f->r13, f->r14, f->r15 };
+	char s[NAME_MAX_];
+	unsigned n = NAME_REGS;
+	if (!guest_read(at + NAME_REGS, self->area->user_rsp, NAME_WORDS * sizeof *at))
+		n += NAME_WORDS;
+	for (unsigned i = 0; i < n; i++) {
+		ssize_t len = at[i] < KX_USER_MIN ? -1 : guest_read_str(s, at[i], sizeof s);
+		if (len > 3 && !strchr(s, '/') && strstr(s, ".so") && s[strcspn(s, " %\n:")] == 0) {
+			is_needed(s);
+			return;
+		}
+	}
+}
+
 void libnext_opened(const char *path, int fd, uint64_t size, uint64_t base, bool cache)
 {
 	if (libnext_any && next_fd != fd)
@@ -323,6 +368,7 @@ void libnext_opened(const char *path, int fd, uint64_t size, uint64_t base, bool
 	if (cache) {
 		cache_base = base;
 		cache_new = true;
+		name_at_hand();
 		if (after_cache >= 0 && names[after_cache].state == GONE)
 			names[after_cache].state = NEEDED;
 	} else {
@@ -337,29 +383,71 @@ void libnext_opened(const char *path, int fd, uint64_t size, uint64_t base, bool
 	guess();
 }
 
+/* In the order of setlocale(LC_ALL, ""). Behind the first one libc opens something else; before the seventh a directory. */
+static const char *const locale_parts[] = { "LC_IDENTIFICATION", "LC_MEASUREMENT", "LC_TELEPHONE",    "LC_ADDRESS",
+					    "LC_NAME",           "LC_PAPER",       "SYS_LC_MESSAGES", "LC_MONETARY",
+					    "LC_COLLATE",        "LC_TIME",        "LC_NUMERIC",      "LC_CTYPE" };
+#define LOCALE_PARTS (sizeof locale_parts / sizeof *locale_parts)
+
+void libnext_locale(const char *path, int fd)
+{
+	static bool all; /* from the first one on */
+	char other[KX_LIBFILE_PATH + 32];
+	const char *base = base_name(path);
+	size_t len = (size_t)(base - path), at = 0;
+	libnext_other();
+	while (at < LOCALE_PARTS && strcmp(base, locale_parts[at]) != 0)
+		at++;
+	if (at == 0)
+		all = true;
+	if ((at != 1 && at != 6) || !all || !works() || len >= KX_LIBFILE_PATH)
+		return;
+	all = at == 1;
+	if (at == 6) /* of its directory's parent */
+		for (len--; len && path[len - 1] != '/';)
+			len--;
+	next_fd = fd;
+	for (size_t k = at + 1; k < (at == 1 ? 6 : LOCALE_PARTS); k++) {
+		int i = slot_unused();
+		snprintf(other, sizeof other, "%.*s%s", (int)len, path, locale_parts[k]);
+		if (i < 0 || !slot_open((unsigned)i, LOCALE, other))
+			break;
+	}
+	tell();
+}
+
 void libnext_other(void)
 {
 	if (libnext_any)
 		drop_all();
 }
 
-/* The linker's own calls, while it looks for libraries and makes memory for itself. */
+/* libc's search for a locale. */
+static bool is_locale(uint64_t path)
+{
+	char s[sizeof LOCALES - 1];
+	return !guest_read(s, path, sizeof s) && !memcmp(s, LOCALES, sizeof s);
+}
+
+/* The linker's own calls, while it looks for libraries, and libc's that give it memory. */
 static bool leaves(uint64_t nr, const uint64_t arg[6])
 {
 	if (nr == HC_TRACE)
 		return true;
-	if (!works() || !admit_call_is_loaders())
+	if (!works())
 		return false;
+	if (nr == SYS_brk || (nr == SYS_mmap && !arg[0] && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS)))
+		return true;
+	if (!admit_call_is_loaders() && !(nr == SYS_openat && is_locale(arg[1])))
+		return false;
+	bool none_open = libfile_fd < 0 || __atomic_load_n(&file_shared()->closed, __ATOMIC_RELAXED);
 	switch (nr) {
 	case SYS_openat:
-		return (libfile_fd < 0 || __atomic_load_n(&file_shared()->closed, __ATOMIC_RELAXED)) &&
-		       (uint32_t)arg[2] == (O_RDONLY | O_CLOEXEC);
-	case SYS_newfstatat:
+		return none_open && (uint32_t)arg[2] == (O_RDONLY | O_CLOEXEC);
 	case SYS_access:
-	case SYS_brk:
+		return none_open;
+	case SYS_newfstatat:
 		return true;
-	case SYS_mmap:
-		return !arg[0] && (int)arg[3] == (MAP_PRIVATE | MAP_ANONYMOUS);
 	case SYS_munmap:
 	case SYS_mprotect:
 		return gmem_ahead_next_apart(arg[0], arg[1]);
@@ -390,7 +478,7 @@ static void slot_taken(unsigned i, bool last)
 		cache_base = slot[i].base;
 		cache_ahead = false;
 		cache_new = true;
-	} else {
+	} else if (slot[i].name != LOCALE) {
 		there(slot[i].name, slot[i].path, slot[i].base);
 		dir_set(slot[i].path, (size_t)(base_name(slot[i].path) - 1 - slot[i].path));
 	}

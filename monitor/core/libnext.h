@@ -18,6 +18,8 @@ void libnext_program(int fd, uint64_t size, const char *path);
 void libnext_start(char *const *envp);
 /* The linker has opened fd by path, a library at base (0: not mapped) or its cache. */
 void libnext_opened(const char *path, int fd, uint64_t size, uint64_t base, bool cache);
+/* It has opened a part of a locale, which is mapped whole. */
+void libnext_locale(const char *path, int fd);
 /* The process has opened something else. */
 void libnext_other(void);
 /* A call nr has come: what was opened of these is a descriptor now, and what the call could see of the others is gone. */
@@ -26,5 +28,7 @@ void libnext_settle(uint64_t nr, const uint64_t arg[6]);
 void libnext_carved(uint64_t start, uint64_t end);
 /* The process has POSIX locks, which a close of any descriptor of the file would give up. */
 void libnext_locks(void);
+/* The process is going to sleep: what it does not need of this. */
+void libnext_trim(void);
 extern bool libnext_any; /* there is something to settle */
 #endif

@@ -8,6 +8,7 @@
 #include "../../abi/kx_libstart.h"
 #include "../../util/now.h"
 #include "admit.h"
+#include "gmem_ahead.h"
 #include "gmem_priv.h"
 #include "hcall.h"
 #include "keeper.h"
@@ -36,7 +37,8 @@ void libstart_begin(void)
 	s->stack_limit[1] = all[RLIMIT_STACK].rlim_max;
 	if (HC6(SYS_access, "/etc/ld.so.preload", R_OK, 0, 0, 0, 0) == -ENOENT)
 		s->on |= KX_LIBSTART_PRELOAD;
-	if (*admit_loader_path() && !pvm.cfg->memory) { /* which would count what nobody has asked for */
+	/* --memory would count what nobody has asked for. musl's linker is its C library, which looks into maps for programs. */
+	if (*admit_loader_path() && !gmem_ahead_is_musl() && !pvm.cfg->memory) {
 		int64_t r = gmem_mmap(0, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (r > 0) {
 			low = s->low = (uint64_t)r;

@@ -234,6 +234,98 @@ def exchanged_meanwhile():
 
 
 @test
+def under_a_policy():
+    """A library that is not allowed is refused where the linker asks for it, once, and the others are not asked about; one
+    that is denied but never asked for is no refusal."""
+    with lib.Dir() as d:
+        m = program(d, 12)
+        library(d, 11, 1, "-DX")
+        for rules, denied in (("deny soname libn7.so", "libn7.so"), ("deny soname nothing.so", None),
+                              ("deny soname libutil.so.1", None)):
+            with open(f"{d}/policy", "w", encoding="ascii") as f:
+                f.write(f"[default]\nmode enforce\njit allow\n{rules}\nallow path /**\n")
+            r = lib.run(lib.pvm([m, "call", "11", "fds", "maps", d], "--volume", f"{d}:{d}", "--policy", f"{d}/policy",
+                                f"--stats={d}/stats"))
+            with open(f"{d}/stats", encoding="ascii") as f:
+                counts = json.load(f)["policy"]
+            expect((r.status, counts["refused"]), (127, 1) if denied else (0, 0), rules)
+            expect(r.err.decode().count("libn7.so") > 0, denied is not None, f"what was said ({r.err})")
+            if not denied:
+                expect(r.out.decode().splitlines()[:2], ["call: 1011", "fds: 0 1 2"], rules)
+        # Opened again, when it may not be any more: the policy of the start decides, each time.
+        r = lib.run(lib.pvm([program(d, 0, out="x"), "quick", "5", "libutil.so.1", "open", "libutil.so.1"],
+                            "--policy", f"{d}/policy", "--volume", f"{d}:{d}", f"--stats={d}/stats"))
+        assert r.out.startswith(b"quick: 0\nopen: libutil.so.1: ") and r.status == 0, r.why()
+        with open(f"{d}/stats", encoding="ascii") as f:
+            expect(json.load(f)["policy"]["refused"], 6, "refusals")
+
+
+@test
+def cache_changed():
+    """The linker's cache is kept mapped between two openings only if it is the same: one that is written or exchanged is read
+    anew."""
+    with lib.Dir() as d:
+        program(d, 3)
+        gcc("-o", f"{d}/z", f"{SRC}/m.c")
+        root = f"{d}/root"
+        for name in ("usr", "bin", "sbin", "lib", "lib64"):
+            os.makedirs(root, exist_ok=True)
+            if os.path.islink(f"/{name}"):
+                os.symlink(os.readlink(f"/{name}"), f"{root}/{name}")
+            else:
+                os.makedirs(f"{root}/{name}", exist_ok=True)
+        for name in ("etc", "x", "usr"):
+            os.makedirs(f"{root}/{name}", exist_ok=True)
+        for i in (1, 2):
+            os.mkdir(f"{root}/x/{i}")
+            library(d, 1, i, out=f"{root}/x/{i}/libn1.so")
+            with open(f"{root}/etc/ld.so.conf", "w", encoding="ascii") as f:
+                f.write(f"/x/{i}\n/lib/x86_64-linux-gnu\n/usr/lib/x86_64-linux-gnu\n")
+            subprocess.run(["mount", "--bind", "/usr", f"{root}/usr"], check=True)
+            try:
+                subprocess.run(["/sbin/ldconfig", "-r", root, "-X", "-C", f"/etc/cache{i}"], check=True, stderr=subprocess.DEVNULL)
+            finally:
+                subprocess.run(["umount", f"{root}/usr"], check=True)
+        argv, versions = [f"{d}/z"], (1, 1, 2, 2, 1)
+        shutil.copy(f"{root}/etc/cache1", f"{root}/etc/ld.so.cache")
+        for n, i in enumerate(versions):  # the program does it itself, between two openings
+            shutil.copy(f"{root}/etc/cache{i}", f"{root}/etc/new{n}")
+            once = ["open", "libn1.so", "call", "1", "close"]
+            argv += ["put", f"/etc/new{n}", "/etc/ld.so.cache", *once, *once]
+        # Where /etc/ld.so.cache and /x lead there.
+        given = ["--volume", f"{d}:{d}", "--volume", f"{root}/etc:/etc", "--volume", f"{root}/x:/x"]
+        time.sleep(3.1)  # of late, nothing is taken for unchanged
+        r = lib.run(lib.pvm(argv, *given))
+        expect((r.status, [x for x in r.out.decode().splitlines() if x.startswith("call")]),
+               (0, [f"call: {i}001" for i in versions for _ in range(2)]), f"the versions ({r.out}, {r.err})")
+        for how in ("exchanged", "written"):  # by somebody else, without any call of the program's in between
+            shutil.copy(f"{root}/etc/cache1", f"{root}/etc/ld.so.cache")
+            shutil.copy(f"{root}/etc/cache2", f"{root}/etc/new")
+            time.sleep(3.1)
+            p = subprocess.Popen(lib.pvm([f"{d}/z", "watch", "libn1.so"], *given), stdout=subprocess.PIPE)
+            expect(p.stdout.readline(), b"watch: 1001\n", how)
+            time.sleep(0.3)
+            if how == "exchanged":
+                os.rename(f"{root}/etc/new", f"{root}/etc/ld.so.cache")
+            else:
+                with open(f"{root}/etc/new", "rb") as f, open(f"{root}/etc/ld.so.cache", "r+b") as to:
+                    to.write(f.read())
+            expect((p.communicate(timeout=60)[0], p.returncode), (b"watch: 2001\n", 0), how)
+
+
+@test
+def locales():
+    """The parts of a locale, which libc opens one after the other: all that is mapped, what is said, what is open."""
+    with lib.Dir() as d:
+        gcc("-o", f"{d}/z", f"{SRC}/m.c")
+        for env in ({"LC_ALL": "C.UTF-8"}, {"LANG": "C.UTF-8", "LC_TIME": "C"}, {"LC_ALL": "xx_YY.UTF-8"}, {}):
+            both(["/usr/bin/env", "-i", *[f"{k}={v}" for k, v in env.items()], f"{d}/z", "locale", "fds", "keep", "locale", "fds"], d)
+        calls, told = both(["/usr/bin/env", "-i", "LC_ALL=C.UTF-8", f"{d}/z", "locale"], d)
+        if "LC_PAPER" in told[1]:  # it is installed
+            assert calls["openat"] <= 24, calls
+
+
+@test
 def from_programs():
     """Programs that a shell starts by fork and by exec, and one that is stopped from outside while it starts."""
     with lib.Dir() as d:

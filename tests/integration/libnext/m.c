@@ -9,6 +9,8 @@
  *	close		dlclose of what was opened last
  *	call N		its function
  *	quick N NAME	dlopen and dlclose, so often
+ *	watch NAME	the same, until its function f1 says something else than at first, and no other call
+ *	locale		setlocale(LC_ALL, ""), and what is mapped of it
  *	keep		a descriptor that stays open
  *	shut N		close(2)
  *	put A B		rename
@@ -18,10 +20,13 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <langinfo.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 static void fds(void)
@@ -33,6 +38,7 @@ static void fds(void)
 	printf("\n");
 }
 
+/* Those of a locale are not libraries. */
 static void maps(const char *dir)
 {
 	char line[512], perm[8], path[400];
@@ -40,10 +46,20 @@ static void maps(const char *dir)
 	FILE *f = fopen("/proc/self/maps", "r");
 	while (f && fgets(line, sizeof line, f))
 		if (sscanf(line, "%lx-%lx %7s %lx %*s %*s %399s", &a, &b, perm, &off, path) == 5 &&
-		    !strncmp(path, dir, strlen(dir)) && strstr(path, ".so"))
+		    !strncmp(path, dir, strlen(dir)) && (strstr(path, ".so") || strstr(path, "/LC_")))
 			printf("%s %s %lx %lx\n", path, perm, off, b - a);
 	if (f)
 		fclose(f);
+}
+
+static int version(const char *name)
+{
+	void *q = dlopen(name, RTLD_NOW);
+	int (*fn)(int) = q ? (int (*)(int))dlsym(q, "f1") : NULL;
+	int n = fn ? fn(0) : 0;
+	if (q)
+		dlclose(q);
+	return n;
 }
 
 int main(int argc, char **argv)
@@ -72,6 +88,16 @@ int main(int argc, char **argv)
 				good += q && !dlclose(q);
 			}
 			printf("quick: %d\n", good);
+		} else if (!strcmp(argv[i], "watch")) {
+			int first = version(argv[++i]), n = first;
+			printf("watch: %d\n", first);
+			fflush(stdout);
+			for (time_t end = time(NULL) + 20; n == first && time(NULL) < end;)
+				n = version(argv[i]);
+			printf("watch: %d\n", n);
+		} else if (!strcmp(argv[i], "locale")) {
+			printf("locale: %s, %s\n", setlocale(LC_ALL, ""), nl_langinfo(CODESET));
+			maps("/usr/lib/locale/");
 		} else if (!strcmp(argv[i], "keep")) {
 			printf("keep: %d\n", open("/dev/null", O_RDONLY));
 		} else if (!strcmp(argv[i], "shut")) {
