@@ -16,7 +16,7 @@
 /* In kx_libstart.on. */
 #define KX_LIBSTART_BRK 1u     /* `brk` is true */
 #define KX_LIBSTART_STACK 2u   /* so is `stack_limit` */
-#define KX_LIBSTART_PRELOAD 4u /* there is no /etc/ld.so.preload, until `until_ns` */
+#define KX_LIBSTART_PRELOAD 4u /* there was no /etc/ld.so.preload: nobody can have told of a change */
 #define KX_LIBSTART_THREAD 8u  /* the two calls of a thread may be told here */
 #define KX_LIBSTART_MEMORY 16u /* [low, at) is mapped, not given away */
 
@@ -26,7 +26,6 @@ struct kx_libstart {
 	uint64_t tid_address, robust_list;
 	uint64_t brk;
 	uint64_t stack_limit[2]; /* as struct rlimit */
-	uint64_t until_ns;       /* CLOCK_MONOTONIC */
 	uint64_t low, at;        /* `at`: by the LibOS */
 };
 _Static_assert(sizeof(struct kx_libnext) <= 0x7e00, "does not reach it");

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* abi/kx_libstart.h */
 #include "../../abi/kx_libstart.h"
-#include "ktime.h"
 #include "libos.h"
 
 #define NR_mmap 9
@@ -18,12 +17,6 @@
 
 static struct kx_libstart *const start = (struct kx_libstart *)KX_LIBSTART_BASE;
 static const char preload[] = "/etc/ld.so.preload";
-
-static bool before(uint64_t until)
-{
-	int64_t ts[2];
-	return !kt_clock_gettime(KT_MONOTONIC, &ts[0], &ts[1]) && (uint64_t)(ts[0] * KT_NS_PER_SEC + ts[1]) <= until;
-}
 
 static bool is_preload(uint64_t gva)
 {
@@ -59,8 +52,7 @@ bool libstart_call(struct kx_thread *t, const struct kx_frame *f, int64_t *ret)
 		return on & KX_LIBSTART_BRK && !f->rdi;
 	case NR_access:
 		*ret = -KX_ENOENT;
-		return on & KX_LIBSTART_PRELOAD && (uint32_t)f->rsi == R_OK && before(start->until_ns) &&
-		       is_preload(f->rdi);
+		return on & KX_LIBSTART_PRELOAD && (uint32_t)f->rsi == R_OK && is_preload(f->rdi);
 	case NR_set_tid_address:
 		if (!(on & KX_LIBSTART_THREAD))
 			return false;

@@ -6,7 +6,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../abi/kx_libstart.h"
-#include "../../util/now.h"
 #include "admit.h"
 #include "gmem_ahead.h"
 #include "gmem_priv.h"
@@ -16,7 +15,6 @@
 #include "thread.h"
 
 #define MEMORY (128ull << 10)
-#define LASTS_NS 20000000ull
 
 void limits_export(struct rlimit out[16]); /* sys_proc.c */
 
@@ -29,9 +27,7 @@ void libstart_begin(void)
 {
 	struct kx_libstart *s = shared();
 	struct rlimit all[16];
-	*s = (struct kx_libstart){ .on = KX_LIBSTART_BRK | KX_LIBSTART_STACK | KX_LIBSTART_THREAD,
-				   .brk = gmem_brk(0),
-				   .until_ns = now_ns() + LASTS_NS };
+	*s = (struct kx_libstart){ .on = KX_LIBSTART_BRK | KX_LIBSTART_STACK | KX_LIBSTART_THREAD, .brk = gmem_brk(0) };
 	limits_export(all);
 	s->stack_limit[0] = all[RLIMIT_STACK].rlim_cur;
 	s->stack_limit[1] = all[RLIMIT_STACK].rlim_max;
