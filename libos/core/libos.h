@@ -103,6 +103,8 @@ uint64_t site_resume(uint64_t rip);
 
 /* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
 bool libfile_call(struct kx_frame *f, int64_t *ret);
+/* libstart.c: what is asked at a start. */
+bool libstart_call(struct kx_thread *t, const struct kx_frame *f, int64_t *ret);
 /* Before anything that others see, or by which news may come, without an exit: what was noted for the next exit is made, and
  * what the monitor has told of files and paths may be true no more. */
 void libfile_flush_now(struct kx_thread *t);

@@ -43,7 +43,7 @@ static void trace(struct kx_thread *t, struct kx_frame *f, int64_t ret);
 /* Answered here after all, and told of: not for who looks at call.nr to do that. */
 __attribute__((noinline)) static bool library_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
-	if (!libfile_call(f, ret))
+	if (!libfile_call(f, ret) && !libstart_call(t, f, ret))
 		return false;
 	if (SHARED->trace)
 		trace(t, f, *ret);
