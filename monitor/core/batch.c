@@ -192,6 +192,7 @@ static void leases_look(void)
 	}
 	if (nr_leases || lease_lost)
 		return;
+	lend_all_back();
 	batch.nr_held = 0;
 	for (int fd = 0; fd <= batch.top_fd; fd++)
 		batch.nr_held += batch.socks[fd].held = batch.socks[fd].inherited;
@@ -336,6 +337,7 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 			batch_disown(fd, s);
 		return false;
 	}
+	lend_look(fd, s);
 	if (is_harmless(c))
 		return false;
 	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
@@ -401,8 +403,8 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks()) || is_vfork_child() ||
-	    is_inner(c->nr))
+	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks() && !lend_looks()) ||
+	    is_vfork_child() || is_inner(c->nr))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
@@ -421,6 +423,9 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
+	int e = lend_looks() ? lend_enter(c) : 0;
+	if (e && !done && (done = is_read(c->nr) || is_write(c->nr)))
+		*r = -e;
 	if ((batch.nr_socks || heir_looks()) && !done)
 		done = touch_all(c, r);
 	for (int i = 0; i < batch.nr_ctxs; i++)
@@ -528,6 +533,7 @@ void batch_share(int fd)
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
 	seek_shared(fd);
+	lend_ask(fd);
 	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);
@@ -535,12 +541,14 @@ void batch_share(int fd)
 
 void batch_fork_lock(void) { pthread_mutex_lock(&lock); }
 
-void batch_fork_share(void)
+static void share(bool lend)
 {
+	lend &= lend_begin();
 	settle_all();
 	heir_fork();
 	seek_all_shared();
 	ahead_fork(lease_new >= 0);
+	int held = 0;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
 		if (!s)
@@ -552,10 +560,18 @@ void batch_fork_share(void)
 		__atomic_store_n(&batch_guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		batch_give_up(fd, s);
 		batch_drain_left(fd, s);
-		s->held = true;
 	}
-	batch.nr_held = batch.nr_socks;
+	/* Now the guest changes nothing of any of them. */
+	for (int fd = 0; fd <= batch.top_fd; fd++) {
+		struct sock *s = batch_sock(fd);
+		if (s)
+			held += s->held |= !lend || !lend_socket(fd, s);
+	}
+	batch.nr_held = held;
+	lend_end();
 }
+
+void batch_fork_share(void) { share(lease_new >= 0 && !lease_lost); }
 
 int batch_fds(int (*move)(int *fd))
 {
@@ -614,7 +630,8 @@ void batch_vfork_begin(void)
 	if (is_vfork_child())
 		return;
 	batch_fork_lock();
-	batch_fork_share();
+	lend_ask_all(); /* the child's calls do not come by here */
+	share(false);
 	batch.no_new++;
 	batch_fork_unlock();
 }
@@ -634,11 +651,13 @@ void batch_fork_child(void)
 	if (batch.mapped)
 		memset(batch_shared()->ctx_of, 0, sizeof batch_shared()->ctx_of);
 	pvm.shared->batch = 0;
+	lend_fork_child();
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		batch.ctxs[i].t = NULL;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		batch.socks[fd].kind = NONE;
 		batch.socks[fd].held = batch.socks[fd].inherited = false;
+		batch.socks[fd].lent = 0;
 	}
 	heir_fork_child();
 	seek_all_shared();
