@@ -533,7 +533,7 @@ void batch_share(int fd)
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
 	seek_shared(fd);
-	lend_ask(fd);
+	lend_ask_all(); /* it may be an epoll, too */
 	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);

@@ -34,6 +34,8 @@
 
 #define ACCOUNTS KX_BATCH_FDS
 #define LENDERS 4 /* forefathers with sockets that a process may have */
+#define EPOLLS 8
+#define POLLED_MAX (1u << 20) /* more the kernel refuses */
 #define WORDS_SIZE (KX_BATCH_FDS * sizeof(struct kx_bsock))
 #define PENDING 0x5a5a0000u /* msg_flags until the kernel has taken the data */
 #define SPOILT 0x10000u     /* a length of msg_iov that is refused */
@@ -68,8 +70,9 @@ static struct lend *mine; /* this process's sockets; NULL: it has lent none */
 static unsigned nr_mine;
 static struct lend *lender[LENDERS]; /* forefathers */
 static unsigned nr_lenders, nr_lent;
-static uint16_t lent[KX_BATCH_FDS];   /* account + 1 of a forefather's, 0 = none */
-static uint8_t lent_by[KX_BATCH_FDS]; /* its index */
+static uint16_t lent[KX_BATCH_FDS];     /* account + 1 of a forefather's, 0 = none */
+static uint8_t lent_by[KX_BATCH_FDS];   /* its index */
+static int epoll_of[EPOLLS], nr_epolls; /* those of the sockets that are lent */
 static uint8_t nowhere[FETCH_MAX];
 _Static_assert(ACCOUNTS < UINT16_MAX, "fits");
 
@@ -387,7 +390,7 @@ void lend_ask_all(void)
 static void ask_polled(uint64_t gva, uint64_t n)
 {
 	struct pollfd p;
-	for (uint64_t i = 0; nr_lent && i < n && !guest_read(&p, gva + i * sizeof p, sizeof p); i++)
+	for (uint64_t i = 0; nr_lent && i < n && n <= POLLED_MAX && !guest_read(&p, gva + i * sizeof p, sizeof p); i++)
 		lend_ask(p.fd);
 }
 
@@ -405,12 +408,30 @@ static void ask_selected(int n, const uint64_t *set)
 		}
 }
 
-/* Those that another program will have. */
+static bool stays_open(int fd)
+{
+	long flags = HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0);
+	return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+/* Those that another program will have, or that an epoll tells it of. */
 static void ask_for_exec(void)
 {
+	for (int i = 0; nr_lent && i < nr_epolls; i++)
+		if (nr_epolls == EPOLLS || stays_open(epoll_of[i]))
+			lend_ask_all();
 	for (int fd = 0; nr_lent && fd < KX_BATCH_FDS; fd++)
-		if (lent[fd] && !(HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) & FD_CLOEXEC))
+		if (lent[fd] && stays_open(fd))
 			lend_ask(fd);
+}
+
+static void note_epoll(int fd)
+{
+	for (int i = 0; i < nr_epolls; i++)
+		if (epoll_of[i] == fd)
+			return;
+	if (nr_epolls < EPOLLS)
+		epoll_of[nr_epolls++] = fd;
 }
 
 static bool only_names(const struct hcall *c)
@@ -486,9 +507,11 @@ void lend_fork_child(void)
 {
 	forking = false;
 	own_tid = 0;
-	if (!nr_lent)
+	if (!nr_lent) {
+		nr_epolls = 0;
 		for (; nr_lenders; nr_lenders--)
 			munmap(lender[nr_lenders - 1], sizeof *mine);
+	}
 	if (!mine)
 		return;
 	unsigned had = nr_lent;
@@ -498,6 +521,7 @@ void lend_fork_child(void)
 			continue;
 		lent[fd] = s->lent;
 		lent_by[fd] = (uint8_t)nr_lenders;
+		note_epoll(s->epoll);
 		nr_lent++;
 	}
 	if (mmap(batch_guest_sock(0), WORDS_SIZE, PROT_READ | PROT_WRITE,

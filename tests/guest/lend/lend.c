@@ -329,6 +329,19 @@ static bool sees_nothing_epoll(int fd)
 	(void)fd;
 	return epoll_wait(epfd, &ev, 1, 0) == 0;
 }
+static bool sees_nothing_exec(int fd)
+{
+	char nr[12];
+	snprintf(nr, sizeof nr, "%d", epfd);
+	pid_t p = fork();
+	if (!p) { /* which has the epoll alone */
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+		fcntl(epfd, F_SETFD, 0);
+		execl("/proc/self/exe", "lend", "wait", nr, NULL);
+		_exit(97);
+	}
+	return status_of(p) == 0;
+}
 static bool sees_nothing_own_epoll(int fd)
 {
 	struct epoll_event ev = { EPOLLIN, { .fd = fd } };
@@ -389,6 +402,7 @@ static void first_uses(void)
 	first_use("poll: nothing left", sees_nothing, 30, 0);
 	first_use("select: nothing left", sees_nothing_select, 30, 0);
 	first_use("epoll: nothing left", sees_nothing_epoll, 30, 0);
+	first_use("exec with the epoll: nothing left", sees_nothing_exec, 30, 0);
 	first_use("an epoll of its own: nothing left", sees_nothing_own_epoll, 30, 0);
 	first_use("recv: nothing left", reads_nothing, 30, 0);
 }
@@ -713,6 +727,10 @@ int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "read"))
 		return !reads(atoi(argv[2]), 10, 5);
+	if (argc == 3 && !strcmp(argv[1], "wait")) {
+		struct epoll_event ev;
+		return epoll_wait(atoi(argv[2]), &ev, 1, 0);
+	}
 	socklen_t len = sizeof addr;
 	signal(SIGPIPE, SIG_IGN);
 	alarm(300);
