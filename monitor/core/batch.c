@@ -14,6 +14,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "openahead.h"
+#include "recycle.h"
 #include "thread.h"
 #include "sig.h"
 #include "batch_priv.h"
@@ -69,13 +70,12 @@ static struct ctx *ctx_make(struct thread *t)
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	writelater_reset((int)(x - batch.ctxs));
 	seek_reset((int)(x - batch.ctxs));
+	accept_reset((int)(x - batch.ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
-	for (int i = 0; i < KX_BATCH_NAMES; i++)
-		x->g->local[i].fd = -1;
 	for (int i = 0; i < KX_BATCH_PEERS_MAX; i++)
-		batch_peer_of(x, i)->fd = -1;
+		batch_peer_of(x, i)->fd = batch_local_of(x, i)->fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - batch.ctxs >= batch.nr_ctxs)
@@ -403,7 +403,8 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks() && !lend_looks()) ||
+	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !accept_concerns(c) && !heir_looks() &&
+	     !lend_looks()) ||
 	    is_vfork_child() || is_inner(c->nr))
 		return false;
 	pthread_mutex_lock(&lock);
@@ -415,10 +416,12 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		x->g->exits++;
 	}
 	settle_all();
+	accept_enter(c, x ? (int)(x - batch.ctxs) : -1);
 	openahead_settle();
 	done = writelater_enter(c, r);
 	ahead_enter(c, x);
 	seek_enter(c);
+	recycle_enter(c);
 	if (x && ahead_is_wait(c->nr))
 		ctx_give_up(x);
 	if (x && c->nr == SYS_exit)
@@ -492,27 +495,41 @@ void batch_leave(struct hcall *c, int64_t r)
 		if (batch.mapped)
 			batch_shared()->selfish = 1;
 	}
-	if (!batch.nr_socks && !batch.nr_ctxs && !accepts && !ahead_concerns(c))
+	if (!batch.nr_socks && !batch.nr_ctxs && !accepts && !ahead_concerns(c) && !accept_concerns(c))
 		return;
 	pthread_mutex_lock(&lock);
 	ahead_note(c, r);
+	accept_note(c, r);
 	note_result(c, r);
 	struct ctx *x = ctx_of(c->t);
 	seek_note(c, x ? (int)(x - batch.ctxs) : -1, r);
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
+		recycle_leave(c, r);
 		ahead_leave(x, c, r);
+		accept_leave(c, (int)(x - batch.ctxs), r);
 		batch_still_live(x);
 		files_look(x);
 		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
-		openahead_offer(c); /* behind the look at the sockets */
+		if (!accept_any((int)(x - batch.ctxs)))
+			openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		flusher_due();
 	}
 	pthread_mutex_unlock(&lock);
+}
+
+bool batch_answer(struct hcall *c, int64_t *r)
+{
+	if ((c->nr != SYS_accept && c->nr != SYS_accept4) || !batch_active() || is_vfork_child())
+		return false;
+	pthread_mutex_lock(&lock);
+	bool done = accept_give(c, r);
+	pthread_mutex_unlock(&lock);
+	return done;
 }
 
 /* batch_enter() has done it. */
@@ -534,6 +551,7 @@ void batch_share(int fd)
 	ahead_shared(fd);
 	seek_shared(fd);
 	lend_ask_all(); /* it may be an epoll, too */
+	accept_shared(fd);
 	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);
@@ -584,6 +602,8 @@ int batch_fds(int (*move)(int *fd))
 		if (*inherited[i] >= 0 && !(r = move(inherited[i])))
 			fcntl(*inherited[i], F_SETFD, 0);
 	if (!r)
+		r = accept_fds(move);
+	if (!r)
 		r = flusher_fds(move);
 	pthread_mutex_unlock(&lock);
 	return r;
@@ -592,7 +612,12 @@ int batch_fds(int (*move)(int *fd))
 void batch_lease_begin(bool files)
 {
 	int fd[2] = { -1, -1 };
-	if (is_vfork_child() || (!batch.nr_socks && !dgram_active()))
+	if (is_vfork_child())
+		return;
+	pthread_mutex_lock(&lock);
+	accept_fork_begin();
+	pthread_mutex_unlock(&lock);
+	if (!batch.nr_socks && !dgram_active())
 		return;
 	fd_limit_lift();
 	bool ok = !files && !pipe2(fd, O_CLOEXEC | O_NONBLOCK);
@@ -620,6 +645,7 @@ void batch_lease_end(void)
 	pthread_mutex_lock(&lock);
 	close_if(lease_new);
 	lease_new = -1;
+	accept_fork_end();
 	pthread_mutex_unlock(&lock);
 }
 
@@ -660,6 +686,7 @@ void batch_fork_child(void)
 		batch.socks[fd].lent = 0;
 	}
 	heir_fork_child();
+	accept_fork_child();
 	seek_all_shared();
 	for (int i = 0; i < nr_leases; i++)
 		close_if(leases[i]);
@@ -684,6 +711,7 @@ void batch_end(void)
 	if (pthread_mutex_timedlock(&lock, &soon))
 		return;
 	settle_all();
+	accept_end();
 	for (int fd = 0; fd <= batch.top_fd; fd++)
 		if (batch_sock(fd) && batch.socks[fd].left)
 			batch_drain_left(fd, &batch.socks[fd]);

@@ -115,6 +115,7 @@ void batch_drop_range(unsigned first, unsigned last);
 enum sock_kind batch_kind_of(int fd);
 bool batch_is_nonblocking(int fd);
 struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
+struct kx_bname *batch_local_of(const struct ctx *x, int fd);
 /* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
 void batch_accepted(struct ctx *x, int fd);
 /* One that was accepted by a forefather, who may still have it. NULL: it can't be batched. */
@@ -204,6 +205,28 @@ bool lend_looks(void);
 int lend_ask(int fd);
 void lend_ask_all(void);
 int lend_enter(const struct hcall *c);
+
+/* ---- batch_accept.c; ctx: number of a context, -1 = none ---- */
+
+/* Must batch_enter() and batch_leave() be told of c even without sockets? */
+bool accept_concerns(const struct hcall *c);
+void accept_reset(int ctx);
+/* Before a call, and after it: what it tells of descriptors; by a thread with batches. */
+void accept_enter(const struct hcall *c, int ctx);
+void accept_note(const struct hcall *c, int64_t r);
+void accept_leave(const struct hcall *c, int ctx, int64_t r);
+/* Are there some that the program has not got yet, at numbers that are to be free for other calls? */
+bool accept_any(int ctx);
+/* c accepts what was accepted ahead and taken back. */
+bool accept_give(struct hcall *c, int64_t *r);
+/* Another process gets fd. A fork is under way; in the child. */
+void accept_shared(int fd);
+void accept_fork_begin(void);
+void accept_fork_end(void);
+void accept_fork_child(void);
+/* The process ends. */
+void accept_end(void);
+int accept_fds(int (*move)(int *fd));
 
 /* ---- batch_seek.c; ctx: number of a context ---- */
 

@@ -122,13 +122,18 @@ struct kx_bname *batch_peer_of(const struct ctx *x, int fd)
 	return (struct kx_bname *)gva_ptr(batch_ctx_gva(x) + KX_BATCH_PEERS) + fd % KX_BATCH_PEERS_MAX;
 }
 
+struct kx_bname *batch_local_of(const struct ctx *x, int fd)
+{
+	return (struct kx_bname *)gva_ptr(batch_ctx_gva(x) + KX_BATCH_LOCALS) + fd % KX_BATCH_PEERS_MAX;
+}
+
 /* Who a new connection is from, and to. */
 static void note_names(struct ctx *x, int fd)
 {
 	note_name(batch_peer_of(x, fd), SYS_getpeername, fd);
 	x->g->accepted = fd;
 	x->g->accepted_at = (uint32_t)x->g->exits;
-	note_name(&x->g->local[fd % KX_BATCH_NAMES], SYS_getsockname, fd);
+	note_name(batch_local_of(x, fd), SYS_getsockname, fd);
 }
 
 void batch_accepted(struct ctx *x, int fd)
