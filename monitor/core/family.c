@@ -155,13 +155,17 @@ static enum state look(family_key key)
 		ipc_ns.ino = st.st_ino;
 	}
 	snprintf(name, sizeof name, "%d/ns/ipc", pid);
-	long r = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0);
-	if (r == 0)
+	long seen = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0), r;
+	if (seen == 0)
 		return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
 	snprintf(name, sizeof name, "%d/stat", pid);
 	r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;
+	/* One that ends has no namespaces any more some time before it is a zombie. */
+	snprintf(name, sizeof name, "%d/ns/ipc", pid);
+	if (r == 0 && seen == -ENOENT)
+		zombie = zombie || HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0) == -ENOENT;
 	if (r < 0 || !key_start(key))
 		return r == 0 && zombie ? HERE : UNKNOWN; /* to be taken for a zombie's harms nobody */
 	return start == key_start(key) ? HERE : GONE;
