@@ -89,6 +89,10 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
 int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
 
+/* sigs.c */
+int64_t sys_kill(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_rt_sigtimedwait(struct kx_thread *t, struct kx_frame *f);
+
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))
 /* Deliver what is there. ret: result of the interrupted call, or 0. True when a handler's frame was made. */
