@@ -29,6 +29,7 @@ enum {
 	HC_sig_stack_fault,
 	HC_seed,
 	HC_pipe_wake = 1120,
+	HC_ipc_owed,
 	HC_batch_flush = 1200,
 	HC_serve_wait = 1220
 };
