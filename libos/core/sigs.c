@@ -180,11 +180,12 @@ static bool sent(struct kx_thread *t, uint32_t pid, uint32_t signo, bool to_thre
 			(uint64_t)to_thread << 41 | (uint64_t)t->pid << 42;
 	if (!swap(s, w, mine))
 		return false;
-	while (look(s) == mine)
+	uint64_t now;
+	while ((now = look(s)) == mine)
 		if (ticks() - start > ANSWER && swap(s, mine, w))
 			return false;
 	t->sigs.peer = pid;
-	return true;
+	return now; /* 0: another thread has changed the user, and given all of this up */
 }
 
 int64_t sys_kill(struct kx_thread *t, struct kx_frame *f)

@@ -360,6 +360,8 @@ static int64_t sleep_on(struct op *x)
 static int64_t sem_sleep(struct kx_ipc_obj *o, uint32_t how, uint64_t ns)
 {
 	const struct timespec ts = { 0, (long)ns };
+	if (!how) /* ended before it began */
+		return -EAGAIN;
 	return ns ? HB6(SYS_futex, &o->naps, FUTEX_WAIT, how, &ts, 0, 0) : -ETIMEDOUT;
 }
 
