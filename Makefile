@@ -40,8 +40,9 @@ LIBOS_SRC = $(sort $(wildcard libos/core/*.c))
 LIBOS_ASM = libos/arch/x86_64/entry.S
 
 # What the images of the store depend on: they are shared only by monitors that would make the same.
-STORE_FORMAT := $(shell cat monitor/arch/x86_64/patch.c abi/kx_abi.h monitor/core/rseq.c monitor/core/text.h \
-	monitor/core/store.c monitor/core/store.h | sha256sum | cut -c1-16)
+STORE_FORMAT_SRC = $(sort $(wildcard monitor/arch/x86_64/patch*.[ch])) abi/kx_abi.h monitor/core/rseq.c monitor/core/text.h \
+	monitor/core/store.c monitor/core/store.h
+STORE_FORMAT := $(shell cat $(STORE_FORMAT_SRC) | sha256sum | cut -c1-16)
 
 HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))
 LIBOS_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(LIBOS_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(LIBOS_ASM))
@@ -90,6 +91,7 @@ $(BUILD)/monitor/core/image.o: monitor/core/image.S $(BUILD)/libos.bin $(BUILD)/
 	@mkdir -p $(@D)
 	$(Q)$(CC) -c -DLIBOS_BIN='"$(BUILD)/libos.bin"' -DVDSO_SO='"$(BUILD)/vdso.so"' -o $@ $<
 
+$(BUILD)/monitor/core/store.o: $(STORE_FORMAT_SRC)
 $(BUILD)/monitor/core/store.o: HOST_CFLAGS += -DSTORE_FORMAT='"format-$(STORE_FORMAT)"'
 
 $(BUILD)/%.o: %.c

@@ -191,9 +191,9 @@ struct kx_futexes {
 	uint32_t cpus;      /* that the family was started with */
 	uint32_t exit_cost; /* TSC ticks, the shortest exit seen of late */
 	/* Not of futexes: monitor/core/sizes.h. */
-	uint32_t resizing;       /* calls being made that may change how long a file is */
+	uint32_t sizes_asked;    /* 1: somebody asks how long files are, again and again */
 	uint32_t mapped_outside; /* 1: a member has mapped shared what others than the family can map */
-	uint64_t resized;        /* such calls that were made */
+	uint64_t resized;        /* calls that began since then and may change that */
 	uint64_t pad[2];
 };
 

@@ -17,8 +17,8 @@ bool seek_end(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 	*ret = s->size;
 	if (s->calls != __atomic_load_n(&BATCH->calls, __ATOMIC_SEQ_CST) ||
 	    s->ticket != __atomic_load_n(&BATCH->ticket, __ATOMIC_SEQ_CST) ||
-	    s->resized != __atomic_load_n(&family->resized, __ATOMIC_SEQ_CST) ||
-	    __atomic_load_n(&family->resizing, __ATOMIC_SEQ_CST) || family->outside || family->mapped_outside)
+	    s->resized != __atomic_load_n(&family->resized, __ATOMIC_SEQ_CST) || family->outside ||
+	    family->mapped_outside)
 		return false;
 	s->uses++;
 	return true;

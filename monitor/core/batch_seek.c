@@ -12,6 +12,8 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include "batch_priv.h"
+#include "family.h"
+#include "sizes.h"
 
 #define IDLE_MAX 64 /* calls of a thread until a file that it does not ask about is forgotten */
 
@@ -103,15 +105,14 @@ void seek_note(const struct hcall *c, int ctx, int64_t r)
 		break;
 	case SYS_lseek:
 		if (ctx >= 0 && r >= 0 && !c->arg[1] && (int)c->arg[2] == SEEK_END && is_own((int)c->arg[0]))
-			add(ctx, (int)c->arg[0]);
+			sizes_ask(), add(ctx, (int)c->arg[0]);
 	}
 }
 
 void seek_look(int ctx, uint64_t calls)
 {
 	uint64_t resized = __atomic_load_n(&family()->resized, __ATOMIC_SEQ_CST);
-	bool still = !__atomic_load_n(&family()->resizing, __ATOMIC_SEQ_CST) && !family()->outside &&
-		     !family()->mapped_outside && !batch.no_new;
+	bool may = !family()->outside && !family()->mapped_outside && !batch.no_new, looked = false, still = false;
 	for (int i = 0; i < KX_BATCH_SEEKS; i++) {
 		struct asked *a = &asked[ctx][i];
 		struct kx_bseek *g = &guest(ctx)[i];
@@ -125,6 +126,9 @@ void seek_look(int ctx, uint64_t calls)
 			continue;
 		}
 		__atomic_store_n(&g->fd, -1, __ATOMIC_SEQ_CST);
+		if (may && !looked)
+			still = !family_changes();
+		looked = true;
 		if (!still || fstat(a->fd, &st) || !S_ISREG(st.st_mode) ||
 		    HC6(SYS_lseek, a->fd, 0, SEEK_CUR, 0, 0, 0) != st.st_size)
 			continue;

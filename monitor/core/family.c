@@ -15,18 +15,22 @@
 #include "../../util/procstat.h"
 #include "../dev/procfs.h"
 #include "fsize.h"
+#include "keeper.h"
 #include "pvm.h"
 #include "stats.h"
 #include "thread.h"
 
 #define SLOTS_END (sizeof(struct family_table) + FAMILY_MAX * sizeof(struct family_slot))
-#define TABLE_SIZE (SLOTS_END + sizeof(struct stats_family))
+#define CHANGING_AT (SLOTS_END + sizeof(struct stats_family))
+#define TABLE_SIZE (CHANGING_AT + FAMILY_MAX * sizeof(uint32_t))
 #define FUTEXES_AT ((TABLE_SIZE + 4095) & ~4095ul) /* in the file: a page that guests map, and nothing else of it */
 #define PIPES_AT ((FUTEXES_AT + sizeof(struct kx_futexes) + 0x1fffff) & ~0x1fffffull)
 #define IPC_AT (PIPES_AT + KX_PIPE_SIZE)
 #define PID_MASK (((family_key)1 << FAMILY_PID_BITS) - 1)
 
 static struct family_table *table;
+static uint32_t *changing; /* by slot */
+static int own_slot;
 static struct {
 	dev_t dev;
 	ino_t ino;
@@ -95,6 +99,7 @@ int family_init(int fd, struct kx_err *err)
 		return kx_err_set(err, EINVAL, "family: its table is of another version (use the kylinx that it runs)");
 	}
 	stats_share((struct stats_family *)((uint8_t *)table + SLOTS_END));
+	changing = (uint32_t *)((uint8_t *)table + CHANGING_AT);
 	int r = fd_keep(&pvm.family_fd, fd);
 	return r ? kx_err_set(err, -r, "family: no descriptor left (raise `ulimit -n`)") : 0;
 }
@@ -204,10 +209,20 @@ static int take(family_key key)
 			while (n <= i && !__atomic_compare_exchange_n(&table->used, &n, i + 1, false, __ATOMIC_SEQ_CST,
 								      __ATOMIC_SEQ_CST))
 				;
+			changing[i] = 0;
 			return (int)i;
 		}
 	}
 	return -EAGAIN;
+}
+
+/* Where the calling process is. A child of vfork has its parent's memory. */
+static void set_slot(int slot)
+{
+	if (is_vfork_child())
+		self->family_slot = slot;
+	else
+		own_slot = slot;
 }
 
 static void set_exe(struct family_slot *s)
@@ -234,6 +249,7 @@ int family_enter(bool from_host)
 	int i = take(own_key(true));
 	if (i < 0)
 		return i;
+	set_slot(i);
 	table->slot[i].from_host = from_host;
 	memset(table->slot[i].exe, 0, sizeof table->slot[i].exe);
 	return 0;
@@ -285,6 +301,7 @@ bool family_is_due(void) { return due_slot >= 0; }
 static void child_enter(int slot, family_key mine)
 {
 	family_key k = load((unsigned)slot);
+	set_slot(slot);
 	set_exe(&table->slot[slot]);
 	while ((k & FAMILY_RESERVED || k == make_key(key_pid(mine), 0)) && !swap((unsigned)slot, k, mine))
 		k = load((unsigned)slot);
@@ -304,8 +321,39 @@ void family_set_exe(void)
 	int i = find(key_pid(mine));
 	if (i < 0)
 		return;
+	set_slot(i);
+	__atomic_store_n(&changing[i], 0, __ATOMIC_SEQ_CST); /* what threads were in that the exec has ended */
 	set_exe(&table->slot[i]);
 	swap((unsigned)i, make_key(key_pid(mine), 0), mine);
+}
+
+uint32_t *family_changing(void) { return &changing[is_vfork_child() ? self->family_slot : own_slot]; }
+
+/* Nobody has reaped it, perhaps never will. One whose first thread alone has ended is not gone. */
+static bool is_corpse(pid_t pid)
+{
+	char name[32], text[1024];
+	struct proc_stat s;
+	snprintf(name, sizeof name, "%d/stat", pid);
+	return procfs_peek(name, text, sizeof text) > 0 && !proc_stat_read(text, &s) && proc_stat_ended(&s) &&
+	       s.f[STAT_THREADS] <= 1;
+}
+
+bool family_changes(void)
+{
+	unsigned n = used();
+	bool some = false;
+	for (unsigned i = 0; i < n && !some; i++) {
+		uint32_t in = __atomic_load_n(&changing[i], __ATOMIC_SEQ_CST);
+		family_key k = in ? load(i) : 0;
+		if (!k)
+			continue;
+		enum state s = look(k);
+		if (s == GONE)
+			swap(i, k, 0);
+		some = s != GONE && (key_pid(k) == my_pid() || !is_corpse(key_pid(k)));
+	}
+	return some;
 }
 
 bool family_exe(pid_t pid, char *out, size_t len)

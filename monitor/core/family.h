@@ -89,6 +89,10 @@ void family_settle(void);
 
 /* The calling process runs pvm.exe from now on. */
 void family_set_exe(void);
+/* How many calls that may change a file's size the calling process is in (sizes.h). */
+uint32_t *family_changing(void);
+/* Is any member in one? Those that were killed within are none. */
+bool family_changes(void);
 /* Path of a member's program. False when it is not known. */
 bool family_exe(pid_t pid, char *out, size_t len);
 

@@ -30,6 +30,7 @@
 #define FILE_FIRST (16 * MiB)
 #define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
+#define HIGH_HINT GiB         /* a reservation whose hint above the low space is followed */
 /* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
  * in all but the heap. */
 #define AHEAD_HEAP MiB
@@ -325,6 +326,9 @@ static bool high_open(void)
 
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
 {
+	/* Who wants that much there mostly can't do without (ZGC). Smaller ones are as well off below. */
+	if (hint >= KX_SPACE_SIZE && hint < KX_HIGH_END && len >= HIGH_HINT)
+		high_open();
 	if (hint && hint >= KX_USER_MIN && gva_ok(hint, len) && range_free(hint, hint + len))
 		return hint;
 	if (flags & MAP_32BIT)

@@ -153,6 +153,15 @@ static void second_free(struct kx_pipe *o, uint64_t gen)
 				    __ATOMIC_SEQ_CST);
 }
 
+static struct kx_pipes *headers; /* in pipe_resume(): a view of all objects, which may be the only one */
+
+/* What comes behind o, in the view that o is in. */
+static struct kx_pipe *behind(struct kx_pipe *o)
+{
+	struct kx_pipes *in = headers && o >= headers->obj && o < headers->obj + KX_PIPE_OBJECTS ? headers : pipe_mem;
+	return &in->obj[(size_t)(o - in->obj + 1) % KX_PIPE_OBJECTS];
+}
+
 /* Nobody left: free. The state that was seen before the look tells whether it is still the same pipe's. */
 static void free_if_left(struct kx_pipe *o, uint64_t state)
 {
@@ -165,7 +174,7 @@ static void free_if_left(struct kx_pipe *o, uint64_t state)
 	if (__atomic_compare_exchange_n(&o->state, &state, (state & ~0xffffffffull) | KX_PIPE_FREE, false,
 					__ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) &&
 	    pair)
-		second_free(pipe_obj((unsigned)(o - pipe_mem->obj) + 1), state >> 32);
+		second_free(behind(o), state >> 32);
 }
 
 static void holder_remove(struct kx_pipe *o, uint64_t key, uint32_t who)
@@ -1596,7 +1605,7 @@ static void exec_drop(struct kx_pipe *o, unsigned i)
 	uint64_t state = __atomic_load_n(&o->state, __ATOMIC_SEQ_CST);
 	if (!holder_has(o, me))
 		return;
-	struct kx_pipe *second = o->pair && i + 1 < KX_PIPE_OBJECTS ? o + 1 : NULL;
+	struct kx_pipe *second = o->pair ? behind(o) : NULL;
 	locks_drop(o, me);
 	if (second)
 		locks_drop(second, me);
@@ -1610,7 +1619,6 @@ static void exec_drop(struct kx_pipe *o, unsigned i)
 }
 
 static bool pipe_seen;
-static struct kx_pipes *headers;
 
 static void look(int fd)
 {
@@ -1626,16 +1634,18 @@ void pipe_resume(void)
 	uint32_t head[2] = { 0, 0 };
 	if (pread(pvm.family_fd, head, sizeof head, (off_t)family_pipes_offset()) != sizeof head || !head[1])
 		return;
-	headers = mmap(NULL, KX_PIPE_DATA, PROT_READ | PROT_WRITE, MAP_SHARED, pvm.family_fd,
-		       (off_t)family_pipes_offset());
-	if (headers == MAP_FAILED)
+	void *view = mmap(NULL, KX_PIPE_DATA, PROT_READ | PROT_WRITE, MAP_SHARED, pvm.family_fd,
+			  (off_t)family_pipes_offset());
+	if (view == MAP_FAILED)
 		return;
+	headers = view;
 	each_fd(look);
 	if (pipe_seen && pipe_map_here())
 		each_fd(adopt);
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < headers->used; i++)
 		exec_drop(&headers->obj[i], i);
-	munmap(headers, KX_PIPE_DATA);
+	headers = NULL;
+	munmap(view, KX_PIPE_DATA);
 }
 
 static void leave(uint64_t key, int fd, uint32_t who)

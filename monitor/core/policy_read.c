@@ -677,7 +677,8 @@ int policy_find(char out[4096], struct kx_err *err)
 		/* Whatever is there is meant, a link to nothing, too. */
 		if (!lstat(out, &st))
 			return 1;
-		if (errno != ENOENT && errno != ENOTDIR && (errno != EACCES || env || !geteuid() || home_is_own()))
+		if (errno != ENOENT && (errno != ENOTDIR || env) &&
+		    (errno != EACCES || env || !geteuid() || home_is_own()))
 			return 1;
 	}
 	if (env || !geteuid())

@@ -110,6 +110,7 @@ struct thread {
 	struct scratch *scratch; /* of a child of vfork (keeper.h) */
 	struct rlimit limit[16]; /* of such a child: those that the host does not know (sys_proc.c) */
 	bool asked_keeper;       /* such a child has asked the keeper for something */
+	int family_slot;         /* of such a child (family.c) */
 	/* Who else runs on this thread's host stack or storage: a child of vfork and its struct thread, a thread that reads
 	 * from procfs. The kernel clears the numbers. */
 	int vfork_tid, private_tid;

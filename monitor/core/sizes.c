@@ -4,6 +4,7 @@
 #include <linux/fs.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include "family.h"
 
 static struct kx_futexes *page(void) { return gva_ptr(KX_FUTEX_BASE); }
 
@@ -14,22 +15,27 @@ static bool is_file(int fd)
 	       !S_ISCHR(st.st_mode);
 }
 
-static bool changes(const struct hcall *c)
+enum change { NONE, SOME, BY_FD };
+
+/* BY_FD: if the descriptor *fd is a file's. */
+static enum change change_of(const struct hcall *c, int *fd)
 {
 	switch (c->nr) {
 	case SYS_write:
 	case SYS_writev:
 	case SYS_sendfile:
-		return is_file((int)c->arg[0]);
+		*fd = (int)c->arg[0];
+		return BY_FD;
 	case SYS_splice:
 	case SYS_copy_file_range:
-		return is_file((int)c->arg[2]);
+		*fd = (int)c->arg[2];
+		return BY_FD;
 	case SYS_ioctl:
-		return (unsigned)c->arg[1] == FICLONE || (unsigned)c->arg[1] == FICLONERANGE;
+		return (unsigned)c->arg[1] == FICLONE || (unsigned)c->arg[1] == FICLONERANGE ? SOME : NONE;
 	case SYS_open:
-		return c->arg[1] & O_TRUNC;
+		return c->arg[1] & O_TRUNC ? SOME : NONE;
 	case SYS_openat:
-		return c->arg[2] & O_TRUNC;
+		return c->arg[2] & O_TRUNC ? SOME : NONE;
 	case SYS_openat2: /* its flags are in memory */
 	case SYS_creat:
 	case SYS_pwrite64:
@@ -38,23 +44,39 @@ static bool changes(const struct hcall *c)
 	case SYS_truncate:
 	case SYS_ftruncate:
 	case SYS_fallocate:
-		return true;
+		return SOME;
 	}
-	return false;
+	return NONE;
 }
 
-void sizes_begin(void) { __atomic_add_fetch(&page()->resizing, 1, __ATOMIC_SEQ_CST); }
-
-void sizes_after(void)
+/* Counted first: either this sees that somebody asks, or who asks sees the count. */
+static bool begin(int fd)
 {
+	uint32_t *n = family_changing();
+	__atomic_add_fetch(n, 1, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&page()->sizes_asked, __ATOMIC_SEQ_CST))
+		return true;
+	if (fd >= 0 && !is_file(fd)) {
+		__atomic_sub_fetch(n, 1, __ATOMIC_SEQ_CST);
+		return false;
+	}
 	__atomic_add_fetch(&page()->resized, 1, __ATOMIC_SEQ_CST);
-	__atomic_sub_fetch(&page()->resizing, 1, __ATOMIC_SEQ_CST);
+	return true;
 }
+
+void sizes_begin(void) { begin(-1); }
+
+void sizes_after(void) { __atomic_sub_fetch(family_changing(), 1, __ATOMIC_SEQ_CST); }
 
 bool sizes_before(const struct hcall *c)
 {
-	if (!changes(c))
-		return false;
-	sizes_begin();
-	return true;
+	int fd = -1;
+	enum change k = change_of(c, &fd);
+	return k != NONE && (k == SOME || fd >= 0) && begin(fd);
+}
+
+void sizes_ask(void)
+{
+	if (!page()->sizes_asked)
+		__atomic_store_n(&page()->sizes_asked, 1, __ATOMIC_SEQ_CST);
 }

@@ -70,6 +70,21 @@ int64_t hc_mmap(struct hcall *c)
 
 int64_t hc_munmap(struct hcall *c) { return gmem_munmap(c->arg[0], c->arg[1]); }
 int64_t hc_mprotect(struct hcall *c) { return gmem_mprotect(c->arg[0], c->arg[1], (int)c->arg[2]); }
+
+/* Protection keys: none, as cpuid says (vcpu.c). */
+int64_t hc_pkey_mprotect(struct hcall *c)
+{
+	if ((int)c->arg[3] != -1 && c->arg[1])
+		return -EINVAL;
+	return gmem_mprotect(c->arg[0], c->arg[1], (int)c->arg[2]);
+}
+
+int64_t hc_pkey(struct hcall *c)
+{
+	(void)c;
+	return -EINVAL;
+}
+
 int64_t hc_brk(struct hcall *c) { return gmem_brk(c->arg[0]); }
 
 int64_t hc_mremap(struct hcall *c) { return gmem_mremap(c->arg[0], c->arg[1], c->arg[2], (int)c->arg[3], c->arg[4]); }

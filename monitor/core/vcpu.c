@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/now.h"
 #include "birth.h"
 #include "fault.h"
 #include "gmem.h"
@@ -37,7 +38,8 @@
 #define DS_USER 0x2b
 #define SEL_TSS 0x40
 #define DF 0x400ull
-#define CPUID_MAX 256 /* as the kernel's KVM_MAX_CPUID_ENTRIES */
+#define PATIENCE_NS 2000000000ull /* with a limit of processes */
+#define CPUID_MAX 256             /* as the kernel's KVM_MAX_CPUID_ENTRIES */
 /* Offsets in a vCPU's 16 KiB block of the system region. */
 #define BLOCK_PAGES 4
 #define BLOCK_GDT 0x000
@@ -570,11 +572,33 @@ static void fetch_regs(struct thread *t)
 		pvm_panic("vCPU %d: cannot read registers: %s", t->index, strerror(errno));
 }
 
+static uint64_t lacks_since; /* when KVM_RUN began to lack a process; 0: it does not */
+
+/* KVM makes a thread of its own at a VM's first run: at the limit of processes that fails. Others may end in a moment. */
+static void lacks_process(void)
+{
+	const uint64_t now = now_ns();
+	birth_lacks();
+	if (!lacks_since)
+		lacks_since = now;
+	if (now - lacks_since < PATIENCE_NS) {
+		host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
+		return;
+	}
+	const char *why = "no VM: the limit of processes is reached (raise `ulimit -u`, or pids.max of the cgroup)";
+	if (!pvm.is_child)
+		pvm_panic("%s", why);
+	kx_log(KX_LOG_ERROR, "vcpu", "%s", why);
+	pvm_die_by_signal(SIGKILL);
+}
+
 static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
 	t->gate_call = false;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
+	if (lacks_since && !(r < 0 && e == EAGAIN))
+		lacks_since = 0;
 	/* A registers' copy that is marked was not taken over. */
 	if (r < 0 && !(run->kvm_dirty_regs && (e == EINTR || e == EAGAIN)))
 		fetch_regs(t);
@@ -608,12 +632,9 @@ static void enter_guest(struct thread *t)
 		}
 	}
 	if (errno == EINTR || errno == EAGAIN) {
-		/* KVM makes a thread of its own at a VM's first run: at the limit of processes that fails, before it has
-		 * taken over the registers that it was given. It takes back the mark when it has. */
-		if (errno == EAGAIN) {
-			birth_lacks();
-			host_call(SYS_nanosleep, (long)&(struct timespec){ 0, 1000000 }, 0, 0, 0, 0, 0);
-		}
+		/* The registers that it was given KVM has not taken over then. It takes back the mark when it has. */
+		if (errno == EAGAIN)
+			lacks_process();
 		sig_prepare(t);
 		if (!t->area->work)
 			t->at_user = true; /* work that comes from here on stops it again */

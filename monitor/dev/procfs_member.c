@@ -101,6 +101,8 @@ static int member_status(struct out *t, const struct node *n, const char *host)
 			out_printf(t, "Threads:\t%d\n", member_tasks(n->pid, NULL));
 		else if (key_is(p, "NoNewPrivs:")) /* the monitor has it always */
 			out_printf(t, "NoNewPrivs:\t%d\n", pvm.no_new_privs);
+		else if (key_is(p, "SigBlk:") || key_is(p, "SigCgt:")) /* the host has the monitor's */
+			out_printf(t, "%.7s\t%016x\n", p, 0);
 		else
 			out_add(t, p, (size_t)(eol + 1 - p));
 	}
@@ -142,7 +144,8 @@ static int member_stat(struct out *t, const struct node *n, const char *host)
 			out_printf(t, " %d", member_tasks(n->pid, NULL));
 		else if (field == 23)
 			out_printf(t, " %" PRIu64, size * PAGE);
-		else if ((field >= 26 && field <= 30) || field == 35 || (field >= 45 && field <= 51))
+		else if ((field >= 26 && field <= 30) || field == 32 || field == 34 || field == 35 ||
+			 (field >= 45 && field <= 51))
 			out_add(t, " 0", 2);
 		else
 			out_printf(t, " %s", tok);

@@ -9,6 +9,7 @@
 #include <sys/sysmacros.h>
 #include "../core/gmem.h"
 #include "../core/hot.h"
+#include "../core/keeper.h"
 
 /* ---- the memory map -------------------------------------------------------------------------------------------- */
 
@@ -379,6 +380,39 @@ static bool is_caller(const char *host)
 	       (my_tid() == my_pid() && key_is(host, "self/") && !key_is(host, "self/task/"));
 }
 
+/* What the program blocks, ignores and handles: the monitor's own are others. 0: no such thread any more. */
+struct sig_masks {
+	uint64_t blocked, ignored, caught;
+};
+
+static void masks_of(struct thread *t, struct sig_masks *m)
+{
+	const struct kx_sigaction *act = actions_of(t);
+	m->blocked = __atomic_load_n(&t->area->sigmask, __ATOMIC_RELAXED);
+	for (int s = 1; s <= 64; s++) {
+		uint64_t handler = __atomic_load_n(&act[s].handler, __ATOMIC_RELAXED);
+		if (handler)
+			*(handler == (uint64_t)SIG_IGN ? &m->ignored : &m->caught) |= 1ull << (s - 1);
+	}
+}
+
+static struct sig_masks sig_masks(int tid)
+{
+	struct sig_masks m = { 0 };
+	if (tid == my_tid() || is_vfork_child()) {
+		masks_of(self, &m);
+		return m;
+	}
+	pthread_mutex_lock(&pvm.thr_lock);
+	struct thread *t = pvm.threads;
+	while (t && t->tid != tid)
+		t = t->next;
+	if (t)
+		masks_of(t, &m);
+	pthread_mutex_unlock(&pvm.thr_lock);
+	return m;
+}
+
 int gen_status(struct out *t, const char *host)
 {
 	struct out in = { 0 };
@@ -386,6 +420,8 @@ int gen_status(struct out *t, const char *host)
 	int r = host_read(host, &in);
 	if (r < 0)
 		return r;
+	const char *tid = strstr(in.p, "\nPid:");
+	struct sig_masks m = sig_masks(tid ? atoi(tid + 5) : 0);
 	const struct {
 		const char *key;
 		uint64_t kb;
@@ -412,6 +448,12 @@ int gen_status(struct out *t, const char *host)
 			out_printf(t, "Threads:\t%d\n", nr_threads());
 		} else if (key_is(p, "NoNewPrivs:")) {
 			out_printf(t, "NoNewPrivs:\t%d\n", pvm.no_new_privs);
+		} else if (key_is(p, "SigBlk:")) {
+			out_printf(t, "SigBlk:\t%016" PRIx64 "\n", m.blocked);
+		} else if (key_is(p, "SigIgn:")) {
+			out_printf(t, "SigIgn:\t%016" PRIx64 "\n", m.ignored);
+		} else if (key_is(p, "SigCgt:")) {
+			out_printf(t, "SigCgt:\t%016" PRIx64 "\n", m.caught);
 		} else {
 			out_add(t, p, (size_t)(eol + 1 - p));
 		}
@@ -433,6 +475,7 @@ int gen_stat(struct out *t, const char *host)
 		out_free(&in);
 		return -EIO;
 	}
+	struct sig_masks m = sig_masks(atoi(in.p));
 	out_add(t, in.p, (size_t)(p + 1 - in.p));
 	for (char *save, *tok = strtok_r(p + 1, " \n", &save); tok; tok = strtok_r(NULL, " \n", &save), field++) {
 		uint64_t v, pages = s.total / PAGE;
@@ -451,6 +494,15 @@ int gen_stat(struct out *t, const char *host)
 			break;
 		case 28:
 			v = pvm.stack_top;
+			break;
+		case 32: /* the standard signals, of the calling process or thread */
+			v = m.blocked & 0x7fffffff;
+			break;
+		case 33:
+			v = m.ignored & 0x7fffffff;
+			break;
+		case 34:
+			v = m.caught & 0x7fffffff;
 			break;
 		case 47:
 			v = pvm.brk_start;

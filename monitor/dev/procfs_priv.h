@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the files of procfs share: names and how they are made (procfs.c), the host's procfs (procfs_host.c), this process's
- * memory (procfs_memory.c), other members of the family (procfs_member.c).
+ * What the files of procfs share: calls (procfs.c), names (procfs_names.c), texts (procfs_text.c), directories (procfs_dir.c),
+ * the host's procfs (procfs_host.c), this process's memory (procfs_memory.c), other members of the family (procfs_member.c).
  */
 #ifndef KX_PROCFS_PRIV_H
 #define KX_PROCFS_PRIV_H
+#include <limits.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include "../core/pvm.h"
@@ -115,8 +117,43 @@ int member_tasks(pid_t pid, struct out *t);
 /* A file about a member, n->pid; host: its path in the host's procfs. */
 int member_generate(const struct node *n, const char *host, struct out *t);
 
-/* ---- procfs.c ---- */
+/* ---- names; procfs_names.c ---- */
 
+extern const struct pid_file proc_pid_files[]; /* these lists end with a name that is NULL */
+extern const char *const proc_global_files[], *const proc_net_files[], *const proc_sysvipc_files[],
+									       *const proc_sys_files[];
+
+static inline bool proc_is_dir(const struct node *n) { return n->kind <= D_SYS; }
+static inline bool proc_is_link(const struct node *n) { return n->kind >= L_SELF && n->kind <= L_FD; }
+/* What rel, a path below /proc, names. 0 or -errno. */
+int proc_parse(const char *rel, struct node *n);
+/* Links whose target is in procfs itself. */
+void proc_follow(struct node *n);
+/* Where the host's procfs has it. */
+void proc_host_path(const struct node *n, char out[512]);
+/* A decimal number at *s, which is moved behind it. */
+bool proc_number(const char **s, int *out);
+/* Is path below sys/ a file (1), a directory on the way to one (2), or nothing? */
+int proc_sys_kind(const char *path);
+
+/* ---- texts; procfs_text.c ---- */
+
+int proc_generate(const struct node *n, struct out *t);
+/* Not as the host has it. */
+bool proc_is_changed(const struct node *n);
 int gen_limits(struct out *t, const char *host);
 int gen_mounts(struct out *t, const char *host);
+
+/* ---- directories; procfs_dir.c ---- */
+
+/* Its likeness in the tmpfs; made; filled. */
+void proc_dir_path(const struct node *n, char out[512]);
+int proc_make_dirs(const char *path);
+void proc_fill_dir(const struct node *n, const char *dir);
+int64_t proc_open_dir(const struct node *n, int flags);
+
+/* ---- links; procfs.c ---- */
+
+/* Length of what a link says, or -errno. */
+int proc_link_text(const struct node *n, char out[PATH_MAX]);
 #endif

@@ -256,10 +256,18 @@ def link(path):
         return ""
 
 
+def below(pid):
+    """Whether a process descends from us. We are the subreaper: none gets away by the death of its parent."""
+    while pid > 1 and pid != os.getpid():
+        m = re.search(r"^PPid:\s*(\d+)$", read(f"/proc/{pid}/status"), re.M)
+        pid = int(m[1]) if m else 0
+    return pid == os.getpid()
+
+
 def monitors():
-    """Processes of this KYLINX, by their executable: their names are the guests'."""
+    """Processes of this KYLINX, by their executable: their names are the guests'. Not those of another run of tests."""
     return [f"{pid} {read(f'/proc/{pid}/comm').strip()}" for pid in names("/proc") if pid.isdigit()
-            and link(f"/proc/{pid}/exe").split(" (deleted)")[0] == KYLINX]
+            and link(f"/proc/{pid}/exe").split(" (deleted)")[0] == KYLINX and below(int(pid))]
 
 
 def children():

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -203,6 +204,37 @@ def habit_at_the_limit():
     for a, b in zip(seen, seen[1:]):
         expect(all(x <= y for x, y in zip(a[1:], b[1:])), True, f"more with {a[0]} than with {b[0]}: {seen}")
     expect(seen[-1][1:], (3, 3, 3, 3), "at the end")
+
+
+@test
+def no_process_for_a_vm():
+    """KVM may want a process of its own at a VM's first run: a start without one is an error, and who was forked is killed."""
+    with Cgroup("pids", max=1) as g:
+        r = g.run(lib.pvm(["true"]), 60)
+    if r.status == 0:
+        raise Skip("this host's KVM wants none")
+    expect((r.status, b"limit of processes" in r.err), (125, True), f"a start: {r.why()}")
+    script = """
+import os
+for i in range(2):
+    if i: print("ready", flush=True), input()
+    p = os.fork()
+    if not p: os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]), flush=True)
+"""
+    with Cgroup("pids", max="max") as g, tempfile.TemporaryFile() as err:
+        p = subprocess.Popen(["sh", "-c", f'echo $$ >{g.path}/cgroup.procs && exec "$@"', "sh", *lib.pvm([PYTHON, "-I", "-c", script])],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, cwd="/", start_new_session=True)
+        try:
+            expect((p.stdout.readline(), p.stdout.readline()), (b"7\n", b"ready\n"), "with room")
+            with open(f"{g.path}/pids.max", "w") as f:
+                f.write(str(int(lib.read(f"{g.path}/pids.current")) + 1))
+            out = p.communicate(b"\n", 60)[0]
+        finally:
+            lib.group_kill(p)
+        err.seek(0)
+        text = err.read()
+        expect((p.returncode, out, b"no VM: the limit" in text), (0, b"-9\n", True), f"a child: {text}")
 
 
 @test

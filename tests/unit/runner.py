@@ -4,6 +4,8 @@
 import contextlib
 import io
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 
@@ -73,3 +75,25 @@ with tempfile.TemporaryDirectory() as d:
     assert whole.asked[2:] == [()], whole.asked
     expect(told([("l", leaves)], 1), 1, "0 passed, 1 failed, 0 skipped", "not ok 1 - l: left over: entry tmp")
     expect(told([], 1), 1, "0 passed, 0 failed, 0 skipped")
+
+# Whose pVMs are left over: this run's, orphans included, and not those of another run of the same tree. run.main() has
+# made us the subreaper.
+SLEEPS = "import os, sys, time\nif sys.argv[1] == 'orphan' and os.fork(): os._exit(0)\nprint(os.getpid(), flush=True)\ntime.sleep(100)"
+LOOKS = "import sys\nsys.dont_write_bytecode = True\nsys.path.insert(0, sys.argv[1])\nimport lib\nprint(lib.monitors())"
+run.lib.KYLINX = os.path.realpath(sys.executable)
+sleepers = [subprocess.Popen([sys.executable, "-c", SLEEPS, how], stdout=subprocess.PIPE) for how in ("orphan", "child")]
+pids = [int(p.stdout.readline()) for p in sleepers]
+try:
+    sleepers[0].wait()
+    found = [int(line.split()[0]) for line in run.lib.monitors()]
+    assert set(pids) < set(found), (pids, found)  # and ourselves
+    other = subprocess.run([sys.executable, "-c", LOOKS, os.path.join(run.HERE, "integration")], stdout=subprocess.PIPE,
+                           env={**os.environ, "KYLINX": run.lib.KYLINX}, check=True, text=True).stdout
+    assert not any(str(pid) in other for pid in pids), other
+finally:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for p in sleepers:
+        p.wait()
+        p.stdout.close()
+    os.waitpid(pids[0], 0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The patcher of `syscall` and `cpuid` sites: whole libraries (coverage, time, structure of every trampoline), each form of window,
- * damaged ELF files, and patched code executed against the same code unpatched. Links with patch.c and Zydis.
+ * damaged ELF files, and patched code executed against the same code unpatched. Links with patch*.c and Zydis.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

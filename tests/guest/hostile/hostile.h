@@ -87,7 +87,7 @@ static const struct {
 	{ " setpgid setsid prctl personality sched_setaffinity setpriority ioprio_set ", "changes the process" },
 	{ " sched_setparam sched_setscheduler sched_setattr ", "may starve the rest" },
 	{ " execve execveat fork vfork clone clone3 ", "makes or replaces processes" },
-	{ " mmap munmap mprotect mremap brk madvise mlock mlock2 mlockall shmat shmdt ",
+	{ " mmap munmap mprotect pkey_mprotect mremap brk madvise mlock mlock2 mlockall shmat shmdt ",
 	  "takes the test's own memory away" },
 	{ " arch_prctl set_tid_address set_robust_list seed trace ", "spoils the caller's own thread state" },
 };

@@ -384,9 +384,9 @@ static inline uint64_t good_value(const struct row *r, int i)
 	case KX_A_STR:
 		return (uint64_t)strings + 3 * PAGE + 64;
 	case KX_A_SIZE:
-		return !strncmp(r->arg[i].name, "sigset", 6) || !strcmp(r->arg[i].name, "sizemask") ? 8
-		       : named(" mmap munmap mprotect madvise mremap mlock ", r->name)              ? PAGE
-												    : 24;
+		return !strncmp(r->arg[i].name, "sigset", 6) || !strcmp(r->arg[i].name, "sizemask")  ? 8
+		       : named(" mmap munmap mprotect pkey_mprotect madvise mremap mlock ", r->name) ? PAGE
+												     : 24;
 	case KX_A_UINT:
 		return r->nr == SYS_poll || r->nr == SYS_ppoll ? 1 : 16;
 	case KX_A_INT:

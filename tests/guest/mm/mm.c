@@ -175,6 +175,17 @@ static void test_basic(void)
 	p = map(PAGE, PROT_WRITE);
 	check(touch(p, true) == 0, "PROT_WRITE alone");
 	MUNMAP(p, PAGE);
+	/* No protection keys: programs ask (V8), and do without. */
+	p = map(PAGE, RW);
+	if (syscall(SYS_pkey_alloc, 0, 0) == -1) { /* natively there may be some */
+		check(errno == EINVAL, "pkey_alloc: EINVAL");
+		check(syscall(SYS_pkey_free, 1) == -1 && errno == EINVAL, "pkey_free: EINVAL");
+		check(syscall(SYS_pkey_mprotect, p, PAGE, PROT_READ, 1) == -1 && errno == EINVAL && touch(p, true) == 0,
+		      "pkey_mprotect with a key: EINVAL");
+	}
+	check(syscall(SYS_pkey_mprotect, p, PAGE, PROT_READ, -1) == 0 && touch(p, true) == SIGSEGV,
+	      "pkey_mprotect without a key");
+	MUNMAP(p, PAGE);
 	/* Across 2 MiB boundaries. */
 	p = map(9 * MiB, RW);
 	pattern(p, 9 * MiB, 2);

@@ -1035,8 +1035,48 @@ static void changes_below(void)
 	}
 }
 
+/* The last one who has a pair executes another program, in which it is closed, and which has no other, or one. */
+static void closed_by_exec(void)
+{
+	for (int others = 0; others < 2; others++) {
+		fflush(stdout);
+		pid_t pid = fork();
+		if (!pid) {
+			int sv[2], p[2];
+			char c;
+			NEED(!others || pipe(p) == 0);
+			for (int i = 0; i < 300; i++) { /* more than there is room for */
+				NEED(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) == 0);
+				NEED(write(sv[0], "x", 1) == 1 && read(sv[1], &c, 1) == 1 && c == 'x');
+				if (i < 299)
+					close(sv[0]), close(sv[1]);
+			}
+			execl("/proc/self/exe", "pair", "after", others ? "1" : "0", NULL);
+			_exit(99);
+		}
+		int status = -1;
+		NEED(waitpid(pid, &status, 0) == pid);
+		printf("exec that closes a pair, %d other: status %x\n", others, (unsigned)status);
+	}
+}
+
+/* After that exec, and again after that: pairs work. */
+static int after_exec(int more)
+{
+	int sv[2];
+	char c;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) || write(sv[0], "y", 1) != 1 ||
+	    read(sv[1], &c, 1) != 1 || c != 'y')
+		return 1;
+	if (more)
+		execl("/proc/self/exe", "pair", "after", "0", NULL);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc == 3 && !strcmp(argv[1], "after"))
+		return after_exec(*argv[2] == '1');
 	if (argc == 5 && !strcmp(argv[1], "writer"))
 		writer_goes_on(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
 	if (argc == 4 && !strcmp(argv[1], "pass")) {
@@ -1056,6 +1096,7 @@ int main(int argc, char **argv)
 			run_script("/proc/self/exe", records[i], SOCK_DGRAM, mode);
 		}
 	}
+	closed_by_exec();
 	bulk();
 	ping_pong();
 	broken();

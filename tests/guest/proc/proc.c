@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define NR_THREADS 3
@@ -292,10 +294,65 @@ static pid_t tids[NR_THREADS];
 
 static void *sleeper(void *arg)
 {
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	tids[(long)arg] = (pid_t)syscall(SYS_gettid);
 	pthread_barrier_wait(&gate);
 	pthread_barrier_wait(&gate);
 	return NULL;
+}
+
+static unsigned long mask_after(const char *key)
+{
+	char *s = strstr(text, key);
+	return s ? strtoul(s + strlen(key), NULL, 16) : ~0ul;
+}
+
+static void ignore(int sig) { (void)sig; }
+
+/* What of signals status and stat tell is the program's. */
+static void signals(void)
+{
+	const unsigned long usr1 = 1ul << (SIGUSR1 - 1), usr2 = 1ul << (SIGUSR2 - 1), term = 1ul << (SIGTERM - 1),
+			    rt = 1ul << (SIGRTMAX - 1);
+	unsigned long blocked = 1, ignored = 1, caught = 1;
+	sigset_t set, old;
+	struct sigaction was[3];
+	check(slurp("/proc/self/status") > 0, "status of signals");
+	unsigned long ign = mask_after("\nSigIgn:"), cgt = mask_after("\nSigCgt:"), blk = mask_after("\nSigBlk:");
+	check(!((ign | cgt | blk) & (usr1 | usr2 | term | rt)), "status: no signal but by request");
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	sigaddset(&set, SIGRTMAX);
+	sigaction(SIGUSR2, &(struct sigaction){ .sa_handler = ignore }, &was[0]);
+	sigaction(SIGRTMAX, &(struct sigaction){ .sa_handler = ignore }, &was[1]);
+	sigaction(SIGTERM, &(struct sigaction){ .sa_handler = SIG_IGN }, &was[2]);
+	sigprocmask(SIG_BLOCK, &set, &old);
+	check(slurp("/proc/self/status") > 0 && mask_after("\nSigBlk:") == (blk | usr1 | rt) &&
+		      mask_after("\nSigIgn:") == (ign | term) && mask_after("\nSigCgt:") == (cgt | usr2 | rt),
+	      "status: blocked, ignored, caught");
+	char *s = slurp("/proc/thread-self/stat") > 0 ? strrchr(text, ')') : NULL;
+	check(s &&
+		      sscanf(s,
+			     ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %*u %*u "
+			     "%*d %*u "
+			     "%*u %*u %*u %*u %*u %*u %lu %lu %lu",
+			     &blocked, &ignored, &caught) == 3 &&
+		      blocked == ((blk | usr1) & 0x7fffffff) && ignored == ((ign | term) & 0x7fffffff) &&
+		      caught == ((cgt | usr2) & 0x7fffffff),
+	      "stat: the same");
+	pid_t pid = vfork();
+	if (!pid)
+		_exit(!(slurp("/proc/self/status") > 0 && mask_after("\nPid:") != ~0ul &&
+			mask_after("\nSigCgt:") == (cgt | usr2 | rt)));
+	int status;
+	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "status: of a child of vfork");
+	sigprocmask(SIG_SETMASK, &old, NULL);
+	sigaction(SIGUSR2, &was[0], NULL);
+	sigaction(SIGRTMAX, &was[1], NULL);
+	sigaction(SIGTERM, &was[2], NULL);
 }
 
 static void tasks(void)
@@ -319,6 +376,7 @@ static void tasks(void)
 	snprintf(name, sizeof name, "/proc/self/task/%d/status", tids[0]);
 	check(slurp(name) > 0 && number_after("\nPid:") == tids[0] && number_after("\nTgid:") == getpid(),
 	      "task: status");
+	check(mask_after("\nSigBlk:") == 1ul << (SIGUSR1 - 1), "task: what it blocks");
 	check(pthread_setname_np(t[1], "kxworker") == 0 && pthread_getname_np(t[1], buf, sizeof buf) == 0 &&
 		      !strcmp(buf, "kxworker"),
 	      "task: name");
@@ -432,6 +490,7 @@ int main(int argc, char **argv)
 	about_self();
 	system_wide();
 	descriptors();
+	signals();
 	tasks();
 	refused();
 	puts("SUCCESS");
