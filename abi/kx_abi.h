@@ -153,10 +153,10 @@ struct kx_thread {
 	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
 	uint64_t robust_ready;          /* a new child: the list of robust locks that it has already; 0 = none */
 	struct {
-		uint32_t seen; /* of kx_sigs.sent[] */
+		uint32_t seen; /* of kx_sigw.sent[] */
 		uint32_t peer; /* who has taken a signal from here last */
 		uint32_t skip, fails;
-	} sigs; /* the LibOS's: libos/core/sigs.c */
+	} sigwait; /* the LibOS's: libos/core/sigwait.c */
 };
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */

@@ -90,7 +90,7 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
 int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
 
-/* sigs.c */
+/* sigwait.c */
 int64_t sys_kill(struct kx_thread *t, struct kx_frame *f);
 int64_t sys_rt_sigtimedwait(struct kx_thread *t, struct kx_frame *f);
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "sigs.h"
+#include "sigwait.h"
 #include <stdbool.h>
 #include <unistd.h>
-#include "../../abi/kx_sigs.h"
+#include "../../abi/kx_sigwait.h"
 #include "gmem.h"
 #include "pipe_priv.h"
 
 #define CALLS 4 /* until it is worth while */
 
-void sigs_used(void)
+void sigwait_used(void)
 {
 	static uint32_t calls;
 	if (__atomic_load_n(&calls, __ATOMIC_RELAXED) > CALLS || !pipe_table_is_ours() ||
@@ -16,7 +16,7 @@ void sigs_used(void)
 		return;
 	pthread_mutex_lock(&pipe_table_lock);
 	if (pipe_map_here()) {
-		struct kx_sigs *s = gva_ptr(KX_SIGS_BASE);
+		struct kx_sigw *s = gva_ptr(KX_SIGW_BASE);
 		s->uid = geteuid();
 		__atomic_store_n(&s->ready, 1, __ATOMIC_RELEASE);
 	}
