@@ -29,6 +29,7 @@ enum {
 	HC_sig_stack_fault,
 	HC_seed,
 	HC_pipe_wake = 1120,
+	HC_ipc_owed,
 	HC_batch_flush = 1200,
 	HC_serve_wait = 1220
 };
@@ -88,6 +89,10 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 
 /* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
 int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
+
+/* sigwait.c */
+int64_t sys_kill(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_rt_sigtimedwait(struct kx_thread *t, struct kx_frame *f);
 
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))

@@ -227,6 +227,13 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 	case 13:
 		r = sys_rt_sigaction(t, f);
 		break;
+	case 62:
+	case 234:
+		r = sys_kill(t, f);
+		break;
+	case 128:
+		r = sys_rt_sigtimedwait(t, f);
+		break;
 	case NR_sched_yield:
 		r = sys_sched_yield(t, f);
 		break;
