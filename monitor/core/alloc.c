@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include "../../util/together.h"
 #include "keeper.h"
 
 #define SCRATCH_BYTES (64ul << 20) /* reserved; arguments and environment of exec are the most that it holds */
@@ -106,7 +107,7 @@ void *__wrap_calloc(size_t k, size_t n);
 void *__wrap_realloc(void *p, size_t n);
 void __wrap_free(void *p);
 
-static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
 static __thread int inside; /* libc's fork() may free something */
 
 static void enter(void)

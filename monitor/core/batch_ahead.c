@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include "../../util/together.h"
 #include "batch_priv.h"
 #include "gmem.h"
 #include "dgram.h"
@@ -38,7 +39,7 @@ static struct epoll {
 		struct epoll_event ev;
 	} of[EDGES]; /* those of descriptors that are no batched sockets */
 } epolls[EPOLLS];
-static int nr_epolls;
+static KX_TOGETHER int nr_epolls;
 
 static struct kx_bahead *guest(const struct ctx *x) { return gva_ptr(batch_ctx_gva(x) + KX_BATCH_AHEAD); }
 

@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include "../../util/together.h"
 #include "batch_priv.h"
 #include "spare.h"
 
@@ -35,8 +36,8 @@ static struct heirs {
 	uint64_t seq; /* of the last one */
 	struct entry entry[ENTRIES];
 } * heirs;
-static uint64_t birth;    /* seq as this process was made: entries up to it may be of what it has */
-static unsigned meetings; /* 0: it looks no more */
+static KX_TOGETHER uint64_t birth;    /* seq as this process was made: entries up to it may be of what it has */
+static KX_TOGETHER unsigned meetings; /* 0: it looks no more */
 static uint8_t met[KX_BATCH_FDS / 8];
 
 static uint64_t load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
@@ -140,7 +141,8 @@ void heir_fork(void)
 
 void heir_fork_child(void)
 {
-	memset(met, 0, sizeof met);
+	if (birth)
+		memset(met, 0, sizeof met);
 	birth = heirs ? load(&heirs->seq) : 0;
 	meetings = birth ? MEETINGS : 0;
 }

@@ -18,6 +18,7 @@
 #define IDLE_MAX 64 /* calls of a thread until a file that it does not ask about is forgotten */
 
 static uint8_t own[KX_BATCH_FDS / 8];
+static bool some_own;
 static struct asked {
 	int fd; /* -1 = none */
 	uint32_t uses, idle;
@@ -51,7 +52,13 @@ void seek_shared(int fd)
 		own[fd / 8] &= (uint8_t) ~(1 << fd % 8);
 }
 
-void seek_all_shared(void) { memset(own, 0, sizeof own); }
+void seek_all_shared(void)
+{
+	if (some_own) {
+		memset(own, 0, sizeof own);
+		some_own = false;
+	}
+}
 
 /* Before a call: descriptors that end, or get another number. */
 void seek_enter(const struct hcall *c)
@@ -100,8 +107,10 @@ void seek_note(const struct hcall *c, int ctx, int64_t r)
 	case SYS_openat2:
 		/* Another thread may have forked before it is known. */
 		if (r >= 0 && r < KX_BATCH_FDS && !c->proc[path] &&
-		    __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1)
+		    __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1) {
+			some_own = true;
 			own[r / 8] |= (uint8_t)(1 << r % 8);
+		}
 		break;
 	case SYS_lseek:
 		if (ctx >= 0 && r >= 0 && !c->arg[1] && (int)c->arg[2] == SEEK_END && is_own((int)c->arg[0]))

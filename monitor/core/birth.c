@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "family.h"
 #include "pvm.h"
 
@@ -19,9 +20,9 @@
 #define TOLD 1u                    /* a child's word; 0: not yet. Else FAILED + errno */
 #define FAILED 0x100u
 
-static int last_slot = -1; /* of the last child, and when it was made */
-static uint64_t last_ns;
-static unsigned threads, last_threads; /* that were made, in all */
+static KX_TOGETHER int last_slot = -1; /* of the last child, and when it was made */
+static KX_TOGETHER uint64_t last_ns;
+static KX_TOGETHER unsigned threads, last_threads; /* that were made, in all */
 
 static bool memory_is_short(void)
 {

@@ -26,6 +26,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
@@ -57,7 +58,7 @@
 
 int coredump_dumpable = 1;
 static __thread siginfo_t cause;
-static pid_t begun; /* the thread that writes it, and ends the process then */
+static KX_TOGETHER pid_t begun; /* the thread that writes it, and ends the process then */
 
 struct load {
 	uint64_t start, end, size; /* size: of it in the file */

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/together.h"
 #include "batch.h"
 #include "dgram_priv.h"
 #include "flusher.h"
@@ -31,14 +32,15 @@
 struct dgram_fd dgram_fds[KX_DGRAM_FDS];
 struct dgram_slot dgram_slots[KX_DGRAM_SOCKS];
 struct dgram_reg dgram_regs[DGRAM_REGS];
-int dgram_nr_regs;
-pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
+KX_TOGETHER int dgram_nr_regs;
+KX_TOGETHER pthread_mutex_t dgram_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static struct dgram_ctx ctxs[KX_DGRAM_CTXS];
-static int nr_ctxs, nr_slots, nr_udp;
-static bool mapped;
-static uint16_t ports[65536];     /* UDP sockets of this process by local port */
-static int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
+static KX_TOGETHER int nr_ctxs, nr_slots, nr_udp;
+static KX_TOGETHER bool mapped;
+static KX_TOGETHER bool noted; /* there is something in the tables of descriptors, of sockets, of ports */
+static uint16_t ports[65536];  /* UDP sockets of this process by local port */
+static KX_TOGETHER int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
 
 static struct kx_dgram *shared(void) { return gva_ptr(KX_DGRAM_BASE); }
 
@@ -364,6 +366,7 @@ static bool is_udp(int fd)
 static void classify(int fd)
 {
 	struct dgram_fd *f = &dgram_fds[fd];
+	noted = true;
 	*f = (struct dgram_fd){ .kind = is_udp(fd) ? DG_UDP : DG_OTHER };
 	if (f->kind != DG_UDP)
 		return;
@@ -433,7 +436,7 @@ static void make_plain(int fd)
 	struct dgram_slot *s = dgram_at(fd);
 	if (fd < 0 || fd >= KX_DGRAM_FDS)
 		return;
-	dgram_fds[fd].plain = true;
+	noted = dgram_fds[fd].plain = true;
 	if (!s)
 		return;
 	s->plain = s->nosend = true;
@@ -590,6 +593,7 @@ static void made(int fd, bool udp)
 		return;
 	if (dgram_fds[fd].kind == DG_UDP) /* it was closed in a way that nobody saw */
 		forget(fd);
+	noted = true;
 	dgram_fds[fd] = (struct dgram_fd){ .kind = udp ? DG_UDP : DG_OTHER, .born = true };
 	if (udp)
 		__atomic_add_fetch(&nr_udp, 1, __ATOMIC_RELAXED);
@@ -856,7 +860,7 @@ void dgram_share(int fd)
 	if (is_vfork_child() || fd < 0 || fd >= KX_DGRAM_FDS)
 		return;
 	pthread_mutex_lock(&dgram_lock);
-	dgram_fds[fd].passed = true;
+	noted = dgram_fds[fd].passed = true;
 	if (dgram_at(fd))
 		dgram_at(fd)->passed = true;
 	pthread_mutex_unlock(&dgram_lock);
@@ -894,9 +898,12 @@ void dgram_fork_child(void)
 		memset(dgram_sock(dgram_slots), 0, KX_DGRAM_SOCKS * sizeof(struct kx_dsock));
 	}
 	pvm.shared->dgram = 0;
-	memset(dgram_fds, 0, sizeof dgram_fds);
-	memset(dgram_slots, 0, sizeof dgram_slots);
-	memset(ports, 0, sizeof ports);
+	if (noted) { /* else it would be a fault for each page */
+		memset(dgram_fds, 0, sizeof dgram_fds);
+		memset(dgram_slots, 0, sizeof dgram_slots);
+		memset(ports, 0, sizeof ports);
+	}
+	noted = false;
 	nr_ctxs = nr_slots = nr_udp = nr_nested = dgram_nr_regs = 0;
 }
 

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/together.h"
 #include "../dev/procfs.h"
 #include "batch.h"
 #include "dgram.h"
@@ -47,6 +48,9 @@
 #define VM_PATIENCE 512         /* ms of the last wait for a VM, each twice the one before */
 #define VM_PATIENCE_SEEN 32     /* when the parent waits for it */
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
+
+static uint8_t state_place[3 * 4096] __attribute__((aligned(4096))); /* of a struct fork_state */
+static KX_TOGETHER bool state_taken;
 
 /* ---- locks: a child must not inherit one that another thread held ------------------------------------------------ */
 
@@ -139,7 +143,7 @@ static void child_threads(struct thread *t)
  * CLONE_VFORK with memory of its own: the parent reads from a pipe until the child's end of it is closed, by its exec
  * or its end. The child's children must not keep it open.
  */
-static int held_gate = -1;
+static KX_TOGETHER int held_gate = -1;
 
 static void close_if(int fd)
 {
@@ -302,6 +306,19 @@ static bool is_plain(const struct fork_args *a)
 	return !(a->flags & ~plain) && a->exit_signal == SIGCHLD;
 }
 
+/* What the next fork will write of the monitor's, made this process's own again in few steps. */
+void fork_populate(void)
+{
+	extern uint8_t together_start[] __asm__("__start_kx_together"), together_end[] __asm__("__stop_kx_together");
+	const uintptr_t page = 4096, here = (uintptr_t)__builtin_frame_address(0) & -page;
+	const uintptr_t from[] = { (uintptr_t)together_start & -page, (uintptr_t)&pvm, (uintptr_t)state_place, here,
+				   here - page };
+	const uintptr_t end[] = { (uintptr_t)together_end, (uintptr_t)&pvm + 1,
+				  (uintptr_t)state_place + sizeof state_place, here + page, here };
+	for (unsigned i = 0; i < sizeof from / sizeof from[0]; i++)
+		madvise((void *)from[i], ((end[i] + page - 1) & -page) - from[i], MADV_POPULATE_WRITE);
+}
+
 /* gate: to be opened, NULL = none. *e: errno. */
 static pid_t fork_locked(struct thread *t, const struct fork_args *a, bool raw, int *pidfd, int *gate, int *e)
 {
@@ -392,19 +409,42 @@ static void pidfd_make(int slot, pid_t pid)
 
 /* What the child needs that it can't have by copy-on-write. */
 struct fork_state {
-	unsigned area_from; /* the area is copied from here on, and its first page with the struct */
-	uint8_t area[KX_AREA_SIZE];
-	struct kvm_xsave xsave;
+	uint8_t xsave[sizeof(struct kvm_xsave)] __attribute__((aligned(16)));
+	unsigned head, from; /* of the area: its first bytes, and those from here on */
+	uint8_t area[];      /* the two, one behind the other: each page is a copy on both sides */
 };
 
 /* Of the LibOS's stack only what is in use. */
-static void area_save(struct fork_state *s, struct thread *t, uint64_t rsp)
+static struct fork_state *state_new(struct thread *t, uint64_t rsp)
 {
-	const unsigned first = KX_AREA_ACTIONS + sizeof pvm.shared->sigaction;
+	const unsigned head = t->area->vfork ? KX_AREA_ACTIONS + sizeof pvm.shared->sigaction : sizeof *t->area;
 	uint64_t used = rsp - 128 - t->area_gva;
-	s->area_from = used < first || used >= KX_AREA_SIZE ? first : (unsigned)used;
-	memcpy(s->area, t->area, first);
-	memcpy(s->area + s->area_from, (uint8_t *)t->area + s->area_from, KX_AREA_SIZE - s->area_from);
+	unsigned from = used < head || used >= KX_AREA_SIZE ? head : (unsigned)used;
+	struct fork_state *s;
+	const size_t len = sizeof *s + head + KX_AREA_SIZE - from;
+	/* As a rule the same pages again, which a spare's parent has made its own (fork_populate). */
+	bool taken = len > sizeof state_place || is_vfork_child() ||
+		     __atomic_exchange_n(&state_taken, true, __ATOMIC_ACQUIRE);
+	s = taken ? malloc(len) : (void *)state_place;
+	if (s) {
+		s->head = head;
+		s->from = from;
+	}
+	return s;
+}
+
+static void state_free(struct fork_state *s)
+{
+	if ((void *)s == state_place)
+		__atomic_store_n(&state_taken, false, __ATOMIC_RELEASE);
+	else
+		free(s);
+}
+
+static void area_save(struct fork_state *s, struct thread *t)
+{
+	memcpy(s->area, t->area, s->head);
+	memcpy(s->area + s->head, (uint8_t *)t->area + s->from, KX_AREA_SIZE - s->from);
 }
 
 static void area_restore(const struct fork_state *s, struct thread *t, int slot, bool awaited)
@@ -412,8 +452,8 @@ static void area_restore(const struct fork_state *s, struct thread *t, int slot,
 	int r = spare_born() ? 0 : gmem_fork_areas(t->area_gva);
 	if (r)
 		unborn(slot, awaited, -r, "no memory", strerror(-r));
-	memcpy(t->area, s->area, KX_AREA_ACTIONS + sizeof pvm.shared->sigaction);
-	memcpy((uint8_t *)t->area + s->area_from, s->area + s->area_from, KX_AREA_SIZE - s->area_from);
+	memcpy(t->area, s->area, s->head);
+	memcpy((uint8_t *)t->area + s->from, s->area + s->head, KX_AREA_SIZE - s->from);
 }
 
 static uint64_t user_sp(struct thread *t)
@@ -434,13 +474,13 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	struct kvm_regs regs = t->run->s.regs.regs;
 	struct kvm_sregs sregs = t->run->s.regs.sregs;
 	bool waits = a->flags & CLONE_VFORK, reserves = a->flags & CLONE_PIDFD && !raw;
-	struct fork_state *st = malloc(sizeof *st);
+	struct fork_state *st = state_new(t, regs.rsp);
 	uint64_t old;
 	int gate[2] = { -1, -1 }, e = 0;
 	if (!st)
 		return -ENOMEM;
 	int pidfd = reserves ? pidfd_reserve() : -1;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &st->xsave) < 0)
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, st->xsave) < 0)
 		e = errno;
 	else if (reserves && pidfd < 0)
 		e = -pidfd;
@@ -454,13 +494,13 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 	int slot = family_reserve();
 	if (slot < 0) {
 		close_if(pidfd);
-		free(st);
+		state_free(st);
 		return slot;
 	}
 	old = sig_block_everything();
 	faults_wait(true);
 	uint64_t held = t->held;
-	area_save(st, t, regs.rsp);
+	area_save(st, t);
 	t->held = 0; /* pending signals are not inherited; what the child gets from here on is its own */
 	/* Whoever is not its parent could not forget it. */
 	bool awaited = birth_begin(slot) && !(a->flags & CLONE_PARENT);
@@ -487,7 +527,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		bool table = !t->area->vfork;
 		child_threads(t);
 		pvm.pid = t->pid = t->tid = getpid();
-		child_machine(t, &regs, &sregs, &st->xsave, slot, awaited);
+		child_machine(t, &regs, &sregs, (const struct kvm_xsave *)st->xsave, slot, awaited);
 		faults_wait(false);
 		child_identity(t, a);
 		pipe_fork_child(table);
@@ -500,12 +540,13 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 			f->rsp = a->stack;
 		}
 		gmem_fork_populate(user_sp(t));
-		free(st);
+		state_free(st);
+		state_taken = false; /* it may have been another thread's */
 		family_child_later(slot);
 		sig_thread_start(t);
 		return 0;
 	}
-	free(st);
+	state_free(st);
 	bool ahead = pid > 0 && spare_was_used();
 	if (pid > 0 && awaited && !ahead && (e = -birth_await(slot, pid, a->exit_signal))) {
 		close_if(raw ? pidfd : -1);

@@ -15,6 +15,8 @@ int64_t process_create(struct thread *t, const struct fork_args *a);
 /* All locks that a child must not inherit from another thread. */
 void fork_locks_take(void);
 void fork_locks_release(void);
+/* After a fork: the pages of the monitor's that the next one will write are made this process's own, ahead of the faults. */
+void fork_populate(void);
 
 /* sys_proc.c: the limits that the host does not know. In the parent: its child of vfork gets a copy of the caller's. */
 void limits_vfork(struct thread *child);

@@ -4,10 +4,11 @@
 #include <pthread.h>
 #include <signal.h>
 #include <time.h>
+#include "../../util/together.h"
 #include "keeper.h"
 #include "pvm.h"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
+static KX_TOGETHER pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
 
 void fsize_fork_lock(void) { pthread_mutex_lock(&lock); }
 void fsize_fork_unlock(void) { pthread_mutex_unlock(&lock); }

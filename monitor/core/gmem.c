@@ -12,6 +12,7 @@
 #include "admit.h"
 #include "gmem_grow.h"
 #include "gmem_priv.h"
+#include "libstart.h"
 #include "gmem_warm.h"
 #include "hot.h"
 #include "huge.h"
@@ -764,6 +765,7 @@ uint64_t gmem_brk(uint64_t addr)
 			brk_cur = addr;
 	}
 	uint64_t ret = brk_cur;
+	libstart_brk(ret);
 	bool now_large = becomes_large();
 	pthread_mutex_unlock(&pvm.mm_lock);
 	if (now_large)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "habit.h"
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "keeper.h"
 #include "pvm.h"
 
 #define SOON_NS 1000000000ull
 
-static struct {
+static KX_TOGETHER struct {
 	uint64_t born_ns, before_ns; /* of the last two children of `of` */
 	pid_t of;
 } last;

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/together.h"
 #include "../../abi/kx_ipc.h"
 #include "../dev/procfs.h"
 #include "admit.h"
@@ -261,7 +262,7 @@ int64_t fd_result(int64_t fd)
 	return fd;
 }
 
-static pthread_mutex_t fd_limit_lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
+static KX_TOGETHER pthread_mutex_t fd_limit_lock = PTHREAD_MUTEX_INITIALIZER; /* the limit is the process's */
 static __thread struct rlimit fd_limit_old;
 static __thread int fd_limit_depth;
 

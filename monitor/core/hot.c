@@ -25,19 +25,31 @@
 #define FILES_MAX 32
 #define REGION_MAX (64ull << 10)
 #define TOTAL_MAX (320ull << 10)
-#define TRIES_MAX 8 /* what changes so often is chosen no more */
+#define REFRESH_MAX (4ull << 20)
+#define PM_PRESENT (1ull << 63)
+#define PM_SWAP (1ull << 62)
+#define PM_FILE (1ull << 61) /* of a file, or shared */
+#define TRIES_MAX 8          /* what changes so often is chosen no more */
 
 struct range {
 	uint64_t start, end;
 	bool read_only;
 };
 
+/* Shared, so that a fork has nothing to do with it, between a process and its last child. */
+struct copy {
+	uint32_t held;                                          /* the child has not read it yet */
+	uint8_t data[TOTAL_MAX] __attribute__((aligned(4096))); /* of all ranges, one after the other */
+};
+
 static struct {
 	struct range range[RANGES_MAX];
 	unsigned nr, tries;
 	bool forbidden;
-	bool holes;            /* children don't have all mappings */
-	uint8_t *copy;         /* of all, one after the other */
+	bool holes;   /* children don't have all mappings */
+	bool advised; /* the program has said how it uses a file's mapping, which a new one would not know */
+	struct copy *copy;
+	pid_t owner;           /* who has made that */
 	struct hot_file *file; /* of FILES_MAX */
 	unsigned nr_files;
 } hot;
@@ -102,21 +114,27 @@ bool hot_file(uint64_t gva, struct hot_file *out)
 	return false;
 }
 
-static int file_open(const struct hot_file *f)
+static bool is_it(const struct hot_file *f, const struct stat *st)
 {
 	char dev[16], ino[24];
+	snprintf(dev, sizeof dev, "%02x:%02x", major(st->st_dev), minor(st->st_dev));
+	snprintf(ino, sizeof ino, "%lu", st->st_ino);
+	return S_ISREG(st->st_mode) && !strcmp(dev, f->dev) && !strcmp(ino, f->ino);
+}
+
+/* Nothing else is even opened. */
+static int file_open(const struct hot_file *f)
+{
 	struct stat st;
+	if (HC6(SYS_newfstatat, AT_FDCWD, f->path, &st, 0, 0, 0) || !is_it(f, &st))
+		return -ESTALE;
 	fd_limit_lift();
-	int fd = (int)HC6(SYS_openat, AT_FDCWD, f->path, O_RDONLY | O_CLOEXEC, 0, 0, 0);
+	int fd = (int)HC6(SYS_openat, AT_FDCWD, f->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
 	fd_limit_drop();
 	if (fd < 0)
 		return fd;
-	if (!fstat(fd, &st)) {
-		snprintf(dev, sizeof dev, "%02x:%02x", major(st.st_dev), minor(st.st_dev));
-		snprintf(ino, sizeof ino, "%lu", st.st_ino);
-		if (!strcmp(dev, f->dev) && !strcmp(ino, f->ino))
-			return fd;
-	}
+	if (!fstat(fd, &st) && is_it(f, &st))
+		return fd;
 	close(fd);
 	return -ESTALE;
 }
@@ -147,6 +165,62 @@ static void file_show(uint64_t start, uint64_t end)
 	}
 }
 
+/* Has the process copies of its own of some pages? */
+static bool is_clean(int pagemap, uint64_t start, uint64_t end)
+{
+	uint64_t entry[512];
+	for (uint64_t n; start < end; start += n * PAGE) {
+		n = (end - start) / PAGE < 512 ? (end - start) / PAGE : 512;
+		if (pread(pagemap, entry, n * 8, (off_t)((uint64_t)gva_ptr(start) / PAGE * 8)) != (ssize_t)(n * 8))
+			return false;
+		for (uint64_t i = 0; i < n; i++)
+			if (entry[i] & PM_SWAP || (entry[i] & (PM_PRESENT | PM_FILE)) == PM_PRESENT)
+				return false;
+	}
+	return true;
+}
+
+/*
+ * Constants and code that once were private copies (gmem_warm.h): to the host's kernel they may have copies for ever, so
+ * each fork goes through them, and makes KVM drop them. As a new mapping of the same they are none of a fork's business.
+ */
+static void file_refresh(const struct gmem_region *r, const char *maps, int pagemap)
+{
+	struct hot_file f;
+	if ((r->flags & MAP_TYPE) != MAP_PRIVATE || r->flags & (MAP_ANONYMOUS | GMEM_TRAMP | GMEM_TEXT | GMEM_DATA) ||
+	    r->prot & PROT_WRITE || !(r->prot & PROT_READ) || r->end - r->start > REFRESH_MAX ||
+	    !file_find(maps, r->start, r->end, &f) || !is_clean(pagemap, r->start, r->end))
+		return;
+	int fd = file_open(&f);
+	if (fd < 0)
+		return;
+	/* What can't be mapped stays as it is. */
+	mmap(gva_ptr(r->start), r->end - r->start, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, (off_t)f.off);
+	close(fd);
+}
+
+/*
+ * The parent's own, read by no child any more. A child has its parent's mapped, and leaves it alone. Nobody waits for a
+ * child that has not read yet, or never will: there is another one then. Not while a spare waits: a fork by the host, and
+ * the next spare, come when there is none that is of use.
+ */
+static bool copy_make(void)
+{
+	if (hot.copy && (hot.owner != pvm.pid || __atomic_load_n(&hot.copy->held, __ATOMIC_ACQUIRE))) {
+		munmap(hot.copy, sizeof *hot.copy);
+		hot.copy = NULL;
+	}
+	if (!hot.copy) {
+		void *p = mmap(NULL, sizeof *hot.copy, PROT_READ | PROT_WRITE,
+			       MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		if (p == MAP_FAILED)
+			return false;
+		hot.copy = p;
+		hot.owner = pvm.pid;
+	}
+	return true;
+}
+
 /* ---- choosing --------------------------------------------------------------------------------------------------- */
 
 static void add(uint64_t start, uint64_t end, bool read_only, uint64_t *left)
@@ -172,7 +246,7 @@ static void add_stack(const struct gmem_region *r, uint64_t sp, uint64_t *left)
 	add(low, high, false, left);
 }
 
-static void choose_locked(uint64_t sp, const char *maps)
+static void choose_locked(uint64_t sp, const char *maps, int pagemap)
 {
 	uint64_t left = TOTAL_MAX;
 	struct gmem_region r;
@@ -181,6 +255,8 @@ static void choose_locked(uint64_t sp, const char *maps)
 	add(KX_BOOT_BASE, KX_SERVE_BASE + PAGE, false, &left);
 	add(KX_VVAR_BASE, KX_CPUID_BASE + PAGE, false, &left);
 	for (uint64_t at = 0; gmem_query_locked(at, &r) && r.start < KX_SPACE_SIZE; at = r.end) {
+		if (pagemap >= 0 && !hot.advised)
+			file_refresh(&r, maps, pagemap);
 		if (!is_private(&r))
 			continue;
 		if (r.flags & MAP_STACK) {
@@ -200,23 +276,23 @@ void hot_choose(struct thread *t)
 	if (hot.nr || hot.forbidden || hot.tries == TRIES_MAX || pvm.nr_threads != 1 || is_vfork_child() ||
 	    pvm.proc_fd < 0 || !habit_forks())
 		return;
-	if (!hot.copy) {
-		void *p = mmap(NULL, TOTAL_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		hot.file = calloc(FILES_MAX, sizeof *hot.file);
-		if (p == MAP_FAILED || !hot.file) {
-			hot.forbidden = true;
-			return;
-		}
-		hot.copy = p;
+	if (!hot.file && !(hot.file = calloc(FILES_MAX, sizeof *hot.file))) {
+		hot.forbidden = true;
+		return;
 	}
 	char *maps = maps_text();
 	if (!maps)
 		return;
 	const struct kx_frame *f = frame_of(t);
 	uint64_t sp = __atomic_load_n(&f->rsp, __ATOMIC_RELAXED);
+	int pagemap = proc_file("self/pagemap");
 	pthread_mutex_lock(&pvm.mm_lock);
-	choose_locked(sp, maps);
+	choose_locked(sp, maps, pagemap);
+	if (hot.nr) /* now, so that the first spare has it mapped */
+		copy_make();
 	pthread_mutex_unlock(&pvm.mm_lock);
+	if (pagemap >= 0)
+		close(pagemap);
 	free(maps);
 	spare_changed();
 }
@@ -241,7 +317,14 @@ bool hot_edge(uint64_t gva)
 
 void hot_save(void)
 {
-	uint8_t *to = hot.copy;
+	if (!hot.nr)
+		return;
+	if (!copy_make()) {
+		hot_drop();
+		return;
+	}
+	hot.copy->held = 1;
+	uint8_t *to = hot.copy->data;
 	for (unsigned i = 0; i < hot.nr; i++) {
 		const size_t len = hot.range[i].end - hot.range[i].start;
 		memcpy(to, gva_ptr(hot.range[i].start), len);
@@ -251,7 +334,7 @@ void hot_save(void)
 
 int hot_restore(void)
 {
-	const uint8_t *from = hot.copy;
+	const uint8_t *from = hot.nr ? hot.copy->data : NULL;
 	for (unsigned i = 0; i < hot.nr; i++) {
 		const struct range *g = &hot.range[i];
 		const size_t len = g->end - g->start;
@@ -265,6 +348,8 @@ int hot_restore(void)
 			return -errno;
 		from += len;
 	}
+	if (hot.nr) /* in what is shared alone: a spare's own memory stays what it was at the fork */
+		__atomic_store_n(&hot.copy->held, 0, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -313,6 +398,15 @@ static void forbid(void)
 	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
+static bool of_file(uint64_t start, uint64_t end)
+{
+	struct gmem_region r;
+	for (; start < end && gmem_query(start, &r) && r.start < end; start = r.end)
+		if (!(r.flags & MAP_ANONYMOUS))
+			return true;
+	return false;
+}
+
 void hot_call(const struct hcall *c)
 {
 	switch (c->nr) {
@@ -320,6 +414,8 @@ void hot_call(const struct hcall *c)
 		if (c->arg[2] == MADV_DONTNEED && hot.nr_files)
 			file_show(c->arg[0], c->arg[0] + ((c->arg[1] + PAGE - 1) & -PAGE));
 		hot.holes |= c->arg[2] == MADV_DONTFORK;
+		hot.advised |= c->arg[2] != MADV_DONTNEED && c->arg[2] != MADV_FREE &&
+			       of_file(c->arg[0], c->arg[0] + c->arg[1]);
 		if (c->arg[2] == MADV_DONTFORK || c->arg[2] == MADV_WIPEONFORK)
 			forbid();
 		break;

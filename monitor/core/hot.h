@@ -8,6 +8,9 @@
  * The kernel does that for anonymous memory alone. Writable parts of images, which their loader has written to already,
  * are made that in the parent; whose they were is kept for /proc/self/maps.
  *
+ * And what was ever a private copy is dropped as well, though it is none any more: constants and code of which that holds
+ * (gmem_warm.h) are mapped from their files again.
+ *
  * Only while there is one thread: the copies are of one moment. What the program says about these pages itself (mlock(2),
  * madvise(2) for forks) ends it for good.
  */

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include "../../util/together.h"
 #include "../../abi/kx_openahead.h"
 #include "batch.h"
 #include "keeper.h"
@@ -22,7 +23,7 @@ static struct file {
 	uint32_t uses;
 	int fd; /* -1 = not open */
 } files[KX_OPENAHEAD_FILES] = { [0 ... KX_OPENAHEAD_FILES - 1] = { .fd = -1 } };
-static bool on; /* the guest has been told of some */
+static KX_TOGETHER bool on; /* the guest has been told of some */
 
 static struct kx_openahead *shared(void) { return gva_ptr(KX_OPENAHEAD_BASE); }
 

@@ -22,6 +22,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "../../abi/kx_pipe.h"
 #include "../dev/procfs.h"
 #include "family.h"
@@ -38,11 +39,11 @@
 #define VACATE_MS 2000 /* for other members to move what they wrote */
 #define VACATE_FORK_MS 200
 
-pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
+KX_TOGETHER pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
 struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
 static uint64_t key_of[KX_PIPE_FDS];
 static unsigned fds_used; /* key_of[] at and above it is 0 */
-static pid_t fork_parent;
+static KX_TOGETHER pid_t fork_parent;
 static bool pairs_above; /* a socket pair had a descriptor that key_of[] has no place for */
 static bool watching;    /* one of the socket pairs here is, or was, in an epoll */
 static bool given_up;    /* no rings in this process any more, nor in its children: what is mapped is its own */

@@ -142,10 +142,8 @@ struct pvm {
 	unsigned xsave_size;
 	struct kx_libos_header libos; /* copy of the image's header */
 	/* program (load.c) */
-	char exe[4096]; /* absolute path of the program, for /proc/self/exe */
 	char comm[16];
 	uint64_t arg_start, arg_end, env_start, env_end, stack_top, brk_start;
-	uint8_t auxv[512];
 	unsigned auxv_len;
 	cpu_set_t cpus; /* with --cpus: those that the program may know of, by the host's numbers */
 	bool no_new_privs;
@@ -158,11 +156,14 @@ struct pvm {
 	uint64_t nr_whole;                  /* 2 MiB made of small pages (whole.h) */
 	uint64_t nr_polled, nr_poll_failed; /* calls answered without an exit; requests that nobody took */
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
-	uint64_t hcall_count[1280], enosys_count[1024];
 	uint64_t start_ns;
 	uint64_t boot_ns
 		[PVM_BOOT_STEPS]; /* CLOCK_MONOTONIC at the end of each step of `kylinx run`; 0 = not done here */
-};
+	/* Last, what is long: the rest is one page. */
+	uint64_t hcall_count[1280], enosys_count[1024];
+	char exe[4096]; /* absolute path of the program, for /proc/self/exe */
+	uint8_t auxv[512];
+} __attribute__((aligned(4096)));
 
 extern struct pvm pvm;
 extern __thread struct thread *self;

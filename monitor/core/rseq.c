@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "hcall.h"
 #include "sig.h"
 
@@ -31,10 +32,11 @@ struct seat {
 };
 
 static struct seat seats[SEATS_MAX];
-static uint64_t cids[SEATS_MAX / 64];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct thread *waiting, **waiting_end = &waiting;
-static int nr_waiting;
+static KX_TOGETHER int seats_end; /* none of those behind it was ever taken */
+static KX_TOGETHER uint64_t cids[SEATS_MAX / 64];
+static KX_TOGETHER pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER struct thread *waiting, **waiting_end = &waiting;
+static KX_TOGETHER int nr_waiting;
 static uint32_t affinity_gen;
 static char kick_cookie;
 
@@ -124,6 +126,7 @@ static bool try_take(struct thread *t, int cpu, bool rob)
 	uint32_t old = __atomic_load_n(&s->word, __ATOMIC_RELAXED);
 	if (!allowed(t, cpu) || (old & SEAT_RUN) || (old && !rob) || !swap_word(s, old, name_of(t) | SEAT_RUN))
 		return false;
+	seats_end = cpu < seats_end ? seats_end : cpu + 1;
 	if (!old)
 		s->cid = cid_take();
 	seated(t, s);
@@ -322,7 +325,8 @@ void rseq_release(struct thread *t)
 void rseq_fork_child(struct thread *t)
 {
 	pthread_mutex_init(&lock, NULL);
-	memset(seats, 0, sizeof seats);
+	memset(seats, 0, (unsigned)seats_end * sizeof seats[0]);
+	seats_end = 0;
 	memset(cids, 0, sizeof cids);
 	waiting = NULL;
 	waiting_end = &waiting;

@@ -25,6 +25,7 @@
 #include "../../abi/kx_serve.h"
 #include "../../util/log.h"
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "keeper.h"
 #include "libfile.h"
 #include "sig.h"
@@ -50,12 +51,12 @@
 #define PATIENCE 8
 #define PROBE 64
 
-static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER, work = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER, work = PTHREAD_MUTEX_INITIALIZER;
 static struct kx_thread no_area;
 static struct thread svc = { .area = &no_area, .vcpu_fd = -1, .sig_stop = SIG_STOP_NEVER };
 static const uint8_t served[KX_SERVE_CALLS] = { KX_SERVED };
 
-static struct {
+static KX_TOGETHER struct {
 	pthread_t thread;
 	bool running, forbidden; /* gate */
 	int quit, asleep, wake;  /* wake counts; a futex */

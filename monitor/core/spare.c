@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "birth.h"
 #include "family.h"
 #include "fork.h"
@@ -35,6 +36,7 @@
 #define RANGES_MAX 192           /* writable mappings */
 #define SCAN_MAX (24576)         /* pages looked at */
 #define SCAN_CHUNK 4096          /* entries of pagemap at once */
+#define SCAN_GAP 128             /* entries that are read for nothing rather than by one call more */
 #define STACK_BYTES (64ul << 10) /* of a spare */
 #define TOUCH_MAX 96             /* pages that a spare has its VM map ahead */
 #define TOUCH_STACK 1024         /* bytes of the program's stack that are searched for addresses of its text */
@@ -72,7 +74,7 @@ struct common {
 	uint8_t data[PAGES_MAX][PAGE] __attribute__((aligned(4096)));
 };
 
-static struct {
+static KX_TOGETHER struct {
 	struct common *sh;
 	uint8_t *stack;
 	pid_t pid; /* 0: none */
@@ -88,15 +90,20 @@ static struct {
 	uint64_t last_fork_ns, prev_fork_ns;
 	long faults, faults_between; /* of this process, at its last fork and since the one before */
 	unsigned backoff, skip;
-	uint64_t hot[TOUCH_MAX / 2]; /* pages of the guest that were handed over last */
 	unsigned nr_hot;
-	struct range range[RANGES_MAX];
 	unsigned nr_ranges;
 	uint64_t ranges_gen;
 	char statm[32];
 	jmp_buf fork;
 } sp;
-static uint64_t gen; /* of mappings, rights, limits, ... */
+static KX_TOGETHER uint64_t gen; /* of mappings, rights, limits, ... */
+static struct range range[RANGES_MAX];
+static struct outside {
+	struct rlimit limit[16];
+	uint64_t sched[16], cpus[128];
+	long ioprio, sid;
+} outside;                          /* as the spare was made */
+static uint64_t hot[TOUCH_MAX / 2]; /* pages of the guest that were handed over last */
 
 static uint32_t load(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 static void store(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
@@ -226,8 +233,9 @@ static void range_add(uint64_t start, uint64_t end)
 		if (start - base >= KX_SYS_BASE && (start - base < KX_LIBOS_BASE || start - base >= KX_SYS_MORE))
 			end = used < end ? used : end;
 	}
-	if (start < end && sp.nr_ranges < RANGES_MAX)
-		sp.range[sp.nr_ranges++] = (struct range){ start, end };
+	for (; start < end && sp.nr_ranges < RANGES_MAX; start = range[sp.nr_ranges++].end)
+		range[sp.nr_ranges] =
+			(struct range){ start, end - start < SCAN_CHUNK * PAGE ? end : start + SCAN_CHUNK * PAGE };
 }
 
 static bool range_note(const struct maps_line *l, void *arg)
@@ -246,35 +254,49 @@ static bool ranges_read(void)
 	if (!maps_each(range_note, NULL))
 		return false;
 	for (unsigned i = 0; i < sp.nr_ranges; i++)
-		pages += (sp.range[i].end - sp.range[i].start) / PAGE;
+		pages += (range[i].end - range[i].start) / PAGE;
 	return sp.nr_ranges < RANGES_MAX && pages <= SCAN_MAX;
+}
+
+/* `entry` is of the pages from `start` on. False: too many. */
+static bool pages_choose(struct common *sh, uint64_t start, const struct range *r)
+{
+	for (uint64_t a = r->start; a < r->end; a += PAGE) {
+		uint64_t e = sh->entry[(a - start) / PAGE];
+		if (!(e & PM_SWAP) && (e & (PM_PRESENT | PM_FILE | PM_ALONE)) != (PM_PRESENT | PM_ALONE))
+			continue;
+		if (sh->nr_pages == PAGES_MAX)
+			return false;
+		sh->page[sh->nr_pages++] = a;
+	}
+	return true;
+}
+
+static bool entries_read(struct common *sh, uint64_t start, uint64_t end)
+{
+	size_t bytes = (end - start) / PAGE * 8;
+	return pread(sp.pagemap_fd, sh->entry, bytes, (off_t)(start / PAGE * 8)) == (ssize_t)bytes;
 }
 
 /* Copies of all pages that the spare may have otherwise. False: too many, or unknown. */
 static bool pages_copy(void)
 {
 	struct common *sh = sp.sh;
-	unsigned k = 0;
-	for (unsigned i = 0; i < sp.nr_ranges; i++)
-		for (uint64_t a = sp.range[i].start; a < sp.range[i].end;) {
-			size_t n = (sp.range[i].end - a) / PAGE;
-			n = n < SCAN_CHUNK ? n : SCAN_CHUNK;
-			if (pread(sp.pagemap_fd, sh->entry, n * 8, (off_t)(a / PAGE * 8)) != (ssize_t)(n * 8))
+	sh->nr_pages = 0;
+	for (unsigned i = 0, j; i < sp.nr_ranges; i = j) {
+		const uint64_t start = range[i].start;
+		/* What is near is one call. */
+		for (j = i + 1; j < sp.nr_ranges && range[j].start - range[j - 1].end <= SCAN_GAP * PAGE &&
+				range[j].end - start <= SCAN_CHUNK * PAGE;)
+			j++;
+		if (!entries_read(sh, start, range[j - 1].end))
+			return false;
+		for (unsigned k = i; k < j; k++)
+			if (!pages_choose(sh, start, &range[k]))
 				return false;
-			for (size_t j = 0; j < n; j++) {
-				uint64_t e = sh->entry[j];
-				if (!(e & PM_SWAP) &&
-				    (e & (PM_PRESENT | PM_FILE | PM_ALONE)) != (PM_PRESENT | PM_ALONE))
-					continue;
-				if (k == PAGES_MAX)
-					return false;
-				sh->page[k++] = a + j * PAGE;
-			}
-			a += n * PAGE;
-		}
-	for (unsigned i = 0; i < k; i++)
+	}
+	for (unsigned i = 0; i < sh->nr_pages; i++)
 		memcpy(sh->data[i], (const void *)sh->page[i], PAGE);
-	sh->nr_pages = k;
 	return true;
 }
 
@@ -374,6 +396,25 @@ static void touch(struct thread *t, struct common *sh)
 	memset(gva_ptr(list), 0, sizeof sh->touch);
 }
 
+/* The pages that were handed over last, as a rule those of the next time: its own ahead, since nobody waits. Of those that
+ * are private and writable still: both lists are in order. */
+static void pages_ahead(const struct common *sh)
+{
+	const struct range *r = range, *end = range + sp.nr_ranges;
+	for (unsigned i = 0, n; i < sh->nr_pages && r < end; i += n) {
+		const uint64_t a = sh->page[i];
+		n = 1;
+		if (a >= r->end) {
+			r++;
+			n = 0;
+		} else if (a >= r->start) {
+			while (i + n < sh->nr_pages && sh->page[i + n] == a + n * PAGE && sh->page[i + n] < r->end)
+				n++;
+			madvise((void *)a, n * PAGE, MADV_POPULATE_WRITE);
+		}
+	}
+}
+
 static int *tid_word; /* where libc keeps the thread's number */
 
 /* On a stack of its own. What it changes of the memory it puts back: that has to stay what it was at the fork. */
@@ -413,6 +454,7 @@ static int spare_main(void *arg)
 		r = vcpu_set_up(t);
 	if (!r)
 		touch(t, sh);
+	pages_ahead(sh);
 	t->vcpu_fd = was.vcpu_fd;
 	t->vcpu_pid = was.vcpu_pid;
 	t->run = was.run;
@@ -632,7 +674,7 @@ static void touch_list(struct thread *t, struct common *sh)
 	touch_add(sh, &n, KX_BOOT_BASE, true);
 	touch_add(sh, &n, KX_VVAR_BASE, false);
 	for (unsigned i = 0; i < sp.nr_hot; i++)
-		touch_add(sh, &n, sp.hot[i], true);
+		touch_add(sh, &n, hot[i], true);
 	touch_add(sh, &n, f->rip & -PAGE, false);
 	uint64_t room = PAGE - rsp % PAGE;
 	size_t len = room < sizeof word ? room & -8ul : sizeof word;
@@ -653,8 +695,28 @@ static void hot_note(struct common *sh)
 	for (unsigned i = 0; i < sh->nr_pages && sp.nr_hot < TOUCH_MAX / 2; i++) {
 		uint64_t a = sh->page[i] - (uint64_t)pvm.base;
 		if (gva_ok(a, 1) && gmem_query(a, &g) && g.start <= a && g.prot & PROT_WRITE)
-			sp.hot[sp.nr_hot++] = a;
+			hot[sp.nr_hot++] = a;
 	}
+}
+
+/* What others can change of this process: its limits, how it is scheduled. What they change of the spare they have
+ * changed of the child. */
+static bool outside_read(struct outside *o)
+{
+	memset(o, 0, sizeof *o);
+	for (int i = 0; i < 16; i++)
+		if (HC6(SYS_prlimit64, 0, i, 0, &o->limit[i], 0, 0))
+			return false;
+	o->ioprio = HC6(SYS_ioprio_get, 1, 0, 0, 0, 0, 0);
+	o->sid = HC6(SYS_getsid, 0, 0, 0, 0, 0, 0);
+	return !HC6(SYS_sched_getattr, 0, o->sched, 56, 0, 0, 0) &&
+	       HC6(SYS_sched_getaffinity, 0, sizeof o->cpus, o->cpus, 0, 0, 0) > 0;
+}
+
+static bool same_outside(void)
+{
+	struct outside now;
+	return outside_read(&now) && !memcmp(&now, &outside, sizeof now);
 }
 
 void spare_make(struct thread *t)
@@ -686,8 +748,11 @@ void spare_make(struct thread *t)
 	fork_locks_take();
 	hot_save();
 	family_spare(sp.slot, 0);
-	pid_t pid = clone(spare_main, sp.stack + STACK_BYTES,
-			  CLONE_FILES | SIGCHLD | (tid_word ? CLONE_CHILD_SETTID : 0), t, NULL, NULL, tid_word);
+	pid_t pid = -1;
+	if (outside_read(&outside)) /* with the locks: the monitor changes limits for moments */
+		pid = clone(spare_main, sp.stack + STACK_BYTES,
+			    CLONE_FILES | SIGCHLD | (tid_word ? CLONE_CHILD_SETTID : 0), t, NULL, NULL, tid_word);
+	fork_populate();
 	fork_locks_release();
 	if (pid > 0) {
 		family_spare(sp.slot, pid);
@@ -712,25 +777,6 @@ void spare_make(struct thread *t)
 	if (!sp.valid)
 		in_vain();
 	gmem_fork_populate(sp_of(t));
-}
-
-/* What others can have changed of this process since: its limits, how it is scheduled. */
-static bool same_outside(void)
-{
-	uint64_t a[16] = { 0 }, b[16] = { 0 };
-	struct rlimit x, y;
-	for (int i = 0; i < 16; i++)
-		if (HC6(SYS_prlimit64, 0, i, 0, &x, 0, 0) || HC6(SYS_prlimit64, sp.pid, i, 0, &y, 0, 0) ||
-		    memcmp(&x, &y, sizeof x))
-			return false;
-	if (HC6(SYS_sched_getattr, 0, a, 56, 0, 0, 0) || HC6(SYS_sched_getattr, sp.pid, b, 56, 0, 0, 0) ||
-	    memcmp(a, b, sizeof a))
-		return false;
-	uint64_t c[128] = { 0 }, d[128] = { 0 };
-	return HC6(SYS_sched_getaffinity, 0, sizeof c, c, 0, 0, 0) > 0 &&
-	       HC6(SYS_sched_getaffinity, sp.pid, sizeof d, d, 0, 0, 0) > 0 && !memcmp(c, d, sizeof c) &&
-	       HC6(SYS_ioprio_get, 1, 0, 0, 0, 0, 0) == HC6(SYS_ioprio_get, 1, sp.pid, 0, 0, 0, 0) &&
-	       HC6(SYS_getsid, 0, 0, 0, 0, 0, 0) == HC6(SYS_getsid, sp.pid, 0, 0, 0, 0, 0);
 }
 
 static bool usable(void)

@@ -9,7 +9,7 @@
  * by /proc/self/pagemap) was written by one of the two; all others are the same in both. That counts for guest memory and
  * the monitor's own alike. The table of descriptors is shared (CLONE_FILES) until the parent takes a copy of its own and
  * leaves the shared one to the child. Signal actions are set anew where they have changed. Whatever else a process inherits must be as it was: a call that may have changed it makes the spare useless
- * (spare_changed), and what others can change is compared (limits, scheduling).
+ * (spare_changed), and what others can change (limits, scheduling) is compared with what it was when the spare was made.
  *
  * Nobody sees it but the host: it is in no list of the family's, in a process group of its own, and waits are answered
  * as without it. It ends with its process, or gives its memory back when it has not been used for some seconds.

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/together.h"
 #include "birth.h"
 #include "family.h"
 #include "futexes.h"
@@ -34,12 +35,12 @@
 /* Where a host thread continues when its guest thread has ended: thread_main() returns. pthread_exit() will not do:
  * it loads libgcc_s, and the jail maps nothing executable. */
 static __thread jmp_buf thread_end;
-static struct thread *pool; /* ended threads with their vCPUs; thr_lock */
+static KX_TOGETHER struct thread *pool; /* ended threads with their vCPUs; thr_lock */
 /* The host thread that ended last, not joined yet. Each one joins the one before it, so whoever joins this one knows
  * that all are out of libc. thr_lock */
 static pthread_t last_ended;
-static bool has_ended;
-static int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
+static KX_TOGETHER bool has_ended;
+static KX_TOGETHER int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
 
 static void area_init(struct thread *t)
 {

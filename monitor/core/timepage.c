@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <unistd.h>
+#include "../../util/together.h"
 
 #define NS_PER_SEC 1000000000LL
 #define INTERVAL_MIN_NS 500000   /* time between refreshes while the rate is not known well */
@@ -38,7 +39,7 @@ struct track {
 
 enum { OFF_REAL, OFF_TAI, OFF_BOOT, NR_OFF };
 
-static struct {
+static KX_TOGETHER struct {
 	pthread_mutex_t lock; /* all below, and writing to the page */
 	bool ok;
 	int64_t tsc_offset;

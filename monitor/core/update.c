@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "admit.h"
 #include "fork.h"
 #include "gmem_warm.h"
@@ -36,7 +37,7 @@
 #define PREPARE_MAX 20           /* times that the program may load or unload something meanwhile */
 
 static int fds[2] = { -1, -1 };
-pthread_mutex_t update_lock = PTHREAD_MUTEX_INITIALIZER;
+KX_TOGETHER pthread_mutex_t update_lock = PTHREAD_MUTEX_INITIALIZER;
 static int poked;       /* a futex: a request may be there */
 static pid_t served_by; /* the process that has a service thread */
 static int closed = -1; /* a descriptor that the process has closed, and that thread has still */
@@ -64,8 +65,8 @@ void update_init(void)
 
 /* ---- a request in progress -------------------------------------------------------------------------------------------- */
 
-static struct relink *pending; /* made, and not over */
-static uint64_t forks;         /* under the lock */
+static struct relink *pending;     /* made, and not over */
+static KX_TOGETHER uint64_t forks; /* under the lock */
 
 void job_reply(const struct job *j, unsigned kind, int error, uint64_t pause, const char *fmt, va_list ap)
 {

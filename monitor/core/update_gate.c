@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include "../../util/now.h"
+#include "../../util/together.h"
 #include "sig.h"
 
 #define COME_NS 40000000ll        /* how long it waits for the first one that stands */
@@ -13,16 +14,16 @@
 #define FOR_GOOD_NS 2000000000ull /* the end of a process waits for its threads */
 
 enum { STOP_NONE, STOP_WANTED, STOP_HELD }; /* held: all stand, and wait however long it takes */
-volatile int update_stop;
+KX_TOGETHER volatile int update_stop;
 static uint64_t stop_began;    /* when the first one came to stand; 0 = none has */
 static uint64_t stop_ns;       /* how long those that stand wait for the others */
 static uint64_t stopped_until; /* when they gave up; 0 = they did not */
 static uint64_t released;      /* when the gate was opened; 0 = not yet */
 static uint64_t gathered;      /* when all stood; 0 = not yet */
-struct thread *volatile update_runner, *volatile update_caller;
-static bool for_good; /* the process ends: the gate stays shut */
-static int parked;    /* counts those that come to wait; a futex */
-static int opened;    /* counts whenever somebody may pass; a futex */
+KX_TOGETHER struct thread *volatile update_runner, *volatile update_caller;
+static KX_TOGETHER bool for_good; /* the process ends: the gate stays shut */
+static int parked;                /* counts those that come to wait; a futex */
+static int opened;                /* counts whenever somebody may pass; a futex */
 
 /*
  * One by one: whoever is woken may take the waker's processor. Had that taken all of them from the queue at once, they would

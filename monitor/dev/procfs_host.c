@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include "../../util/together.h"
 #include "../core/keeper.h"
 #include "../core/thread.h"
 
@@ -75,7 +76,8 @@ struct private_call {
 	int r;
 };
 
-static pthread_mutex_t proc_lock = PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
+static KX_TOGETHER pthread_mutex_t proc_lock =
+	PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
 static bool private_direct; /* no such thread could be had */

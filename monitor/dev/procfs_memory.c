@@ -220,16 +220,26 @@ static uint64_t line_kb(const char *s, const char *end, int i)
 	return 0;
 }
 
-/* Without what is the monitor's doing: not to be inherited. */
+/* What an image's loader has mapped to be read: the program could never write to it. */
+static bool is_constant(const struct gmem_region *r)
+{
+	return (r->flags & MAP_TYPE) == MAP_PRIVATE && !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) &&
+	       !(r->prot & PROT_WRITE);
+}
+
+/* Without what is the monitor's doing: not to be inherited (hot.h), accounted since it was writable (gmem_warm.h). */
 static void put_flags(struct out *t, const struct piece *p, const char *s, size_t len)
 {
-	char *wipe = hot_edge(p->v->start) ? memmem(s, len, " wf", 3) : NULL;
-	if (!wipe) {
-		out_add(t, s, len);
-		return;
+	const char *const hidden[] = { hot_edge(p->v->start) ? " wf" : NULL, is_constant(p->r) ? " ac" : NULL };
+	for (unsigned i = 0; i < 2; i++) {
+		const char *at = hidden[i] ? memmem(s, len, hidden[i], 3) : NULL;
+		if (!at)
+			continue;
+		out_add(t, s, (size_t)(at - s));
+		len -= (size_t)(at + 3 - s);
+		s = at + 3;
 	}
-	out_add(t, s, (size_t)(wipe - s));
-	out_add(t, wipe + 3, len - (size_t)(wipe + 3 - s));
+	out_add(t, s, len);
 }
 
 /*

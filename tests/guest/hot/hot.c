@@ -195,6 +195,57 @@ static void file_again(void)
 	check(!madvise(data, PAGE, MADV_DONTNEED) && data[0] == 1 && data[2] == 3, "what is not 0 as well");
 }
 
+/* Mappings of files that are only read: as they are, written to before, of a file whose name is another's by now. */
+static char *constant[3], constant_name[3][32];
+static int constant_fd;
+
+static char *constant_of(int i, char *name, int *fd)
+{
+	char page[PAGE];
+	strcpy(name, "/tmp/kx-hot-XXXXXX");
+	*fd = mkstemp(name);
+	memset(page, 'a' + i, sizeof page);
+	for (int k = 0; k < 3; k++)
+		if (write(*fd, page, sizeof page) != sizeof page)
+			return MAP_FAILED;
+	return mmap(NULL, 3 * PAGE, i == 1 ? PROT_READ | PROT_WRITE : PROT_READ, MAP_PRIVATE, *fd, 0);
+}
+
+static void constants_make(void)
+{
+	char other[32];
+	int fd[3], fd_other;
+	for (int i = 0; i < 3; i++)
+		constant[i] = constant_of(i, constant_name[i], &fd[i]);
+	munmap(constant_of(3, other, &fd_other), 3 * PAGE);
+	memset(constant[1] + PAGE, 'w', PAGE);
+	check(!mprotect(constant[1], 3 * PAGE, PROT_READ) && !rename(other, constant_name[2]), "mappings of files");
+	constant_fd = fd[0];
+	close(fd[1]);
+	close(fd[2]);
+	close(fd_other);
+}
+
+static bool constants_are(char first)
+{
+	return constant[0][0] == first && constant[0][2 * PAGE] == 'a' && constant[1][0] == 'b' &&
+	       constant[1][PAGE] == 'w' && constant[1][2 * PAGE - 1] == 'w' && constant[1][2 * PAGE] == 'b' &&
+	       constant[2][0] == 'c' && constant[2][3 * PAGE - 1] == 'c';
+}
+
+static void constants(void)
+{
+	check(constants_are('a'), "what is only read");
+	pid_t p = FORK(_exit(constants_are('a') ? 0 : 1));
+	check(!end_of(p), "in children, too");
+	check(pwrite(constant_fd, "x", 1, 0) == 1 && constants_are('x'), "and what becomes of the file");
+	p = FORK(_exit(constants_are('x') ? 0 : 1));
+	check(!end_of(p), "which children see");
+	for (int i = 0; i < 3; i++)
+		unlink(constant_name[i]);
+	close(constant_fd);
+}
+
 static void *thread(void *arg)
 {
 	bool good = true;
@@ -267,6 +318,7 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (argc > 1) /* after exec: the habit is not passed on */
 		return rounds(true) ? 0 : 1;
+	constants_make();
 	grow();
 	size_t stack = stack_size();
 	check(stack > PAGE, "its stack");
@@ -274,6 +326,7 @@ int main(int argc, char **argv)
 	check(rounds(false), "forks");
 	check(rounds(true), "forks of children");
 	seen_in_proc(before, before_smaps, stack);
+	constants();
 	changed();
 	file_again();
 	own = 7;
