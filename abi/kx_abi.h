@@ -189,7 +189,8 @@ struct kx_futexes {
 	uint32_t sizes_asked;    /* 1: somebody asks how long files are, again and again */
 	uint32_t mapped_outside; /* 1: a member has mapped shared what others than the family can map */
 	uint64_t resized;        /* calls that began since then and may change that */
-	uint64_t pad[2];
+	uint64_t ended;          /* grows when a member learns that a process has ended */
+	uint64_t pad;
 };
 
 /*
@@ -206,15 +207,15 @@ struct kx_futexes {
 #define KX_BATCH_SEEKS 8           /* files that a context's thread asks the length of */
 #define KX_BATCH_TX 0x1000         /* offset of the ring of records in a context          */
 #define KX_BATCH_TX_SIZE 0x40000   /* its bytes                                           */
+#define KX_BATCH_LOCALS 0x50000    /* offset of struct kx_bname[KX_BATCH_PEERS_MAX]       */
 #define KX_BATCH_AHEAD 0x60000     /* offset of struct kx_bahead                          */
 #define KX_BATCH_PEERS 0x70000     /* offset of struct kx_bname[KX_BATCH_PEERS_MAX]       */
 #define KX_BATCH_RX 0x80000        /* offset of what was fetched                          */
 #define KX_BATCH_RX_SIZE 0x80000   /* its bytes                                           */
 #define KX_BATCH_SEND_MAX 0x10000  /* longest record's data                               */
 #define KX_BATCH_FILE_MAX 0x100000 /* of a file                                          */
-#define KX_BATCH_NAMES 32          /* local addresses that a context knows                */
 #define KX_BATCH_FILES 8           /* that a context's thread sends from                  */
-#define KX_BATCH_PEERS_MAX 1024    /* addresses of other sides that a context knows       */
+#define KX_BATCH_PEERS_MAX 1024    /* addresses that a context knows, of each kind        */
 #define KX_AHEAD_MAX 512           /* events that a wait may be told ahead                */
 #define KX_AHEAD_ZEROS 4           /* waits that may be told that there are none          */
 
@@ -244,6 +245,13 @@ struct kx_bsock {
 /* What len bytes may take of a send buffer: they lie in packets of their own in the worst case. */
 #define KX_BATCH_COST(len) (2 * (len) + 2304)
 
+/* An address: of those accepted, by descriptor, KX_BATCH_LOCALS; of the other sides, KX_BATCH_PEERS. */
+struct kx_bname {
+	int32_t fd; /* -1 = none */
+	uint32_t gen, len, pad;
+	uint8_t addr[32];
+};
+
 /* A thread's. `head` is the LibOS's, all else the monitor's to change; both grow for ever. */
 struct kx_bctx {
 	uint64_t head, tail; /* bytes of the ring written, sent */
@@ -262,12 +270,7 @@ struct kx_bctx {
 	} file[KX_BATCH_FILES];
 	int32_t accepted;     /* the connection that it has accepted last, -1 = none */
 	uint32_t accepted_at; /* low half of exits then */
-	struct kx_bname {
-		int32_t fd; /* -1 = none */
-		uint32_t gen, len, pad;
-		uint8_t addr[32];
-	} local[KX_BATCH_NAMES]; /* of those accepted, by descriptor; those of the other sides: KX_BATCH_PEERS */
-	uint64_t news;           /* `exits` as the program last learnt something without an exit */
+	uint64_t news;        /* `exits` as the program last learnt something without an exit */
 };
 
 /* A file that its thread may write to by records, while kx_batch.calls is `calls`. */
@@ -447,7 +450,8 @@ _Static_assert(sizeof(struct kx_bctx) <= KX_BATCH_WRITES_AT, "files come after i
 _Static_assert(KX_BATCH_WRITES_AT + KX_BATCH_WRITES * sizeof(struct kx_bwrite) <= KX_BATCH_SEEKS_AT &&
 		       KX_BATCH_SEEKS_AT + KX_BATCH_SEEKS * sizeof(struct kx_bseek) <= KX_BATCH_TX,
 	       "the ring comes after them");
-_Static_assert(KX_BATCH_TX + KX_BATCH_TX_SIZE <= KX_BATCH_AHEAD &&
+_Static_assert(KX_BATCH_TX + KX_BATCH_TX_SIZE <= KX_BATCH_LOCALS &&
+		       KX_BATCH_LOCALS + KX_BATCH_PEERS_MAX * sizeof(struct kx_bname) <= KX_BATCH_AHEAD &&
 		       KX_BATCH_AHEAD + sizeof(struct kx_bahead) <= KX_BATCH_PEERS,
 	       "between what is sent and the names");
 _Static_assert(KX_BATCH_PEERS + KX_BATCH_PEERS_MAX * sizeof(struct kx_bname) <= KX_BATCH_RX, "before what was fetched");

@@ -5,15 +5,20 @@
  * that is odd, goes to the monitor, which settles the account with the kernel first (monitor/core/batch.c).
  */
 #include "../../abi/kx_openahead.h"
+#include "accept.h"
 #include "seek.h"
+#include "sigs.h"
 
 #define NR_read 0
 #define NR_write 1
 #define NR_close 3
 #define NR_lseek 8
+#define NR_mmap 9
+#define NR_munmap 11
 #define NR_ioctl 16
 #define NR_readv 19
 #define NR_writev 20
+#define NR_mremap 25
 #define NR_sendfile 40
 #define NR_accept 43
 #define NR_sendto 44
@@ -24,6 +29,7 @@
 #define NR_getsockname 51
 #define NR_getpeername 52
 #define NR_setsockopt 54
+#define NR_kill 62
 #define NR_epoll_wait 232
 #define NR_epoll_ctl 233
 #define NR_epoll_pwait 281
@@ -276,6 +282,28 @@ static bool write_later(struct kx_thread *t, struct io *io, struct kx_frame *f, 
 	return true;
 }
 
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+static bool kill_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_bkill k = { (int32_t)f->rdi, (int32_t)f->rsi };
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, 0, &ctx) || !(r = room_for(io->ctx, sizeof k, &head)) || !sigs_may_kill(io->ctx, &k))
+		return false;
+	*(struct kx_bkill *)(r + 1) = k;
+	publish(io, r, sizeof k, KX_BREC_KILL, head);
+	*ret = 0;
+	return true;
+}
+
+static bool signal_read(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	return look(t, io, f->rdi, &ctx) && sigs_read(io->ctx, f, ret);
+}
+
 /* ---- connections that come and go --------------------------------------------------------------------------------- */
 
 static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t *ret)
@@ -291,6 +319,7 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	ahead_gone(io->ctx, (int32_t)io->fd);
 	publish(io, r, 0, KX_BREC_CLOSE, head);
 	openahead_closes(fd);
+	accept_freed(io->ctx, (int32_t)fd);
 	*ret = 0;
 	return true;
 }
@@ -458,7 +487,10 @@ static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 static bool local_name(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
 {
 	uint32_t ctx;
-	return look(t, io, f->rdi, &ctx) && tell_name(io, &io->ctx->local[io->fd % KX_BATCH_NAMES], f, ret);
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	const struct kx_bname *names = (const struct kx_bname *)((uint8_t *)io->ctx + KX_BATCH_LOCALS);
+	return tell_name(io, &names[io->fd % KX_BATCH_PEERS_MAX], f, ret);
 }
 
 /* ---- waits -------------------------------------------------------------------------------------------------------- */
@@ -492,6 +524,15 @@ static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint
 	io->ctx->drained = -1;
 	*ret = -KX_EAGAIN;
 	return true;
+}
+
+static bool accept_next(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
+{
+	uint32_t ctx;
+	if (!look(t, io, f->rdi, &ctx))
+		return false;
+	libfile_flush(t);
+	return accept_call(io->ctx, f, (uint32_t)flags, ret) || no_more(t, io, f, flags, ret);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
@@ -571,10 +612,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		done = !f->r8 && wait_ahead(t, &io, f, ret);
 		break;
 	case NR_accept:
-		done = no_more(t, &io, f, 0, ret);
+		done = accept_next(t, &io, f, 0, ret);
 		break;
 	case NR_accept4:
-		done = no_more(t, &io, f, f->r10, ret);
+		done = accept_next(t, &io, f, f->r10, ret);
 		break;
 	case NR_epoll_ctl:
 		done = register_later(t, &io, f, ret);
@@ -591,11 +632,20 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case NR_getpeername:
 		done = peer_name(t, &io, f, ret);
 		break;
+	case NR_mmap:
+	case NR_munmap:
+	case NR_mremap:
+		done = recycle_call(t, f, ret);
+		break;
 	case NR_lseek:
 		done = length(t, &io, f, ret);
 		break;
 	case NR_shutdown:
 		done = shut_later(t, &io, f, ret);
+		break;
+	case NR_kill:
+		libfile_flush(t);
+		done = kill_later(t, &io, f, ret);
 		break;
 	case NR_close:
 		done = close_later(t, &io, f->rdi, ret);
@@ -604,9 +654,12 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
 			return false;
 		libfile_flush(t);
-		done = find(t, &io, f->rdi)
-			       ? try_call(&io, f, ret)
-			       : (f->orig_rax == NR_write || f->orig_rax == NR_writev) && write_later(t, &io, f, ret);
+		if (find(t, &io, f->rdi))
+			done = try_call(&io, f, ret);
+		else if (f->orig_rax == NR_read)
+			done = signal_read(t, &io, f, ret);
+		else if (f->orig_rax == NR_write || f->orig_rax == NR_writev)
+			done = write_later(t, &io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;

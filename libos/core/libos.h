@@ -139,6 +139,9 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* Before something that other processes see without the monitor: what this thread has written comes first. */
 void batch_flush(struct kx_thread *t);
 
+/* recycle.c: memory that is taken and given back for each read. False: the monitor's. Only where there are batches. */
+bool recycle_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
+
 /* dgram.c: datagrams that need no exit. False: the monitor's. */
 bool dgram_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* As batch_flush(), which calls it; and what was received ahead counts no more as all that there is. */

@@ -15,6 +15,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "openahead.h"
+#include "recycle.h"
 #include "thread.h"
 #include "sig.h"
 #include "batch_priv.h"
@@ -70,13 +71,13 @@ static struct ctx *ctx_make(struct thread *t)
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	writelater_reset((int)(x - batch.ctxs));
 	seek_reset((int)(x - batch.ctxs));
+	accept_reset((int)(x - batch.ctxs));
+	sigs_reset((int)(x - batch.ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
-	for (int i = 0; i < KX_BATCH_NAMES; i++)
-		x->g->local[i].fd = -1;
 	for (int i = 0; i < KX_BATCH_PEERS_MAX; i++)
-		batch_peer_of(x, i)->fd = -1;
+		batch_peer_of(x, i)->fd = batch_local_of(x, i)->fd = -1;
 	for (int i = 0; i < KX_BATCH_FILES; i++)
 		x->file[i].fd = x->g->file[i].fd = -1;
 	if (x - batch.ctxs >= batch.nr_ctxs)
@@ -141,6 +142,25 @@ static void ctx_give_up(struct ctx *x)
 	x->nr = x->used = 0;
 }
 
+/* Before a wait at epoll: what it might tell of is the kernel's. Sockets that are in another one are as they were. */
+static void give_up_for(struct ctx *x, int epoll)
+{
+	uint32_t n = 0;
+	if (x->used > KX_BATCH_RX_SIZE / 2 || x->nr > ELSEWHERE_MAX) {
+		ctx_give_up(x);
+		return;
+	}
+	for (uint32_t i = 0; i < x->nr; i++) {
+		struct sock *s = batch_sock(x->fd[i]);
+		if (s && s->epoll >= 0 && s->epoll != epoll)
+			x->fd[n++] = x->fd[i];
+		else if (s)
+			batch_give_up(x->fd[i], s);
+	}
+	x->nr = n;
+	x->used = n ? x->used : 0;
+}
+
 static bool all_read(const struct ctx *x)
 {
 	for (uint32_t i = 0; i < x->nr; i++) {
@@ -155,7 +175,7 @@ void batch_turn(struct ctx *x)
 {
 	if (all_read(x) || x->used > KX_BATCH_RX_SIZE / 2 || x->nr > FETCHES_MAX / 2)
 		ctx_give_up(x);
-	batch_next_turn(x);
+	batch_next_turn(x, -1);
 }
 
 static void ctx_end(struct ctx *x)
@@ -213,7 +233,7 @@ static void after_wait(struct hcall *c, int n)
 	struct ctx *x = ctx_of(c->t);
 	leases_look();
 	if (x) {
-		batch_next_turn(x);
+		batch_next_turn(x, (int)c->arg[0]);
 		x->g->epoll = (int)c->arg[0];
 	}
 	for (int i = 0; i < n; i++) {
@@ -391,10 +411,10 @@ bool batch_is_mapped(void) { return batch.mapped; }
 
 bool batch_may_serve(struct hcall *c)
 {
-	if (!ahead_is_wait(c->nr) || !batch_active())
+	if (!batch_active())
 		return true;
 	pthread_mutex_lock(&lock);
-	bool has = ctx_of(c->t) != NULL;
+	bool has = !sigs_offered() && (!ahead_is_wait(c->nr) || ctx_of(c->t));
 	pthread_mutex_unlock(&lock);
 	return has;
 }
@@ -402,11 +422,16 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !heir_looks()) || is_vfork_child() ||
-	    is_inner(c->nr))
+	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !accept_concerns(c) && !heir_looks()) ||
+	    is_vfork_child() || (is_inner(c->nr) && !batch.nr_ctxs))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
+	if (is_inner(c->nr)) { /* signals are to be accepted, perhaps */
+		sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
+		pthread_mutex_unlock(&lock);
+		return false;
+	}
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x) {
@@ -414,12 +439,15 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		x->g->exits++;
 	}
 	settle_all();
+	accept_enter(c, x ? (int)(x - batch.ctxs) : -1);
 	openahead_settle();
 	done = writelater_enter(c, r);
 	ahead_enter(c, x);
 	seek_enter(c);
+	recycle_enter(c);
+	sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
 	if (x && ahead_is_wait(c->nr))
-		ctx_give_up(x);
+		give_up_for(x, (int)c->arg[0]);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
 	if ((batch.nr_socks || heir_looks()) && !done)
@@ -488,27 +516,45 @@ void batch_leave(struct hcall *c, int64_t r)
 		if (batch.mapped)
 			batch_shared()->selfish = 1;
 	}
-	if (!batch.nr_socks && !batch.nr_ctxs && !accepts && !ahead_concerns(c))
+	if (!batch.nr_socks && !batch.nr_ctxs && !accepts && !ahead_concerns(c) && !accept_concerns(c))
 		return;
 	pthread_mutex_lock(&lock);
 	ahead_note(c, r);
+	accept_note(c, r);
 	note_result(c, r);
 	struct ctx *x = ctx_of(c->t);
 	seek_note(c, x ? (int)(x - batch.ctxs) : -1, r);
+	if (x)
+		sigs_note(c, (int)(x - batch.ctxs), r);
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
+		recycle_leave(c, r);
 		ahead_leave(x, c, r);
+		accept_leave(c, (int)(x - batch.ctxs), r);
 		batch_still_live(x);
 		files_look(x);
 		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
-		openahead_offer(c); /* behind the look at the sockets */
+		sigs_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		sigs_offer((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		if (!accept_any((int)(x - batch.ctxs)))
+			openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		flusher_due();
 	}
 	pthread_mutex_unlock(&lock);
+}
+
+bool batch_answer(struct hcall *c, int64_t *r)
+{
+	if ((c->nr != SYS_accept && c->nr != SYS_accept4) || !batch_active() || is_vfork_child())
+		return false;
+	pthread_mutex_lock(&lock);
+	bool done = accept_give(c, r);
+	pthread_mutex_unlock(&lock);
+	return done;
 }
 
 /* batch_enter() has done it. */
@@ -529,6 +575,7 @@ void batch_share(int fd)
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
 	seek_shared(fd);
+	accept_shared(fd);
 	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
 	pthread_mutex_unlock(&lock);
@@ -570,6 +617,8 @@ int batch_fds(int (*move)(int *fd))
 		if (*inherited[i] >= 0 && !(r = move(inherited[i])))
 			fcntl(*inherited[i], F_SETFD, 0);
 	if (!r)
+		r = accept_fds(move);
+	if (!r)
 		r = flusher_fds(move);
 	pthread_mutex_unlock(&lock);
 	return r;
@@ -578,7 +627,12 @@ int batch_fds(int (*move)(int *fd))
 void batch_lease_begin(bool files)
 {
 	int fd[2] = { -1, -1 };
-	if (is_vfork_child() || (!batch.nr_socks && !dgram_active()))
+	if (is_vfork_child())
+		return;
+	pthread_mutex_lock(&lock);
+	accept_fork_begin();
+	pthread_mutex_unlock(&lock);
+	if (!batch.nr_socks && !dgram_active())
 		return;
 	fd_limit_lift();
 	bool ok = !files && !pipe2(fd, O_CLOEXEC | O_NONBLOCK);
@@ -606,6 +660,7 @@ void batch_lease_end(void)
 	pthread_mutex_lock(&lock);
 	close_if(lease_new);
 	lease_new = -1;
+	accept_fork_end();
 	pthread_mutex_unlock(&lock);
 }
 
@@ -646,6 +701,7 @@ void batch_fork_child(void)
 		s->held = s->inherited = false;
 	}
 	heir_fork_child();
+	accept_fork_child();
 	seek_all_shared();
 	for (int i = 0; i < nr_leases; i++)
 		close_if(leases[i]);
@@ -657,6 +713,7 @@ void batch_fork_child(void)
 	writelater_fork_child();
 	flusher_fork_child();
 	ahead_fork_child();
+	sigs_fork_child();
 	nr_leases = 0;
 	if (batch.nr_ctxs || batch.no_new || batch.top_fd || batch.nr_socks || batch.nr_held)
 		batch.nr_ctxs = batch.no_new = batch.top_fd = batch.nr_socks = batch.nr_held = 0;
@@ -672,6 +729,7 @@ void batch_end(void)
 	if (pthread_mutex_timedlock(&lock, &soon))
 		return;
 	settle_all();
+	accept_end();
 	for (int fd = 0; fd <= batch.top_fd; fd++)
 		if (batch_sock(fd) && batch.socks[fd].left)
 			batch_drain_left(fd, &batch.socks[fd]);

@@ -21,6 +21,8 @@
 
 /* Before a call's arguments are looked at. True: *r is its result. */
 bool batch_enter(struct hcall *c, int64_t *r);
+/* Its result is known without its handler: true and *r set. */
+bool batch_answer(struct hcall *c, int64_t *r);
 /* After its handler. */
 void batch_leave(struct hcall *c, int64_t r);
 /* Has this process such sockets? Then its calls go through batch_enter() and batch_leave(). */

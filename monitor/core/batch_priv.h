@@ -8,6 +8,7 @@
 
 #define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024 /* sockets in one turn */
+#define ELSEWHERE_MAX 16 /* of them, those that stay as they are while their thread waits at another epoll */
 
 enum sock_kind { NONE, TCP, UNIX };
 
@@ -114,6 +115,7 @@ void batch_drop_range(unsigned first, unsigned last);
 enum sock_kind batch_kind_of(int fd);
 bool batch_is_nonblocking(int fd);
 struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
+struct kx_bname *batch_local_of(const struct ctx *x, int fd);
 /* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
 void batch_accepted(struct ctx *x, int fd);
 /* One that was accepted by a forefather, who may still have it. NULL: it can't be batched. */
@@ -133,7 +135,8 @@ void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
 bool batch_reads_on(const struct sock *s, int fd);
 /* An error that has come makes writes calls; what has come, reads. */
 void batch_still_live(struct ctx *x);
-void batch_next_turn(struct ctx *x);
+/* By a wait at epoll, or -1. */
+void batch_next_turn(struct ctx *x, int epoll);
 
 /* ---- batch.c ---- */
 
@@ -179,6 +182,28 @@ struct sock *heir_meet(int fd);
 /* Does no other process hold s any more? Then it is as if this one had accepted it. */
 bool heir_is_last(struct sock *s);
 
+/* ---- batch_accept.c; ctx: number of a context, -1 = none ---- */
+
+/* Must batch_enter() and batch_leave() be told of c even without sockets? */
+bool accept_concerns(const struct hcall *c);
+void accept_reset(int ctx);
+/* Before a call, and after it: what it tells of descriptors; by a thread with batches. */
+void accept_enter(const struct hcall *c, int ctx);
+void accept_note(const struct hcall *c, int64_t r);
+void accept_leave(const struct hcall *c, int ctx, int64_t r);
+/* Are there some that the program has not got yet, at numbers that are to be free for other calls? */
+bool accept_any(int ctx);
+/* c accepts what was accepted ahead and taken back. */
+bool accept_give(struct hcall *c, int64_t *r);
+/* Another process gets fd. A fork is under way; in the child. */
+void accept_shared(int fd);
+void accept_fork_begin(void);
+void accept_fork_end(void);
+void accept_fork_child(void);
+/* The process ends. */
+void accept_end(void);
+int accept_fds(int (*move)(int *fd));
+
 /* ---- batch_seek.c; ctx: number of a context ---- */
 
 void seek_reset(int ctx);
@@ -190,4 +215,19 @@ void seek_enter(const struct hcall *c);
 void seek_note(const struct hcall *c, int ctx, int64_t r);
 /* How long the files are now: kx_batch.calls is `calls`. */
 void seek_look(int ctx, uint64_t calls);
+
+/* ---- batch_sigs.c; ctx: number of a context ---- */
+
+void sigs_reset(int ctx);
+/* Before a call of ctx's thread (-1: it has none), and after it. */
+void sigs_enter(const struct hcall *c, int ctx);
+void sigs_note(const struct hcall *c, int ctx, int64_t r);
+/* What holds until kx_batch.calls is no more `calls`: who can be signalled; what was read ahead. */
+void sigs_look(int ctx, uint64_t calls);
+void sigs_offer(int ctx, uint64_t calls);
+/* Is something offered? The thread's next call must be its own then. */
+bool sigs_offered(void);
+/* A record of the guest's. -EINVAL: it is broken; -EAGAIN: not in this thread. */
+int sigs_record(const uint8_t *data);
+void sigs_fork_child(void);
 #endif

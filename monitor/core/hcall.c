@@ -633,7 +633,7 @@ void hcall_dispatch(struct thread *t)
 		pipe_before_wait(c.nr);
 		if (!batch_enter(&c, &r)) {
 			r = hcall_check(&c);
-			if (!r && !dgram_enter(&c, &r))
+			if (!r && !dgram_enter(&c, &r) && !batch_answer(&c, &r))
 				r = sized(&c);
 			dgram_leave(&c, r);
 			batch_leave(&c, r);

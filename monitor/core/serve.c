@@ -263,7 +263,7 @@ static bool perform(struct hcall *c, int64_t *r)
 	for (int i = 0; i < 6; i++)
 		if (c->proc[i]) /* /proc knows its reader */
 			return false;
-	if (*r || dgram_enter(c, r))
+	if (*r || dgram_enter(c, r) || batch_answer(c, r))
 		return true;
 	hc_handler fn = pipe_handler(c, r);
 	if (!fn)

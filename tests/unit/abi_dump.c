@@ -76,7 +76,7 @@ static void dump_constants(void)
 		C(KX_BATCH_AHEAD), C(KX_BATCH_PEERS), C(KX_BATCH_PEERS_MAX), C(KX_BATCH_FILE_MAX), C(KX_AHEAD_MAX),
 		C(KX_AHEAD_ZEROS), C(KX_AHEAD_NONE), C(KX_AHEAD_OFFERED), C(KX_AHEAD_TAKEN), C(KX_BREC_FILE),
 		C(KX_BREC_CLOSE), C(KX_BREC_ADD), C(KX_BREC_OPT), C(KX_BREC_DEL), C(KX_BREC_MOD), C(KX_EPOLL_UNKNOWN),
-		C(KX_EPOLL_NONE), C(KX_BOPT_NONBLOCK), C(KX_BATCH_NAMES), C(KX_BOPT_TCP), C(KX_BOPT_SOCKET);
+		C(KX_EPOLL_NONE), C(KX_BOPT_NONBLOCK), C(KX_BATCH_LOCALS), C(KX_BOPT_TCP), C(KX_BOPT_SOCKET);
 	C(KX_RX_VALID), C(KX_RX_SHORT), C(KX_RX_EMPTY), C(KX_RX_EOF);
 	C(KX_WORK_SIGNAL), C(KX_WORK_MORE), C(KX_ERESTART), C(KX_ERESTART_NOHAND);
 	C(KX_PATH_LIBOS), C(KX_PATH_MONITOR), C(KX_PATH_SLOW), C(KX_PATH_POLL);
@@ -132,7 +132,8 @@ static void dump_structs(void)
 
 	SIZE(kx_futexes);
 	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost),
-		M(kx_futexes, sizes_asked), M(kx_futexes, mapped_outside), M(kx_futexes, resized), M(kx_futexes, pad);
+		M(kx_futexes, sizes_asked), M(kx_futexes, mapped_outside), M(kx_futexes, resized), M(kx_futexes, ended),
+		M(kx_futexes, pad);
 	END(kx_futexes);
 
 	SIZE(kx_bsock);
@@ -149,7 +150,7 @@ static void dump_structs(void)
 	SIZE(kx_bctx);
 	M(kx_bctx, head), M(kx_bctx, tail), M(kx_bctx, exits), M(kx_bctx, mark), M(kx_bctx, turn), M(kx_bctx, said),
 		M(kx_bctx, epoll), M(kx_bctx, drained), M(kx_bctx, drained_at), M(kx_bctx, file), M(kx_bctx, accepted),
-		M(kx_bctx, accepted_at), M(kx_bctx, local), M(kx_bctx, news);
+		M(kx_bctx, accepted_at), M(kx_bctx, news);
 	END(kx_bctx);
 
 	SIZE(kx_bahead);

@@ -522,7 +522,7 @@ static void test_left(void)
 
 /* ---- how long files are --------------------------------------------------------------------------------------------- */
 
-enum { APPEND = 1, PWRITE, CUT, GROW, TRUNC, NAMED, VECTOR, COPY, SENDFILE, PWRITEV, KINDS };
+enum { APPEND = 1, PWRITE, CUT, GROW, TRUNC, NAMED, VECTOR, COPY, SENDFILE, PWRITEV, INSIDE, ACROSS, KINDS };
 static struct {
 	volatile int what, done;
 } * order;
@@ -570,6 +570,12 @@ static void change(int what, const char *path, int fd, int src)
 		break;
 	case PWRITEV:
 		r = pwritev(fd, &v, 1, st.st_size);
+		break;
+	case INSIDE:
+		r = pwrite(fd, "0123456789", st.st_size < 10 ? (size_t)st.st_size : 10, 0);
+		break;
+	case ACROSS:
+		r = pwrite(fd, "0123456789", 10, st.st_size < 5 ? 0 : st.st_size - 5);
 		break;
 	}
 	if (r < 0)

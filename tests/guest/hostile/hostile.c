@@ -53,6 +53,7 @@ static const struct {
 	{ "batch-ring", lie_batch_ring },
 	{ "batch-files", lie_batch_files },
 	{ "batch-opened", lie_batch_opened },
+	{ "batch-ahead", lie_batch_ahead },
 	{ "dgram", lie_dgram },
 	{ "dgram-ring", lie_dgram_ring },
 	{ "dgram-records", lie_dgram_records },

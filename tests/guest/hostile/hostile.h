@@ -40,7 +40,9 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../../abi/kx_abi.h"
+#include "../../../abi/kx_accept.h"
 #include "../../../abi/kx_dgram.h"
+#include "../../../abi/kx_recycle.h"
 #include "../../../abi/kx_hcall.h"
 #include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_openahead.h"

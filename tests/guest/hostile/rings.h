@@ -287,6 +287,52 @@ static inline void lie_batch_opened(void)
 		a->fd = (int32_t)(below(2) ? below(40) - 1 : any_value());
 }
 
+/* Connections accepted ahead, and buffers that are given out and taken back. */
+static inline void lie_batch_ahead(void)
+{
+	volatile struct kx_accept *a = (void *)(KX_BATCH_BASE + KX_BATCH_CTX + KX_ACCEPT_AT);
+	volatile struct kx_recycle *p = (void *)KX_RECYCLE_BASE;
+	uint64_t what = below(8);
+	if (what == 0)
+		a->word = any_value();
+	else if (what == 1)
+		a->word = KX_ACCEPT_VALID | below(KX_ACCEPT_MAX + 8);
+	else if (what == 2)
+		a->nr = (uint32_t)below(KX_ACCEPT_MAX + 8);
+	else if (what == 3)
+		a->freed = (int32_t)any_value();
+	else if (what == 4)
+		p->on = (uint32_t)below(2);
+	else {
+		p->piece[below(KX_RECYCLE_MAX)].state = (uint32_t)below(6);
+		p->piece[below(KX_RECYCLE_MAX)].has = (uint32_t)(below(2) ? below(70) << 12 : any_value());
+	}
+}
+
+static inline void batch_ahead(int listener)
+{
+	struct sockaddr_in a = { 0 };
+	socklen_t len = sizeof a;
+	int c[6], s[20], n = 0;
+	getsockname(listener, (void *)&a, &len);
+	for (unsigned i = 0; i < LEN(c); i++) {
+		c[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		if (connect(c[i], (void *)&a, len) && errno != EINPROGRESS)
+			break;
+	}
+	while (n < 20 && (s[n] = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0)
+		n++;
+	while (n)
+		close(s[--n]);
+	for (unsigned i = 0; i < LEN(c); i++)
+		close(c[i]);
+	for (int i = 0; i < 12; i++) {
+		void *p = mmap(NULL, 65 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (p != MAP_FAILED && mremap(p, 65 * 4096, 4096, MREMAP_MAYMOVE) == p)
+			munmap(p, 4096);
+	}
+}
+
 /* A turn of an event loop, with a socket whose reads and writes are batched. */
 static inline void batch_turn(void)
 {
@@ -300,7 +346,7 @@ static inline void batch_turn(void)
 		l = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
 		c = socket(AF_INET, SOCK_STREAM, 0);
 		ep = epoll_create1(0);
-		if (bind(l, (void *)&a, len) || listen(l, 1) || getsockname(l, (void *)&a, &len) ||
+		if (bind(l, (void *)&a, len) || listen(l, 16) || getsockname(l, (void *)&a, &len) ||
 		    connect(c, (void *)&a, len))
 			return;
 		s = accept4(l, NULL, NULL, SOCK_NONBLOCK);
@@ -319,6 +365,7 @@ static inline void batch_turn(void)
 		r += read(f, buf, 20) + close(f);
 	}
 	r += recv(c, buf, sizeof buf, MSG_DONTWAIT);
+	batch_ahead(l);
 	*(volatile ssize_t *)lie_struct = r;
 }
 
