@@ -60,8 +60,14 @@ struct kx_ipc_obj {
 	int64_t since;                /* the time when it became LIVE: should the LibOS have no clock */
 	uint64_t users[KX_IPC_USERS]; /* thread << 32 | id: is making, or about to make, an operation of the host's */
 	uint64_t tickets;             /* given to sleepers so far */
-	uint64_t pad3[53];
+	/* As `asleep`, of those that sleep for a moment first, and of whom the LibOS tells its monitor later (KX_IPC_SL_NAPS);
+	 * of a semaphore's set, the word that they sleep on: KX_IPC_NAPS. */
+	uint32_t naps;
+	uint32_t nap_ns; /* how long they do lately */
+	uint64_t pad3[52];
 };
+#define KX_IPC_NAPS 1u           /* they need not be told at once */
+#define KX_IPC_NAPS_FIRM 2u      /* ... they must */
 #define KX_IPC_LOCK_LEFT (~0ull) /* as lock: its holder is known to be gone */
 
 /* One who sleeps while the object is LIVE. Changed with the object's lock alone. */
@@ -82,6 +88,7 @@ struct kx_ipc_sleeper {
 #define KX_IPC_SL_SERVED 8u   /* it has what it waited for, or is to try again (room for a SysV message) */
 #define KX_IPC_SL_ENTER 16u   /* it goes to sleep in the host */
 #define KX_IPC_SL_TOO_BIG 32u /* E2BIG, that is */
+#define KX_IPC_SL_NAPS 64u    /* for a moment: nobody need make an exit to wake it */
 
 /* In the ring, at multiples of 16. The text follows; none goes over the ring's end. */
 struct kx_ipc_msg {
@@ -113,7 +120,11 @@ struct kx_ipc_table {
 	uint32_t on; /* 1: KX_IPC_BASE is mapped */
 	uint32_t cpus;
 	uint32_t exit_cycles; /* what an exit costs lately */
-	uint32_t pad[13];
+	uint32_t owes;        /* something is in `owed` */
+	/* By object, semaphores, SysV and POSIX queues: changed while somebody naps there, who is woken before this process
+	 * sleeps. */
+	uint64_t owed[3];
+	uint32_t pad[6];
 	uint64_t mq[KX_IPC_FDS]; /* by descriptor: KX_IPC_MQ_*; 0 = no POSIX queue's, as far as is known */
 };
 #define KX_IPC_MQ_READ 1u

@@ -20,7 +20,8 @@
  *
  * A dynamic linker that has not found a library where it looked for it asks whether there is such a directory, and looks in
  * others, often below one that is missing, too (glibc's tls/x86_64/...). With the answer to the first the monitor says which
- * directory is missing; the LibOS answers what is asked of paths below it, by the same rules.
+ * directory is missing, and which others of the kind are; the LibOS answers what is asked of paths below them, by the same
+ * rules.
  */
 #ifndef KX_LIBFILE_H
 #define KX_LIBFILE_H
@@ -37,8 +38,12 @@
 #define KX_LIBFILE_PLAIN 4u    /* `fd` is some other regular file: `stat`, `pos`, `ended` are true until `until_ns` */
 #define KX_LIBFILE_LOOKED 8u   /* newfstatat of `looked` says `looked_ret` and `looked_stat` until `looked_ns` */
 #define KX_LIBFILE_MISSING 16u /* no path with `missing` in front leads to anything until `missing_ns` */
+#define KX_LIBFILE_NEXT 32u    /* there are some of kx_libnext.h */
+#define KX_LIBFILE_START 64u   /* there are answers in kx_libstart.h */
 #define KX_LIBFILE_TOLD (KX_LIBFILE_PLAIN | KX_LIBFILE_LOOKED | KX_LIBFILE_MISSING)
 #define KX_LIBFILE_PATH 200
+/* Where glibc looks in each directory, for libraries made for this CPU. */
+#define KX_LIBFILE_SUBDIRS "glibc-hwcaps\0tls\0x86_64\0haswell\0xeon_phi\0avx512_1\0"
 
 /* mmap or mprotect, already made. */
 struct kx_libop {
@@ -72,7 +77,9 @@ struct kx_libfile {
 	char looked[KX_LIBFILE_PATH];
 	uint8_t looked_stat[144];
 	uint64_t missing_ns;
-	uint32_t missing_len, pad2; /* without its end */
+	uint32_t missing_len;    /* without its end */
+	uint32_t missing_in : 8; /* bytes of `missing`: the directory, with a slash, where these are missing, too: */
+	uint32_t missing_subdirs : 24; /* bit i: the name i of KX_LIBFILE_SUBDIRS */
 	char missing[KX_LIBFILE_PATH];
 };
 _Static_assert(sizeof(struct kx_libfile) <= 0x1000, "a page before struct kx_serve");

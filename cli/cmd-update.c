@@ -17,6 +17,7 @@
 #include "../util/now.h"
 #include "../monitor/core/sig.h"
 #include "cli.h"
+#include "lib.h"
 #include "../monitor/core/sign.h"
 #include "update.h"
 
@@ -303,6 +304,19 @@ static int parse(int argc, char **argv, struct update_options *o, int *rest, str
 					  argc - i < 2 ? "give a pVM and a library" : "too many arguments");
 }
 
+/*
+ * In the order of what is done to keys and signatures: a pVM decides between the two notes of an update. args: whom, and
+ * which library.
+ */
+static int note(const char *event, char **args, const char *why, struct kx_err *err)
+{
+	char detail[512], *real = realpath(args[1], NULL);
+	snprintf(detail, sizeof detail, "%.64s%s%.400s", args[0], why ? ": " : "", why ? why : "");
+	int r = lib_note(event, real ? real : args[1], detail, err);
+	free(real);
+	return r;
+}
+
 int cmd_update(int argc, char **argv, struct kx_err *err)
 {
 	struct update_options o = { .timeout_ms = TIMEOUT_MS };
@@ -330,10 +344,17 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	if (f && !m && !o.all)
 		kx_err_set(err, ESRCH, "%.64s: the family's first process has ended (name one by its id, or --all)",
 			   argv[rest]);
-	if (f && o.at_once && !(o.flags & UPDATE_DRY_RUN))
+	bool begun = f && (m || o.all) && !(o.flags & UPDATE_DRY_RUN);
+	r = begun ? note("update-begin", argv + rest, NULL, err) : 0;
+	if (r)
+		begun = false;
+	else if (f && o.at_once && !(o.flags & UPDATE_DRY_RUN))
 		r = update_at_once(argv[rest], &o, err);
 	else
 		r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
+	if (begun &&
+	    note(r ? "update-failed" : "update", argv + rest, r ? err->msg : NULL, r ? &(struct kx_err){ 0 } : err))
+		r = -1;
 	families_free(&all);
 	close(o.file);
 	if (o.signature >= 0)

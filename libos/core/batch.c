@@ -192,10 +192,13 @@ static struct kx_brec *room_for(struct kx_bctx *c, uint64_t len, uint64_t *head)
 	return (struct kx_brec *)ring;
 }
 
-/* The same for one that sends `total`; NULL: the socket may not send so much. */
+/* Somebody may have told the program since this thread's last exit that a connection's other side is gone. */
+static bool has_news(const struct io *io) { return io->ctx->news == io->ctx->exits; }
+
+/* The same for one that sends `total`; NULL: the socket may not send so much, or the write may have to fail. */
 static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
 {
-	if (!total || (uint32_t)io->ctx->turn - io->s->turn > 1)
+	if (!total || (uint32_t)io->ctx->turn - io->s->turn > 1 || has_news(io))
 		return NULL;
 	struct kx_brec *r = room_for(io->ctx, len, head);
 	return r && take_credit(io->s, KX_BATCH_COST((uint32_t)total)) ? r : NULL;
@@ -334,8 +337,8 @@ static bool shut_later(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	struct kx_brec *r;
 	uint32_t have;
 	if ((uint32_t)f->rsi != SHUT_WR || !find(t, io, f->rdi) || !io->s->tcp ||
-	    (uint32_t)io->ctx->turn - io->s->turn > 1 || io->ctx->news == io->ctx->exits ||
-	    !(r = room_for(io->ctx, 0, &head)) || !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
+	    (uint32_t)io->ctx->turn - io->s->turn > 1 || has_news(io) || !(r = room_for(io->ctx, 0, &head)) ||
+	    !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
 	    !__atomic_compare_exchange_n(&io->s->credit, &have, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	ahead_shut(io->ctx, (int32_t)io->fd);
@@ -666,14 +669,16 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	return done;
 }
 
-void batch_news(struct kx_thread *t)
+void batch_news(struct kx_thread *t, bool outside)
 {
 	uint32_t n = BATCH->ctx_of[t->index % KX_AREA_MAX];
 	openahead_stale();
 	__atomic_add_fetch(&BATCH->calls, 1, __ATOMIC_SEQ_CST);
 	if (n && n <= KX_BATCH_CTXS) {
 		struct kx_bctx *c = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000);
-		c->news = ++c->exits;
+		c->exits++;
+		if (outside)
+			c->news = c->exits;
 	}
 }
 

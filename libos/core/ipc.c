@@ -56,6 +56,8 @@ static bool spin(struct kx_thread *t, struct kx_ipc_obj *o, const uint64_t *word
 		return false;
 	if (!budget)
 		budget = most;
+	if (__atomic_load_n(&TABLE->owes, __ATOMIC_RELAXED)) /* whoever that is may be the one to wait for */
+		hypercall(t, HC_ipc_owed, 0, 0, 0, 0, 0, 0);
 	for (uint64_t end = cycles() + budget; cycles() < end;) {
 		if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != was) {
 			if (o->spin != most)
@@ -71,6 +73,16 @@ static bool spin(struct kx_thread *t, struct kx_ipc_obj *o, const uint64_t *word
 	}
 	o->spin = budget > most / 4 ? budget - most / 4 : 0;
 	return false;
+}
+
+/* Who naps is to learn of a change: the monitor tells him before this process sleeps. */
+static void owe(const struct kx_ipc_obj *o)
+{
+	unsigned i = (unsigned)(o - IPC->sem);
+	uint64_t bit = 1ull << i % 64, *w = &TABLE->owed[i / 64 % 3];
+	if (!(__atomic_load_n(w, __ATOMIC_RELAXED) & bit))
+		__atomic_or_fetch(w, bit, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&TABLE->owes, 1, __ATOMIC_SEQ_CST);
 }
 
 /* ---- semaphores ------------------------------------------------------------------------------------------------------ */
@@ -111,6 +123,11 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 				continue;
 			o->otime = seconds(o);
 			o->ops++;
+			uint32_t naps = op.op > 0 ? __atomic_load_n(&o->naps, __ATOMIC_SEQ_CST) : 0;
+			if (naps)
+				owe(o);
+			if (naps == KX_IPC_NAPS_FIRM)
+				hypercall(t, HC_ipc_owed, 0, 0, 0, 0, 0, 0);
 			*ret = 0;
 			return true;
 		}
@@ -179,6 +196,8 @@ static void msg_put(struct kx_ipc_obj *o, struct kx_ipc_msg *m, uint64_t size, i
 	o->cbytes += size;
 	o->qnum++;
 	o->ops++;
+	if (o->naps)
+		owe(o);
 }
 
 static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
@@ -192,6 +211,8 @@ static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
 	while (tail < o->head && msg_at(o, tail)->state == KX_IPC_MSG_GONE && (n = msg_bytes(o, tail)))
 		tail += n;
 	__atomic_store_n(&o->tail, tail, __ATOMIC_SEQ_CST);
+	if (o->naps)
+		owe(o);
 }
 
 /* Does somebody sleep who is to get a message of this type, or to be told of room? With the lock. */
@@ -205,6 +226,8 @@ static bool is_waited_for(const struct kx_ipc_obj *o, int64_t type)
 	return false;
 }
 static bool is_room_waited_for(const struct kx_ipc_obj *o) { return o->asleep >> 16; }
+/* Who naps for the same has come before, so the monitor says whose it is. */
+static bool is_behind(const struct kx_ipc_obj *o, bool sends) { return sends ? o->naps >> 16 : o->naps & 0xffff; }
 
 /* ---- SysV ------------------------------------------------------------------------------------------------------------- */
 
@@ -231,7 +254,7 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 			*spun = true;
 			return false;
 		}
-		if (is_waited_for(o, type)) {
+		if (is_waited_for(o, type) || is_behind(o, true)) {
 			unlock(o);
 			return false;
 		}
@@ -286,7 +309,7 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t head = o->head, pos = msg_find(o, type, flags & MSG_EXCEPT);
-		if (pos == UINT64_MAX || (pos != head && is_room_waited_for(o))) {
+		if (pos == UINT64_MAX || (pos != head && (is_room_waited_for(o) || is_behind(o, false)))) {
 			unlock(o);
 			return false;
 		}
@@ -355,7 +378,7 @@ static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool 
 			*spun = true;
 			return false;
 		}
-		if (is_waited_for(o, 0)) {
+		if (is_waited_for(o, 0) || is_behind(o, true)) {
 			unlock(o);
 			return false;
 		}
@@ -400,7 +423,7 @@ static bool mq_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bo
 	before_news(t);
 	while (lock(t, o, id)) {
 		uint64_t head = o->head, pos = mq_find(o);
-		if (pos == UINT64_MAX || (pos != head && is_room_waited_for(o))) {
+		if (pos == UINT64_MAX || (pos != head && (is_room_waited_for(o) || is_behind(o, false)))) {
 			unlock(o);
 			return false;
 		}

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "../../abi/kx_libfile.h"
+#include "../../abi/kx_libnext.h"
 #include "ktime.h"
 #include "libos.h"
 
@@ -26,6 +27,7 @@
 #define MAP_DENYWRITE 0x800
 
 static struct kx_libfile *const lib = (struct kx_libfile *)KX_LIBFILE_BASE;
+static struct kx_libnext *const next = (struct kx_libnext *)KX_LIBNEXT_BASE;
 
 static bool put_stat(uint64_t at, int64_t *ret)
 {
@@ -102,6 +104,39 @@ static bool file_call(struct kx_frame *f, int64_t *ret)
 	return false;
 }
 
+/* A library that the monitor has opened ahead, where all that was opened before it is mapped and closed. */
+static bool next_call(const struct kx_frame *f, int64_t *ret)
+{
+	char path[KX_LIBFILE_PATH];
+	if (f->orig_rax != NR_openat || (uint32_t)f->rdx != OPENS_TO_READ || lib->on & KX_LIBFILE_FILE ||
+	    lib->asked < lib->nr_ops || user_read(path, f->rsi, sizeof path))
+		return false;
+	for (uint32_t i = 0; i < KX_LIBNEXT_FILES; i++) {
+		struct kx_libnext_file *e = &next->file[i];
+		uint32_t k = 0;
+		if (!e->ready || e->taken)
+			continue;
+		while (k < e->path_len && path[k] == e->path[k])
+			k++;
+		if (k < e->path_len)
+			continue;
+		__builtin_memcpy(lib->stat, e->stat, sizeof lib->stat);
+		__builtin_memcpy(lib->head, e->head, sizeof lib->head);
+		__builtin_memcpy(lib->op, e->op, sizeof lib->op);
+		lib->fd = next->fd;
+		lib->len = e->len;
+		lib->used = lib->closed = lib->asked = 0;
+		lib->nr_ops = e->nr_ops;
+		lib->head_read = e->head_read;
+		e->taken = 1;
+		next->cur = i + 1;
+		lib->on = (lib->on & ~KX_LIBFILE_PLAIN) | KX_LIBFILE_FILE;
+		*ret = lib->fd;
+		return true;
+	}
+	return false;
+}
+
 static bool older_than(uint64_t until)
 {
 	int64_t ts[2];
@@ -124,6 +159,36 @@ static bool looked_call(const struct kx_frame *f, int64_t *ret)
 	return *ret || !user_write(f->rdx, lib->looked_stat, sizeof lib->looked_stat);
 }
 
+/* Is start, of len bytes, what ends at byte n of the path, and is that the end of a name? */
+static bool leads_into(const char *path, uint32_t end, uint32_t n, const char *start, uint32_t len)
+{
+	if (n < len || end < n || (path[n] && path[n] != '/'))
+		return false;
+	for (uint32_t i = 0; i < len; i++)
+		if (path[n - len + i] != start[i])
+			return false;
+	return true;
+}
+
+/* One of those that are missing beside it. */
+static bool into_subdir(const char *path, uint32_t end)
+{
+	const char *name = KX_LIBFILE_SUBDIRS;
+	uint32_t in = lib->missing_in;
+	for (uint32_t i = 0; i < in; i++)
+		if (path[i] != lib->missing[i])
+			return false;
+	for (uint32_t bits = lib->missing_subdirs; in && bits && *name; bits >>= 1) {
+		uint32_t len = 0;
+		while (name[len])
+			len++;
+		if (bits & 1 && leads_into(path, end, in + len, name, len))
+			return true;
+		name += len + 1;
+	}
+	return false;
+}
+
 /* A path that leads into a directory that is missing. */
 static bool missing_call(const struct kx_frame *f, int64_t *ret)
 {
@@ -136,11 +201,8 @@ static bool missing_call(const struct kx_frame *f, int64_t *ret)
 		return false;
 	while (end < sizeof path && path[end])
 		end++;
-	if (end == sizeof path || end < n || (path[n] && path[n] != '/'))
+	if (end == sizeof path || (!leads_into(path, end, n, lib->missing, n) && !into_subdir(path, end)))
 		return false;
-	for (uint32_t i = 0; i < n; i++)
-		if (path[i] != lib->missing[i])
-			return false;
 	*ret = -KX_ENOENT;
 	return !older_than(lib->missing_ns);
 }
@@ -176,6 +238,8 @@ bool libfile_call(struct kx_frame *f, int64_t *ret)
 	if (lib->on & KX_LIBFILE_MISSING && missing_call(f, ret))
 		return true;
 	if (lib->on & KX_LIBFILE_FILE && file_call(f, ret))
+		return true;
+	if (lib->on & KX_LIBFILE_NEXT && next_call(f, ret))
 		return true;
 	return lib->on & KX_LIBFILE_CALLS && (f->orig_rax == NR_mprotect || f->orig_rax == NR_munmap) && later(f, ret);
 }

@@ -29,6 +29,7 @@ enum {
 	HC_sig_stack_fault,
 	HC_seed,
 	HC_pipe_wake = 1120,
+	HC_ipc_owed,
 	HC_batch_flush = 1200,
 	HC_serve_wait = 1220
 };
@@ -89,6 +90,10 @@ bool pipe_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);
 /* ipc.c: semop, semtimedop, msgsnd, msgrcv, mq_timedsend, mq_timedreceive. */
 int64_t ipc_call(struct kx_thread *t, struct kx_frame *f);
 
+/* sigwait.c */
+int64_t sys_kill(struct kx_thread *t, struct kx_frame *f);
+int64_t sys_rt_sigtimedwait(struct kx_thread *t, struct kx_frame *f);
+
 /* signal.c */
 #define SIGBIT(n) (1ull << ((n)-1))
 /* Deliver what is there. ret: result of the interrupted call, or 0. True when a handler's frame was made. */
@@ -103,6 +108,8 @@ uint64_t site_resume(uint64_t rip);
 
 /* libfile.c: what a dynamic linker does with a library that it has opened. False: somebody else's. */
 bool libfile_call(struct kx_frame *f, int64_t *ret);
+/* libstart.c: what is asked at a start. */
+bool libstart_call(struct kx_thread *t, const struct kx_frame *f, int64_t *ret);
 /* Before anything that others see, or by which news may come, without an exit: what was noted for the next exit is made, and
  * what the monitor has told of files and paths may be true no more. */
 void libfile_flush_now(struct kx_thread *t);
@@ -125,14 +132,15 @@ void openahead_closes(uint64_t fd);
 void openahead_stale(void);
 
 /* batch.c: this thread may learn of what the monitor did not know of at the last exit: as if it had made one. */
-void batch_news(struct kx_thread *t);
-/* Before anything without an exit that could bring news from outside the process. */
-static inline void before_news(struct kx_thread *t)
+void batch_news(struct kx_thread *t, bool outside);
+/* Before anything without an exit that could bring news, of another thread's or, if outside, of another process. */
+static inline void before_news_of(struct kx_thread *t, bool outside)
 {
 	libfile_flush(t);
 	if (SHARED->batch)
-		batch_news(t);
+		batch_news(t, outside);
 }
+static inline void before_news(struct kx_thread *t) { before_news_of(t, true); }
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);

@@ -43,7 +43,7 @@ static void trace(struct kx_thread *t, struct kx_frame *f, int64_t ret);
 /* Answered here after all, and told of: not for who looks at call.nr to do that. */
 __attribute__((noinline)) static bool library_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 {
-	if (!libfile_call(f, ret))
+	if (!libfile_call(f, ret) && !libstart_call(t, f, ret))
 		return false;
 	if (SHARED->trace)
 		trace(t, f, *ret);
@@ -226,6 +226,13 @@ static int64_t call(struct kx_thread *t, struct kx_frame *f, bool *is_local)
 		break;
 	case 13:
 		r = sys_rt_sigaction(t, f);
+		break;
+	case 62:
+	case 234:
+		r = sys_kill(t, f);
+		break;
+	case 128:
+		r = sys_rt_sigtimedwait(t, f);
 		break;
 	case NR_sched_yield:
 		r = sys_sched_yield(t, f);

@@ -611,15 +611,15 @@ void admit_loader(const char *path, uint64_t start, uint64_t end)
 
 const char *admit_loader_path(void) { return loader_path; }
 
-bool admit_call_of_loader(void)
+bool admit_call_is_loaders(void)
 {
-	struct kx_frame *f;
-	if (!self || !self->area || !self->hcall)
+	if (!self || !self->area)
 		return false;
-	f = frame_of(self);
-	uint64_t rip = __atomic_load_n(&f->rip, __ATOMIC_RELAXED);
+	uint64_t rip = __atomic_load_n(&frame_of(self)->rip, __ATOMIC_RELAXED);
 	return rip >= loader_start && rip < loader_end;
 }
+
+bool admit_call_of_loader(void) { return self && self->hcall && admit_call_is_loaders(); }
 
 /* Where the call in progress came from, as the guest has it. */
 static enum policy_way way_of_call(void)
@@ -691,8 +691,13 @@ int admit_file(int fd, struct image **out)
 
 struct image *admit_known(int fd)
 {
+	char path[PATH_MAX];
 	struct stat st;
-	return fstat(fd, &st) ? NULL : image_find(&st, NULL);
+	size_t own;
+	if (fstat(fd, &st))
+		return NULL;
+	/* A file by another of its names is another one, as for who asks what is mapped. */
+	return image_find(&st, st.st_nlink > 1 && path_of(fd, &st, path, &own) ? path : NULL);
 }
 
 int admit_map_fd(const struct image *m, int fd)

@@ -70,6 +70,8 @@ void admit_loader(const char *path, uint64_t start, uint64_t end);
 
 /* The call in progress of this thread comes from it, as far as the guest says. */
 bool admit_call_of_loader(void);
+/* The same before the call has begun. */
+bool admit_call_is_loaders(void);
 const char *admit_loader_path(void); /* "": there is none */
 
 /* ---- memory (gmem.c), with pvm.mm_lock ---- */

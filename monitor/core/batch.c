@@ -213,6 +213,7 @@ static void leases_look(void)
 	}
 	if (nr_leases || lease_lost)
 		return;
+	lend_all_back();
 	batch.nr_held = 0;
 	for (int fd = 0; fd <= batch.top_fd; fd++)
 		batch.nr_held += batch.socks[fd].held = batch.socks[fd].inherited;
@@ -357,6 +358,7 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 			batch_disown(fd, s);
 		return false;
 	}
+	lend_look(fd, s);
 	if (is_harmless(c))
 		return false;
 	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
@@ -422,7 +424,8 @@ bool batch_may_serve(struct hcall *c)
 bool batch_enter(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !accept_concerns(c) && !heir_looks()) ||
+	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !accept_concerns(c) && !heir_looks() &&
+	     !lend_looks()) ||
 	    is_vfork_child() || (is_inner(c->nr) && !batch.nr_ctxs))
 		return false;
 	pthread_mutex_lock(&lock);
@@ -450,6 +453,9 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		give_up_for(x, (int)c->arg[0]);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
+	int e = lend_looks() ? lend_enter(c) : 0;
+	if (e && !done && (done = is_read(c->nr) || is_write(c->nr)))
+		*r = -e;
 	if ((batch.nr_socks || heir_looks()) && !done)
 		done = touch_all(c, r);
 	for (int i = 0; i < batch.nr_ctxs; i++)
@@ -575,6 +581,7 @@ void batch_share(int fd)
 	pthread_mutex_lock(&lock);
 	ahead_shared(fd);
 	seek_shared(fd);
+	lend_ask_all(); /* it may be an epoll, too */
 	accept_shared(fd);
 	if (batch_sock(fd) || heir_meet(fd))
 		batch_disown(fd, batch_sock(fd));
@@ -583,12 +590,14 @@ void batch_share(int fd)
 
 void batch_fork_lock(void) { pthread_mutex_lock(&lock); }
 
-void batch_fork_share(void)
+static void share(bool lend)
 {
+	lend &= lend_begin();
 	settle_all();
 	heir_fork();
 	seek_all_shared();
 	ahead_fork(lease_new >= 0);
+	int held = 0;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
 		if (!s)
@@ -600,11 +609,19 @@ void batch_fork_share(void)
 		__atomic_store_n(&batch_guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		batch_give_up(fd, s);
 		batch_drain_left(fd, s);
-		s->held = true;
 	}
-	if (batch.nr_held != batch.nr_socks) /* a page less that is written to */
-		batch.nr_held = batch.nr_socks;
+	/* Now the guest changes nothing of any of them. */
+	for (int fd = 0; fd <= batch.top_fd; fd++) {
+		struct sock *s = batch_sock(fd);
+		if (s)
+			held += s->held |= !lend || !lend_socket(fd, s);
+	}
+	if (batch.nr_held != held) /* a page less that is written to */
+		batch.nr_held = held;
+	lend_end();
 }
+
+void batch_fork_share(void) { share(lease_new >= 0 && !lease_lost); }
 
 int batch_fds(int (*move)(int *fd))
 {
@@ -671,7 +688,8 @@ void batch_vfork_begin(void)
 	if (is_vfork_child())
 		return;
 	batch_fork_lock();
-	batch_fork_share();
+	lend_ask_all(); /* the child's calls do not come by here */
+	share(false);
 	batch.no_new++;
 	batch_fork_unlock();
 }
@@ -691,14 +709,16 @@ void batch_fork_child(void)
 	if (batch.mapped)
 		memset(batch_shared()->ctx_of, 0, sizeof batch_shared()->ctx_of);
 	pvm.shared->batch = 0;
+	lend_fork_child();
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		batch.ctxs[i].t = NULL;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = &batch.socks[fd];
-		if (s->kind == NONE && !s->held && !s->inherited) /* what is not written stays shared */
+		if (s->kind == NONE && !s->held && !s->inherited && !s->lent) /* what is not written stays shared */
 			continue;
 		s->kind = NONE;
 		s->held = s->inherited = false;
+		s->lent = 0;
 	}
 	heir_fork_child();
 	accept_fork_child();

@@ -9,7 +9,7 @@
  * whenever a call is made the kernel's state is exact.
  *   - A call that names such a socket finds it in the kernel alone: what was fetched is given up first.
  *   - A socket that others may hold is none of these: after dup, SCM_RIGHTS or in two epolls for ever, after a fork
- *     until all descendants of then have ended.
+ *     until all descendants of then have ended, but for those that no child uses (batch_lend.c).
  *   - A thread that runs on without exits has its queue sent by the flusher, a thread of the monitor's, within 2 ms.
  *   - An error that a send meets is that of the program's next call on the socket, as if it had come a moment later.
  * A child of vfork takes no part (keeper.h). Lock: one, taken after the service thread's and

@@ -141,9 +141,7 @@ void accept_fork_child(void)
 		HC6(SYS_close, kept[i].fd, 0, 0, 0, 0, 0);
 	nr_kept = 0;
 	kept_from = -1;
-	memset(own, 0, sizeof own);
-	nr_own = 0;
-	forking = 0;
+	forking = 0; /* what was own was given up as the fork began */
 }
 
 void accept_end(void)

@@ -47,13 +47,19 @@ static void settle_by(int fd, struct sock *s, uint64_t w)
 
 void batch_settle(int fd, struct sock *s)
 {
-	if (s->fetched > s->taken)
+	if (s->lent)
+		lend_settle(fd, s, false);
+	else if (s->fetched > s->taken)
 		settle_by(fd, s, __atomic_load_n(&batch_guest_sock(fd)->rx, __ATOMIC_ACQUIRE));
 }
 
 /* Nothing more may be read by the guest itself. */
 void batch_give_up(int fd, struct sock *s)
 {
+	if (s->lent) {
+		lend_settle(fd, s, true);
+		return;
+	}
 	settle_by(fd, s, __atomic_exchange_n(&batch_guest_sock(fd)->rx, 0, __ATOMIC_SEQ_CST));
 	s->fetched = s->taken = 0;
 }

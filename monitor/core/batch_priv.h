@@ -37,6 +37,7 @@ struct sock {
 	int err;                 /* met by a call that the program did not make; the next one gets it */
 	struct left *left;
 	uint64_t heir; /* batch_heir.c's entry; 0 = none */
+	uint16_t lent; /* batch_lend.c's account + 1; 0 = none. Children hold it, too, and ask */
 };
 
 /* What a thread's next wait would bring: batch_ahead.c. */
@@ -181,6 +182,31 @@ bool heir_looks(void);
 struct sock *heir_meet(int fd);
 /* Does no other process hold s any more? Then it is as if this one had accepted it. */
 bool heir_is_last(struct sock *s);
+
+/* ---- batch_lend.c ---- */
+
+/* Around what a fork by the host does with the sockets. False: none may be lent. */
+bool lend_begin(void);
+void lend_end(void);
+/* It goes on being batched though a child has it. False: it can't be. */
+bool lend_socket(int fd, struct sock *s);
+void lend_fork_child(void);
+/* Has a child asked for s? Then it is held from now on, as is told. */
+bool lend_look(int fd, struct sock *s);
+/* As batch_settle(), and batch_give_up() (end). */
+void lend_settle(int fd, struct sock *s, bool end);
+/* Around a fetch, behind batch_give_up(): n bytes, and its new word (0: none). False: it is held. */
+bool lend_fetch_begin(int fd, struct sock *s);
+bool lend_fetch_end(int fd, struct sock *s, uint32_t n, uint64_t w);
+/* It is being closed. There are no descendants any more that hold what was lent. */
+void lend_close(int fd, struct sock *s);
+void lend_all_back(void);
+/* Has this process such sockets of a forefather's? Ask for fd, for all of them; for what call c may learn of or change: an error
+ * of the socket's that is c's to tell if it reads or writes, else 0. */
+bool lend_looks(void);
+int lend_ask(int fd);
+void lend_ask_all(void);
+int lend_enter(const struct hcall *c);
 
 /* ---- batch_accept.c; ctx: number of a context, -1 = none ---- */
 

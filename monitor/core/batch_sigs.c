@@ -294,8 +294,9 @@ void sigs_offer(int ctx, uint64_t calls)
 	__atomic_store_n(&g->state, KX_AHEAD_OFFERED, __ATOMIC_SEQ_CST);
 }
 
+/* Others are as they are to be when they begin (sigs_reset). What is not written stays shared. */
 void sigs_fork_child(void)
 {
-	for (int i = 0; i < KX_BATCH_CTXS; i++)
+	for (int i = 0; i < batch.nr_ctxs; i++)
 		sigs[i] = (struct sigs){ .waited = -1, .epoll = -1, .fd = -1 };
 }

@@ -27,6 +27,7 @@ void batch_drop(int fd, struct sock *s)
 	__atomic_store_n(&g->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	batch_give_up(fd, s);
+	lend_close(fd, s);
 	if (s->left)
 		batch_drain_left(fd, s);
 	batch_drop_left(s);
@@ -199,7 +200,7 @@ void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64
 	int32_t known = KX_EPOLL_UNKNOWN;
 	struct kx_bsock *g = batch_guest_sock(fd);
 	__atomic_store_n(&g->fresh, 0, __ATOMIC_SEQ_CST);
-	if (s->held || events & EPOLLEXCLUSIVE)
+	if (s->held || s->lent || events & EPOLLEXCLUSIVE)
 		__atomic_store_n(&g->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
 	else if (queued)
 		__atomic_compare_exchange_n(&g->epoll, &known, epoll, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
@@ -217,7 +218,8 @@ void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64
 static void unregistered(int fd, struct sock *s)
 {
 	s->epoll = -1;
-	__atomic_store_n(&batch_guest_sock(fd)->epoll, s->held ? KX_EPOLL_UNKNOWN : KX_EPOLL_NONE, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&batch_guest_sock(fd)->epoll, s->held || s->lent ? KX_EPOLL_UNKNOWN : KX_EPOLL_NONE,
+			 __ATOMIC_SEQ_CST);
 }
 
 void batch_registered(struct hcall *c)
@@ -272,11 +274,13 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	uint64_t w = KX_RX_VALID;
 	if (room > FETCH_MAX)
 		room = FETCH_MAX;
-	if (!room || x->nr == FETCHES_MAX)
+	if (!room || x->nr == FETCHES_MAX || (s->lent && !lend_fetch_begin(fd, s)))
 		return;
 	long n = HC6(SYS_recvfrom, fd, gva_ptr(KX_BATCH_BASE + at), room, MSG_PEEK | MSG_DONTWAIT, 0, 0);
 	if (n < 0 && n != -EAGAIN) {
 		s->err = (int)-n; /* told once, thus ours to tell on */
+		if (s->lent)
+			lend_fetch_end(fd, s, 0, 0);
 		return;
 	}
 	if (n == 0)
@@ -290,7 +294,10 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
 	g->buf = at;
 	g->epoch = (uint32_t)x->g->exits;
 	w |= KX_RX_GEN(s->gen) | (uint64_t)s->fetched << 24;
-	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
+	if (s->lent)
+		lend_fetch_end(fd, s, s->fetched, w);
+	else
+		__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
 }
 
 /*
@@ -299,7 +306,7 @@ static void fetch(struct ctx *x, int fd, struct sock *s, uint32_t events)
  */
 bool batch_reads_on(const struct sock *s, int fd)
 {
-	return s->kind == TCP && !s->nonblock && !s->held && s->epoll < 0 &&
+	return s->kind == TCP && !s->nonblock && !s->held && !s->lent && s->epoll < 0 &&
 	       __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1 && sock_int(fd, SO_RCVLOWAT) == 1;
 }
 

@@ -160,6 +160,15 @@ static enum state look_inside(pid_t pid)
 	return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
 }
 
+/* One that ends has no namespaces any more some time before it is a zombie. It was there a moment ago. */
+static bool is_ending(pid_t pid)
+{
+	char name[48];
+	struct stat st;
+	snprintf(name, sizeof name, "%d/ns/ipc", pid);
+	return HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0) == -ENOENT;
+}
+
 static enum state look(family_key key)
 {
 	char name[48];
@@ -181,6 +190,8 @@ static enum state look(family_key key)
 	int r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;
+	if (r == 0 && !zombie)
+		zombie = is_ending(pid);
 	if (r < 0 || !key_start(key))
 		return r == 0 && zombie ? HERE : UNKNOWN; /* to be taken for a zombie's harms nobody */
 	return start == key_start(key) ? HERE : GONE;

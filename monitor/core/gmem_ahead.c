@@ -3,27 +3,42 @@
 #include <elf.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include "../../abi/kx_libfile.h"
+#include "../../abi/kx_libnext.h"
 #include "admit.h"
 #include "gmem_priv.h"
 #include "gmem_warm.h"
+#include "libnext.h"
 
 #define LOADS_MAX 6
 #define GLIBC_READS 832
 #define MUSL_READS 960
 #define WHOLE_MAX (4 * MiB)
+#define CACHE_SETTLES 2 /* seconds: what changes later has another time */
 #define COPIES_MAX 64
 #define COPY_MAX MiB
 #define COPIES_TOTAL (8 * MiB)
 
-/* What was made, by its arguments; under pvm.mm_lock, as all here. */
-static struct kx_libop op[KX_LIBFILE_OPS];
-static unsigned nr_ops;
-static int op_fd;
+/* What was made of one file, by its arguments; under pvm.mm_lock, as all here. */
+static struct made {
+	struct kx_libop op[KX_LIBFILE_OPS];
+	unsigned nr;
+	int fd;
+} now, next[KX_LIBNEXT_FILES]; /* of the file that is open; of those of kx_libnext.h */
 static struct kx_liblater later[KX_LIBFILE_LATER];
 static unsigned nr_later;
-bool gmem_ahead_any;
+bool gmem_ahead_any, gmem_ahead_more;
+
+/* The linker's cache, where it was mapped last. It opens it for each library that a program opens: when it has unmapped it,
+ * and goes on to open files or unmap libraries, it is kept, and is the mapping if the same file is opened again. */
+static struct cache {
+	uint64_t addr, len; /* 0: nowhere */
+	struct stat st;
+	bool kept;
+} cache;
 
 static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
 
@@ -156,12 +171,29 @@ static void later_add(uint64_t addr, uint64_t len, uint32_t nr, uint32_t prot)
 void gmem_ahead_carved(uint64_t start, uint64_t end)
 {
 	copies_carved(start, end);
+	if (cache.addr < end && start < cache.addr + cache.len)
+		cache = (struct cache){ 0 };
+	libnext_carved(start, end);
 	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
 			later_drop(i);
 }
 
-static void later_make(void)
+static bool leaves_cache(uint64_t nr, const uint64_t arg[6])
+{
+	if (pvm.nr_threads != 1 || pvm.cfg->memory || !admit_call_is_loaders())
+		return false;
+	return nr == SYS_openat || (nr == SYS_munmap && (arg[0] >= cache.addr + cache.len ||
+							 (arg[0] <= cache.addr && arg[1] <= cache.addr - arg[0])));
+}
+
+static void cache_drop(void)
+{
+	if (cache.kept)
+		do_munmap(cache.addr, cache.len);
+}
+
+static void later_make(bool keeps_cache)
 {
 	uint64_t asked = __atomic_exchange_n(&shared()->later_asked, 0, __ATOMIC_ACQUIRE);
 	for (; asked; asked &= asked - 1) {
@@ -172,6 +204,8 @@ static void later_make(void)
 		later_drop(i);
 		if (l.nr == SYS_mprotect)
 			do_mprotect(l.addr, l.len, (int)l.prot);
+		else if (keeps_cache && l.addr == cache.addr && l.len == cache.len)
+			cache.kept = true;
 		else
 			do_munmap(l.addr, l.len);
 	}
@@ -289,84 +323,94 @@ static void ops_plan(struct plan *p, bool musl)
 /* ---- made, and undone ----------------------------------------------------------------------------------------------- */
 
 /* addr is where it is to be; 0: anywhere. Its address, or -errno. */
-static int64_t op_make(const struct kx_libop *o, uint64_t addr, uint64_t len, uint64_t off, int flags)
+static int64_t op_make(const struct made *m, const struct kx_libop *o, uint64_t addr, uint64_t len, uint64_t off,
+		       int flags)
 {
 	if (o->nr == SYS_mprotect)
 		return do_mprotect(addr, len, (int)o->prot);
-	int64_t r = do_mmap(addr, len, (int)o->prot, flags | MAP_DENYWRITE, flags & MAP_ANONYMOUS ? -1 : op_fd, off);
+	int64_t r = do_mmap(addr, len, (int)o->prot, flags | MAP_DENYWRITE, flags & MAP_ANONYMOUS ? -1 : m->fd, off);
 	if (r >= 0)
 		touch_ahead((uint64_t)r, (uint64_t)r + len, (int)o->prot, flags | MAP_DENYWRITE);
 	return r;
 }
 
 /* [start, end), as it is when only the first n calls have been made. */
-static void op_replay(unsigned n, uint64_t start, uint64_t end)
+static void op_replay(const struct made *m, unsigned n, uint64_t start, uint64_t end)
 {
 	for (unsigned i = 0; i < n; i++) {
-		const struct kx_libop *o = &op[i];
+		const struct kx_libop *o = &m->op[i];
 		uint64_t at = i ? o->addr : o->ret, a = start > at ? start : at,
 			 e = at + o->len < end ? at + o->len : end;
-		if (a < e && op_make(o, a, e - a, o->off + (a - at), (int)o->flags | MAP_FIXED) < 0)
+		if (a < e && op_make(m, o, a, e - a, o->off + (a - at), (int)o->flags | MAP_FIXED) < 0)
 			do_munmap(a, e - a); /* no memory for two mappings: less than was asked for */
 	}
 }
 
-static void ops_end(unsigned asked)
+static void ops_end(struct made *m, unsigned asked)
 {
-	if (!asked && nr_ops)
-		do_munmap(op[0].ret, op[0].len);
-	else if (asked < nr_ops) /* each lies above those before it */
-		op_replay(asked, op[asked].addr, op[0].ret + op[0].len);
-	nr_ops = shared()->nr_ops = 0;
+	if (!asked && m->nr)
+		do_munmap(m->op[0].ret, m->op[0].len);
+	else if (asked < m->nr) /* each lies above those before it */
+		op_replay(m, asked, m->op[asked].addr, m->op[0].ret + m->op[0].len);
+	m->nr = 0;
 }
 
-static bool ops_make(const struct plan *p, int fd)
+static bool ops_make(struct made *m, const struct plan *p, int fd)
 {
-	op_fd = fd;
+	m->fd = fd;
 	for (unsigned i = 0; i < p->nr_ops; i++) {
-		struct kx_libop *o = &op[i];
+		struct kx_libop *o = &m->op[i];
 		*o = p->op[i];
-		o->addr += i ? op[0].ret : 0;
-		uint64_t at = i || p->n < 2 ? o->addr : place_library(o->len);
-		int64_t r = op_make(o, at, o->len, o->off, (int)o->flags);
+		o->addr += i ? m->op[0].ret : 0;
+		/* Small ones side by side where another follows: the first that is touched brings its neighbours along. */
+		bool packed = gmem_ahead_more && m != &now && o->len < KVM_NEIGHBOURS;
+		uint64_t at = i || p->n < 2 || packed ? o->addr : place_library(o->len);
+		int64_t r = op_make(m, o, at, o->len, o->off, (int)o->flags);
 		if (r < 0)
 			return false;
 		o->ret = (uint64_t)r;
-		nr_ops = i + 1;
+		m->nr = i + 1;
 	}
 	return true;
 }
 
 /* They are there, or nothing is. */
-static bool plan_make(const struct plan *p, int fd, uint32_t head_read)
+static bool plan_make(struct made *m, const struct plan *p, int fd)
 {
 	if (!p->nr_ops || p->nr_ops > KX_LIBFILE_OPS)
 		return false;
 	admit_ahead(true);
-	bool made = ops_make(p, fd);
+	bool made = ops_make(m, p, fd);
 	admit_ahead(false);
-	if (!made) {
-		ops_end(0);
-		return false;
-	}
-	memcpy(shared()->op, op, nr_ops * sizeof *op);
-	shared()->asked = 0;
-	shared()->head_read = head_read;
-	__atomic_store_n(&shared()->nr_ops, nr_ops, __ATOMIC_RELEASE);
-	gmem_ahead_any = true;
-	return true;
+	if (!made)
+		ops_end(m, 0);
+	return made;
 }
 
-static bool loader_is_musl(void)
+static void now_tell(uint32_t head_read)
+{
+	memcpy(shared()->op, now.op, now.nr * sizeof *now.op);
+	shared()->asked = 0;
+	shared()->head_read = head_read;
+	__atomic_store_n(&shared()->nr_ops, now.nr, __ATOMIC_RELEASE);
+	gmem_ahead_any = true;
+}
+
+static void now_end(unsigned asked)
+{
+	ops_end(&now, asked);
+	shared()->nr_ops = 0;
+}
+
+bool gmem_ahead_is_musl(void)
 {
 	const char *path = admit_loader_path(), *base = strrchr(path, '/');
 	return !strncmp(base ? base + 1 : path, "ld-musl", 7);
 }
 
 /* The first part; and of constants what lies in one group with the data behind them. */
-static void parts_copy(const struct plan *p)
+static void parts_copy(const struct plan *p, uint64_t base)
 {
-	uint64_t base = op[0].ret;
 	const struct load *l = p->load;
 	if (l->prot == PROT_READ)
 		copy_begin(base, base + ALIGN_UP(l->file_end, PAGE));
@@ -378,35 +422,127 @@ static void parts_copy(const struct plan *p)
 	}
 }
 
-void gmem_ahead_library(const uint8_t *head, size_t len, int fd)
+/* head_read: what that linker reads of it first. */
+static bool library_make(struct made *m, const uint8_t *head, size_t len, int fd, uint32_t *head_read)
 {
 	struct plan p = { 0 };
 	if (len < MUSL_READS || !headers_read(&p, head, len))
-		return;
-	bool musl = loader_is_musl();
+		return false;
+	bool musl = gmem_ahead_is_musl();
+	*head_read = musl ? MUSL_READS : GLIBC_READS;
 	ops_plan(&p, musl);
-	pthread_mutex_lock(&pvm.mm_lock);
-	if (plan_make(&p, fd, musl ? MUSL_READS : GLIBC_READS)) {
-		if (p.relro_end > p.relro && p.relro_end <= op[0].len)
-			later_add(op[0].ret + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
-		parts_copy(&p);
+	if (!plan_make(m, &p, fd))
+		return false;
+	uint64_t base = m->op[0].ret;
+	if (p.relro_end > p.relro && p.relro_end <= m->op[0].len)
+		later_add(base + p.relro, p.relro_end - p.relro, SYS_mprotect, PROT_READ);
+	parts_copy(&p, base);
+	return true;
+}
+
+/* The file has not been changed since; nor of late, as far as its times could tell. */
+static bool cache_same(const struct stat *st)
+{
+	const struct stat *was = &cache.st;
+	return cache.kept && st->st_dev == was->st_dev && st->st_ino == was->st_ino && st->st_size == was->st_size &&
+	       st->st_mtim.tv_sec == was->st_mtim.tv_sec && st->st_mtim.tv_nsec == was->st_mtim.tv_nsec &&
+	       st->st_ctim.tv_sec == was->st_ctim.tv_sec && st->st_ctim.tv_nsec == was->st_ctim.tv_nsec &&
+	       st->st_ctim.tv_sec + CACHE_SETTLES < time(NULL);
+}
+
+static bool whole_make(struct made *m, int fd, uint64_t size, bool once)
+{
+	struct plan p = { 0 };
+	struct stat st = { 0 };
+	if (!size || size > WHOLE_MAX)
+		return false;
+	op_add(&p, (struct kx_libop){
+			   .nr = SYS_mmap, .prot = PROT_READ, .flags = MAP_PRIVATE, .len = ALIGN_UP(size, PAGE) });
+	bool known = once && !HC6(SYS_fstat, fd, &st, 0, 0, 0, 0), again = known && cache_same(&st);
+	if (again) {
+		m->op[0] = p.op[0];
+		m->op[0].ret = cache.addr;
+		m->nr = 1;
+		m->fd = fd;
+		cache.kept = false;
+	} else if (!plan_make(m, &p, fd)) {
+		return false;
 	}
+	if (once) {
+		later_add(m->op[0].ret, m->op[0].len, SYS_munmap, 0);
+		if (!again)
+			copy_begin(m->op[0].ret, m->op[0].ret + m->op[0].len);
+		if (known && !again) {
+			cache_drop();
+			cache = (struct cache){ m->op[0].ret, m->op[0].len, st, false };
+		}
+	}
+	return true;
+}
+
+uint64_t gmem_ahead_library(const uint8_t *head, size_t len, int fd)
+{
+	uint32_t head_read;
+	pthread_mutex_lock(&pvm.mm_lock);
+	bool made = library_make(&now, head, len, fd, &head_read);
+	if (made)
+		now_tell(head_read);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return made ? now.op[0].ret : 0;
+}
+
+uint64_t gmem_ahead_whole(int fd, uint64_t size, bool once)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	bool made = whole_make(&now, fd, size, once);
+	if (made)
+		now_tell(0);
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return made ? now.op[0].ret : 0;
+}
+
+/* ---- of files that have not been asked for yet ---------------------------------------------------------------------- */
+
+uint64_t gmem_ahead_next(unsigned i, const uint8_t *head, size_t len, int fd, uint64_t whole, bool once,
+			 struct kx_libnext_file *out)
+{
+	struct made *m = &next[i];
+	out->head_read = 0;
+	pthread_mutex_lock(&pvm.mm_lock);
+	bool made = whole ? whole_make(m, fd, whole, once) : library_make(m, head, len, fd, &out->head_read);
+	if (made) {
+		memcpy(out->op, m->op, m->nr * sizeof *m->op);
+		out->nr_ops = m->nr;
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return made ? m->op[0].ret : 0;
+}
+
+void gmem_ahead_next_open(unsigned i, int fd)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	now = next[i];
+	now.fd = fd;
+	next[i].nr = 0;
+	gmem_ahead_any = true;
 	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
-void gmem_ahead_whole(int fd, uint64_t size, bool once)
+void gmem_ahead_next_end(unsigned i, bool asked)
 {
-	struct plan p = { 0 };
-	if (!size || size > WHOLE_MAX)
-		return;
-	op_add(&p, (struct kx_libop){
-			   .nr = SYS_mmap, .prot = PROT_READ, .flags = MAP_PRIVATE, .len = ALIGN_UP(size, PAGE) });
 	pthread_mutex_lock(&pvm.mm_lock);
-	if (plan_make(&p, fd, 0) && once) {
-		later_add(op[0].ret, op[0].len, SYS_munmap, 0);
-		copy_begin(op[0].ret, op[0].ret + op[0].len);
-	}
+	ops_end(&next[i], asked ? next[i].nr : 0);
 	pthread_mutex_unlock(&pvm.mm_lock);
+}
+
+bool gmem_ahead_next_apart(uint64_t start, uint64_t len)
+{
+	for (unsigned i = 0; i < KX_LIBNEXT_FILES; i++) {
+		uint64_t at = next[i].op[0].ret, size = next[i].op[0].len;
+		if (next[i].nr && (len > UINT64_MAX - start || (start < at + size && start + len > at)))
+			return false;
+	}
+	return true;
 }
 
 /* ---- a call has come ------------------------------------------------------------------------------------------------ */
@@ -414,7 +550,7 @@ void gmem_ahead_whole(int fd, uint64_t size, bool once)
 /* Memory that a linker makes for itself between opening a library and mapping it. It does not tell where that is. */
 static bool leaves_ops(uint64_t nr, const uint64_t arg[6])
 {
-	uint64_t start = nr_ops ? op[0].ret : 0, end = nr_ops ? start + op[0].len : 0;
+	uint64_t start = now.nr ? now.op[0].ret : 0, end = now.nr ? start + now.op[0].len : 0;
 	if (nr >= 1024)
 		return true;
 	if (shared()->closed || pvm.cfg->memory) /* which counts what was made ahead */
@@ -437,17 +573,20 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	pthread_mutex_lock(&pvm.mm_lock);
 	if (nr_copies && !leaves_copies(nr, arg))
 		copies_end();
+	bool keeps = cache.addr && leaves_cache(nr, arg);
+	if (!keeps)
+		cache_drop();
 	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
-		later_make();
+		later_make(keeps);
 	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
-	if (nr_ops && (asked >= nr_ops || !leaves_ops(nr, arg)))
-		ops_end(asked < nr_ops ? asked : nr_ops);
+	if (now.nr && (asked >= now.nr || !leaves_ops(nr, arg)))
+		now_end(asked < now.nr ? asked : now.nr);
 	/* Another thread could see that they have not been made. */
 	for (unsigned i = 0; makes_threads(nr) && nr_later && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr)
 			later_drop(i);
 	if (!nr_later)
 		__atomic_and_fetch(&l->on, ~KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
-	gmem_ahead_any = nr_ops || nr_later || nr_copies;
+	gmem_ahead_any = now.nr || nr_later || nr_copies || cache.kept;
 	pthread_mutex_unlock(&pvm.mm_lock);
 }

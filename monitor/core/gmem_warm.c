@@ -27,7 +27,7 @@ static struct piece {
 static unsigned nr_pieces;
 static uint64_t total, since;
 static bool forbidden;
-bool gmem_warm_any;
+bool gmem_warm_any, gmem_warm_of_library;
 
 /* ---- making and ending ------------------------------------------------------------------------------------------------ */
 
@@ -74,7 +74,7 @@ bool gmem_warm_begin(uint64_t start, uint64_t end, bool text)
 	for (unsigned i = 0; i < nr_pieces; i++)
 		if (piece[i].start <= start && end <= piece[i].end)
 			return true;
-	if (!pvm.shadow_paging || len > (self && self->hcall ? PIECE_LIBRARY : PIECE_MAX))
+	if (!pvm.shadow_paging || len > (gmem_warm_of_library || (self && self->hcall) ? PIECE_LIBRARY : PIECE_MAX))
 		return false;
 	if (forbidden || pvm.nr_threads > 1 || my_tid() != pvm.pid || nr_pieces == PIECES_MAX ||
 	    len > TOTAL_MAX - total)

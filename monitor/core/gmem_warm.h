@@ -22,6 +22,7 @@ bool gmem_warm_begin(uint64_t start, uint64_t end, bool text);
 void gmem_warm_carved(uint64_t start, uint64_t end);
 
 extern bool gmem_warm_any;
+extern bool gmem_warm_of_library; /* what is mapped is a library, though no call asks for it */
 /* A call of the program's has come. */
 void gmem_warm_settle(uint64_t nr, const uint64_t arg[6]);
 /* No more copies; for good: there will be none. */

@@ -71,6 +71,8 @@ struct ipc_call {
 	void *arg;
 };
 int64_t ipc_call(struct ipc_call *c);
+/* This process is about to sleep: who naps for what it did is woken. */
+void ipc_owed(void);
 
 /* Never LIVE again, nor anything at its place. With a visit going on, or before one. */
 void ipc_close(struct ipc_name n);

@@ -4,6 +4,7 @@
  * there).
  */
 #include <errno.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <string.h>
 #include <sys/sem.h>
@@ -13,6 +14,9 @@
 #include "../../util/now.h"
 
 #define PASS_NS 100000000ull
+#define NAP_LEAST_NS 100000u
+#define NAP_FIRST_NS 400000u
+#define NAP_MOST_NS 800000u
 
 /* The first to have come after *ticket of those that wait and are `fit`. NULL: none. */
 static struct kx_ipc_sleeper *next_waiting(const struct kx_ipc_obj *o, uint64_t *ticket,
@@ -41,7 +45,7 @@ static bool wake(struct kx_ipc_sleeper *s)
 static bool takes_it(struct kx_ipc_sleeper *s, bool *dead)
 {
 	*dead = false;
-	if (wake(s))
+	if (LOAD(s->tid) == (uint32_t)my_tid() || wake(s))
 		return true;
 	char state = ipc_thread_state(LOAD(s->tid));
 	if (state != 'T' && state != 't' && !(*dead = ipc_is_gone(LOAD(s->tid))))
@@ -65,11 +69,14 @@ void ipc_tail_advance(struct kx_ipc_obj *o)
 
 void ipc_asleep_note(struct kx_ipc_obj *o)
 {
-	uint32_t bits = 0;
-	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
+	uint32_t bits[2] = { 0, 0 };
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
+		uint32_t flags = LOAD(places(o)[i].flags);
 		if (waits(o, &places(o)[i]))
-			bits |= 1u << i << (LOAD(places(o)[i].flags) & KX_IPC_SL_SENDS ? 16 : 0);
-	STORE(o->asleep, bits);
+			bits[!!(flags & KX_IPC_SL_NAPS)] |= 1u << i << (flags & KX_IPC_SL_SENDS ? 16 : 0);
+	}
+	STORE(o->asleep, bits[0]);
+	STORE(o->naps, bits[1]);
 }
 
 /* Its thread has left, or is dead: what it was given and did not take is the object's again. */
@@ -247,6 +254,52 @@ void ipc_dead_sweep(struct kx_ipc_obj *o)
 		if (tid && ipc_is_gone(tid))
 			ipc_place_free(o, s);
 	}
+}
+
+/* ---- naps ---------------------------------------------------------------------------------------------------------- */
+
+void ipc_nap_end(struct kx_ipc_obj *o)
+{
+	if (is_sem(o)) {
+		if (__atomic_exchange_n(&o->naps, 0, __ATOMIC_SEQ_CST))
+			HC6(SYS_futex, &o->naps, FUTEX_WAKE, INT_MAX, 0, 0, 0);
+		return;
+	}
+	for (unsigned i = 0; i < KX_IPC_PLACES; i++)
+		if (LOAD(places(o)[i].tid) && LOAD(places(o)[i].tid) != (uint32_t)my_tid() &&
+		    LOAD(places(o)[i].flags) & KX_IPC_SL_NAPS)
+			wake(&places(o)[i]);
+}
+
+void ipc_owed(void)
+{
+	struct kx_ipc_table *t = gva_ptr(KX_IPC_TABLE);
+	if (!ipc_mem || !__atomic_load_n(&t->owes, __ATOMIC_SEQ_CST))
+		return;
+	__atomic_store_n(&t->owes, 0, __ATOMIC_SEQ_CST);
+	struct kx_ipc_obj *of[] = { ipc_mem->sem, ipc_mem->msg, ipc_mem->mq };
+	for (unsigned k = 0; k < sizeof of / sizeof of[0]; k++)
+		for (uint64_t w = __atomic_exchange_n(&t->owed[k], 0, __ATOMIC_SEQ_CST); w; w &= w - 1)
+			ipc_nap_end(&of[k][__builtin_ctzll(w)]);
+}
+
+int64_t hc_ipc_owed(struct hcall *c)
+{
+	(void)c;
+	ipc_owed();
+	return 0;
+}
+
+uint32_t ipc_nap_ns(const struct kx_ipc_obj *o)
+{
+	uint32_t ns = LOAD(o->nap_ns);
+	return !ns ? NAP_FIRST_NS : ns < NAP_LEAST_NS ? NAP_LEAST_NS : ns > NAP_MOST_NS ? NAP_MOST_NS : ns;
+}
+
+void ipc_napped(struct kx_ipc_obj *o, bool got)
+{
+	uint32_t ns = ipc_nap_ns(o);
+	STORE(o->nap_ns, got ? ns * 2 : ns / 2);
 }
 
 /* ---- what others see of it -------------------------------------------------------------------------------------------- */

@@ -18,8 +18,10 @@
 #include <sys/msg.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/now.h"
 #include "gmem.h"
 #include "ipc_place.h"
+#include "pipe.h"
 #include "update.h"
 
 #define WAIT (-5001)    /* it has to sleep */
@@ -27,6 +29,7 @@
 #define BACK (-5003)    /* the object is LIVE again */
 #define SLICE_FIRST_NS 20000000ull
 #define SLICE_LAST_NS 1000000000ull
+#define SEM_FIRM_NS 5000000ull
 #define TRIES 1000 /* of a compare-and-swap against others who write the word for fun */
 
 /* One operation of the calling thread's. */
@@ -155,6 +158,8 @@ static int64_t try(struct op *x)
 		STORE(x->o->ops, LOAD(x->o->ops) + 1);
 		if (!is_sem(x->o))
 			ipc_give(x->o);
+		else if ((int)x->c->type > 0 && LOAD(x->o->naps))
+			ipc_nap_end(x->o);
 	}
 	return r;
 }
@@ -192,7 +197,7 @@ static int64_t place_take(struct op *x)
 	s->id = c->n.id;
 	s->size = c->size < UINT32_MAX ? (uint32_t)c->size : UINT32_MAX;
 	s->flags = (c->sends ? KX_IPC_SL_SENDS : 0) | (c->flags & MSG_NOERROR ? KX_IPC_SL_NOERROR : 0) |
-		   (c->flags & MSG_EXCEPT && c->type > 0 ? KX_IPC_SL_EXCEPT : 0);
+		   (c->flags & MSG_EXCEPT && c->type > 0 ? KX_IPC_SL_EXCEPT : 0) | KX_IPC_SL_NAPS;
 	s->ticket = x->ticket = LOAD(o->tickets) + 1;
 	STORE(o->tickets, x->ticket);
 	STORE(s->tid, x->tid);
@@ -240,16 +245,20 @@ static int64_t taken(struct op *x)
 static int64_t look(struct op *x, int64_t e)
 {
 	struct kx_ipc_obj *o = x->o;
+	bool napped = __atomic_fetch_and(&x->s->flags, ~KX_IPC_SL_NAPS, __ATOMIC_SEQ_CST) & KX_IPC_SL_NAPS;
 	int64_t r = taken(x);
 	if (r != WAIT)
 		return r;
 	unsigned k = ipc_kind_of(ipc_state(o));
 	bool ours = LOAD(o->id) == x->c->n.id;
 	if (k == KX_IPC_LIVE && ours && (!e || e == -EAGAIN)) {
-		if (e)
+		if (e && !napped)
 			ipc_dead_sweep(o);
 		ipc_give(o);
-		if ((r = taken(x)) != WAIT)
+		r = taken(x);
+		if (napped)
+			ipc_napped(o, r != WAIT || LOAD(x->s->flags) & KX_IPC_SL_SERVED);
+		if (r != WAIT)
 			return r;
 	}
 	if (k == KX_IPC_LIVE && ours && x->c->sends && !is_mq(o)) {
@@ -276,7 +285,7 @@ static uint64_t left_ns(const struct ipc_call *c)
 }
 
 /* Until word is not seq, for a slice of the time at most: e of look(). */
-static int64_t nap(struct op *x, uint32_t seq, uint64_t *slice)
+static int64_t sleep_once(struct op *x, uint32_t seq, uint64_t *slice)
 {
 	uint64_t left = left_ns(x->c), ns = left < *slice ? left : *slice;
 	const struct timespec ts = { (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
@@ -317,7 +326,7 @@ static int64_t pass_on(struct op *x)
 
 static int64_t sleep_on(struct op *x)
 {
-	uint64_t slice = SLICE_FIRST_NS;
+	uint64_t slice = ipc_nap_ns(x->o);
 	int64_t r, e = 0;
 	bool first = true;
 	do {
@@ -329,7 +338,10 @@ static int64_t sleep_on(struct op *x)
 			r = pass_on(x);
 		if (r != WAIT && r != BACK)
 			break;
-		e = r == WAIT ? nap(x, seq, &slice) : 0;
+		bool naps = LOAD(x->s->flags) & KX_IPC_SL_NAPS;
+		e = r == WAIT ? sleep_once(x, seq, &slice) : 0;
+		if (naps)
+			slice = SLICE_FIRST_NS;
 		if (!ipc_lock(x->o, true))
 			return -EINTR; /* of a process that ends */
 		if (LOAD(x->s->tid) != x->tid || LOAD(x->s->ticket) != x->ticket) {
@@ -344,6 +356,83 @@ static int64_t sleep_on(struct op *x)
 	return r;
 }
 
+/* For so long, while others have not changed what the sleepers have noted. */
+static int64_t sem_sleep(struct kx_ipc_obj *o, uint32_t how, uint64_t ns)
+{
+	const struct timespec ts = { 0, (long)ns };
+	if (!how) /* ended before it began */
+		return -EAGAIN;
+	return ns ? HB6(SYS_futex, &o->naps, FUTEX_WAIT, how, &ts, 0, 0) : -ETIMEDOUT;
+}
+
+/* Who changes the set sees that somebody naps, or is to be woken at once. How it is now. */
+static uint32_t sem_nap_note(struct kx_ipc_obj *o, bool firm)
+{
+	if (firm)
+		STORE(o->naps, KX_IPC_NAPS_FIRM);
+	else
+		ipc_swap32(&o->naps, 0, KX_IPC_NAPS);
+	return __atomic_load_n(&o->naps, __ATOMIC_SEQ_CST);
+}
+
+/*
+ * A semaphore's value is too small: before the set moves, a moment in which somebody may change it who need not make an
+ * exit for that, and a longer one in which he must. IPC_NOT_HERE: it is to sleep in the host. With the set's lock, which
+ * is not held while others are woken: they may get this CPU. False: without it.
+ */
+static bool sem_nap(struct op *x, int64_t *r)
+{
+	struct kx_ipc_obj *o = x->o;
+	uint64_t left = left_ns(x->c), now = now_ns(), most = now + (left < SEM_FIRM_NS ? left : SEM_FIRM_NS);
+	uint64_t nap = now + ipc_nap_ns(o), end = nap < most ? nap : most;
+	int64_t e = 0;
+	bool firm = false;
+	x->c->spun = true;
+	ipc_unlock(o);
+	pipe_owed(); /* which ends naps: not this one */
+	do {
+		uint32_t how = sem_nap_note(o, firm);
+		*r = -EINTR;
+		if (!ipc_lock(o, false))
+			return false;
+		if ((*r = try(x)) != WAIT) {
+			ipc_napped(o, !firm);
+			return true;
+		}
+		ipc_unlock(o);
+		e = sem_sleep(o, how, end > now ? end - now : 0);
+		now = now_ns();
+		if (now >= end && !firm) {
+			firm = true;
+			end = most;
+			e = e == -ETIMEDOUT ? 0 : e;
+		}
+	} while ((!e || e == -EAGAIN) && now < end);
+	if (e) /* others who still nap here are not woken after this one's end, but wake */
+		STORE(o->naps, 0);
+	*r = -EINTR;
+	if (!ipc_lock(o, false))
+		return false;
+	*r = try(x);
+	ipc_napped(o, *r != WAIT && !firm);
+	if (*r != WAIT)
+		return true;
+	rest_note(x->c);
+	*r = e == -EINTR && !update_goes_on(self) ? -EINTR : !left_ns(x->c) ? x->c->none : IPC_NOT_HERE;
+	return true;
+}
+
+/* Those who nap wait for what a newcomer could have: they come first. */
+static bool is_behind(const struct op *x)
+{
+	struct kx_ipc_obj *o = x->o;
+	uint32_t naps = is_sem(o) ? 0 : LOAD(o->naps), size;
+	uint64_t pos;
+	if (x->c->sends)
+		return naps >> 16 && has_room(o, (uint32_t)x->c->size);
+	return naps & 0xffff && ipc_msg_next(o, x->c->type, x->c->flags & MSG_EXCEPT, &pos, &size);
+}
+
 int64_t ipc_live(struct ipc_call *c, struct kx_ipc_obj *o)
 {
 	struct op x = { c, o, NULL, 0, (uint32_t)my_tid() };
@@ -351,10 +440,18 @@ int64_t ipc_live(struct ipc_call *c, struct kx_ipc_obj *o)
 		return IPC_NOT_HERE;
 	if (!ipc_lock(o, false))
 		return -EINTR;
+	if (is_behind(&x))
+		ipc_give(o);
 	int64_t r = try(&x);
+	bool sleeps = r == WAIT && c->waits && left_ns(c);
 	/* A semop() that sleeps is ended by SIGSTOP and SIGCONT (signal(7)), which a futex does not tell of. */
+	if (sleeps && is_sem(o)) {
+		r = IPC_NOT_HERE;
+		if ((int)c->type && !sem_nap(&x, &r))
+			return r;
+	}
 	if (r == WAIT)
-		r = !c->waits || !left_ns(c) ? c->none : is_sem(o) ? IPC_NOT_HERE : place_take(&x);
+		r = sleeps ? place_take(&x) : c->none;
 	if (r == WAIT)
 		return sleep_on(&x);
 	ipc_unlock(o);

@@ -85,4 +85,9 @@ void ipc_dead_sweep(struct kx_ipc_obj *o);
 bool ipc_msg_next(struct kx_ipc_obj *o, int64_t want, bool except, uint64_t *pos, uint32_t *size);
 /* To each sleeper what it can have now, if the queue is LIVE. */
 void ipc_give(struct kx_ipc_obj *o);
+/* ... these two without. Who naps here is to look. */
+void ipc_nap_end(struct kx_ipc_obj *o);
+/* How long a nap is worth while; `got`: the last one has brought something. */
+uint32_t ipc_nap_ns(const struct kx_ipc_obj *o);
+void ipc_napped(struct kx_ipc_obj *o, bool got);
 #endif

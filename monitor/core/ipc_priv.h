@@ -15,6 +15,10 @@ static inline bool ipc_swap(uint64_t *word, uint64_t old, uint64_t new)
 {
 	return __atomic_compare_exchange_n(word, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
+static inline bool ipc_swap32(uint32_t *word, uint32_t old, uint32_t new)
+{
+	return __atomic_compare_exchange_n(word, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+}
 /* The place of what has this name; NULL: it can have none. */
 struct kx_ipc_obj *ipc_object(struct ipc_name n);
 /* May this process have objects LIVE, and has its guest the memory? */

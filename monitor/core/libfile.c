@@ -14,6 +14,7 @@
 #include "gmem.h"
 #include "gmem_ahead.h"
 #include "keeper.h"
+#include "libnext.h"
 #include "pipe.h"
 
 #define LARGEFILE 0100000 /* the kernel's; musl says it */
@@ -30,6 +31,19 @@ static void forget(void)
 {
 	__atomic_and_fetch(&shared()->on, ~KX_LIBFILE_FILE, __ATOMIC_RELAXED);
 	libfile_fd = -1;
+}
+
+void libfile_was_closed(void)
+{
+	int fd = libfile_fd;
+	libfile_fd = -1;
+	pipe_close(fd);
+}
+
+void libfile_now(int fd)
+{
+	libfile_fd = fd;
+	moved = false;
 }
 
 /* ---- files that are no libraries ------------------------------------------------------------------------------------- */
@@ -83,18 +97,37 @@ void libfile_looked(struct hcall *c, int64_t r)
 	looked_tell(own, (int)c->arg[0], (int)c->arg[3], r, now);
 }
 
+/* path, len bytes of it, is missing in a directory that is there: what else of the kind is missing there? */
+static void subdirs_tell(struct kx_libfile *l, const char *path, size_t len)
+{
+	char own[KX_LIBFILE_PATH + 16];
+	struct stat st;
+	size_t in = len;
+	unsigned bits = 0, bit = 1;
+	while (in && path[in - 1] != '/')
+		in--;
+	for (const char *name = KX_LIBFILE_SUBDIRS; in && *name; name += strlen(name) + 1, bit <<= 1) {
+		memcpy(own, path, in);
+		strcpy(own + in, name);
+		if (HC6(SYS_newfstatat, AT_FDCWD, own, &st, 0, 0, 0) == -ENOENT)
+			bits |= bit;
+	}
+	l->missing_in = in & 255;
+	l->missing_subdirs = bits;
+}
+
 /*
- * A linker has not found a library: is the directory there in which it looked? If not, which is the first that is missing on
+ * A linker has not found a library, or libc a locale: is the directory there in which it looked? If not, which is the first that is missing on
  * the way? (Of /proc the program sees another one.)
  */
-static void missing_tell(const struct hcall *c)
+static void missing_tell(const struct hcall *c, bool elf)
 {
 	struct kx_libfile *l = shared();
 	char own[KX_LIBFILE_PATH], dir[KX_LIBFILE_PATH];
 	struct stat st;
 	uint64_t now = now_ns();
 	if (c->nr != SYS_openat || (int)c->arg[0] != AT_FDCWD || !c->nr_paths || pvm.nr_threads != 1 ||
-	    is_vfork_child() || !admit_call_of_loader() || gmem_is_seen())
+	    is_vfork_child() || (elf && !admit_call_of_loader()) || gmem_is_seen())
 		return;
 	ssize_t n = guest_read_str(own, c->arg[1], sizeof own);
 	if (n <= 0 || strcmp(own, (const char *)c->host[1]) || !strncmp(own, "/proc", 5))
@@ -114,6 +147,9 @@ static void missing_tell(const struct hcall *c)
 	} else if (len && (!r || r == -ENOENT)) {
 		memcpy(l->missing, own, len);
 		l->missing_len = (uint32_t)len;
+		l->missing_in = l->missing_subdirs = 0;
+		if (elf)
+			subdirs_tell(l, own, len);
 		l->missing_ns = now + PLAIN_NS;
 		__atomic_or_fetch(&l->on, KX_LIBFILE_MISSING, __ATOMIC_RELEASE);
 		libfile_told = true;
@@ -170,21 +206,24 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	const char *path = (const char *)c->host[i], *base = strrchr(path, '/');
 	bool whole = is_read_whole(path), elf = strstr(base ? base : path, ".so");
 	int flags = (int)c->arg[i + 1];
-	if (fd == -ENOENT && i == 1 && (flags & ~LARGEFILE) == (O_RDONLY | O_CLOEXEC) && elf)
-		missing_tell(c);
+	if (fd == -ENOENT && i == 1 && (flags & ~LARGEFILE) == (O_RDONLY | O_CLOEXEC) && (elf || whole))
+		missing_tell(c, elf);
 	/* Other threads see descriptors without any call; a child of vfork has its own. */
 	if (fd < 0 || pvm.nr_threads != 1 || is_vfork_child())
 		return;
 	if ((flags & ~LARGEFILE) != (O_RDONLY | O_CLOEXEC) || (!whole && !elf)) {
+		libnext_other();
 		if (plain_flags(flags))
 			plain_tell(fd, 0, false);
 		return;
 	}
-	if (HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISREG(st.st_mode))
+	long n = HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !S_ISREG(st.st_mode)
+			 ? -1
+			 : HC6(SYS_pread64, fd, head, sizeof head, 0, 0, 0);
+	if (n < (long)(whole ? 1 : sizeof(Elf64_Ehdr)) || (!whole && memcmp(head, ELFMAG, SELFMAG))) {
+		libnext_other();
 		return;
-	long n = HC6(SYS_pread64, fd, head, sizeof head, 0, 0, 0);
-	if (n < (long)(whole ? 1 : sizeof(Elf64_Ehdr)) || (!whole && memcmp(head, ELFMAG, SELFMAG)))
-		return;
+	}
 	_Static_assert(sizeof st == sizeof l->stat, "x86-64's");
 	memcpy(l->head, head, (size_t)n);
 	memcpy(l->stat, &st, sizeof st);
@@ -193,11 +232,19 @@ void libfile_opened(struct hcall *c, int i, int fd)
 	l->used = l->closed = l->nr_ops = l->asked = 0;
 	moved = false;
 	libfile_fd = fd;
+	bool cache = whole && !strcmp(path, linker_cache);
+	uint64_t at = 0;
 	if (whole)
-		gmem_ahead_whole(fd, (uint64_t)st.st_size, !strcmp(path, linker_cache));
+		at = gmem_ahead_whole(fd, (uint64_t)st.st_size, cache);
 	else if (admit_call_of_loader()) /* others may open a library to look at it */
-		gmem_ahead_library(head, (size_t)n, fd);
+		at = gmem_ahead_library(head, (size_t)n, fd);
 	__atomic_or_fetch(&l->on, KX_LIBFILE_FILE, __ATOMIC_RELEASE);
+	if (admit_call_of_loader() && (cache || !whole))
+		libnext_opened(path, fd, (uint64_t)st.st_size, at, cache);
+	else if (whole && !cache)
+		libnext_locale(path, fd);
+	else
+		libnext_other();
 }
 
 /* Calls that neither depend on the offset nor change what the descriptor stands for. */
@@ -225,6 +272,12 @@ void libfile_settle_now(uint64_t nr, const uint64_t arg[6])
 	int fd = libfile_fd;
 	if (is_vfork_child()) /* its descriptors are its own: its parent has come here before it */
 		return;
+	if (libstart_any)
+		libstart_settle(nr, arg);
+	if (libnext_any) {
+		libnext_settle(nr, arg);
+		fd = libfile_fd;
+	}
 	if (gmem_ahead_any)
 		gmem_ahead_settle(nr, arg);
 	if (libfile_told || libfile_plain >= 0)

@@ -19,6 +19,7 @@
 #include "elf.h"
 #include "gmem.h"
 #include "gmem_ahead.h"
+#include "libnext.h"
 #include "pvm.h"
 
 #define PAGE ELF_PAGE
@@ -902,6 +903,7 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 		if (p->interp.fd >= 0) {
 			linker_expect(&p->prog.img, res->prog_base);
 			linker_expect(&p->interp.img, res->interp_base);
+			libnext_program(p->prog.fd, p->prog.img.file_size, p->exe);
 		}
 		r = make_stack(p, &e, res, &sub);
 	}

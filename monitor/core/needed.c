@@ -94,6 +94,16 @@ static bool dynamic_read(int fd, struct object *o)
 	return true;
 }
 
+void needed_of(int fd, uint64_t size, void (*fn)(const char *name), char *dirs, size_t dirs_size)
+{
+	static struct object o;
+	bool good = !elf_read(read_fd, &fd, size, &o.img, NULL) && dynamic_read(fd, &o);
+	for (unsigned i = 0; good && i < o.nr_names; i++)
+		fn(o.names[i]);
+	if (dirs)
+		snprintf(dirs, dirs_size, "%s", !good ? "" : *o.runpath ? o.runpath : o.rpath);
+}
+
 static int open_below(const struct search *s, const char *path, struct stat *st)
 {
 	char full[2 * PATH_MAX];

@@ -3,7 +3,13 @@
 #ifndef KX_NEEDED_H
 #define KX_NEEDED_H
 
+#include <stddef.h>
+#include <stdint.h>
+
 #define NEEDED_FILES 256
+
+/* Call fn for each name that the file needs. dirs, if it is not NULL: its own search path, or "". */
+void needed_of(int fd, uint64_t size, void (*fn)(const char *name), char *dirs, size_t dirs_size);
 
 /*
  * Call fn for each file, with its path on the host; below root when that is not NULL. program: an absolute path, below

@@ -30,6 +30,8 @@
 #include "thread.h"
 #include "update.h"
 
+#define NAPS 3 /* before a sleep, which costs its reader and the writer of the next data a token */
+
 /* ---- what there is ---------------------------------------------------------------------------------------------------- */
 
 /* What FIONREAD says of a ring: of datagrams the first one. */
@@ -237,7 +239,8 @@ static bool reset_first(struct pair *p)
 /* merge: what the host has may follow in the same call. *said: flags of the message. */
 static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int flags, bool merge, int *said)
 {
-	bool slept = false, napped = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
+	unsigned napped = 0;
+	bool slept = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
 	int64_t done = 0, rec = PAIR_NOTHING;
 	for (;;) {
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
@@ -321,10 +324,10 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 			pipe_note_check(p->fd, epoch, closes);
 			return done ? done : -EAGAIN;
 		}
-		if (!napped) {
+		if (napped < NAPS) {
 			pipe_owed();
 			pipe_nap(p->in);
-			napped = true;
+			napped++;
 			continue;
 		}
 		r = pair_empty_now(p);

@@ -30,6 +30,8 @@
 #include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
+#include "libnext.h"
+#include "libstart.h"
 #include "load.h"
 #include "ipc.h"
 #include "pipe.h"
@@ -72,6 +74,7 @@ __thread struct thread *self;
 
 extern const uint8_t libos_image[], libos_image_end[], vdso_image[], vdso_image_end[];
 void limits_init(void);
+int limits_lift(struct kx_err *err);
 void limits_import(const struct rlimit in[16]);
 
 /* ---- the end -------------------------------------------------------------------------------------------------- */
@@ -200,13 +203,18 @@ static int libos_load(struct kx_err *err)
 	size_t size = libos_image_end - libos_image, vdso = vdso_image_end - vdso_image;
 	if (size > KX_LIBOS_SIZE || vdso > KX_VVAR_BASE - KX_VDSO_BASE)
 		return kx_err_set(err, EFBIG, "LibOS: the image does not fit (rebuild KylinX)");
-	/* Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. */
+	/*
+	 * Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. KVM's shadow page
+	 * tables map the neighbours of a page only where the host could write to them; the guest's can't, and no call may
+	 * name what is there.
+	 */
+	uint64_t keep = pvm.shadow_paging ? (size + 4095) & -4096ul : 0;
 	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
 		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
 		return kx_err_set(err, errno, "LibOS: no memory: %s (free some memory)", strerror(errno));
 	memcpy(gva_ptr(KX_LIBOS_BASE), libos_image, size);
 	memcpy(gva_ptr(KX_VDSO_BASE), vdso_image, vdso);
-	mprotect(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ);
+	mprotect(gva_ptr(KX_LIBOS_BASE + keep), KX_VVAR_BASE - KX_LIBOS_BASE - keep, PROT_READ);
 	memcpy(&pvm.libos, gva_ptr(KX_LIBOS_BASE), sizeof pvm.libos);
 	if (pvm.libos.magic != KX_LIBOS_MAGIC || pvm.libos.version != KX_ABI_VERSION)
 		return kx_err_set(err, EINVAL, "LibOS: the image is of another version (rebuild KylinX)");
@@ -340,6 +348,8 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	vcpu_start_state(t, 0);
 	sig_thread_start(t);
 	family_set_exe();
+	libnext_start(pvm.cfg->envp);
+	libstart_begin();
 	vcpu_loop(t);
 	pvm_panic("the first thread left its loop");
 }
@@ -351,7 +361,7 @@ static int monitor_init(const struct kx_config *cfg, struct kx_err *err)
 	pvm.start_ns = now_ns();
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
-	if ((r = fd_limit_init(err)) || (r = vm_open(err)))
+	if ((r = limits_lift(err)) || (r = fd_limit_init(err)) || (r = vm_open(err)))
 		return r;
 	/* A descriptor of its own: the program may close 2 and open something else there. */
 	int log_fd = fcntl(2, F_DUPFD_CLOEXEC, 3);

@@ -11,6 +11,7 @@
 #include "hcall.h"
 #include "../../abi/kx_ipc.h"
 #include "ipc.h"
+#include "libnext.h"
 #include "pipe.h"
 #include "thread.h"
 
@@ -128,6 +129,8 @@ static int64_t fcntl_lock(int fd, int cmd, uint64_t arg)
 	bool wait = cmd == F_SETLKW || cmd == F_OFD_SETLKW, get = cmd == F_GETLK || cmd == F_OFD_GETLK;
 	if (guest_read(&fl, arg, sizeof fl))
 		return -EFAULT;
+	if (cmd == F_SETLK || cmd == F_SETLKW)
+		libnext_locks();
 	int64_t r = wait ? HB6(SYS_fcntl, fd, cmd, &fl, 0, 0, 0) : HC6(SYS_fcntl, fd, cmd, &fl, 0, 0, 0);
 	if (r >= 0 && get && guest_write(arg, &fl, sizeof fl))
 		return -EFAULT;

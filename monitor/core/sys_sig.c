@@ -12,6 +12,7 @@
 #include "family.h"
 #include "hcall.h"
 #include "sig.h"
+#include "sigwait.h"
 #include "thread.h"
 #include "update.h"
 
@@ -97,6 +98,7 @@ int64_t hc_kill(struct hcall *c)
 	if (!sig_ok(c->arg[1]))
 		return -EINVAL;
 	if (pid > 0) {
+		sigwait_used();
 		if (pid == my_pid() || family_has(pid))
 			return host_call(SYS_kill, pid, (int)c->arg[1], 0, 0, 0, 0);
 		pid_t owner = family_owner(pid);
@@ -116,6 +118,8 @@ int64_t hc_tgkill(struct hcall *c)
 	    s = (int)c->arg[1 + with_group];
 	if (tgid <= 0 || tid <= 0 || s < 0 || s > 64)
 		return -EINVAL;
+	if (tgid != my_pid())
+		sigwait_used();
 	if (!with_group && !thread_is_ours(tid)) /* tkill names a thread of any process */
 		tgid = family_owner(tid);
 	if (tgid == my_pid() ? !thread_is_ours(tid) : !family_has(tgid))
@@ -195,6 +199,7 @@ int64_t hc_rt_sigtimedwait(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&set, c->arg[0], 8) || get_timespec(c->arg[2], &ts, &timeout))
 		return -EFAULT;
+	sigwait_used();
 	uint64_t host_set = set & ~SIGBIT(KICK_SIG);
 	while (!sig_take_held(c->t, set, &info)) {
 		long r = HB6(SYS_rt_sigtimedwait, &host_set, &info, timeout, 8, 0, 0);

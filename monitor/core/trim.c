@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include "../../util/now.h"
 #include "keeper.h"
+#include "libnext.h"
 
 #define EVERY_NS 10000000000ull
 
@@ -70,4 +71,5 @@ void trim_before(const struct hcall *c)
 		return;
 	__atomic_store_n(&next_ns, now + EVERY_NS, __ATOMIC_RELAXED);
 	own_image_drop();
+	libnext_trim();
 }

@@ -417,7 +417,11 @@ def changed_while_an_update_waits(p):
         g.update(f"{p.d}/libupd.so.1")
         expect((g.ask("v"), g.ask("s")), ("1", "ok"), "by the keyring of the start")
     events = [json.loads(x) for x in lib.run([lib.KYLINX, "lib", "history"], env=p.env).out.splitlines()]
-    expect([e["event"] for e in events], ["trust", "sign", "sign", "sign", "revoke"], "history")
+    expect([e["event"] for e in events], ["trust", "sign", "sign", "sign", "update-begin", "revoke", "update", "update-begin",
+                                          "update-failed", "update-begin", "update"], "history")
+    expect([e["object"] for e in events if e["event"] == "update"], [f"{p.d}/v2.so", f"{p.d}/libupd.so.1"], "updates")
+    failed = next(e for e in events if e["event"] == "update-failed")
+    expect("not signed" in failed["detail"] and failed["detail"].startswith(f"{g.name}: "), True, f"why ({failed})")
     p.policy("allow signed-by release")
     r = p.run(f"{p.d}/state")
     expect((r.status, b"revoked" in r.err), (127, True), f"a family that starts now ({r.err})")

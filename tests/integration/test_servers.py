@@ -591,6 +591,35 @@ def redis_under_load():
                 expect(sum(int(r("HLEN", f"h:{w}:{i}")) for i in range(50)), n, "hashes")
 
 
+@test
+def redis_saves_and_serves():
+    """While its child saves, reads and writes of the connections that it has, too, are in batches: no call for each"""
+    need("redis-server", root=False)
+    with lib.Dir() as d:
+        port, rounds = lib.free_port(), 100
+        server = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", d, "--save", ""]
+        with lib.Server(lib.pvm(server, f"--stats={d}/stats", *options(d)), port, cwd="/") as s, Redis(port) as r:
+            clients = [Redis(port) for _ in range(20)]
+            r("SET", "key", "0")
+            for n, c in enumerate(clients):
+                c("SET", f"key:{n}", n)
+            r("CONFIG", "SET", "rdb-key-save-delay", 100_000_000)
+            assert "started" in r("BGSAVE")
+            for i in range(rounds):
+                for n, c in enumerate(clients):
+                    c.s.sendall(b"SET key:%d %d\r\nGET key:%d\r\n" % (n, n * i, n))
+                for n, c in enumerate(clients):
+                    expect((c.answer(), c.answer()), ("OK", str(n * i)), f"client {n}, round {i}")
+            assert "rdb_bgsave_in_progress:1" in r("INFO", "persistence").split(), "the child has ended"
+            for c in clients:
+                c.__exit__()
+        expect(s.status, 0, "redis-server")
+        with open(f"{d}/stats", encoding="ascii") as f:
+            calls = json.load(f)["hypercalls"]
+        made = {c: calls.get(c, 0) for c in ("read", "write", "writev", "recvfrom", "sendto")}
+        assert sum(made.values()) < rounds * len(clients) // 2, f"calls for {rounds * len(clients)} turns of a client: {made}"
+
+
 def main():
     return lib.run_tests(tests, args.only, slow=0)
 

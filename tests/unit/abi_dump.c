@@ -117,6 +117,7 @@ static void dump_structs(void)
 		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
 	M(kx_thread, futex_slot), M(kx_thread, pad2), M(kx_thread, spin_skip), M(kx_thread, spin_fails);
 	M(kx_thread, robust_ready);
+	M(kx_thread, sigwait);
 	END(kx_thread);
 
 	SIZE(kx_shared);

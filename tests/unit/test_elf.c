@@ -107,6 +107,13 @@ uint64_t gmem_place_exec(uint64_t len)
 }
 
 uint64_t gmem_place_stack(uint64_t len, uint64_t random) { return len + random ? 0 : 0; }
+void libnext_program(int fd, uint64_t size, const char *path)
+{
+	(void)fd;
+	(void)size;
+	(void)path;
+}
+
 void gmem_ahead_read(uint64_t start, uint64_t end) { (void)start, (void)end; }
 void gmem_ahead_relro(uint64_t start, uint64_t end) { (void)start, (void)end; }
 
