@@ -189,7 +189,8 @@ struct kx_futexes {
 	uint32_t sizes_asked;    /* 1: somebody asks how long files are, again and again */
 	uint32_t mapped_outside; /* 1: a member has mapped shared what others than the family can map */
 	uint64_t resized;        /* calls that began since then and may change that */
-	uint64_t pad[2];
+	uint64_t ended;          /* grows when a member learns that a process has ended */
+	uint64_t pad;
 };
 
 /*

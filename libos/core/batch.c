@@ -7,6 +7,7 @@
 #include "../../abi/kx_openahead.h"
 #include "accept.h"
 #include "seek.h"
+#include "sigs.h"
 
 #define NR_read 0
 #define NR_write 1
@@ -28,6 +29,7 @@
 #define NR_getsockname 51
 #define NR_getpeername 52
 #define NR_setsockopt 54
+#define NR_kill 62
 #define NR_epoll_wait 232
 #define NR_epoll_ctl 233
 #define NR_epoll_pwait 281
@@ -190,10 +192,13 @@ static struct kx_brec *room_for(struct kx_bctx *c, uint64_t len, uint64_t *head)
 	return (struct kx_brec *)ring;
 }
 
-/* The same for one that sends `total`; NULL: the socket may not send so much. */
+/* Somebody may have told the program since this thread's last exit that a connection's other side is gone. */
+static bool has_news(const struct io *io) { return io->ctx->news == io->ctx->exits; }
+
+/* The same for one that sends `total`; NULL: the socket may not send so much, or the write may have to fail. */
 static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint64_t *head)
 {
-	if (!total || (uint32_t)io->ctx->turn - io->s->turn > 1)
+	if (!total || (uint32_t)io->ctx->turn - io->s->turn > 1 || has_news(io))
 		return NULL;
 	struct kx_brec *r = room_for(io->ctx, len, head);
 	return r && take_credit(io->s, KX_BATCH_COST((uint32_t)total)) ? r : NULL;
@@ -280,6 +285,28 @@ static bool write_later(struct kx_thread *t, struct io *io, struct kx_frame *f, 
 	return true;
 }
 
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+static bool kill_later(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	struct kx_bkill k = { (int32_t)f->rdi, (int32_t)f->rsi };
+	uint32_t ctx;
+	uint64_t head;
+	struct kx_brec *r;
+	if (!look(t, io, 0, &ctx) || !(r = room_for(io->ctx, sizeof k, &head)) || !sigs_may_kill(io->ctx, &k))
+		return false;
+	*(struct kx_bkill *)(r + 1) = k;
+	publish(io, r, sizeof k, KX_BREC_KILL, head);
+	*ret = 0;
+	return true;
+}
+
+static bool signal_read(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
+{
+	uint32_t ctx;
+	return look(t, io, f->rdi, &ctx) && sigs_read(io->ctx, f, ret);
+}
+
 /* ---- connections that come and go --------------------------------------------------------------------------------- */
 
 static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t *ret)
@@ -310,8 +337,8 @@ static bool shut_later(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	struct kx_brec *r;
 	uint32_t have;
 	if ((uint32_t)f->rsi != SHUT_WR || !find(t, io, f->rdi) || !io->s->tcp ||
-	    (uint32_t)io->ctx->turn - io->s->turn > 1 || io->ctx->news == io->ctx->exits ||
-	    !(r = room_for(io->ctx, 0, &head)) || !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
+	    (uint32_t)io->ctx->turn - io->s->turn > 1 || has_news(io) || !(r = room_for(io->ctx, 0, &head)) ||
+	    !(have = __atomic_load_n(&io->s->credit, __ATOMIC_ACQUIRE)) ||
 	    !__atomic_compare_exchange_n(&io->s->credit, &have, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	ahead_shut(io->ctx, (int32_t)io->fd);
@@ -619,6 +646,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case NR_shutdown:
 		done = shut_later(t, &io, f, ret);
 		break;
+	case NR_kill:
+		libfile_flush(t);
+		done = kill_later(t, &io, f, ret);
+		break;
 	case NR_close:
 		done = close_later(t, &io, f->rdi, ret);
 		break;
@@ -626,23 +657,28 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		if (f->orig_rax > 63 || !(mine >> f->orig_rax & 1))
 			return false;
 		libfile_flush(t);
-		done = find(t, &io, f->rdi)
-			       ? try_call(&io, f, ret)
-			       : (f->orig_rax == NR_write || f->orig_rax == NR_writev) && write_later(t, &io, f, ret);
+		if (find(t, &io, f->rdi))
+			done = try_call(&io, f, ret);
+		else if (f->orig_rax == NR_read)
+			done = signal_read(t, &io, f, ret);
+		else if (f->orig_rax == NR_write || f->orig_rax == NR_writev)
+			done = write_later(t, &io, f, ret);
 	}
 	if (done)
 		SHARED->batched++;
 	return done;
 }
 
-void batch_news(struct kx_thread *t)
+void batch_news(struct kx_thread *t, bool outside)
 {
 	uint32_t n = BATCH->ctx_of[t->index % KX_AREA_MAX];
 	openahead_stale();
 	__atomic_add_fetch(&BATCH->calls, 1, __ATOMIC_SEQ_CST);
 	if (n && n <= KX_BATCH_CTXS) {
 		struct kx_bctx *c = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(n - 1) * 0x100000);
-		c->news = ++c->exits;
+		c->exits++;
+		if (outside)
+			c->news = c->exits;
 	}
 }
 

@@ -107,7 +107,7 @@ static int64_t wait(struct kx_thread *t, struct kx_frame *f, uint32_t cmd)
 	bool ours = !(cmd == F_WAIT_BITSET && !(uint32_t)f->r9) && !(cmd == F_WAIT && f->rsi & FUTEX_REALTIME) &&
 		    timeout_ok(f->r10);
 	if (ours) {
-		before_news(t);
+		before_news_of(t, !private);
 		if (uaccess_load32(&word, (const void *)addr))
 			return -KX_EFAULT;
 		if (word != val || spin(t, addr, val))

@@ -125,14 +125,15 @@ void openahead_closes(uint64_t fd);
 void openahead_stale(void);
 
 /* batch.c: this thread may learn of what the monitor did not know of at the last exit: as if it had made one. */
-void batch_news(struct kx_thread *t);
-/* Before anything without an exit that could bring news from outside the process. */
-static inline void before_news(struct kx_thread *t)
+void batch_news(struct kx_thread *t, bool outside);
+/* Before anything without an exit that could bring news, of another thread's or, if outside, of another process. */
+static inline void before_news_of(struct kx_thread *t, bool outside)
 {
 	libfile_flush(t);
 	if (SHARED->batch)
-		batch_news(t);
+		batch_news(t, outside);
 }
+static inline void before_news(struct kx_thread *t) { before_news_of(t, true); }
 
 /* batch.c: reads and writes of sockets that need no exit. False: the monitor must make the call. */
 bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret);

@@ -71,6 +71,7 @@ static struct ctx *ctx_make(struct thread *t)
 	writelater_reset((int)(x - batch.ctxs));
 	seek_reset((int)(x - batch.ctxs));
 	accept_reset((int)(x - batch.ctxs));
+	sigs_reset((int)(x - batch.ctxs));
 	*x->g = (struct kx_bctx){ .turn = (uint32_t)x->g->turn + 2 }; /* what an earlier thread had here is over */
 	x->g->epoll = x->g->drained = x->g->accepted = -1;
 	ahead_ctx_init(x);
@@ -140,6 +141,25 @@ static void ctx_give_up(struct ctx *x)
 	x->nr = x->used = 0;
 }
 
+/* Before a wait at epoll: what it might tell of is the kernel's. Sockets that are in another one are as they were. */
+static void give_up_for(struct ctx *x, int epoll)
+{
+	uint32_t n = 0;
+	if (x->used > KX_BATCH_RX_SIZE / 2 || x->nr > ELSEWHERE_MAX) {
+		ctx_give_up(x);
+		return;
+	}
+	for (uint32_t i = 0; i < x->nr; i++) {
+		struct sock *s = batch_sock(x->fd[i]);
+		if (s && s->epoll >= 0 && s->epoll != epoll)
+			x->fd[n++] = x->fd[i];
+		else if (s)
+			batch_give_up(x->fd[i], s);
+	}
+	x->nr = n;
+	x->used = n ? x->used : 0;
+}
+
 static bool all_read(const struct ctx *x)
 {
 	for (uint32_t i = 0; i < x->nr; i++) {
@@ -154,7 +174,7 @@ void batch_turn(struct ctx *x)
 {
 	if (all_read(x) || x->used > KX_BATCH_RX_SIZE / 2 || x->nr > FETCHES_MAX / 2)
 		ctx_give_up(x);
-	batch_next_turn(x);
+	batch_next_turn(x, -1);
 }
 
 static void ctx_end(struct ctx *x)
@@ -213,7 +233,7 @@ static void after_wait(struct hcall *c, int n)
 	struct ctx *x = ctx_of(c->t);
 	leases_look();
 	if (x) {
-		batch_next_turn(x);
+		batch_next_turn(x, (int)c->arg[0]);
 		x->g->epoll = (int)c->arg[0];
 	}
 	for (int i = 0; i < n; i++) {
@@ -392,10 +412,10 @@ bool batch_is_mapped(void) { return batch.mapped; }
 
 bool batch_may_serve(struct hcall *c)
 {
-	if (!ahead_is_wait(c->nr) || !batch_active())
+	if (!batch_active())
 		return true;
 	pthread_mutex_lock(&lock);
-	bool has = ctx_of(c->t) != NULL;
+	bool has = !sigs_offered() && (!ahead_is_wait(c->nr) || ctx_of(c->t));
 	pthread_mutex_unlock(&lock);
 	return has;
 }
@@ -405,10 +425,15 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	bool done = false;
 	if ((!batch.nr_socks && !batch.nr_ctxs && !ahead_concerns(c) && !accept_concerns(c) && !heir_looks() &&
 	     !lend_looks()) ||
-	    is_vfork_child() || is_inner(c->nr))
+	    is_vfork_child() || (is_inner(c->nr) && !batch.nr_ctxs))
 		return false;
 	pthread_mutex_lock(&lock);
 	struct ctx *x = ctx_of(c->t);
+	if (is_inner(c->nr)) { /* signals are to be accepted, perhaps */
+		sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
+		pthread_mutex_unlock(&lock);
+		return false;
+	}
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x) {
@@ -422,8 +447,9 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	ahead_enter(c, x);
 	seek_enter(c);
 	recycle_enter(c);
+	sigs_enter(c, x ? (int)(x - batch.ctxs) : -1);
 	if (x && ahead_is_wait(c->nr))
-		ctx_give_up(x);
+		give_up_for(x, (int)c->arg[0]);
 	if (x && c->nr == SYS_exit)
 		ctx_end(x);
 	int e = lend_looks() ? lend_enter(c) : 0;
@@ -503,6 +529,8 @@ void batch_leave(struct hcall *c, int64_t r)
 	note_result(c, r);
 	struct ctx *x = ctx_of(c->t);
 	seek_note(c, x ? (int)(x - batch.ctxs) : -1, r);
+	if (x)
+		sigs_note(c, (int)(x - batch.ctxs), r);
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
@@ -513,6 +541,8 @@ void batch_leave(struct hcall *c, int64_t r)
 		files_look(x);
 		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		sigs_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
+		sigs_offer((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
 		if (!accept_any((int)(x - batch.ctxs)))
 			openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
@@ -698,6 +728,7 @@ void batch_fork_child(void)
 	writelater_fork_child();
 	flusher_fork_child();
 	ahead_fork_child();
+	sigs_fork_child();
 	batch.nr_ctxs = batch.no_new = batch.top_fd = batch.nr_socks = batch.nr_held = nr_leases = 0;
 }
 

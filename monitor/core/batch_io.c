@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "../../abi/kx_openahead.h"
+#include "../../abi/kx_sigs.h"
 #include "batch_priv.h"
 #include "flusher.h"
 #include "openahead.h"
@@ -137,6 +138,7 @@ void batch_drain_left(int fd, struct sock *s)
 static bool length_fits(const struct kx_brec *r)
 {
 	return r->flags & KX_BREC_FILE    ? r->len == sizeof(struct kx_bfrom)
+	       : r->flags & KX_BREC_KILL  ? r->len == sizeof(struct kx_bkill)
 	       : r->flags & KX_BREC_ADD   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_DEL   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_MOD   ? r->len == sizeof(struct kx_badd)
@@ -293,16 +295,23 @@ static void shut_socket(int fd, struct sock *s)
 	HC6(SYS_shutdown, fd, SHUT_WR, 0, 0, 0, 0);
 }
 
-static void send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
+/* False: not in this thread, nor what comes after it. */
+static bool send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	if (r->flags == KX_BREC_WRITE) {
 		if (!writelater_record((int)(x - batch.ctxs), r->fd, data, r->len))
 			pvm_panic("LibOS: the queue of sends is broken");
-		return;
+		return true;
+	}
+	if (r->flags == KX_BREC_KILL) {
+		int e = sigs_record(data);
+		if (e == -EINVAL)
+			pvm_panic("LibOS: the queue of sends is broken");
+		return !e;
 	}
 	struct sock *s = batch_sock(r->fd);
 	if (!s || s->gen != r->gen)
-		return; /* closed by another thread at the same moment */
+		return true; /* closed by another thread at the same moment */
 	if (r->flags & KX_BREC_FILE)
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
@@ -319,6 +328,7 @@ static void send_record(const struct ctx *x, const struct kx_brec *r, const uint
 		close_socket(r->fd, s);
 	else
 		send_data(r->fd, s, data, r->len, r->flags);
+	return true;
 }
 
 /*
@@ -343,7 +353,8 @@ void batch_flush(void)
 			}
 		if (!first)
 			return;
-		send_record(first, &best, best_data);
+		if (!send_record(first, &best, best_data))
+			return;
 		first->tail += sizeof best + (((uint64_t)best.len + 31) & ~31ull);
 		__atomic_store_n(&first->g->tail, first->tail, __ATOMIC_RELEASE);
 	}

@@ -8,6 +8,7 @@
 
 #define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024 /* sockets in one turn */
+#define ELSEWHERE_MAX 16 /* of them, those that stay as they are while their thread waits at another epoll */
 
 enum sock_kind { NONE, TCP, UNIX };
 
@@ -135,7 +136,8 @@ void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events);
 bool batch_reads_on(const struct sock *s, int fd);
 /* An error that has come makes writes calls; what has come, reads. */
 void batch_still_live(struct ctx *x);
-void batch_next_turn(struct ctx *x);
+/* By a wait at epoll, or -1. */
+void batch_next_turn(struct ctx *x, int epoll);
 
 /* ---- batch.c ---- */
 
@@ -239,4 +241,19 @@ void seek_enter(const struct hcall *c);
 void seek_note(const struct hcall *c, int ctx, int64_t r);
 /* How long the files are now: kx_batch.calls is `calls`. */
 void seek_look(int ctx, uint64_t calls);
+
+/* ---- batch_sigs.c; ctx: number of a context ---- */
+
+void sigs_reset(int ctx);
+/* Before a call of ctx's thread (-1: it has none), and after it. */
+void sigs_enter(const struct hcall *c, int ctx);
+void sigs_note(const struct hcall *c, int ctx, int64_t r);
+/* What holds until kx_batch.calls is no more `calls`: who can be signalled; what was read ahead. */
+void sigs_look(int ctx, uint64_t calls);
+void sigs_offer(int ctx, uint64_t calls);
+/* Is something offered? The thread's next call must be its own then. */
+bool sigs_offered(void);
+/* A record of the guest's. -EINVAL: it is broken; -EAGAIN: not in this thread. */
+int sigs_record(const uint8_t *data);
+void sigs_fork_child(void);
 #endif

@@ -338,13 +338,25 @@ void batch_still_live(struct ctx *x)
 	}
 }
 
-/* The next turn: what was in neither this nor the last one is out. */
-void batch_next_turn(struct ctx *x)
+/*
+ * The next turn: what was in neither this nor the last one is out. For a few sockets that are in another epoll than the one
+ * that was waited at, it is none: a process of PostgreSQL's waits for locks in between, and then answers.
+ */
+void batch_next_turn(struct ctx *x, int epoll)
 {
 	uint32_t n = 0, turn = (uint32_t)x->g->turn++;
-	for (uint32_t i = 0; i < x->nr_live; i++)
-		if (batch_sock(x->live[i].fd) && batch_guest_sock(x->live[i].fd)->turn == turn)
-			x->live[n++].fd = x->live[i].fd;
+	for (uint32_t i = 0; i < x->nr_live; i++) {
+		int fd = x->live[i].fd;
+		const struct sock *s = batch_sock(fd);
+		struct kx_bsock *g = batch_guest_sock(fd);
+		if (!s || turn - g->turn > 1)
+			continue;
+		bool elsewhere = epoll >= 0 && s->epoll >= 0 && s->epoll != epoll && n < ELSEWHERE_MAX;
+		if (elsewhere)
+			g->turn++;
+		if (elsewhere || g->turn == turn)
+			x->live[n++].fd = fd;
+	}
 	x->nr_live = n;
 }
 

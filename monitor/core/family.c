@@ -144,10 +144,25 @@ static int stat_read(const char *name, bool own, uint64_t *start, bool *zombie)
 
 enum state { GONE, HERE, UNKNOWN };
 
-static enum state look(family_key key)
+/* By its namespace. UNKNOWN: that can't be seen. */
+static enum state look_inside(pid_t pid)
 {
 	char name[48];
 	struct stat st;
+	if (!ipc_ns.ino && HC6(SYS_newfstatat, pvm.proc_fd, "self/ns/ipc", &st, 0, 0, 0) == 0) {
+		ipc_ns.dev = st.st_dev;
+		ipc_ns.ino = st.st_ino;
+	}
+	snprintf(name, sizeof name, "%d/ns/ipc", pid);
+	long r = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0);
+	if (r)
+		return UNKNOWN;
+	return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
+}
+
+static enum state look(family_key key)
+{
+	char name[48];
 	pid_t pid = key_pid(key);
 	uint64_t start;
 	bool zombie;
@@ -155,16 +170,11 @@ static enum state look(family_key key)
 		return HERE;
 	if (pvm.proc_fd < 0) /* still starting, alone */
 		return UNKNOWN;
-	if (!ipc_ns.ino && HC6(SYS_newfstatat, pvm.proc_fd, "self/ns/ipc", &st, 0, 0, 0) == 0) {
-		ipc_ns.dev = st.st_dev;
-		ipc_ns.ino = st.st_ino;
-	}
-	snprintf(name, sizeof name, "%d/ns/ipc", pid);
-	long r = HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0);
-	if (r == 0)
-		return st.st_ino == ipc_ns.ino && st.st_dev == ipc_ns.dev ? HERE : GONE;
+	enum state s = look_inside(pid);
+	if (s != UNKNOWN)
+		return s;
 	snprintf(name, sizeof name, "%d/stat", pid);
-	r = stat_read(name, false, &start, &zombie);
+	int r = stat_read(name, false, &start, &zombie);
 	if (r == -ENOENT || r == -ESRCH)
 		return GONE;
 	if (r < 0 || !key_start(key))
@@ -399,6 +409,13 @@ bool family_has(pid_t pid)
 			return true;
 	}
 	return false;
+}
+
+int family_seen(pid_t pid)
+{
+	int i = find(pid);
+	enum state s = i < 0 || pvm.proc_fd < 0 ? GONE : look_inside(pid);
+	return s == HERE ? 1 : s == GONE ? 0 : -1;
 }
 
 /* The process of a thread, by the host's procfs. */

@@ -102,6 +102,8 @@ bool family_dumped(pid_t pid);
 /* Drop pid, which was reaped. */
 void family_remove(pid_t pid);
 bool family_has(pid_t pid);
+/* The same in any thread: 1, or 0. -1: it may be, but has other rights, or has ended. */
+int family_seen(pid_t pid);
 /* The member that a thread belongs to; 0 when it is no member's. */
 pid_t family_owner(pid_t tid);
 /* Call fn for each member; returns how many there were. */

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -150,12 +151,17 @@ static bool huge_pays(uint64_t len)
 	return len >= HUGE_ALONE || (len >= HUGE && (heap_used >= HUGE_FROM || huge_by_forks()));
 }
 
-/* May [start, end) become a mapping of that kind under --memory? */
+/*
+ * May [start, end) become a mapping of that kind under --memory, and RLIMIT_AS? Of the latter, which counts files, too,
+ * this is the part that runs away.
+ */
 static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 {
-	if (!pvm.cfg->memory || !counts(prot, flags))
-		return true;
-	return memory_used - counted(start, end) + (end - start) <= pvm.cfg->memory;
+	uint64_t most = limits_memory();
+	if (pvm.cfg->memory && most > pvm.cfg->memory)
+		most = pvm.cfg->memory;
+	return most == RLIM_INFINITY || !counts(prot, flags) ||
+	       memory_used - counted(start, end) + (end - start) <= most;
 }
 
 /* Forget [start, end). Room for two must be reserved. */

@@ -32,6 +32,7 @@ bool range_free(uint64_t start, uint64_t end);
 int host_release(uint64_t start, uint64_t end);
 /* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
 uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align);
+uint64_t limits_memory(void); /* sys_proc.c */
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
 /* For a library, so that its first pages are of those that KVM maps with each other. 0 = by place(). */
 uint64_t place_library(uint64_t len);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "huge.h"
+#include <errno.h>
 #include <sys/mman.h>
 #include "gmem.h"
 
@@ -7,6 +8,7 @@
 #define HUGE (2ull << 20)
 #define CHUNKS_MAX 1024 /* of 2 MiB that are looked at */
 #define RUNS_MAX 32
+#define TRIES 4
 #define DENSE 384 /* of the 512 pages in 2 MiB: as many must be in use */
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -29,11 +31,16 @@ static bool is_dense(uint64_t chunk)
 	return n >= DENSE;
 }
 
-/* Before Linux 6.1 the kernel's own thread makes them, later. */
+/*
+ * Before Linux 6.1 the kernel's own thread makes them, later. EAGAIN: somebody had one of the pages at that moment, as the
+ * kernel itself does now and then; what is done by then stays.
+ */
 static void make(uint64_t start, uint64_t end)
 {
-	if (!madvise(gva_ptr(start), end - start, MADV_HUGEPAGE))
-		madvise(gva_ptr(start), end - start, MADV_COLLAPSE);
+	if (madvise(gva_ptr(start), end - start, MADV_HUGEPAGE))
+		return;
+	for (int i = 0; i < TRIES && madvise(gva_ptr(start), end - start, MADV_COLLAPSE) && errno == EAGAIN; i++)
+		;
 }
 
 /* What follows each other of [start, end) and is in use; each such run may become a host mapping of its own. */

@@ -52,6 +52,7 @@ static struct kx_pipe *object(uint64_t key) { return &pipe_mem->obj[kx_pipe_obj(
 static uint8_t *ring_of(uint64_t key) { return pipe_ring(kx_pipe_obj(key)); }
 static void epoch_next(void)
 {
+	__atomic_add_fetch(&((struct kx_futexes *)gva_ptr(KX_FUTEX_BASE))->ended, 1, __ATOMIC_SEQ_CST);
 	if (pipe_mem)
 		__atomic_add_fetch(&pipe_mem->epoch, 1, __ATOMIC_SEQ_CST);
 }
@@ -1298,8 +1299,6 @@ hc_handler pipe_handler(struct hcall *c, int64_t *r)
 
 void pipe_after(struct hcall *c, int64_t r)
 {
-	if (!pipe_mem)
-		return;
 	if (((c->nr == SYS_wait4 || c->nr == SYS_waitid) && r >= 0) ||
 	    ((c->nr == SYS_read || c->nr == SYS_readv || c->nr == SYS_recvfrom || c->nr == SYS_recvmsg) && r == 0))
 		epoch_next();

@@ -71,6 +71,7 @@ __thread struct thread *self;
 
 extern const uint8_t libos_image[], libos_image_end[], vdso_image[], vdso_image_end[];
 void limits_init(void);
+int limits_lift(struct kx_err *err);
 void limits_import(const struct rlimit in[16]);
 
 /* ---- the end -------------------------------------------------------------------------------------------------- */
@@ -350,7 +351,7 @@ static int monitor_init(const struct kx_config *cfg, struct kx_err *err)
 	pvm.start_ns = now_ns();
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
-	if ((r = fd_limit_init(err)) || (r = vm_open(err)))
+	if ((r = limits_lift(err)) || (r = fd_limit_init(err)) || (r = vm_open(err)))
 		return r;
 	/* A descriptor of its own: the program may close 2 and open something else there. */
 	int log_fd = fcntl(2, F_DUPFD_CLOEXEC, 3);

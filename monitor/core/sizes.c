@@ -49,8 +49,20 @@ static enum change change_of(const struct hcall *c, int *fd)
 	return NONE;
 }
 
+/*
+ * A write into what the file has already, as databases do: it changes nothing, unless somebody makes the file shorter before
+ * it is done. Who does that tells so, and who then looks sees that a call is being made.
+ */
+static bool is_inside(const struct hcall *c)
+{
+	struct stat st;
+	return c && c->nr == SYS_pwrite64 && fd_is_guest((int)c->arg[0]) && !fstat((int)c->arg[0], &st) &&
+	       S_ISREG(st.st_mode) && (int64_t)c->arg[3] >= 0 && (int64_t)c->arg[3] <= st.st_size &&
+	       c->arg[2] <= (uint64_t)(st.st_size - (int64_t)c->arg[3]);
+}
+
 /* Counted first: either this sees that somebody asks, or who asks sees the count. */
-static bool begin(int fd)
+static bool begin(int fd, const struct hcall *c)
 {
 	uint32_t *n = family_changing();
 	__atomic_add_fetch(n, 1, __ATOMIC_SEQ_CST);
@@ -60,11 +72,12 @@ static bool begin(int fd)
 		__atomic_sub_fetch(n, 1, __ATOMIC_SEQ_CST);
 		return false;
 	}
-	__atomic_add_fetch(&page()->resized, 1, __ATOMIC_SEQ_CST);
+	if (!is_inside(c))
+		__atomic_add_fetch(&page()->resized, 1, __ATOMIC_SEQ_CST);
 	return true;
 }
 
-void sizes_begin(void) { begin(-1); }
+void sizes_begin(void) { begin(-1, NULL); }
 
 void sizes_after(void) { __atomic_sub_fetch(family_changing(), 1, __ATOMIC_SEQ_CST); }
 
@@ -72,7 +85,7 @@ bool sizes_before(const struct hcall *c)
 {
 	int fd = -1;
 	enum change k = change_of(c, &fd);
-	return k != NONE && (k == SOME || fd >= 0) && begin(fd);
+	return k != NONE && (k == SOME || fd >= 0) && begin(fd, c);
 }
 
 void sizes_ask(void)

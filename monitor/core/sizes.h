@@ -2,7 +2,7 @@
 /*
  * Which calls of the family may change how long a file is, so that a size that was looked at before (batch_seek.c) is
  * known to hold or not. Each process counts those that it is in (family.c: whoever is killed within one counts no more),
- * and tells of those that begin in struct kx_futexes, the page that all guests map.
+ * and tells of those that begin in struct kx_futexes, the page that all guests map; not of writes into what a file has.
  *
  * As long as nobody has asked for sizes, each write counts, to whatever it is, and none is told of: who asks first finds
  * those that began before, and those that begin later know of it.

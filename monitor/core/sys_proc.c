@@ -180,10 +180,43 @@ static void limit_get(int resource, struct rlimit *out)
 	}
 }
 
+#define DATA_LEAST (672ull << 20) /* what is reserved writable, and the stack */
+
+/* What is reserved for a guest and not used counts on the host. So the limits are lifted there, as far as they can be. */
+int limits_lift(struct kx_err *err)
+{
+	static const int lifted[] = { RLIMIT_AS, RLIMIT_DATA };
+	for (unsigned i = 0; i < sizeof lifted / sizeof *lifted; i++) {
+		int n = lifted[i];
+		limit_get(n, &virtual_limit[n]);
+		virtual_known[n] = true;
+		struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY }, most = virtual_limit[n];
+		most.rlim_cur = most.rlim_max;
+		if (!setrlimit(n, &all))
+			continue;
+		setrlimit(n, &most);
+		if (n == RLIMIT_DATA && most.rlim_max < DATA_LEAST)
+			return kx_err_set(err, ENOMEM,
+					  "data segment: the hard limit is too low (raise `ulimit -Hd` to %u)",
+					  (unsigned)(DATA_LEAST >> 10));
+	}
+	return 0;
+}
+
+/* Of RLIMIT_AS what is for writable memory, stack included, which is mapped as a whole here. RLIM_INFINITY: no limit. */
+uint64_t limits_memory(void)
+{
+	const struct rlimit *l = virtual_limits();
+	if (!virtual_known[RLIMIT_AS] || l[RLIMIT_AS].rlim_cur == RLIM_INFINITY)
+		return RLIM_INFINITY;
+	uint64_t stack = l[RLIMIT_STACK].rlim_cur;
+	return l[RLIMIT_AS].rlim_cur + (stack > 1ull << 30 ? 64ull << 20 : stack);
+}
+
 void limits_init(void)
 {
 	for (int i = 0; i < 16; i++)
-		if (limit_is_virtual(i)) {
+		if (limit_is_virtual(i) && !virtual_known[i]) {
 			limit_get(i, &virtual_limit[i]);
 			virtual_known[i] = true;
 		}

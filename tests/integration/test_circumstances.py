@@ -99,7 +99,15 @@ def errors_of_the_machine():
     one_error(in_namespace("mount -t tmpfs none /dev; exec $K run -- true"), 125, "no /dev/kvm")
     one_error(in_namespace("mount --bind /dev/null /dev/kvm; exec $K run -- true"), 125, "another /dev/kvm")
     one_error(shell("ulimit -n 64; exec \"$@\" true"), 125, "few descriptors")
-    one_error(shell("ulimit -v 1000000; exec \"$@\" true"), 125, "little address space")
+    # Who may raise hard limits has none.
+    lower = "exec setpriv --bounding-set=-sys_resource" if not os.geteuid() else "exec"
+    one_error(shell(f"ulimit -v 1000000; {lower} \"$@\" true"), 125, "little address space")
+    one_error(shell(f"ulimit -d 400000; {lower} \"$@\" true"), 125, "little data")
+    # Soft ones are the program's, and do not concern what the monitor reserves.
+    for limits in "-Sv 4000000", "-Sd 50000":
+        script = f"ulimit {limits}; \"$@\" bash -c 'ulimit {limits[:3]}; (ulimit {limits[:3]})'"
+        got, want = shell(script), shell(script, native=True)
+        expect((got.status, got.out, got.err), (want.status, want.out, want.err), limits)
 
 
 @test

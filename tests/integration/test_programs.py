@@ -290,7 +290,8 @@ def java_cases(d):
         skip = None if r.status == 0 else f"javac: {r.why()}"
     files = {"Compat.class": os.path.join(d, "Compat.class")}
     for what, flags in (("threads, collector, sockets, files, exceptions", []), ("the same, interpreted", ["-Xint"]),
-                        ("the same, serial collector, 64 MiB", ["-XX:+UseSerialGC", "-Xmx64m"])):
+                        ("the same, serial collector, 64 MiB", ["-XX:+UseSerialGC", "-Xmx64m"]),
+                        ("the same, ZGC", ["-XX:+UseZGC", "-Xmx256m"])):
         yield Case("java", what, ["java", "-XX:-UsePerfData", *flags, "-cp", ".", "Compat"], files=files, skip=skip)
 
 
@@ -459,6 +460,23 @@ Applets of busybox that run above with `--help` only:
 
 {help}
 - at all: {never}. On a busybox that ignored `--help` these would act on the machine.
+
+## Tried by hand
+
+Beside a native run of the same commands, not by a test of this table; where something is not as natively, it says so.
+
+- on a terminal, byte by byte the same: bash with job control and readline, vim, nano, less, man, Python, sqlite3 and gdb prompts, htop, top,
+  busybox vi, script, expect. tmux, screen and mc work; their screens come in other pieces
+- compilers and builds: gcc (LTO, profiles, coverage), g++, clang, make -j, CMake with Ninja, Meson, autoconf, rustc, cargo, go build, javac, ocaml,
+  npm scripts, git (rebase, gc, clone, worktrees). Results are the same; a build of many short processes takes 5-20 times as long where exits are dear
+- languages: Java with G1, parallel, Z and Shenandoah collectors, Go, Rust, Ruby, PHP, Erlang, node's cluster and workers, Python's
+  multiprocessing (fork, spawn, forkserver, managers, shared memory) and asyncio
+- servers with reload, restart and what they execute: php-fpm (USR2), haproxy (USR2), Apache (USR1), sshd (HUP; scp, sftp, rsync, forwarding), lighttpd
+  with CGI, supervisord, runit, s6, tini, gosu, dnsmasq, rsyslogd, cron, tinyproxy, rsync's daemon, Redis with a replica and a sentinel, MariaDB
+- ffmpeg, ImageMagick, sox, gpg with its agent, openssl s_server, socat, nc, iperf3, ping, dig, parallel, xargs -P, sort --parallel, tar, zstd -T, xz -T
+- by an ordinary user of the group kvm, below `nice`, `timeout`, `nohup`, `setsid`, `taskset`, `chrt`, `env -i`, with each limit of `ulimit`
+- not: strace, and gdb of a program (no ptrace), inside. lsof and pmap show nothing of other processes. `ping` by an ordinary user needs a
+  capability that users don't have inside. su and sshd warn of `keyctl`, which is not implemented
 """
 
 

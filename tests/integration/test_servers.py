@@ -161,6 +161,140 @@ def postgresql_calls():
         expect(each < 2.2, True, f"{each:.2f} calls for each transaction: {made}")
 
 
+@test
+def postgresql_waits():
+    """Backends that wait for each other's locks: a wake-up takes no exit of its own, neither to send nor to read."""
+    need("setpriv", "unshare")
+    with lib.Dir() as d:
+        pg = Postgres(d)
+        pg.run(pg.user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N")
+        pvm = [*pg.pvm[:-1], "--io", "exit", f"--stats={d}/stats", "--"]
+        with pg.server(pg.user):
+            pg.ready()
+            pg.run(pg.user, "createdb", "bench")
+            pg.run(pg.user, "pgbench", "-q", "-i", "-s", "1", "bench")
+        made = []
+        for n in (10, 60):
+            with pg.server(pvm):
+                pg.ready()
+                r = pg.run(pg.user, "pgbench", "-n", "-c", "10", "-t", str(n), "bench")
+                assert b"processed: %d/" % (10 * n) in r.out, r.out
+                pg.sums()
+            stats = json.loads(lib.read(f"{d}/stats"))["hypercalls"]
+            made.append({c: stats.get(c, 0) for c in ("kill", "read", "recvfrom", "sendto", "lseek", "epoll_wait")})
+        each = {c: (made[1][c] - made[0][c]) / 500 for c in made[1]}
+        print(f"# for each transaction: {each}", flush=True)
+        waits = each["epoll_wait"] - 7  # seven statements
+        expect(waits > 1, True, f"waits for others: {each}")
+        for c in ("kill", "read"):
+            expect(each[c] < waits / 2, True, f"{c}: {each}")
+        for c in ("recvfrom", "sendto", "lseek"):
+            expect(each[c] < 0.5, True, f"{c}: {each}")
+
+
+class Inserts(threading.Thread):
+    """Inserts rows one after the other, until `stop`; `acked` are those of which the server has said that they are there."""
+
+    def __init__(self, pg, who):
+        super().__init__()
+        self.acked, self.who, self.stop = [], who, False
+        self.psql = subprocess.Popen([*pg.user, "psql", "-qAt", "-v", "ON_ERROR_STOP=1", "bench"], cwd="/", text=True,
+                                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.backend = int(self.ask("select pg_backend_pid();"))
+        self.start()
+
+    def ask(self, sql):
+        self.psql.stdin.write(sql + "\n")
+        self.psql.stdin.flush()
+        return self.psql.stdout.readline()
+
+    def run(self):
+        try:
+            while not self.stop:
+                row = self.ask(f"insert into kept values ({self.who}, {len(self.acked)}) returning i;")
+                if not row:
+                    return
+                self.acked.append(int(row))
+        except BrokenPipeError:
+            pass
+
+    def end(self):
+        self.stop = True
+        self.join(120)
+        try:
+            self.psql.communicate()
+        except BrokenPipeError:
+            pass
+
+
+def of_file(path):
+    """The processes that execute it."""
+    want, found = os.stat(path), []
+    for p in os.listdir("/proc"):
+        try:
+            st = os.stat(f"/proc/{p}/exe") if p.isdigit() else None
+        except OSError:
+            continue
+        if st and (st.st_dev, st.st_ino) == (want.st_dev, want.st_ino):
+            found.append(int(p))
+    return found
+
+
+def synced_before_told(text):
+    """Of strace's lines, of all processes: between two answers that a row was written something was written, then synced."""
+    told = state = 0
+    for line in text.splitlines():
+        if "unfinished" in line and "sendto" not in line:
+            continue
+        if "pwrite64" in line:
+            state = max(state, 1)
+        elif "fdatasync" in line and line.endswith("= 0") and state:
+            state = 2
+        elif "sendto(" in line and "INSERT 0 1" in line:
+            expect(state == 2 or not told, True, f"told behind its sync: {line}")
+            told += 1
+            state = 0
+    return told
+
+
+@test
+def postgresql_kept():
+    """What was acknowledged has been synced before, and is there when all processes have been killed"""
+    need("setpriv", "unshare", "strace")
+    with lib.Dir() as d:
+        pg = Postgres(d)
+        pg.run(pg.user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N")
+        with pg.server(pg.pvm) as s:
+            pg.ready()
+            pg.run(pg.user, "createdb", "bench")
+            pg.query("create table kept (who int, i int)")
+            many = [Inserts(pg, 0)]
+            strace = ["strace", "-f", "-s", "200", "-o", f"{d}/trace", "-e", "trace=pwrite64,fdatasync,sendto"]
+            for p in of_file(pg.kylinx):
+                strace += ["-p", str(p)]
+            trace = subprocess.Popen(strace, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            until("answers", lambda: os.path.exists(f"{d}/trace") and lib.read(f"{d}/trace").count("INSERT 0 1") > 20, 120)
+            trace.send_signal(signal.SIGINT)
+            trace.wait()
+            many += [Inserts(pg, 1 + i) for i in range(5)]
+            until("rows", lambda: min(len(m.acked) for m in many) > 30, 120)
+            told = synced_before_told(lib.read(f"{d}/trace"))
+            for p in of_file(pg.kylinx):
+                os.kill(p, signal.SIGKILL)
+            s.p.wait(60)
+            for m in many:
+                m.end()
+        if os.path.exists(f"{d}/data/postmaster.pid"):
+            os.unlink(f"{d}/data/postmaster.pid")
+        with pg.server(pg.pvm):
+            pg.ready()
+            rows = set(pg.query("select who || '.' || i from kept").split())
+            for a in many:
+                lost = [i for i in a.acked if f"{a.who}.{i}" not in rows]
+                assert not lost, f"acknowledged, and lost: {a.who}: {lost}"
+            print(f"# {sum(len(a.acked) for a in many)} rows, {told} answers seen behind their sync", flush=True)
+
+
 # ---- web servers ----------------------------------------------------------------------------------------------------
 
 def get(port, path):

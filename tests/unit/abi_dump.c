@@ -132,7 +132,8 @@ static void dump_structs(void)
 
 	SIZE(kx_futexes);
 	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost),
-		M(kx_futexes, sizes_asked), M(kx_futexes, mapped_outside), M(kx_futexes, resized), M(kx_futexes, pad);
+		M(kx_futexes, sizes_asked), M(kx_futexes, mapped_outside), M(kx_futexes, resized), M(kx_futexes, ended),
+		M(kx_futexes, pad);
 	END(kx_futexes);
 
 	SIZE(kx_bsock);

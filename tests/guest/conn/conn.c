@@ -39,6 +39,7 @@ struct order {
 	char text[40];
 };
 static char got[40];
+#define RESETS 40
 
 static void client(void)
 {
@@ -238,6 +239,21 @@ static void test_shutdown(void)
 	tell(RESET, 0, 0, "");
 	fails(shutdown(fd, SHUT_WR), ENOTCONN, "shutdown: reset, as the client has told");
 	close(fd);
+
+	/* A write fails likewise: with the reset itself, then with a broken pipe. */
+	int reset = 0, broken = 0;
+	for (int i = 0; i < RESETS; i++) {
+		fd = accepted(0, SOCK_NONBLOCK);
+		in_epoll(fd, EPOLLIN);
+		if (!served(0, fd, "six") || tell(SEND, 0, 0, "seven") < 0 || !turn(fd, 30000) ||
+		    read(fd, b, sizeof b) != 5)
+			break;
+		tell(RESET, 0, 0, "");
+		reset += write(fd, "e", 1) == -1 && errno == ECONNRESET;
+		broken += write(fd, "e", 1) == -1 && errno == EPIPE;
+		close(fd);
+	}
+	check(reset == RESETS && broken == RESETS, "write: reset, as the client has told, then a broken pipe");
 
 	fd = accepted(0, SOCK_NONBLOCK);
 	in_epoll(fd, EPOLLIN);
@@ -522,7 +538,7 @@ static void test_left(void)
 
 /* ---- how long files are --------------------------------------------------------------------------------------------- */
 
-enum { APPEND = 1, PWRITE, CUT, GROW, TRUNC, NAMED, VECTOR, COPY, SENDFILE, PWRITEV, KINDS };
+enum { APPEND = 1, PWRITE, CUT, GROW, TRUNC, NAMED, VECTOR, COPY, SENDFILE, PWRITEV, INSIDE, ACROSS, KINDS };
 static struct {
 	volatile int what, done;
 } * order;
@@ -570,6 +586,12 @@ static void change(int what, const char *path, int fd, int src)
 		break;
 	case PWRITEV:
 		r = pwritev(fd, &v, 1, st.st_size);
+		break;
+	case INSIDE:
+		r = pwrite(fd, "0123456789", st.st_size < 10 ? (size_t)st.st_size : 10, 0);
+		break;
+	case ACROSS:
+		r = pwrite(fd, "0123456789", 10, st.st_size < 5 ? 0 : st.st_size - 5);
 		break;
 	}
 	if (r < 0)

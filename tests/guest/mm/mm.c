@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <sys/resource.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -568,6 +570,29 @@ static void test_threads(void)
 	check(!churn_bad, "four threads that map, change and unmap");
 }
 
+/* RLIMIT_AS ends what runs away, and the rest goes on; children have it, too. */
+static void test_limit(void)
+{
+	int status = -1;
+	pid_t pid = fork();
+	if (!pid) {
+		struct rlimit r = { GiB, GiB };
+		bool ok = setrlimit(RLIMIT_AS, &r) == 0;
+		errno = 0;
+		ok = ok && mmap(NULL, 2 * GiB, RW, ANON, -1, 0) == MAP_FAILED && errno == ENOMEM;
+		char *p = mmap(NULL, 64 * MiB, RW, ANON, -1, 0);
+		ok = ok && p != MAP_FAILED && touch(p, true) == 0;
+		ok = ok && mremap(p, 64 * MiB, 2 * GiB, MREMAP_MAYMOVE) == MAP_FAILED && sbrk(2 * GiB) == (void *)-1;
+		ok = ok && munmap(p, 64 * MiB) == 0;
+		pid = fork();
+		if (!pid)
+			_exit(mmap(NULL, 2 * GiB, RW, ANON, -1, 0) != MAP_FAILED);
+		ok = ok && waitpid(pid, &status, 0) == pid && status == 0;
+		_exit(!ok);
+	}
+	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "RLIMIT_AS");
+}
+
 int main(void)
 {
 	struct sigaction a = { .sa_handler = on_fault };
@@ -583,6 +608,7 @@ int main(void)
 	test_files();
 	test_code();
 	test_threads();
+	test_limit();
 	if (failures) {
 		printf("FAILED %d\n", failures);
 		return 1;

@@ -666,7 +666,7 @@ static void test_c11(void)
 
 static int pfd[2];
 static volatile int cleaned;
-static volatile bool at_it;
+static volatile bool at_it, cancelled;
 static void cleanup(void *arg) { cleaned += (int)(long)arg; }
 
 static void *cancel_me(void *arg)
@@ -692,6 +692,8 @@ static void *cancel_me(void *arg)
 	case 3:
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old);
 		at_it = true;
+		while (!cancelled)
+			nap(MS);
 		nap(30 * MS);
 		cleaned += 10;
 		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old);
@@ -719,12 +721,13 @@ static void test_cancel(void)
 		pthread_t t;
 		void *r;
 		cleaned = 0;
-		at_it = false;
+		at_it = cancelled = false;
 		pthread_create(&t, NULL, cancel_me, (void *)how);
 		while (!at_it)
 			nap(MS);
 		nap(5 * MS);
 		pthread_cancel(t);
+		cancelled = true;
 		pthread_join(t, &r);
 		check(r == PTHREAD_CANCELED && cleaned == (how == 3 ? 11 : 1), names[how]);
 	}
