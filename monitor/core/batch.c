@@ -555,7 +555,7 @@ void batch_leave(struct hcall *c, int64_t r)
 
 bool batch_answer(struct hcall *c, int64_t *r)
 {
-	if ((c->nr != SYS_accept && c->nr != SYS_accept4) || !batch_active() || is_vfork_child())
+	if ((c->nr != SYS_accept && c->nr != SYS_accept4) || !(batch_active() || accept_has()) || is_vfork_child())
 		return false;
 	pthread_mutex_lock(&lock);
 	bool done = accept_give(c, r);
@@ -739,10 +739,40 @@ void batch_fork_child(void)
 		batch.nr_ctxs = batch.no_new = batch.top_fd = batch.nr_socks = batch.nr_held = 0;
 }
 
+void batch_exec_begin(struct batch_handed *h)
+{
+	*h = (struct batch_handed){ .listener = -1 };
+	if (is_vfork_child())
+		return;
+	pthread_mutex_lock(&lock);
+	accept_fork_begin();
+	accept_hand(h);
+	pthread_mutex_unlock(&lock);
+	for (int i = 0; i < h->nr; i++)
+		HC6(SYS_fcntl, h->kept[i].fd, F_SETFD, 0, 0, 0, 0);
+}
+
+void batch_exec_failed(const struct batch_handed *h)
+{
+	if (is_vfork_child())
+		return;
+	pthread_mutex_lock(&lock);
+	batch_exec_adopt(h);
+	accept_fork_end();
+	pthread_mutex_unlock(&lock);
+}
+
+void batch_exec_adopt(const struct batch_handed *h)
+{
+	for (int i = 0; i < h->nr; i++)
+		HC6(SYS_fcntl, h->kept[i].fd, F_SETFD, FD_CLOEXEC, 0, 0, 0);
+	accept_adopt(h);
+}
+
 void batch_end(void)
 {
 	struct timespec soon;
-	if ((!batch.nr_socks && !batch.nr_ctxs) || my_pid() != pvm.pid)
+	if ((!batch.nr_socks && !batch.nr_ctxs && !accept_has()) || my_pid() != pvm.pid)
 		return;
 	clock_gettime(CLOCK_REALTIME, &soon);
 	soon.tv_sec += 1;

@@ -17,6 +17,7 @@
  */
 #ifndef KX_BATCH_H
 #define KX_BATCH_H
+#include "../../abi/kx_accept.h"
 #include "hcall.h"
 
 /* Before a call's arguments are looked at. True: *r is its result. */
@@ -47,6 +48,18 @@ void batch_lease_end(void);
 void batch_vfork_begin(void);
 void batch_vfork_end(void);
 void batch_fork_child(void);
+/* Connections that wait for the program's accept, in the monitor's hands: they go over an exec with their listener. */
+struct batch_handed {
+	int32_t listener, nr;
+	struct {
+		int32_t fd;
+		struct kx_accepted of;
+	} kept[KX_ACCEPT_MAX];
+};
+/* From here on none is taken, and those are the new program's, whose monitor adopts them; or exec has failed. */
+void batch_exec_begin(struct batch_handed *h);
+void batch_exec_failed(const struct batch_handed *h);
+void batch_exec_adopt(const struct batch_handed *h);
 /* Is what this process had then its alone again? Then dgram_alone_again(). */
 void batch_leases_look(void);
 /* The thread that sends what waits too long (flusher.h), for dgram.c, too: there, or made. Under the lock of either. */

@@ -7,7 +7,7 @@
  * keeps it at numbers that the program can't name; the next accepts get those first, in their order.
  *
  * Only of a TCP listener that this process has made, has under one number, and had at no fork: nobody else can accept from
- * it. What is kept here is reset where the listener is closed, as the kernel would; at exec it is lost.
+ * it. What is kept here is reset where the listener is closed, as the kernel would; over an exec it goes with the listener.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -59,9 +59,11 @@ static void disown(int fd)
 	nr_own--;
 }
 
+bool accept_has(void) { return __atomic_load_n(&nr_kept, __ATOMIC_RELAXED); }
+
 bool accept_concerns(const struct hcall *c)
 {
-	if (c->nr == SYS_socket)
+	if (c->nr == SYS_socket || accept_has())
 		return true;
 	return __atomic_load_n(&nr_own, __ATOMIC_RELAXED) &&
 	       (c->nr == SYS_close || c->nr == SYS_close_range || c->nr == SYS_dup || c->nr == SYS_dup2 ||
@@ -142,6 +144,31 @@ void accept_fork_child(void)
 	nr_kept = 0;
 	kept_from = -1;
 	forking = 0; /* what was own was given up as the fork began */
+}
+
+void accept_hand(struct batch_handed *h)
+{
+	long flags = nr_kept ? HC6(SYS_fcntl, kept_from, F_GETFD, 0, 0, 0, 0) : -1;
+	if (flags < 0 || flags & FD_CLOEXEC)
+		return;
+	h->listener = kept_from;
+	h->nr = nr_kept;
+	for (int i = 0; i < nr_kept; i++) {
+		h->kept[i].fd = kept[i].fd;
+		h->kept[i].of = kept[i].of;
+	}
+	nr_kept = 0;
+	kept_from = -1;
+}
+
+void accept_adopt(const struct batch_handed *h)
+{
+	if (!h->nr)
+		return;
+	kept_from = h->listener;
+	nr_kept = h->nr;
+	for (int i = 0; i < nr_kept; i++)
+		kept[i] = (struct kept){ h->kept[i].fd, h->kept[i].of };
 }
 
 void accept_end(void)

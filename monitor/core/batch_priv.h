@@ -4,6 +4,7 @@
 #define KX_BATCH_PRIV_H
 #include <poll.h>
 #include <sys/epoll.h>
+#include "batch.h"
 #include "hcall.h"
 
 #define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
@@ -226,6 +227,10 @@ void accept_shared(int fd);
 void accept_fork_begin(void);
 void accept_fork_end(void);
 void accept_fork_child(void);
+/* What is kept for a listener that an exec leaves open is kept no more, but in *h; and again. */
+void accept_hand(struct batch_handed *h);
+void accept_adopt(const struct batch_handed *h);
+bool accept_has(void);
 /* The process ends. */
 void accept_end(void);
 int accept_fds(int (*move)(int *fd));

@@ -146,7 +146,7 @@ static int state_seal(int fd, const struct iovec *v, unsigned n)
 }
 
 static int state_write(const char *program, int program_fd, const struct strings *argv, const struct strings *envp,
-		       struct thread *t)
+		       struct thread *t, const struct batch_handed *accepted)
 {
 	struct exec_state st = { .magic = EXEC_MAGIC,
 				 .size = sizeof st,
@@ -186,6 +186,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.store_fd = store_fd();
 	st.policy_fd = admit_fd();
 	st.root = *admit_root();
+	st.accepted = *accepted;
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
 	limits_export(st.limits);
 	fd_limit_kept(&st.limits[RLIMIT_NOFILE]);
@@ -233,9 +234,13 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 		     const struct strings *envp)
 {
 	char number[16];
-	int fd = state_write(program, program_fd, argv, envp, t);
-	if (fd < 0)
+	struct batch_handed accepted;
+	batch_exec_begin(&accepted);
+	int fd = state_write(program, program_fd, argv, envp, t, &accepted);
+	if (fd < 0) {
+		batch_exec_failed(&accepted);
 		return fd;
+	}
 	snprintf(number, sizeof number, "%d", fd);
 	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
 	give_signals_back(t);
@@ -272,6 +277,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	close(fd);
+	batch_exec_failed(&accepted);
 	sig_thread_start(t);
 	return r;
 }

@@ -8,6 +8,7 @@
 #define KX_EXEC_H
 #include <sys/resource.h>
 #include "admit.h"
+#include "batch.h"
 #include "pvm.h"
 
 #define EXEC_NAME "kylinx-exec" /* argv[0] of a monitor that continues; argv[1] is the memfd's number */
@@ -25,6 +26,7 @@ struct exec_state {
 	bool shadow_paging;
 	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd;
 	struct admit_root root;
+	struct batch_handed accepted;
 	uint32_t cpuid_bytes;
 	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */
 };

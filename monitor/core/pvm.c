@@ -577,6 +577,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	limits_import(st->limits);
 	pipe_resume();
 	ipc_resume();
+	batch_exec_adopt(&st->accepted);
 	r = load_prepare(cfg->program, st->program_fd, cfg->argv, cfg->envp, &plan, err);
 	if (!r) {
 		r = load_commit(plan, &start, err);

@@ -333,7 +333,8 @@ static bool is_request(uint64_t v)
 static void serve_one(struct kx_serve *s, uint64_t v)
 {
 	uint64_t index = (v & KX_SLOT_INDEX) - 1;
-	struct kx_thread *area = gva_ptr(KX_AREA_BASE + index * KX_AREA_SIZE);
+	svc.area_gva = KX_AREA_BASE + index * KX_AREA_SIZE; /* the caller's registers are there, too */
+	struct kx_thread *area = gva_ptr(svc.area_gva);
 	struct kx_call call;
 	int64_t r = 0;
 	memcpy(&call, &area->call, sizeof call);

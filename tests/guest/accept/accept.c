@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -376,8 +377,62 @@ static void ends(void)
 	tell('x', 0);
 }
 
-int main(void)
+/* ---- over an exec: those that wait go with the listener ----------------------------------------------------------------- */
+
+static void execute(const char *self)
 {
+	char number[2][16];
+	close(lsock);
+	listener();
+	fcntl(lsock, F_SETFD, 0);
+	rounds(6);
+	begin(MANY);
+	take(6, base);
+	int state = memfd_create("said", 0);
+	check(good && write(state, &said, sizeof said) == sizeof said,
+	      "some of those that wait are accepted before an exec");
+	snprintf(number[0], sizeof number[0], "%d", lsock);
+	snprintf(number[1], sizeof number[1], "%d", state);
+	fails(execl("/nonexistent", "x", NULL), ENOENT, "an exec that fails");
+	if (first_failure)
+		return;
+	execl(self, self, number[0], number[1], NULL);
+	check(false, "exec");
+}
+
+static void executed(char **argv)
+{
+	struct epoll_event ev = { EPOLLIN, { .fd = -1 } };
+	lsock = atoi(argv[1]);
+	to[1] = 100;
+	from[0] = 101;
+	epfd = epoll_create1(EPOLL_CLOEXEC);
+	good = pread(atoi(argv[2]), &said, sizeof said, 0) == sizeof said &&
+	       !epoll_ctl(epfd, EPOLL_CTL_ADD, lsock, &ev);
+	ready(true);
+	nr = 6;
+	take(MANY - 6, -1);
+	check(good && nr == MANY, "the others are accepted behind it, in their order");
+	if (first_failure)
+		return;
+	fails(next(0, &(struct sockaddr_in){ 0 }), EAGAIN, "... and then there is none");
+	for (int i = 6; i < nr; i++) {
+		char c = 0;
+		good &= read(fds[i], &c, 1) == 1 && c == 'a' + i && write(fds[i], &c, 1) == 1 && !close(fds[i]);
+	}
+	struct answer a = tell('r', 0);
+	for (int i = 0; i < MANY; i++)
+		good &= a.got[i] == (i < 6 ? 'R' : 'a' + i);
+	check(good, "... and are served");
+	tell('x', 0);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc > 2) {
+		executed(argv);
+		return first_failure;
+	}
 	struct sigaction sa = { .sa_handler = on_signal };
 	signal(SIGPIPE, SIG_IGN);
 	sigaction(SIGUSR1, &sa, NULL);
@@ -404,5 +459,6 @@ int main(void)
 	first();
 	between();
 	ends();
+	execute(argv[0]);
 	return first_failure;
 }
