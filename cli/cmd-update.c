@@ -306,7 +306,7 @@ static int parse(int argc, char **argv, struct update_options *o, int *rest, str
 
 /*
  * In the order of what is done to keys and signatures: a pVM decides between the two notes of an update. args: whom, and
- * which library.
+ * which library. A store that can't be used keeps no program from being mended: that is told, once the update is done.
  */
 static int note(const char *event, char **args, const char *why, struct kx_err *err)
 {
@@ -345,16 +345,16 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 		kx_err_set(err, ESRCH, "%.64s: the family's first process has ended (name one by its id, or --all)",
 			   argv[rest]);
 	bool begun = f && (m || o.all) && !(o.flags & UPDATE_DRY_RUN);
-	r = begun ? note("update-begin", argv + rest, NULL, err) : 0;
-	if (r)
-		begun = false;
-	else if (f && o.at_once && !(o.flags & UPDATE_DRY_RUN))
+	struct kx_err unnoted = { 0 };
+	if (begun)
+		note("update-begin", argv + rest, NULL, &unnoted);
+	if (f && o.at_once && !(o.flags & UPDATE_DRY_RUN))
 		r = update_at_once(argv[rest], &o, err);
 	else
 		r = f && (m || o.all) ? update_all(f, m, &o, err) : -1;
 	if (begun &&
-	    note(r ? "update-failed" : "update", argv + rest, r ? err->msg : NULL, r ? &(struct kx_err){ 0 } : err))
-		r = -1;
+	    (note(r ? "update-failed" : "update", argv + rest, r ? err->msg : NULL, &unnoted) || unnoted.code) && !r)
+		dprintf(STDERR_FILENO, "kylinx: %s\n", unnoted.msg);
 	families_free(&all);
 	close(o.file);
 	if (o.signature >= 0)

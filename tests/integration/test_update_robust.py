@@ -289,12 +289,12 @@ def preloaded():
 
 @test
 def full_disk():
-    """The store's disk is full: updates are made without it."""
+    """The store's disk is full: updates are made without it, and it is told that they are not in its history."""
     with lib.Dir() as d:
         fixtures(d, "state")
         store = f"{d}/store"
         os.mkdir(store)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", store], stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", store], stderr=subprocess.DEVNULL).returncode:
             raise Skip("no mount(2) here")
         try:
             with contextlib.suppress(OSError), open(f"{store}/full", "wb") as f:
@@ -305,8 +305,9 @@ def full_disk():
             try:
                 with Guest(d, [f"{d}/state"]) as g:
                     for v in (2, 1):
-                        g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
+                        said = g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
                         expect(g.ask("v"), str(v), "version")
+                        expect(said.count("done, but not noted in the history: "), 1, f"that is told: {said!r}")
             finally:
                 del os.environ["KYLINX_STORE"]
         finally:
