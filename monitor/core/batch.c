@@ -309,7 +309,7 @@ static bool ends_it(const struct hcall *c)
 	return false;
 }
 
-static bool ends_descriptor(const struct hcall *c, int fd)
+bool batch_ends_descriptor(const struct hcall *c, int fd)
 {
 	switch (c->nr) {
 	case SYS_close:
@@ -459,7 +459,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	if ((batch.nr_socks || heir_looks()) && !done)
 		done = touch_all(c, r);
 	for (int i = 0; i < batch.nr_ctxs; i++)
-		if (batch.ctxs[i].t && ends_descriptor(c, batch.ctxs[i].g->epoll))
+		if (batch.ctxs[i].t && batch_ends_descriptor(c, batch.ctxs[i].g->epoll))
 			batch.ctxs[i].g->epoll = -1;
 	pthread_mutex_unlock(&lock);
 	return done;
@@ -540,11 +540,13 @@ void batch_leave(struct hcall *c, int64_t r)
 		accept_leave(c, (int)(x - batch.ctxs), r);
 		batch_still_live(x);
 		files_look(x);
-		writelater_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
-		seek_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
-		sigs_look((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
-		sigs_offer((int)(x - batch.ctxs), __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST));
-		if (!accept_any((int)(x - batch.ctxs)))
+		const int ctx = (int)(x - batch.ctxs);
+		const uint64_t calls = __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST);
+		writelater_look(ctx, calls);
+		seek_look(ctx, calls);
+		sigs_look(ctx, calls);
+		sigs_offer(ctx, calls);
+		if (!accept_any(ctx))
 			openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;

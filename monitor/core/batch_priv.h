@@ -120,6 +120,8 @@ struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
 struct kx_bname *batch_local_of(const struct ctx *x, int fd);
 /* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
 void batch_accepted(struct ctx *x, int fd);
+/* May fd be another file, or none, after c? */
+bool batch_ends_descriptor(const struct hcall *c, int fd);
 /* One that was accepted by a forefather, who may still have it. NULL: it can't be batched. */
 struct sock *batch_inherited(int fd);
 /* Is it this process's alone by now? */

@@ -199,18 +199,9 @@ bool sigs_offered(void)
 
 static bool ends(const struct hcall *c, int fd)
 {
-	switch (c->nr) {
-	case SYS_close:
-	case SYS_signalfd: /* with other signals */
-	case SYS_signalfd4:
+	if (c->nr == SYS_signalfd || c->nr == SYS_signalfd4) /* with other signals */
 		return (int)c->arg[0] == fd;
-	case SYS_dup2:
-	case SYS_dup3:
-		return (int)c->arg[1] == fd;
-	case SYS_close_range:
-		return true;
-	}
-	return false;
+	return batch_ends_descriptor(c, fd);
 }
 
 void sigs_enter(const struct hcall *c, int own)

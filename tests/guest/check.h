@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static int step, first_failed;
@@ -26,6 +27,23 @@ static inline void check_at(bool good, const char *name, int line)
 		first_failed = step > 250 ? 250 : step;
 }
 #define check(good, name) check_at(good, name, __LINE__)
+
+/* At the end of main(). */
+static inline int verdict(void)
+{
+	if (first_failed)
+		printf("FAILED, first check %d\n", first_failed);
+	else
+		puts("SUCCESS");
+	return first_failed;
+}
+
+static inline void ms(int n)
+{
+	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
+	while (nanosleep(&ts, &ts) && errno == EINTR)
+		;
+}
 
 /* In a child: say where, and end. */
 #define NEED(c) \

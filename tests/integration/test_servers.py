@@ -64,6 +64,14 @@ class Postgres:
         expect(r.status, 0, f"{argv[0]} ({r.why()})")
         return r
 
+    def init(self):
+        """A cluster, made natively; no sync of it."""
+        self.run(self.user, "initdb", "-D", f"{self.d}/data", "-U", "postgres", "-A", "trust", "-N")
+
+    def bench(self):
+        self.run(self.user, "createdb", "bench")
+        self.run(self.user, "pgbench", "-q", "-i", "-s", "1", "bench")
+
     def query(self, *sql):
         return self.run(self.user, "psql", "-qAt", "-v", "ON_ERROR_STOP=1", *[a for q in sql for a in ("-c", q)],
                         "bench").out.decode().strip()
@@ -143,15 +151,14 @@ def postgresql_calls():
     need("setpriv", "unshare")
     with lib.Dir() as d:
         pg = Postgres(d)
-        pg.run(pg.user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N")
+        pg.init()
         pvm = [*pg.pvm[:-1], "--io", "exit", f"--stats={d}/stats", "--"]
         made = []
         for n in (100, 900):
             with pg.server(pvm):
                 pg.ready()
                 if n == 100:
-                    pg.run(pg.user, "createdb", "bench")
-                    pg.run(pg.user, "pgbench", "-q", "-i", "-s", "1", "bench")
+                    pg.bench()
                 r = pg.run(pg.user, "pgbench", "-n", "-S", "-c", "4", "-t", str(n), "bench")
                 assert b"processed: %d/" % (4 * n) in r.out, r.out
             stats = json.loads(lib.read(f"{d}/stats"))["hypercalls"]
@@ -167,12 +174,11 @@ def postgresql_waits():
     need("setpriv", "unshare")
     with lib.Dir() as d:
         pg = Postgres(d)
-        pg.run(pg.user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N")
+        pg.init()
         pvm = [*pg.pvm[:-1], "--io", "exit", f"--stats={d}/stats", "--"]
         with pg.server(pg.user):
             pg.ready()
-            pg.run(pg.user, "createdb", "bench")
-            pg.run(pg.user, "pgbench", "-q", "-i", "-s", "1", "bench")
+            pg.bench()
         made = []
         for n in (10, 60):
             with pg.server(pvm):
@@ -263,7 +269,7 @@ def postgresql_kept():
     need("setpriv", "unshare", "strace")
     with lib.Dir() as d:
         pg = Postgres(d)
-        pg.run(pg.user, "initdb", "-D", f"{d}/data", "-U", "postgres", "-A", "trust", "-N")
+        pg.init()
         with pg.server(pg.pvm) as s:
             pg.ready()
             pg.run(pg.user, "createdb", "bench")

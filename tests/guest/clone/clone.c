@@ -65,13 +65,6 @@ static void *shared(size_t n)
 	return p;
 }
 
-static void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
-
 static double now(void)
 {
 	struct timespec ts;

@@ -30,31 +30,16 @@
 #include <unistd.h>
 #define FORK_STATUS 98
 #include "../check.h"
+#include "../children.h"
 
 extern char **environ;
 static char *volatile nowhere = (char *)8;
 static char dir[128], self[4096];
 
-static int status_of(pid_t p)
-{
-	int st = -1;
-	pid_t r;
-	while ((r = waitpid(p, &st, 0)) < 0 && errno == EINTR)
-		;
-	return r == p ? st : -1;
-}
-static bool fine(pid_t p) { return p > 0 && status_of(p) == 0; }
 static bool exited(int st, int code) { return WIFEXITED(st) && WEXITSTATUS(st) == code; }
 static bool killed(int st, int sig) { return WIFSIGNALED(st) && WTERMSIG(st) == sig; }
 
 #define ROLE(...) execv(self, (char *[]){ self, "role", __VA_ARGS__, NULL })
-
-static void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
 
 static char *file(const char *name)
 {

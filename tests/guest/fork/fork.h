@@ -38,6 +38,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../check.h"
+#include "../children.h"
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -46,15 +47,6 @@
 static volatile int *volatile nowhere = (int *)16;
 static char dir[128];
 
-static inline int status_of(pid_t p)
-{
-	int st = -1;
-	pid_t r;
-	while ((r = waitpid(p, &st, 0)) < 0 && errno == EINTR)
-		;
-	return r == p ? st : -1;
-}
-static inline bool fine(pid_t p) { return p > 0 && status_of(p) == 0; }
 static inline bool exited(int st, int code) { return WIFEXITED(st) && WEXITSTATUS(st) == code; }
 static inline bool killed(int st, int sig) { return WIFSIGNALED(st) && WTERMSIG(st) == sig; }
 
@@ -64,13 +56,6 @@ static inline void *shared(size_t n)
 	if (p == MAP_FAILED)
 		abort();
 	return p;
-}
-
-static inline void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
 }
 
 static inline double now(void)

@@ -44,17 +44,11 @@
 #include <unistd.h>
 #include "../asleep.h"
 #include "../check.h"
+#include "../children.h"
 
 #define RTN(n) (SIGRTMIN + (n))
 
 static char dir[128];
-
-static void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
 
 static void forever(void)
 {
@@ -71,15 +65,6 @@ static bool until(volatile int *p, int n)
 	return __atomic_load_n(p, __ATOMIC_SEQ_CST) >= n;
 }
 
-static int status_of(pid_t p)
-{
-	int st = -1;
-	pid_t r;
-	while ((r = waitpid(p, &st, 0)) < 0 && errno == EINTR)
-		;
-	return r == p ? st : -1;
-}
-static bool fine(pid_t p) { return p > 0 && status_of(p) == 0; }
 static bool killed(int st, int sig) { return WIFSIGNALED(st) && WTERMSIG(st) == sig; }
 
 static volatile sig_atomic_t hits[65];
@@ -1087,10 +1072,5 @@ int main(int argc, char **argv)
 	snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
 	if (system(cmd))
 		return 252;
-	if (first_failed) {
-		printf("FAILED, first check %d\n", first_failed);
-		return first_failed;
-	}
-	puts("SUCCESS");
-	return 0;
+	return verdict();
 }

@@ -16,27 +16,11 @@
 #include <sys/time.h>
 #include <time.h>
 #include "../check.h"
+#include "../children.h"
 
 #define ROUNDS 3000
 
 static volatile int *s; /* shared with all children */
-
-static void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
-
-static int status_of(pid_t p)
-{
-	int st = -1;
-	pid_t r;
-	while ((r = waitpid(p, &st, 0)) < 0 && errno == EINTR)
-		;
-	return r == p ? st : -1;
-}
-static bool fine(pid_t p) { return p > 0 && status_of(p) == 0; }
 
 static sigset_t set_of(int a, int b, int c)
 {
@@ -363,10 +347,5 @@ int main(void)
 	limits();
 	to_and_fro();
 	check(wait(NULL) == -1 && errno == ECHILD, "no child left");
-	if (first_failed) {
-		printf("FAILED, first check %d\n", first_failed);
-		return first_failed;
-	}
-	puts("SUCCESS");
-	return 0;
+	return verdict();
 }

@@ -29,13 +29,6 @@ static volatile int *shared;
 static volatile sig_atomic_t got, got_pid;
 static int nice_first;
 
-static void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
-
 static int status_of(pid_t p)
 {
 	int st = -1;

@@ -29,13 +29,6 @@ static uint64_t now(void)
 	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
-static void ms(long n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000 };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
-
 static void make(int fd[2], bool pair) { NEED(!(pair ? socketpair(AF_UNIX, SOCK_STREAM, 0, fd) : pipe(fd))); }
 
 static bool ended(pid_t p, int want)

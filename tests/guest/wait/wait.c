@@ -25,18 +25,12 @@
 #include <time.h>
 #include <unistd.h>
 #include "../check.h"
+#include "../children.h"
 
 #define P_PIDFD_ 3
 #define PIDFD_NONBLOCK_ O_NONBLOCK
 
 static volatile int *volatile nowhere = (int *)16;
-
-static void ms(int n)
-{
-	struct timespec ts = { n / 1000, n % 1000 * 1000000l };
-	while (nanosleep(&ts, &ts) && errno == EINTR)
-		;
-}
 
 static void forever(void)
 {
@@ -53,15 +47,6 @@ static bool until(volatile int *p, int n)
 	return __atomic_load_n(p, __ATOMIC_SEQ_CST) >= n;
 }
 
-static int status_of(pid_t p)
-{
-	int st = -1;
-	pid_t r;
-	while ((r = waitpid(p, &st, 0)) < 0 && errno == EINTR)
-		;
-	return r == p ? st : -1;
-}
-static bool fine(pid_t p) { return p > 0 && status_of(p) == 0; }
 static bool exited(int st, int code) { return WIFEXITED(st) && WEXITSTATUS(st) == code; }
 static bool killed(int st, int sig) { return WIFSIGNALED(st) && WTERMSIG(st) == sig; }
 
@@ -818,10 +803,5 @@ int main(int argc, char **argv)
 		all[k].fn();
 		check(wait(NULL) == -1 && errno == ECHILD, "no child left");
 	}
-	if (first_failed) {
-		printf("FAILED, first check %d\n", first_failed);
-		return first_failed;
-	}
-	puts("SUCCESS");
-	return 0;
+	return verdict();
 }
