@@ -116,7 +116,8 @@ struct thread {
 	int vfork_tid, private_tid;
 	struct thread *vfork_child;
 	int gate;
-	bool gate_call; /* the guest stands at a hypercall that was made: its frame is whole */
+	bool tss_available; /* its TSS is called available, not busy: gate_refused() */
+	bool gate_call;     /* the guest stands at a hypercall that was made: its frame is whole */
 };
 
 struct pvm {

@@ -46,9 +46,13 @@
 #define BLOCK_TSS 0x100
 #define BLOCK_STACK_TOP 0x4000
 #define TSS_IOMAP 104
+#define TSS_AVAILABLE 9
+#define TSS_BUSY 11
+#define OUT_EAX_DX 0xef
 
 static uint64_t block_of[KX_AREA_MAX];
 static struct kvm_segment user_cs, user_ss;
+static uint8_t tss_type = TSS_BUSY;    /* as a processor has it behind `ltr`, and VMX demands it */
 static bool cpuid_adopted;             /* pvm.cpuid is what a vCPU has said */
 static struct kvm_sregs initial_sregs; /* of a new vCPU: what we have no opinion on */
 
@@ -256,7 +260,7 @@ static void fixed_sregs(struct thread *t, struct kvm_sregs *s)
 				      .limit = TSS_IOMAP + 0x520 / 8,
 				      .selector = SEL_TSS,
 				      .present = 1,
-				      .type = 11 };
+				      .type = tss_type };
 	s->ldt = (struct kvm_segment){ .unusable = 1, .type = 2 };
 	s->gdt.base = GMEM_SYS_VA(gpa + BLOCK_GDT);
 	s->gdt.limit = 127;
@@ -477,6 +481,19 @@ static void slow_syscall(struct thread *t)
 	regs_changed(t);
 }
 
+/*
+ * Processors that QEMU emulates look into the I/O bitmap of a TSS only that is called available, and refuse the gate's
+ * `out` otherwise. True: it is called so from now on (enter_guest()), to be tried again. KVM may read it back as busy.
+ */
+static bool gate_refused(struct thread *t, const struct kvm_regs *r)
+{
+	if (t->tss_available || !in_libos(r->rip) || *(const uint8_t *)gva_ptr(r->rip) != OUT_EAX_DX)
+		return false;
+	t->tss_available = true;
+	tss_type = TSS_AVAILABLE;
+	return true;
+}
+
 static void exception(struct thread *t, unsigned vec)
 {
 	static const uint32_t with_error = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
@@ -500,6 +517,8 @@ static void exception(struct thread *t, unsigned vec)
 		slow_syscall(t);
 		return;
 	}
+	if (vec == 13 && gate_refused(t, r))
+		return;
 	t->nr_faults++;
 	uint64_t cr2 = s->cr2;
 	struct kvm_regs user = *r;
@@ -596,6 +615,7 @@ static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
 	t->gate_call = false;
+	run->s.regs.sregs.tr.type = tss_type;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
 	if (lacks_since && !(r < 0 && e == EAGAIN))
 		lacks_since = 0;
