@@ -44,7 +44,6 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-#define OUT_DX_EAX 0xef
 #define VM_PATIENCE 512         /* ms of the last wait for a VM, each twice the one before */
 #define VM_PATIENCE_SEEN 32     /* when the parent waits for it */
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
@@ -484,11 +483,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		e = errno;
 	else if (reserves && pidfd < 0)
 		e = -pidfd;
-	/* Behind the `out` that made this call: the new vCPU knows nothing of it. KVM that emulates the instruction is
-	 * there already; where hardware tells of it, KVM steps over it only at the next run of the old vCPU. */
-	uint8_t op = 0;
-	if (!guest_read(&op, regs.rip, sizeof op) && op == OUT_DX_EAX)
-		regs.rip += 1;
+	vcpu_behind_gate(&regs);
 	if (a->flags & CLONE_SETTLS)
 		sregs.fs.base = a->tls;
 	int slot = family_reserve();

@@ -81,7 +81,6 @@ bool update_call_run(struct thread *t)
 		uint64_t resume = a->resume, user_rsp = a->user_rsp, saved = a->saved_mask;
 		uint32_t slow = a->slow, has_saved = a->has_saved_mask;
 		bool gate_call = t->gate_call, at_user = t->at_user;
-		uint8_t op = 0;
 		memcpy(stack, (uint8_t *)a + KX_AREA_ACTIONS, KX_AREA_SIZE - KX_AREA_ACTIONS);
 		t->hcall = NULL;
 		a->has_saved_mask = 0;
@@ -97,9 +96,8 @@ bool update_call_run(struct thread *t)
 		t->hcall = hcall;
 		t->gate_call = gate_call;
 		t->at_user = at_user;
-		/* Behind the `out` that made the call that it stands in, as a new vCPU (fork.c). */
-		if ((hcall || gate_call) && !guest_read(&op, regs.rip, 1) && op == 0xef)
-			regs.rip++;
+		if (hcall || gate_call)
+			vcpu_behind_gate(&regs);
 		sregs.fs.base = t->run->s.regs.sregs.fs.base;
 		vcpu_set_regs(t, &regs, &sregs);
 		ioctl(t->vcpu_fd, KVM_SET_XSAVE, x);

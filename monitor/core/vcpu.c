@@ -481,13 +481,22 @@ static void slow_syscall(struct thread *t)
 	regs_changed(t);
 }
 
+/* guest_read() has no way into the LibOS, which the guest can't write to. */
+static bool at_gate(uint64_t rip) { return in_libos(rip) && *(const uint8_t *)gva_ptr(rip) == OUT_EAX_DX; }
+
+void vcpu_behind_gate(struct kvm_regs *r)
+{
+	if (at_gate(r->rip))
+		r->rip++;
+}
+
 /*
  * Processors that QEMU emulates look into the I/O bitmap of a TSS only that is called available, and refuse the gate's
  * `out` otherwise. True: it is called so from now on (enter_guest()), to be tried again. KVM may read it back as busy.
  */
 static bool gate_refused(struct thread *t, const struct kvm_regs *r)
 {
-	if (t->tss_available || !in_libos(r->rip) || *(const uint8_t *)gva_ptr(r->rip) != OUT_EAX_DX)
+	if (t->tss_available || !at_gate(r->rip))
 		return false;
 	t->tss_available = true;
 	tss_type = TSS_AVAILABLE;

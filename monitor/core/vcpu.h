@@ -31,6 +31,11 @@ void vcpu_start_state(struct thread *t, uint64_t fs_base);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */
 int vcpu_copy_fpu(struct thread *dst, struct thread *src);
 uint64_t vcpu_fs_base(struct thread *t);
+/*
+ * r of a vCPU that stands in a hypercall, for a vCPU that knows nothing of it: behind the `out`. KVM that emulates the
+ * instruction is there already; where hardware tells of it, KVM steps over it only at the next run of the old vCPU.
+ */
+void vcpu_behind_gate(struct kvm_regs *r);
 /* Run until t exits (t->exiting). */
 void vcpu_loop(struct thread *t);
 /* One turn of it: into the guest and out again, or what comes before. */
