@@ -37,6 +37,8 @@
 #define CS_USER 0x33
 #define DS_USER 0x2b
 #define SEL_TSS 0x40
+/* Bit 1 is always set. IF, as a program finds it: ring 3 cannot set it by popf, which the way back to the program uses. */
+#define RFLAGS_START 0x202ull
 #define DF 0x400ull
 #define PATIENCE_NS 2000000000ull /* with a limit of processes */
 #define CPUID_MAX 256             /* as the kernel's KVM_MAX_CPUID_ENTRIES */
@@ -387,7 +389,7 @@ int vcpu_cpuid_publish(struct thread *t)
 void vcpu_start_state(struct thread *t, uint64_t fs_base)
 {
 	struct kvm_sregs s;
-	struct kvm_regs r = { .rip = pvm.libos.exit, .rsp = t->area->frame, .rflags = 2 };
+	struct kvm_regs r = { .rip = pvm.libos.exit, .rsp = t->area->frame, .rflags = RFLAGS_START };
 	t->at_user = false;
 	fixed_sregs(t, &s);
 	s.fs.base = fs_base;
@@ -433,7 +435,7 @@ static void enter_work(struct thread *t, const struct kvm_regs *r)
 	memset(n, 0, sizeof *n);
 	n->rip = pvm.libos.work;
 	n->rsp = frame_gva(t);
-	n->rflags = 2;
+	n->rflags = RFLAGS_START;
 	regs_changed(t);
 }
 
