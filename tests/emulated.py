@@ -16,6 +16,7 @@ import re
 import selectors
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,7 +132,7 @@ def start(d, image, args):
     """(virtiofsd, qemu): the command's output is qemu's standard output."""
     with open(f"{d}/virtiofsd.log", "wb") as log:
         fs = subprocess.Popen([VIRTIOFSD, f"--socket-path={d}/fs", "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot",
-                               "--thread-pool-size=2"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                               "--thread-pool-size=2"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 30
         while not os.path.exists(f"{d}/fs"):
@@ -145,7 +146,7 @@ def start(d, image, args):
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",
                  "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{d}/console", "-serial", "stdio",
                  "-kernel", image, "-initrd", f"{d}/initrd.img", "-append", "console=ttyS0 quiet panic=-1 mitigations=off"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
     except BaseException:
         end(fs)
         raise
@@ -208,6 +209,7 @@ def main():
     if why:
         print(f"emulated: {why}", file=sys.stderr)
         return 125
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the machine
     env = " ".join(f"{k}={shlex.quote(v)}" for k, v in os.environ.items() if k in ("BUILD", "KYLINX", "CI") or k.startswith("KX_"))
     image, modules = kernel()
     with tempfile.TemporaryDirectory(prefix="kx-emulated-") as d:

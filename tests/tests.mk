@@ -88,6 +88,10 @@ check-long: all guest-tests
 check-san:
 	@$(MAKE) --no-print-directory SAN=1 BUILD=$(BUILD)/san check CHECK_ARGS="--only '^(unit|guest)/' $(CHECK_ARGS)"
 
+# On a machine that QEMU emulates, with an SVM.
+check-svm: all unit-tests guest-tests
+	@BUILD=$(BUILD) python3 tests/emulated.py --seconds 36000 -- python3 -u tests/run.py --only '^(?!unit|style|build|golden|fuzz|svm)' $(CHECK_ARGS)
+
 # The table of programs, from a run of all of them.
 compatibility: all
 	KYLINX=$(BUILD)/kylinx python3 tests/integration/test_programs.py --write-doc
@@ -96,4 +100,4 @@ compatibility: all
 python-tests: all
 	python3 tests/integration/test_python.py $(BUILD)/kylinx --all
 
-.PHONY: check check-long check-san unit-tests guest-tests compatibility python-tests
+.PHONY: check check-long check-san check-svm unit-tests guest-tests compatibility python-tests
