@@ -348,6 +348,23 @@ static void edits(enum edit e, uint64_t restored, const char *name)
 	check(ok, name);
 }
 
+/* Whether XRSTOR itself faults at a reserved bit of MXCSR: QEMU's does not. */
+static bool minds_mxcsr(void)
+{
+	pid_t pid = fork();
+	int status = 0;
+	if (!pid) {
+		uint8_t *area = mmap(NULL, AREA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		__asm__ volatile("xsave64 (%0)\n orb $0x80, 27(%0)\n orb $2, 512(%0)\n xrstor64 (%0)"
+				 :
+				 : "r"(area), "a"(3), "d"(0)
+				 : "memory");
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	return WIFSIGNALED(status);
+}
+
 static void refused(enum edit e, const char *name)
 {
 	pid_t pid = fork();
@@ -377,7 +394,8 @@ static void test_signals(void)
 	edits(NO_BV, 3, "a frame without AVX in XSTATE_BV");
 	edits(FEATURES_SSE, 3, "a frame of SSE alone");
 	edits(NO_FPSTATE, 0, "a frame without state");
-	refused(BAD_MXCSR, "a reserved bit of MXCSR: SIGSEGV");
+	if (minds_mxcsr())
+		refused(BAD_MXCSR, "a reserved bit of MXCSR: SIGSEGV");
 	refused(BAD_BV, "a reserved bit of XSTATE_BV: SIGSEGV");
 }
 
