@@ -77,8 +77,8 @@ static inline int kt_read_ns(const struct kx_vvar *v, int clk, int64_t *ns)
 			__builtin_ia32_pause();
 			continue;
 		}
-		if ((int64_t)delta < 0)
-			delta = 0;
+		if ((int64_t)delta < 0) /* before the segment; far before: a counter that is not the page's */
+			delta = -delta > max ? -delta : 0;
 		if (!valid || delta > max)
 			return 1;
 		*ns = start + (int64_t)(delta * m >> 32);

@@ -225,8 +225,11 @@ static void test_reader(void)
 	v.max_delta = 0;
 	check(kt_read_ns(&v, KT_MONOTONIC, &ns) == 1, "an old page asks");
 	v = *page;
-	v.tsc_base = kt_rdtsc() + 1000000000;
+	v.max_delta = 100000000000;
+	v.tsc_base = kt_rdtsc() + 10000000000;
 	check(!kt_read_ns(&v, KT_MONOTONIC, &ns) && ns == v.mono_ns, "a time stamp before the segment");
+	v.tsc_base = kt_rdtsc() + 200000000000;
+	check(kt_read_ns(&v, KT_MONOTONIC, &ns) == 1, "one of another counter asks");
 	do {
 		s = read_clock(CLOCK_REALTIME);
 		a = read_clock(CLOCK_REALTIME_COARSE);
