@@ -27,6 +27,7 @@ BEGIN = b"emulated: begin\n"
 STATUS = re.compile(rb"emulated: status (\d+)\n")
 BOOT_SECONDS = 120
 CPU = "EPYC-Milan,+svm,+npt"
+SLOW = "20"  # TEST_SLOW for the tests that run there
 
 # What runs before the root is there, by busybox.
 INIT = """#!/bin/busybox sh
@@ -208,7 +209,8 @@ def main():
     if why:
         print(f"emulated: {why}", file=sys.stderr)
         return 125
-    env = " ".join(f"{k}={shlex.quote(v)}" for k, v in os.environ.items() if k in ("BUILD", "KYLINX", "CI") or k.startswith("KX_"))
+    keep = {"TEST_SLOW": SLOW, **os.environ}
+    env = " ".join(f"{k}={shlex.quote(v)}" for k, v in keep.items() if k in ("BUILD", "KYLINX", "CI") or k.startswith(("KX_", "TEST_")))
     image, modules = kernel()
     with tempfile.TemporaryDirectory(prefix="kx-emulated-") as d:
         make_initrd(d, modules, MAIN.format(env=env, cwd=shlex.quote(os.getcwd()), command=shlex.join(command)))

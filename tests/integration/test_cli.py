@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The command line and the view of a pVM. Usage: test_cli.py [KYLINX]; prints TAP, ends nonzero on a failure.
+"""The command line and the view of a pVM. Usage: test_cli.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 
 Programs run here never fork, so that the tests hold for pVMs with and without fork.
 """
@@ -16,9 +16,11 @@ import sys
 import tempfile
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-KYLINX = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "../../build/kylinx"))
-TIMEOUT = 180
+import lib
+
+args = lib.arguments()
+KYLINX = lib.KYLINX
+TIMEOUT = lib.limit(180)
 ONE_LINE = re.compile(r"\Akylinx: [^\n]+: [^\n]+ \([^\n]+\)\n\Z")
 
 tests = []
@@ -789,7 +791,8 @@ def main():
     needs_pvm = [t for t in tests if t.__name__ not in
                  ("help_and_version", "help_to_full_disk", "bad_commands", "bad_options")]
     before = leftovers()
-    for n, t in enumerate(tests, 1):
+    chosen = [t for t in tests if re.search(args.only, t.__name__)]
+    for n, t in enumerate(chosen, 1):
         name = t.__name__.replace("_", " ")
         try:
             if t in needs_pvm and not os.access("/dev/kvm", os.F_OK):
@@ -808,7 +811,7 @@ def main():
             print(f"not ok {n} - {name}: {why[:600]}", flush=True)
             count["failed"] += 1
             before = leftovers()
-    print(f"1..{len(tests)}")
+    print(f"1..{len(chosen)}")
     print("{passed} passed, {failed} failed, {skipped} skipped".format(**count))
     return 1 if count["failed"] else 0
 
