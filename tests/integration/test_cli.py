@@ -598,6 +598,22 @@ def idle_overhead():
 
 
 @test
+def small_pages_of_its_own():
+    """Also where the host gives 2 MiB pages to whoever does not ask, none is behind what the monitor itself needs."""
+    if not os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled"):
+        raise Skip("no transparent huge pages")
+    p = start("sh", "-c", "echo ready; read x", stdin=subprocess.PIPE)
+    with open(f"/proc/{p.pid}/smaps") as f:
+        found = re.findall(r"(?ms)^([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *$.*?^VmFlags:([a-z ]*)$", f.read())
+    p.communicate("\n", timeout=TIMEOUT)
+    huge, user_end = 2 << 20, 0x7effe00000
+    large = [(a, e, flags.split()) for a, e, flags in found if int(a, 16) >= user_end
+             and (int(a, 16) + huge - 1) // huge < int(e, 16) // huge]
+    assert len(large) >= 2, f"the tables and data of the file: {large}"
+    expect([f"{a}-{e}" for a, e, flags in large if "nh" not in flags], [], "may be of 2 MiB")
+
+
+@test
 def cpus_shown():
     """All that a program can ask agrees, and it can't get more."""
     code = """if 1:
