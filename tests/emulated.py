@@ -129,7 +129,10 @@ def make_initrd(d, folder, main):
 
 
 def start(d, image, args):
-    """(virtiofsd, qemu): the command's output is qemu's standard output."""
+    """
+    (virtiofsd, qemu): the command's output is qemu's standard output. The processors have one time stamp counter, the host's,
+    so the clock source is that, as on most machines; the kernel itself takes it for unstable when it is slow.
+    """
     with open(f"{d}/virtiofsd.log", "wb") as log:
         fs = subprocess.Popen([VIRTIOFSD, f"--socket-path={d}/fs", "-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot",
                                "--thread-pool-size=2"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -145,7 +148,7 @@ def start(d, image, args):
                  "-object", f"memory-backend-memfd,id=mem,size={args.memory}M,share=on", "-numa", "node,memdev=mem",
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",
                  "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{d}/console", "-serial", "stdio",
-                 "-kernel", image, "-initrd", f"{d}/initrd.img", "-append", "console=ttyS0 quiet panic=-1 mitigations=off"],
+                 "-kernel", image, "-initrd", f"{d}/initrd.img", "-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     except BaseException:
         end(fs)
