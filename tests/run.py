@@ -193,15 +193,15 @@ def script(path, *args, timeout=SCRIPT_TIMEOUT):
                              stdout=subprocess.PIPE, stderr=err, start_new_session=True)
         failed = results = 0
         try:
-            for line in lines_until(p.stdout, time.monotonic() + timeout):
+            for line in lines_until(p.stdout, time.monotonic() + lib.limit(timeout)):
                 m = RESULT.match(line)
                 if m:
                     results += 1
                     failed += bool(m[1])
                     yield "fail" if m[1] else "skip" if m[3] is not None else "pass", m[2], m[3] or ""
-            status = p.wait(60)
+            status = p.wait(lib.limit(60))
         except subprocess.TimeoutExpired:
-            raise Failure(f"timeout of {timeout} s, after {results} results") from None
+            raise Failure(f"timeout of {lib.limit(timeout):.0f} s, after {results} results") from None
         finally:
             lib.group_kill(p)
             p.stdout.close()

@@ -1063,7 +1063,10 @@ static int map_host(uint64_t gva, uint64_t len)
 {
 	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-	return p == MAP_FAILED ? -errno : 0;
+	if (p == MAP_FAILED)
+		return -errno;
+	huge_never(p, len);
+	return 0;
 }
 
 /* The reservation. 0 or -errno. */

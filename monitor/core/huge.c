@@ -16,6 +16,17 @@
 
 static bool by_forks, refused;
 
+extern char __bss_start[], _end[];
+
+void huge_never(void *start, uint64_t len) { madvise(start, len, MADV_NOHUGEPAGE); }
+
+/* Of this file's own data; before the constructors that write there. */
+__attribute__((constructor(101))) static void never_own(void)
+{
+	char *start = (char *)(((uintptr_t)__bss_start + PAGE - 1) & -PAGE);
+	huge_never(start, (uint64_t)(_end - start));
+}
+
 bool huge_by_forks(void) { return by_forks; }
 void huge_refused(void) { refused = true; }
 bool huge_is_refused(void) { return refused; }

@@ -2,7 +2,8 @@
 """What the test scripts share: running commands with a limit, result lines, scratch directories, leak checks.
 
 Environment: KYLINX (the binary; default build/kylinx), TEST_LEAK_IGNORE (a regular expression of leak lines that
-are somebody else's, on a machine that does other work meanwhile).
+are somebody else's, on a machine that does other work meanwhile), TEST_SLOW (how many times longer than usually all
+may take here, on a machine that is that slow: limit()).
 """
 import argparse
 import ctypes
@@ -19,6 +20,7 @@ import time
 
 TOP = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 KYLINX = os.path.abspath(os.environ.get("KYLINX", os.path.join(TOP, "build/kylinx")))
+SLOW = float(os.environ.get("TEST_SLOW", "1"))
 PORTS = None  # those that this process has not used
 # The registry of an ordinary user stays, and the store of one whose home is /tmp; test_family looks into it.
 IGNORE = re.compile(r"hsperfdata_|^/tmp entry (kylinx-\d+|\.cache)$|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
@@ -36,6 +38,11 @@ def arguments(*flags):
     if args.kylinx:
         KYLINX = os.environ["KYLINX"] = os.path.abspath(args.kylinx)
     return args
+
+
+def limit(seconds):
+    """How long to wait here for what takes less than that on an ordinary machine. Never for what a test demands to be fast."""
+    return seconds * SLOW
 
 
 def kvm_missing():
@@ -101,7 +108,7 @@ def run(argv, timeout=180, stdin=None, cwd=None, env=None):
         except OSError as e:
             return Result(127, b"", f"{argv[0]}: {e.strerror}".encode(), 0.0)
         try:
-            status = p.wait(timeout)
+            status = p.wait(limit(timeout))
         except subprocess.TimeoutExpired:
             status = None
         group_kill(p)
@@ -120,7 +127,7 @@ class Server:
                                   start_new_session=True)
 
     def __enter__(self):
-        end = time.monotonic() + self.timeout
+        end = time.monotonic() + limit(self.timeout)
         while time.monotonic() < end:
             if self.p.poll() is not None:
                 break
@@ -142,7 +149,7 @@ class Server:
         if self.p.poll() is None:
             self.p.send_signal(self.stop)
             try:
-                self.p.wait(90)
+                self.p.wait(limit(90))
             except subprocess.TimeoutExpired:
                 pass
         self.status = self.p.returncode
@@ -317,8 +324,8 @@ def reap():
 
 
 def settled(before, tries=300):
-    """What is left over after a moment, of so many tenths of a second; processes among it are ended."""
-    for _ in range(tries):
+    """What is left over after a moment, of so many tenths of a second (limit()); processes among it are ended."""
+    for _ in range(int(limit(tries))):
         reap()
         found = leaks(before, state())
         if not found:

@@ -55,13 +55,13 @@ def write(d, name, text, mode=0o644):
 
 def until(what, fn, timeout=90.0):
     """Wait for fn() to be true; what it gave."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + lib.limit(timeout)
     while True:
         r = fn()
         if r:
             return r
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {timeout:.0f} s")
+            raise AssertionError(f"{what}: not within {lib.limit(timeout):.0f} s")
         time.sleep(0.05)
 
 
@@ -120,7 +120,7 @@ class Load:
         while not self.over and n != self.requests:
             try:
                 if c is None:
-                    c, used = http.client.HTTPConnection("127.0.0.1", self.ports[i % len(self.ports)], timeout=60), False
+                    c, used = http.client.HTTPConnection("127.0.0.1", self.ports[i % len(self.ports)], timeout=lib.limit(60)), False
                 c.request("GET", self.path, headers={"Connection": "close"} if i % 2 else {})
                 r = c.getresponse()
                 data = r.read()
@@ -141,7 +141,7 @@ class Load:
             c.close()
 
     def stop(self, least):
-        end = time.monotonic() + 90
+        end = time.monotonic() + lib.limit(90)
         while self.requests is None and self.n < least and not self.bad and time.monotonic() < end:
             time.sleep(0.05)
         self.over = self.requests is None

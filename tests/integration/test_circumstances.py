@@ -175,7 +175,7 @@ def directories_of_proc():
                              stdout=subprocess.PIPE, text=True)
         fd = os.open(path, os.O_RDONLY)
         socket.send_fds(a, [b"x"], [fd])
-        out = p.communicate(timeout=180)[0]
+        out = p.communicate(timeout=lib.limit(180))[0]
         os.close(fd)
         a.close()
         b.close()

@@ -119,7 +119,7 @@ shutdown
 
 def memcached_text(port):
     out = []
-    with socket.create_connection(("127.0.0.1", port), 60) as s, s.makefile("rb") as f:
+    with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as s, s.makefile("rb") as f:
         for line in TEXT.strip().splitlines():
             command, _, data = line.partition("|")
             data = {"LONG": "0123456789" * 30000, "HUGE": "x" * 2_000_000}.get(data, data)
@@ -157,7 +157,7 @@ def accepts(path):
 def memcached_binary(address):
     out = []
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as s:
-        s.settimeout(60)
+        s.settimeout(lib.limit(60))
         s.connect(address)
         with s.makefile("rb") as f:
             def answer():
@@ -185,7 +185,7 @@ def memcached_udp(port):
     """Requests have a header of 8 bytes; large answers come in several datagrams."""
     out = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
-        u.settimeout(60)
+        u.settimeout(lib.limit(60))
         u.connect(("127.0.0.1", port))
 
         def ask(i, text):
@@ -199,7 +199,7 @@ def memcached_udp(port):
             return b"".join(parts[k] for k in sorted(parts))
         out.append(ask(1, b"set u 0 0 3\r\nabc\r\n"))
         out.append(ask(2, b"get u\r\n"))
-        with socket.create_connection(("127.0.0.1", port), 60) as s:
+        with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as s:
             s.sendall(b"set large 0 0 30000\r\n" + b"L" * 30000 + b"\r\n")
             out.append(s.recv(100))
         out.append(ask(3, b"get large\r\n"))
@@ -219,7 +219,7 @@ def memcached():
         def client(n):
             try:
                 r = random.Random(n)
-                with socket.create_connection(("127.0.0.1", port), 60) as s, s.makefile("rb") as f:
+                with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as s, s.makefile("rb") as f:
                     mine = {}
                     for i in range(60):
                         k, v = f"c{n}-{r.randrange(20)}", "v" * r.randrange(2000)
@@ -299,7 +299,7 @@ def node_talk(port, d):
 
     def client(n):
         try:
-            c = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            c = http.client.HTTPConnection("127.0.0.1", port, timeout=lib.limit(60))
             for i in range(15):
                 c.request("POST", "/echo", body[:i * 5000 + n])
                 if c.getresponse().read() != body[:i * 5000 + n]:
@@ -308,7 +308,7 @@ def node_talk(port, d):
         except (OSError, http.client.HTTPException) as e:
             bad.append((n, repr(e)))
 
-    c = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=lib.limit(60))
     for path in ("/stream", "/spawn", "/exec", "/thread", "/file", "/crypto", "/gzip", "/none", "/echo"):
         c.request("POST", path, body if path != "/thread" else b"")
         r = c.getresponse()
@@ -339,7 +339,7 @@ def node_talk(port, d):
     until("another worker", lambda: pid() not in {0, victim} | before)
     out.append(("workers take turns, one dies", len(before), victim in after))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
-        u.settimeout(60)
+        u.settimeout(lib.limit(60))
         for i in range(100):
             u.sendto(b"%d abc" % i, ("127.0.0.1", port))
             expect(u.recv(999), (b"%d abc" % i)[::-1], "UDP")
@@ -457,12 +457,12 @@ def asyncio_talk(port, d):
     for t in threads:
         t.start()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
-        u.settimeout(60)
+        u.settimeout(lib.limit(60))
         for size in [*range(1, 200), 1472, 1473, 9000, 65507]:
             u.sendto(data[:size], ("127.0.0.1", port))
             expect(u.recv(65536) == data[:size][::-1], True, f"UDP of {size} bytes")
     with socket.socket(socket.AF_UNIX) as s:
-        s.settimeout(60)
+        s.settimeout(lib.limit(60))
         s.connect(f"{d}/run")
         s.sendall(b"cat; exit 3\necho a | tr a b >&2\nkill -9 $$\nhead -c 200000 /dev/zero | tr '\\0' y\n" + b"true\n" * 5)
         s.shutdown(socket.SHUT_WR)
@@ -574,7 +574,7 @@ def shared_talk(port, how):
     count = [0] * 4
     held = []
     for _ in range(400):
-        s = socket.create_connection((host, port), 60)
+        s = socket.create_connection((host, port), lib.limit(60))
         held.append(s)
         if len(held) == 20:
             for s in held:
@@ -586,7 +586,7 @@ def shared_talk(port, how):
     datagrams = [0] * 4
     for _ in range(400):
         with socket.socket(socket.AF_INET6 if "6" in how else socket.AF_INET, socket.SOCK_DGRAM) as u:
-            u.settimeout(60)
+            u.settimeout(lib.limit(60))
             u.connect((host, port))
             u.send(b"x")
             datagrams[int(u.recv(9))] += 1

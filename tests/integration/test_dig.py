@@ -260,7 +260,7 @@ def raw(port):
     good = query("www.example.test", id=7)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as u:
         u.connect(("127.0.0.1", port))
-        u.settimeout(60)
+        u.settimeout(lib.limit(60))
         for i, bad in enumerate((b"", b"\0", good[:11], good[:12], good[:-1], good + b"more", good[:4] + b"\0\2" + good[6:], good[:2] + b"\x85\0" + good[4:],
                     good[:12] + b"\xc0\x0c" + good[-4:], good[:12] + b"\x3f" * 70, bytes(r.randrange(256) for _ in range(300)),
                     query("x" * 63 + "." + "y" * 63 + ".example.test", id=9), b"\0" * 1500)):
@@ -280,8 +280,8 @@ def raw(port):
                 waiting.remove(struct.unpack(">H", answer[:2])[0])
                 good_ones += answer[3] & 15 == 0
         out.append(("answers to a burst", good_ones))
-    with socket.create_connection(("127.0.0.1", port), 60) as t, t.makefile("rb") as f, \
-            socket.create_connection(("127.0.0.1", port), 60) as slow, socket.create_connection(("127.0.0.1", port), 60) as half:
+    with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as t, t.makefile("rb") as f, \
+            socket.create_connection(("127.0.0.1", port), lib.limit(60)) as slow, socket.create_connection(("127.0.0.1", port), lib.limit(60)) as half:
         slow.sendall(b"\0")
         half.sendall(struct.pack(">H", len(good)) + good)
         half.shutdown(socket.SHUT_WR)

@@ -123,7 +123,7 @@ def ask_all(port):
     """By several sockets, many at once: each answer comes to its asker, once."""
     socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(4)]
     for s in socks:
-        s.settimeout(60)
+        s.settimeout(lib.limit(60))
         s.connect(("127.0.0.1", port))
     for turn in range(10):
         for k, s in enumerate(socks):
@@ -141,7 +141,7 @@ def ask_all(port):
 
 
 def ask_tcp(port, step=10):
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as s:
+    with socket.create_connection(("127.0.0.1", port), timeout=lib.limit(60)) as s:
         for i in range(0, NAMES, step):
             q = query(i, i)
             s.sendall(struct.pack(">H", len(q)) + q)
@@ -194,7 +194,7 @@ def serve(make, workers, limit, tcp=False):
             p = subprocess.Popen(lib.pvm(argv, f"--stats={d}/stats", "--volume", f"{d}:{d}"), stdin=subprocess.DEVNULL,
                                  stdout=err, stderr=err)
         try:
-            end = time.monotonic() + 90
+            end = time.monotonic() + lib.limit(90)
             while not answers(port) and p.poll() is None and time.monotonic() < end:
                 time.sleep(0.05)
             expect(p.poll(), None, "the server's end: " + lib.one_line(open(f"{d}/err").read()))
@@ -210,7 +210,7 @@ def serve(make, workers, limit, tcp=False):
         finally:
             p.terminate()
             try:
-                p.wait(90)
+                p.wait(lib.limit(90))
             except subprocess.TimeoutExpired:
                 p.kill()
                 p.wait()
@@ -262,7 +262,7 @@ def replies_of_another_thread():
                         break
                 except OSError:
                     time.sleep(0.05)
-            s.settimeout(60)
+            s.settimeout(lib.limit(60))
             for _ in range(19):
                 s.send(b"first")
                 expect(s.recv(2048) in (b"first", b"there"), True, "an echo")
@@ -273,7 +273,7 @@ def replies_of_another_thread():
                 while want:
                     want.discard(s.recv(2048))
             s.send(b"end")
-            expect(p.wait(90), 0, "the server's end")
+            expect(p.wait(lib.limit(90)), 0, "the server's end")
         finally:
             p.kill()
             p.wait()

@@ -50,13 +50,13 @@ def root_only():
 
 
 def until(fn, what, timeout=90):
-    end = time.monotonic() + timeout
+    end = time.monotonic() + lib.limit(timeout)
     while time.monotonic() < end:
         got = fn()
         if got:
             return got
         time.sleep(0.05)
-    raise AssertionError(f"{what}: not within {timeout} s")
+    raise AssertionError(f"{what}: not within {lib.limit(timeout):.0f} s")
 
 
 def kx(*argv, timeout=180, stdin=None, cwd="/", env=None, wrap=()):
@@ -152,7 +152,7 @@ def ps_without_families():
 def ps_hides_children_made_ahead():
     """A shell that forks again and again has its next child made while it waits; that is nobody yet."""
     with family("again", "while :; do (sleep 0.03; :); done", ready="sleep", program=("bash", "-c")) as p:
-        ahead, end = 0, time.monotonic() + 90
+        ahead, end = 0, time.monotonic() + lib.limit(90)
         while ahead < 10 and time.monotonic() < end:
             os.kill(p.pid, signal.SIGSTOP)  # or its child may end, and the next one begin, while they are listed
             until(lambda: lib.read(f"/proc/{p.pid}/stat").rsplit(")", 1)[1].split()[0] == "T", "stopped")
@@ -296,7 +296,7 @@ def name_clash():
     finally:
         for p in ps_:
             p.terminate()
-    expect(sorted(p.wait(60) for p in ps_), [-signal.SIGTERM, 125, 125, 125, 125, 125], "six at once")
+    expect(sorted(p.wait(lib.limit(60)) for p in ps_), [-signal.SIGTERM, 125, 125, 125, 125, 125], "six at once")
 
 
 @test
@@ -390,7 +390,7 @@ def kill_family():
         until(lambda: all(gone(x) for x in inside if x != p.pid), "TERM to all")
         expect(p.poll(), None, "the one that ignores it")
         ok(kx("kill", "-s", "KILL", "--family", str(p.pid)))
-        expect(p.wait(60), -signal.SIGKILL, "status")
+        expect(p.wait(lib.limit(60)), -signal.SIGKILL, "status")
         until(lambda: ps() == [], "nobody is left")  # the others' ends are not waited for
 
 
@@ -399,7 +399,7 @@ def kill_family_that_forks():
     with family("fork", "while :; do sleep 100 & sleep 0.05; done", ready="sleep 100") as p:
         time.sleep(0.5)
         ok(kx("kill", "-sKILL", "--family", "fork"))
-        p.wait(60)
+        p.wait(lib.limit(60))
         until(lambda: ps() == [], "nobody is left")
 
 
@@ -465,7 +465,7 @@ def exec_is_a_member():
                     link = lib.link(f"/proc/{e.pid}/fd/{n}")
                     assert not link.startswith("/proc") and "/ns/" not in link and "pidfd" not in link, (n, link)
                 ok(kx("exec", "in", "sh", "-c", f"kill {e.pid}"))
-                expect(e.wait(60), -signal.SIGTERM, "a signal from the family")
+                expect(e.wait(lib.limit(60)), -signal.SIGTERM, "a signal from the family")
             finally:
                 e.kill()
                 e.wait()
@@ -516,7 +516,7 @@ def exec_on_a_terminal():
             os.execv(lib.KYLINX, [lib.KYLINX, "exec", "tty", "sh", "-c",
                                   "test -t 0 && test -t 1 && stty size && echo ready; sleep 50"])
         out = b""
-        end = time.monotonic() + 90
+        end = time.monotonic() + lib.limit(90)
         while b"ready" not in out and time.monotonic() < end:
             if select.select([fd], [], [], 0.2)[0]:
                 out += os.read(fd, 1000)

@@ -172,7 +172,7 @@ def killed(d):
         time.sleep(rng.random() * 0.05)
         p.kill()
         p.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + lib.limit(60)
     while (left := lib.leaks(before, lib.state())) and time.monotonic() < end:
         time.sleep(0.1)
     report("SIGKILL at any instant leaves nothing", "; ".join(left[:3]) or None)

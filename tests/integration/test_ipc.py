@@ -33,14 +33,14 @@ class Background:
         return self
 
     def end(self):
-        out = self.p.communicate(timeout=180)[0].decode()
+        out = self.p.communicate(timeout=lib.limit(180))[0].decode()
         return self.p.returncode, out.strip()
 
     def __exit__(self, *_):
         if self.p.poll() is None:
             self.p.stdin.close()
             try:
-                self.p.wait(90)
+                self.p.wait(lib.limit(90))
             except subprocess.TimeoutExpired:
                 pass
         lib.group_kill(self.p)
@@ -144,12 +144,12 @@ def outside(tap):
 def taken(listener, expect_fd):
     """What a descriptor that comes in has unread, and an answer."""
     with listener.accept()[0] as s:
-        s.settimeout(90)
+        s.settimeout(lib.limit(90))
         _, fds, _, _ = socket.recv_fds(s, 1, 1)
         if not expect_fd or not fds:
             return len(fds)
         with socket.socket(fileno=fds[0]) as end:
-            end.settimeout(90)
+            end.settimeout(lib.limit(90))
             data = b""
             while len(data) < 39000:
                 more = end.recv(65536)
@@ -182,7 +182,7 @@ def trips(tap):
             tap.skip(name, "one processor")
             continue
         # What is missing had no second processor for it at that moment, which on a machine with other work may be most.
-        end = time.monotonic() + 180
+        end = time.monotonic() + lib.limit(180)
         while True:
             with lib.Dir() as d:
                 r = lib.run(lib.pvm([IPC, "trips", what], f"--stats={d}/s"))

@@ -103,7 +103,7 @@ def text_once_in_memory_for_50(d):
     ps = [subprocess.Popen([lib.KYLINX, "run", "--", "/bin/sleep", "1000"], env=env, stdin=subprocess.DEVNULL)
           for _ in range(n)]
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + lib.limit(300)
         maps, private, pss = [0], None, 0
         # Pss is cut to whole KiB for each mapping; what all of them have is at most what is in the files.
         size = sum(os.stat(f).st_size for f in images(store)) // 1024
@@ -227,7 +227,7 @@ def thirty_libraries_for_50(d):
             ps.append(subprocess.Popen([lib.KYLINX, "run", f"--stats={d}/stats", *options[1:], "sleep"], env=env,
                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
             expect(ps[-1].stdout.readline(), b"ready\n", "a start")
-        end = time.monotonic() + 120
+        end = time.monotonic() + lib.limit(120)
         copied = 1
         while copied and time.monotonic() < end:  # until they sleep, they have copies of texts
             time.sleep(0.1)
@@ -252,7 +252,7 @@ def thirty_libraries_for_50(d):
         assert rss / n * 1024 < size / 2, (rss / n, size)
         expect(files(store), before, "no start wrote to the store")
         ps[-1].terminate()
-        ps[-1].wait(60)
+        ps[-1].wait(lib.limit(60))
         counts = json.loads(lib.read(d + "/stats"))["libraries"]
         expect((counts["prepared"], counts["stored"], counts["found"] >= 31), (0, 0, True), f"texts {counts}")
     finally:
@@ -314,14 +314,14 @@ def fiftieth_reads_no_library(d):
         read = of_proc(last.pid, "io", "read_bytes")
         if read > sum(c for c, _ in after) * 4096 + (256 << 10):
             raise AssertionError(f"{read} bytes read from the disk, of which the libraries {after}")
-        end = time.monotonic() + 60
+        end = time.monotonic() + lib.limit(60)
         while (own := pss(ps)) > each + 1536 and time.monotonic() < end:  # copies of texts, until they sleep
             time.sleep(0.2)
         print(f"# memory of each of {n}: pVM {own:.0f} KiB, process {each:.0f} KiB; the 50th read {read} bytes")
         if own > each + 1536:
             raise AssertionError(f"{own} KiB for a pVM, {each} for a process")
         last.terminate()
-        last.wait(60)
+        last.wait(lib.limit(60))
         expect(counts(), {"copied": 0, "hashed": 0, "signatures": 0, "prepared": 0, "found": counts()["found"], "stored": 0},
                "what the 50th did")
         assert counts()["found"] >= 31, counts()
@@ -354,7 +354,7 @@ def used_by_kylinx_exec(d):
                 break
             time.sleep(0.1)
         assert maps.count("/images/") >= 4 and shared, maps
-        q.communicate(b"\n", timeout=180)
+        q.communicate(b"\n", timeout=lib.limit(180))
         expect(q.returncode, 0, "status")
     finally:
         for x in (q, p):
@@ -517,7 +517,7 @@ def twenty_at_once(d):
         ps = [subprocess.Popen([lib.KYLINX, "run", "--", "/bin/ls", "/bin/true"], env=env, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE) for _ in range(20)]
         for p in ps:
-            expect((p.communicate(timeout=300), p.returncode), ((b"/bin/true\n", b""), 0), "a start")
+            expect((p.communicate(timeout=lib.limit(300)), p.returncode), ((b"/bin/true\n", b""), 0), "a start")
     ok(kylinx(store, "lib", "verify"))
     assert len(images(store)) >= 2
 
@@ -625,7 +625,7 @@ def copies_for_policies(d):
     try:
         # sleep, ld.so, libc, and the patched texts of the last two. Relocated pages, read-only by then, are private. While
         # they start, what one has touched and the others not yet is its own, too.
-        end = time.monotonic() + 120
+        end = time.monotonic() + lib.limit(120)
         while time.monotonic() < end:
             time.sleep(0.2)
             found = [mapped_images(p.pid) for p in ps]

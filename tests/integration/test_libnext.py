@@ -315,7 +315,7 @@ def cache_changed():
             else:
                 with open(f"{root}/etc/new", "rb") as f, open(f"{root}/etc/ld.so.cache", "r+b") as to:
                     to.write(f.read())
-            expect((p.communicate(timeout=60)[0], p.returncode), (b"watch: 2001\n", 0), how)
+            expect((p.communicate(timeout=lib.limit(60))[0], p.returncode), (b"watch: 2001\n", 0), how)
 
 
 @test

@@ -87,7 +87,7 @@ class Family:
     def __exit__(self, *_):
         if self.p.poll() is None:
             self.p.send_signal(self.stop)
-        self.p.communicate(timeout=90)
+        self.p.communicate(timeout=lib.limit(90))
 
 
 def echo(port, tag="", *more):
@@ -95,8 +95,8 @@ def echo(port, tag="", *more):
 
 
 def tcp(host, port, data):
-    with socket.create_connection((host, port), 60) as s:
-        s.settimeout(60)
+    with socket.create_connection((host, port), lib.limit(60)) as s:
+        s.settimeout(lib.limit(60))
         t = threading.Thread(target=lambda: (s.sendall(data), s.shutdown(socket.SHUT_WR)))
         t.start()
         got = lib.received(s)
@@ -106,7 +106,7 @@ def tcp(host, port, data):
 
 def udp(host, port, data):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(60)
+        s.settimeout(lib.limit(60))
         s.sendto(data, (host, port))
         return s.recvfrom(65536)[0]
 
@@ -127,7 +127,7 @@ def helper_of(port):
 
 
 def gone(port):
-    end = time.monotonic() + 90
+    end = time.monotonic() + lib.limit(90)
     while time.monotonic() < end:
         if closed("127.0.0.1", port):
             return True
@@ -280,8 +280,8 @@ def half_close_under_back_pressure():
     data = os.urandom(1 << 20) * 20
     with Family(["-p", f"{port}:80"], [PYTHON, "-c", BOTH_WAYS, "80"]) as f:
         def client(how, wait):
-            s = socket.create_connection(("127.0.0.1", port), 180)
-            s.settimeout(180)
+            s = socket.create_connection(("127.0.0.1", port), lib.limit(180))
+            s.settimeout(lib.limit(180))
             t = threading.Thread(target=lambda: (s.sendall(how + data), s.shutdown(socket.SHUT_WR)))
             t.start()
             time.sleep(wait)
@@ -296,12 +296,12 @@ def half_close_under_back_pressure():
             expect(got[:32], hashlib.sha256(got[32:32 + 256 * 80000]).digest(), "what the server said")
             expect(got[32 + 256 * 80000:], digest + b"%d" % len(data), "what it has heard")
             expect(client(b"L", wait), digest, "a server that listens late")
-        with socket.create_connection(("127.0.0.1", port), 180) as s:
+        with socket.create_connection(("127.0.0.1", port), lib.limit(180)) as s:
             s.sendall(b"E")
             expect(len(lib.received(s)), 3000000, "the server's end")
             s.sendall(data)  # the other direction is open
         expect(f.p.stdout.readline(), b"%d\n" % len(data), "after its end the server heard")
-        with socket.create_connection(("127.0.0.1", port), 180) as s:
+        with socket.create_connection(("127.0.0.1", port), lib.limit(180)) as s:
             s.sendall(b"R" + b"x" * 100000)
             try:
                 lib.received(s)
@@ -317,9 +317,9 @@ def out_of_descriptors():
         port = lib.free_port()
         with Family(["-p", f"{port}:80"], [PYTHON, "-c", BOTH_WAYS, "80"]):
             resource.prlimit(helper_of(port), resource.RLIMIT_NOFILE, (limit, limit))
-            clients = [socket.create_connection(("127.0.0.1", port), 180) for _ in range(100)]
+            clients = [socket.create_connection(("127.0.0.1", port), lib.limit(180)) for _ in range(100)]
             for c in clients:
-                c.settimeout(180)
+                c.settimeout(lib.limit(180))
                 c.sendall(b"N")
             time.sleep(0.5)
             for i, c in enumerate(clients):
@@ -332,7 +332,7 @@ def out_of_descriptors():
             crowd = []
             for i in range(100):  # each is a descriptor of the forwarder, for a minute
                 u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                u.settimeout(60)
+                u.settimeout(lib.limit(60))
                 u.connect(("127.0.0.1", port))
                 u.send(b"%d." % i)
                 expect(u.recv(99), (b"%d." % i)[::-1], f"UDP client {i}, limit {limit}")
@@ -347,12 +347,12 @@ def without_slirp():
     """slirp4netns killed alone: one line in the log; published ports go on, and so do new processes; nothing is left"""
     port = lib.free_port()
     with Family(["-p", f"{port}:80", "--name", f"slirp{os.getpid()}"], echo(80), stop=signal.SIGKILL) as f:
-        held = socket.create_connection(("127.0.0.1", port), 60)
+        held = socket.create_connection(("127.0.0.1", port), lib.limit(60))
         slirp = [int(x) for x in lib.names("/proc") if x.isdigit() and lib.read(f"/proc/{x}/comm") == "slirp4netns\n"
                  and f"\0{f.p.pid}\0tap0" in lib.read(f"/proc/{x}/cmdline")]
         expect(len(slirp), 1, "slirp4netns of this family")
         os.kill(slirp[0], signal.SIGKILL)
-        end = time.monotonic() + 90
+        end = time.monotonic() + lib.limit(90)
         while lib.read(f"/proc/{slirp[0]}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"]):
             assert time.monotonic() < end
             time.sleep(0.02)

@@ -42,7 +42,7 @@ class Talk:
         self.server.__enter__()
         while True:  # the connection that showed that it listens has a number until its end is seen
             self.sock = socket.create_connection(("127.0.0.1", self.port))
-            self.sock.settimeout(60)
+            self.sock.settimeout(lib.limit(60))
             if self.tell("connection") == "connection: 5\ndone\n":
                 return self
             self.sock.close()
@@ -412,7 +412,7 @@ def writes_without_exits():
                 for _ in range(10):
                     t.tell("write 0 10 65")
                 t.sock.sendall(f"write 0 10 66\nwrite 0 10 67\n{end} 0\n".encode())
-                t.server.p.wait(30)
+                t.server.p.wait(lib.limit(30))
             with open(f"{w}/log") as f:
                 expect(f.read(), "A" * 100 + "B" * 10 + "C" * 10, f"after {end}")
 

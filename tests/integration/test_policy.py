@@ -350,7 +350,7 @@ def each_program_has_its_own(p):
         r = lib.run([lib.KYLINX, "exec", name, f"{p.d}/bad.so"], env=p.env)
         expect(r.status, 126, f"kylinx exec ({r.err})")
         cat.stdin.close()
-        expect(cat.wait(90), 0, "cat")
+        expect(cat.wait(lib.limit(90)), 0, "cat")
 
 
 @test
@@ -371,7 +371,7 @@ def updates(p):
         g.stdin.write(b"\n")
         g.stdin.close()
         last = g.stdout.read()
-        expect((g.wait(90), last), (0, b"value 2\n"), "the new version")
+        expect((g.wait(lib.limit(90)), last), (0, b"value 2\n"), "the new version")
 
 
 @contextlib.contextmanager
@@ -407,7 +407,7 @@ def changed_while_an_update_waits(p):
         os.unlink(f"{p.d}/v2.so.kxsig")
         expect(u.poll(), None, "the update's end")
         expect(g.line(), "3", "result of the call")
-        out, err = u.communicate(timeout=100)
+        out, err = u.communicate(timeout=lib.limit(100))
         expect(u.returncode, 0, f"update ({out}, {err})")
         expect((g.ask("v"), g.ask("s"), g.ask("f"), g.line()), ("2", "ok", "ok 2", "0"), "what is mapped")
         # One that was not allowed then is not now, whatever the policy has become; one that was is.

@@ -348,7 +348,7 @@ def redis_call(port, *words):
 
 
 def redis_wait(port, field, value, timeout=180):
-    end = time.monotonic() + timeout
+    end = time.monotonic() + lib.limit(timeout)
     while time.monotonic() < end:
         if f"{field}:{value}" in redis_call(port, "INFO", "persistence").split():
             return
@@ -386,7 +386,7 @@ def redis_bgsave():
                     redis_wait(port, "rdb_bgsave_in_progress", 0)
                 redis_wait(port, "rdb_last_bgsave_status", "ok")
             finally:
-                expect(load.wait(300), 0, "redis-benchmark")
+                expect(load.wait(lib.limit(300)), 0, "redis-benchmark")
             redis_call(port, "DEL", "mylist")
             redis_call(port, "BGSAVE")
             redis_wait(port, "rdb_bgsave_in_progress", 0)
@@ -416,7 +416,7 @@ def redis_rewrite():
 
 
 def http_get(port, path):
-    with socket.create_connection(("127.0.0.1", port), 60) as s:
+    with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as s:
         s.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
         data = b""
         while chunk := s.recv(65536):
@@ -461,12 +461,12 @@ def nginx():
 # ---- from the host ------------------------------------------------------------------------------------------------
 
 def await_(what, name, timeout=90):
-    end = time.monotonic() + timeout
+    end = time.monotonic() + lib.limit(timeout)
     while time.monotonic() < end:
         if what():
             return
         time.sleep(0.05)
-    raise AssertionError(f"{name}: not within {timeout} s")
+    raise AssertionError(f"{name}: not within {lib.limit(timeout):.0f} s")
 
 
 def family(pid):
@@ -497,7 +497,7 @@ def sigterm_to_the_root():
     await_(lambda: sleeping(p.pid) == 2, "two children")
     all_ = family(p.pid)
     p.terminate()
-    expect(p.wait(60), -signal.SIGTERM, "status")
+    expect(p.wait(lib.limit(60)), -signal.SIGTERM, "status")
     left = [q for q in all_[1:] if os.path.exists(f"/proc/{q}")]
     os.killpg(p.pid, signal.SIGTERM)
     await_(lambda: not any(alive(q) for q in left), "the end of the group")
@@ -517,7 +517,7 @@ def sigterm_handled():
     await_(lambda: sleeping(p.pid) == 2, "two children")
     all_ = family(p.pid)
     p.terminate()
-    expect((p.wait(60), p.stdout.read()), (5, b"bye\n"), "status, output")
+    expect((p.wait(lib.limit(60)), p.stdout.read()), (5, b"bye\n"), "status, output")
     await_(lambda: not any(alive(q) for q in all_), "the end of all")
     p.stdout.close()
 
@@ -527,7 +527,7 @@ def kill_a_grandchild():
     p = start(["sh", "-c", "sh -c 'sleep 100; echo $?'; echo $?"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     await_(lambda: sleeping(p.pid) == 1, "three generations")
     os.kill(next(q for q in family(p.pid) if lib.read(f"/proc/{q}/comm") == "sleep\n"), signal.SIGKILL)
-    expect((p.stdout.read(), p.wait(60)), (b"137\n0\n", 0), "output")
+    expect((p.stdout.read(), p.wait(lib.limit(60))), (b"137\n0\n", 0), "output")
     p.stdout.close()
 
 
@@ -565,7 +565,7 @@ class Terminal:
         self.text = ""
 
     def read_until(self, what, timeout=90):
-        end = time.monotonic() + timeout
+        end = time.monotonic() + lib.limit(timeout)
         while what not in self.text:
             if time.monotonic() > end or not select.select([self.fd], [], [], max(0, end - time.monotonic()))[0]:
                 raise AssertionError(f"no {what!r} in {self.text[-300:]!r}")

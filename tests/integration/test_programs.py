@@ -377,7 +377,7 @@ def memcached_clients():
 
     def work(n):
         try:
-            with socket.create_connection(("127.0.0.1", port), 60) as s:
+            with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as s:
                 f = s.makefile("rwb")
                 for i in range(500):
                     value = f"{n}-{i}".encode() * (i % 50 + 1)
@@ -398,7 +398,7 @@ def memcached_clients():
             for t in threads:
                 t.join()
             expect(failures, [], "clients")
-            with socket.create_connection(("127.0.0.1", port), 60) as c:
+            with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as c:
                 c.sendall(b"stats\r\nquit\r\n")
                 stats = c.makefile("rb").read().decode()
             expect(re.search(r"STAT curr_items (\d+)", stats)[1], "4000", "curr_items")
@@ -415,7 +415,7 @@ def python_http():
         argv = lib.pvm([PY, "-m", "http.server", "--bind", "127.0.0.1", str(port)], "--volume", f"{w}:{w}")
         with lib.Server(argv, port, cwd=w, stop=signal.SIGINT) as s:
             for _ in range(200):
-                with socket.create_connection(("127.0.0.1", port), 60) as c:
+                with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as c:
                     c.sendall(b"GET /file HTTP/1.0\r\n\r\n")
                     data = c.makefile("rb").read()
                 expect(len(data.split(b"\r\n\r\n", 1)[1]), 100000, "length")

@@ -39,7 +39,7 @@ class Client:
     def __init__(self, address, tls=None):
         if isinstance(address, str):
             self.s = socket.socket(socket.AF_UNIX)
-            self.s.settimeout(180)
+            self.s.settimeout(lib.limit(180))
             self.s.connect(address)
         else:
             self.s = socket.create_connection(address if isinstance(address, tuple) else ("127.0.0.1", address), 180)
@@ -205,7 +205,7 @@ class Redis:
             if self.s.p.poll() is None:
                 self.s.p.send_signal(signal.SIGTERM)
                 try:
-                    self.s.p.wait(90)
+                    self.s.p.wait(lib.limit(90))
                 except subprocess.TimeoutExpired:
                     pass
             self.s.log.seek(0)
@@ -928,7 +928,7 @@ def sentinel_and_crash():
             s = Redis(f"{d}/{where}", where == "pvm")
             s.start()
             s.c.send("DEBUG", "SEGFAULT")
-            status = s.s.p.wait(60)
+            status = s.s.p.wait(lib.limit(60))
             s.stop()
             ends.append((status, [x for x in ("crashed by signal: 11", "STACK TRACE DONE", "INFO OUTPUT", "CLIENT LIST OUTPUT",
                                               "FAST MEMORY TEST", "DUMPING CODE AROUND PC", "redis-server")

@@ -116,7 +116,7 @@ def postgresql():
             victim = until("a busy backend", lambda: pg.query(
                 "select pid from pg_stat_activity where query like 'UPDATE%' and state <> 'idle' limit 1"))
             os.kill(int(victim), signal.SIGKILL)
-            _, err = load.communicate(timeout=300)
+            _, err = load.communicate(timeout=lib.limit(300))
             assert load.returncode and b"aborted" in err, f"pgbench did not notice: {err!r}"
             pg.ready()
             pg.sums()
@@ -287,7 +287,7 @@ def postgresql_kept():
             told = synced_before_told(lib.read(f"{d}/trace"))
             for p in of_file(pg.kylinx):
                 os.kill(p, signal.SIGKILL)
-            s.p.wait(60)
+            s.p.wait(lib.limit(60))
             for m in many:
                 m.end()
         if os.path.exists(f"{d}/data/postmaster.pid"):
@@ -304,7 +304,7 @@ def postgresql_kept():
 # ---- web servers ----------------------------------------------------------------------------------------------------
 
 def get(port, path):
-    c = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    c = http.client.HTTPConnection("127.0.0.1", port, timeout=lib.limit(60))
     c.request("GET", path)
     data = c.getresponse().read().decode()
     c.close()
@@ -500,7 +500,7 @@ class Redis:
     """A client's connection."""
 
     def __init__(self, port):
-        self.s = socket.create_connection(("127.0.0.1", port), 180)
+        self.s = socket.create_connection(("127.0.0.1", port), lib.limit(180))
         self.f = self.s.makefile("rb")
         self.wait("loading", 0)
 

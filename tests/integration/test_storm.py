@@ -35,12 +35,12 @@ def test(fn):
 
 
 def await_(what, name, timeout=120):
-    end = time.monotonic() + timeout
+    end = time.monotonic() + lib.limit(timeout)
     while time.monotonic() < end:
         if what():
             return
         time.sleep(0.02)
-    raise AssertionError(f"{name}: not within {timeout} s")
+    raise AssertionError(f"{name}: not within {lib.limit(timeout):.0f} s")
 
 
 # ---- storms ------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def many(what, n, warm, timeout, grows=1024):
             got.append(held(p.pid))
             p.stdin.write(b"\n")
             p.stdin.flush()
-        expect(p.wait(180), 0, "status")
+        expect(p.wait(lib.limit(180)), 0, "status")
         (fds, maps, tasks, rss), (fds2, maps2, tasks2, rss2) = got
         expect(fds2, fds, f"{n} {what}s: descriptors of the monitor")
         # The service thread begins when it pays.
@@ -520,7 +520,7 @@ def storm_killed():
         p.kill()
         p.wait()
         time.sleep(rng.random() * 0.05)
-        end = time.monotonic() + 60
+        end = time.monotonic() + lib.limit(60)
         while time.monotonic() < end:  # a fork may have been on its way
             try:
                 os.killpg(p.pid, signal.SIGKILL)

@@ -453,7 +453,7 @@ def at_once_refused():
             time.sleep(1)
             expect(asker.poll(), None, "the update's end before the member's")
             expect(g.ask("k 1"), "killed", "kill")
-            out, err = asker.communicate(timeout=180)
+            out, err = asker.communicate(timeout=lib.limit(180))
             expect((asker.returncode, len(re.findall(rb"pause", out))), (0, 3), f"survivors: {out} {err}")
             expect(g.ask("a"), "2", "alive")
             all_see(g, 1)
@@ -497,7 +497,7 @@ def mutated():
 
 
 def listening(port):
-    end = time.monotonic() + 90
+    end = time.monotonic() + lib.limit(90)
     while time.monotonic() < end:
         with contextlib.suppress(OSError):
             import socket
@@ -530,10 +530,10 @@ def redis():
             while load.poll() is None and n < 12:
                 g.update(new)
                 n += 1
-            out = load.communicate(timeout=600)[0]
+            out = load.communicate(timeout=lib.limit(600))[0]
             expect((load.returncode, b"Error" in out), (0, False), f"load: {out[-200:]}")
             lib.run(["redis-cli", "-p", str(port), "shutdown", "nosave"])
-            expect(g.p.wait(90), 0, "exit status")
+            expect(g.p.wait(lib.limit(90)), 0, "exit status")
 
 
 @test
@@ -559,7 +559,7 @@ def nginx():
                 c = ssl.create_default_context(cafile=f"{d}/c.pem")
                 while not stop.is_set() and not bad:
                     try:
-                        with socket.create_connection(("127.0.0.1", port), 60) as s, \
+                        with socket.create_connection(("127.0.0.1", port), lib.limit(60)) as s, \
                                 c.wrap_socket(s, server_hostname="localhost") as t:
                             t.sendall(b"GET / HTTP/1.0\r\n\r\n")
                             text = b""

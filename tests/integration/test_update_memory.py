@@ -202,7 +202,7 @@ def mangled():
         stays(g, "v2.so", "atexit")
         expect(g.ask("q"), "bye", "end")
         expect(g.line(), "end 2", "the old version's function, at exit")
-        expect(g.p.wait(90), 0, "status")
+        expect(g.p.wait(lib.limit(90)), 0, "status")
 
 
 @test

@@ -194,7 +194,7 @@ def together():
                     a = g.ask("x").split()
                     expect((a[0], a[2]), (str(n), "ok"), f"answer {n}: {a}")
                 for p in ps:
-                    out, err = p.communicate(timeout=180)
+                    out, err = p.communicate(timeout=lib.limit(180))
                     # The same file that is in use already is a version like any other.
                     expect(p.returncode, 0, f"status ({out}, {err})")
             n += 1
@@ -212,7 +212,7 @@ def storm():
             made = 0
             for i in range(200 if LONG else 12):
                 p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}", "--timeout", "60")
-                out, err = p.communicate(timeout=180)
+                out, err = p.communicate(timeout=lib.limit(180))
                 made += not p.returncode
                 if p.returncode and b"given up" not in out + err:
                     raise AssertionError(f"update {i}: {out} {err}")
@@ -237,7 +237,7 @@ def members_killed():
                 p = start(g, f"{d}/v2.so", "--at-once", "--timeout", "60")
                 time.sleep(random.random() * 0.08)
                 os.kill(random.choice(members), signal.SIGKILL)
-                out, err = p.communicate(timeout=180)
+                out, err = p.communicate(timeout=lib.limit(180))
                 expect(p.returncode, 0, f"status of round {i} ({out}, {err})")
                 all_see(g, 1)
                 expect(g.ask("v"), "2", "version")
@@ -253,10 +253,10 @@ def core_written():
                 p = start(g, f"{d}/v2.so", "--timeout", "600")
                 time.sleep(0.01 * i)
                 os.kill(g.p.pid, signal.SIGABRT)
-                out, err = p.communicate(timeout=180)
+                out, err = p.communicate(timeout=lib.limit(180))
                 if p.returncode not in (0, 125):
                     raise AssertionError(f"update: {p.returncode} {out} {err}")
-                expect(g.p.wait(90) in (-6, 134), True, f"status {g.p.returncode}")
+                expect(g.p.wait(lib.limit(90)) in (-6, 134), True, f"status {g.p.returncode}")
 
 
 @test

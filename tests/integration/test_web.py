@@ -248,7 +248,7 @@ def connect(port, receive=0):
     s = socket.socket()
     if receive:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
-    s.settimeout(60)
+    s.settimeout(lib.limit(60))
     s.connect(("127.0.0.1", port))
     return s
 

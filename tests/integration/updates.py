@@ -18,10 +18,10 @@ pauses = []
 
 
 def until(fn, what, timeout=90):
-    end = time.monotonic() + timeout
+    end = time.monotonic() + lib.limit(timeout)
     while not fn():
         if time.monotonic() > end:
-            raise AssertionError(f"{what}: not within {timeout} s")
+            raise AssertionError(f"{what}: not within {lib.limit(timeout):.0f} s")
         time.sleep(0.01)
 
 
@@ -87,7 +87,7 @@ class Guest:
     def end(self):
         self.p.stdin.close()
         rest = self.p.stdout.read().decode().split("\n")
-        expect(self.p.wait(90), 0, f"exit status ({rest}, {self.p.stderr.read()})")
+        expect(self.p.wait(lib.limit(90)), 0, f"exit status ({rest}, {self.p.stderr.read()})")
         return rest
 
     def update(self, path, *options, status=0, who=None):
