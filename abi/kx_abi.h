@@ -43,6 +43,7 @@
 #define KX_PORT_HCALL 0x510  /* out %eax: the call is in kx_thread.call                                    */
 #define KX_PORT_PANIC 0x511  /* out %eax: a LibOS invariant broke; the message is at kx_thread.panic_msg   */
 #define KX_PORT_RETURN 0x512 /* out: a function that the monitor has called in the guest (update.c) has returned */
+#define KX_PORT_TSC 0x513    /* out: the processor counts time from elsewhere than the host (kx_libos_header.start)   */
 #define KX_PORT_LAST 0x51f
 
 /* ---- Offsets that assembly needs (asserted against the structs below) ---------------------------------- */
@@ -386,6 +387,8 @@ struct kx_libos_header {
 	uint64_t cpuid;             /* entry of a `cpuid`: rbx address after it, rdx where to resume */
 	uint64_t cpuid_flags_saved; /* as flags_saved, of this entry */
 	uint64_t touch; /* rdi: addresses to be read, with bit 0 set written, up to a 0; then KX_PORT_RETURN */
+	uint64_t
+		start; /* as exit, of a program that begins; rcx = the host's TSC, a moment ago: KX_PORT_TSC if it differs */
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
 

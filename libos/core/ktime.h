@@ -77,7 +77,7 @@ static inline int kt_read_ns(const struct kx_vvar *v, int clk, int64_t *ns)
 			__builtin_ia32_pause();
 			continue;
 		}
-		if ((int64_t)delta < 0)
+		if ((int64_t)delta < 0 && -delta <= max) /* another processor's, a little behind */
 			delta = 0;
 		if (!valid || delta > max)
 			return 1;

@@ -178,6 +178,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	st.xcr0 = pvm.xcr0;
 	st.shadow_paging = pvm.shadow_paging;
+	st.tsc = pvm.tsc;
 	st.kvm_run_size = pvm.kvm_run_size;
 	st.text_fd = text_fd();
 	st.text_fd_ro = text_fd_ro();

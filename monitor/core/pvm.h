@@ -141,6 +141,11 @@ struct pvm {
 	uint64_t xcr0;
 	bool shadow_paging; /* KVM keeps page tables of its own beside the guest's: a fault is dear, and maps neighbours */
 	unsigned xsave_size;
+	enum kx_tsc {
+		KX_TSC_HOST,   /* the guest's TSC is the host's */
+		KX_TSC_OFFSET, /* it is, once that is said to a new vCPU */
+		KX_TSC_OTHER   /* it can't be */
+	} tsc;
 	struct kx_libos_header libos; /* copy of the image's header */
 	/* program (load.c) */
 	char comm[16];

@@ -274,6 +274,19 @@ static void fixed_sregs(struct thread *t, struct kvm_sregs *s)
 	s->efer = EFER_SCE_LME_LMA_NXE;
 }
 
+/*
+ * Without an offset the processor counts as the host's does: what the time page, words that a family shares and rdtsc
+ * behind a fork rely on. KVM lets each VM begin at 0 where hardware can add one. Linux 5.16.
+ */
+static int tsc_of_host(struct thread *t)
+{
+	uint64_t none = 0;
+	struct kvm_device_attr a = { .group = KVM_VCPU_TSC_CTRL,
+				     .attr = KVM_VCPU_TSC_OFFSET,
+				     .addr = (uintptr_t)&none };
+	return ioctl(t->vcpu_fd, KVM_SET_DEVICE_ATTR, &a) < 0 ? -errno : 0;
+}
+
 /* What stays as it is for the life of the vCPU. Each call on a vCPU loads and unloads it, which may be dear. */
 int vcpu_set_up(struct thread *t)
 {
@@ -297,7 +310,19 @@ int vcpu_set_up(struct thread *t)
 		return -EIO;
 	struct kvm_xcrs x = { .nr_xcrs = 1 };
 	x.xcrs[0].value = pvm.xcr0;
-	return ioctl(t->vcpu_fd, KVM_SET_XCRS, &x) < 0 ? -errno : 0;
+	if (ioctl(t->vcpu_fd, KVM_SET_XCRS, &x) < 0)
+		return -errno;
+	return pvm.tsc == KX_TSC_OFFSET ? tsc_of_host(t) : 0;
+}
+
+/* The LibOS says that t's differs. Whoever says so without need is left with what it has. */
+static void tsc_differs(struct thread *t)
+{
+	if (pvm.tsc != KX_TSC_HOST)
+		return;
+	pvm.tsc = tsc_of_host(t) ? KX_TSC_OTHER : KX_TSC_OFFSET;
+	if (pvm.tsc == KX_TSC_OTHER)
+		timepage_init(pvm.vvar, false, 0);
 }
 
 int vcpu_block_prepare(int index) { return vcpu_block(index); }
@@ -394,6 +419,13 @@ void vcpu_start_state(struct thread *t, uint64_t fs_base)
 	fixed_sregs(t, &s);
 	s.fs.base = fs_base;
 	vcpu_set_regs(t, &r, &s);
+}
+
+void vcpu_start_program(struct thread *t)
+{
+	vcpu_start_state(t, 0);
+	t->run->s.regs.regs.rip = pvm.libos.start;
+	t->run->s.regs.regs.rcx = __builtin_ia32_rdtsc();
 }
 
 int vcpu_copy_fpu(struct thread *dst, struct thread *src)
@@ -562,6 +594,10 @@ static void io_exit(struct thread *t)
 	}
 	if (run->io.port == KX_PORT_RETURN && update_returned(t))
 		return;
+	if (run->io.port == KX_PORT_TSC) {
+		tsc_differs(t);
+		return;
+	}
 	if (run->io.port == KX_PORT_PANIC) {
 		char msg[128] = "?";
 		uint64_t at = t->area->panic_msg; /* a constant of the LibOS's image */

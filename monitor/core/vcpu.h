@@ -28,6 +28,8 @@ int vcpu_block_prepare(int index);
 int vcpu_cpuid_publish(struct thread *t);
 /* Set up t's vCPU to return to the program by the frame in t's area, with that FS base. */
 void vcpu_start_state(struct thread *t, uint64_t fs_base);
+/* ... which begins: with that of 0, and a look at how its processor counts time (pvm.tsc). */
+void vcpu_start_program(struct thread *t);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */
 int vcpu_copy_fpu(struct thread *dst, struct thread *src);
 uint64_t vcpu_fs_base(struct thread *t);

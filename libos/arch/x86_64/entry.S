@@ -22,6 +22,7 @@
 	.quad kx_cpuid
 	.quad kx_cpuid_flags_saved
 	.quad kx_touch
+	.quad kx_start
 
 	.text
 /* rax = system call, rcx = address after the syscall instruction, r11 = where to resume. */
@@ -121,6 +122,18 @@ kx_work:
 	sub $8, %rsp
 	call libos_work
 	add $8, %rsp
+	jmp kx_exit
+
+/* rcx = the host's TSC as it was a moment ago: KVM lets that of a new virtual machine begin at 0, if it can. */
+kx_start:
+	rdtsc
+	shl $32, %rdx
+	or %rdx, %rax
+	sub %rcx, %rax
+	shr $36, %rax			/* some 20 s, or below it */
+	jz kx_exit
+	mov $KX_PORT_TSC, %edx
+	out %eax, %dx
 	jmp kx_exit
 
 /* rdi = list of addresses, 0 at its end; one with bit 0 set is written to, with what is there. For the monitor. */
