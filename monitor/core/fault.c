@@ -100,16 +100,27 @@ static int fpe_code(struct thread *t, unsigned vec)
 	return FPE_FLTINV;
 }
 
+static uint64_t last_jump(void) { return pvm.libos.exit_end - 8; } /* jmp *%gs:disp32 */
+
+/*
+ * The last jump's target is none that a program counter can hold with 48 bits: some processors say so at the jump, others
+ * behind it. The program sees it behind, as of the kernel's way out; and no vCPU is given such a one, which VMX refuses.
+ */
+static bool leaves_for_nowhere(const struct kvm_regs *r, unsigned vec, uint64_t resume)
+{
+	const uint64_t upper = resume >> 47;
+	return (vec == 13 || vec == 1) && r->rip == last_jump() && upper && upper != UINT64_MAX >> 47;
+}
+
 /*
  * The program steps itself (TF) through the LibOS, which is not to be seen: run on without, once the frame holds the
  * flag; the flags come back just before the last jump, and that is made here, so that the next step is the program's.
  */
-static int step_in_libos(struct thread *t, struct kvm_regs *r)
+static int step_in_libos(struct thread *t, struct kvm_regs *r, uint64_t resume)
 {
-	const uint64_t last_jump = pvm.libos.exit_end - 8; /* jmp *%gs:disp32 */
 	const struct kx_frame *f = frame_of(t);
-	if (r->rip == last_jump) {
-		r->rip = t->area->resume;
+	if (r->rip == last_jump()) {
+		r->rip = resume;
 		/* A step over a system call is not seen, one over a `cpuid` is. */
 		if (f->orig_rax == KX_ORIG_CPUID)
 			return raise_signal(t, SIGTRAP, TRAP_TRACE, gmem_pc_to_original(r->rip), 1, 0, 0);
@@ -126,8 +137,13 @@ int fault_exception(struct thread *t, struct kvm_regs *r, unsigned vec, uint64_t
 	(void)fs_base;
 	if (vec == 14)
 		return page_fault(t, r, err, cr2);
+	const uint64_t resume = __atomic_load_n(&t->area->resume, __ATOMIC_RELAXED); /* the guest's */
+	if (leaves_for_nowhere(r, vec, resume)) {
+		r->rip = resume;
+		return raise_signal(t, SIGSEGV, CODE_KERNEL, 0, 13, 0, cr2);
+	}
 	if (vec == 1 && in_libos(r->rip))
-		return step_in_libos(t, r);
+		return step_in_libos(t, r, resume);
 	if (in_libos(r->rip))
 		return libos_fault(t, r, vec, cr2);
 	switch (vec) {

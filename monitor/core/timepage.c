@@ -42,8 +42,7 @@ enum { OFF_REAL, OFF_TAI, OFF_BOOT, NR_OFF };
 static KX_TOGETHER struct {
 	pthread_mutex_t lock; /* all below, and writing to the page */
 	bool ok;
-	int64_t tsc_offset;
-	uint64_t due;      /* guest TSC of the next refresh; also read without the lock */
+	uint64_t due;      /* TSC of the next refresh; also read without the lock */
 	uint64_t interval; /* ticks */
 	struct track mono, raw;
 	int64_t off[NR_OFF]; /* to CLOCK_MONOTONIC */
@@ -55,7 +54,7 @@ static uint64_t tsc_now(void)
 	uint32_t lo, hi;
 
 	__asm__ volatile("lfence\n\trdtsc" : "=a"(lo), "=d"(hi) : : "memory");
-	return ((uint64_t)hi << 32 | lo) + (uint64_t)tp.tsc_offset;
+	return (uint64_t)hi << 32 | lo;
 }
 
 static int64_t host_ns(clockid_t clk)
@@ -262,12 +261,7 @@ static void refresh(struct kx_vvar *v)
 }
 
 /* On the path of every exit: without the fence that an exact time stamp needs. */
-static bool is_due(void)
-{
-	uint64_t now = __builtin_ia32_rdtsc() + (uint64_t)tp.tsc_offset;
-
-	return (int64_t)(now - __atomic_load_n(&tp.due, __ATOMIC_RELAXED)) >= 0;
-}
+static bool is_due(void) { return (int64_t)(__builtin_ia32_rdtsc() - __atomic_load_n(&tp.due, __ATOMIC_RELAXED)) >= 0; }
 
 /* Rate by waiting, when nobody knows it. */
 static uint64_t rate_measure(void)
@@ -329,24 +323,6 @@ bool timepage_host_tsc(void)
 		name[0] = 0;
 	close(fd);
 	return !strcmp(name, "tsc\n");
-}
-
-void timepage_set_tsc_offset(int64_t offset)
-{
-	uint64_t d;
-
-	pthread_mutex_lock(&tp.lock);
-	d = (uint64_t)(offset - tp.tsc_offset);
-	tp.tsc_offset = offset;
-	for (struct track *k = &tp.mono; k; k = k == &tp.mono ? &tp.raw : NULL) {
-		k->a_tsc[0] += d;
-		k->a_tsc[1] += d;
-		k->s_tsc += d;
-	}
-	tp.cur.tsc_base += d;
-	tp.cur.raw_tsc_base += d;
-	__atomic_store_n(&tp.due, tsc_now(), __ATOMIC_RELAXED);
-	pthread_mutex_unlock(&tp.lock);
 }
 
 void timepage_update(struct kx_vvar *v)

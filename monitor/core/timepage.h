@@ -3,7 +3,7 @@
  * The time page: clock parameters that the LibOS and the vDSO read instead of asking (struct kx_vvar).
  *
  * There is one per process. Its truth is the host's clock_gettime(); between two looks at it the page extrapolates
- * with the TSC, for at most max_delta ticks. The guest may read, never write it; the monitor does not read it
+ * with the TSC, which the guest has from the host (tsc.h), for at most max_delta ticks. The guest may read, never write it; the monitor does not read it
  * back either but keeps its own copy.
  */
 #ifndef KX_TIMEPAGE_H
@@ -22,9 +22,6 @@ void timepage_init(struct kx_vvar *v, bool tsc_ok, uint32_t tsc_khz);
 
 /* True when the host keeps time by the TSC. Reads sysfs: call it before the view of the file system changes. */
 bool timepage_host_tsc(void);
-
-/* guest TSC = host TSC + offset (0 until told; before or after timepage_init). All vCPUs must have the same. */
-void timepage_set_tsc_offset(int64_t offset);
 
 /* Refresh the page when it is due. From any thread at any rate; never waits. */
 void timepage_update(struct kx_vvar *v);

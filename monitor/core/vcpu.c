@@ -17,6 +17,7 @@
 #include "fault.h"
 #include "gmem.h"
 #include "hcall.h"
+#include "needs.h"
 #include "pipe.h"
 #include "rseq.h"
 #include "sig.h"
@@ -168,6 +169,9 @@ int vm_features(struct kx_err *err)
 	if (features.error)
 		return kx_err_set(err, features.error, "/dev/kvm: cannot read the CPU's features: %s",
 				  strerror(features.error));
+	int r = needs_check(c, err);
+	if (r)
+		return r;
 	pvm.xcr0 = 1;
 	for (unsigned i = 0; i < c->nent; i++) {
 		struct kvm_cpuid_entry2 *e = &c->entries[i];

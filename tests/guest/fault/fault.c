@@ -320,6 +320,14 @@ static void test_vector(void)
 
 /* ---- execution -------------------- */
 
+#define ASTRAY 0x800000000000
+static void go_astray(int signo, siginfo_t *info, void *uc)
+{
+	(void)signo;
+	(void)info;
+	((ucontext_t *)uc)->uc_mcontext.gregs[REG_RIP] = ASTRAY;
+}
+
 static void call(void *p)
 {
 	void (*volatile f)(void) = (void (*)(void))p;
@@ -353,6 +361,12 @@ static void test_exec(void)
 	munmap(x, PAGE);
 	expect(FAULTS(call(x)), "execute just unmapped", SIGSEGV, SEGV_MAPERR, (long)x, 14, ERR_U | ERR_I);
 	expect(FAULTS(call((void *)0x800000000000)), "call non-canonical", SIGSEGV, SI_KERNEL, 0, 13, 0);
+
+	struct sigaction astray = { .sa_sigaction = go_astray, .sa_flags = SA_SIGINFO }, before;
+	sigaction(SIGUSR1, &astray, &before);
+	expect(FAULTS(raise(SIGUSR1)), "sigreturn to a non-canonical address", SIGSEGV, SI_KERNEL, 0, 13, 0);
+	check(seen.rip == ASTRAY, "and the address is seen there");
+	sigaction(SIGUSR1, &before, NULL);
 
 	/* Code written, sealed, run, opened: 1,000 times. */
 	volatile bool ok = true;

@@ -138,6 +138,39 @@ static void test_paths(void)
 	check(sched_getcpu() >= 0, "getcpu");
 }
 
+static uint64_t ticks(void) { return __builtin_ia32_rdtsc(); }
+
+/* Read alone, with no call in between: time goes on. In a child it is the same time. */
+static bool goes_on(void)
+{
+	int64_t from = now(CLOCK_MONOTONIC), ns = from;
+
+	for (long i = 0; i < 20000000 && ns - from < 5 * MS; i++)
+		ns = now(CLOCK_MONOTONIC);
+	return ns - from >= 5 * MS;
+}
+
+static void test_child(void)
+{
+	int64_t ns = now(CLOCK_MONOTONIC);
+	uint64_t tsc = ticks();
+	int status = -1;
+	pid_t pid;
+
+	check(goes_on(), "the clock goes on while it is read");
+	pid = fork();
+	if (!pid) {
+		int64_t later = now(CLOCK_MONOTONIC);
+		bool same = later >= ns && later - ns < LATE && (int64_t)(ticks() - tsc) > 0;
+
+		_exit(same ? !goes_on() : 2);
+	}
+	waitpid(pid, &status, 0);
+	check(WIFEXITED(status) && WEXITSTATUS(status) != 2,
+	      "clock and time stamps of a child go on from its parent's");
+	check(status == 0, "and so do they while they are read");
+}
+
 /* Reading. Setting is not for us: asked for without privileges only, since natively it could be done. */
 static void test_adjtimex(void)
 {
@@ -436,6 +469,7 @@ int main(int argc, char **argv)
 		return !tsc_goes_on(strtoull(argv[2], NULL, 10));
 	test_threads();
 	test_paths();
+	test_child();
 	test_adjtimex();
 	test_cpu_clocks();
 	test_spin();
