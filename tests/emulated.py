@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""emulated.py [--seconds N] [--memory MIB] [--cpu MODEL] [--] COMMAND [ARG...]: run a command of this tree on an emulated
-machine whose processor has SVM, for KVM of another kind than the host's, or where the host has none.
+"""emulated.py [--seconds N] [--memory MIB] [--cpu MODEL] [--append PARAMETERS] [--] COMMAND [ARG...]: run a command of this
+tree on an emulated machine whose processor has SVM, for KVM of another kind than the host's, or where the host has none.
 
 QEMU without acceleration, the kernel of Debian's package linux-image-cloud-amd64, its kvm-amd. The machine's root is the
 host's, read-only by virtiofs, under an overlay in its memory: nothing of what the command writes is left. It has no
@@ -145,7 +145,7 @@ def start(d, image, args):
                  "-object", f"memory-backend-memfd,id=mem,size={args.memory}M,share=on", "-numa", "node,memdev=mem",
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",
                  "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{d}/console", "-serial", "stdio",
-                 "-kernel", image, "-initrd", f"{d}/initrd.img", "-append", "console=ttyS0 quiet panic=-1 mitigations=off"],
+                 "-kernel", image, "-initrd", f"{d}/initrd.img", "-append", f"console=ttyS0 quiet panic=-1 mitigations=off {args.append}"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
     except BaseException:
         end(fs)
@@ -200,6 +200,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--memory", type=int, default=6144)
     parser.add_argument("--cpu", default=CPU)
+    parser.add_argument("--append", default="")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     command = args.command[1:] if args.command[:1] == ["--"] else args.command

@@ -24,6 +24,7 @@
 #include "store.h"
 #include "update.h"
 #include "thread.h"
+#include "tsc.h"
 
 #define EXEC_MAGIC 0x6378784bu
 #define STRINGS_MAX (8u << 20) /* bytes of arguments and environment; load.c has the exact limit */
@@ -178,6 +179,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	const char *name = pvm.cfg->name ? pvm.cfg->name : "";
 	st.xcr0 = pvm.xcr0;
 	st.shadow_paging = pvm.shadow_paging;
+	st.tsc = tsc_state();
 	st.kvm_run_size = pvm.kvm_run_size;
 	st.text_fd = text_fd();
 	st.text_fd_ro = text_fd_ro();

@@ -24,6 +24,7 @@ struct exec_state {
 	struct rlimit limits[16];
 	uint64_t xcr0;
 	bool shadow_paging;
+	uint8_t tsc;
 	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd;
 	struct admit_root root;
 	struct batch_handed accepted;

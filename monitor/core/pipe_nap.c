@@ -110,7 +110,7 @@ void pipe_check_others(int fd)
 	if (!asked || now - before < OTHERS_NS || !pipe_table_is_ours() ||
 	    !__atomic_compare_exchange_n(&last, &before, now, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		return;
-	for (unsigned k = 0, end = pipe_fds_used(); k < end && n < OTHERS_MOST; k++, at++) {
+	for (unsigned k = 0, end = pipe_fds; k < end && n < OTHERS_MOST; k++, at++) {
 		unsigned i = (at %= end);
 		uint64_t has = pipe_key_get((int)i);
 		if ((int)i == fd || !is_asked(has))

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between pipe.c and pair.c. Those without a word here are explained where they stand. */
+/* Between pipe*.c and pair*.c. Those without a word here are explained where they stand. */
 #ifndef KX_PIPE_PRIV_H
 #define KX_PIPE_PRIV_H
 #include <pthread.h>
@@ -11,9 +11,17 @@
 
 #define NOT_HERE (-5000) /* the object is none (any more) that this key is good for */
 #define ROOM_SLICE_NS 20000000
+#define SLICE_FIRST_NS 20000000
+#define SLICE_LAST_NS 1000000000
 
 extern struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
 extern pthread_mutex_t pipe_table_lock;
+extern uint64_t pipe_key_of[KX_PIPE_FDS];
+extern unsigned pipe_fds;     /* pipe_key_of[] at and above it is 0 */
+extern bool pipe_pairs_above; /* a socket pair had a descriptor that pipe_key_of[] has no place for */
+extern bool pipe_is_watching; /* one of the socket pairs here is, or was, in an epoll */
+extern bool pipe_given_up;    /* no rings in this process any more, nor in its children: what is mapped is its own */
+extern struct kx_pipes *pipe_headers; /* in pipe_resume(): a view of all objects, which may be the only one */
 
 /* What a call moves, piece by piece; bases are host addresses inside guest memory. */
 struct pieces {
@@ -27,6 +35,9 @@ static inline uint8_t *pipe_ring(unsigned i)
 {
 	return gva_ptr(KX_PIPE_BASE + KX_PIPE_DATA + (uint64_t)(i % KX_PIPE_OBJECTS) * KX_PIPE_RING);
 }
+static inline struct kx_pipe_table *pipe_published(void) { return gva_ptr(KX_PIPE_TABLE); }
+static inline struct kx_pipe *pipe_object(uint64_t key) { return pipe_obj(kx_pipe_obj(key)); }
+static inline uint8_t *pipe_ring_of(uint64_t key) { return pipe_ring(kx_pipe_obj(key)); }
 static inline bool pipe_is_live(const struct kx_pipe *o, uint64_t key)
 {
 	return __atomic_load_n(&o->state, __ATOMIC_ACQUIRE) == kx_pipe_live(key);
@@ -60,9 +71,35 @@ uint32_t pipe_pieces_copy(struct pieces *p, uint8_t *ring, uint64_t pos, uint32_
 void pipe_wake_room(struct kx_pipe *o);
 void pipe_note_check(int fd, uint32_t epoch, uint32_t closes);
 int pipe_host_poll(int fd, int events);
-struct kx_pipe_table *pipe_published(void);
-/* No descriptor at or above it is in the table. */
-unsigned pipe_fds_used(void);
+
+/* ---- pipe.c: holders, the table of descriptors ---- */
+
+bool pipe_holder_swap(struct kx_pipe *o, uint32_t old, uint32_t new);
+bool pipe_holder_has(const struct kx_pipe *o, uint32_t who);
+void pipe_holder_remove(struct kx_pipe *o, uint64_t key, uint32_t who);
+unsigned pipe_objects_used(void);
+struct kx_pipe *pipe_behind(struct kx_pipe *o);
+void pipe_closed(uint64_t key);
+uint64_t pipe_find(const struct stat *st);
+bool pipe_is_kind(const struct stat *st);
+/* By the inode. 0: none. */
+uint64_t pipe_find_fd(int fd);
+
+/* ---- pipe_plain.c ---- */
+
+bool pipe_tokens_drain(int fd);
+int pipe_make_plain(uint64_t key, int fd);
+void pipe_each_fd(void (*fn)(int fd));
+
+/* ---- pipe_io.c ---- */
+
+void pipe_pieces_of(struct pieces *p, struct hcall *c);
+void pipe_wake_readers(struct kx_pipe *o, int wfd);
+bool pipe_sleep_prepare(struct kx_pipe *o, uint64_t key, int fd);
+int64_t pipe_gone(const struct kx_pipe *was, int fd, bool slept);
+/* Handlers of read, write and their brothers; of ioctl and fcntl. */
+int64_t pipe_io(struct hcall *c);
+int64_t pipe_control(struct hcall *c);
 
 /* ---- pipe_nap.c ---- */
 

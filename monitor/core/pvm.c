@@ -48,6 +48,7 @@
 #include <limits.h>
 #include "thread.h"
 #include "timepage.h"
+#include "tsc.h"
 #include "update.h"
 #include "vcpu.h"
 #include "vfs.h"
@@ -289,7 +290,7 @@ static int machine_init(struct kx_err *err)
 	khz = khz > 0 ? ioctl(t->vcpu_fd, KVM_GET_TSC_KHZ, 0) : 0;
 	if ((r = vcpu_cpuid_publish(t)))
 		return kx_err_set(err, -r, "vCPU: cannot read its features: %s (use a current kernel)", strerror(-r));
-	timepage_init(pvm.vvar, khz > 0 && timepage_host_tsc(), khz > 0 ? khz : 0);
+	timepage_init(pvm.vvar, khz > 0 && tsc_is_host() && timepage_host_tsc(), khz > 0 ? khz : 0);
 	return 0;
 }
 
@@ -346,6 +347,7 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	serve_init();
 	sig_init();
 	vcpu_start_state(t, 0);
+	tsc_ask(t);
 	sig_thread_start(t);
 	family_set_exe();
 	libnext_start(pvm.cfg->envp);
@@ -537,6 +539,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.fd_max = st->fd_max;
 	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
 	pvm.shadow_paging = st->shadow_paging;
+	tsc_adopt(st->tsc);
 	fd_keep(&pvm.proc_fd, st->proc_fd);
 	if (st->exe_fd >= 0)
 		fd_keep(&pvm.exe_fd, st->exe_fd);

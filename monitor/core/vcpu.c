@@ -21,6 +21,7 @@
 #include "rseq.h"
 #include "sig.h"
 #include "timepage.h"
+#include "tsc.h"
 #include "update.h"
 
 #define MSR_STAR 0xc0000081
@@ -297,6 +298,7 @@ int vcpu_set_up(struct thread *t)
 		return -EIO;
 	struct kvm_xcrs x = { .nr_xcrs = 1 };
 	x.xcrs[0].value = pvm.xcr0;
+	tsc_set_up(t);
 	return ioctl(t->vcpu_fd, KVM_SET_XCRS, &x) < 0 ? -errno : 0;
 }
 
@@ -560,7 +562,7 @@ static void io_exit(struct thread *t)
 		hcall_dispatch(t);
 		return;
 	}
-	if (run->io.port == KX_PORT_RETURN && update_returned(t))
+	if (run->io.port == KX_PORT_RETURN && (update_returned(t) || tsc_differs(t)))
 		return;
 	if (run->io.port == KX_PORT_PANIC) {
 		char msg[128] = "?";

@@ -401,12 +401,16 @@ static void test_events(void)
 	check(epoll_wait(ep, &e, 1, 100000) == 1 && e.events == EPOLLHUP, "epoll: no writer");
 	close(p[0]), close(ep);
 	/* A reader sleeps in poll, the pipe having been used by read before. */
-	NEED(pipe(p) == 0);
+	int got[2];
+	NEED(pipe(p) == 0 && pipe(got) == 0);
 	c = FORK(close(p[1]); NEED(read(p[0], b, 1) == 1); NEED(events(p[0], POLLIN, 100000) == POLLIN);
-		 NEED(read(p[0], b, 1) == 1 && *b == '2'); NEED(events(p[0], POLLIN, 100000) == POLLHUP));
-	nap(20), write(p[1], "1", 1), nap(20), write(p[1], "2", 1), nap(20), close(p[1]);
+		 NEED(read(p[0], b, 1) == 1 && *b == '2'); NEED(write(got[1], "2", 1) == 1);
+		 NEED(events(p[0], POLLIN, 100000) == POLLHUP));
+	nap(20), write(p[1], "1", 1), nap(20), write(p[1], "2", 1);
+	NEED(read(got[0], b, 1) == 1);
+	nap(20), close(p[1]);
 	check(status_of(c) == 0, "by turns with read");
-	close(p[0]);
+	close(p[0]), close(got[0]), close(got[1]);
 }
 
 /* ---- signals ------------------------------------------------------------------------------------------------------- */

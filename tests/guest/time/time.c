@@ -400,8 +400,40 @@ static void test_itimers(void)
 	check(signals == 1, "signal without system calls");
 }
 
-int main(void)
+/* ---- the processor's counter ------------------------------------------------------------------------------ */
+/* Between processors it may differ a little, as their own clocks allow. */
+static bool tsc_goes_on(uint64_t since) { return __builtin_ia32_rdtsc() - since + 1000000 < 1ull << 40; }
+
+static void *tsc_reader(void *arg) { return tsc_goes_on(*(uint64_t *)arg) ? arg : NULL; }
+
+static bool tsc_child(bool exec)
 {
+	char text[32];
+	uint64_t before = __builtin_ia32_rdtsc();
+	snprintf(text, sizeof text, "%llu", (unsigned long long)before);
+	pid_t pid = fork();
+	if (pid == 0 && exec)
+		execl("/proc/self/exe", "time", "tsc", text, NULL);
+	if (pid == 0)
+		_exit(exec ? 2 : !tsc_goes_on(before));
+	int status = -1;
+	return waitpid(pid, &status, 0) == pid && status == 0 && tsc_goes_on(before);
+}
+
+static void test_tsc(void)
+{
+	uint64_t now = __builtin_ia32_rdtsc();
+	pthread_t t;
+	void *r = NULL;
+	check(!pthread_create(&t, NULL, tsc_reader, &now) && !pthread_join(t, &r) && r, "rdtsc goes on in a thread");
+	check(tsc_child(false), "rdtsc goes on in a child");
+	check(tsc_child(true), "rdtsc goes on behind exec");
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[1], "tsc"))
+		return !tsc_goes_on(strtoull(argv[2], NULL, 10));
 	test_threads();
 	test_paths();
 	test_adjtimex();
@@ -411,6 +443,7 @@ int main(void)
 	test_posix_timers();
 	test_timerfd();
 	test_itimers();
+	test_tsc(); /* last: a counter that begins anew is behind by then */
 	puts(failures ? "FAILED" : "SUCCESS");
 	return failures != 0;
 }

@@ -137,6 +137,17 @@ static const struct {
 
 static uint64_t features(void) { return 3u | (has_avx ? AVX : 0) | (has_avx512 ? AVX512 : 0); }
 
+/* Of the 16 bytes of an x87 register six are reserved; QEMU leaves them as they were in memory. */
+static bool is_state(int at) { return at < 32 || at >= 160 || at % 16 < 10; }
+
+/* The first byte of [from, to) that differs; `to`: none. */
+static int first_difference(const uint8_t *a, const uint8_t *b, int from, int to)
+{
+	while (from < to && (a[from] == b[from] || !is_state(from)))
+		from++;
+	return from;
+}
+
 /* The components of a and b that `which` names; those that it does not, are at their initial values in b. */
 static bool same(const char *what, const uint8_t *a, const uint8_t *b, uint64_t which)
 {
@@ -150,11 +161,9 @@ static bool same(const char *what, const uint8_t *a, const uint8_t *b, uint64_t 
 		const uint8_t *want = which & parts[i].feature ? a : initial;
 		if (!(features() & parts[i].feature))
 			continue;
-		if (!memcmp(want + parts[i].from, b + parts[i].from, (size_t)(parts[i].to - parts[i].from)))
+		int at = first_difference(want, b, parts[i].from, parts[i].to);
+		if (at == parts[i].to)
 			continue;
-		int at = parts[i].from;
-		while (want[at] == b[at])
-			at++;
 		printf("  %s: %s: byte %d is %#x, not %#x\n", what, parts[i].name, at, b[at], want[at]);
 		ok = false;
 	}
@@ -339,6 +348,23 @@ static void edits(enum edit e, uint64_t restored, const char *name)
 	check(ok, name);
 }
 
+/* Whether XRSTOR itself faults at a reserved bit of MXCSR: QEMU's does not. */
+static bool minds_mxcsr(void)
+{
+	pid_t pid = fork();
+	int status = 0;
+	if (!pid) {
+		uint8_t *area = mmap(NULL, AREA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		__asm__ volatile("xsave64 (%0)\n orb $0x80, 27(%0)\n orb $2, 512(%0)\n xrstor64 (%0)"
+				 :
+				 : "r"(area), "a"(3), "d"(0)
+				 : "memory");
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	return WIFSIGNALED(status);
+}
+
 static void refused(enum edit e, const char *name)
 {
 	pid_t pid = fork();
@@ -368,7 +394,8 @@ static void test_signals(void)
 	edits(NO_BV, 3, "a frame without AVX in XSTATE_BV");
 	edits(FEATURES_SSE, 3, "a frame of SSE alone");
 	edits(NO_FPSTATE, 0, "a frame without state");
-	refused(BAD_MXCSR, "a reserved bit of MXCSR: SIGSEGV");
+	if (minds_mxcsr())
+		refused(BAD_MXCSR, "a reserved bit of MXCSR: SIGSEGV");
 	refused(BAD_BV, "a reserved bit of XSTATE_BV: SIGSEGV");
 }
 
