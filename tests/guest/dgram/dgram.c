@@ -609,6 +609,13 @@ static void test_reply(void)
 		v[i].iov_len = m[i].msg_len;
 	good &= sendmmsg(s, m, N, 0) == N && m[5].msg_len == (unsigned)length_of(5, 0);
 	check(good && tell(RECV, N, 100000, AF_INET, 0).r == N, "all by recvmmsg and sendmmsg");
+	/* With those that have come since others were received ahead. */
+	feed(2, 40, port);
+	NEED(recv(s, buf, sizeof buf, 0) == 40);
+	feed(2, 40, port);
+	for (int i = 0; i < 4; i++)
+		v[i].iov_len = sizeof data[i];
+	check(recvmmsg(s, m, 4, 0, NULL) == 3, "recvmmsg takes also what has come since");
 	/* What is sent is there before what the program does next, also without a call. */
 	struct order o = { WAIT_BYTE, 0, 0, AF_INET, 0 };
 	feed(2, 40, port);
