@@ -45,7 +45,7 @@ if os.path.basename(BUILD) == "san":
     # Nor its busy and storms, forks beside threads that allocate: the child may find the sanitizer's allocator locked for ever.
     GUEST_ARGS["fork"] = re.findall(r'{ "(\w+)", (?!busy|storms)', lib.read("tests/guest/fork/fork.c"))
 # Both runs must print the same. (The sanitizers take the addresses that robust locks of the killed need.)
-GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "fifo", "ipc", "pair", "sleepers"}
+GUEST_COMPARED = set() if BUILD.endswith("san") else {"dgram", "fault", "fifo", "ipc", "pair", "sleepers"}
 # What would be /dev/null, the host's: as root, its calls on random descriptors change that one's mode and owner.
 GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.

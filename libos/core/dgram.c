@@ -150,13 +150,31 @@ static bool receive_one(struct kx_dsock *s, struct kx_frame *f, int64_t *ret)
 	return done > 0 || (!done && nothing_there(s, flags, ret));
 }
 
-/* As many as there are. Where the call would wait for the rest, the monitor makes it. */
+/* Are those all here that a call for n gives? Either n are, or nothing was left behind these and no call began since. */
+static bool all_here(const struct kx_dsock *s, uint32_t n)
+{
+	uint64_t w = __atomic_load_n(&s->rx, __ATOMIC_ACQUIRE);
+	uint32_t pos = KX_DRX_POS(w), end = KX_DRX_END(w);
+	struct kx_dgrec r;
+	if (w & KX_DRX_EMPTY && s->calls == __atomic_load_n(&DG->calls, __ATOMIC_ACQUIRE))
+		return true;
+	for (; n; n--, pos += r.size) {
+		if (pos >= end || end > KX_DGRAM_BUF_SIZE || end - pos < sizeof r)
+			return false;
+		__builtin_memcpy(&r, buffer_of(s) + pos, sizeof r);
+		if (!kx_dgrec_ok(&r, end - pos))
+			return false;
+	}
+	return true;
+}
+
+/* As many as there are. Where the call would wait for the rest, or more may have come, the monitor makes it. */
 static bool receive_many(struct kx_dsock *s, struct kx_frame *f, int64_t *ret)
 {
 	uint32_t n = (uint32_t)f->rdx, flags = (uint32_t)f->r10, done = 0;
 	int64_t r = 0;
 	if (flags & ~(RECEIVE_FLAGS | KX_MSG_WAITFORONE) || flags & KX_MSG_PEEK || f->r8 ||
-	    !(waits_not(s, flags) || flags & KX_MSG_WAITFORONE))
+	    !(waits_not(s, flags) || flags & KX_MSG_WAITFORONE) || !all_here(s, n))
 		return false;
 	while (done < n) {
 		uint64_t gva = f->rsi + (uint64_t)done * KX_DMMSG_SIZE;

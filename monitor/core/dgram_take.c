@@ -129,12 +129,14 @@ static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret)
 	int flags = flags_of(c) & ~MSG_WAITFORONE;
 	int64_t r = 0;
 	int is = 1;
+	bool asked = false; /* what the buffer says of the time before this call no longer counts */
 	while (done < n) {
 		uint64_t gva = c->arg[1] + (uint64_t)done * KX_DMMSG_SIZE;
 		if (!dgram_has(s)) {
-			if (done && dgram_sock(s)->rx & KX_DRX_EMPTY)
+			if (done && asked && dgram_sock(s)->rx & KX_DRX_EMPTY)
 				break;
 			refill(c, s, n - done);
+			asked = true;
 		}
 		if ((is = take_message(s, gva, flags, &r)) <= 0)
 			break;

@@ -4,6 +4,7 @@
  * for above. The same natively and in a pVM.
  */
 #define _GNU_SOURCE
+#include <cpuid.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -17,6 +18,36 @@
 #define GiB (1ull << 30)
 #define TiB (1ull << 40)
 #define NONE_FLAGS (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+
+#define LOW (512 * GiB) /* below it, nothing of this is new */
+
+/*
+ * Where: as large programs ask, or closer together where the processor has fewer physical addresses, since in a pVM those
+ * are the program's. The reservation's place is the kernel's choice as long as it can't be below LOW.
+ */
+static struct {
+	uint64_t view[3], hint, size, shared, code;
+} place = { { 4 * TiB, 8 * TiB, 16 * TiB }, 0, 8 * TiB, 1 * TiB + 17 * GiB, 2 * TiB };
+
+static bool place_choose(void)
+{
+	unsigned eax, ebx, ecx, edx;
+	if (!__get_cpuid(0x80000008, &eax, &ebx, &ecx, &edx))
+		return false;
+	unsigned bits = eax & 0xff;
+	if (bits >= 45)
+		return true;
+	if (bits < 40)
+		return false;
+	uint64_t zone = (1ull << bits) - LOW;
+	for (int i = 0; i < 3; i++)
+		place.view[i] = LOW + (uint64_t)i * 16 * GiB;
+	place.hint = LOW + zone / 4;
+	place.size = zone / 2;
+	place.shared = LOW + 17 * GiB;
+	place.code = LOW + 33 * GiB;
+	return true;
+}
 
 static sigjmp_buf back;
 static void *volatile at;
@@ -72,7 +103,7 @@ static void views(void)
 	uint8_t *view[3];
 	check(fd >= 0 && ftruncate(fd, 64 << 20) == 0, "a heap in a file");
 	for (int i = 0; i < 3; i++) {
-		uint8_t *want = (uint8_t *)(4 * TiB << i);
+		uint8_t *want = (uint8_t *)place.view[i];
 		view[i] = mmap(want, 8 * GiB, PROT_NONE, NONE_FLAGS, -1, 0);
 		check(view[i] == want, "8 GiB are reserved where they are asked for");
 		check(mmap(view[i] + GiB, 64 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
@@ -89,14 +120,18 @@ static void views(void)
 int main(void)
 {
 	struct sigaction sa = { .sa_sigaction = on_segv, .sa_flags = SA_SIGINFO };
+	if (!place_choose()) {
+		puts("skip: the processor has no physical addresses above 512 GiB");
+		return 77;
+	}
 	sigaction(SIGSEGV, &sa, NULL);
 	views();
 
-	uint8_t *r = mmap(NULL, 8 * TiB, PROT_NONE, NONE_FLAGS, -1, 0);
-	check(r != MAP_FAILED, "8 TiB are reserved");
+	uint8_t *r = mmap((void *)place.hint, place.size, PROT_NONE, NONE_FLAGS, -1, 0);
+	check(r != MAP_FAILED && (uint64_t)r >= LOW, "more than there is below is reserved");
 	if (r == MAP_FAILED)
 		return 1;
-	uint8_t *p = r + 3 * TiB + 5 * 4096;
+	uint8_t *p = r + place.size / 8 * 3 + 5 * 4096;
 	check(faults(p, false, SEGV_ACCERR), "nothing of it can be read");
 	check(mprotect(p, 64 << 20, PROT_READ | PROT_WRITE) == 0, "a part of it is made writable");
 	memset(p, 0x5a, 64 << 20);
@@ -113,7 +148,7 @@ int main(void)
 	errno = 0;
 	check(read(zero, p - 4096, 10) == -1 && errno == EFAULT, "EFAULT where there is nothing");
 	errno = 0;
-	check(read(zero, r + 7 * TiB, 10) == -1 && errno == EFAULT, "also far away");
+	check(read(zero, r + place.size / 8 * 7, 10) == -1 && errno == EFAULT, "also far away");
 
 	/* A signal on a stack there, and a process that copies it. */
 	stack_t ss = { .ss_sp = p + (1 << 20), .ss_size = 256 << 10 };
@@ -133,10 +168,10 @@ int main(void)
 	check(faults(p + (64 << 20), true, SEGV_ACCERR), "what the child maps is the child's");
 
 	/* Shared memory, and more, at addresses of the program's choice. */
-	uint8_t *want = (uint8_t *)(1 * TiB + 17 * GiB);
+	uint8_t *want = (uint8_t *)place.shared;
 	uint8_t *s = mmap(want, 4 << 20, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
 			  0);
-	check(s == want, "shared memory at an address above 1 TiB");
+	check(s == want, "shared memory at an address above 512 GiB");
 	if (s == want) {
 		pid = FORK(s[12345] = 7);
 		check(waitpid(pid, &status, 0) == pid && s[12345] == 7, "is shared with a child");
@@ -145,15 +180,15 @@ int main(void)
 		check(munmap(m, 8 << 20) == 0 && faults(m, false, SEGV_MAPERR), "and goes");
 	}
 	static const uint8_t ret42[] = { 0xb8, 42, 0, 0, 0, 0xc3 };
-	uint8_t *x = mmap((void *)(2 * TiB), 4096, PROT_READ | PROT_WRITE,
+	uint8_t *x = mmap((void *)place.code, 4096, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-	check(x == (uint8_t *)(2 * TiB), "code above 2 TiB");
-	if (x == (uint8_t *)(2 * TiB)) {
+	check(x == (uint8_t *)place.code, "code above 512 GiB");
+	if (x == (uint8_t *)place.code) {
 		memcpy(x, ret42, sizeof ret42);
 		check(mprotect(x, 4096, PROT_READ | PROT_EXEC) == 0 && ((int (*)(void))x)() == 42, "runs");
 		check(faults(x, true, SEGV_ACCERR), "and is not writable");
 	}
-	check(munmap(r, 8 * TiB) == 0 && faults(p, false, SEGV_MAPERR), "all of the reservation goes");
+	check(munmap(r, place.size) == 0 && faults(p, false, SEGV_MAPERR), "all of the reservation goes");
 	errno = 0;
 	check(mmap(NULL, 1ull << 47, PROT_NONE, NONE_FLAGS, -1, 0) == MAP_FAILED && errno == ENOMEM,
 	      "128 TiB are too much");
