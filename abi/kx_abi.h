@@ -386,7 +386,7 @@ struct kx_libos_header {
 	uint64_t cpuid;             /* entry of a `cpuid`: rbx address after it, rdx where to resume */
 	uint64_t cpuid_flags_saved; /* as flags_saved, of this entry */
 	uint64_t touch; /* rdi: addresses to be read, with bit 0 set written, up to a 0; then KX_PORT_RETURN */
-	uint64_t tsc;   /* as exit, if this time stamp counter is rbx or up to 2^32 more; else KX_PORT_RETURN */
+	uint64_t tsc;   /* as exit, if this time stamp counter is rbx or up to 2^40 more; else KX_PORT_RETURN */
 };
 #define KX_LIBOS_MAGIC 0x31734f62694c584bull /* "KXLibOs1" */
 

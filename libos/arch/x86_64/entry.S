@@ -140,13 +140,16 @@ kx_touch:
 	out %eax, %dx
 	ud2
 
-/* Instead of kx_exit, once; rbx = the host's time stamp counter. Tells the monitor if this one is not less than 2^32 above. */
+/*
+ * Instead of kx_exit, once; rbx = the host's time stamp counter. Tells the monitor if this one is below it, or 2^40 above:
+ * on a busy machine minutes may pass in between.
+ */
 kx_tsc:
 	rdtsc
 	shl $32, %rdx
 	or %rdx, %rax
 	sub %rbx, %rax
-	shr $32, %rax
+	shr $40, %rax
 	jz kx_exit
 	mov $KX_PORT_RETURN, %edx
 	out %eax, %dx
