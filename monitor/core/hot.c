@@ -81,6 +81,54 @@ static bool file_find(const char *maps, uint64_t start, uint64_t end, struct hot
 	return false;
 }
 
+static bool is_line(const struct hot_file *f, const struct maps_line *l)
+{
+	char ino[24];
+	snprintf(ino, sizeof ino, "%" PRIu64, l->ino);
+	return !strcmp(l->dev, f->dev) && !strcmp(ino, f->ino);
+}
+
+/* On an overlay maps has another device and inode than stat: those below it. So map it, and look there. */
+static bool is_mapped_alike(const struct hot_file *f, int fd)
+{
+	void *p = mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0);
+	char *text = p == MAP_FAILED ? NULL : maps_text();
+	struct maps_line l;
+	bool alike = false;
+	for (const char *m = text; m && (m = maps_parse(m, &l)) && !alike;)
+		alike = l.start <= (uint64_t)p && (uint64_t)p < l.end && is_line(f, &l);
+	free(text);
+	if (p != MAP_FAILED)
+		munmap(p, PAGE);
+	return alike;
+}
+
+static bool is_it(const struct hot_file *f, int fd)
+{
+	struct maps_line l = { 0 };
+	struct stat st;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+		return false;
+	snprintf(l.dev, sizeof l.dev, "%02x:%02x", major(st.st_dev), minor(st.st_dev));
+	l.ino = st.st_ino;
+	return is_line(f, &l) || is_mapped_alike(f, fd);
+}
+
+/* What is no file is not even opened. */
+static int file_open(const struct hot_file *f)
+{
+	struct stat st;
+	if (HC6(SYS_newfstatat, AT_FDCWD, f->path, &st, 0, 0, 0) || !S_ISREG(st.st_mode))
+		return -ESTALE;
+	fd_limit_lift();
+	int fd = (int)HC6(SYS_openat, AT_FDCWD, f->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
+	fd_limit_drop();
+	if (fd < 0 || is_it(f, fd))
+		return fd;
+	close(fd);
+	return -ESTALE;
+}
+
 /* Its pages are copies of the file's already, or become that. */
 static bool file_take(const struct gmem_region *r, const char *maps)
 {
@@ -88,6 +136,11 @@ static bool file_take(const struct gmem_region *r, const char *maps)
 	const size_t len = r->end - r->start;
 	if (hot.nr_files == FILES_MAX || !file_find(maps, r->start, r->end, &f))
 		return false;
+	/* What could not be had again, when the program wants to see the file, stays the file's. */
+	int fd = file_open(&f);
+	if (fd < 0)
+		return false;
+	close(fd);
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
 		return false;
@@ -112,31 +165,6 @@ bool hot_file(uint64_t gva, struct hot_file *out)
 			return true;
 		}
 	return false;
-}
-
-static bool is_it(const struct hot_file *f, const struct stat *st)
-{
-	char dev[16], ino[24];
-	snprintf(dev, sizeof dev, "%02x:%02x", major(st->st_dev), minor(st->st_dev));
-	snprintf(ino, sizeof ino, "%lu", st->st_ino);
-	return S_ISREG(st->st_mode) && !strcmp(dev, f->dev) && !strcmp(ino, f->ino);
-}
-
-/* Nothing else is even opened. */
-static int file_open(const struct hot_file *f)
-{
-	struct stat st;
-	if (HC6(SYS_newfstatat, AT_FDCWD, f->path, &st, 0, 0, 0) || !is_it(f, &st))
-		return -ESTALE;
-	fd_limit_lift();
-	int fd = (int)HC6(SYS_openat, AT_FDCWD, f->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0, 0, 0);
-	fd_limit_drop();
-	if (fd < 0)
-		return fd;
-	if (!fstat(fd, &st) && is_it(f, &st))
-		return fd;
-	close(fd);
-	return -ESTALE;
 }
 
 /* MADV_DONTNEED: the program wants to see what the file has. */
