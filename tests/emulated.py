@@ -26,6 +26,7 @@ VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 MODULES = ["virtio_pci", "virtiofs", "overlay", "kvm-amd", "tun", "veth", "dummy", "loop"]
 BEGIN = b"emulated: begin\n"
 STATUS = re.compile(rb"emulated: status (\d+)\n")
+FATAL = re.compile(r"Kernel panic|BUG:|Oops:|RIP: 0010")
 BOOT_SECONDS = 120
 CPU = "EPYC-Milan,+svm,+npt"
 SLOW = "20"  # TEST_SLOW for the tests that run there
@@ -165,7 +166,8 @@ def tail(d, name):
     try:
         with open(f"{d}/{name}", errors="replace") as f:
             lines = [x for x in f.read().splitlines() if x.strip() and "doesn't support requested feature" not in x]
-        return " | ".join(lines[-5:]) or "no message"
+        last = lines[-5:]
+        return " | ".join([x for x in lines if FATAL.search(x) and x not in last] + last) or "no message"
     except OSError as e:
         return e.strerror
 
