@@ -3,8 +3,8 @@
  * The time page: clock parameters that the LibOS and the vDSO read instead of asking (struct kx_vvar).
  *
  * There is one per process. Its truth is the host's clock_gettime(); between two looks at it the page extrapolates
- * with the TSC, which the guest has from the host (tsc.h), for at most max_delta ticks. The guest may read, never write it; the monitor does not read it
- * back either but keeps its own copy.
+ * with the TSC, which the guest has from the host (tsc.h), for at most max_delta ticks. The guest may read, never write
+ * it; the monitor does not read it back either but keeps its own copy.
  */
 #ifndef KX_TIMEPAGE_H
 #define KX_TIMEPAGE_H

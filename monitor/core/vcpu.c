@@ -504,7 +504,8 @@ void vcpu_behind_gate(struct kvm_regs *r)
  */
 static bool gate_refused(struct thread *t, const struct kvm_regs *r)
 {
-	if (t->tss_available || !at_gate(r->rip))
+	const uint16_t port = (uint16_t)r->rdx;
+	if (t->tss_available || !at_gate(r->rip) || port < KX_PORT_HCALL || port + 3 > KX_PORT_LAST)
 		return false;
 	t->tss_available = true;
 	tss_type = TSS_AVAILABLE;
