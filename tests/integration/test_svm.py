@@ -3,8 +3,9 @@
 """test_svm.py KYLINX [--only REGEX]: tests of this tree on a machine whose KVM is that of AMD's processors, which QEMU
 emulates (tests/emulated.py). The host's own KVM may be of another kind, or there may be none: then more of them run.
 
-Each has a machine of its own. One that does not get to the end of its test, since its kernel panics or stands still, is
-the emulation's fault as far as a program can be told from its processor: it is told, and the test is done once more.
+Each has a machine of its own. Now and then one of them stands still, or its kernel panics ("corrupted stack end"); whether
+QEMU or that kernel is to blame is not known. One that does not get to the end of its test is told, and the test is done once
+more.
 """
 import os
 import re
@@ -22,8 +23,8 @@ FEW = r"^guest/(regs|sig|wait|fdnum|time)\.dyn$"
 MANY = r"^guest/(accept|ahead|calls|coredump|cpuid|fault|fdnum|fifo|file|high|hot|huge|net|numa|poll|proc|rawthread|reach|ready|" \
        r"regs|root|rseq|sig|sigs|spare|straced|text|time|turns|wait|xstate)\.dyn$"
 BUDGET = 1500  # seconds; no test is begun after that
-TEST_SECONDS = 400
-NO_END = 125
+TEST_SECONDS = 240
+NO_END = (124, 125)  # in time, or at all
 
 
 def tests(pattern):
@@ -41,7 +42,7 @@ def on_a_machine(name):
 
 def test(name):
     status, lines, why = on_a_machine(name)
-    if status == NO_END:
+    if status in NO_END and not lines:
         print(f"# {name}: once more: {why}", flush=True)
         status, lines, why = on_a_machine(name)
     if not lines or status not in (0, 1):
