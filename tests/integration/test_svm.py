@@ -21,7 +21,7 @@ import emulated  # noqa: E402
 FEW = r"^guest/(regs|sig|wait|fdnum|time)\.dyn$"
 # Where nothing else runs a pVM.
 MANY = r"^guest/(accept|ahead|calls|coredump|cpuid|fault|fdnum|fifo|file|high|hot|huge|net|numa|poll|proc|rawthread|reach|ready|" \
-       r"regs|root|rseq|sig|sigs|spare|straced|text|time|turns|wait|xstate)\.dyn$"
+       r"regs|root|sig|sigs|spare|straced|text|time|turns|wait|xstate)\.dyn$"
 BUDGET = 1500  # seconds; no test is begun after that
 TEST_SECONDS = 240
 NO_END = (124, 125)  # in time, or at all
