@@ -7,7 +7,7 @@ One line for each result; the last line is "N passed, N failed, N skipped"; the 
 With --again up to N that failed are run once more at the end, when nothing else runs: one that passes then counts as
 passed, and is told as unsteady, with what failed first. More than N failures are no accident: none is run again.
 After each test the machine must be as it was before: processes, descriptors, mounts, and so on (lib.py). Without
-/dev/kvm the tests that need pVMs are skipped, and counted.
+/dev/kvm the tests that need pVMs are skipped, and counted; test_svm.py brings a KVM of its own.
 """
 import argparse
 import ctypes

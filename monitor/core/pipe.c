@@ -32,8 +32,8 @@
 KX_TOGETHER pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
 struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
 uint64_t pipe_key_of[KX_PIPE_FDS];
-unsigned pipe_fds;     /* key_of[] at and above it is 0 */
-bool pipe_pairs_above; /* a socket pair had a descriptor that key_of[] has no place for */
+unsigned pipe_fds;     /* pipe_key_of[] at and above it is 0 */
+bool pipe_pairs_above; /* a socket pair had a descriptor that pipe_key_of[] has no place for */
 bool pipe_is_watching; /* one of the socket pairs here is, or was, in an epoll */
 bool pipe_given_up;    /* no rings in this process any more, nor in its children: what is mapped is its own */
 
