@@ -431,9 +431,11 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	}
 	if (prot != PROT_NONE) {
 		bool small = file || (addr >= FILE_LOW && addr < FILE_HIGH && !(flags & MAP_STACK));
-		int r = pt_set(addr, addr + len, prot, small);
-		if (r)
+		int r = pt_prepare(addr, addr + len, prot, small);
+		if (r) {
+			pt_restore(addr, addr + len);
 			return r;
+		}
 	}
 	bool patch = file && (prot & PROT_EXEC) && type == MAP_PRIVATE;
 	int keep = flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_GROWSDOWN | MAP_LOCKED | MAP_POPULATE);
@@ -472,6 +474,7 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 			region_carve(addr, addr + len);
 			host_release(addr, addr + len);
 		}
+		pt_restore(addr, addr + len);
 		if (shared)
 			text_close(shared, use.fd);
 		patch_plan_free(&use.plan);
@@ -499,6 +502,8 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 			return r;
 		}
 	}
+	if (prot & PROT_EXEC)
+		pt_exec(addr, code_end);
 	/* What the loader of an image maps. */
 	if (file && is_file && fixed && type == MAP_PRIVATE && flags & MAP_DENYWRITE && !(prot & PROT_WRITE) && prot)
 		gmem_warm_begin(addr, addr + len, shared);
@@ -706,14 +711,18 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		if (!new_addr)
 			return -ENOMEM;
 	}
-	int x = r.prot != PROT_NONE ? pt_set(new_addr, new_addr + new_len, r.prot, !(r.flags & MAP_ANONYMOUS)) : 0;
-	if (x)
+	int x = r.prot != PROT_NONE ? pt_prepare(new_addr, new_addr + new_len, r.prot, !(r.flags & MAP_ANONYMOUS)) : 0;
+	if (!x && mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
+			 gva_ptr(new_addr)) == MAP_FAILED)
+		x = -errno;
+	if (x) {
+		pt_restore(new_addr, new_addr + new_len);
 		return x;
-	if (mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
-		   gva_ptr(new_addr)) == MAP_FAILED)
-		return -errno;
+	}
 	sites_forget(new_addr, new_addr + new_len);
 	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
+	if (r.prot & PROT_EXEC)
+		pt_exec(new_addr, new_addr + new_len);
 	written_mark(new_addr, new_len);
 	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
 		host_release(old, old + old_len);
@@ -833,15 +842,19 @@ static int64_t shm_attach(int shmid, uint64_t addr, uint64_t len, int flags)
 	}
 	if (admit_on && prot & PROT_EXEC && (r = admit_memory("shmat")))
 		goto out;
-	if (region_reserve(4) || pt_set(addr, addr + len, prot, false)) {
-		r = -ENOMEM;
+	r = -ENOMEM;
+	if (region_reserve(4))
 		goto out;
-	}
-	r = host_call(SYS_shmat, shmid, (long)gva_ptr(addr), (flags & ~0100000) | 040000, 0, 0, 0);
+	if (!pt_prepare(addr, addr + len, prot, false))
+		r = host_call(SYS_shmat, shmid, (long)gva_ptr(addr), (flags & ~0100000) | 040000, 0, 0, 0);
 	if (r == (int64_t)(long)gva_ptr(addr)) {
 		sites_forget(addr, addr + len);
 		region_set(addr, addr + len, prot, MAP_SHARED);
 		r = addr;
+		if (prot & PROT_EXEC)
+			pt_exec(addr, addr + len);
+	} else {
+		pt_restore(addr, addr + len);
 	}
 out:
 	pthread_mutex_unlock(&pvm.mm_lock);

@@ -55,7 +55,20 @@ void gmem_ahead_carved(uint64_t start, uint64_t end);
 /* Index of the first slot that ends above addr. */
 size_t slot_find(uint64_t addr);
 int slot_cover(uint64_t start, uint64_t end);
+/*
+ * The guest may reach [start, end) as prot says, as far as the host's mapping lets it. table_wanted: by 4 KiB leaves. 0 or
+ * -ENOMEM. Before the host's mapping changes: that makes KVM forget what it had cached of the old leaves.
+ */
 int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted);
+/*
+ * The same where something may be mapped already, whose bytes must not become executable: with PROT_EXEC, execution waits for
+ * pt_exec(), which is called when the host's mapping is the new one, and which can't fail. Who does not get so far calls
+ * pt_restore().
+ */
+int pt_prepare(uint64_t start, uint64_t end, int prot, bool table_wanted);
+void pt_exec(uint64_t start, uint64_t end);
+/* [start, end) as the map of the program's regions says. mm_lock is held. */
+void pt_restore(uint64_t start, uint64_t end);
 /* The guest may only read this page, which the host's mapping lets be written. It has a leaf of its own. */
 void pt_guest_reads(uint64_t gva);
 void tables_make(void);

@@ -239,13 +239,12 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
  * Make [start, end) reachable. The host mapping decides what may be read and written. 4 KiB leaves tell execute
  * permission, and also say read-only where that is so. `table`: by 4 KiB leaves even where nothing is
  * executable, since something soon will be (the parts of a library): to split a 2 MiB leaf later, KVM has to drop all
- * that it has, which takes milliseconds. Must come before the host mapping changes: that
- * change makes KVM forget what it had cached of the old entries.
+ * that it has, which takes milliseconds. nx: not executable yet, whatever prot says.
  */
-int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted)
+static int leaves_set(uint64_t start, uint64_t end, int prot, bool table_wanted, uint64_t nx)
 {
 	bool exec = prot & PROT_EXEC;
-	uint64_t leaf = (exec ? 0 : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
+	uint64_t leaf = (exec ? nx : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
 	int r = slot_cover(start, end);
 	if (r)
 		return r;
@@ -268,6 +267,32 @@ int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted)
 	return 0;
 }
 
+int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted)
+{
+	return leaves_set(start, end, prot, table_wanted, 0);
+}
+
+int pt_prepare(uint64_t start, uint64_t end, int prot, bool table_wanted)
+{
+	return leaves_set(start, end, prot, table_wanted, PTE_NX);
+}
+
+void pt_exec(uint64_t start, uint64_t end)
+{
+	for (uint64_t a = start; a < end; a += PAGE)
+		__atomic_and_fetch(&table(*pde_of(a))[(a >> 12) & 511], ~PTE_NX, __ATOMIC_RELAXED);
+}
+
+void pt_restore(uint64_t start, uint64_t end)
+{
+	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++) {
+		const struct gmem_region *r = &regions[i];
+		if (r->prot != PROT_NONE) /* its tables are there, or it needs none */
+			pt_set(r->start > start ? r->start : start, r->end < end ? r->end : end, r->prot,
+			       !(r->flags & MAP_ANONYMOUS));
+	}
+}
+
 int gmem_populate(uint64_t gva)
 {
 	if (keeper_needed())
@@ -282,8 +307,11 @@ int gmem_populate(uint64_t gva)
 		bool missing = pde && !(*pde & PTE_P);
 		bool table_here = pde && (*pde & PTE_P) && !(*pde & PTE_PS);
 		/* A leaf that is less than the map says: not made by any path that is known, but harmless to mend. */
-		if (table_here && (regions[i].prot & PROT_WRITE))
-			missing = !(table(*pde)[(gva >> 12) & 511] & PTE_W);
+		if (table_here) {
+			uint64_t leaf = table(*pde)[(gva >> 12) & 511];
+			missing = (regions[i].prot & PROT_WRITE && !(leaf & PTE_W)) ||
+				  (regions[i].prot & PROT_EXEC && leaf & PTE_NX);
+		}
 		if (missing)
 			r = pt_set(ALIGN_DOWN(gva, PAGE), ALIGN_DOWN(gva, PAGE) + PAGE, regions[i].prot,
 				   !(regions[i].flags & MAP_ANONYMOUS)) == 0;

@@ -630,6 +630,15 @@ def text_is_never_writable(p):
 
 
 @test
+def nothing_runs_below_a_text(p):
+    """Where a text is mapped or moved over a program's own memory, that is not executable before, nor if it fails."""
+    shutil.copy(compiled("big.so", "lib.c", "-shared", "-fPIC", "-DBIG", "-Wl,-soname,libv.so.1"), p.d)
+    p.sign(f"{p.d}/big.so")
+    r = p.run(p.attack, "over", f"{p.d}/big.so", "100" if LONG else "15")
+    expect((r.status, r.out, r.err), (0, b"failed 0, ran 0\n", b""), "code of the program's own")
+
+
+@test
 def links(p):
     """By path rules, a link counts as what it leads to; a signature is the file's under its own name."""
     p.policy(f"allow path {p.d}/allowed/** owner user")

@@ -56,6 +56,15 @@ static int touch(char *p, bool write)
 	return s;
 }
 
+/* The same of a call. */
+static int run(char *p)
+{
+	volatile int s = sigsetjmp(env, 1);
+	if (s == 0)
+		((void (*)(void))p)();
+	return s;
+}
+
 static char *map(size_t len, int prot) { return mmap(NULL, len, prot, ANON, -1, 0); }
 
 /* Raw results: -errno or the address. */
@@ -493,6 +502,26 @@ static void test_code(void)
 	MUNMAP(q, PAGE);
 }
 
+/* A mapping that the host refuses where the program had one: what was there stays, as it was. */
+static void test_refused_over(void)
+{
+	int fd = open("/proc/self/exe", O_RDONLY), over = MAP_PRIVATE | MAP_FIXED | MAP_HUGETLB;
+	char *p = map(3 * PAGE, RW);
+	for (int i = 0; i < 3; i++)
+		memcpy(p + i * PAGE, "\xb8\x4d\0\0\0\xc3", 6);
+	MPROTECT(p + PAGE, PAGE, PROT_READ | PROT_EXEC);
+	check(MMAP(p, PAGE, PROT_READ | PROT_EXEC, over, fd, 0) == -EINVAL && run(p) == SIGSEGV,
+	      "refused: not executable");
+	check(touch(p, true) == 0 && p[1] == 0x4d, "refused: writable, and what it was");
+	check(MMAP(p + PAGE, PAGE, RW, over, fd, 0) == -EINVAL && run(p + PAGE) == 0, "refused: still executable");
+	check(touch(p + PAGE, true) == SIGSEGV, "refused: still read-only");
+	check(MMAP(p, 3 * PAGE, PROT_READ, over, fd, 0) == -EINVAL && touch(p + 2 * PAGE, true) == 0 &&
+		      run(p + 2 * PAGE) == SIGSEGV && run(p + PAGE) == 0 && touch(p, true) == 0,
+	      "refused: over several");
+	MUNMAP(p, 3 * PAGE);
+	close(fd);
+}
+
 /* ---- threads -------------------- */
 
 static volatile uint64_t *shared_words;
@@ -607,6 +636,7 @@ int main(void)
 	test_advice();
 	test_files();
 	test_code();
+	test_refused_over();
 	test_threads();
 	test_limit();
 	if (failures) {

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -398,6 +399,67 @@ static int cmd_window(char **arg)
 	return 0;
 }
 
+/* ---- code of one's own where a text is being mapped ---- */
+
+static __thread sigjmp_buf back;
+static volatile int ran;
+
+static void on_segv(int sig) { siglongjmp(back, sig); }
+
+/* What is at target, called: its result. */
+static int call_it(const uint8_t *p)
+{
+	long r = 0;
+	__asm__ volatile("call *%1"
+			 : "+a"(r)
+			 : "r"(p)
+			 : "memory", "cc", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11");
+	return (int)r;
+}
+
+static void *run_it(void *arg)
+{
+	(void)!sigsetjmp(back, 0);
+	for (const uint8_t *p; (p = target);)
+		ran += call_it(p) == 77;
+	return arg;
+}
+
+static void own_code(uint8_t *p, size_t len)
+{
+	mmap(p, len, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	memcpy(target, code, sizeof code);
+}
+
+/* PATH ROUNDS: another thread runs what is there, before a text is mapped or moved over it, or one of them is refused. */
+static int cmd_over(char **arg)
+{
+	struct sigaction sa = { .sa_handler = on_segv, .sa_flags = SA_NODEFER };
+	pthread_t t;
+	off_t off;
+	size_t len;
+	int fd = open(arg[0], O_RDONLY), failed = 0;
+	if (fd < 0 || code_of(fd, &off, &len))
+		return 1;
+	uint8_t *p = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *q;
+	target = p + len - 2 * PAGE; /* a big library has `nop`s there, and something that returns behind them */
+	sigaction(SIGSEGV, &sa, NULL);
+	pthread_create(&t, NULL, run_it, NULL);
+	for (int i = atoi(arg[1]); i; i--) {
+		own_code(p, len);
+		failed += mmap(p, len, X, MAP_PRIVATE | MAP_FIXED | MAP_HUGETLB, fd, off) != MAP_FAILED ||
+			  errno != EINVAL;
+		failed += mmap(p, len, X, MAP_PRIVATE | MAP_FIXED, fd, off) != p;
+		own_code(p, len);
+		q = mmap(NULL, len, X, MAP_PRIVATE, fd, off);
+		failed += q == MAP_FAILED || mremap(q, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, p) != p;
+	}
+	target = NULL;
+	pthread_join(t, NULL);
+	printf("failed %d, ran %d\n", failed, ran);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -406,7 +468,8 @@ int main(int argc, char **argv)
 		int args;
 	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },       { "variants", cmd_variants, 2 },
 			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },     { "watch", cmd_watch, 1 },
-			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 }, { "vchroot", cmd_vchroot, 2 } };
+			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 }, { "vchroot", cmd_vchroot, 2 },
+			 { "over", cmd_over, 2 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
