@@ -1,14 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
-#include <unistd.h>
-#include "../../abi/kx_serve.h"
 #include "admit.h"
 #include "gmem_grow.h"
 #include "gmem_priv.h"
@@ -30,9 +25,7 @@
 #define FILE_HIGH (440 * GiB)
 #define STACK_ROOM (18 * MiB) /* above the files, in one slot with the first of them: stacks of the usual size */
 #define FILE_FIRST (16 * MiB)
-#define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
-#define HUGE_FROM (64 * MiB)  /* heap of a program whose further mappings get them */
-#define HIGH_HINT GiB         /* a reservation whose hint above the low space is followed */
+#define HIGH_HINT GiB /* a reservation whose hint above the low space is followed */
 /* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
  * in all but the heap. */
 #define AHEAD_HEAP MiB
@@ -40,227 +33,11 @@
 #define AHEAD_LIBRARY (2 * MiB) /* its data, which is relocated */
 #define AHEAD_STACK (32ull << 10)
 #define AHEAD_TOTAL (16 * MiB)
-#define REGION_MAX 65530 /* vm.max_map_count's default */
-
-struct gmem_region *regions;
-size_t nr_regions;
-static size_t cap_regions;
 
 static uint64_t ahead_left = AHEAD_TOTAL;
 static uint64_t brk_start, brk_cur;
 static uint64_t anon_high = ANON_HIGH, file_high = FILE_HIGH;
 static bool exe_placed;
-static uint64_t memory_used; /* bytes that --memory counts */
-static uint64_t heap_used;   /* bytes of private anonymous writable memory but stacks */
-static bool large;           /* it was HUGE_FROM once */
-
-/* ---- regions: a sorted array ---------------------------------------------------------------------------- */
-
-/* Index of the first region that ends above addr. */
-size_t region_find(uint64_t addr)
-{
-	size_t lo = 0, hi = nr_regions;
-	while (lo < hi) {
-		size_t mid = (lo + hi) / 2;
-		if (regions[mid].end > addr)
-			hi = mid;
-		else
-			lo = mid + 1;
-	}
-	return lo;
-}
-
-int region_reserve(size_t extra)
-{
-	if (nr_regions + extra <= cap_regions)
-		return 0;
-	if (nr_regions + extra > REGION_MAX)
-		return -ENOMEM;
-	size_t cap = cap_regions ? cap_regions * 2 : 128;
-	struct gmem_region *p = realloc(regions, cap * sizeof *p);
-	if (!p)
-		return -ENOMEM;
-	regions = p;
-	cap_regions = cap;
-	return 0;
-}
-
-static void region_insert_at(size_t i, struct gmem_region r)
-{
-	memmove(&regions[i + 1], &regions[i], (nr_regions - i) * sizeof r);
-	regions[i] = r;
-	nr_regions++;
-}
-
-/* Split so that addr is a boundary. Room for one more must be reserved. */
-static void region_split(uint64_t addr)
-{
-	size_t i = region_find(addr);
-	if (i >= nr_regions || regions[i].start >= addr)
-		return;
-	struct gmem_region r = regions[i];
-	regions[i].end = addr;
-	r.start = addr;
-	region_insert_at(i + 1, r);
-}
-
-/* What --memory counts: private writable memory and shared anonymous memory, touched or not. */
-static bool counts(int prot, int flags)
-{
-	if (flags & GMEM_TRAMP)
-		return false;
-	if ((flags & MAP_TYPE) == MAP_PRIVATE)
-		return prot & PROT_WRITE;
-	return flags & MAP_ANONYMOUS;
-}
-
-/* Bytes of [start, end) that count now. */
-static uint64_t counted(uint64_t start, uint64_t end)
-{
-	uint64_t n = 0;
-	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
-		if (counts(regions[i].prot, regions[i].flags)) {
-			uint64_t a = regions[i].start > start ? regions[i].start : start;
-			n += (regions[i].end < end ? regions[i].end : end) - a;
-		}
-	return n;
-}
-
-static bool is_heap(int prot, int flags)
-{
-	return (prot & PROT_WRITE) &&
-	       (flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | GMEM_TRAMP)) == (MAP_PRIVATE | MAP_ANONYMOUS);
-}
-
-static uint64_t heap_bytes(uint64_t start, uint64_t end)
-{
-	uint64_t n = 0;
-	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
-		if (is_heap(regions[i].prot, regions[i].flags)) {
-			uint64_t a = regions[i].start > start ? regions[i].start : start;
-			n += (regions[i].end < end ? regions[i].end : end) - a;
-		}
-	return n;
-}
-
-/*
- * 2 MiB pages make first touch and fork cheap and waste what is not used of them: for mappings that are large, and
- * for all that could hold one once the program has become large.
- */
-static bool huge_pays(uint64_t len)
-{
-	return len >= HUGE_ALONE || (len >= HUGE && (heap_used >= HUGE_FROM || huge_by_forks()));
-}
-
-/*
- * May [start, end) become a mapping of that kind under --memory, and RLIMIT_AS? Of the latter, which counts files, too,
- * this is the part that runs away.
- */
-static bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
-{
-	uint64_t most = limits_memory();
-	if (pvm.cfg->memory && most > pvm.cfg->memory)
-		most = pvm.cfg->memory;
-	return most == RLIM_INFINITY || !counts(prot, flags) ||
-	       memory_used - counted(start, end) + (end - start) <= most;
-}
-
-/* Forget [start, end). Room for two must be reserved. */
-void region_carve(uint64_t start, uint64_t end)
-{
-	gmem_ahead_carved(start, end);
-	hot_carved(start, end);
-	if (gmem_warm_any)
-		gmem_warm_carved(start, end);
-	gmem_grow_carved(start, end);
-	spare_changed();
-	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
-		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
-			spare_unmapped();
-	memory_used -= counted(start, end);
-	heap_used -= heap_bytes(start, end);
-	region_split(start);
-	region_split(end);
-	size_t i = region_find(start), j = i;
-	while (j < nr_regions && regions[j].start < end)
-		j++;
-	memmove(&regions[i], &regions[j], (nr_regions - j) * sizeof *regions);
-	nr_regions -= j - i;
-}
-
-static void region_merge_around(size_t i)
-{
-	while (i > 0 && regions[i - 1].end == regions[i].start && regions[i - 1].prot == regions[i].prot &&
-	       regions[i - 1].flags == regions[i].flags && (regions[i].flags & MAP_ANONYMOUS)) {
-		regions[i - 1].end = regions[i].end;
-		memmove(&regions[i], &regions[i + 1], (nr_regions - i - 1) * sizeof *regions);
-		nr_regions--;
-		i--;
-	}
-}
-
-/* Record [start, end), replacing what was there. Room for three must be reserved. */
-void region_set(uint64_t start, uint64_t end, int prot, int flags)
-{
-	region_carve(start, end);
-	memory_used += counts(prot, flags) ? end - start : 0;
-	heap_used += is_heap(prot, flags) ? end - start : 0;
-	size_t i = region_find(start);
-	region_insert_at(i, (struct gmem_region){ start, end, prot, flags, 0 });
-	if (i + 1 < nr_regions)
-		region_merge_around(i + 1);
-	region_merge_around(i);
-}
-
-/* The region that begins at start. */
-void region_mark(uint64_t start, uint32_t origin, int flags)
-{
-	size_t i = region_find(start);
-	regions[i].origin = origin;
-	regions[i].flags |= flags;
-}
-
-static bool range_mapped(uint64_t start, uint64_t end)
-{
-	for (size_t i = region_find(start); start < end; i++) {
-		if (i >= nr_regions || regions[i].start > start)
-			return false;
-		start = regions[i].end;
-	}
-	return true;
-}
-
-bool range_free(uint64_t start, uint64_t end)
-{
-	size_t i = region_find(start);
-	return i >= nr_regions || regions[i].start >= end;
-}
-
-/* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
-uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align)
-{
-	size_t i = region_find(high ? high - 1 : 0);
-	uint64_t top = high;
-	if (i < nr_regions && regions[i].start < high)
-		top = regions[i].start;
-	for (;;) {
-		/* [bottom, top) is free, bottom = end of the region below */
-		while (i > 0 && regions[i - 1].start >= top)
-			i--;
-		uint64_t bottom = i > 0 && regions[i - 1].end > low ? regions[i - 1].end : low;
-		if (bottom < top && top - bottom >= len) {
-			uint64_t a = ALIGN_DOWN(top - len, align);
-			if (a >= bottom && a >= low)
-				return a;
-		}
-		if (i == 0 || bottom <= low)
-			return 0;
-		top = regions[i - 1].start;
-		i--;
-		if (top <= low)
-			return 0;
-	}
-}
 
 /* x86 has no write-only and no execute-only pages; the host never executes guest memory. */
 int host_prot(int prot)
@@ -268,14 +45,6 @@ int host_prot(int prot)
 	if (prot & PROT_WRITE)
 		return PROT_READ | PROT_WRITE;
 	return prot & (PROT_READ | PROT_EXEC) ? PROT_READ : PROT_NONE;
-}
-
-bool gmem_has_huge(void)
-{
-	bool has = heap_used >= HUGE_FROM || huge_by_forks();
-	for (size_t i = 0; i < nr_regions && !has; i++)
-		has = is_heap(regions[i].prot, regions[i].flags) && regions[i].end - regions[i].start >= HUGE_ALONE;
-	return has;
 }
 
 /* ---- mapping ------------------------------------------------------------------------------------------------- */
@@ -382,7 +151,7 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		return;
 	}
 	bool library = (flags & (MAP_DENYWRITE | MAP_FIXED | MAP_ANONYMOUS)) == (MAP_DENYWRITE | MAP_FIXED);
-	if (len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_used / 8)) {
+	if (len > (library ? AHEAD_LIBRARY : AHEAD_SMALL) && (len > AHEAD_HEAP || len > heap_size() / 8)) {
 		if (library || len >= HUGE)
 			return;
 		len = AHEAD_SMALL; /* an arena is used from its begin */
@@ -508,15 +277,6 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	if (file && is_file && fixed && type == MAP_PRIVATE && flags & MAP_DENYWRITE && !(prot & PROT_WRITE) && prot)
 		gmem_warm_begin(addr, addr + len, shared);
 	return addr;
-}
-
-bool gmem_is_large(void) { return __atomic_load_n(&large, __ATOMIC_RELAXED); }
-
-static bool becomes_large(void)
-{
-	bool was = large;
-	large |= heap_used >= HUGE_FROM;
-	return large && !was;
 }
 
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
@@ -902,172 +662,6 @@ int gmem_shmdt(uint64_t addr)
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
-}
-
-bool gmem_query_locked(uint64_t gva, struct gmem_region *out)
-{
-	size_t i = region_find(gva);
-	if (i < nr_regions)
-		*out = regions[i];
-	return i < nr_regions;
-}
-
-bool gmem_query(uint64_t gva, struct gmem_region *out)
-{
-	if (keeper_needed())
-		return (uint8_t)KEEPER6(gmem_query, gva, out, 0, 0, 0, 0);
-	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(gva);
-	bool found = i < nr_regions;
-	if (found)
-		*out = regions[i];
-	pthread_mutex_unlock(&pvm.mm_lock);
-	return found;
-}
-
-bool gmem_is_seen(void)
-{
-	bool seen = false;
-	pthread_mutex_lock(&pvm.mm_lock);
-	for (size_t i = 0; i < nr_regions && !seen; i++)
-		seen = (regions[i].flags & MAP_TYPE) != MAP_PRIVATE && !(regions[i].flags & (GMEM_TRAMP | GMEM_STILL));
-	pthread_mutex_unlock(&pvm.mm_lock);
-	return seen;
-}
-
-void gmem_mark_still(uint64_t start)
-{
-	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(start);
-	if (i < nr_regions && regions[i].start == start)
-		regions[i].flags |= GMEM_STILL;
-	pthread_mutex_unlock(&pvm.mm_lock);
-}
-
-bool gmem_mapped(uint64_t gva, uint64_t len)
-{
-	if (keeper_needed())
-		return (uint8_t)KEEPER6(gmem_mapped, gva, len, 0, 0, 0, 0);
-	pthread_mutex_lock(&pvm.mm_lock);
-	bool r = gva_ok(gva, len) && range_mapped(ALIGN_DOWN(gva, PAGE), ALIGN_UP(gva + len, PAGE));
-	pthread_mutex_unlock(&pvm.mm_lock);
-	return r;
-}
-
-int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off)
-{
-	pthread_mutex_lock(&pvm.mm_lock);
-	int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
-	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, (off_t)off);
-	int r = p == MAP_FAILED ? -errno : pt_set(gva, gva + len, PROT_READ | PROT_WRITE, false);
-	if (!r)
-		region_set(gva, gva + len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | GMEM_TRAMP);
-	pthread_mutex_unlock(&pvm.mm_lock);
-	return r;
-}
-
-/*
- * Thread areas are shared memory, of which the child gets new one: a fork leaves the parent's as they are, so its vCPUs
- * do not have to fault them in again. What the child needs of them is copied by hand.
- */
-static int areas_map(void)
-{
-	void *p = mmap(gva_ptr(KX_AREA_BASE), (uint64_t)KX_AREA_MAX * KX_AREA_SIZE, PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-	return p == MAP_FAILED ? -errno : 0;
-}
-
-int gmem_fork_areas(uint64_t own)
-{
-	int r = areas_map();
-	if (!r) /* all of its pages: KVM maps neighbours at a fault where they are there */
-		madvise(gva_ptr(own), KX_AREA_SIZE, MADV_POPULATE_WRITE);
-	return r;
-}
-
-#define LOOK_PAGES 1024u
-
-/* Give to the reservation what of [a, end) the host has not; of one region. Bytes; 0: *next is where to go on. */
-static uint64_t hole_fill(uint64_t a, uint64_t end, uint64_t *next)
-{
-	unsigned char there[LOOK_PAGES];
-	const uint64_t chunk = end - a < LOOK_PAGES * PAGE ? end - a : LOOK_PAGES * PAGE,
-		       sizes[] = { end - a, chunk, PAGE };
-	for (unsigned k = 0; k < sizeof sizes / sizeof *sizes; k++) {
-		void *p = mmap(gva_ptr(a), sizes[k], PROT_NONE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-		*next = a + sizes[k];
-		if (p == gva_ptr(a))
-			return sizes[k];
-		if (p != MAP_FAILED)
-			munmap(p, sizes[k]);
-	}
-	if (!mincore(gva_ptr(a), chunk, there))
-		*next = a + chunk;
-	return 0;
-}
-
-void gmem_fork_holes(void)
-{
-	pthread_mutex_lock(&pvm.mm_lock);
-	for (uint64_t at = 0, next; at < KX_HIGH_END; at = next) {
-		size_t i = region_find(at);
-		if (i >= nr_regions)
-			break;
-		const struct gmem_region r = regions[i];
-		uint64_t a = r.start > at ? r.start : at, len = 0;
-		next = r.end;
-		if (!gmem_own(&r))
-			len = hole_fill(a, r.end, &next);
-		if (len && !region_reserve(2))
-			region_carve(a, a + len);
-	}
-	pthread_mutex_unlock(&pvm.mm_lock);
-}
-
-/* What a fork is likely to make both sides write to soon. */
-#define HOT_REGION (64 * 1024)
-#define HOT_TOTAL (192 * 1024)
-
-/* What the LibOS looks at in each call: present and writable, one fault maps all of it. */
-static void shared_populate(void)
-{
-	madvise(gva_ptr(KX_BOOT_BASE), KX_SERVE_BASE + PAGE - KX_BOOT_BASE, MADV_POPULATE_WRITE);
-}
-
-static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
-{
-	if (end - start > *left)
-		return;
-	*left -= end - start;
-	madvise(gva_ptr(start), end - start, MADV_POPULATE_WRITE);
-}
-
-void gmem_fork_populate(uint64_t sp)
-{
-	uint64_t left = HOT_TOTAL;
-	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
-		return;
-	if (!hot_has(KX_BOOT_BASE, KX_SERVE_BASE + PAGE))
-		shared_populate();
-	pthread_mutex_lock(&pvm.mm_lock);
-	size_t i = region_find(sp);
-	if (i < nr_regions && regions[i].start <= sp && is_heap(regions[i].prot, regions[i].flags & ~MAP_STACK)) {
-		uint64_t page = ALIGN_DOWN(sp, PAGE), low = page - PAGE;
-		low = low >= regions[i].start ? low : page;
-		if (!hot_has(low, page + PAGE))
-			hot_populate(low, page + PAGE, &left);
-	}
-	for (i = nr_regions; i-- && left;) {
-		const struct gmem_region *r = &regions[i];
-		/* A page of a file that was not written yet shows what becomes of the file. */
-		if (!(r->prot & PROT_WRITE) || (r->flags & MAP_TYPE) != MAP_PRIVATE ||
-		    !(r->flags & (MAP_ANONYMOUS | GMEM_DATA)) || r->flags & (GMEM_TRAMP | MAP_STACK) ||
-		    r->end - r->start > HOT_REGION || hot_has(r->start, r->end))
-			continue;
-		hot_populate(r->start, r->end, &left);
-	}
-	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
 /* ---- start ---------------------------------------------------------------------------------------------------- */

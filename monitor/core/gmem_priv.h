@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the parts of gmem share: gmem.c (regions, mappings), gmem_tables.c (slots, page tables), gmem_text.c (patched texts),
- * gmem_origin.c (policy). All of it with pvm.mm_lock held. */
+/* What the parts of gmem share: gmem_regions.c, gmem.c (mappings), gmem_tables.c (slots, page tables), gmem_fork.c, gmem_text.c
+ * (patched texts), gmem_origin.c (policy). All of it with pvm.mm_lock held. */
 #ifndef KX_GMEM_PRIV_H
 #define KX_GMEM_PRIV_H
 #include "../arch/x86_64/patch.h"
@@ -11,10 +11,11 @@
 #define MiB (1ull << 20)
 #define GiB (1ull << 30)
 #define HUGE (2 * MiB)
+#define HUGE_ALONE (32 * MiB) /* a mapping that gets 2 MiB pages by its own size */
 #define ALIGN_UP(x, a) (((x) + (a)-1) & ~((a)-1))
 #define ALIGN_DOWN(x, a) ((x) & ~((a)-1))
 
-/* ---- gmem.c ---- */
+/* ---- gmem_regions.c ---- */
 extern struct gmem_region *regions; /* sorted */
 extern size_t nr_regions;
 /* Index of the first region that ends above addr. */
@@ -28,10 +29,23 @@ void region_mark(uint64_t start, uint32_t origin, int flags);
 /* Forget what is recorded of [start, end); room for two must be reserved. */
 void region_carve(uint64_t start, uint64_t end);
 bool range_free(uint64_t start, uint64_t end);
-/* The host's mapping of it is none of the program's any more. */
-int host_release(uint64_t start, uint64_t end);
+bool range_mapped(uint64_t start, uint64_t end);
 /* Highest free range of len bytes in [low, high) whose start is a multiple of align. 0 = none. */
 uint64_t find_free(uint64_t low, uint64_t high, uint64_t len, uint64_t align);
+/* Private anonymous memory that is written to, but a stack. */
+bool is_heap(int prot, int flags);
+/* Are 2 MiB pages worth their waste in a mapping of len bytes? */
+bool huge_pays(uint64_t len);
+/* May [start, end) become a mapping of that kind, under --memory and RLIMIT_AS? */
+bool within_limit(uint64_t start, uint64_t end, int prot, int flags);
+/* Bytes of all of it. */
+uint64_t heap_size(void);
+/* True once: when there is so much heap that further mappings get 2 MiB pages. */
+bool becomes_large(void);
+
+/* ---- gmem.c ---- */
+/* The host's mapping of it is none of the program's any more. */
+int host_release(uint64_t start, uint64_t end);
 uint64_t limits_memory(void); /* sys_proc.c */
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
 /* For a library, so that its first pages are of those that KVM maps with each other. 0 = by place(). */
@@ -46,6 +60,12 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot);
 void touch_ahead(uint64_t start, uint64_t end, int prot, int flags);
 /* Touch so much if there may be more. */
 bool touch_more(uint64_t start, uint64_t len);
+
+/* ---- gmem_fork.c ---- */
+/* The areas of the threads, anew: 0 or -errno. */
+int areas_map(void);
+/* What the LibOS looks at in each call, present. */
+void shared_populate(void);
 
 /* ---- gmem_ahead.c ---- */
 /* [start, end) is about to become something else. */
