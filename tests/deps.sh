@@ -10,7 +10,8 @@ tests='musl-tools clang clang-format libclang-rt-dev busybox-static redis-server
 	stress-ng rt-tests strace procps psmisc util-linux iproute2
 	nsd knot unbound dnsmasq-base dnsperf bind9-dnsutils nghttp2-client python3-uvloop
 	slirp4netns gdb nginx postgresql apache2 openssh-server openssh-client libpython3.11-testsuite chromium valgrind
-	qemu-system-x86 linux-image-cloud-amd64 cpio'
+	qemu-system-x86 linux-image-cloud-amd64 cpio
+	bochs bochs-term bochsbios vgabios isolinux syslinux-common xorriso'
 # What `make bench` compares with.
 bench='apache2-utils bubblewrap crun runc'
 

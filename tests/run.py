@@ -7,7 +7,7 @@ One line for each result; the last line is "N passed, N failed, N skipped"; the 
 With --again up to N that failed are run once more at the end, when nothing else runs: one that passes then counts as
 passed, and is told as unsteady, with what failed first. More than N failures are no accident: none is run again.
 After each test the machine must be as it was before: processes, descriptors, mounts, and so on (lib.py). Without
-/dev/kvm the tests that need pVMs are skipped, and counted; test_svm.py brings a KVM of its own.
+/dev/kvm the tests that need pVMs are skipped, and counted; test_svm.py and test_vmx.py bring a KVM of their own.
 """
 import argparse
 import ctypes
@@ -52,7 +52,7 @@ GUEST_STDIN = {"hostile": b"\n"}
 GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]],
                  "dgram": [[], ["--io", "poll"]]}
 # Scripts that bring a KVM of their own.
-OWN_KVM = {"test_svm.py"}
+OWN_KVM = {"test_svm.py", "test_vmx.py"}
 SKIP_STATUS = 77
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
@@ -249,6 +249,7 @@ def all_tests():
     if os.path.exists(f"{BUILD}/solink"):
         yield "build/solink", solink
     yield "style/runner", lambda: command(sys.executable, "tests/unit/runner.py")
+    yield "style/emulated", lambda: command(sys.executable, "tests/unit/emulated_files.py")
     yield "style/headers", lambda: command("sh", "tests/unit/test_headers.sh")
     if os.path.exists(".clang-format"):
         yield "style/clang-format", clang_format

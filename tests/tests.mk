@@ -91,7 +91,11 @@ check-san:
 
 # On a machine that QEMU emulates, with an SVM.
 check-svm: all unit-tests guest-tests
-	@BUILD=$(BUILD) python3 tests/emulated.py --seconds 36000 -- python3 -u tests/run.py --only '^(?!unit|style|build|golden|fuzz|svm)' $(CHECK_ARGS)
+	@BUILD=$(BUILD) python3 tests/emulated.py --seconds 36000 -- python3 -u tests/run.py --only '^(?!unit|style|build|golden|fuzz|svm|vmx)' $(CHECK_ARGS)
+
+# On one that Bochs emulates, with a VMX. One alone: make check-vmx CHECK_ARGS="--only guest/sig.dyn".
+check-vmx: all guest-tests
+	@BUILD=$(BUILD) python3 tests/emulated_vmx.py --seconds 86400 -- python3 -u tests/run.py --only '^guest/' $(CHECK_ARGS)
 
 # The table of programs, from a run of all of them.
 compatibility: all
@@ -101,4 +105,4 @@ compatibility: all
 python-tests: all
 	python3 tests/integration/test_python.py $(BUILD)/kylinx --all
 
-.PHONY: check check-long check-san check-svm unit-tests guest-tests compatibility python-tests
+.PHONY: check check-long check-san check-svm check-vmx unit-tests guest-tests compatibility python-tests

@@ -104,11 +104,12 @@ int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
 
 /*
  * Cover [start, end) with slots. A new slot next to an old one is made as large as that (up to 1 GiB), so that
- * the number of slots grows with the logarithm of what is used.
+ * the number of slots grows with the logarithm of what is used. Below KX_USER_MIN there is none: vm_create().
  */
 int slot_cover(uint64_t start, uint64_t end)
 {
 	start = ALIGN_DOWN(start, HUGE);
+	start = start < KX_USER_MIN ? KX_USER_MIN : start;
 	end = ALIGN_UP(end, HUGE);
 	while (start < end) {
 		size_t i = slot_find(start);
@@ -116,14 +117,15 @@ int slot_cover(uint64_t start, uint64_t end)
 			start = slots[i].end;
 			continue;
 		}
-		uint64_t zone = start < KX_SPACE_SIZE ? 0 : KX_SPACE_SIZE;
-		uint64_t limit = zone ? pvm.high_end : KX_SPACE_SIZE;
+		bool high = start >= KX_SPACE_SIZE;
+		uint64_t zone = high ? KX_SPACE_SIZE : KX_USER_MIN;
+		uint64_t limit = high ? pvm.high_end : KX_SPACE_SIZE;
 		if (i < nr_slots && slots[i].start < limit)
 			limit = slots[i].start;
 		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
 		bool above = i > 0 && slots[i - 1].end == start, below = i < nr_slots && slots[i].start == start + want;
 		if (above) {
-			uint64_t grow = slots[i - 1].end - slots[i - 1].start;
+			uint64_t grow = ALIGN_UP(slots[i - 1].end - slots[i - 1].start, HUGE);
 			size = grow > size ? grow : size;
 			if (size > SLOT_MAX && size > want)
 				size = want > SLOT_MAX ? want : SLOT_MAX;
@@ -226,8 +228,8 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
 	uint64_t pt = gmem_sys_alloc(1);
 	if (!pt)
 		return -ENOMEM;
-	for (int i = 0; i < 512; i++)
-		table(pt)[i] = (region + i * PAGE) | PTE_LEAF | PTE_NX;
+	for (uint64_t a = region; a < region + HUGE; a += PAGE)
+		table(pt)[(a - region) / PAGE] = a < KX_USER_MIN ? 0 : a | PTE_LEAF | PTE_NX;
 	bool was_leaf = *pde & PTE_P;
 	__atomic_store_n(pde, pt | PTE_LEAF, __ATOMIC_RELEASE);
 	if (was_leaf)
@@ -252,8 +254,8 @@ static int leaves_set(uint64_t start, uint64_t end, int prot, bool table_wanted,
 		uint64_t *pde = pde_of(region);
 		if (!pde)
 			return -ENOMEM;
-		bool is_table = (*pde & PTE_P) && !(*pde & PTE_PS);
-		if (!is_table && !exec && !(table_wanted && !(*pde & PTE_P))) {
+		bool is_table = (*pde & PTE_P) && !(*pde & PTE_PS), has_hole = region < KX_USER_MIN;
+		if (!is_table && !exec && !has_hole && !(table_wanted && !(*pde & PTE_P))) {
 			if (!(*pde & PTE_P))
 				__atomic_store_n(pde, region | PTE_LEAF | PTE_PS | PTE_NX, __ATOMIC_RELEASE);
 			continue;

@@ -49,6 +49,7 @@
 #define BLOCK_GDT 0x000
 #define BLOCK_TSS 0x100
 #define BLOCK_STACK_TOP 0x4000
+#define REAL_MODE_TSS 0x1000ul
 #define TSS_IOMAP 104
 #define TSS_AVAILABLE 9
 #define TSS_BUSY 11
@@ -211,8 +212,13 @@ int vm_create(struct kx_err *err)
 	int r = fd_keep(&pvm.vm_fd, fd);
 	if (r)
 		return kx_err_set(err, -r, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
-	/* Needed by VMX without unrestricted guest only; harmless where it is not. */
-	ioctl(pvm.vm_fd, KVM_SET_TSS_ADDR, 0xfffbd000ul);
+	/*
+	 * VMX without unrestricted guest puts three pages and one of its own into the guest's physical memory, for real mode,
+	 * which no vCPU of ours is ever in. Where no slot of ours is, hence below KX_USER_MIN. No effect elsewhere.
+	 */
+	uint64_t identity_map = REAL_MODE_TSS + 0x3000;
+	ioctl(pvm.vm_fd, KVM_SET_IDENTITY_MAP_ADDR, &identity_map);
+	ioctl(pvm.vm_fd, KVM_SET_TSS_ADDR, REAL_MODE_TSS);
 	return 0;
 }
 

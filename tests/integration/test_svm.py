@@ -8,41 +8,26 @@ QEMU, that kernel or KylinX is to blame is not known. One that does not get to t
 done again.
 """
 import os
-import re
 import sys
 import time
 
 import lib
-
-sys.path.insert(0, os.path.join(lib.TOP, "tests"))
-import emulated  # noqa: E402
+import machines
+import emulated
 
 # Of tests/run.py's: what shows each way into and out of the guest, and takes seconds there.
 FEW = r"^guest/(regs|sig|fdnum|time)\.dyn$"
 # Where nothing else runs a pVM.
 MANY = r"^guest/(ahead|calls|coredump|cpuid|fault|fdnum|fifo|file|hot|net|poll|proc|reach|regs|sig|spare|time|xstate)\.dyn$"
 BUDGET = 1500  # seconds; no test is begun after that
-TEST_SECONDS = 150
+TEST_SECONDS, BOOT_SECONDS = 150, 200
 TRIES = 3
 NO_END = (124, 125)  # in time, or at all
 
 
-def tests(pattern):
-    r = lib.run([sys.executable, "tests/run.py", "--list", "--only", pattern])
-    return [n for n in r.out.decode().split() if re.search(pattern, n)]
-
-
-def on_a_machine(name):
-    """(status of tests/emulated.py, lines of results, what it says besides) of one test."""
-    r = lib.run([sys.executable, "tests/emulated.py", "--seconds", str(TEST_SECONDS), "--", "python3", "-u", "tests/run.py",
-                 "--only", f"^{re.escape(name)}$"], TEST_SECONDS + 200)
-    lines = [x for x in r.out.decode(errors="replace").splitlines() if re.match(r"(not )?ok\b", x)]
-    return r.status, lines, r.why()
-
-
 def test(name):
     for left in reversed(range(TRIES)):
-        status, lines, why = on_a_machine(name)
+        status, lines, why = machines.run("emulated.py", [name], TEST_SECONDS, BOOT_SECONDS)
         if status not in NO_END or lines or not left:
             break
         print(f"# {name}: once more: {why}", flush=True)
@@ -55,13 +40,13 @@ def test(name):
 
 def main():
     args = lib.arguments()
-    why = emulated.missing()
+    why = emulated.Svm.missing()
     if why:
         print(f"ok - emulated machine # SKIP {why}")
         return 0
     os.chdir(lib.TOP)
     start, good = time.monotonic(), True
-    for name in tests(args.only or (MANY if lib.kvm_missing() else FEW)):
+    for name in machines.names(args.only or (MANY if lib.kvm_missing() else FEW)):
         if time.monotonic() - start > BUDGET:
             print(f"ok - {name} # SKIP no time left, after {BUDGET} s")
         else:

@@ -211,6 +211,23 @@ static void test_basic(void)
 	MUNMAP(p, 9 * MiB);
 }
 
+/* Where some kinds of KVM have pages of their own. */
+static void test_low(void)
+{
+	char *top = mmap((void *)0xffe00000, 2 * MiB, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0);
+	if (check(top == (char *)0xffe00000, "the last of the low 4 GiB")) {
+		pattern(top, 2 * MiB, 3);
+		check(pattern_ok(top, 2 * MiB, 3), "the last of the low 4 GiB: written");
+	}
+	MUNMAP(top, 2 * MiB);
+	char *low = mmap((void *)0x10000, PAGE, RW, ANON | MAP_FIXED_NOREPLACE, -1, 0);
+	bool ok = low == (char *)0x10000 && touch(low, true) == 0 && touch(low + PAGE, false) == SIGSEGV;
+	for (char *p = NULL; p < low; p += PAGE)
+		ok &= touch(p, false) == SIGSEGV && touch(p, true) == SIGSEGV;
+	check(ok, "the lowest page, and nothing below it");
+	MUNMAP(low, PAGE);
+}
+
 static void test_huge(void)
 {
 	char *p = mmap(NULL, 4 * GiB, RW, ANON | MAP_NORESERVE, -1, 0);
@@ -629,6 +646,7 @@ int main(void)
 	sigaction(SIGBUS, &a, NULL);
 	test_refusals();
 	test_basic();
+	test_low();
 	test_huge();
 	test_many();
 	test_mremap();
