@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""run.py [--only PATTERN] [--list] [--long] [--again N]: run the tests that `make check` has built, or with --long what it has
-no time for; PATTERN is a regular expression.
+"""run.py [--only PATTERN] [--part PATTERN] [--list] [--long] [--again N]: run the tests that `make check` has built, or with
+--long what it has no time for; PATTERN is a regular expression. --part: of scripts only the parts that match; for programs
+that run in a pVM it is what they are told, words, where some take names of their parts.
 
 One line for each result; the last line is "N passed, N failed, N skipped"; the exit status is 1 when one failed.
 With --again up to N that failed are run once more at the end, when nothing else runs: one that passes then counts as
@@ -11,10 +12,10 @@ After each test the machine must be as it was before: processes, descriptors, mo
 """
 import argparse
 import ctypes
+import functools
 import itertools
 import os
 import re
-import selectors
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,7 @@ GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]],
 # Scripts that bring a KVM of their own.
 OWN_KVM = {"test_svm.py", "test_vmx.py"}
 SKIP_STATUS = 77
+SCRIPT = re.compile(r"(long/)?\w+")
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be
 RESULT = re.compile(r"(not )?ok\b(?: \d+)?(?: - )?\s*(.*?)(?:\s*# SKIP\s*(.*))?$", re.I)
 
@@ -165,10 +167,10 @@ def no_rule(path):
     raise Failure(f"{path} is not built (list it in tests/tests.mk)")
 
 
-def guest(path):
+def guest(path, *parts):
     name, path = os.path.basename(path).split(".")[0], os.path.abspath(path)
     with lib.Dir() as d:
-        r = lib.run([path], GUEST_TIMEOUT, env={"TMPDIR": d}, cwd=d)
+        r = lib.run([path, *parts], GUEST_TIMEOUT, env={"TMPDIR": d}, cwd=d)
         if r.status == SKIP_STATUS:
             raise Skip(r.why())
         must(r, "natively: ")
@@ -176,7 +178,7 @@ def guest(path):
             raise Skip(lib.kvm_missing())
         seconds = GUEST_TIMEOUT if name != "death" else GUEST_TIMEOUT + int(GUEST_ARGS[name][1])
         for options in GUEST_OPTIONS.get(name, [[]]):
-            p = must(lib.run(lib.pvm([path, *GUEST_ARGS.get(name, [])], "--env", "TMPDIR=/tmp", *options, *IO), seconds,
+            p = must(lib.run(lib.pvm([path, *(parts or GUEST_ARGS.get(name, []))], "--env", "TMPDIR=/tmp", *options, *IO), seconds,
                              cwd="/", stdin=GUEST_STDIN.get(name)))
             if name in GUEST_COMPARED and p.out != r.out:
                 want, got = r.out.decode(errors="replace").splitlines(), p.out.decode(errors="replace").splitlines()
@@ -191,9 +193,9 @@ def script(path, *args, timeout=SCRIPT_TIMEOUT):
     with lib.Dir() as d, open(os.path.join(d, "err"), "w+b") as err:
         p = subprocess.Popen([sys.executable, "-u", path, *args], stdin=subprocess.DEVNULL,
                              stdout=subprocess.PIPE, stderr=err, start_new_session=True)
-        failed = results = 0
+        failed, results, end = 0, 0, time.monotonic() + lib.limit(timeout)
         try:
-            for line in lines_until(p.stdout, time.monotonic() + lib.limit(timeout)):
+            for line in lib.lines(p.stdout, lambda: end):
                 m = RESULT.match(line)
                 if m:
                     results += 1
@@ -209,22 +211,6 @@ def script(path, *args, timeout=SCRIPT_TIMEOUT):
         text = lib.one_line(err.read().decode(errors="replace").strip())
     if not results or (status and not failed):
         raise Failure(f"{lib.status_text(status)}, {results} results {text}")
-
-
-def lines_until(pipe, deadline):
-    """Lines of a pipe up to its end. TimeoutExpired at the deadline."""
-    os.set_blocking(pipe.fileno(), False)
-    data = b""
-    with selectors.DefaultSelector() as sel:
-        sel.register(pipe, selectors.EVENT_READ)
-        while True:
-            if not sel.select(max(0, deadline - time.monotonic())):
-                raise subprocess.TimeoutExpired("script", 0)
-            chunk = os.read(pipe.fileno(), 65536)
-            *whole, data = (data + chunk).split(b"\n")
-            yield from (line.decode(errors="replace") for line in whole)
-            if not chunk:
-                return
 
 
 # ---- the list ---------------------------------------------------------------------------------------------------
@@ -257,7 +243,7 @@ def all_tests():
         yield f"fuzz/elf {os.path.basename(seed)}", lambda s=seed: command(fuzz, s, "20000", "1")
     yield "fuzz/load", mutated_files
     for path in files(BUILD, "tests/guest", r"\w+\.(dyn|static|musl)"):
-        yield f"guest/{os.path.basename(path)}", lambda p=path: guest(p)
+        yield f"guest/{os.path.basename(path)}", lambda *a, p=path: guest(p, *a)
     if shutil.which("clang"):
         yield "build/clang", clang_build
     for path in files("tests/integration", r"test_\w+\.py"):
@@ -312,13 +298,13 @@ def results(fn, *args):
         yield "fail", None, failure
 
 
-def run_one(name, fn):
+def run_one(name, fn, *args):
     start, single = time.monotonic(), True
-    for result, part, why in results(fn):
+    for result, part, why in results(fn, *args):
         report(result, f"{name}: {part}" if part else name, why)
         single = single and bool(part) and result == "skip" and name.startswith("unit/")
         if result == "fail":
-            failures.append((name, fn, part, why))
+            failures.append((name, functools.partial(fn, *args), part, why))
     if single:
         report("pass", name)
     if time.monotonic() - start > 60:
@@ -343,6 +329,7 @@ def run_again(name, fn, part, why):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", metavar="PATTERN")
+    parser.add_argument("--part", metavar="PATTERN")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--again", type=int, default=0, metavar="N")
@@ -356,7 +343,10 @@ def main():
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     start = time.monotonic()
     for name, fn in tests:
-        run_one(name, fn)
+        if args.part and name.startswith("guest/"):
+            run_one(f"{name}: {args.part}", fn, *args.part.split())
+        else:
+            run_one(name, fn, *(["--only", args.part] if args.part and SCRIPT.fullmatch(name) else []))
     for failure in failures if len(failures) <= args.again else []:
         run_again(*failure)
     print(f"# {time.monotonic() - start:.0f} s")

@@ -28,6 +28,26 @@ static inline void check_at(bool good, const char *name, int line)
 }
 #define check(good, name) check_at(good, name, __LINE__)
 
+static int named;
+
+/* Whether the arguments name this group of checks; without arguments it is any. */
+static inline bool is_wanted(int argc, char **argv, const char *name)
+{
+	bool wanted = argc < 2;
+	for (int i = 1; i < argc; i++) {
+		wanted = wanted || !strcmp(argv[i], name);
+		named += !strcmp(argv[i], name);
+	}
+	return wanted;
+}
+
+/* After the last group. */
+static inline void check_named(int argc)
+{
+	if (argc > 1 && named < argc - 1)
+		check(false, "an argument that names no group");
+}
+
 /* At the end of main(). */
 static inline int verdict(void)
 {

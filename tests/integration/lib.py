@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import re
+import selectors
 import shutil
 import signal
 import socket
@@ -115,6 +116,22 @@ def run(argv, timeout=180, stdin=None, cwd=None, env=None):
         out.seek(0)
         err.seek(0)
         return Result(status, out.read(), err.read(), time.monotonic() - start)
+
+
+def lines(pipe, deadline):
+    """Lines of a pipe up to its end. TimeoutExpired when the time is deadline(), which may change meanwhile."""
+    os.set_blocking(pipe.fileno(), False)
+    data = b""
+    with selectors.DefaultSelector() as sel:
+        sel.register(pipe, selectors.EVENT_READ)
+        while True:
+            if not sel.select(max(0, deadline() - time.monotonic())):
+                raise subprocess.TimeoutExpired("lines", 0)
+            chunk = os.read(pipe.fileno(), 65536)
+            *whole, data = (data + chunk).split(b"\n")
+            yield from (line.decode(errors="replace") for line in whole)
+            if not chunk:
+                return
 
 
 class Server:

@@ -1,27 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of this tree on emulated machines (tests/emulated.py, emulated_vmx.py), for scripts that bring a KVM of their own."""
+"""Tests of this tree on emulated machines (tests/emulated.py, emulated_vmx.py), for scripts that bring a KVM of their own.
+
+One machine for all of them, in their order, and a new one for what follows a test that did not pass, or that did not get to
+its end: now and then a machine stands still, or its kernel panics ("corrupted stack end"); whether the emulator, that kernel or
+KylinX is to blame is not known. That is told, and the test is done again.
+
+Tests have the names of tests/run.py's; with ": PARTS" behind it, its --part, of a script a|b.
+"""
 import os
 import re
+import shlex
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 
 import lib
 
 sys.path.insert(0, os.path.join(lib.TOP, "tests"))
 
-
-def names(pattern):
-    """Of tests/run.py's, those that match."""
-    r = lib.run([sys.executable, "tests/run.py", "--list", "--only", pattern])
-    return [n for n in r.out.decode().split() if re.search(pattern, n)]
+TRIES = 3
+END = "# end"
 
 
-def run(script, tests, seconds, boot_seconds):
+def wanted(known, only):
+    """Of those tests the ones that match, or else of tests/run.py's."""
+    found = []
+    for name, _, parts in (t.partition(": ") for t in known):
+        kept = [p for p in parts.split("|") if re.search(only, f"{name}: {p}" if p else name)]
+        if kept:
+            found.append(f"{name}: {'|'.join(kept)}" if parts else name)
+    return found or lib.run([sys.executable, "tests/run.py", "--list", "--only", only]).out.decode().split()
+
+
+def command(test):
+    """For the machine's shell."""
+    name, _, part = test.partition(": ")
+    argv = ["python3", "-u", "tests/run.py", "--only", f"^{re.escape(name)}$"]
+    if part:
+        argv += ["--part", part if name.startswith("guest/") else f"^({part})$"]
+    return f'{shlex.join(argv)}; echo "{END} $?"'
+
+
+class Machine:
     """
-    Those tests on one machine of tests/`script`, which has `seconds` for them: (status of that script, lines of results, what
-    it says besides).
+    Of tests/`script`, that does these tests, one after the other: `seconds` for each, `boot_seconds` before the first one, `budget`
+    for all.
     """
-    pattern = "^(" + "|".join(re.escape(t) for t in tests) + ")$"
-    r = lib.run([sys.executable, f"tests/{script}", "--seconds", str(seconds), "--", "python3", "-u", "tests/run.py",
-                 "--only", pattern], seconds + boot_seconds)
-    lines = [x for x in r.out.decode(errors="replace").splitlines() if re.match(r"(not )?ok\b", x)]
-    return r.status, lines, r.why()
+
+    def __init__(self, script, tests, seconds, boot_seconds, budget):
+        self.err = tempfile.TemporaryFile()
+        argv = [sys.executable, f"tests/{script}", "--seconds", str(budget), "--", "bash", "-c", "\n".join(command(t) for t in tests)]
+        self.p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.err)
+        self.seconds, self.deadline = seconds, time.monotonic() + boot_seconds
+        self.lines = lib.lines(self.p.stdout, lambda: self.deadline)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.p.terminate()  # it ends what it has begun
+        self.p.wait()
+        self.p.stdout.close()
+        self.err.close()
+
+    def test(self):
+        """(lines of results, None) of the next one; why it did not get to its end, or was none, in place of None."""
+        results, said = [], []
+        self.deadline += self.seconds
+        try:
+            for line in self.lines:
+                if line.startswith(END):
+                    self.deadline = time.monotonic()
+                    ended = results and line in (f"{END} 0", f"{END} 1")
+                    return results, None if ended else lib.one_line("\n".join([*said, line]))
+                said.append(line)
+                if re.match(r"(not )?ok\b", line):
+                    results.append(line)
+        except subprocess.TimeoutExpired:
+            return results, f"not within {self.seconds} s"
+        self.p.wait()
+        self.err.seek(0)
+        return results, lib.one_line(self.err.read().decode(errors="replace").strip()) or lib.status_text(self.p.returncode)
+
+
+def run(script, tests, *limits):
+    """(test, lines, why) of some of them, from the first one on, as Machine.test() has it: up to one that has not passed."""
+    with Machine(script, tests, *limits) as m:
+        for t in tests:
+            lines, why = m.test()
+            yield t, lines, why
+            if why or any(x.startswith("not") for x in lines):
+                return
+
+
+def all_of(script, left, seconds, boot_seconds, budget):
+    """Do them, on as many machines as it takes, and print their results. Whether all is well. None is begun after `budget` seconds."""
+    start, good, tries = time.monotonic(), True, 0
+    while left and time.monotonic() - start < budget:
+        for test, lines, why in run(script, left, seconds, boot_seconds, budget):
+            tries += 1
+            if why and not lines and tries < TRIES:
+                print(f"# {test}: once more: {why}", flush=True)
+                break
+            for line in lines + ([f"not ok - {test}: {why}"] if why else []):
+                print(line, flush=True)
+                good = good and not line.startswith("not")
+            left, tries = left[1:], 0
+            if time.monotonic() - start > budget:
+                break
+    for test in left:
+        print(f"ok - {test} # SKIP no time left, after {budget} s")
+    return good
+
+
+def main(script, missing, few, many, seconds, boot_seconds, budget):
+    """Of a script of tests: `few` where the host has a KVM of its own, else `many`. Its exit status."""
+    args = lib.arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the machine
+    if missing:
+        print(f"ok - emulated machine # SKIP {missing}")
+        return 0
+    os.chdir(lib.TOP)
+    tests = wanted(many if lib.kvm_missing() or args.only else few, args.only)
+    return 0 if all_of(script, tests, seconds, boot_seconds, budget) else 1

@@ -301,7 +301,7 @@ def daemons_let_go_of_output():
                                     "n = os.open('/dev/null', 2)\nfor i in 0, 1, 2: os.dup2(n, i)\ntime.sleep(1000)"]}
     for argv in scripts.values():
         p = subprocess.run([lib.KYLINX, "run", "--", *argv], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, timeout=300, start_new_session=True)
+                           stderr=subprocess.STDOUT, timeout=lib.limit(300), start_new_session=True)
         os.kill(int(p.stdout), signal.SIGKILL)
 
 

@@ -807,9 +807,9 @@ def main():
     needs_pvm = [t for t in tests if t.__name__ not in
                  ("help_and_version", "help_to_full_disk", "bad_commands", "bad_options")]
     before = leftovers()
-    chosen = [t for t in tests if re.search(args.only, t.__name__)]
-    for n, t in enumerate(chosen, 1):
-        name = t.__name__.replace("_", " ")
+    named = [(t.__name__.replace("_", " "), t) for t in tests]
+    chosen = [(name, t) for name, t in named if re.search(args.only, name) or re.search(args.only, t.__name__)]
+    for n, (name, t) in enumerate(chosen, 1):
         try:
             if t in needs_pvm and not os.access("/dev/kvm", os.F_OK):
                 raise Skip("no /dev/kvm")

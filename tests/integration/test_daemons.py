@@ -323,7 +323,7 @@ def node_talk(port, d):
     out.append(("clients", bad))
     def pid():
         try:
-            c = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+            c = http.client.HTTPConnection("127.0.0.1", port, timeout=lib.limit(2))
             c.request("GET", "/pid")
             return int(c.getresponse().read())
         except (OSError, http.client.HTTPException):

@@ -153,7 +153,7 @@ def ask_tcp(port, step=10):
 
 def answers(port):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(0.3)
+        s.settimeout(lib.limit(0.3))
         try:
             s.connect(("127.0.0.1", port))
             s.send(query(0, 1))
@@ -253,7 +253,7 @@ def replies_of_another_thread():
         p = subprocess.Popen(lib.pvm(["/usr/bin/python3", "-c", ECHO, str(port)], "--io", "exit", f"--stats={d}/stats"),
                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
-            s.settimeout(0.2)
+            s.settimeout(lib.limit(0.2))
             s.connect(("127.0.0.1", port))
             for _ in range(1000):
                 try:

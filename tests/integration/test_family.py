@@ -719,7 +719,7 @@ def signals_of_descriptors_stay_inside():
     for argv, want in ((["sh", "-c", script, "sh", lib.KYLINX, "run", "--"], "refused"),
                        ([lib.KYLINX, "run", "--"], "done")):
         p = subprocess.run([*argv, PYTHON, "-c", GROUP_SIGNALS], cwd="/", stdin=subprocess.DEVNULL,
-                           stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=180)
+                           stdout=subprocess.PIPE, text=True, start_new_session=True, timeout=lib.limit(180))
         # A group of the family's own may get them; by pidfd no group does.
         lines = ["; ".join(f"{a} {'refused' if a == 'pidfd' else want}" for a in attempts)]
         expect(p.stdout.splitlines(), lines + (["alive"] if want == "refused" else []), "what was said")

@@ -88,7 +88,7 @@ class Told:
     def __enter__(self):
         self.p = subprocess.Popen(lib.pvm([MOVER, "told"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                   start_new_session=True, cwd="/")
-        self.timer = threading.Timer(60, lib.group_kill, [self.p])
+        self.timer = threading.Timer(lib.limit(60), lib.group_kill, [self.p])
         self.timer.start()
         return self
 

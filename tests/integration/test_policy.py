@@ -23,7 +23,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
-from updates import Guest, fixtures, library  # noqa: E402
+from updates import UPDATE_SECONDS, Guest, fixtures, library  # noqa: E402
 
 args = lib.arguments()
 
@@ -396,7 +396,7 @@ def changed_while_an_update_waits(p):
         p.sign(f"{p.d}/{name}")
     with with_env(p.env), Guest(p.d, [f"{p.d}/state"]) as g:
         expect(g.ask("b"), "inside", "inside")
-        u = subprocess.Popen([lib.KYLINX, "update", "--timeout", "60", g.name, f"{p.d}/v2.so"], stdout=subprocess.PIPE,
+        u = subprocess.Popen([lib.KYLINX, "update", "--timeout", UPDATE_SECONDS, g.name, f"{p.d}/v2.so"], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
         time.sleep(0.4)
         expect(u.poll(), None, "the update's end")

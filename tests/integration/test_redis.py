@@ -42,7 +42,7 @@ class Client:
             self.s.settimeout(lib.limit(180))
             self.s.connect(address)
         else:
-            self.s = socket.create_connection(address if isinstance(address, tuple) else ("127.0.0.1", address), 180)
+            self.s = socket.create_connection(address if isinstance(address, tuple) else ("127.0.0.1", address), lib.limit(180))
         if tls:
             self.s = tls.wrap_socket(self.s)
         self.f = self.s.makefile("rb")

@@ -59,7 +59,7 @@ def storm(seed, nodes):
 def storms():
     seconds = float(os.environ.get("KX_STORM", "0"))
     seed = int(os.environ.get("KX_STORM_SEED", random.randrange(1 << 30) if seconds else 1000))
-    end, n = time.monotonic() + (seconds or 600), 0
+    end, n = time.monotonic() + (seconds or lib.limit(600)), 0
     while time.monotonic() < end and (seconds or n < 3):
         storm(seed + n, 40 + 40 * (n % 3))
         n += 1
@@ -89,7 +89,7 @@ def many(what, n, warm, timeout, grows=1024):
     """Nothing is lost in n of them: the monitor holds what it held when some had been."""
     p = subprocess.Popen(lib.pvm([MANY, what, str(n), str(warm)]), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                          start_new_session=True, cwd="/")
-    timer = threading.Timer(timeout, p.kill)
+    timer = threading.Timer(lib.limit(timeout), p.kill)
     timer.start()
     try:
         got = []

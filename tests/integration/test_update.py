@@ -23,7 +23,7 @@ sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
 from servers import LONG, collection  # noqa: E402
-from updates import Guest, all_see, build, fixtures, library, need, pauses, program, until  # noqa: E402
+from updates import UPDATE_SECONDS, Guest, all_see, build, fixtures, library, need, pauses, program, until  # noqa: E402
 
 args = lib.arguments()
 tests, test, _ = collection()
@@ -86,7 +86,7 @@ def versioned():
         with Guest(d, [f"{d}/symvers"]) as g:
             expect(g.ask("v"), "1 ok", "first")
             for v in (2, 3):
-                g.update(f"{d}/v{v}.so", "--timeout", "60")
+                g.update(f"{d}/v{v}.so", "--timeout", UPDATE_SECONDS)
                 expect(g.ask("v"), f"{v} ok", "after an update")
 
 
@@ -440,7 +440,7 @@ def at_once_refused():
                 raise AssertionError(f"not named: {text!r}")
             all_see(g, 0)
             expect(g.ask("v"), "1", "version")
-            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", "60", g.name, f"{d}/v2.so"],
+            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", UPDATE_SECONDS, g.name, f"{d}/v2.so"],
                                      stderr=subprocess.PIPE)
             time.sleep(1)
             asker.kill()
@@ -448,7 +448,7 @@ def at_once_refused():
             asker.stderr.close()
             time.sleep(0.2)
             all_see(g, 0)
-            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", "60", g.name, f"{d}/v2.so"],
+            asker = subprocess.Popen([lib.KYLINX, "update", "--at-once", "--timeout", UPDATE_SECONDS, g.name, f"{d}/v2.so"],
                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             time.sleep(1)
             expect(asker.poll(), None, "the update's end before the member's")

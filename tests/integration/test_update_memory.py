@@ -16,7 +16,7 @@ sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
 from servers import LONG, collection  # noqa: E402
-from updates import Guest, fixtures, library, program, until  # noqa: E402
+from updates import UPDATE_SECONDS, Guest, fixtures, library, program, until  # noqa: E402
 
 args = lib.arguments()
 tests, test, _ = collection()
@@ -40,9 +40,9 @@ def stays(g, name, what):
 
 def replaced(g, d, order, what):
     """The second version by the third, when the program has taken from it what keeper.c does at this order."""
-    g.update(f"{d}/v2.so", "--timeout", "60")
+    g.update(f"{d}/v2.so", "--timeout", UPDATE_SECONDS)
     expect(g.ask(order), "taken", what)
-    g.update(f"{d}/v3.so", "--timeout", "60")
+    g.update(f"{d}/v3.so", "--timeout", UPDATE_SECONDS)
 
 
 def size(g):
@@ -89,7 +89,7 @@ def hundred_versions():
         fixtures(d, "state")
         with Guest(d, [f"{d}/state"]) as g:
             for i, path in enumerate(versions(d, 100), 1):
-                g.update(path, "--timeout", "60")
+                g.update(path, "--timeout", UPDATE_SECONDS)
                 expect(g.ask("v"), str(i), "version")
                 expect(g.ask("s"), "ok", "state")
                 if i == 10:
@@ -105,7 +105,7 @@ def hundred_with_calls():
         program(d, "keeper", "keeper.c")
         with Guest(d, [f"{d}/keeper"]) as g:
             for i, path in enumerate(versions(d, 100, source="keep.c"), 1):
-                g.update(path, "--timeout", "60")
+                g.update(path, "--timeout", UPDATE_SECONDS)
                 expect(g.ask("v"), str(i), "version")
                 if i == 10:
                     before = size(g)
@@ -124,7 +124,7 @@ def alternating():
         with Guest(d, [f"{d}/state"]) as g:
             for i in range(rounds):
                 for v in (2, 1):
-                    g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
+                    g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", UPDATE_SECONDS)
                     expect(g.ask("v"), str(v), "version")
                     expect(g.ask("s"), "ok", "state")
                 if i == 5:
@@ -146,7 +146,7 @@ def unused():
     with lib.Dir() as d, keeping(d) as g:
         for v in (2, 3, 2, 4):
             before = [p for p in ("v2.so", "v3.so", "v4.so") if mapped(g, p)]
-            g.update(f"{d}/v{v}.so", "--timeout", "60")
+            g.update(f"{d}/v{v}.so", "--timeout", UPDATE_SECONDS)
             expect(g.ask("v"), str(v), "version")
             for p in before:
                 gone(g, p)
@@ -161,7 +161,7 @@ def used():
         expect(g.ask("c"), "20", "the old version's function")
         expect(g.ask("v"), "3", "version")
         expect(g.ask("d"), "dropped", "pointer")
-        g.update(f"{d}/v4.so", "--timeout", "60")
+        g.update(f"{d}/v4.so", "--timeout", UPDATE_SECONDS)
         gone(g, "v2.so")
         gone(g, "v3.so")
         expect(g.ask("v"), "4", "version")
@@ -186,11 +186,11 @@ def constants():
         if not have or "r-xp" in have or "rw-p" in have:
             raise AssertionError(f"mapped of it: {have}")
         expect(g.ask("C"), "5", "the constants")
-        g.update(f"{d}/v2.so", "--timeout", "60") # again, and whole
+        g.update(f"{d}/v2.so", "--timeout", UPDATE_SECONDS) # again, and whole
         expect(g.ask("v"), "2", "version")
         expect(g.ask("C"), "5", "the constants")
         expect(g.ask("D"), "dropped", "pointer")
-        g.update(f"{d}/v4.so", "--timeout", "60")
+        g.update(f"{d}/v4.so", "--timeout", UPDATE_SECONDS)
         gone(g, "v2.so")
 
 
@@ -214,7 +214,7 @@ def handler():
         os.kill(g.p.pid, 10)
         expect(g.line(), "end 2", "the old version's handler")
         expect(g.ask("H"), "dropped", "handler")
-        g.update(f"{d}/v4.so", "--timeout", "60")
+        g.update(f"{d}/v4.so", "--timeout", UPDATE_SECONDS)
         gone(g, "v2.so")
 
 

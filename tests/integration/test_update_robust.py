@@ -24,7 +24,7 @@ sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
 from servers import LONG, collection  # noqa: E402
-from updates import Guest, all_see, build, fixtures, library, program, until  # noqa: E402
+from updates import UPDATE_SECONDS, Guest, all_see, build, fixtures, library, program, until  # noqa: E402
 
 args = lib.arguments()
 tests, test, _ = collection()
@@ -84,7 +84,7 @@ class Asker:
             info = struct.pack("=iiixxxxiiQ", 33, 0, -1, os.getpid(), os.getuid(), MAGIC).ljust(128, b"\0")
             for _ in range(400):
                 LIBC.syscall(424, self.pidfd, 33, ctypes.c_char_p(info), 0)
-                mine.settimeout(0.2)
+                mine.settimeout(lib.limit(0.2))
                 with contextlib.suppress(TimeoutError):
                     while a := mine.recv(2000):
                         kind, error = struct.unpack_from("=II", a)
@@ -156,7 +156,7 @@ def asker_killed():
         fixtures(d, "state")
         with Guest(d, [f"{d}/state"]) as g:
             expect(g.ask("b"), "inside", "inside")
-            p = start(g, f"{d}/v2.so", "--timeout", "60")
+            p = start(g, f"{d}/v2.so", "--timeout", UPDATE_SECONDS)
             time.sleep(0.3)
             expect(p.poll(), None, "the command's end")
             p.kill()
@@ -187,7 +187,7 @@ def together():
         with Guest(d, [f"{d}/server", "10"]) as g:
             n = 0
             for _ in range(20 if LONG else 4):
-                ps = [start(g, f"{d}/{f}", "--timeout", "60") for f in
+                ps = [start(g, f"{d}/{f}", "--timeout", UPDATE_SECONDS) for f in
                       ("v2.so", "again.so", "libupd.so.1", "other.so", "v2.so", "libupd.so.1")]
                 for _ in range(20):
                     n += 1
@@ -211,7 +211,7 @@ def storm():
         with Guest(d, [f"{d}/storm", d]) as g:
             made = 0
             for i in range(200 if LONG else 12):
-                p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}", "--timeout", "60")
+                p = start(g, f"{d}/{'libupd.so.1' if i % 2 else 'v2.so'}", "--timeout", UPDATE_SECONDS)
                 out, err = p.communicate(timeout=lib.limit(180))
                 made += not p.returncode
                 if p.returncode and b"given up" not in out + err:
@@ -234,7 +234,7 @@ def members_killed():
                 members = [int(x) for x in lib.read(f"/proc/{g.p.pid}/task/{g.p.pid}/children").split()]
                 if len(members) < 4:
                     raise AssertionError(f"members that are seen: {members}")
-                p = start(g, f"{d}/v2.so", "--at-once", "--timeout", "60")
+                p = start(g, f"{d}/v2.so", "--at-once", "--timeout", UPDATE_SECONDS)
                 time.sleep(random.random() * 0.08)
                 os.kill(random.choice(members), signal.SIGKILL)
                 out, err = p.communicate(timeout=lib.limit(180))
@@ -266,11 +266,11 @@ def namespaces():
         fixtures(d, "twice", "-ldl")
         with Guest(d, [f"{d}/twice", f"{d}/libupd.so.1"]) as g:
             expect(g.ask("v"), "1 1", "versions")
-            text = g.update(f"{d}/v2.so", "--timeout", "60")
+            text = g.update(f"{d}/v2.so", "--timeout", UPDATE_SECONDS)
             if "another namespace" not in text:
                 raise AssertionError(f"not said: {text!r}")
             expect(g.ask("v"), "2 1", "versions")
-            g.update(f"{d}/libupd.so.1", "--timeout", "60")
+            g.update(f"{d}/libupd.so.1", "--timeout", UPDATE_SECONDS)
             expect(g.ask("v"), "1 1", "versions")
 
 
@@ -283,7 +283,7 @@ def preloaded():
         with Guest(d, [f"{d}/state"], "--env", f"LD_PRELOAD={d}/pre.so") as g:
             expect(g.ask("v"), "101", "version")
             for v in (2, 1, 2):
-                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
+                g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", UPDATE_SECONDS)
                 expect(g.ask("v"), str(100 + v), "version")
 
 
@@ -305,7 +305,7 @@ def full_disk():
             try:
                 with Guest(d, [f"{d}/state"]) as g:
                     for v in (2, 1):
-                        said = g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", "60")
+                        said = g.update(f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1", "--timeout", UPDATE_SECONDS)
                         expect(g.ask("v"), str(v), "version")
                         expect(said.count("done, but not noted in the history: "), 1, f"that is told: {said!r}")
             finally:

@@ -14,6 +14,7 @@ from lib import Skip, expect
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HARDEN = ["-O2", "-fPIC", "-Wl,-z,relro", "-Wl,-z,now", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
+UPDATE_SECONDS = f"{min(600, lib.limit(60)):.0f}"  # of an update, by --timeout
 pauses = []
 
 
@@ -61,7 +62,7 @@ class Guest:
         self.p = subprocess.Popen([lib.KYLINX, "run", "--name", self.name, "--volume", f"{d}:{d}", *options, "--", *argv],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   start_new_session=True)
-        self.timer = threading.Timer(900, self.p.kill)
+        self.timer = threading.Timer(lib.limit(900), self.p.kill)
         self.timer.start()
         if first:
             expect(self.line(), first, "first line")
@@ -92,7 +93,7 @@ class Guest:
 
     def update(self, path, *options, status=0, who=None):
         if "--timeout" not in options:
-            options = (*options, "--timeout", "60")
+            options = (*options, "--timeout", UPDATE_SECONDS)
         r = lib.run([lib.KYLINX, "update", *options, who or self.name, path], 120)
         if r.status != status:
             raise AssertionError(f"update {os.path.basename(path)}: {r.why()}, not status {status}")

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""tests/run.py itself: what it says of tests that pass, fail, fail once, skip, or leave something over."""
+"""tests/run.py itself: what it says of tests that pass, fail, fail once, skip, or leave something over. And test_svm.py, of
+machines that do not get to their end."""
 import contextlib
 import io
 import os
@@ -39,11 +40,11 @@ def skips():
     raise run.Skip("no reason")
 
 
-def told(tests, again):
+def told(tests, again, *options):
     run.count.update({"pass": 0, "fail": 0, "skip": 0})
     run.failures.clear()
     run.all_tests = lambda: tests
-    sys.argv = ["run.py", "--again", str(again)]
+    sys.argv = ["run.py", "--again", str(again), *options]
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         status = run.main()
@@ -74,7 +75,49 @@ with tempfile.TemporaryDirectory() as d:
     expect(told([("s", whole)], 1), 0, "2 passed, 0 failed, 0 skipped", FAILED)
     assert whole.asked[2:] == [()], whole.asked
     expect(told([("l", leaves)], 1), 1, "0 passed, 1 failed, 0 skipped", "not ok 1 - l: left over: entry tmp")
+    part = Unsteady(0)
+    expect(told([("s", part), ("unit/k", skips)], 0, "--part", "^second$"), 0, "1 passed, 0 failed, 1 skipped")
+    assert part.asked == [("--only", "^second$")], part.asked
+    program = []
+    expect(told([("guest/p.dyn", lambda *words: program.append(words) or ())], 0, "--part", "a b"), 0,
+           "1 passed, 0 failed, 0 skipped", "ok 1 - guest/p.dyn: a b")
+    assert program == [("a", "b")], program
     expect(told([], 1), 1, "0 passed, 0 failed, 0 skipped")
+
+# Machines of the shell's: what each test does in one.
+del os.environ["TMPDIR"]
+tempfile.tempdir = None
+import test_svm as svm  # noqa: E402
+
+DONE = "; echo '# end 0'"
+DOES = {"good": "echo 'ok 1 - good'" + DONE, "too": "echo 'ok 1 - too'" + DONE, "bad": "echo 'not ok 1 - bad: why'; echo '# end 1'",
+        "dies": "echo woe >&2; exit 3", "once": "rm once 2>/dev/null && exit 3; echo 'ok 1 - once'" + DONE, "nothing": "echo '# end 0'",
+        "stands": "echo 'ok 1 - half'; sleep 1000", "broken": "echo 'ok 1 - half'; echo '# end 2'"}
+svm.MACHINE = ["sh", "-c", "echo machine >>log; shift 3; exec \"$@\"", "sh"]
+svm.command, svm.TEST_SECONDS, svm.emulated.BOOT_SECONDS = DOES.get, 1, 1
+
+
+def on_machines(*tests):
+    """(whether all is well, what is said, machines)"""
+    out = io.StringIO()
+    with tempfile.TemporaryDirectory() as d, contextlib.chdir(d):
+        open("once", "w").close()
+        with contextlib.redirect_stdout(out):
+            good = svm.all_of(list(tests))
+        return good, out.getvalue().splitlines(), len(open("log").readlines())
+
+
+for tests, want in (
+        (("good", "too"), (True, ["ok 1 - good", "ok 1 - too"], 1)),
+        (("good", "bad", "too"), (False, ["ok 1 - good", "not ok 1 - bad: why", "ok 1 - too"], 2)),
+        (("bad",), (False, ["not ok 1 - bad: why"], 1)),
+        (("good", "once", "too"), (True, ["ok 1 - good", "# once: once more: status 3", "ok 1 - once", "ok 1 - too"], 2)),
+        (("dies", "good"), (False, ["# dies: once more: woe"] * 2 + ["not ok - dies: woe", "ok 1 - good"], 4)),
+        (("stands", "good"), (False, ["ok 1 - half", "not ok - stands: not within 1 s", "ok 1 - good"], 2)),
+        (("nothing", "good"), (False, ["# nothing: once more: # end 0"] * 2 + ["not ok - nothing: # end 0", "ok 1 - good"], 4)),
+        (("broken",), (False, ["ok 1 - half", "not ok - broken: ok 1 - half | # end 2"], 1))):
+    got = on_machines(*tests)
+    assert got == want, got
 
 # Whose pVMs are left over: this run's, orphans included, and not those of another run of the same tree. run.main() has
 # made us the subreaper.

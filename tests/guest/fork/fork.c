@@ -53,9 +53,7 @@ int main(int argc, char **argv)
 	if (!mkdtemp(dir))
 		return 255;
 	for (unsigned i = 0; i < sizeof all / sizeof all[0]; i++) {
-		bool wanted = argc < 2;
-		for (int k = 1; k < argc; k++)
-			wanted = wanted || !strcmp(argv[k], all[i].name);
+		bool wanted = is_wanted(argc, argv, all[i].name);
 		double start = now();
 		if (wanted)
 			all[i].run();
@@ -63,6 +61,7 @@ int main(int argc, char **argv)
 			printf("# %s: %.0f ms\n", all[i].name, (now() - start) * 1e3);
 	}
 	rmdir(dir);
+	check_named(argc);
 	check(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "no child left");
 	puts(first_failed ? "FAILED" : "SUCCESS");
 	return first_failed;

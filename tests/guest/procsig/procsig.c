@@ -1059,15 +1059,13 @@ int main(int argc, char **argv)
 		return 251;
 	s = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	for (unsigned k = 0; k < sizeof all / sizeof all[0]; k++) {
-		bool wanted = argc < 2;
-		for (int a = 1; a < argc; a++)
-			wanted |= !strcmp(argv[a], all[k].name);
-		if (!wanted)
+		if (!is_wanted(argc, argv, all[k].name))
 			continue;
 		memset((void *)s, 0, 4096);
 		all[k].fn();
 		check(wait(NULL) == -1 && errno == ECHILD, "no child left");
 	}
+	check_named(argc);
 	char cmd[200];
 	snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
 	if (system(cmd))

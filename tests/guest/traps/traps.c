@@ -485,15 +485,15 @@ int main(int argc, char **argv)
 {
 	alarm(argc > 1 ? 900 : 500);
 	for (int i = 1; i < argc; i++)
-		if (atoi(argv[i]))
+		if (atoi(argv[i])) {
 			kills = atoi(argv[i]);
+			named++;
+		}
 	for (unsigned g = 0; g < sizeof groups / sizeof groups[0]; g++) {
-		bool wanted = argc == 1 || (argc == 2 && atoi(argv[1]));
-		for (int i = 1; i < argc; i++)
-			wanted = wanted || !strcmp(argv[i], groups[g].name);
-		if (wanted)
+		if (is_wanted(argc, argv, groups[g].name) || (argc == 2 && atoi(argv[1])))
 			groups[g].fn();
 	}
+	check_named(argc);
 	printf("%s\n", first_failed ? "FAILED" : "SUCCESS");
 	return first_failed;
 }
