@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""emulated.py [--seconds N] [--memory MIB] [--cpu MODEL] [--cpus N] [--append PARAMETERS] [--] COMMAND [ARG...]: run a command
-of this tree on an emulated machine whose processor has SVM, for KVM of another kind than the host's, or where the host has none.
+"""emulated.py [--seconds N] [--memory MIB] [--cpu MODEL] [--cpus N] [--append PARAMETERS] [--count] [--] COMMAND [ARG...]: run a
+command of this tree on an emulated machine whose processor has SVM, for KVM of another kind than the host's, or where the host has none.
 
 QEMU without acceleration, the kernel of Debian's package linux-image-cloud-amd64, its kvm-amd. The machine's root is the
 host's, read-only by virtiofs, under an overlay in its memory: nothing of what the command writes is left. It has no
 network but its own loopback. The command's output and errors come on standard output; the exit status is its own, 125
 when there is no such machine, 124 after N seconds (600). As root only.
+
+--count: its clocks go on by 1 ns with each instruction, whosever it is, of its one processor (QEMU's icount), and jump to the
+next timer when it is idle: CPU time is a number of instructions, the same each time but for what timers hit. No caches, and
+a world switch (vmrun, an exit) is one instruction more. String instructions count each word, so it is made to do without
+those by bytes. bench/count.py measures there.
 """
 import argparse
 import glob
@@ -29,6 +34,9 @@ STATUS = re.compile(rb"emulated: status (\d+)\n")
 FATAL = re.compile(r"Kernel panic|BUG:|Oops:|RIP: 0010")
 BOOT_SECONDS = 120
 CPU = "EPYC-Milan,+svm,+npt"
+FREE = ["-accel", "tcg,thread=multi"]
+COUNT = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+COUNT_CPU = ",-erms,-fsrm"  # "rep movsb" is an instruction for each byte there, and the kernel's choice where they are
 SLOW = "20"  # TEST_SLOW for the tests that run there
 
 # What runs before the root is there, by busybox.
@@ -146,7 +154,7 @@ def start(d, image, args):
             time.sleep(0.02)
         with open(f"{d}/qemu.log", "wb") as log:
             return fs, subprocess.Popen(
-                ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", args.cpu, "-smp", str(args.cpus), "-m", str(args.memory),
+                ["qemu-system-x86_64", "-M", "q35", *(COUNT if args.count else FREE), "-cpu", args.cpu + (COUNT_CPU if args.count else ""), "-smp", str(args.cpus), "-m", str(args.memory),
                  "-object", f"memory-backend-memfd,id=mem,size={args.memory}M,share=on", "-numa", "node,memdev=mem",
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",
                  "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{d}/console", "-serial", "stdio",
@@ -207,9 +215,11 @@ def main():
     parser.add_argument("--memory", type=int, default=6144)
     parser.add_argument("--cpu", default=CPU)
     parser.add_argument("--append", default="")
-    parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--cpus", type=int, default=None)
+    parser.add_argument("--count", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args()
+    args.cpus = args.cpus or (1 if args.count else 2)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("no command")
