@@ -137,6 +137,10 @@ bench: all bench-programs
 bench-quick: all bench-programs
 	$(BENCH) --quick
 
+# Instructions, on an emulated machine that counts them.
+bench-count: all bench-programs
+	python3 tests/emulated.py --count --seconds 3000 -- python3 bench/count.py
+
 # make bench-compare BASE=commit: that commit's kylinx in place of the process.
 bench-compare: all bench-programs
 	BUILD=$(BUILD) bench/compare.sh "$(BASE)"
@@ -146,6 +150,6 @@ clean:
 
 -include $(HOST_OBJ:.o=.d) $(LIBOS_OBJ:.o=.d)
 
-.PHONY: all install demo bench bench-quick bench-compare bench-programs clean
+.PHONY: all install demo bench bench-quick bench-count bench-compare bench-programs clean
 
 -include tests/tests.mk

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ops.c OP N: do one thing N times. Two runs with different N give what one of it costs in exits. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -77,6 +78,53 @@ static int op_fork(void)
 		_exit(0);
 	return reap(pid);
 }
+/* With so many MiB written before each. */
+static int fork_with(size_t mib)
+{
+	static char *p, round;
+	round++;
+	if (!p)
+		p = mmap(NULL, mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (size_t i = 0; i < mib << 20; i += 4096)
+		p[i] = round; /* a store alone: an emulator faults for what is read, too */
+	return op_fork();
+}
+static int op_fork16(void) { return fork_with(16); }
+static int op_fork64(void) { return fork_with(64); }
+static int op_exec(void)
+{
+	char *argv[] = { "/bin/true", NULL };
+	pid_t pid = fork();
+	if (!pid) {
+		execv(argv[0], argv);
+		_exit(127);
+	}
+	return reap(pid);
+}
+static int op_dlopen(void)
+{
+	void *h = dlopen("libutil.so.1", RTLD_NOW | RTLD_LOCAL);
+	return h && !dlclose(h);
+}
+/* A byte to a child and back. */
+static int op_roundtrip(void)
+{
+	static int to[2], from[2], begun;
+	if (!begun++) {
+		if (pipe(to) || pipe(from))
+			return 0;
+		if (!fork()) {
+			char c;
+			close(to[1]);
+			while (read(to[0], &c, 1) == 1 && write(from[1], &c, 1) == 1)
+				;
+			_exit(0);
+		}
+		close(to[0]);
+		close(from[1]);
+	}
+	return write(to[1], "x", 1) == 1 && read(from[0], buf, 1) == 1;
+}
 static int op_spawn(void)
 {
 	char *argv[] = { "/bin/true", NULL };
@@ -91,7 +139,8 @@ static const struct {
 	{ "getpid", op_getpid }, { "clock", op_clock }, { "random", op_random }, { "sigmask", op_sigmask },
 	{ "mutex", op_mutex },   { "read", op_read },   { "pipe", op_pipe },     { "socket", op_socket },
 	{ "epoll", op_epoll },   { "mmap", op_mmap },   { "open", op_open },     { "signal", op_signal },
-	{ "thread", op_thread }, { "fork", op_fork },   { "spawn", op_spawn },
+	{ "thread", op_thread }, { "fork", op_fork },   { "spawn", op_spawn },   { "fork16", op_fork16 },
+	{ "fork64", op_fork64 }, { "exec", op_exec },   { "dlopen", op_dlopen }, { "roundtrip", op_roundtrip },
 };
 
 int main(int argc, char **argv)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""emulated.py [--seconds N] [--memory MIB] [--cpu MODEL] [--cpus N] [--append PARAMETERS] [--kvm PARAMETERS] [--] COMMAND
+"""emulated.py [--seconds N] [--memory MIB] [--cpu MODEL] [--cpus N] [--append PARAMETERS] [--kvm PARAMETERS] [--count] [--] COMMAND
 [ARG...]: run a command of this tree on an emulated machine whose processor has SVM, for KVM of another kind than the host's, or
 where the host has none.
 
@@ -8,6 +8,11 @@ QEMU without acceleration, the kernel of Debian's package linux-image-cloud-amd6
 host's, read-only by virtiofs, under an overlay in its memory: nothing of what the command writes is left. It has no
 network but its own loopback. The command's output and errors come on standard output; the exit status is its own, 125
 when there is no such machine, 124 after N seconds (600). As root only. --append: the kernel's parameters; --kvm: kvm-amd's.
+
+--count: its clocks go on by 1 ns with each instruction, whosever it is, of its one processor (QEMU's icount), and jump to the
+next timer when it is idle: CPU time is a number of instructions, the same each time but for what timers hit. No caches, and
+a world switch (vmrun, an exit) is one instruction more. String instructions count each word, so it is made to do without
+those by bytes. bench/count.py measures there.
 
 tests/emulated_vmx.py has another machine, and all else from here.
 """
@@ -31,6 +36,9 @@ BEGIN = b"emulated: begin\n"
 STATUS = re.compile(rb"emulated: status (\d+)\n")
 FATAL = re.compile(r"Kernel panic|BUG:|Oops:|RIP: 0010")
 KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
+FREE = ["-accel", "tcg,thread=multi"]
+COUNT = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+COUNT_CPU = ",-erms,-fsrm"  # "rep movsb" is an instruction for each byte there, and the kernel's choice where they are
 SLOW = "20"  # TEST_SLOW for the tests that run there
 
 # What runs before the root is there, by busybox. {root} brings what the root shows below its own files, at {lower}.
@@ -104,7 +112,8 @@ class Svm:
                     raise SystemExit(f"emulated: {VIRTIOFSD}: {tail(d, 'machine.log')}")
                 time.sleep(0.02)
             qemu = subprocess.Popen(
-                ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", args.cpu, "-smp", str(args.cpus), "-m", str(args.memory),
+                ["qemu-system-x86_64", "-M", "q35", *(COUNT if args.count else FREE), "-cpu", args.cpu + (COUNT_CPU if args.count else ""),
+                 "-smp", "1" if args.count else str(args.cpus), "-m", str(args.memory),
                  "-object", f"memory-backend-memfd,id=mem,size={args.memory}M,share=on", "-numa", "node,memdev=mem",
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",
                  "-nodefaults", "-display", "none", "-no-reboot", "-serial", f"file:{d}/console", "-serial", "stdio",
@@ -261,4 +270,4 @@ def main(machine=Svm, more=()):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Svm, [("--count", {"action": "store_true"})]))

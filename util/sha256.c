@@ -4,8 +4,6 @@
  * SHA256MSG2). A library is hashed when it is first mapped, and libsodium needs some ten times as long for it.
  */
 #include "sha256.h"
-#include <immintrin.h>
-#include <sodium/crypto_hash_sha256.h>
 #include <string.h>
 #include <sys/platform/x86.h>
 
@@ -47,27 +45,66 @@ __attribute__((target("sha,sse4.1"))) static void blocks(__m128i state[2], const
 	state[1] = cdgh;
 }
 
-void sha256(uint8_t out[32], const void *bytes, size_t len)
+void sha256_begin(struct sha256 *h)
 {
-	if (!x86_cpu_present(x86_cpu_SHA) || !x86_cpu_present(x86_cpu_SSE4_1)) {
-		crypto_hash_sha256(out, bytes, len);
+	h->here = x86_cpu_present(x86_cpu_SHA) && x86_cpu_present(x86_cpu_SSE4_1);
+	h->len = 0;
+	if (!h->here) {
+		crypto_hash_sha256_init(&h->other);
 		return;
 	}
-	__m128i state[2] = { _mm_set_epi32(0x6a09e667, (int)0xbb67ae85, 0x510e527f, (int)0x9b05688c),
-			     _mm_set_epi32(0x3c6ef372, (int)0xa54ff53a, 0x1f83d9ab, 0x5be0cd19) };
+	h->state[0] = _mm_set_epi32(0x6a09e667, (int)0xbb67ae85, 0x510e527f, (int)0x9b05688c);
+	h->state[1] = _mm_set_epi32(0x3c6ef372, (int)0xa54ff53a, 0x1f83d9ab, 0x5be0cd19);
+}
+
+void sha256_add(struct sha256 *h, const void *bytes, size_t len)
+{
+	const uint8_t *p = bytes;
+	if (!h->here) {
+		crypto_hash_sha256_update(&h->other, bytes, len);
+		return;
+	}
+	const size_t had = h->len % sizeof h->rest;
+	h->len += len;
+	if (had) {
+		const size_t n = len < sizeof h->rest - had ? len : sizeof h->rest - had;
+		memcpy(h->rest + had, p, n);
+		if (had + n < sizeof h->rest)
+			return;
+		blocks(h->state, h->rest, 1);
+		p += n;
+		len -= n;
+	}
+	blocks(h->state, p, len / 64);
+	if (len % 64)
+		memcpy(h->rest, p + len / 64 * 64, len % 64);
+}
+
+void sha256_end(struct sha256 *h, uint8_t out[32])
+{
+	if (!h->here) {
+		crypto_hash_sha256_final(&h->other, out);
+		return;
+	}
 	uint8_t tail[128] = { 0 };
-	size_t whole = len / 64, rest = len % 64, end = rest < 56 ? 64 : 128;
-	blocks(state, bytes, whole);
-	if (rest)
-		memcpy(tail, (const uint8_t *)bytes + 64 * whole, rest);
+	const size_t rest = h->len % 64, end = rest < 56 ? 64 : 128;
+	memcpy(tail, h->rest, rest);
 	tail[rest] = 0x80;
 	for (int i = 0; i < 8; i++)
-		tail[end - 1 - i] = (uint8_t)((uint64_t)len * 8 >> 8 * i);
-	blocks(state, tail, end / 64);
+		tail[end - 1 - i] = (uint8_t)(h->len * 8 >> 8 * i);
+	blocks(h->state, tail, end / 64);
 	uint32_t s[8];
-	memcpy(s, state, sizeof s);
+	memcpy(s, h->state, sizeof s);
 	static const int order[8] = { 3, 2, 7, 6, 1, 0, 5, 4 }; /* where a to h are */
 	for (int i = 0; i < 8; i++)
 		for (int b = 0; b < 4; b++)
 			out[4 * i + b] = (uint8_t)(s[order[i]] >> (24 - 8 * b));
+}
+
+void sha256(uint8_t out[32], const void *bytes, size_t len)
+{
+	struct sha256 h;
+	sha256_begin(&h);
+	sha256_add(&h, bytes, len);
+	sha256_end(&h, out);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "admit.h"
+#include "elf.h"
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -416,14 +417,18 @@ static bool pread_all(int fd, void *p, size_t len, uint64_t off)
 static void code_find(struct image *m, int fd)
 {
 	Elf64_Ehdr eh;
-	Elf64_Phdr ph;
+	Elf64_Phdr all[ELF_PHDRS_READ];
 	m->elf = pread_all(fd, &eh, sizeof eh, 0) && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
-	if (!m->elf || eh.e_phentsize != sizeof ph || eh.e_phnum > PHDRS_MAX)
+	if (!m->elf || eh.e_phentsize != sizeof *all || eh.e_phnum > PHDRS_MAX || eh.e_phoff > INT64_MAX / 2)
 		return;
+	ssize_t got = 0;
 	for (unsigned i = 0; i < eh.e_phnum && m->nr_code < CODE_MAX; i++) {
-		uint64_t at = eh.e_phoff + i * sizeof ph;
-		if (at < eh.e_phoff || at > INT64_MAX || !pread_all(fd, &ph, sizeof ph, at))
+		const unsigned k = i % ELF_PHDRS_READ;
+		if (!k)
+			got = pread(fd, all, sizeof all, (off_t)(eh.e_phoff + i * sizeof *all));
+		if (got < (ssize_t)((k + 1) * sizeof *all))
 			break;
+		const Elf64_Phdr ph = all[k];
 		if (ph.p_type != PT_LOAD || !(ph.p_flags & PF_X) || !ph.p_filesz || ph.p_offset >= m->size ||
 		    ph.p_filesz > m->size - ph.p_offset)
 			continue;

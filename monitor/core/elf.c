@@ -211,14 +211,14 @@ static int check_image(const struct elf_image *im, struct kx_err *err)
 
 int elf_parse_phdrs(struct elf_image *im, elf_pread_fn pread_fn, void *ctx, struct kx_err *err)
 {
-	Elf64_Phdr ph[32], phdr_seg = { 0 };
+	Elf64_Phdr ph[ELF_PHDRS_READ], phdr_seg = { 0 };
 	int r;
 
 	for (uint32_t i = 0; i < im->phnum; i++) {
-		const Elf64_Phdr *p = &ph[i % 32];
+		const Elf64_Phdr *p = &ph[i % ELF_PHDRS_READ];
 
-		if (i % 32 == 0) {
-			uint32_t n = im->phnum - i < 32 ? im->phnum - i : 32;
+		if (i % ELF_PHDRS_READ == 0) {
+			uint32_t n = im->phnum - i < ELF_PHDRS_READ ? im->phnum - i : ELF_PHDRS_READ;
 
 			r = read_exact(pread_fn, ctx, ph, n * sizeof *ph, im->phoff + i * sizeof *ph, err);
 			if (r)

@@ -16,6 +16,7 @@
 
 #define ELF_PAGE 4096ul
 #define ELF_PHDRS_MAX 65536ul      /* bytes of program headers, as Linux */
+#define ELF_PHDRS_READ 32          /* program headers that are read at a time */
 #define ELF_SEG_MAX 256            /* loadable segments (usual: 2 to 6) */
 #define ELF_INTERP_MAX 4096        /* PATH_MAX, with the NUL */
 #define ELF_SPAN_MAX (64ull << 30) /* first to last byte of the image */

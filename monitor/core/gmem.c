@@ -127,7 +127,7 @@ uint64_t place_library(uint64_t len) { return find_free(FILE_LOW, file_high, len
 bool touch_more(uint64_t start, uint64_t len)
 {
 	/* If not, or before Linux 5.14: as it is touched. */
-	if (len > ahead_left || madvise(gva_ptr(start), len, MADV_POPULATE_WRITE))
+	if (!pvm.shadow_paging || len > ahead_left || madvise(gva_ptr(start), len, MADV_POPULATE_WRITE))
 		return false;
 	ahead_left -= len;
 	return true;
@@ -136,9 +136,10 @@ bool touch_more(uint64_t start, uint64_t len)
 /*
  * What a program maps privately to write it mostly writes at once. A fault in the guest costs tens of microseconds where
  * KVM has shadow page tables, whatever it maps, and maps seven neighbours with it if the host has them, writable. So the
- * host gets them here, in one call. What is touched for nothing is limited: larger mappings only where they are no more
- * than an eighth of the heap, and AHEAD_TOTAL. Of files only what a dynamic linker maps, to relocate it: other programs
- * may want to see later changes of the file.
+ * host gets them here, in one call; not where the processor translates the guest's addresses: there a fault maps its
+ * page alone. What is touched for nothing is limited: larger mappings only where they are no more than an eighth of the
+ * heap, and AHEAD_TOTAL. Of files only what a dynamic linker maps, to relocate it: other programs may want to see later
+ * changes of the file.
  */
 void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 {
@@ -521,7 +522,7 @@ uint64_t gmem_brk(uint64_t addr)
 							    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
 						  : -ENOMEM;
 			/* A heap is used from its beginning: no waste to limit. */
-			if (r >= 0 && want - cur <= AHEAD_HEAP)
+			if (r >= 0 && want - cur <= AHEAD_HEAP && pvm.shadow_paging)
 				madvise(gva_ptr(cur), want - cur, MADV_POPULATE_WRITE);
 			/* do_mmap() sees each step alone; the heap as a whole may have become large. */
 			if (r >= 0 && want - brk_start >= HUGE_ALONE && want - cur < HUGE_ALONE)

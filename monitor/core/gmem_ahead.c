@@ -48,7 +48,8 @@ static struct kx_libfile *shared(void) { return gva_ptr(KX_LIBFILE_BASE); }
  * A linker reads most of a library's first part: symbols, relocations. A fault of the guest's costs tens of microseconds
  * where KVM has shadow page tables, and it maps neighbours only where the host could write to them. So for as long as the
  * linker works these parts are private copies, which the host's mapping lets be written, the guest's page tables not. No
- * call that could write there is made before they are files again: nobody can tell.
+ * call that could write there is made before they are files again: nobody can tell. Where the processor translates the
+ * guest's addresses, a fault maps one page whatever the host has, and a copy is work for nothing.
  */
 static struct copy {
 	uint64_t start, end;
@@ -95,7 +96,7 @@ static void copies_carved(uint64_t start, uint64_t end)
 static void copy_begin(uint64_t start, uint64_t end)
 {
 	uint64_t len = end - start;
-	if (gmem_warm_begin(start, end, false))
+	if (!pvm.shadow_paging || gmem_warm_begin(start, end, false))
 		return;
 	if (nr_copies == COPIES_MAX || len > COPY_MAX || len > COPIES_TOTAL - copied ||
 	    mprotect(gva_ptr(start), len, PROT_READ | PROT_WRITE))

@@ -53,30 +53,53 @@ static void tramp_page_forget(uint64_t page)
 		region_carve(page, page + PAGE);
 }
 
+/* The number of sites that begin below at. */
+static size_t sites_below(uint64_t at)
+{
+	size_t lo = 0, hi = nr_sites;
+	while (lo < hi) {
+		size_t mid = (lo + hi) / 2;
+		if (sites[mid].start < at)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
 void sites_forget(uint64_t start, uint64_t end)
 {
 	static uint64_t page[TRAMP_PAGES];
-	size_t j = 0, n = 0;
-	for (size_t i = 0; i < nr_sites; i++) {
-		if (sites[i].start < start || sites[i].start >= end) {
-			sites[j++] = sites[i];
-			continue;
-		}
+	const size_t from = sites_below(start), to = sites_below(end);
+	size_t n = 0;
+	if (from >= to)
+		return;
+	for (size_t i = from; i < to; i++) {
 		uint64_t last = sites[i].tramp + sites[i].tramp_len - 1;
 		for (uint64_t p = ALIGN_DOWN(sites[i].tramp, PAGE); p <= last && n < TRAMP_PAGES; p += PAGE)
 			if (!n || page[n - 1] != p) /* they are in the order of their sites */
 				page[n++] = p;
 	}
-	if (j != nr_sites) {
-		nr_sites = j;
-		sites_publish();
-	}
+	memmove(&sites[from], &sites[to], (nr_sites - to) * sizeof *sites);
+	nr_sites -= to - from;
+	sites_publish();
 	for (size_t i = 0; i < n; i++)
 		tramp_page_forget(page[i]);
 }
 
+/* From first to last. */
+static bool sites_in_order(size_t first, size_t last)
+{
+	for (size_t i = first; i < last; i++)
+		if (sites[i].start > sites[i + 1].start)
+			return false;
+	return true;
+}
+
 int sites_add(const struct kx_site *s, size_t n)
 {
+	if (!n)
+		return 0;
 	if (nr_sites + n > cap_sites) {
 		size_t cap = nr_sites + n + 1024;
 		struct kx_site *p = realloc(sites, cap * sizeof *p);
@@ -85,9 +108,13 @@ int sites_add(const struct kx_site *s, size_t n)
 		sites = p;
 		cap_sites = cap;
 	}
-	memcpy(&sites[nr_sites], s, n * sizeof *s);
+	/* Those of one text are in order as a rule, and no other text's are between them. */
+	const size_t at = sites_below(s[0].start);
+	memmove(&sites[at + n], &sites[at], (nr_sites - at) * sizeof *sites);
+	memcpy(&sites[at], s, n * sizeof *s);
 	nr_sites += n;
-	qsort(sites, nr_sites, sizeof *sites, site_cmp);
+	if (!sites_in_order(at ? at - 1 : 0, at + n < nr_sites ? at + n : nr_sites - 1))
+		qsort(sites, nr_sites, sizeof *sites, site_cmp);
 	sites_publish();
 	return 0;
 }

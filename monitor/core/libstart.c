@@ -39,7 +39,8 @@ void libstart_begin(void)
 		if (r > 0) {
 			low = s->low = (uint64_t)r;
 			high = s->at = low + MEMORY;
-			madvise(gva_ptr(low), MEMORY, MADV_POPULATE_WRITE);
+			if (pvm.shadow_paging)
+				madvise(gva_ptr(low), MEMORY, MADV_POPULATE_WRITE);
 			s->on |= KX_LIBSTART_MEMORY;
 		}
 	}

@@ -69,14 +69,18 @@ static bool dynamic_read(int fd, struct object *o)
 	static Elf64_Dyn d[DYN_MAX];
 	uint64_t table = 0;
 	unsigned nr = 0;
-	Elf64_Phdr p;
-	for (uint32_t i = 0; i < o->img.phnum && !nr; i++)
-		if (pread(fd, &p, sizeof p, (off_t)(o->img.phoff + i * sizeof p)) == sizeof p &&
-		    p.p_type == PT_DYNAMIC) {
-			size_t len = p.p_filesz < sizeof d ? p.p_filesz : sizeof d;
-			ssize_t n = pread(fd, d, len, (off_t)p.p_offset);
+	Elf64_Phdr p[ELF_PHDRS_READ];
+	ssize_t got = 0;
+	for (uint32_t i = 0; i < o->img.phnum && !nr; i++) {
+		const unsigned k = i % ELF_PHDRS_READ;
+		if (!k)
+			got = pread(fd, p, sizeof p, (off_t)(o->img.phoff + i * sizeof *p));
+		if (got >= (ssize_t)((k + 1) * sizeof *p) && p[k].p_type == PT_DYNAMIC) {
+			size_t len = p[k].p_filesz < sizeof d ? p[k].p_filesz : sizeof d;
+			ssize_t n = pread(fd, d, len, (off_t)p[k].p_offset);
 			nr = n > 0 ? (unsigned)((size_t)n / sizeof *d) : 0;
 		}
+	}
 	for (unsigned i = 0; i < nr && d[i].d_tag; i++)
 		if (d[i].d_tag == DT_STRTAB)
 			table = d[i].d_un.d_ptr;

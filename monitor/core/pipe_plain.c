@@ -128,17 +128,23 @@ static void each_name(const char *name, void *fn)
 		((void (*)(int))fn)(fd);
 }
 
-/* Call fn for each descriptor of the calling process's that is the guest's. */
-void pipe_each_fd(void (*fn)(int fd))
+typedef int each_fn(const char *rel, void (*fn)(const char *name, void *arg), void *arg);
+
+static void each_fd(each_fn *each, void (*fn)(int fd))
 {
 	char name[48];
 	snprintf(name, sizeof name, "self/task/%d/fd", my_tid());
-	if (!procfs_each(name, each_name, (void *)fn))
+	if (!each(name, each_name, (void *)fn))
 		return;
 	for (unsigned fd = 0; fd < pvm.fd_limit; fd++) /* no thread can be had that looks */
 		if (HC6(SYS_fcntl, fd, F_GETFD, 0, 0, 0, 0) >= 0)
 			fn((int)fd);
 }
+
+/* Call fn for each descriptor of the calling process's that is the guest's. */
+void pipe_each_fd(void (*fn)(int fd)) { each_fd(procfs_each, fn); }
+/* The same before the program runs. */
+void pipe_each_fd_early(void (*fn)(int fd)) { each_fd(procfs_each_early, fn); }
 
 static void plain_one(int fd) { pipe_opened(fd); }
 

@@ -90,6 +90,7 @@ uint64_t pipe_find_fd(int fd);
 bool pipe_tokens_drain(int fd);
 int pipe_make_plain(uint64_t key, int fd);
 void pipe_each_fd(void (*fn)(int fd));
+void pipe_each_fd_early(void (*fn)(int fd));
 
 /* ---- pipe_io.c ---- */
 

@@ -239,9 +239,9 @@ void pipe_resume(void)
 	if (view == MAP_FAILED)
 		return;
 	pipe_headers = view;
-	pipe_each_fd(look);
+	pipe_each_fd_early(look);
 	if (pipe_seen && pipe_map_here())
-		pipe_each_fd(adopt);
+		pipe_each_fd_early(adopt);
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < pipe_headers->used; i++)
 		exec_drop(&pipe_headers->obj[i], i);
 	pipe_headers = NULL;

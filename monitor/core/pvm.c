@@ -181,6 +181,8 @@ static unsigned fd_inherited(void)
 	return max;
 }
 
+static unsigned fd_inherited_end; /* no descriptor from here on was open when the monitor began */
+
 static int fd_limit_init(struct kx_err *err)
 {
 	struct rlimit r;
@@ -189,9 +191,10 @@ static int fd_limit_init(struct kx_err *err)
 		return kx_err_set(err, EMFILE,
 				  "open files: the hard limit of %llu is too low (raise `ulimit -Hn` to 1024)",
 				  (unsigned long long)r.rlim_max);
+	fd_inherited_end = fd_inherited() + 1;
 	unsigned reserved = r.rlim_max > 4 * FD_RESERVED ? FD_RESERVED : r.rlim_max / 4;
 	pvm.fd_max = r.rlim_max - reserved > FD_LIMIT_MAX ? FD_LIMIT_MAX : r.rlim_max - reserved;
-	pvm.fd_limit = fd_inherited() < FD_LIMIT_FIRST && pvm.fd_max > FD_LIMIT_FIRST ? FD_LIMIT_FIRST : pvm.fd_max;
+	pvm.fd_limit = fd_inherited_end <= FD_LIMIT_FIRST && pvm.fd_max > FD_LIMIT_FIRST ? FD_LIMIT_FIRST : pvm.fd_max;
 	if (r.rlim_cur > pvm.fd_max) {
 		r.rlim_cur = pvm.fd_max;
 		setrlimit(RLIMIT_NOFILE, &r);
@@ -392,7 +395,7 @@ static void trace_start(const struct kx_config *cfg, const char *program, const 
 /* What the starter has left open for the program. */
 static int inherited_check(struct kx_err *err)
 {
-	for (int fd = 0; fd < (int)pvm.fd_limit; fd++)
+	for (int fd = 0; fd < (int)pvm.fd_limit && fd < (int)fd_inherited_end; fd++)
 		if (fcntl(fd, F_GETFD) >= 0 && vfs_is_proc_dir(fd))
 			return kx_err_set(err, EPERM,
 					  "descriptor %d: a directory of the host's /proc (close it: by it the "

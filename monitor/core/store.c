@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/mount.h>
-#include <sodium/crypto_hash_sha256.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +18,7 @@
 #include <unistd.h>
 #include "../../util/dirs.h"
 #include "../../util/log.h"
+#include "../../util/sha256.h"
 #include "../../util/utf8.h"
 #include "../arch/x86_64/patch.h"
 #include "elf.h"
@@ -95,7 +95,7 @@ static bool read_full(int fd, void *p, uint64_t len, uint64_t off)
 static bool entry_sound(const struct store_entry *e)
 {
 	uint8_t sum[STORE_HASH];
-	crypto_hash_sha256(sum, (const uint8_t *)e, offsetof(struct store_entry, sum));
+	sha256(sum, (const uint8_t *)e, offsetof(struct store_entry, sum));
 	return e->magic == ENTRY_MAGIC && !memcmp(sum, e->sum, sizeof sum) && memchr(e->path, 0, sizeof e->path);
 }
 
@@ -404,13 +404,13 @@ static int file_put(struct store *s, const char *name, const void *data, size_t 
 
 static int hash_file(int fd, uint8_t hash[STORE_HASH])
 {
-	crypto_hash_sha256_state st;
+	struct sha256 h;
 	uint8_t buf[65536];
 	ssize_t n;
-	crypto_hash_sha256_init(&st);
+	sha256_begin(&h);
 	while ((n = read(fd, buf, sizeof buf)) > 0)
-		crypto_hash_sha256_update(&st, buf, (unsigned long long)n);
-	crypto_hash_sha256_final(&st, hash);
+		sha256_add(&h, buf, (size_t)n);
+	sha256_end(&h, hash);
 	return n < 0 ? -errno : 0;
 }
 
@@ -464,7 +464,7 @@ static uint8_t *image_make(const uint8_t *file, const struct text_key *key, stru
 			     .made_for = gva,
 			     .tramp_from = (int64_t)(tramp - gva),
 			     .nr_sites = plan.n };
-	crypto_hash_sha256(m->source, text, key->len);
+	sha256(m->source, text, key->len);
 	memcpy(p + PAGE, text, key->len);
 	memset(p + PAGE + text_size, 0xcc, tramp_size);
 	*r = patch_apply(p + PAGE, key->len, gva, &plan, p + PAGE + text_size, tramp, tramp_size);
@@ -483,7 +483,7 @@ static int image_put(struct store *s, struct store_entry *e, const uint8_t *imag
 	char name[80];
 	struct stat st;
 	int r = 0;
-	crypto_hash_sha256(e->image, image, len);
+	sha256(e->image, image, len);
 	image_name(e->image, name);
 	if (store_verify_image(s, e->image))
 		r = file_put(s, name, image, len);
@@ -527,7 +527,7 @@ static int text_store(struct store *s, int fd, const struct text_key *key, const
 	if (r)
 		return r;
 	snprintf(e.path, sizeof e.path, "%s", path);
-	crypto_hash_sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
+	sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
 	entry_name(key, name);
 	return file_put(s, name, &e, sizeof e);
 }
@@ -653,7 +653,7 @@ static int copy_store(struct store *s, int fd, const struct text_key *key, const
 			return r;
 	}
 	snprintf(e.path, sizeof e.path, "%s", path);
-	crypto_hash_sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
+	sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
 	entry_name(key, name);
 	return file_put(s, name, &e, sizeof e);
 }
@@ -688,7 +688,7 @@ static struct notes *notes_map(struct store *s, const char *program)
 	uint8_t hash[STORE_HASH];
 	char name[80] = "notes/";
 	struct stat st;
-	crypto_hash_sha256(hash, (const uint8_t *)program, strlen(program));
+	sha256(hash, (const uint8_t *)program, strlen(program));
 	store_hex(hash, name + 6);
 	int fd = openat(s->dir, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 	if (fd < 0)

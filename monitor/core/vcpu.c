@@ -374,6 +374,9 @@ static int cpuid_learn(struct thread *t)
 		free(c);
 		return r;
 	}
+	/* Linux 6.1 and others leave the number as it was: it has as many as were set. */
+	if (c->nent > pvm.cpuid->nent)
+		c->nent = pvm.cpuid->nent;
 	free(pvm.cpuid);
 	pvm.cpuid = c;
 	return 0;

@@ -80,7 +80,7 @@ static KX_TOGETHER pthread_mutex_t proc_lock =
 	PTHREAD_MUTEX_INITIALIZER; /* private_stack, entries in /proc; leaf but thr_lock */
 static char private_stack[PRIVATE_STACK] __attribute__((aligned(64)));
 
-static bool private_direct; /* no such thread could be had */
+static bool private_direct; /* no such thread could be had, or is needed */
 static pid_t private_last;  /* the thread last made so: it may still be closing its descriptors */
 
 static __thread int proc_depth; /* who lists members looks at each */
@@ -342,16 +342,32 @@ int list_locked(int dirfd, const char *path, struct out *t)
 	return private_run(list_fn, &a);
 }
 
+/* r: 0, or why t has not all names. Frees t. */
+static int each_of(struct out *t, int r, void (*fn)(const char *name, void *arg), void *arg)
+{
+	for (size_t i = 0; !r && i < t->len; i += strlen(t->p + i) + 1)
+		fn(t->p + i, arg);
+	out_free(t);
+	return r;
+}
+
 int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *arg)
 {
 	struct out t = { 0 };
 	proc_enter();
 	int r = list_locked(pvm.proc_fd, rel, &t);
 	proc_leave();
-	for (size_t i = 0; !r && i < t.len; i += strlen(t.p + i) + 1)
-		fn(t.p + i, arg);
-	out_free(&t);
-	return r;
+	return each_of(&t, r, fn, arg);
+}
+
+int procfs_each_early(const char *rel, void (*fn)(const char *name, void *arg), void *arg)
+{
+	struct out t = { 0 };
+	struct list_args a = { pvm.proc_fd, rel, &t };
+	private_direct = true;
+	int r = list_fn(&a);
+	private_direct = false;
+	return each_of(&t, r, fn, arg);
 }
 
 void procfs_fork_lock(void) { pthread_mutex_lock(&proc_lock); }

@@ -45,13 +45,13 @@ def command(test):
 
 class Machine:
     """
-    Of tests/`script`, that does these tests, one after the other: `seconds` for each, `boot_seconds` before the first one, `budget`
-    for all.
+    That does these tests, one after the other. argv: the script that makes it, as tests/emulated.py does. `seconds` for each test,
+    `boot_seconds` before the first one, `budget` for all.
     """
 
-    def __init__(self, script, tests, seconds, boot_seconds, budget):
+    def __init__(self, argv, tests, seconds, boot_seconds, budget):
         self.err = tempfile.TemporaryFile()
-        argv = [sys.executable, f"tests/{script}", "--seconds", str(budget), "--", "bash", "-c", "\n".join(command(t) for t in tests)]
+        argv = [*argv, "--seconds", str(budget), "--", "bash", "-c", "\n".join(command(t) for t in tests)]
         self.p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.err)
         self.seconds, self.deadline = seconds, time.monotonic() + boot_seconds
         self.lines = lib.lines(self.p.stdout, lambda: self.deadline)
@@ -79,15 +79,20 @@ class Machine:
                 if re.match(r"(not )?ok\b", line):
                     results.append(line)
         except subprocess.TimeoutExpired:
-            return results, f"not within {self.seconds} s"
+            self.p.terminate()
+            return results, f"not within {self.seconds} s; " + self.end()
+        return results, self.end()
+
+    def end(self):
+        """What it says when it has ended."""
         self.p.wait()
         self.err.seek(0)
-        return results, lib.one_line(self.err.read().decode(errors="replace").strip()) or lib.status_text(self.p.returncode)
+        return lib.one_line(self.err.read().decode(errors="replace").strip()) or lib.status_text(self.p.returncode)
 
 
-def run(script, tests, *limits):
+def run(argv, tests, *limits):
     """(test, lines, why) of some of them, from the first one on, as Machine.test() has it: up to one that has not passed."""
-    with Machine(script, tests, *limits) as m:
+    with Machine(argv, tests, *limits) as m:
         for t in tests:
             lines, why = m.test()
             yield t, lines, why
@@ -95,14 +100,14 @@ def run(script, tests, *limits):
                 return
 
 
-def all_of(script, left, seconds, boot_seconds, budget):
+def all_of(argv, left, seconds, boot_seconds, budget):
     """Do them, on as many machines as it takes, and print their results. Whether all is well. None is begun after `budget` seconds."""
     start, good, tries = time.monotonic(), True, 0
     while left and time.monotonic() - start < budget:
-        for test, lines, why in run(script, left, seconds, boot_seconds, budget):
+        for test, lines, why in run(argv, left, seconds, boot_seconds, budget):
             tries += 1
             if why and not lines and tries < TRIES:
-                print(f"# {test}: once more: {why}", flush=True)
+                print(f"# unsteady, {test} is run again, after: {why}", flush=True)
                 break
             for line in lines + ([f"not ok - {test}: {why}"] if why else []):
                 print(line, flush=True)
@@ -115,13 +120,25 @@ def all_of(script, left, seconds, boot_seconds, budget):
     return good
 
 
-def main(script, missing, few, many, seconds, boot_seconds, budget):
-    """Of a script of tests: `few` where the host has a KVM of its own, else `many`. Its exit status."""
+def main(script, missing, few, many, limits, more=()):
+    """
+    Of a script of tests, on machines of tests/`script`: `few` where the host has a KVM of its own, else `many`; limits: seconds for
+    each, for the boot, for all. more: (name, function) of tests of its own, which tell
+    why they have failed. Its exit status.
+    """
     args = lib.arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the machine
     if missing:
         print(f"ok - emulated machine # SKIP {missing}")
         return 0
     os.chdir(lib.TOP)
-    tests = wanted(many if lib.kvm_missing() or args.only else few, args.only)
-    return 0 if all_of(script, tests, seconds, boot_seconds, budget) else 1
+    own = [(name, fn) for name, fn in more if re.search(args.only, name)]
+    good = True
+    if not (own and args.only):
+        tests = wanted(many if lib.kvm_missing() or args.only else few, args.only)
+        good = all_of([sys.executable, f"tests/{script}"], tests, *limits)
+    for name, fn in own:
+        why = fn()
+        print(f"not ok - {name}: {why}" if why else f"ok - {name}", flush=True)
+        good = good and not why
+    return 0 if good else 1

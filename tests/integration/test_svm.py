@@ -3,8 +3,10 @@
 """test_svm.py KYLINX [--only REGEX]: tests of this tree on a machine whose KVM is that of AMD's processors, which QEMU
 emulates (tests/emulated.py). The host's own KVM may be of another kind, or there may be none: then more of them run.
 """
+import re
 import sys
 
+import lib
 import machines
 import emulated
 
@@ -20,13 +22,30 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "cli: exit status|killed by signal|standard streams|signal handled|stop and continue|terminal|volumes",
         "processes: job_control|pipeline_of_programs",
         "family: ps_tree|kill_family",
-        "policy: signed_libraries|unsigned|wrong_key|memory",
+        "policy: signed_libraries|unsigned",
         "policy: nothing_runs_below_a_text",
         "update: lazy|example",
         "net: tcp_and_udp_both_families",
         "dns: nsd_1",
         "redis: commands"]
-SECONDS_EACH, BOOT_SECONDS, BUDGET = 150, 200, 1500
+SECONDS_EACH, BOOT_SECONDS, BUDGET = 200, 200, 1500
+
+
+def counts():
+    """Instructions, on the machine that counts them: a pVM passes a byte through a pipe without an exit, and in fewer than the
+    kernel's. A machine whose clock is not theirs has thousands of them more or fewer."""
+    for _ in range(machines.TRIES):
+        r = lib.run([sys.executable, "tests/emulated.py", "--count", "--seconds", "300", "--", "python3", "bench/count.py", "--only", "^pipe$"],
+                    500)
+        m = re.search(r"^pipe +([0-9,]+) +([0-9,]+) +([0-9.]+) +[-0-9.]+ +[0-9.]+", r.out.decode(errors="replace"), re.M)
+        if m or r.status not in (124, 125):
+            break
+        print(f"# unsteady, counted instructions are run again, after: {r.why()}", flush=True)
+    process, pvm, exits = (float(x.replace(",", "")) for x in m.groups()) if m else (0, 0, 0)
+    good = 1000 < process < 6000 and 300 < pvm < process and not exits
+    return None if good else f"{process:g}, {pvm:g}, {exits:g} exits: {r.why()}"
+
 
 if __name__ == "__main__":
-    sys.exit(machines.main("emulated.py", emulated.Svm.missing(), FEW, MANY, SECONDS_EACH, BOOT_SECONDS, BUDGET))
+    sys.exit(machines.main("emulated.py", emulated.Svm.missing(), FEW, MANY, (SECONDS_EACH, BOOT_SECONDS, BUDGET),
+                           [("counted instructions", counts)]))

@@ -15,4 +15,4 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in "calls reach poll xstate high".split()
 SECONDS_EACH, BOOT_SECONDS, BUDGET = 200, 600, 1500  # on a machine with much else to do
 
 if __name__ == "__main__":
-    sys.exit(machines.main("emulated_vmx.py", emulated_vmx.Vmx.missing(), FEW, MANY, SECONDS_EACH, BOOT_SECONDS, BUDGET))
+    sys.exit(machines.main("emulated_vmx.py", emulated_vmx.Vmx.missing(), FEW, MANY, (SECONDS_EACH, BOOT_SECONDS, BUDGET)))

@@ -87,14 +87,14 @@ with tempfile.TemporaryDirectory() as d:
 # Machines of the shell's: what each test does in one.
 del os.environ["TMPDIR"]
 tempfile.tempdir = None
-import test_svm as svm  # noqa: E402
+import machines  # noqa: E402
 
 DONE = "; echo '# end 0'"
 DOES = {"good": "echo 'ok 1 - good'" + DONE, "too": "echo 'ok 1 - too'" + DONE, "bad": "echo 'not ok 1 - bad: why'; echo '# end 1'",
         "dies": "echo woe >&2; exit 3", "once": "rm once 2>/dev/null && exit 3; echo 'ok 1 - once'" + DONE, "nothing": "echo '# end 0'",
         "stands": "echo 'ok 1 - half'; sleep 1000", "broken": "echo 'ok 1 - half'; echo '# end 2'"}
-svm.MACHINE = ["sh", "-c", "echo machine >>log; shift 3; exec \"$@\"", "sh"]
-svm.command, svm.TEST_SECONDS, svm.emulated.BOOT_SECONDS = DOES.get, 1, 1
+MACHINE = ["sh", "-c", "echo machine >>log; shift 3; exec \"$@\"", "sh"]
+machines.command = DOES.get
 
 
 def on_machines(*tests):
@@ -103,7 +103,7 @@ def on_machines(*tests):
     with tempfile.TemporaryDirectory() as d, contextlib.chdir(d):
         open("once", "w").close()
         with contextlib.redirect_stdout(out):
-            good = svm.all_of(list(tests))
+            good = machines.all_of(MACHINE, list(tests), 1, 1, 1000)
         return good, out.getvalue().splitlines(), len(open("log").readlines())
 
 

@@ -15,6 +15,15 @@ static inline void test_sha256(void)
 		sha256(ours, p, len);
 		crypto_hash_sha256(theirs, p, len);
 		CHECK(!memcmp(ours, theirs, 32), "%zu bytes", len);
+		struct sha256 h;
+		sha256_begin(&h);
+		for (size_t at = 0, part; at < len; at += part) {
+			part = 1 + rnd(150);
+			part = part < len - at ? part : len - at;
+			sha256_add(&h, p + at, part);
+		}
+		sha256_end(&h, ours);
+		CHECK(!memcmp(ours, theirs, 32), "%zu bytes in parts", len);
 		free(all);
 	}
 }
