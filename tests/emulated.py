@@ -226,6 +226,9 @@ def main():
         fs, qemu = start(d, image, args)
         try:
             status = relay(qemu.stdout, args.seconds)
+        except SystemExit:
+            print(f"emulated: ended from outside: {tail(d, 'console')}", file=sys.stderr)
+            raise
         finally:
             end(qemu)
             qemu.stdout.close()

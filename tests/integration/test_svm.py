@@ -34,14 +34,14 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "cli: exit status|killed by signal|standard streams|signal handled|stop and continue|terminal|volumes",
         "processes: job_control|pipeline_of_programs",
         "family: ps_tree|kill_family",
-        "policy: signed_libraries|unsigned|wrong_key|memory",
+        "policy: signed_libraries|unsigned",
         "update: lazy|example",
         "net: tcp_and_udp_both_families",
         "dns: nsd_1",
         "redis: commands"]
 MACHINE = [sys.executable, "tests/emulated.py"]
 BUDGET = 1500  # seconds; no test is begun after that
-TEST_SECONDS = 150
+TEST_SECONDS = 200
 TRIES = 3
 END = "# end"
 
@@ -98,10 +98,14 @@ class Machine:
                 if re.match(r"(not )?ok\b", line):
                     results.append(line)
         except subprocess.TimeoutExpired:
-            return results, f"not within {TEST_SECONDS} s"
+            self.p.terminate()
+            return results, f"not within {TEST_SECONDS} s; " + self.end()
+        return results, self.end()
+
+    def end(self):
         self.p.wait()
         self.err.seek(0)
-        return results, lib.one_line(self.err.read().decode(errors="replace").strip()) or lib.status_text(self.p.returncode)
+        return lib.one_line(self.err.read().decode(errors="replace").strip()) or lib.status_text(self.p.returncode)
 
 
 def run(tests):
@@ -121,7 +125,7 @@ def all_of(left):
         for test, lines, why in run(left):
             tries += 1
             if why and not lines and tries < TRIES:
-                print(f"# {test}: once more: {why}", flush=True)
+                print(f"# unsteady, {test} is run again, after: {why}", flush=True)
                 break
             for line in lines + ([f"not ok - {test}: {why}"] if why else []):
                 print(line, flush=True)
