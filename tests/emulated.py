@@ -262,7 +262,11 @@ def main(machine=Svm, more=()):
     with tempfile.TemporaryDirectory(prefix="kx-emulated-") as d:
         make_initrd(d, modules, machine, main_text, args)
         with machine.started(d, image, args) as out:
-            status = relay(out, machine.boot_seconds, args.seconds)
+            try:
+                status = relay(out, machine.boot_seconds, args.seconds)
+            except SystemExit:
+                print(f"emulated: ended from outside: {tail(d, 'console')}", file=sys.stderr)
+                raise
         if status is None:
             print(f"emulated: the machine did not get to the end: {tail(d, 'console')} | {tail(d, 'machine.log')}", file=sys.stderr)
             return 125

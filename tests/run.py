@@ -197,6 +197,8 @@ def script(path, *args, timeout=SCRIPT_TIMEOUT):
         try:
             for line in lib.lines(p.stdout, lambda: end):
                 m = RESULT.match(line)
+                if line.startswith("# unsteady"):
+                    print(line, flush=True)
                 if m:
                     results += 1
                     failed += bool(m[1])

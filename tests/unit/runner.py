@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""tests/run.py itself: what it says of tests that pass, fail, fail once, skip, or leave something over. And test_svm.py, of
+"""tests/run.py itself: what it says of tests that pass, fail, fail once, skip, or leave something over. And machines.py, of
 machines that do not get to their end."""
 import contextlib
 import io
@@ -84,9 +84,18 @@ with tempfile.TemporaryDirectory() as d:
     assert program == [("a", "b")], program
     expect(told([], 1), 1, "0 passed, 0 failed, 0 skipped")
 
-# Machines of the shell's: what each test does in one.
 del os.environ["TMPDIR"]
 tempfile.tempdir = None
+
+# What a script tells besides: what it did again, and no more.
+with contextlib.redirect_stdout(io.StringIO()) as out, tempfile.NamedTemporaryFile("w", suffix=".py") as f:
+    f.write("print('# unsteady, a part')\nprint('# much')\nprint('ok 1 - a part')")
+    f.flush()
+    run.OWN_KVM.add(os.path.basename(f.name))
+    assert list(run.script(f.name)) == [("pass", "a part", "")]
+assert out.getvalue() == "# unsteady, a part\n", out.getvalue()
+
+# Machines of the shell's: what each test does in one.
 import machines  # noqa: E402
 
 DONE = "; echo '# end 0'"
@@ -111,10 +120,10 @@ for tests, want in (
         (("good", "too"), (True, ["ok 1 - good", "ok 1 - too"], 1)),
         (("good", "bad", "too"), (False, ["ok 1 - good", "not ok 1 - bad: why", "ok 1 - too"], 2)),
         (("bad",), (False, ["not ok 1 - bad: why"], 1)),
-        (("good", "once", "too"), (True, ["ok 1 - good", "# once: once more: status 3", "ok 1 - once", "ok 1 - too"], 2)),
-        (("dies", "good"), (False, ["# dies: once more: woe"] * 2 + ["not ok - dies: woe", "ok 1 - good"], 4)),
-        (("stands", "good"), (False, ["ok 1 - half", "not ok - stands: not within 1 s", "ok 1 - good"], 2)),
-        (("nothing", "good"), (False, ["# nothing: once more: # end 0"] * 2 + ["not ok - nothing: # end 0", "ok 1 - good"], 4)),
+        (("good", "once", "too"), (True, ["ok 1 - good", "# unsteady, once is run again, after: status 3", "ok 1 - once", "ok 1 - too"], 2)),
+        (("dies", "good"), (False, ["# unsteady, dies is run again, after: woe"] * 2 + ["not ok - dies: woe", "ok 1 - good"], 4)),
+        (("stands", "good"), (False, ["ok 1 - half", "not ok - stands: not within 1 s; SIGTERM", "ok 1 - good"], 2)),
+        (("nothing", "good"), (False, ["# unsteady, nothing is run again, after: # end 0"] * 2 + ["not ok - nothing: # end 0", "ok 1 - good"], 4)),
         (("broken",), (False, ["ok 1 - half", "not ok - broken: ok 1 - half | # end 2"], 1))):
     got = on_machines(*tests)
     assert got == want, got

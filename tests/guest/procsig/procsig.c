@@ -74,9 +74,9 @@ static volatile pid_t last_tid;
 static void count(int sig, siginfo_t *info, void *uc)
 {
 	(void)uc;
-	hits[sig]++;
 	last[sig] = *info;
 	last_tid = gettid();
+	__atomic_add_fetch(&hits[sig], 1, __ATOMIC_SEQ_CST); /* another thread may wait for that */
 }
 
 static void on(int sig, int flags)
@@ -103,7 +103,7 @@ static bool is_pending(int sig)
 
 static bool await_hits(int sig, int n)
 {
-	for (int i = 0; i < 120000 && hits[sig] < n; i++)
+	for (int i = 0; i < 120000 && __atomic_load_n(&hits[sig], __ATOMIC_SEQ_CST) < n; i++)
 		ms(1);
 	return hits[sig] == n;
 }
