@@ -24,6 +24,7 @@
 #include "timepage.h"
 #include "tsc.h"
 #include "update.h"
+#include "vcpu_lost.h"
 
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
@@ -629,9 +630,24 @@ static void lacks_process(void)
 	pvm_die_by_signal(SIGKILL);
 }
 
+/* Ring 0's stack has room for one exception: each is delivered at its top. */
+static _Noreturn void lost(struct thread *t, const struct vcpu_entered *entered)
+{
+	struct vcpu_lost l = { .entered = *entered,
+			       .last_hcall = t->nr_hcalls ? t->last_hcall : -1ull,
+			       .regs = t->run->s.regs.regs,
+			       .sregs = t->run->s.regs.sregs };
+	char text[700];
+	memcpy(&l.frame, gva_ptr(block_of[t->index] + BLOCK_STACK_TOP - sizeof l.frame), sizeof l.frame);
+	vcpu_lost_text(text, sizeof text, &l);
+	pvm_panic("vCPU %d: %s", t->index, text);
+}
+
 static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
+	const struct kvm_regs *to = &run->s.regs.regs;
+	const struct vcpu_entered entered = { to->rip, to->rsp, to->rflags };
 	t->gate_call = false;
 	run->s.regs.sregs.tr.type = tss_type;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
@@ -656,7 +672,7 @@ static void enter_guest(struct thread *t)
 		case KVM_EXIT_INTR:
 			return;
 		case KVM_EXIT_SHUTDOWN:
-			pvm_panic("vCPU %d: shut down (triple fault)", t->index);
+			lost(t, &entered);
 		case KVM_EXIT_INTERNAL_ERROR:
 			pvm_panic("vCPU %d: KVM internal error %u at %#llx", t->index, run->internal.suberror,
 				  (unsigned long long)run->s.regs.regs.rip);
