@@ -696,10 +696,8 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	scratch_unmake(scratch);
 	robust_vfork_end();
 	/* However it went: by exec, exit or a signal, the child is done with the vCPU. */
-	if (!c->hcall) { /* it was killed in the guest, perhaps as an exception was being delivered */
-		struct kvm_vcpu_events none = { 0 };
-		ioctl(c->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
-	}
+	if (!c->hcall) /* it was killed in the guest, perhaps as an exception was being delivered */
+		vcpu_events_drop(c);
 	stats_thread_done(c);
 	if (pid > 0) {
 		family_born(slot, pid);

@@ -602,6 +602,7 @@ void hcall_dispatch(struct thread *t)
 	memcpy(c.arg, call.arg, sizeof c.arg);
 	c.row = hc_row_find(c.nr);
 	t->nr_hcalls++;
+	t->last_hcall = c.nr;
 	libfile_settle(c.nr, c.arg);
 	if (t->robust_head && !t->robust_host)
 		robust_renew(t);

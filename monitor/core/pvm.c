@@ -153,7 +153,7 @@ _Noreturn void pvm_die_by_signal(int sig)
 
 _Noreturn void pvm_panic(const char *fmt, ...)
 {
-	char msg[256];
+	char msg[800];
 	va_list ap;
 	va_start(ap, fmt);
 	vsnprintf(msg, sizeof msg, fmt, ap);

@@ -97,6 +97,7 @@ struct thread {
 	uint64_t fault_rip;        /* last fault that looked like nothing, and how often */
 	int fault_repeat;
 	struct hcall *hcall; /* call in progress, NULL outside; for strace and faults */
+	uint64_t last_hcall; /* number of the last one; with no nr_hcalls, nothing */
 	uint64_t nr_hcalls, nr_exits, nr_slow, nr_faults;
 	/* The CPU number that it has to itself (rseq.c). */
 	int seat;                 /* number + 1, 0 = none or robbed of it */

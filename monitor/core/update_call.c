@@ -75,6 +75,7 @@ bool update_call_run(struct thread *t)
 	if (good) {
 		struct kvm_regs regs = t->run->s.regs.regs;
 		struct kvm_sregs sregs = t->run->s.regs.sregs;
+		struct kvm_vcpu_events events;
 		struct hcall *hcall = t->hcall;
 		struct kx_thread *a = t->area;
 		struct kx_call call = a->call;
@@ -82,6 +83,7 @@ bool update_call_run(struct thread *t)
 		uint32_t slow = a->slow, has_saved = a->has_saved_mask;
 		bool gate_call = t->gate_call, at_user = t->at_user;
 		memcpy(stack, (uint8_t *)a + KX_AREA_ACTIONS, KX_AREA_SIZE - KX_AREA_ACTIONS);
+		vcpu_events_take(t, &events);
 		t->hcall = NULL;
 		a->has_saved_mask = 0;
 		for (unsigned i = 0; i < batch.nr; i++)
@@ -100,6 +102,7 @@ bool update_call_run(struct thread *t)
 			vcpu_behind_gate(&regs);
 		sregs.fs.base = t->run->s.regs.sregs.fs.base;
 		vcpu_set_regs(t, &regs, &sregs);
+		vcpu_events_give(t, &events);
 		ioctl(t->vcpu_fd, KVM_SET_XSAVE, x);
 	}
 	free(stack);

@@ -24,6 +24,7 @@
 #include "timepage.h"
 #include "tsc.h"
 #include "update.h"
+#include "vcpu_lost.h"
 
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
@@ -54,6 +55,13 @@
 #define TSS_AVAILABLE 9
 #define TSS_BUSY 11
 #define OUT_EAX_DX 0xef
+#define INSN_MAX 15
+#define INT3 0xcc
+#define INT 0xcd
+#define INTO 0xce
+#define REX 0x40
+
+static const uint8_t legacy_prefixes[] = { 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3 };
 
 static uint64_t block_of[KX_AREA_MAX];
 static struct kvm_segment user_cs, user_ss;
@@ -454,11 +462,55 @@ static void enter_work(struct thread *t, const struct kvm_regs *r)
 	regs_changed(t);
 }
 
-/* An exception is on its way into the guest: it belongs to the state as it is. */
+void vcpu_events_drop(struct thread *t)
+{
+	struct kvm_vcpu_events none = { 0 };
+	ioctl(t->vcpu_fd, KVM_SET_VCPU_EVENTS, &none);
+}
+
+void vcpu_events_take(struct thread *t, struct kvm_vcpu_events *out)
+{
+	struct kvm_vcpu_events e;
+	memset(out, 0, sizeof *out);
+	if (ioctl(t->vcpu_fd, KVM_GET_VCPU_EVENTS, &e) == 0)
+		out->exception = e.exception;
+	vcpu_events_drop(t);
+}
+
+void vcpu_events_give(struct thread *t, const struct kvm_vcpu_events *e)
+{
+	if (e->exception.injected || e->exception.pending)
+		ioctl(t->vcpu_fd, KVM_SET_VCPU_EVENTS, e);
+}
+
+/* Is what the guest has at rip an instruction that makes an exception or interrupt of its own accord: int3, int, into? */
+static bool at_software_interrupt(uint64_t rip)
+{
+	uint8_t b;
+	for (unsigned i = 0; i < INSN_MAX && !guest_read(&b, rip + i, 1); i++) {
+		if (b == INT3 || b == INT || b == INTO)
+			return true;
+		if (!memchr(legacy_prefixes, b, sizeof legacy_prefixes) && (b & 0xf0) != REX)
+			break;
+	}
+	return false;
+}
+
+/*
+ * An exception is on its way into the guest: it belongs to the state as it is. KVM tells nobody of one by an instruction,
+ * at which the vCPU still stands; where registers change it would be delivered with those. Dropped, it comes when the
+ * instruction is executed again.
+ */
 static bool exception_pending(struct thread *t)
 {
 	struct kvm_vcpu_events e;
-	return ioctl(t->vcpu_fd, KVM_GET_VCPU_EVENTS, &e) == 0 && (e.exception.injected || e.exception.pending);
+	if (ioctl(t->vcpu_fd, KVM_GET_VCPU_EVENTS, &e))
+		return false;
+	if (e.exception.injected || e.exception.pending)
+		return true;
+	if (at_software_interrupt(t->run->s.regs.regs.rip))
+		vcpu_events_drop(t);
+	return false;
 }
 
 /* KVM_RUN was interrupted and there is work: make the guest see it before its next instruction of its own. */
@@ -638,9 +690,24 @@ static void lacks_process(void)
 	pvm_die_by_signal(SIGKILL);
 }
 
+/* Ring 0's stack has room for one exception: each is delivered at its top. */
+static _Noreturn void lost(struct thread *t, const struct vcpu_entered *entered)
+{
+	struct vcpu_lost l = { .entered = *entered,
+			       .last_hcall = t->nr_hcalls ? t->last_hcall : -1ull,
+			       .regs = t->run->s.regs.regs,
+			       .sregs = t->run->s.regs.sregs };
+	char text[700];
+	memcpy(&l.frame, gva_ptr(block_of[t->index] + BLOCK_STACK_TOP - sizeof l.frame), sizeof l.frame);
+	vcpu_lost_text(text, sizeof text, &l);
+	pvm_panic("vCPU %d: %s", t->index, text);
+}
+
 static void enter_guest(struct thread *t)
 {
 	struct kvm_run *run = t->run;
+	const struct kvm_regs *to = &run->s.regs.regs;
+	const struct vcpu_entered entered = { to->rip, to->rsp, to->rflags };
 	t->gate_call = false;
 	run->s.regs.sregs.tr.type = tss_type;
 	int r = ioctl(t->vcpu_fd, KVM_RUN, 0), e = errno;
@@ -665,7 +732,7 @@ static void enter_guest(struct thread *t)
 		case KVM_EXIT_INTR:
 			return;
 		case KVM_EXIT_SHUTDOWN:
-			pvm_panic("vCPU %d: shut down (triple fault)", t->index);
+			lost(t, &entered);
 		case KVM_EXIT_INTERNAL_ERROR:
 			pvm_panic("vCPU %d: KVM internal error %u at %#llx", t->index, run->internal.suberror,
 				  (unsigned long long)run->s.regs.regs.rip);

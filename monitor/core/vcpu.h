@@ -36,6 +36,14 @@ uint64_t vcpu_fs_base(struct thread *t);
  * instruction is there already; where hardware tells of it, KVM steps over it only at the next run of the old vCPU.
  */
 void vcpu_behind_gate(struct kvm_regs *r);
+/*
+ * What is on its way into the guest (an exception whose delivery KVM_RUN left for its next time) when t's vCPU gets other
+ * registers: none of it any more; the same, and what it was, for later. What an instruction made (int3) KVM does not tell:
+ * that instruction is executed again.
+ */
+void vcpu_events_drop(struct thread *t);
+void vcpu_events_take(struct thread *t, struct kvm_vcpu_events *out);
+void vcpu_events_give(struct thread *t, const struct kvm_vcpu_events *e);
 /* Run until t exits (t->exiting). */
 void vcpu_loop(struct thread *t);
 /* One turn of it: into the guest and out again, or what comes before. */
