@@ -539,7 +539,7 @@ def stop_and_continue():
     await_(lambda: all(lib.read(f"/proc/{q}/stat").rpartition(")")[2].split()[0] in "TZ" for q in family(p.pid)), "stopped")
     time.sleep(0.4)
     os.killpg(p.pid, signal.SIGCONT)
-    expect((p.communicate(b"\n", 60)[0], p.returncode), (b"done\n", 0), "output")
+    expect((p.communicate(b"\n", lib.limit(60))[0], p.returncode), (b"done\n", 0), "output")
     p.stdout.close()
 
 
@@ -593,7 +593,7 @@ class Terminal:
     def end(self):
         try:
             os.kill(self.pid, 0)
-            for _ in range(600):
+            for _ in range(int(lib.limit(600))):
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
                 if pid:
                     return os.waitstatus_to_exitcode(status)
