@@ -84,7 +84,7 @@ class Vmx:
         for name in ("etc", "root", "run", "tmp", "var/tmp"):
             os.makedirs(f"{folder}/{name}")
         build = os.environ.get("BUILD", "build")
-        python = os.path.dirname(os.__file__) if sys.executable.startswith("/usr/bin/") else python_library()
+        python = python_library()
         for path in (*ETC, *PROGRAMS, *(args.with_ or ())):
             add(folder, path, frozenset())
         for name in os.listdir(python):
@@ -132,6 +132,7 @@ def look_at_screen(d, bochs):
 
 
 def python_library():
+    """The system's, whichever Python runs this."""
     r = subprocess.run(["/usr/bin/python3", "-c", "import os; print(os.path.dirname(os.__file__))"], stdout=subprocess.PIPE, check=True)
     return r.stdout.decode().strip()
 

@@ -2,6 +2,7 @@
 """Tests of this tree on emulated machines (tests/emulated.py, emulated_vmx.py), for scripts that bring a KVM of their own."""
 import os
 import re
+import shlex
 import sys
 
 import lib
@@ -15,13 +16,13 @@ def names(pattern):
     return [n for n in r.out.decode().split() if re.search(pattern, n)]
 
 
-def run(script, tests, seconds, boot_seconds):
+def run(script, tests, seconds, boot_seconds, more=""):
     """
-    Those tests on one machine of tests/`script`, which has `seconds` for them: (status of that script, lines of results, what
-    it says besides).
+    Those tests on one machine of tests/`script`, which has `seconds` for them, and then a piece of shell script: (status of the
+    script, lines of results, what it says besides).
     """
     pattern = "^(" + "|".join(re.escape(t) for t in tests) + ")$"
-    r = lib.run([sys.executable, f"tests/{script}", "--seconds", str(seconds), "--", "python3", "-u", "tests/run.py",
-                 "--only", pattern], seconds + boot_seconds)
+    command = f"python3 -u tests/run.py --only {shlex.quote(pattern)}; status=$?\n{more}\nexit $status"
+    r = lib.run([sys.executable, f"tests/{script}", "--seconds", str(seconds), "--", "bash", "-c", command], seconds + boot_seconds)
     lines = [x for x in r.out.decode(errors="replace").splitlines() if re.match(r"(not )?ok\b", x)]
     return r.status, lines, r.why()
