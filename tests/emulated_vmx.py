@@ -3,8 +3,10 @@
 """emulated_vmx.py [--seconds N] [--memory MIB] [--cpu MODEL] [--append PARAMETERS] [--kvm PARAMETERS] [--with PATH]... [--]
 COMMAND [ARG...]: run a command of this tree on an emulated machine whose processor has VMX.
 
-As tests/emulated.py, but with Bochs, which knows Intel's processors (`bochs --help cpu`; KylinX needs one from
-corei7_ivy_bridge_3770k on), and kvm-intel: --kvm unrestricted_guest=0, or ept=0, for what some hypervisors have to give.
+As tests/emulated.py, but with Bochs, which knows Intel's processors, and kvm-intel: --kvm unrestricted_guest=0, or ept=0, for
+what some hypervisors have to give. MODEL is one of `bochs --help cpu` that KylinX can use: corei7_ivy_bridge_3770k,
+corei7_haswell_4770, broadwell_ult. (Older ones lack FSGSBASE, the kernel does without XSAVE on Bochs 2.7's
+corei7_skylake_x, and does not start on its corei7_icelake_u.)
 
 Bochs has no way to share files. So the machine has copies: the system's libc, bash, Python and its library, busybox for all
 else; of the tree tests/, the files in build/ itself and those in build/tests/guest/. PATH (a file, or a folder with all that is
