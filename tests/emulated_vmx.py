@@ -4,9 +4,8 @@
 COMMAND [ARG...]: run a command of this tree on an emulated machine whose processor has VMX.
 
 As tests/emulated.py, but with Bochs, which knows Intel's processors, and kvm-intel: --kvm unrestricted_guest=0, or ept=0, for
-what some hypervisors have to give. MODEL is one of `bochs --help cpu` that KylinX can use: corei7_ivy_bridge_3770k,
-corei7_haswell_4770, broadwell_ult. (Older ones lack FSGSBASE, the kernel does without XSAVE on Bochs 2.7's
-corei7_skylake_x, and does not start on its corei7_icelake_u.)
+what some hypervisors have to give. MODEL is one of `bochs --help cpu`: on Bochs 2.7's corei7_skylake_x the kernel does
+without XSAVE, on its corei7_icelake_u it does not start, and models before corei7_ivy_bridge_3770k lack FSGSBASE.
 
 Bochs has no way to share files. So the machine has copies: the system's libc, bash, Python and its library, busybox for all
 else; of the tree tests/, the files in build/ itself and those in build/tests/guest/. PATH (a file, or a folder with all that is
