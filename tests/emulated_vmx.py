@@ -3,8 +3,9 @@
 """emulated_vmx.py [--seconds N] [--memory MIB] [--cpu MODEL] [--append PARAMETERS] [--kvm PARAMETERS] [--with PATH]... [--]
 COMMAND [ARG...]: run a command of this tree on an emulated machine whose processor has VMX.
 
-As tests/emulated.py, but with Bochs, which knows Intel's processors (`bochs --help cpu`; KylinX needs one from
-corei7_ivy_bridge_3770k on), and kvm-intel: --kvm unrestricted_guest=0, or ept=0, for what some hypervisors have to give.
+As tests/emulated.py, but with Bochs, which knows Intel's processors, and kvm-intel: --kvm unrestricted_guest=0, or ept=0, for
+what some hypervisors have to give. MODEL is one of `bochs --help cpu`: on Bochs 2.7's corei7_skylake_x the kernel does
+without XSAVE, on its corei7_icelake_u it does not start, and models before corei7_ivy_bridge_3770k lack FSGSBASE.
 
 Bochs has no way to share files. So the machine has copies: the system's libc, bash, Python and its library, busybox for all
 else; of the tree tests/, the files in build/ itself and those in build/tests/guest/. PATH (a file, or a folder with all that is
@@ -84,7 +85,7 @@ class Vmx:
         for name in ("etc", "root", "run", "tmp", "var/tmp"):
             os.makedirs(f"{folder}/{name}")
         build = os.environ.get("BUILD", "build")
-        python = os.path.dirname(os.__file__) if sys.executable.startswith("/usr/bin/") else python_library()
+        python = python_library()
         for path in (*ETC, *PROGRAMS, *(args.with_ or ())):
             add(folder, path, frozenset())
         for name in os.listdir(python):
@@ -132,6 +133,7 @@ def look_at_screen(d, bochs):
 
 
 def python_library():
+    """The system's, whichever Python runs this."""
     r = subprocess.run(["/usr/bin/python3", "-c", "import os; print(os.path.dirname(os.__file__))"], stdout=subprocess.PIPE, check=True)
     return r.stdout.decode().strip()
 

@@ -229,9 +229,18 @@ static int save_fpu(uint64_t area)
 	uint64_t size = SHARED->xsave_size;
 	struct fp_sw sw = { FP_MAGIC1, (uint32_t)size + 4, SHARED->xfeatures, (uint32_t)size, { 0 } };
 	uint32_t magic2 = FP_MAGIC2;
+	uint64_t there; /* XSTATE_BV */
 	/* The header first: XSAVE leaves most of it alone. */
 	if (user_write(area + 512, zero, 64) || uaccess_xsave((void *)area, SHARED->xfeatures) ||
-	    user_write(area + 464, &sw, sizeof sw) || user_write(area + size, &magic2, 4))
+	    user_read(&there, area + 512, 8))
+		return -KX_EFAULT;
+	/*
+	 * x87 and SSE always, as Linux: a handler may change them without a look at the header, which lacks what was in its
+	 * initial state. XSAVE has written that, too.
+	 */
+	there |= 3;
+	if (user_write(area + 512, &there, 8) || user_write(area + 464, &sw, sizeof sw) ||
+	    user_write(area + size, &magic2, 4))
 		return -KX_EFAULT;
 	return 0;
 }

@@ -103,13 +103,17 @@ static inline void test_ucontext(void)
 		"push %%rbp\n"
 		"mov $1, %%ebx\n mov $2, %%ecx\n mov $3, %%edx\n mov $4, %%esi\n mov $5, %%edi\n mov $6, %%ebp\n"
 		"mov $7, %%r8\n mov $8, %%r9\n mov $9, %%r10\n mov $10, %%r11\n mov $11, %%r12\n mov $12, %%r13\n"
-		"mov $13, %%r14\n mov $14, %%r15\n xorps %%xmm5, %%xmm5\n"
+		"mov $13, %%r14\n mov $14, %%r15\n"
+		/* XSAVE's header may say that SSE is in its initial state. */
+		".irp i, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n xorps %%xmm\\i, %%xmm\\i\n .endr\n"
 		"cmp %%eax, %%eax\n"
 		".globl bad_insn, good_insn\nbad_insn: ud2\n ud2\n ud2\n"
 		"good_insn: pushfq\n pop %%rdx\n pop %%rbp\n movd %%xmm5, %%ecx"
 		: "=a"(rax), "=d"(flags), "=c"(x)
 		:
-		: "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm5", "memory", "cc");
+		: "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "xmm0", "xmm1", "xmm2",
+		  "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
+		  "xmm15", "memory", "cc");
 	bool ok = true;
 	for (int k = 0; k < 14; k++)
 		ok &= seen_regs[k] == k + 1;
