@@ -2,8 +2,8 @@
 """Tests of this tree on emulated machines (tests/emulated.py, emulated_vmx.py), for scripts that bring a KVM of their own.
 
 One machine for all of them, in their order, and a new one for what follows a test that did not pass, or that did not get to
-its end: now and then a machine stands still, or its kernel panics ("corrupted stack end"); whether the emulator, that kernel or
-KylinX is to blame is not known. That is told, and the test is done again.
+its end. Where that is because its machine stood still, or its kernel panicked, as an emulator's may, it is told, and the test is
+done again.
 
 Tests have the names of tests/run.py's; with ": PARTS" behind it, its --part, of a script a|b.
 """

@@ -20,7 +20,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "guest/traps.dyn: accepted robust vfork_orphan stops",
         "guest/procsig.dyn: senders masks exec",
         "cli: exit status|killed by signal|standard streams|signal handled|stop and continue|terminal|volumes",
-        "processes: pipeline_of_programs",
+        "processes: job_control|pipeline_of_programs",
         "family: ps_tree|kill_family",
         "policy: signed_libraries|unsigned",
         "policy: nothing_runs_below_a_text",
