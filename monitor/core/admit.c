@@ -417,18 +417,15 @@ static bool pread_all(int fd, void *p, size_t len, uint64_t off)
 static void code_find(struct image *m, int fd)
 {
 	Elf64_Ehdr eh;
-	Elf64_Phdr all[ELF_PHDRS_READ];
 	m->elf = pread_all(fd, &eh, sizeof eh, 0) && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
-	if (!m->elf || eh.e_phentsize != sizeof *all || eh.e_phnum > PHDRS_MAX || eh.e_phoff > INT64_MAX / 2)
+	if (!m->elf || eh.e_phentsize != sizeof(Elf64_Phdr) || eh.e_phnum > PHDRS_MAX || eh.e_phoff > INT64_MAX / 2)
 		return;
-	ssize_t got = 0;
+	struct elf_phdrs phdrs = { .fd = fd, .phoff = eh.e_phoff };
 	for (unsigned i = 0; i < eh.e_phnum && m->nr_code < CODE_MAX; i++) {
-		const unsigned k = i % ELF_PHDRS_READ;
-		if (!k)
-			got = pread(fd, all, sizeof all, (off_t)(eh.e_phoff + i * sizeof *all));
-		if (got < (ssize_t)((k + 1) * sizeof *all))
+		const Elf64_Phdr *p = elf_phdr(&phdrs, i);
+		if (!p)
 			break;
-		const Elf64_Phdr ph = all[k];
+		const Elf64_Phdr ph = *p;
 		if (ph.p_type != PT_LOAD || !(ph.p_flags & PF_X) || !ph.p_filesz || ph.p_offset >= m->size ||
 		    ph.p_filesz > m->size - ph.p_offset)
 			continue;

@@ -3,6 +3,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 #include "../../abi/kx_abi.h"
 
 #define VADDR_MAX (1ull << 47)
@@ -268,4 +269,13 @@ int elf_read(elf_pread_fn pread_fn, void *ctx, uint64_t file_size, struct elf_im
 				   strerror((int)-n));
 	r = elf_parse(head, (size_t)n, file_size, out, err);
 	return r ? r : elf_parse_phdrs(out, pread_fn, ctx, err);
+}
+
+const Elf64_Phdr *elf_phdr(struct elf_phdrs *phdrs, uint32_t i)
+{
+	const size_t k = i % ELF_PHDRS_READ;
+	if (!k)
+		phdrs->got = pread(phdrs->fd, phdrs->read, sizeof phdrs->read,
+				   (off_t)(phdrs->phoff + i * sizeof(Elf64_Phdr)));
+	return phdrs->got < (ssize_t)((k + 1) * sizeof(Elf64_Phdr)) ? NULL : &phdrs->read[k];
 }

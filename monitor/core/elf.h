@@ -9,9 +9,11 @@
  */
 #ifndef KX_ELF_H
 #define KX_ELF_H
+#include <elf.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include "../../util/err.h"
 
 #define ELF_PAGE 4096ul
@@ -58,4 +60,14 @@ int elf_parse_phdrs(struct elf_image *out, elf_pread_fn pread_fn, void *ctx, str
 
 /* Both: the whole parse through the callback. */
 int elf_read(elf_pread_fn pread_fn, void *ctx, uint64_t file_size, struct elf_image *out, struct kx_err *err);
+
+/* Program headers of an open file that are read one after the other, from 0 on. Unchecked: a file says what it likes. */
+struct elf_phdrs {
+	int fd;
+	uint64_t phoff; /* below 2^62 */
+	ssize_t got;
+	Elf64_Phdr read[ELF_PHDRS_READ];
+};
+/* The i-th; NULL: the file ends before, or can't be read. Valid until the next one is asked for. */
+const Elf64_Phdr *elf_phdr(struct elf_phdrs *phdrs, uint32_t i);
 #endif

@@ -69,15 +69,12 @@ static bool dynamic_read(int fd, struct object *o)
 	static Elf64_Dyn d[DYN_MAX];
 	uint64_t table = 0;
 	unsigned nr = 0;
-	Elf64_Phdr p[ELF_PHDRS_READ];
-	ssize_t got = 0;
-	for (uint32_t i = 0; i < o->img.phnum && !nr; i++) {
-		const unsigned k = i % ELF_PHDRS_READ;
-		if (!k)
-			got = pread(fd, p, sizeof p, (off_t)(o->img.phoff + i * sizeof *p));
-		if (got >= (ssize_t)((k + 1) * sizeof *p) && p[k].p_type == PT_DYNAMIC) {
-			size_t len = p[k].p_filesz < sizeof d ? p[k].p_filesz : sizeof d;
-			ssize_t n = pread(fd, d, len, (off_t)p[k].p_offset);
+	struct elf_phdrs phdrs = { .fd = fd, .phoff = o->img.phoff };
+	const Elf64_Phdr *p;
+	for (uint32_t i = 0; i < o->img.phnum && !nr && (p = elf_phdr(&phdrs, i)); i++) {
+		if (p->p_type == PT_DYNAMIC) {
+			size_t len = p->p_filesz < sizeof d ? p->p_filesz : sizeof d;
+			ssize_t n = pread(fd, d, len, (off_t)p->p_offset);
 			nr = n > 0 ? (unsigned)((size_t)n / sizeof *d) : 0;
 		}
 	}

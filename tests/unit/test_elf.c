@@ -880,6 +880,26 @@ static int load_files(char **path)
 	return failures != 0;
 }
 
+/* One after the other, of a file that ends within its table. */
+static void test_one_by_one(void)
+{
+	const uint32_t n = 2 * ELF_PHDRS_READ + 6;
+	int fd = memfd_create("headers", MFD_CLOEXEC);
+	struct elf_phdrs phdrs = { .fd = fd, .phoff = 64 };
+	Elf64_Phdr h = { 0 };
+
+	for (h.p_type = 0; h.p_type < n; h.p_type++)
+		if (pwrite(fd, &h, sizeof h, (off_t)(64 + h.p_type * sizeof h)) != sizeof h)
+			abort();
+	if (ftruncate(fd, (off_t)(64 + n * sizeof h - 1)))
+		abort();
+	for (uint32_t i = 0; i < n; i++) {
+		const Elf64_Phdr *p = elf_phdr(&phdrs, i);
+		CHECK(i < n - 1 ? p && p->p_type == i : !p, "header %u", i);
+	}
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const char *files[] = { "/bin/true", "/bin/busybox", "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1",
@@ -900,6 +920,7 @@ int main(int argc, char **argv)
 	if (!mkdtemp(dir))
 		abort();
 	test_headers();
+	test_one_by_one();
 	for (unsigned i = 0; i < sizeof files / sizeof files[0]; i++)
 		test_file(files[i]);
 	test_refusals();
