@@ -81,12 +81,12 @@ static bool counts(int prot, int flags)
 	return flags & MAP_ANONYMOUS;
 }
 
-/* Bytes of [start, end) that count now. */
-static uint64_t counted(uint64_t start, uint64_t end)
+/* Bytes of [start, end) in regions that are of a kind. */
+static uint64_t bytes_of(bool (*kind)(int prot, int flags), uint64_t start, uint64_t end)
 {
 	uint64_t n = 0;
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
-		if (counts(regions[i].prot, regions[i].flags)) {
+		if (kind(regions[i].prot, regions[i].flags)) {
 			uint64_t a = regions[i].start > start ? regions[i].start : start;
 			n += (regions[i].end < end ? regions[i].end : end) - a;
 		}
@@ -97,17 +97,6 @@ bool is_heap(int prot, int flags)
 {
 	return (prot & PROT_WRITE) &&
 	       (flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | GMEM_TRAMP)) == (MAP_PRIVATE | MAP_ANONYMOUS);
-}
-
-static uint64_t heap_bytes(uint64_t start, uint64_t end)
-{
-	uint64_t n = 0;
-	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
-		if (is_heap(regions[i].prot, regions[i].flags)) {
-			uint64_t a = regions[i].start > start ? regions[i].start : start;
-			n += (regions[i].end < end ? regions[i].end : end) - a;
-		}
-	return n;
 }
 
 /*
@@ -129,7 +118,7 @@ bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
 	if (pvm.cfg->memory && most > pvm.cfg->memory)
 		most = pvm.cfg->memory;
 	return most == RLIM_INFINITY || !counts(prot, flags) ||
-	       memory_used - counted(start, end) + (end - start) <= most;
+	       memory_used - bytes_of(counts, start, end) + (end - start) <= most;
 }
 
 /* Forget [start, end). Room for two must be reserved. */
@@ -144,8 +133,8 @@ void region_carve(uint64_t start, uint64_t end)
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
 		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
 			spare_unmapped();
-	memory_used -= counted(start, end);
-	heap_used -= heap_bytes(start, end);
+	memory_used -= bytes_of(counts, start, end);
+	heap_used -= bytes_of(is_heap, start, end);
 	region_split(start);
 	region_split(end);
 	size_t i = region_find(start), j = i;
