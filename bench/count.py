@@ -26,7 +26,7 @@ SETTLE = 0.2  # seconds
 NEVER = 1e6  # a timeout, of a clock that jumps
 # Operation of bench/ops.c, few, many.
 OPS = [("getpid", 1000, 51000), ("clock", 1000, 51000), ("random", 1000, 51000), ("sigmask", 1000, 51000), ("mutex", 1000, 51000),
-       ("pipe", 500, 2500), ("socket", 500, 2500), ("epoll", 100, 1100), ("read", 100, 1100), ("mmap", 50, 350),
+       ("pipe", 1000, 51000), ("socket", 1000, 51000), ("epoll", 100, 1100), ("read", 100, 1100), ("mmap", 50, 350),
        ("open", 50, 350), ("signal", 50, 550), ("roundtrip", 50, 350), ("thread", 5, 45), ("fork", 5, 45), ("fork16", 5, 25), ("fork64", 5, 15),
        ("exec", 4, 24), ("spawn", 4, 24), ("dlopen", 20, 120)]
 STARTS = [("start_hello", ["start"]), ("start_true", ["/bin/true"]), ("start_sh", ["/bin/sh", "-c", ":"]),
