@@ -38,8 +38,8 @@ FATAL = re.compile(r"Kernel panic|BUG:|Oops:|RIP: 0010")
 KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
 # Its processors take turns. With a thread for each (QEMU 7.2) the kernel panics within some hundred VMs, "corrupted stack end", or
 # a guest's processor shuts down: not so with one thread, with one processor, or with npt=0.
-FREE = ["-accel", "tcg,thread=single"]
-COUNT = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+ACCELERATOR = ["-accel", "tcg,thread=single"]
+COUNT = ["-icount", "shift=0,sleep=off"]
 COUNT_CPU = ",-erms,-fsrm"  # "rep movsb" is an instruction for each byte there, and the kernel's choice where they are
 SLOW = "20"  # TEST_SLOW for the tests that run there
 
@@ -114,7 +114,7 @@ class Svm:
                     raise SystemExit(f"emulated: {VIRTIOFSD}: {tail(d, 'machine.log')}")
                 time.sleep(0.02)
             qemu = subprocess.Popen(
-                ["qemu-system-x86_64", "-M", "q35", *(COUNT if args.count else FREE), "-cpu", args.cpu + (COUNT_CPU if args.count else ""),
+                ["qemu-system-x86_64", "-M", "q35", *ACCELERATOR, *(COUNT if args.count else []), "-cpu", args.cpu + (COUNT_CPU if args.count else ""),
                  "-smp", "1" if args.count else str(args.cpus), "-m", str(args.memory),
                  "-object", f"memory-backend-memfd,id=mem,size={args.memory}M,share=on", "-numa", "node,memdev=mem",
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",

@@ -620,21 +620,24 @@ def parts_of_one_copy(p):
     expect(last, b"data: ok\nbytes: the same\n", "parts")
 
 
+def big(p):
+    """A signed library whose text takes long to map."""
+    shutil.copy(compiled("big.so", "lib.c", "-shared", "-fPIC", "-DBIG", "-Wl,-soname,libv.so.1"), p.d)
+    p.sign(f"{p.d}/big.so")
+    return f"{p.d}/big.so"
+
+
 @test
 def text_is_never_writable(p):
     """Not even for the moment in which it is patched: a thread has the kernel write there all the time."""
-    shutil.copy(compiled("big.so", "lib.c", "-shared", "-fPIC", "-DBIG", "-Wl,-soname,libv.so.1"), p.d)
-    p.sign(f"{p.d}/big.so")
-    r = p.run(p.attack, "window", f"{p.d}/big.so", "300" if LONG else "40")
+    r = p.run(p.attack, "window", big(p), "300" if LONG else "40")
     expect((r.status, r.out, r.err), (0, b"failed 0, changed 0\n", b""), "text")
 
 
 @test
 def nothing_runs_below_a_text(p):
     """Where a text is mapped or moved over a program's own memory, that is not executable before, nor if it fails."""
-    shutil.copy(compiled("big.so", "lib.c", "-shared", "-fPIC", "-DBIG", "-Wl,-soname,libv.so.1"), p.d)
-    p.sign(f"{p.d}/big.so")
-    r = p.run(p.attack, "over", f"{p.d}/big.so", "100" if LONG else "15")
+    r = p.run(p.attack, "over", big(p), "100" if LONG else "15")
     expect((r.status, r.out, r.err), (0, b"failed 0, ran 0\n", b""), "code of the program's own")
 
 

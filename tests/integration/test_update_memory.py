@@ -186,7 +186,7 @@ def constants():
         if not have or "r-xp" in have or "rw-p" in have:
             raise AssertionError(f"mapped of it: {have}")
         expect(g.ask("C"), "5", "the constants")
-        g.update(f"{d}/v2.so", "--timeout", UPDATE_SECONDS) # again, and whole
+        g.update(f"{d}/v2.so", "--timeout", UPDATE_SECONDS)  # again, and whole
         expect(g.ask("v"), "2", "version")
         expect(g.ask("C"), "5", "the constants")
         expect(g.ask("D"), "dropped", "pointer")
