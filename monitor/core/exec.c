@@ -25,6 +25,7 @@
 #include "update.h"
 #include "thread.h"
 #include "tsc.h"
+#include "vmend.h"
 
 #define EXEC_MAGIC 0x6378784bu
 #define STRINGS_MAX (8u << 20) /* bytes of arguments and environment; load.c has the exact limit */
@@ -168,6 +169,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .sigmask = t->area->sigmask,
 				 .start_ns = pvm.start_ns,
 				 .cpus = pvm.cfg->cpus,
+				 .nr_execs = pvm.nr_execs,
 				 .cpu_set = pvm.cpus,
 				 .strace = pvm.cfg->strace,
 				 .stats = pvm.cfg->stats,
@@ -187,6 +189,8 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.update_fd[1] = update_fd(1);
 	st.store_fd = store_fd();
 	st.policy_fd = admit_fd();
+	st.vmend_fd = vmend_fd();
+	apart_export(st.apart);
 	st.root = *admit_root();
 	st.accepted = *accepted;
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];
@@ -253,6 +257,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			     update_fd(1),
 			     store_fd(),
 			     admit_fd(),
+			     vmend_fd(),
 			     pvm.kvm_fd,
 			     pvm.proc_fd,
 			     pvm.exe_fd,

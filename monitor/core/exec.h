@@ -8,6 +8,7 @@
 #define KX_EXEC_H
 #include <sys/resource.h>
 #include "admit.h"
+#include "apart.h"
 #include "batch.h"
 #include "pvm.h"
 
@@ -18,14 +19,15 @@ struct exec_state {
 	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, stats_fd, program_fd, registry_fd;
 	uint32_t fd_limit, fd_max, argc, envc;
 	uint64_t memory, sigmask, start_ns;
-	int32_t cpus;
+	int32_t cpus, nr_execs;
 	cpu_set_t cpu_set;
 	uint8_t strace, stats, is_child, was_vfork, has_family, log_level, io;
 	struct rlimit limits[16];
 	uint64_t xcr0;
 	bool shadow_paging;
 	uint8_t tsc;
-	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd;
+	int32_t kvm_run_size, text_fd, text_fd_ro, update_fd[2], store_fd, policy_fd, vmend_fd;
+	pid_t apart[APART_MAX];
 	struct admit_root root;
 	struct batch_handed accepted;
 	uint32_t cpuid_bytes;

@@ -18,6 +18,7 @@
 #include "../../util/log.h"
 #include "../../util/together.h"
 #include "../dev/procfs.h"
+#include "apart.h"
 #include "batch.h"
 #include "dgram.h"
 #include "birth.h"
@@ -38,6 +39,7 @@
 #include "timepage.h"
 #include "update.h"
 #include "vcpu.h"
+#include "vmend.h"
 #include "whole.h"
 #include "habit.h"
 #ifdef __SANITIZE_ADDRESS__
@@ -214,6 +216,7 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	pvm.is_child = pvm.has_family = true;
 	pvm_fork_child();
 	serve_fork_child();
+	apart_fork_child();
 	whole_fork_child();
 	batch_fork_child();
 	dgram_fork_child();
@@ -294,6 +297,8 @@ static void child_machine(struct thread *t, const struct kvm_regs *regs, const s
 	if (r)
 		unborn(slot, awaited, -r, "no VM", err.code ? err.msg : strerror(-r));
 	birth_tell(slot, 0);
+	if (!spare_born())
+		vmend_hold();
 	vcpu_set_regs(t, regs, sregs);
 }
 

@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "spare.h"
 #include "thread.h"
 #include "sig.h"
 
@@ -157,6 +158,8 @@ int keeper_start(void)
 {
 	if (is_vfork_child()) /* its parent's parent has one */
 		return 0;
+	if (keeper.pid != pvm.pid)
+		spare_remove(); /* in the keeper's table of descriptors its VM would outlive it */
 	pthread_mutex_lock(&pvm.thr_lock);
 	int r = keeper.pid == pvm.pid ? 0 : start_locked();
 	pthread_mutex_unlock(&pvm.thr_lock);

@@ -21,14 +21,14 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "apart.h"
+#include "vcpu.h"
 
 #define SLIRP "slirp4netns"
 #define SLIRP_SECONDS 20
@@ -114,23 +114,6 @@ static _Noreturn void helper_fail(int sock, int code, const char *what, const ch
 	snprintf(a.why, sizeof a.why, "%s: %s", what, why);
 	send(sock, &a, sizeof a, MSG_NOSIGNAL);
 	_exit(1);
-}
-
-static int by_number(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
-
-/* All descriptors from 3 on, but these. */
-static void close_others(int *keep, int nr)
-{
-	unsigned next = 3;
-	qsort(keep, (size_t)nr, sizeof *keep, by_number);
-	for (int i = 0; i < nr; i++) {
-		if (keep[i] < (int)next)
-			continue;
-		if (keep[i] > (int)next)
-			syscall(SYS_close_range, next, keep[i] - 1, 0);
-		next = (unsigned)keep[i] + 1;
-	}
-	syscall(SYS_close_range, next, ~0u, 0);
 }
 
 /* The last line that slirp4netns has written. */
@@ -232,8 +215,6 @@ static void *wait_family(void *arg)
 static _Noreturn void helper(int sock, int lock, struct net_port *ports, int nr, pid_t root)
 {
 	struct answer done = { 0 };
-	struct rlimit l;
-	sigset_t none;
 	pthread_t t;
 	int keep[PORTS_MAX + 3], n = 0, r;
 	char c;
@@ -243,29 +224,15 @@ static _Noreturn void helper(int sock, int lock, struct net_port *ports, int nr,
 		keep[n++] = pvm.log_fd;
 	for (int i = 0; i < nr; i++)
 		keep[n++] = ports[i].fd;
-	close_others(keep, n);
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0)
-		for (int i = 0; i < 3; i++)
-			dup2(null, i);
-	setsid();
-	prctl(PR_SET_NAME, PVM_THREADS "net");
-	for (int s = 1; s < NSIG; s++)
-		signal(s, s == SIGPIPE ? SIG_IGN : SIG_DFL);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (chdir("/"))
+	if (!apart_begin(keep, n, PVM_THREADS "net"))
 		_exit(1);
+	signal(SIGPIPE, SIG_IGN);
 	if (recv(sock, &c, 1, 0) != 1)
 		_exit(0); /* the start failed */
 	pid_t p = slirp_start(sock, root);
 	if ((r = helper_join(root)))
 		helper_fail(sock, -r, "cannot enter the namespaces of the family", strerror(-r));
 	int slirp = (int)syscall(SYS_pidfd_open, p, 0);
-	if (!getrlimit(RLIMIT_NOFILE, &l)) {
-		l.rlim_cur = l.rlim_max;
-		setrlimit(RLIMIT_NOFILE, &l);
-	}
 	sem_init(&waits, 0, 0);
 	if ((r = pthread_create(&t, NULL, wait_family, (void *)(intptr_t)lock)))
 		helper_fail(sock, r, "cannot start a thread", strerror(r));
@@ -311,7 +278,7 @@ static int lock_open(void)
 int net_start(const struct kx_config *cfg, struct kx_err *err)
 {
 	struct net_port ports[PORTS_MAX];
-	int nr = 0, sock[2], lock, st;
+	int nr = 0, sock[2], lock;
 	if (!cfg->net_private)
 		return 0;
 	if (!in_path(SLIRP))
@@ -324,19 +291,15 @@ int net_start(const struct kx_config *cfg, struct kx_err *err)
 		return kx_err_set(err, -lock, "net: cannot tell the end of the family: %s", strerror(-lock));
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock))
 		return kx_err_set(err, errno, "net: %s (raise `ulimit -n`)", strerror(errno));
-	pid_t root = getpid(), p = fork();
-	if (!p) { /* twice, so that it is no child that the program could wait for */
-		if (fork())
-			_exit(0);
+	pid_t root = getpid(), p = vm_features(err) ? -1 : apart_fork(); /* from one thread: KVM's features are known */
+	if (!p)
 		helper(sock[1], lock, ports, nr, root);
-	}
-	if (p > 0)
-		while (waitpid(p, &st, 0) < 0 && errno == EINTR)
-			;
 	close(sock[1]);
 	close(lock);
 	for (int i = 0; i < nr; i++)
 		close(ports[i].fd);
+	if (p < 0 && err->code)
+		return -err->code;
 	if (p < 0)
 		return kx_err_set(err, errno, "net: cannot start a process: %s (end some)", strerror(errno));
 	to_helper = fd_hide(sock[0]);

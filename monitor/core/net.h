@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A private network for a family: a network namespace, a way out by slirp4netns, and published ports by a forwarder of
- * KylinX's own. Both hang on one process, the helper, which is forked before the jail from the root of the family and is
- * nobody's child in it. It opens the published ports in the host's network, starts slirp4netns, enters the family's
+ * KylinX's own. Both hang on one process, the helper, which is forked before the jail from the root of the family, apart
+ * from it (apart.h). It opens the published ports in the host's network, starts slirp4netns, enters the family's
  * namespaces, gives up all rights, and forwards (forward.c).
  *
  * It ends with the family: all members hold a shared flock(2) of the registry's file, and a thread of the helper waits

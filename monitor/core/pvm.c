@@ -52,6 +52,7 @@
 #include "update.h"
 #include "vcpu.h"
 #include "vfs.h"
+#include "vmend.h"
 
 /* Descriptors from this number on are the monitor's. A descriptor table is as long as its largest number, and a
  * fork copies it, so no more than programs need: those that raise their limit ask for some ten thousand. */
@@ -351,6 +352,7 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	sig_init();
 	vcpu_start_state(t, 0);
 	tsc_ask(t);
+	vmend_hold();
 	sig_thread_start(t);
 	family_set_exe();
 	libnext_start(pvm.cfg->envp);
@@ -366,7 +368,10 @@ static int monitor_init(const struct kx_config *cfg, struct kx_err *err)
 	pvm.start_ns = now_ns();
 	pvm.cfg = cfg;
 	pvm.pid = getpid();
-	if ((r = limits_lift(err)) || (r = fd_limit_init(err)) || (r = vm_open(err)))
+	if ((r = limits_lift(err)) || (r = fd_limit_init(err)))
+		return r;
+	vmend_start();
+	if ((r = vm_open(err)))
 		return r;
 	/* A descriptor of its own: the program may close 2 and open something else there. */
 	int log_fd = fcntl(2, F_DUPFD_CLOEXEC, 3);
@@ -550,13 +555,17 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		fd_keep(&pvm.log_fd, st->log_fd);
 	if (st->registry_fd >= 0)
 		fd_keep(&pvm.registry_fd, st->registry_fd);
+	vmend_adopt(st->vmend_fd);
+	apart_import(st->apart);
 	pvm.is_child = st->is_child;
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;
+	pvm.nr_execs = st->nr_execs + 1;
 	pvm.cpus = st->cpu_set;
-	const int kept[] = { pvm.kvm_fd,      pvm.proc_fd,      pvm.exe_fd,       pvm.log_fd,     st->family_fd,
-			     st->registry_fd, st->trace_fd,     st->stats_fd,     st->program_fd, st->text_fd,
-			     st->text_fd_ro,  st->update_fd[0], st->update_fd[1], st->store_fd,   st->policy_fd };
+	const int kept[] = { pvm.kvm_fd,       pvm.proc_fd,     pvm.exe_fd,     pvm.log_fd,
+			     st->family_fd,    st->registry_fd, st->trace_fd,   st->stats_fd,
+			     st->program_fd,   st->text_fd,     st->text_fd_ro, st->update_fd[0],
+			     st->update_fd[1], st->store_fd,    st->policy_fd,  vmend_fd() };
 	for (unsigned i = 0; i < sizeof kept / sizeof kept[0]; i++)
 		if (kept[i] >= 0)
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);

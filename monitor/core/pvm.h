@@ -137,6 +137,7 @@ struct pvm {
 	pthread_mutex_t mm_lock, thr_lock;
 	struct thread *threads;
 	int nr_threads, next_index;
+	int nr_execs; /* of this process, and of those that it was forked from */
 	int kvm_run_size;
 	struct kvm_cpuid2 *cpuid;
 	uint64_t xcr0;

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "../../util/now.h"
 #include "../../util/together.h"
+#include "apart.h"
 #include "birth.h"
 #include "family.h"
 #include "fork.h"
@@ -30,6 +31,7 @@
 #include "serve.h"
 #include "sig.h"
 #include "vcpu.h"
+#include "vmend.h"
 
 #define PAGE 4096ull
 #define PAGES_MAX 384            /* handed over: more are no gain over the host's fork */
@@ -325,6 +327,7 @@ static _Noreturn void rest(struct common *sh)
 		close(vcpu_fd);
 	if (vm_fd >= 0)
 		close(vm_fd);
+	vmend_let_go();
 	if (sh->run)
 		munmap(sh->run, pvm.kvm_run_size);
 	munmap(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN);
@@ -455,6 +458,8 @@ static int spare_main(void *arg)
 	if (!r)
 		touch(t, sh);
 	pages_ahead(sh);
+	if (!r)
+		vmend_hold();
 	t->vcpu_fd = was.vcpu_fd;
 	t->vcpu_pid = was.vcpu_pid;
 	t->run = was.run;
@@ -546,8 +551,15 @@ bool spare_is_last(void)
 	if (n < 0)
 		return false;
 	text[n] = 0;
-	char *end;
-	return strtol(text, &end, 10) == sp.pid && strspn(end, " \n") == strlen(end);
+	bool listed = false, last = true;
+	for (char *at = text, *end; last; at = end) {
+		pid_t pid = (pid_t)strtol(at, &end, 10);
+		if (end == at)
+			break;
+		listed = listed || pid == sp.pid;
+		last = pid == sp.pid || apart_is(pid);
+	}
+	return listed && last;
 }
 
 void spare_fork_seen(void)

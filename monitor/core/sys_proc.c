@@ -4,6 +4,8 @@
 #include <linux/capability.h>
 #include <linux/membarrier.h>
 #include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -13,6 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../dev/procfs.h"
+#include "apart.h"
 #include "coredump.h"
 #include "family.h"
 #include "fork.h"
@@ -416,13 +420,42 @@ int64_t hc_personality(struct hcall *c)
 	return p == 0xffffffff || p == 0 ? 0 : -EINVAL;
 }
 
+/* Of some task's children: one that the program knows. */
+static void child_seen(const char *task, void *arg)
+{
+	char name[64], text[1024];
+	bool *any = arg;
+	snprintf(name, sizeof name, "self/task/%s/children", task);
+	int fd = proc_file(name);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	for (char *at = text, *end; !*any; at = end) {
+		pid_t pid = (pid_t)strtol(at, &end, 10);
+		if (end == at)
+			break;
+		*any = !apart_is(pid) && !spare_is(pid);
+	}
+}
+
+/* A wait for any child, those without an exit signal included: is there none but KylinX's own? */
+static bool waits_for_ours(int options)
+{
+	bool any = false;
+	if (!(options & (__WALL | __WCLONE)) || !apart_any())
+		return false;
+	procfs_each("self/task", child_seen, &any);
+	return !any;
+}
+
 /* A child that is reaped leaves the family: its number is free from now on. */
 int64_t hc_wait4(struct hcall *c)
 {
 	int status = 0, id = (int)c->arg[0], options = (int)c->arg[2];
 	long r;
 	do {
-		if (spare_is(id))
+		if (spare_is(id) || apart_is(abs(id)) || (id == -1 && waits_for_ours(options)))
 			return -ECHILD;
 		r = 0;
 		if (!(options & WNOHANG))
@@ -436,7 +469,7 @@ int64_t hc_wait4(struct hcall *c)
 		}
 		if (!r)
 			r = HB6(SYS_wait4, id, &status, options, c->host[3], 0, 0);
-	} while (r > 0 && spare_is(r) && (spare_ended(r), true));
+	} while (r > 0 && ((spare_is(r) && (spare_ended(r), true)) || apart_reaped(r)));
 	if (r > 0 && WIFSIGNALED(status) && coredump_of(r, WTERMSIG(status)))
 		status |= WCOREFLAG;
 	if (r > 0 && (WIFEXITED(status) || WIFSIGNALED(status)))
@@ -447,10 +480,11 @@ int64_t hc_wait4(struct hcall *c)
 }
 
 /* It was found by a wait for any child: take it out, and look again. */
-static bool spare_reaped(siginfo_t *info)
+static bool own_reaped(siginfo_t *info)
 {
-	HC6(SYS_wait4, info->si_pid, 0, WNOHANG, 0, 0, 0);
-	spare_ended(info->si_pid);
+	HC6(SYS_wait4, info->si_pid, 0, WNOHANG | __WALL, 0, 0, 0);
+	if (!apart_reaped(info->si_pid))
+		spare_ended(info->si_pid);
 	memset(info, 0, sizeof *info);
 	return true;
 }
@@ -464,7 +498,9 @@ int64_t hc_waitid(struct hcall *c)
 		return -EBADF;
 	long r;
 	do {
-		if ((type == P_PID || type == P_PGID) && spare_is((int)c->arg[1]))
+		if ((type == P_PID || type == P_PGID) && (spare_is((int)c->arg[1]) || apart_is((int)c->arg[1])))
+			return -ECHILD;
+		if (type == P_ALL && waits_for_ours(options))
 			return -ECHILD;
 		r = 0;
 		if (!(options & WNOHANG))
@@ -478,7 +514,7 @@ int64_t hc_waitid(struct hcall *c)
 		}
 		if (!r && !info.si_pid)
 			r = HB6(SYS_waitid, type, (int)c->arg[1], &info, options, c->host[4], 0);
-	} while (!r && spare_is(info.si_pid) && spare_reaped(&info));
+	} while (!r && (spare_is(info.si_pid) || apart_is(info.si_pid)) && own_reaped(&info));
 	if (!r && info.si_code == CLD_KILLED && coredump_of(info.si_pid, info.si_status))
 		info.si_code = CLD_DUMPED;
 	bool ended = info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;

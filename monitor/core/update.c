@@ -446,6 +446,7 @@ bool update_poked(void)
 		return false;
 	/* Its table of descriptors is its own: from here on their numbers must not change. */
 	int r = -fd_grow();
+	spare_remove(); /* in that table its VM would outlive it */
 	pthread_mutex_lock(&pvm.thr_lock);
 	if (!r && served_by != pvm.pid) {
 		spare_forbid();

@@ -26,6 +26,7 @@
 #include "update.h"
 #include "vcpu_lost.h"
 
+#define VM_NUMBERS 4 /* of a VM's descriptor, for execs that follow each other */
 #define MSR_STAR 0xc0000081
 #define MSR_LSTAR 0xc0000082
 #define MSR_FMASK 0xc0000084
@@ -207,13 +208,29 @@ void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cp
 	cpuid_adopted = true;
 }
 
-int vm_create(struct kx_err *err)
+/*
+ * KVM names a VM's files in debugfs by its process and the number that its descriptor gets, and warns in the kernel's log
+ * where there is one of that name. The VM of before an exec may be there for a moment more: so the number is another one.
+ */
+static int vm_new(void)
 {
-	int fd;
-	fd_limit_lift();
+	int aside[VM_NUMBERS - 1], n = 0, fd;
+	while (n < pvm.nr_execs % VM_NUMBERS && (aside[n] = fcntl(pvm.kvm_fd, F_DUPFD_CLOEXEC, 0)) >= 0)
+		n++;
 	do
 		fd = ioctl(pvm.kvm_fd, KVM_CREATE_VM, 0);
 	while (fd < 0 && errno == EINTR);
+	const int e = errno;
+	while (n)
+		close(aside[--n]);
+	errno = e;
+	return fd;
+}
+
+int vm_create(struct kx_err *err)
+{
+	fd_limit_lift();
+	int fd = vm_new();
 	fd_limit_drop();
 	if (fd < 0)
 		return kx_err_set(err, errno, "/dev/kvm: cannot make a VM: %s", strerror(errno));

@@ -273,6 +273,27 @@ while True:
 """
 
 
+NO_CHILD = """
+import os
+for options in (0, 0x40000000):
+    try:
+        os.waitpid(-1, options)
+        print("waited")
+    except ChildProcessError:
+        pass
+print(os.getpid())
+"""
+
+
+@test
+def first_of_a_container_has_no_child():
+    if os.geteuid() or not shutil.which("unshare"):
+        raise Skip("run as root, with unshare(1)")
+    r = lib.run(["unshare", "--fork", "--pid", "--mount-proc", "--kill-child", lib.KYLINX, "run", "--net", "private", "--", PYTHON,
+                 "-c", NO_CHILD], 120)
+    expect((r.status, r.out, r.err), (0, b"1\n", b""), "the program")
+
+
 @test
 def half_close_under_back_pressure():
     """20 MB each way at once, readers that wait, ends of one direction and resets: as without the forwarder"""

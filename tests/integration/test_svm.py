@@ -25,7 +25,8 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "policy: signed_libraries|unsigned",
         "policy: nothing_runs_below_a_text",
         "update: lazy|example",
-        "net: tcp_and_udp_both_families",
+        "net: tcp_and_udp_both_families|first_of_a_container",
+        "vmend",
         "dns: nsd_1",
         "redis: commands"]
 SECONDS_EACH, BOOT_SECONDS, BUDGET = 200, 200, 1500
