@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf family lend lost maps needs patch policy random strace time
+UNIT = elf family lend lost maps needs patch policy random seccomp strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
@@ -17,6 +17,7 @@ UNIT_LIBS_policy = -l:libsodium.a
 UNIT_SRC_lost = monitor/core/vcpu_lost.c
 UNIT_SRC_needs = monitor/core/needs.c util/err.c
 UNIT_SRC_random = libos/core/random.c
+UNIT_SRC_seccomp = monitor/core/seccomp.c util/err.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_maps = monitor/core/maps.c
 UNIT_DEP_lend = monitor/core/batch_lend.c
