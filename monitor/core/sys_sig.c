@@ -33,6 +33,13 @@ int64_t hc_sigmask_sync(struct hcall *c) { return sig_mask_set(c->t, c->arg[0]) 
 /* The LibOS keeps the mask; a guest that calls this by itself gets the host's mask brought up to date. */
 int64_t hc_rt_sigprocmask(struct hcall *c) { return sig_mask_set(c->t, c->t->area->sigmask) ? 0 : -EAGAIN; }
 
+/* The stack is the LibOS's to know. The host's call would be about the monitor's own. */
+int64_t hc_sigaltstack(struct hcall *c)
+{
+	(void)c;
+	return -EINVAL;
+}
+
 int64_t hc_rt_sigaction(struct hcall *c)
 {
 	int s = (int)c->arg[0];

@@ -90,6 +90,32 @@ static inline void panic_try(int i)
 	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_PANIC));
 }
 
+/* ---- what the monitor does by numbers that it is given ---------------------------------------- */
+
+/* An address that no call may name, though there is memory of the monitor's that it would be. */
+static inline int pointers(void)
+{
+	uint64_t *at = (uint64_t *)(void *)((uint8_t *)area() + KX_AREA_SIZE / 2), was[4],
+		 stack[3] = { 0x1000, 0, 65536 };
+	memcpy(was, at, sizeof was);
+	for (unsigned i = 0; i < LEN(rows); i++)
+		for (unsigned k = 0; k < 6 && rows[i].flags & KX_F_LOCAL; k++) {
+			uint64_t a[6] = { 0 };
+			if (rows[i].arg[k].kind != KX_A_PTR)
+				continue;
+			a[k] = (uint64_t)at;
+			int64_t r = hcall(rows[i].nr, a);
+			if (memcmp(was, at, sizeof was))
+				fail("%s, argument %d: %ld, and memory has changed that it can't name", rows[i].name, k,
+				     r);
+			memcpy(at, was, sizeof was);
+		}
+	int64_t r = HC(SYS_sigaltstack, (uint64_t)stack, 0);
+	if (r >= 0)
+		fail("the monitor has a signal stack where the program wants it: %ld", r);
+	return failures != 0;
+}
+
 /* ---- jumps and bytes ---------------------------------------- */
 
 /* Instructions that leave a nested hypervisor for the one below it, and their kin: none of ours runs them. */
