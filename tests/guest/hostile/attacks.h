@@ -116,6 +116,48 @@ static inline int pointers(void)
 	return failures != 0;
 }
 
+/*
+ * A socket pair's end with data that another member has yet to move, sent away: the monitor tells that one. The numbers
+ * of those whom it could be are in memory that programs write.
+ */
+static inline int poke(pid_t outsider)
+{
+	struct kx_pipes *pipes = (void *)KX_PIPE_BASE;
+	int sv[2], over[2], go[2], status;
+	char c;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, sv) || socketpair(AF_UNIX, SOCK_STREAM, 0, over) || pipe(go))
+		return 2;
+	pid_t child = fork();
+	if (child == 0) {
+		close(sv[0]);
+		close(go[1]);
+		if (write(sv[1], "data", 4) != 4 || read(go[0], &c, 1) != 1)
+			_exit(1);
+		struct timespec slow = { 1, 0 };
+		nanosleep(&slow, NULL); /* moves nothing meanwhile: it is told of it, or not */
+		_exit(0);
+	}
+	close(sv[1]);
+	for (struct pollfd p = { sv[0], POLLIN, 0 }; poll(&p, 1, 100) != 1;)
+		;
+	for (unsigned i = 0; i < pipes->used && i < KX_PIPE_OBJECTS; i++)
+		for (unsigned k = 0; pipes->obj[i].pair && k < KX_PIPE_HOLDERS; k++)
+			if (!pipes->obj[i].holder[k] || pipes->obj[i].holder[k] == (uint32_t)child)
+				pipes->obj[i].holder[k] = (uint32_t)outsider;
+	struct iovec iov = { "x", 1 };
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} u = { .align = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = sizeof u.buf };
+	memcpy(CMSG_DATA(&u.align), &sv[0], sizeof(int));
+	int64_t r = sendmsg(over[0], &m, 0);
+	printf("# sent: %ld\n", r);
+	if (write(go[1], "g", 1) != 1 || waitpid(child, &status, 0) != child)
+		return 2;
+	return 0;
+}
+
 /* ---- jumps and bytes ---------------------------------------- */
 
 /* Instructions that leave a nested hypervisor for the one below it, and their kin: none of ours runs them. */

@@ -103,6 +103,8 @@ int main(int argc, char **argv)
 		return refill();
 	if (!strcmp(mode, "pointers"))
 		return pointers();
+	if (!strcmp(mode, "poke"))
+		return poke((pid_t)seed);
 	if (!strcmp(mode, "ports"))
 		return in_children(20 * 9, 3000, port_try);
 	if (!strcmp(mode, "panic"))
