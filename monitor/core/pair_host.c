@@ -130,14 +130,17 @@ static void junk_take(struct pair *p)
 		;
 }
 
+/* As many as it says, but no more than there are: another number is nonsense. */
 void pair_skip_take(struct pair *p)
 {
 	struct kx_pipe *o = p->in;
-	for (uint32_t n; (n = pair_word(&o->skip));) {
+	for (uint32_t n = pair_word(&o->skip), got; n; n -= got < n ? got : n) {
 		uint32_t unit = o->kind != KX_PAIR_STREAM ? 1 : n < 4096 ? n : 4096;
 		__atomic_store_n(&o->skip, n - unit, __ATOMIC_SEQ_CST);
-		unit_take(p, unit);
+		if (!(got = unit_take(p, unit)))
+			break;
 	}
+	__atomic_store_n(&o->skip, 0, __ATOMIC_SEQ_CST);
 }
 
 void pair_token_take(struct pair *p)
