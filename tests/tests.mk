@@ -61,11 +61,15 @@ $(T)/unit/fuzz_strace: tests/fuzz/fuzz_strace.c $(UNIT_SRC_strace) $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter-out monitor/core/stats.c,$(filter %.c,$^))
 
+$(T)/unit/fuzz_unwind: tests/fuzz/fuzz_unwind.c monitor/core/unwind.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^)
+
 $(T)/unit/libos_count: tests/unit/libos_count.c abi/kx_abi.h
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -o $@ $<
 
-unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/fuzz_strace $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
+unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/fuzz_strace $(T)/unit/fuzz_unwind $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
 
 # $1 source, $2 suffix, $3 compiler and link options
 define guest_rule
