@@ -230,6 +230,7 @@ int64_t hc_signalfd4(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&mask, c->arg[1], 8))
 		return -EFAULT;
+	mask &= ~SIGBIT(KICK_SIG); /* those of the monitor's own hold addresses of its memory; the program's are held */
 	return fd_result(HC6(SYS_signalfd4, (int)c->arg[0], &mask, 8, flags, 0, 0));
 }
 
