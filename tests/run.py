@@ -243,6 +243,8 @@ def all_tests():
         yield "style/clang-format", clang_format
     for seed in ("/bin/true", "/lib64/ld-linux-x86-64.so.2"):
         yield f"fuzz/elf {os.path.basename(seed)}", lambda s=seed: command(fuzz, s, "20000", "1")
+    yield "fuzz/strace", lambda: command(f"{BUILD}/tests/unit/fuzz_strace", "20000", "1")
+    yield "fuzz/unwind", lambda: command(f"{BUILD}/tests/unit/fuzz_unwind", "5000", "1")
     yield "fuzz/load", mutated_files
     for path in files(BUILD, "tests/guest", r"\w+\.(dyn|static|musl)"):
         yield f"guest/{os.path.basename(path)}", lambda *a, p=path: guest(p, *a)

@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf family lend lost maps needs patch policy random strace time
+UNIT = elf family lend lost maps needs patch policy random seccomp strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
@@ -17,6 +17,7 @@ UNIT_LIBS_policy = -l:libsodium.a
 UNIT_SRC_lost = monitor/core/vcpu_lost.c
 UNIT_SRC_needs = monitor/core/needs.c util/err.c
 UNIT_SRC_random = libos/core/random.c
+UNIT_SRC_seccomp = monitor/core/seccomp.c util/err.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_maps = monitor/core/maps.c
 UNIT_DEP_lend = monitor/core/batch_lend.c
@@ -56,11 +57,19 @@ $(T)/unit/fuzz_elf: tests/fuzz/fuzz_elf.c monitor/core/elf.c util/err.c $(HEADER
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^)
 
+$(T)/unit/fuzz_strace: tests/fuzz/fuzz_strace.c $(UNIT_SRC_strace) $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter-out monitor/core/stats.c,$(filter %.c,$^))
+
+$(T)/unit/fuzz_unwind: tests/fuzz/fuzz_unwind.c monitor/core/unwind.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^)
+
 $(T)/unit/libos_count: tests/unit/libos_count.c abi/kx_abi.h
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -o $@ $<
 
-unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
+unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/fuzz_strace $(T)/unit/fuzz_unwind $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
 
 # $1 source, $2 suffix, $3 compiler and link options
 define guest_rule

@@ -232,6 +232,7 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data, int op)
 {
 	struct kx_badd add;
 	memcpy(&add, data, sizeof add);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	struct epoll_event ev = { add.events, { .u64 = add.data } };
 	if (!fd_is_guest(add.epoll) || add.events & EPOLLEXCLUSIVE)
 		pvm_panic("LibOS: the queue of sends is broken");

@@ -242,7 +242,9 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 	unsigned napped = 0;
 	bool slept = false, alone = false, stream = p->in->kind == KX_PAIR_STREAM;
 	int64_t done = 0, rec = PAIR_NOTHING;
-	for (;;) {
+	for (unsigned turn = 0;; turn++) {
+		if (pipe_in_vain(turn))
+			return done ? done : -EINTR;
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&p->first->closes, __ATOMIC_SEQ_CST);
 		int64_t r = pair_host_take(p, d, d->total - (uint64_t)done, flags, said);
@@ -415,7 +417,9 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 			: d->total <= KX_PIPE_ATOMIC ? (uint32_t)d->total
 						     : 1;
 	pipe_check_others(p->fd);
-	for (;;) {
+	for (unsigned turn = 0;; turn++) {
+		if (pipe_in_vain(turn))
+			return done ? (int64_t)done : -EINTR;
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&p->first->closes, __ATOMIC_SEQ_CST);
 		if (kind != KX_PAIR_DGRAM && pipe_host_poll(p->fd, POLLOUT) & POLLHUP) {

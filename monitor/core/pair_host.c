@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/now.h"
+#include "family.h"
 #include "pair_priv.h"
 #include "pipe.h"
 #include "sig.h"
@@ -129,14 +130,17 @@ static void junk_take(struct pair *p)
 		;
 }
 
+/* As many as it says, but no more than there are: another number is nonsense. */
 void pair_skip_take(struct pair *p)
 {
 	struct kx_pipe *o = p->in;
-	for (uint32_t n; (n = pair_word(&o->skip));) {
+	for (uint32_t n = pair_word(&o->skip), got; n; n -= got < n ? got : n) {
 		uint32_t unit = o->kind != KX_PAIR_STREAM ? 1 : n < 4096 ? n : 4096;
 		__atomic_store_n(&o->skip, n - unit, __ATOMIC_SEQ_CST);
-		unit_take(p, unit);
+		if (!(got = unit_take(p, unit)))
+			break;
 	}
+	__atomic_store_n(&o->skip, 0, __ATOMIC_SEQ_CST);
 }
 
 void pair_token_take(struct pair *p)
@@ -268,6 +272,7 @@ int pair_plain(uint64_t key, int fd)
 
 /* ---- what others are to move ----------------------------------------------------------------------------------------- */
 
+/* The numbers are what memory says that programs write: of nobody outside, whom the signal would end. */
 static void poke(const struct kx_pipe *first)
 {
 	siginfo_t info;
@@ -278,7 +283,8 @@ static void poke(const struct kx_pipe *first)
 	info.si_value.sival_ptr = (void *)POKE_MAGIC;
 	for (unsigned i = 0; i < KX_PIPE_HOLDERS; i++) {
 		uint32_t pid = pair_word(&first->holder[i]);
-		if (pid && !(pid & (KX_PIPE_GUARD | KX_PIPE_STALE)) && pid != (uint32_t)my_pid())
+		if (pid && !(pid & (KX_PIPE_GUARD | KX_PIPE_STALE)) && pid != (uint32_t)my_pid() &&
+		    family_seen((pid_t)pid) == 1)
 			host_call(SYS_rt_sigqueueinfo, (pid_t)pid, KICK_SIG, (long)&info, 0, 0, 0);
 	}
 }

@@ -19,6 +19,7 @@
 #include "thread.h"
 
 #define MOVE_MOST 32768u /* and half the send buffer: one buffer of the host's, that goes as a whole or not at all */
+#define PIECES_MOST 1024 /* in one go: more than a ring has, unless its cursors are moved meanwhile */
 #define BASE_UNKNOWN 0xffffffffu /* something was taken since */
 
 bool pair_in_doubt(const struct kx_pipe *o)
@@ -113,8 +114,8 @@ int pair_move_out(struct pair *p)
 	if (pair_is_plain(p)) {
 		uint32_t most = piece_most(p->fd);
 		r = doubt_end_writer(p);
-		while (!r && pipe_used(o))
-			r = piece_move(p, most);
+		for (unsigned n = 0; !r && pipe_used(o); n++)
+			r = n < PIECES_MOST ? piece_move(p, most) : -EAGAIN;
 	}
 	pair_locks_put(o);
 	return r == -EAGAIN || r == -ENOBUFS || r == -EINTR ? r : 0; /* else nobody can be given it */

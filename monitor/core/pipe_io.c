@@ -15,6 +15,10 @@
 #include "thread.h"
 #include "update.h"
 
+#define TURNS_MOST 1000
+
+bool pipe_in_vain(unsigned n) { return n > TURNS_MOST && self && (self->sig_stop || self->exiting); }
+
 void pipe_pieces_of(struct pieces *p, struct hcall *c)
 {
 	p->at = p->total = 0;
@@ -124,7 +128,9 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 	pipe_pieces_of(&p, c);
 	if (kx_pipe_end(key))
 		return -EBADF;
-	for (;;) {
+	for (unsigned turn = 0;; turn++) {
+		if (pipe_in_vain(turn))
+			return -EINTR;
 		if (!p.total)
 			return 0;
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
@@ -203,7 +209,9 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		return 0;
 	uint32_t need = p.total <= KX_PIPE_ATOMIC ? (uint32_t)p.total : 1;
 	pipe_check_others(fd);
-	for (;;) {
+	for (unsigned turn = 0;; turn++) {
+		if (pipe_in_vain(turn))
+			return done ? (int64_t)done : -EINTR;
 		uint32_t epoch = __atomic_load_n(&pipe_mem->epoch, __ATOMIC_SEQ_CST);
 		uint32_t closes = __atomic_load_n(&o->closes, __ATOMIC_SEQ_CST);
 		int64_t r = broken(fd);

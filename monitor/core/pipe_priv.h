@@ -54,6 +54,9 @@ static inline uint32_t pipe_used(const struct kx_pipe *o)
 	return n > KX_PIPE_RING ? 0 : (uint32_t)n;
 }
 
+/* At the begin of turn number n of a loop that ends by what shared memory says: a signal has come, and it goes on without a
+ * sleep that the signal would end. Before that a call that needn't sleep is not interrupted. */
+bool pipe_in_vain(unsigned n);
 bool pipe_lock_get(uint64_t *lock);
 void pipe_lock_put(uint64_t *lock);
 bool pipe_locks_take(struct kx_pipe *o);

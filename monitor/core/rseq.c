@@ -349,7 +349,7 @@ void rseq_affinity_changed(void)
 void rseq_fence(int cpu)
 {
 	uint32_t runs[SEATS_MAX], word[SEATS_MAX];
-	if (!pvm.rseq_on)
+	if (!pvm.rseq_on || cpu >= SEATS_MAX) /* the kernel takes any number */
 		return;
 	int first = cpu < 0 ? 0 : cpu, end = cpu < 0 ? SEATS_MAX : cpu + 1;
 	pthread_mutex_lock(&lock);

@@ -91,7 +91,9 @@ static const short intruder[] = {
 
 /* Rows that the monitor answers without any host call of that number. */
 static const short never[] = {
-	SYS_settimeofday, SYS_sethostname, SYS_clock_settime, SYS_clone3, /* its flags can't be looked at */
+	SYS_settimeofday,  SYS_sethostname, SYS_clock_settime, SYS_clone3, /* its flags can't be looked at */
+	SYS_pkey_mprotect, /* as mprotect(2) with -1, for PROT_EXEC, too */
+	SYS_pkey_alloc,    SYS_pkey_free,
 };
 
 static const struct {

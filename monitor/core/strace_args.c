@@ -6,6 +6,8 @@
 #include <sys/syscall.h>
 #include "strace_names.h"
 
+#define CPUSET_MAX 8192 /* bytes */
+
 static void put_fcntl_arg(struct line *l, uint64_t v)
 {
 	switch ((int)l->arg[1]) {
@@ -189,7 +191,7 @@ static void put_sigset_arg(struct line *l, uint64_t gva)
 
 void put_special(struct line *l, const struct special *s, int i)
 {
-	uint64_t v = l->arg[i];
+	uint64_t v = l->arg[i], n;
 	bool ok = l->ret >= 0;
 
 	switch ((enum how)s->how) {
@@ -320,10 +322,11 @@ void put_special(struct line *l, const struct special *s, int i)
 			put(l, "%d", (int)v);
 		break;
 	case H_CPUSET:
-		if (!ok || l->arg[1] > 8192)
+		n = l->nr == SYS_sched_getaffinity ? (uint64_t)l->ret : l->arg[1];
+		if (!ok || n > CPUSET_MAX)
 			put_ptr(l, v);
 		else
-			put_fdset(l, v, 8 * (int)(l->nr == SYS_sched_getaffinity ? (uint64_t)l->ret : l->arg[1]));
+			put_fdset(l, v, 8 * (int)n);
 		break;
 	case H_ARCH:
 		if (ok && (l->arg[0] == ARCH_GET_FS || l->arg[0] == ARCH_GET_GS))

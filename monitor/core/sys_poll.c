@@ -169,6 +169,16 @@ struct fd_sets {
 	uint64_t *many;
 };
 
+/* Is something in them that can't be open in the guest, but may be the monitor's? */
+static bool sets_beyond(const struct fd_sets *s)
+{
+	for (unsigned fd = pvm.fd_limit; fd < s->n; fd++)
+		for (int i = 0; i < 3; i++)
+			if (s->set[i] && s->set[i][fd / 64] >> fd % 64 & 1)
+				return true;
+	return false;
+}
+
 /*
  * The kernel ignores what lies beyond the table of open files; the guest's has fd_limit entries. It reads and
  * writes whole words.
@@ -192,7 +202,7 @@ static int sets_get(struct hcall *c, struct fd_sets *s)
 		if (s->set[i] && guest_read(s->set[i], c->arg[1 + i], s->bytes))
 			return -EFAULT;
 	}
-	return 0;
+	return sets_beyond(s) ? -EBADF : 0;
 }
 
 static int64_t sets_put(struct hcall *c, struct fd_sets *s, int64_t r)

@@ -33,6 +33,13 @@ int64_t hc_sigmask_sync(struct hcall *c) { return sig_mask_set(c->t, c->arg[0]) 
 /* The LibOS keeps the mask; a guest that calls this by itself gets the host's mask brought up to date. */
 int64_t hc_rt_sigprocmask(struct hcall *c) { return sig_mask_set(c->t, c->t->area->sigmask) ? 0 : -EAGAIN; }
 
+/* The stack is the LibOS's to know. The host's call would be about the monitor's own. */
+int64_t hc_sigaltstack(struct hcall *c)
+{
+	(void)c;
+	return -EINVAL;
+}
+
 int64_t hc_rt_sigaction(struct hcall *c)
 {
 	int s = (int)c->arg[0];
@@ -223,6 +230,7 @@ int64_t hc_signalfd4(struct hcall *c)
 		return -EINVAL;
 	if (guest_read(&mask, c->arg[1], 8))
 		return -EFAULT;
+	mask &= ~SIGBIT(KICK_SIG); /* those of the monitor's own hold addresses of its memory; the program's are held */
 	return fd_result(HC6(SYS_signalfd4, (int)c->arg[0], &mask, 8, flags, 0, 0));
 }
 

@@ -105,6 +105,9 @@ static uint64_t encoded(struct cursor *c, uint8_t enc, uint64_t data)
 	return 0;
 }
 
+/* Of numbers that mean nothing the product means nothing either. */
+static int64_t times(uint64_t n, int64_t align) { return (int64_t)(n * (uint64_t)align); }
+
 enum rule_kind { SAME, UNDEFINED, AT_CFA, IS_CFA, REGISTER, AT_EXPR, IS_EXPR };
 struct rule {
 	enum rule_kind kind;
@@ -284,7 +287,7 @@ static bool run(struct frame_info *f, struct cursor *c, uint64_t loc, uint64_t p
 				return true;
 			continue;
 		case 0x80: {
-			int64_t off = (int64_t)uleb(c) * f->data_align;
+			int64_t off = times(uleb(c), f->data_align);
 			if (low < NR_REGS)
 				w->reg[low] = (struct rule){ AT_CFA, off, 0 };
 			continue;
@@ -312,7 +315,7 @@ static bool run(struct frame_info *f, struct cursor *c, uint64_t loc, uint64_t p
 		case 0x05: /* offset_extended */
 		case 0x11: {
 			reg = uleb(c);
-			int64_t off = (op == 0x05 ? (int64_t)uleb(c) : sleb(c)) * f->data_align;
+			int64_t off = times(op == 0x05 ? uleb(c) : (uint64_t)sleb(c), f->data_align);
 			if (reg < NR_REGS)
 				w->reg[reg] = (struct rule){ AT_CFA, off, 0 };
 			break;
@@ -350,7 +353,7 @@ static bool run(struct frame_info *f, struct cursor *c, uint64_t loc, uint64_t p
 		case 0x0c:
 		case 0x12:
 			w->cfa_reg = (unsigned)uleb(c);
-			w->cfa_off = op == 0x0c ? (int64_t)uleb(c) : sleb(c) * f->data_align;
+			w->cfa_off = op == 0x0c ? (int64_t)uleb(c) : times((uint64_t)sleb(c), f->data_align);
 			w->cfa_expr = NULL;
 			break;
 		case 0x0d:
@@ -360,7 +363,7 @@ static bool run(struct frame_info *f, struct cursor *c, uint64_t loc, uint64_t p
 			w->cfa_off = (int64_t)uleb(c);
 			break;
 		case 0x13:
-			w->cfa_off = sleb(c) * f->data_align;
+			w->cfa_off = times((uint64_t)sleb(c), f->data_align);
 			break;
 		case 0x0f: /* def_cfa_expression */
 			w->cfa_expr_len = uleb(c);
@@ -386,7 +389,7 @@ static bool run(struct frame_info *f, struct cursor *c, uint64_t loc, uint64_t p
 		case 0x14:
 		case 0x15: {
 			reg = uleb(c);
-			int64_t off = (op == 0x14 ? (int64_t)uleb(c) : sleb(c)) * f->data_align;
+			int64_t off = times(op == 0x14 ? uleb(c) : (uint64_t)sleb(c), f->data_align);
 			if (reg < NR_REGS)
 				w->reg[reg] = (struct rule){ IS_CFA, off, 0 };
 			break;

@@ -5,6 +5,7 @@ exit, a signal, or status 125 with one line that says why; it may hang itself, a
 monitor must not have a fault of its own, and nothing may be left behind, which the runner looks at.
 """
 import os
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -12,7 +13,23 @@ import lib  # noqa: E402
 
 HOSTILE = os.path.join(lib.TOP, os.environ.get("BUILD", "build"), "tests/guest/hostile.dyn")
 SECONDS = 4
-MUST_END = ("robust", "refill")
+MUST_END = ("robust", "refill", "pointers", "skip")
+
+
+def outsider(tap):
+    """Numbers of processes in shared memory: the monitor does nothing to those that are no members."""
+    other = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        r = lib.run(lib.pvm([HOSTILE, "poke", str(other.pid)]), 60, cwd="/")
+        if r.status != 0 or b"# sent: " not in r.out:
+            tap.fail("hostile: poke", r.why())
+        elif other.poll() is not None:
+            tap.fail("hostile: poke", f"a process outside of the family ended: {other.returncode}")
+        else:
+            tap.ok("hostile: poke")
+    finally:
+        other.kill()
+        other.wait()
 
 
 def main():
@@ -34,6 +51,7 @@ def main():
             tap.fail(f"hostile: {mode}", r.why())
         else:
             tap.ok(f"hostile: {mode}")
+    outsider(tap)
     return tap.end()
 
 

@@ -90,6 +90,113 @@ static inline void panic_try(int i)
 	__asm__ volatile("out %%eax, %%dx" : : "a"(0), "d"(KX_PORT_PANIC));
 }
 
+/* ---- what the monitor does by numbers that it is given ---------------------------------------- */
+
+/* An address that no call may name, though there is memory of the monitor's that it would be. */
+static inline int pointers(void)
+{
+	uint64_t *at = (uint64_t *)(void *)((uint8_t *)area() + KX_AREA_SIZE / 2), was[4],
+		 stack[3] = { 0x1000, 0, 65536 };
+	memcpy(was, at, sizeof was);
+	for (unsigned i = 0; i < LEN(rows); i++)
+		for (unsigned k = 0; k < 6 && rows[i].flags & KX_F_LOCAL; k++) {
+			uint64_t a[6] = { 0 };
+			if (rows[i].arg[k].kind != KX_A_PTR)
+				continue;
+			a[k] = (uint64_t)at;
+			int64_t r = hcall(rows[i].nr, a);
+			if (memcmp(was, at, sizeof was))
+				fail("%s, argument %d: %ld, and memory has changed that it can't name", rows[i].name, k,
+				     r);
+			memcpy(at, was, sizeof was);
+		}
+	int64_t r = HC(SYS_sigaltstack, (uint64_t)stack, 0);
+	if (r >= 0)
+		fail("the monitor has a signal stack where the program wants it: %ld", r);
+	return failures != 0;
+}
+
+/*
+ * A socket pair's end with data that another member has yet to move, sent away: the monitor tells that one. The numbers
+ * of those whom it could be are in memory that programs write.
+ */
+static inline int poke(pid_t outsider)
+{
+	struct kx_pipes *pipes = (void *)KX_PIPE_BASE;
+	int sv[2], over[2], go[2], status;
+	char c;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, sv) || socketpair(AF_UNIX, SOCK_STREAM, 0, over) || pipe(go))
+		return 2;
+	pid_t child = fork();
+	if (child == 0) {
+		close(sv[0]);
+		close(go[1]);
+		if (write(sv[1], "data", 4) != 4 || read(go[0], &c, 1) != 1)
+			_exit(1);
+		struct timespec slow = { 1, 0 };
+		nanosleep(&slow, NULL); /* moves nothing meanwhile: it is told of it, or not */
+		_exit(0);
+	}
+	close(sv[1]);
+	for (struct pollfd p = { sv[0], POLLIN, 0 }; poll(&p, 1, 100) != 1;)
+		;
+	for (unsigned i = 0; i < pipes->used && i < KX_PIPE_OBJECTS; i++)
+		for (unsigned k = 0; pipes->obj[i].pair && k < KX_PIPE_HOLDERS; k++)
+			if (!pipes->obj[i].holder[k] || pipes->obj[i].holder[k] == (uint32_t)child)
+				pipes->obj[i].holder[k] = (uint32_t)outsider;
+	struct iovec iov = { "x", 1 };
+	union {
+		char buf[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} u = { .align = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf, .msg_controllen = sizeof u.buf };
+	memcpy(CMSG_DATA(&u.align), &sv[0], sizeof(int));
+	int64_t r = sendmsg(over[0], &m, 0);
+	printf("# sent: %ld\n", r);
+	if (write(go[1], "g", 1) != 1 || waitpid(child, &status, 0) != child)
+		return 2;
+	return 0;
+}
+
+/* A number of tokens that are not there: whoever reads from such a pair is not held up, and SIGTERM ends it. */
+static inline int skip(void)
+{
+	struct kx_pipes *pipes = (void *)KX_PIPE_BASE;
+	int sv[2], go[2], queued, status = 0, round;
+	char buf[64];
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, sv) || pipe(go) || write(sv[1], "data", 4) != 4)
+		return 2;
+	pid_t child = fork();
+	if (child == 0) {
+		for (ssize_t n = read(go[0], buf, 1);;)
+			n += recv(sv[0], buf, sizeof buf, MSG_DONTWAIT);
+	}
+	if (ioctl(sv[1], TIOCOUTQ, &queued)) /* from now on through the host */
+		return 2;
+	for (unsigned i = 0; i < pipes->used && i < KX_PIPE_OBJECTS; i++) {
+		struct kx_pipe *o = &pipes->obj[i];
+		if (!o->pair && (o->state & KX_PIPE_KIND) != KX_PIPE_SECOND)
+			continue;
+		o->tail = o->head - 400;
+		o->host_first = 1;
+		o->skip = UINT32_MAX;
+	}
+	if (write(go[1], "g", 1) != 1)
+		return 2;
+	struct timespec second = { 1, 0 };
+	nanosleep(&second, NULL);
+	kill(child, SIGTERM);
+	for (round = 0; round < 50 && waitpid(child, &status, WNOHANG) != child; round++) {
+		struct timespec t = { 0, 100000000 };
+		nanosleep(&t, NULL);
+	}
+	if (round < 50)
+		return 0;
+	fail("a reader of a socket pair whose tokens are too many cannot be ended");
+	kill(child, SIGKILL);
+	return 1;
+}
+
 /* ---- jumps and bytes ---------------------------------------- */
 
 /* Instructions that leave a nested hypervisor for the one below it, and their kin: none of ours runs them. */

@@ -81,7 +81,7 @@ int main(int argc, char **argv)
 	if (!strcmp(mode, "modes")) {
 		for (unsigned i = 0; i < LEN(lies); i++)
 			printf("lie-%s\nstill-%s\n", lies[i].name, lies[i].name);
-		printf("robust\nrefill\nports\npanic\n");
+		printf("robust\nrefill\nports\npanic\npointers\nskip\n");
 		return 0;
 	}
 	if (!*mode) {
@@ -101,6 +101,12 @@ int main(int argc, char **argv)
 		return robust();
 	if (!strcmp(mode, "refill"))
 		return refill();
+	if (!strcmp(mode, "pointers"))
+		return pointers();
+	if (!strcmp(mode, "skip"))
+		return skip();
+	if (!strcmp(mode, "poke"))
+		return poke((pid_t)seed);
 	if (!strcmp(mode, "ports"))
 		return in_children(20 * 9, 3000, port_try);
 	if (!strcmp(mode, "panic"))

@@ -14,12 +14,16 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/select.h>
+#include <sys/sem.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/vfs.h>
 #include <time.h>
+#include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_pipe.h"
 #include "../check.h"
 
@@ -198,6 +202,38 @@ static void lock_of_outsider(void)
 	check(found_fd < 0, "no descriptor of an outsider's for a lock that names it");
 }
 
+/* Threads that are said to be at a semaphore's set, and are somebody's outside. */
+static void users_from_outside(void)
+{
+	struct kx_ipc *ipc = (void *)KX_IPC_BASE;
+	const struct kx_ipc_table *table = (void *)KX_IPC_TABLE;
+	struct sembuf up = { 0, 1, 0 };
+	pthread_t t;
+	if (!in_pvm)
+		return;
+	found_fd = -1;
+	stop = false;
+	int id = semget(IPC_PRIVATE, 1, 0600);
+	NEED(id >= 0);
+	for (int i = 0; i < 100 && !table->on; i++)
+		NEED(semop(id, &up, 1) == 0);
+	check(table->on, "a busy semaphore is in memory");
+	struct kx_ipc_obj *o = &ipc->sem[kx_ipc_slot(id)];
+	NEED(pthread_create(&t, NULL, look_for_proc, NULL) == 0);
+	for (double end = now() + 3; table->on && now() < end && found_fd < 0;) {
+		for (unsigned i = 0; i < KX_IPC_USERS; i++)
+			o->users[i] = 1ull << 32 | (unsigned)id;
+		o->closed = 0;
+		semctl(id, 0, SETVAL, 1);
+	}
+	stop = true;
+	pthread_join(t, NULL);
+	for (unsigned i = 0; table->on && i < KX_IPC_USERS; i++)
+		o->users[i] = 0;
+	semctl(id, 0, IPC_RMID);
+	check(found_fd < 0, "no descriptor of an outsider's for its number at a semaphore");
+}
+
 static volatile bool mapped_some;
 
 /* A vCPU's descriptor while it is made. */
@@ -312,6 +348,24 @@ static int exec_child(void)
 	return open_above(1000, 3000);
 }
 
+/* What nobody has opened is ready for nothing; where it is not EBADF, it is no descriptor that could be. */
+static void select_all(void)
+{
+	struct rlimit r;
+	struct timeval zero = { 0, 0 };
+	int ready = 0;
+	NEED(getrlimit(RLIMIT_NOFILE, &r) == 0);
+	int end = r.rlim_max < 8192 ? (int)r.rlim_max : 8192;
+	for (int fd = 3; fd < end; fd++) {
+		unsigned long in[8192 / 64] = { 0 }, out[8192 / 64] = { 0 };
+		if (fcntl(fd, F_GETFD) >= 0)
+			continue;
+		in[fd / 64] = out[fd / 64] = 1ul << fd % 64;
+		ready += syscall(SYS_select, fd + 1, in, out, NULL, &zero) > 0;
+	}
+	check(!ready, "select tells nothing of what is not open");
+}
+
 static void *maps_a_file(void *arg)
 {
 	while (!stop) {
@@ -358,6 +412,38 @@ static void clocks(void)
 	check(clock_getres(c, &ts) == 0 && ts.tv_nsec == 1, "that of one's own");
 }
 
+/* Until one comes that is not 33: how many of those did, which monitors send their own threads. */
+static void *reads_signals(void *arg)
+{
+	struct signalfd_siginfo s;
+	intptr_t n = 0;
+	while (read(*(int *)arg, &s, sizeof s) == sizeof s && s.ssi_signo == 33)
+		n++;
+	return (void *)n;
+}
+
+/* A child of vfork has the monitor call its other threads out of their calls. */
+static void kicks(void)
+{
+	uint64_t set = 1ull << 32 | 1ull << (SIGUSR1 - 1), mine = 1ull << (SIGUSR1 - 1), old;
+	pthread_t t;
+	void *n;
+	NEED(syscall(SYS_rt_sigprocmask, SIG_BLOCK, &mine, &old, 8) == 0);
+	int fd = (int)syscall(SYS_signalfd4, -1, &set, 8, 0), status;
+	NEED(fd >= 0 && pthread_create(&t, NULL, reads_signals, &fd) == 0);
+	for (int i = 0; i < 20; i++) {
+		nanosleep(&(struct timespec){ 0, 10000000 }, NULL);
+		pid_t child = vfork();
+		if (child == 0)
+			_exit(0);
+		NEED(child > 0 && waitpid(child, &status, 0) == child);
+	}
+	NEED(kill(getpid(), SIGUSR1) == 0 && pthread_join(t, &n) == 0);
+	check(!n, "no signal of the monitor's own in a signalfd");
+	close(fd);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, 0, 8);
+}
+
 static void groups(void)
 {
 	sources(AF_INET, IPPROTO_IP, "sources of a group, without room for them");
@@ -368,9 +454,11 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } parts[] = { { "fork", after_fork }, /* with one thread */
-	      { "groups", groups },   { "clocks", clocks },         { "words", read_only_words },
-	      { "ids", change_ids },  { "lock", lock_of_outsider }, { "threads", many_threads },
-	      { "limits", limits } };
+	      { "select", select_all },    { "groups", groups },
+	      { "clocks", clocks },        { "users", users_from_outside },
+	      { "kicks", kicks },          { "words", read_only_words },
+	      { "ids", change_ids },       { "lock", lock_of_outsider },
+	      { "threads", many_threads }, { "limits", limits } };
 
 int main(int argc, char **argv)
 {
