@@ -724,13 +724,14 @@ int gmem_init(struct kx_err *err)
 	region_reserve(8);
 	/* LibOS: text executable, the rest data. Regions above KX_USER_END are out of every call's reach. */
 	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, true)) ||
-	    (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, PROT_READ | PROT_WRITE, false)))
+	    (r = pt_set(KX_VVAR_BASE, KX_BOOT_BASE, PROT_READ, true)) ||
+	    (r = pt_set(KX_BOOT_BASE, KX_AREA_BASE + 2 * MiB, PROT_READ | PROT_WRITE, false)))
 		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
-	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaf must not be. */
-	pt_guest_reads(KX_VVAR_BASE);
-	pt_guest_reads(KX_CPUID_BASE);
 	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
-	region_set(KX_VVAR_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
+	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaves must
+	 * not be, and gmem_populate() goes by the regions. */
+	region_set(KX_VVAR_BASE, KX_BOOT_BASE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	region_set(KX_BOOT_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 	shared_populate();
 	pvm.shared = gva_ptr(KX_BOOT_BASE);

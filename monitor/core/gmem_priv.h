@@ -89,8 +89,6 @@ int pt_prepare(uint64_t start, uint64_t end, int prot, bool table_wanted);
 void pt_exec(uint64_t start, uint64_t end);
 /* [start, end) as the map of the program's regions says. mm_lock is held. */
 void pt_restore(uint64_t start, uint64_t end);
-/* The guest may only read this page, which the host's mapping lets be written. It has a leaf of its own. */
-void pt_guest_reads(uint64_t gva);
 void tables_make(void);
 
 /* ---- gmem_text.c ---- */
