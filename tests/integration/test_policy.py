@@ -68,7 +68,7 @@ class Place:
         for v, name in ((1, "good"), (2, "bad")):
             shutil.copy(compiled(f"{name}.so", "lib.c", "-shared", "-fPIC", f"-DV={v}", "-Wl,-soname,libv.so.1"), d)
             os.chmod(f"{d}/{name}.so", 0o644)
-        shutil.copy(compiled("attack", "attack.c", "-pthread"), d)
+        shutil.copy(compiled("attack", "attack.c", "-pthread", "-rdynamic"), d)
         self.good, self.bad, self.attack = f"{d}/good.so", f"{d}/bad.so", f"{d}/attack"
         self.key = self.new_key("release")
         self.sign(self.good)
@@ -372,6 +372,31 @@ def updates(p):
         g.stdin.close()
         last = g.stdout.read()
         expect((g.wait(lib.limit(90)), last), (0, b"value 2\n"), "the new version")
+
+
+@test
+def updates_write_to_no_code(p):
+    """A program tells an update of a pointer in a page that is code by its file, and signed, but mapped to be read so far."""
+    name = f"pol-{os.getpid()}-{random.randrange(10**6)}"
+    new = shutil.copy(p.bad, f"{p.d}/new.so")
+    p.sign(new)
+    with open(compiled("mark.so", "lib.c", "-shared", "-fPIC", "-DMARK"), "rb") as f:
+        mark = f.read()
+    with subprocess.Popen(
+            [lib.KYLINX, "run", "--name", name, "--volume", f"{p.d}:{p.d}", "--", p.attack, "told", p.good, f"{p.d}/mark.so"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **p.env}) as g:
+        value = int(g.stdout.readline(), 16)
+        with open(f"{p.d}/mark.so", "wb") as f:
+            f.write(mark.replace(b"markmark", value.to_bytes(8, "little")))
+        p.sign(f"{p.d}/mark.so")
+        g.stdin.write(b"\n")
+        g.stdin.flush()
+        expect(g.stdout.readline(), b"told\n", "the program")
+        r = lib.run([lib.KYLINX, "update", name, new], env=p.env)
+        g.stdin.write(b"\n")
+        g.stdin.close()
+        expect((g.stdout.read(), g.wait(lib.limit(90))), (b"the same, ok\n", 0), "the page")
+        expect((r.status, b"(nothing is changed)" in r.err), (125, True), r.err)
 
 
 @contextlib.contextmanager

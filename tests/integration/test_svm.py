@@ -23,7 +23,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "processes: job_control|pipeline_of_programs",
         "family: ps_tree|kill_family",
         "policy: signed_libraries|unsigned",
-        "policy: nothing_runs_below_a_text",
+        "policy: nothing_runs_below_a_text|updates_write_to_no_code",
         "update: lazy|example",
         "net: tcp_and_udp_both_families",
         "dns: nsd_1",

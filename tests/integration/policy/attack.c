@@ -399,6 +399,43 @@ static int cmd_window(char **arg)
 	return 0;
 }
 
+/* ---- what an update may write to ---- */
+
+/* kylinx.h: pointers that an update is told of. */
+__attribute__((visibility("default"))) uint64_t kylinx_pointers[2];
+
+/*
+ * LIBRARY FILE: FILE has a pointer to the library's function among its code, which is mapped to be read. An update is told that it
+ * is a pointer. Does it write there, and is that code then?
+ */
+static int cmd_told(char **arg)
+{
+	void *h = dlopen(arg[0], RTLD_NOW);
+	const void *value = h ? dlsym(h, "value") : NULL;
+	off_t off;
+	size_t len;
+	printf("%p\n", value);
+	fflush(stdout);
+	getchar();
+	if (map_code(arg[1], MAP_PRIVATE, X))
+		return 1;
+	int fd = open(arg[1], O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || code_of(fd, &off, &len))
+		return 1;
+	uint8_t *p = mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, off);
+	const uint64_t *word = memmem(p, len, &value, sizeof value);
+	if (!word)
+		return 2;
+	kylinx_pointers[1] = (uint64_t)word;
+	kylinx_pointers[0] = 1;
+	volatile uint64_t was = ~*word; /* no pointer, which the update would change */
+	printf("told\n");
+	fflush(stdout);
+	getchar();
+	printf("%s, %s\n", *word == ~was ? "the same" : "written to", name_of(mprotect(p, len, X) ? errno : 0));
+	return 0;
+}
+
 /* ---- code of one's own where a text is being mapped ---- */
 
 static __thread sigjmp_buf back;
@@ -469,7 +506,7 @@ int main(int argc, char **argv)
 	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },       { "variants", cmd_variants, 2 },
 			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },     { "watch", cmd_watch, 1 },
 			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 }, { "vchroot", cmd_vchroot, 2 },
-			 { "over", cmd_over, 2 } };
+			 { "over", cmd_over, 2 },     { "told", cmd_told, 2 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
