@@ -212,8 +212,10 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
 	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
 	struct text_use use = { 0 };
-	if (patch)
+	if (patch) {
+		sites_forget_left(addr, addr + len);
 		text_prepare(addr, len, prot, fd, off, &use);
+	}
 	const struct text *shared = use.shared;
 	const int hp = host_prot(prot);
 	bool patched = false;
@@ -250,7 +252,10 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 		patch_plan_free(&use.plan);
 		return -e;
 	}
-	sites_forget(addr, addr + len);
+	if (!file && type == MAP_PRIVATE && prot & PROT_WRITE)
+		sites_leave(addr, addr + len);
+	else
+		sites_forget(addr, addr + len);
 	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
 	if (file && (flags & MAP_FIXED) && type == MAP_PRIVATE && (prot & PROT_WRITE))
 		rflags |= GMEM_DATA;
@@ -391,6 +396,8 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot)
 			region_mark(a, r.origin, 0);
 			if (prot & ~r.prot & PROT_WRITE)
 				written_mark(a, e - a);
+			if (prot & ~r.prot & PROT_EXEC)
+				sites_return(a, e);
 			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
 				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
@@ -480,10 +487,15 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 		pt_restore(new_addr, new_addr + new_len);
 		return x;
 	}
-	sites_forget(new_addr, new_addr + new_len);
+	if ((r.flags & (MAP_TYPE | MAP_ANONYMOUS)) == (MAP_PRIVATE | MAP_ANONYMOUS))
+		sites_leave(new_addr, new_addr + new_len);
+	else
+		sites_forget(new_addr, new_addr + new_len);
 	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
-	if (r.prot & PROT_EXEC)
+	if (r.prot & PROT_EXEC) {
 		pt_exec(new_addr, new_addr + new_len);
+		sites_return(new_addr, new_addr + new_len);
+	}
 	written_mark(new_addr, new_len);
 	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
 		host_release(old, old + old_len);

@@ -92,7 +92,14 @@ void pt_restore(uint64_t start, uint64_t end);
 void tables_make(void);
 
 /* ---- gmem_text.c ---- */
+/* Patched sites whose texts were in [start, end). All under mm_lock. Gone, with their trampolines; */
 void sites_forget(uint64_t start, uint64_t end);
+/* replaced by memory that the program can copy the text into: trampolines stay until that is unmapped, or a text again; */
+void sites_leave(uint64_t start, uint64_t end);
+/* executable again: those whose bytes were copied back are sites again; */
+void sites_return(uint64_t start, uint64_t end);
+/* those that were left alone, of memory that becomes another text. */
+void sites_forget_left(uint64_t start, uint64_t end);
 int sites_add(const struct kx_site *s, size_t n);
 /* What becomes of an executable private file mapping. */
 struct text_use {
