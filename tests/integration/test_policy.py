@@ -667,6 +667,27 @@ def nothing_runs_below_a_text(p):
 
 
 @test
+def mappings_at_random(p):
+    """Signed code and the program's own, mapped, moved, protected, advised, written to by the kernel at random in one stretch of
+    memory, while another thread and children run whatever is there."""
+    shutil.copy(compiled("pages.so", "lib.c", "-shared", "-fPIC", "-DPAGES"), p.d)
+    p.sign(f"{p.d}/pages.so")
+    churn = shutil.copy(compiled("churn", "churn.c", "-pthread"), p.d)
+    for seed in random.sample(range(10**9), 40 if LONG else 1):
+        r = p.run(churn, f"{p.d}/pages.so", "10" if LONG else "5", str(seed))
+        expect((r.status, r.out), (0, b"ran 0, wrong 0, some good\n"), f"seed {seed}")
+
+
+@test
+def failing_halfway(p):
+    """mprotect to writable, of code, fails for want of mappings behind what the kernel has changed already."""
+    shutil.copy(compiled("pages.so", "lib.c", "-shared", "-fPIC", "-DPAGES"), p.d)
+    p.sign(f"{p.d}/pages.so")
+    said, _ = p.tell(p.attack, "half", f"{p.d}/pages.so", f"{p.d}/many", timeout=600)
+    expect(said, {"mappings": "ENOMEM, did not run", "regions": "ENOMEM, did not run"}, "code that was written")
+
+
+@test
 def links(p):
     """By path rules, a link counts as what it leads to; a signature is the file's under its own name."""
     p.policy(f"allow path {p.d}/allowed/** owner user")

@@ -17,3 +17,7 @@ __asm__(".text\n.type big, @function\nbig: mov $39, %eax\n syscall\n ret\n.size 
 __asm__(".text\n.balign 8\n.ascii \"markmark\"");
 #endif
 int data(void) { return kx_data[1]; }
+#ifdef PAGES
+/* Pages of code: each returns 1000 + its number. */
+__asm__(".text\n.balign 4096\nnr = 0\n.rept 32\nmov $(1000 + nr), %eax\nret\n.fill 4090, 1, 0x90\nnr = nr + 1\n.endr");
+#endif
