@@ -169,7 +169,11 @@ static int history(struct lib *l)
 	ssize_t n = 0;
 	int fd = l->s->root < 0 ? -1 : openat(l->s->root, "history", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	while (fd >= 0 && (n = read(fd, buf, sizeof buf - 1)) > 0) {
-		buf[n] = 0;
+		size_t len = 0;
+		for (ssize_t i = 0; i < n; i++) /* a crash can leave zeros where bytes were to be */
+			if (buf[i])
+				buf[len++] = buf[i];
+		buf[len] = 0;
 		if (cli_print(buf, l->err))
 			break;
 	}

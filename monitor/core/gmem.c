@@ -161,6 +161,24 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		gmem_grow_watch(start, start + len, end);
 }
 
+/*
+ * A call of the host's that was to replace [start, end) has failed, perhaps after it had unmapped what was there; surely: or had put
+ * something else there. Room for two regions must be reserved.
+ */
+static void range_lost(uint64_t start, uint64_t end, bool surely)
+{
+	unsigned char there;
+	const size_t i = region_find(start);
+	if (i >= nr_regions || regions[i].start >= end)
+		return;
+	void *at = gva_ptr(regions[i].start > start ? regions[i].start : start);
+	if (!surely && HC6(SYS_mincore, at, PAGE, &there, 0, 0, 0) != -ENOMEM)
+		return;
+	host_release(start, end);
+	region_carve(start, end);
+	sites_forget(start, end);
+}
+
 int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
@@ -212,8 +230,10 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
 	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
 	struct text_use use = { 0 };
-	if (patch)
+	if (patch) {
+		sites_forget_left(addr, addr + len);
 		text_prepare(addr, len, prot, fd, off, &use);
+	}
 	const struct text *shared = use.shared;
 	const int hp = host_prot(prot);
 	bool patched = false;
@@ -232,25 +252,25 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	} else {
 		p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
 	}
-	if (p != MAP_FAILED && shared && text_map_note(addr, addr + len, shared, fd)) {
+	const bool noted = p == MAP_FAILED || !shared || !text_map_note(addr, addr + len, shared, fd);
+	if (!noted) {
 		host_release(addr, addr + len);
 		p = MAP_FAILED;
 		errno = ENOMEM;
 	}
 	if (p == MAP_FAILED) {
 		int e = errno;
-		/* The host may have unmapped what was there before it failed. */
-		if (fixed && !range_free(addr, addr + len) && !(flags & MAP_FIXED_NOREPLACE) && e == ENOMEM) {
-			region_carve(addr, addr + len);
-			host_release(addr, addr + len);
-		}
+		range_lost(addr, addr + len, !noted);
 		pt_restore(addr, addr + len);
 		if (shared)
 			text_close(shared, use.fd);
 		patch_plan_free(&use.plan);
 		return -e;
 	}
-	sites_forget(addr, addr + len);
+	if (!file && type == MAP_PRIVATE && prot & PROT_WRITE)
+		sites_leave(addr, addr + len);
+	else
+		sites_forget(addr, addr + len);
 	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
 	if (file && (flags & MAP_FIXED) && type == MAP_PRIVATE && (prot & PROT_WRITE))
 		rflags |= GMEM_DATA;
@@ -268,7 +288,8 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	if (admit_on && file && type == MAP_PRIVATE) {
 		int r = map_note(addr, len, prot, off, fd, image, under, code_end);
 		if (r) { /* of two minds: better none */
-			do_munmap(addr, len);
+			if (do_munmap(addr, len))
+				region_set(addr, addr + len, prot & ~PROT_EXEC, rflags);
 			return r;
 		}
 	}
@@ -356,6 +377,24 @@ static int protect_part(uint64_t start, uint64_t end, int old, int prot, bool fi
 	return 0;
 }
 
+/*
+ * [start, end), a part of a region that was as `was`, was to be prot. The host's kernel has failed, perhaps behind a part that it had
+ * changed, since what is one region here can be several mappings there. So nothing is changed; but under a policy, what
+ * somebody may have written to meanwhile is not the image's any more, and code no longer if it was to be none.
+ */
+static void protect_undo(uint64_t start, uint64_t end, int was, int prot)
+{
+	const struct gmem_region now = regions[region_find(start)]; /* its own copy by now, or not */
+	const bool written = admit_on && prot & PROT_WRITE;
+	int keep = admit_on ? was & (prot | ~PROT_EXEC) : was;
+	if (keep != PROT_NONE)
+		pt_set(start, end, keep, !(now.flags & MAP_ANONYMOUS));
+	if (mprotect(gva_ptr(start), end - start, host_prot(keep)) && written)
+		pvm_panic("no memory to protect memory");
+	region_set(start, end, keep, written ? now.flags & ~GMEM_CLEAN : now.flags);
+	region_mark(start, now.origin, 0);
+}
+
 int do_mprotect(uint64_t addr, uint64_t len, int prot)
 {
 	if ((addr & (PAGE - 1)) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP)))
@@ -367,8 +406,6 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot)
 		return -ENOMEM;
 	uint64_t end = addr + ALIGN_UP(len, PAGE);
 	if (range_has_tramp(addr, end))
-		return -ENOMEM;
-	if (region_reserve(4))
 		return -ENOMEM;
 	/* As Linux: what comes before a hole or an error has changed. */
 	for (uint64_t a = addr; a < end;) {
@@ -382,15 +419,19 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot)
 				return -ENOMEM;
 			if (admit_on && prot & PROT_EXEC && protect_admit(&r, a, e, prot))
 				return -EACCES;
-			int x = protect_part(a, e, r.prot, prot, !(r.flags & MAP_ANONYMOUS));
-			if (x)
-				return x;
-			if (region_reserve(4))
+			if (region_reserve(8)) /* before anything is changed; text_own() needs some, too */
 				return -ENOMEM;
+			int x = protect_part(a, e, r.prot, prot, !(r.flags & MAP_ANONYMOUS));
+			if (x) {
+				protect_undo(a, e, r.prot, prot);
+				return x;
+			}
 			region_set(a, e, prot, prot & PROT_WRITE ? r.flags & ~(GMEM_TEXT | GMEM_CLEAN) : r.flags);
 			region_mark(a, r.origin, 0);
 			if (prot & ~r.prot & PROT_WRITE)
 				written_mark(a, e - a);
+			if (prot & ~r.prot & PROT_EXEC)
+				sites_return(a, e);
 			if (r.prot == PROT_NONE && (r.flags & MAP_ANONYMOUS)) /* the memory of a thread, an arena */
 				touch_ahead(a, e, prot, r.flags & ~MAP_NORESERVE);
 		}
@@ -474,16 +515,24 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	}
 	int x = r.prot != PROT_NONE ? pt_prepare(new_addr, new_addr + new_len, r.prot, !(r.flags & MAP_ANONYMOUS)) : 0;
 	if (!x && mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
-			 gva_ptr(new_addr)) == MAP_FAILED)
+			 gva_ptr(new_addr)) == MAP_FAILED) {
 		x = -errno;
+		/* From Linux 6.17 on it moves several mappings, of which some are there by now. */
+		range_lost(new_addr, new_addr + new_len, admit_on);
+	}
 	if (x) {
 		pt_restore(new_addr, new_addr + new_len);
 		return x;
 	}
-	sites_forget(new_addr, new_addr + new_len);
+	if ((r.flags & (MAP_TYPE | MAP_ANONYMOUS)) == (MAP_PRIVATE | MAP_ANONYMOUS))
+		sites_leave(new_addr, new_addr + new_len);
+	else
+		sites_forget(new_addr, new_addr + new_len);
 	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
-	if (r.prot & PROT_EXEC)
+	if (r.prot & PROT_EXEC) {
 		pt_exec(new_addr, new_addr + new_len);
+		sites_return(new_addr, new_addr + new_len);
+	}
 	written_mark(new_addr, new_len);
 	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
 		host_release(old, old + old_len);
@@ -615,6 +664,7 @@ static int64_t shm_attach(int shmid, uint64_t addr, uint64_t len, int flags)
 		if (prot & PROT_EXEC)
 			pt_exec(addr, addr + len);
 	} else {
+		range_lost(addr, addr + len, false);
 		pt_restore(addr, addr + len);
 	}
 out:
@@ -724,13 +774,14 @@ int gmem_init(struct kx_err *err)
 	region_reserve(8);
 	/* LibOS: text executable, the rest data. Regions above KX_USER_END are out of every call's reach. */
 	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, true)) ||
-	    (r = pt_set(KX_VVAR_BASE, KX_AREA_BASE + 2 * MiB, PROT_READ | PROT_WRITE, false)))
+	    (r = pt_set(KX_VVAR_BASE, KX_BOOT_BASE, PROT_READ, true)) ||
+	    (r = pt_set(KX_BOOT_BASE, KX_AREA_BASE + 2 * MiB, PROT_READ | PROT_WRITE, false)))
 		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
-	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaf must not be. */
-	pt_guest_reads(KX_VVAR_BASE);
-	pt_guest_reads(KX_CPUID_BASE);
 	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
-	region_set(KX_VVAR_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
+	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaves must
+	 * not be, and gmem_populate() goes by the regions. */
+	region_set(KX_VVAR_BASE, KX_BOOT_BASE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	region_set(KX_BOOT_BASE, KX_LIBOS_BASE + 256 * MiB, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 	shared_populate();
 	pvm.shared = gva_ptr(KX_BOOT_BASE);

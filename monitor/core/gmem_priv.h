@@ -89,12 +89,17 @@ int pt_prepare(uint64_t start, uint64_t end, int prot, bool table_wanted);
 void pt_exec(uint64_t start, uint64_t end);
 /* [start, end) as the map of the program's regions says. mm_lock is held. */
 void pt_restore(uint64_t start, uint64_t end);
-/* The guest may only read this page, which the host's mapping lets be written. It has a leaf of its own. */
-void pt_guest_reads(uint64_t gva);
 void tables_make(void);
 
 /* ---- gmem_text.c ---- */
+/* Patched sites whose texts were in [start, end). All under mm_lock. Gone, with their trampolines; */
 void sites_forget(uint64_t start, uint64_t end);
+/* replaced by memory that the program can copy the text into: trampolines stay until that is unmapped, or a text again; */
+void sites_leave(uint64_t start, uint64_t end);
+/* executable again: those whose bytes were copied back are sites again; */
+void sites_return(uint64_t start, uint64_t end);
+/* those that were left alone, of memory that becomes another text. */
+void sites_forget_left(uint64_t start, uint64_t end);
 int sites_add(const struct kx_site *s, size_t n);
 /* What becomes of an executable private file mapping. */
 struct text_use {

@@ -322,8 +322,6 @@ int gmem_populate(uint64_t gva)
 	return r;
 }
 
-void pt_guest_reads(uint64_t gva) { table(*pde_of(gva))[(gva >> 12) & 511] &= ~PTE_W; }
-
 /* Fixed tables: top levels, IDT, one `hlt` per vector and at LSTAR. */
 void tables_make(void)
 {

@@ -14,6 +14,9 @@
 uint64_t text_prepared, text_found;
 static struct kx_site *sites;
 static size_t nr_sites, cap_sites;
+/* Those of texts that other memory has replaced, into which the program may copy the text. Their trampolines stay. */
+static struct kx_site *left;
+static size_t nr_left, cap_left;
 
 /* ---- patched sites ------------------------------------------------------------------------------------------ */
 
@@ -40,12 +43,19 @@ static void sites_publish(void)
 
 #define TRAMP_PAGES 512 /* of texts that go, at a time; more stay */
 
+static bool any_tramp_in(const struct kx_site *s, size_t n, uint64_t page)
+{
+	for (size_t i = 0; i < n; i++)
+		if (s[i].tramp < page + PAGE && s[i].tramp + s[i].tramp_len > page)
+			return true;
+	return false;
+}
+
 /* A page that trampolines of texts that are gone were in. Those of others may be in it, too. */
 static void tramp_page_forget(uint64_t page)
 {
-	for (size_t i = 0; i < nr_sites; i++)
-		if (sites[i].tramp < page + PAGE && sites[i].tramp + sites[i].tramp_len > page)
-			return;
+	if (any_tramp_in(sites, nr_sites, page) || any_tramp_in(left, nr_left, page))
+		return;
 	size_t i = region_find(page);
 	/* Whoever called has room for some more regions in mind. */
 	if (i < nr_regions && regions[i].start <= page && regions[i].flags & GMEM_TRAMP && !region_reserve(8) &&
@@ -67,24 +77,110 @@ static size_t sites_below(uint64_t at)
 	return lo;
 }
 
-void sites_forget(uint64_t start, uint64_t end)
+struct tramp_pages {
+	size_t n;
+	uint64_t page[TRAMP_PAGES];
+};
+
+static void pages_note(struct tramp_pages *t, const struct kx_site *s)
 {
-	static uint64_t page[TRAMP_PAGES];
-	const size_t from = sites_below(start), to = sites_below(end);
-	size_t n = 0;
-	if (from >= to)
-		return;
-	for (size_t i = from; i < to; i++) {
-		uint64_t last = sites[i].tramp + sites[i].tramp_len - 1;
-		for (uint64_t p = ALIGN_DOWN(sites[i].tramp, PAGE); p <= last && n < TRAMP_PAGES; p += PAGE)
-			if (!n || page[n - 1] != p) /* they are in the order of their sites */
-				page[n++] = p;
-	}
+	for (uint64_t p = ALIGN_DOWN(s->tramp, PAGE); p < s->tramp + s->tramp_len && t->n < TRAMP_PAGES; p += PAGE)
+		if (!t->n || t->page[t->n - 1] != p) /* they are in the order of their sites */
+			t->page[t->n++] = p;
+}
+
+void sites_forget_left(uint64_t start, uint64_t end)
+{
+	static struct tramp_pages pages;
+	size_t k = 0;
+	pages.n = 0;
+	for (size_t i = 0; i < nr_left; i++)
+		if (left[i].start >= start && left[i].start < end)
+			pages_note(&pages, &left[i]);
+		else
+			left[k++] = left[i];
+	nr_left = k;
+	for (size_t i = 0; i < pages.n; i++)
+		tramp_page_forget(pages.page[i]);
+}
+
+/* Take those of [from, to) out of the table. */
+static void sites_cut(size_t from, size_t to)
+{
 	memmove(&sites[from], &sites[to], (nr_sites - to) * sizeof *sites);
 	nr_sites -= to - from;
 	sites_publish();
-	for (size_t i = 0; i < n; i++)
-		tramp_page_forget(page[i]);
+}
+
+void sites_forget(uint64_t start, uint64_t end)
+{
+	static struct tramp_pages pages;
+	const size_t from = sites_below(start), to = sites_below(end);
+	if (nr_left)
+		sites_forget_left(start, end);
+	if (from >= to)
+		return;
+	pages.n = 0;
+	for (size_t i = from; i < to; i++)
+		pages_note(&pages, &sites[i]);
+	sites_cut(from, to);
+	for (size_t i = 0; i < pages.n; i++)
+		tramp_page_forget(pages.page[i]);
+}
+
+/*
+ * Large pages for a text: a program copies it, puts other memory in its place, and copies it back (node's --use-largepages).
+ * What it has copied are the jumps.
+ */
+void sites_leave(uint64_t start, uint64_t end)
+{
+	const size_t from = sites_below(start), to = sites_below(end), n = to - from;
+	if (from >= to)
+		return;
+	if (nr_left + n > cap_left) {
+		struct kx_site *p = realloc(left, (nr_left + n) * sizeof *p);
+		if (!p) {
+			sites_forget(start, end);
+			return;
+		}
+		left = p;
+		cap_left = nr_left + n;
+	}
+	memcpy(&left[nr_left], &sites[from], n * sizeof *left);
+	nr_left += n;
+	sites_cut(from, to);
+}
+
+/* Does the jump to its trampoline stand there? */
+static bool site_is_back(const struct kx_site *s)
+{
+	uint8_t jump[5];
+	int32_t rel;
+	if (guest_read(jump, s->start, sizeof jump) || jump[0] != 0xe9)
+		return false;
+	memcpy(&rel, jump + 1, sizeof rel);
+	return s->start + sizeof jump + (uint64_t)(int64_t)rel == s->tramp;
+}
+
+void sites_return(uint64_t start, uint64_t end)
+{
+	struct kx_site *back = nr_left ? malloc(nr_left * sizeof *back) : NULL;
+	size_t n = 0, k = 0;
+	if (!back) /* signals in them are told of inaccurately */
+		return;
+	for (size_t i = 0; i < nr_left; i++) {
+		const struct kx_site s = left[i];
+		if (s.start >= start && s.start < end && nr_sites + n < KX_SITES_MAX && site_is_back(&s))
+			back[n++] = s;
+		else
+			left[k++] = s;
+	}
+	if (sites_add(back, n)) {
+		memcpy(&left[k], back, n * sizeof *left);
+		k += n;
+	}
+	nr_left = k;
+	free(back);
 }
 
 /* From first to last. */
@@ -145,15 +241,22 @@ uint64_t gmem_pc_to_resume(uint64_t rip)
 	return rip;
 }
 
+static const struct kx_site *tramp_in(const struct kx_site *s, size_t n, uint64_t rip)
+{
+	for (size_t k = 0; k < n; k++)
+		if (rip - s[k].tramp < s[k].tramp_len)
+			return &s[k];
+	return NULL;
+}
+
 /* The site whose trampoline holds rip, or NULL. */
 static const struct kx_site *site_of_tramp(uint64_t rip)
 {
 	size_t i = region_find(rip);
-	if (i < nr_regions && regions[i].start <= rip && (regions[i].flags & GMEM_TRAMP))
-		for (size_t k = 0; k < nr_sites; k++)
-			if (rip - sites[k].tramp < sites[k].tramp_len)
-				return &sites[k];
-	return NULL;
+	if (i >= nr_regions || regions[i].start > rip || !(regions[i].flags & GMEM_TRAMP))
+		return NULL;
+	const struct kx_site *s = tramp_in(sites, nr_sites, rip);
+	return s ? s : tramp_in(left, nr_left, rip);
 }
 
 uint64_t gmem_pc_to_original(uint64_t rip)

@@ -31,11 +31,14 @@ static int by_address(const void *a, const void *b)
 	return x->at < y->at ? -1 : x->at > y->at;
 }
 
-/* A word may be in this page; *closed: the monitor can't write it as it is. With the lock of the mappings. */
+/*
+ * A word may be in this page; *closed: the monitor can't write it as it is. Where nobody could write so far, no loader has left
+ * a word; and under a policy that may become code (GMEM_CLEAN). With the lock of the mappings.
+ */
 static bool page_is_ours(uint64_t page, bool *closed)
 {
 	struct gmem_region g;
-	if (!gmem_query_locked(page, &g) || g.start > page || (g.flags & (GMEM_TRAMP | GMEM_TEXT)) ||
+	if (!gmem_query_locked(page, &g) || g.start > page || (g.flags & (GMEM_TRAMP | GMEM_TEXT | GMEM_CLEAN)) ||
 	    (g.flags & MAP_TYPE) != MAP_PRIVATE || g.prot & PROT_EXEC)
 		return false;
 	*closed = !(g.prot & PROT_WRITE);

@@ -987,17 +987,27 @@ static void put_json(char *out, size_t size, const char *key, const char *value)
 	snprintf(out + n, size - n, "\"");
 }
 
+/* A write that a full disk or a crash cut short left a line without its end. */
+static bool ends_in_a_line(int fd)
+{
+	struct stat st;
+	char last;
+	return fstat(fd, &st) || !st.st_size || pread(fd, &last, 1, st.st_size - 1) != 1 || last == '\n';
+}
+
 int store_history_add(struct store *s, const char *event, const char *object, const char *detail)
 {
-	char line[1600];
-	snprintf(line, sizeof line, "{\"time\":%lld", (long long)time(NULL));
+	char text[1601] = "\n", *line = text + 1;
+	snprintf(line, 1600, "{\"time\":%lld", (long long)time(NULL));
 	put_json(line, 256, "event", event);
 	put_json(line, 900, "object", object);
 	put_json(line, 1590, "detail", detail);
 	strcat(line, "}\n");
-	int fd = openat(s->root, "history", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = openat(s->root, "history", O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
 		return -errno;
+	if (!ends_in_a_line(fd))
+		line = text;
 	ssize_t n = write(fd, line, strlen(line)); /* one write: lines of several writers don't mix */
 	int r = n < 0 ? -errno : (size_t)n == strlen(line) ? 0 : -EIO;
 	close(fd);

@@ -68,7 +68,7 @@ class Place:
         for v, name in ((1, "good"), (2, "bad")):
             shutil.copy(compiled(f"{name}.so", "lib.c", "-shared", "-fPIC", f"-DV={v}", "-Wl,-soname,libv.so.1"), d)
             os.chmod(f"{d}/{name}.so", 0o644)
-        shutil.copy(compiled("attack", "attack.c", "-pthread"), d)
+        shutil.copy(compiled("attack", "attack.c", "-pthread", "-rdynamic"), d)
         self.good, self.bad, self.attack = f"{d}/good.so", f"{d}/bad.so", f"{d}/attack"
         self.key = self.new_key("release")
         self.sign(self.good)
@@ -374,6 +374,31 @@ def updates(p):
         expect((g.wait(lib.limit(90)), last), (0, b"value 2\n"), "the new version")
 
 
+@test
+def updates_write_to_no_code(p):
+    """A program tells an update of a pointer in a page that is code by its file, and signed, but mapped to be read so far."""
+    name = f"pol-{os.getpid()}-{random.randrange(10**6)}"
+    new = shutil.copy(p.bad, f"{p.d}/new.so")
+    p.sign(new)
+    with open(compiled("mark.so", "lib.c", "-shared", "-fPIC", "-DMARK"), "rb") as f:
+        mark = f.read()
+    with subprocess.Popen(
+            [lib.KYLINX, "run", "--name", name, "--volume", f"{p.d}:{p.d}", "--", p.attack, "told", p.good, f"{p.d}/mark.so"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **p.env}) as g:
+        value = int(g.stdout.readline(), 16)
+        with open(f"{p.d}/mark.so", "wb") as f:
+            f.write(mark.replace(b"markmark", value.to_bytes(8, "little")))
+        p.sign(f"{p.d}/mark.so")
+        g.stdin.write(b"\n")
+        g.stdin.flush()
+        expect(g.stdout.readline(), b"told\n", "the program")
+        r = lib.run([lib.KYLINX, "update", name, new], env=p.env)
+        g.stdin.write(b"\n")
+        g.stdin.close()
+        expect((g.stdout.read(), g.wait(lib.limit(90))), (b"the same, ok\n", 0), "the page")
+        expect((r.status, b"(nothing is changed)" in r.err), (125, True), r.err)
+
+
 @contextlib.contextmanager
 def with_env(env):
     """updates.py starts programs with the environment of this process."""
@@ -639,6 +664,27 @@ def nothing_runs_below_a_text(p):
     """Where a text is mapped or moved over a program's own memory, that is not executable before, nor if it fails."""
     r = p.run(p.attack, "over", big(p), "100" if LONG else "15")
     expect((r.status, r.out, r.err), (0, b"failed 0, ran 0\n", b""), "code of the program's own")
+
+
+@test
+def mappings_at_random(p):
+    """Signed code and the program's own, mapped, moved, protected, advised, written to by the kernel at random in one stretch of
+    memory, while another thread and children run whatever is there."""
+    shutil.copy(compiled("pages.so", "lib.c", "-shared", "-fPIC", "-DPAGES"), p.d)
+    p.sign(f"{p.d}/pages.so")
+    churn = shutil.copy(compiled("churn", "churn.c", "-pthread"), p.d)
+    for seed in random.sample(range(10**9), 40 if LONG else 1):
+        r = p.run(churn, f"{p.d}/pages.so", "10" if LONG else "5", str(seed))
+        expect((r.status, r.out), (0, b"ran 0, wrong 0, some good\n"), f"seed {seed}")
+
+
+@test
+def failing_halfway(p):
+    """mprotect to writable, of code, fails for want of mappings behind what the kernel has changed already."""
+    shutil.copy(compiled("pages.so", "lib.c", "-shared", "-fPIC", "-DPAGES"), p.d)
+    p.sign(f"{p.d}/pages.so")
+    said, _ = p.tell(p.attack, "half", f"{p.d}/pages.so", f"{p.d}/many", timeout=600)
+    expect(said, {"mappings": "ENOMEM, did not run", "regions": "ENOMEM, did not run"}, "code that was written")
 
 
 @test

@@ -4,6 +4,7 @@
 
 test_policy_cli.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -139,6 +140,21 @@ def what_is_signed(p):
     p.run("sign", p.lib, "--key", key, "--version", "1.2.3")
     p.run("verify", p.lib, out="signed by release, version 1.2.3, for ever")
     expect([e for e, _ in p.history()], ["trust", "sign", "sign"], "history")
+
+
+@test
+def history_goes_on_behind_damage(p):
+    """A line that a full disk cut short, and zeros that a crash left, take no later line with them."""
+    p.key("one")
+    for rest in (b'{"time":17,"event":"tru', bytes(5000)):
+        with open(f"{p.d}/s/history", "ab") as f:
+            f.write(rest)
+        p.key(f"key{len(rest)}")
+    events = []
+    for line in p.run("history").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            events.append(json.loads(line)["event"])
+    expect(events, ["trust"] * 3, "events")
 
 
 @test

@@ -14,7 +14,7 @@ import emulated
 FEW = ["guest/regs.dyn", "guest/sig.dyn", "guest/fdnum.dyn", "guest/time.dyn"]
 # Where nothing else runs a pVM.
 MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fifo file hot net poll proc reach softint "
-                                           "spare xstate").split()),
+                                           "spare text xstate").split()),
         "guest/fork.dyn: ids memory files robust signals clones vforks",
         "guest/fork.dyn: spawns waits sigchld orphans pidfds groups queues",
         "guest/traps.dyn: accepted robust vfork_orphan stops",
@@ -24,6 +24,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "family: ps_tree|kill_family",
         "policy: signed_libraries|unsigned",
         "policy: nothing_runs_below_a_text",
+        "policy: updates_write_to_no_code|mappings_at_random",
         "update: lazy|example",
         "net: tcp_and_udp_both_families|first_of_a_container",
         "vmend",

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -639,6 +640,38 @@ static void test_limit(void)
 	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "RLIMIT_AS");
 }
 
+/* There or not, and both ways of asking say so; not there is SIGSEGV. */
+static bool is_sure(char *p)
+{
+	unsigned char there;
+	bool mapped = mincore(p, PAGE, &there) == 0;
+	return touch(p, false) == (mapped ? 0 : SIGSEGV);
+}
+
+/* Calls that the kernel refuses when it has unmapped already what was there; which, depends on its version. */
+static void test_lost(void)
+{
+	char *p = map(4 * PAGE, RW), *q = map(4 * PAGE, RW);
+	int s = socket(AF_INET, SOCK_DGRAM, 0);
+	memset(p, 1, 4 * PAGE);
+	memset(q, 2, 4 * PAGE);
+	check(MMAP(p + PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, s, 0) < 0 && is_sure(p + PAGE),
+	      "a file that can't be mapped, over memory");
+	check(touch(p, true) == 0 && p[0] == 1 && p[2 * PAGE] == 1, "and what is beside it stays");
+	check(MMAP(p, 4 * PAGE, RW, ANON | MAP_FIXED, -1, 0) == (long)p && !p[PAGE] && touch(p + PAGE, true) == 0,
+	      "and can be mapped again");
+	MADVISE(q + 2 * PAGE, 2 * PAGE, MADV_RANDOM); /* two mappings to the kernel */
+	long r = MREMAP(q, 4 * PAGE, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p);
+	bool same = true;
+	for (int i = 0; i < 4; i++)
+		same &= is_sure(p + i * PAGE);
+	check(same && (r == (long)p || (r < 0 && is_sure(q) && is_sure(q + 3 * PAGE))),
+	      "two mappings moved over memory");
+	close(s);
+	munmap(p, 4 * PAGE);
+	munmap(q, 4 * PAGE);
+}
+
 static int result(void)
 {
 	if (failures) {
@@ -667,6 +700,7 @@ int main(int argc, char **argv)
 	test_files();
 	test_code();
 	test_refused_over();
+	test_lost();
 	test_threads();
 	test_limit();
 	return result();

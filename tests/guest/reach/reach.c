@@ -23,6 +23,7 @@
 #include <sys/time.h>
 #include <sys/vfs.h>
 #include <time.h>
+#include "../../../abi/kx_abi.h"
 #include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_pipe.h"
 #include "../check.h"
@@ -444,6 +445,23 @@ static void kicks(void)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, 0, 8);
 }
 
+/* What the monitor writes and the program only reads: the clocks, and the answers to `cpuid`. */
+static void monitors_pages(void)
+{
+	static const uint64_t at[] = { KX_VVAR_BASE, KX_CPUID_BASE, KX_CPUID_BASE + PAGE };
+	for (unsigned i = 0; in_pvm && i < sizeof at / sizeof at[0]; i++) {
+		volatile uint8_t *p = (volatile uint8_t *)at[i];
+		int st = 0;
+		pid_t pid = fork();
+		if (!pid) {
+			*p = *p;
+			_exit(0);
+		}
+		check(waitpid(pid, &st, 0) == pid && WIFSIGNALED(st) && WTERMSIG(st) == SIGSEGV,
+		      "a page of the monitor's is not written to");
+	}
+}
+
 static void groups(void)
 {
 	sources(AF_INET, IPPROTO_IP, "sources of a group, without room for them");
@@ -454,11 +472,17 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } parts[] = { { "fork", after_fork }, /* with one thread */
-	      { "select", select_all },    { "groups", groups },
-	      { "clocks", clocks },        { "users", users_from_outside },
-	      { "kicks", kicks },          { "words", read_only_words },
-	      { "ids", change_ids },       { "lock", lock_of_outsider },
-	      { "threads", many_threads }, { "limits", limits } };
+	      { "pages", monitors_pages },
+	      { "select", select_all },
+	      { "groups", groups },
+	      { "clocks", clocks },
+	      { "users", users_from_outside },
+	      { "kicks", kicks },
+	      { "words", read_only_words },
+	      { "ids", change_ids },
+	      { "lock", lock_of_outsider },
+	      { "threads", many_threads },
+	      { "limits", limits } };
 
 int main(int argc, char **argv)
 {

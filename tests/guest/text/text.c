@@ -1,17 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Program text that processes share: what one of them writes to its copy is seen by no other, whatever way it takes to
- * write; moved and partly unmapped text works on; /proc/self/maps names the file.
+ * write; text that is copied into memory that takes its place works on; /proc/self/maps names the file.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -108,6 +112,72 @@ static void second(void)
 	CHECK(q.start != p.start && q.off == p.off && !strcmp(q.path, p.path));
 }
 
+/* ---- large pages for a text ---- */
+
+static volatile sig_atomic_t alarms;
+static void on_alarm(int s) { alarms += s == SIGALRM; }
+
+/* None of libc's. */
+static inline long call6(long nr, long a, long b, long c, long d, long e, long f)
+{
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+	long r;
+	__asm__ volatile("syscall"
+			 : "=a"(r)
+			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return r;
+}
+
+static inline void copy(void *to, const void *from, size_t n)
+{
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n) : : "memory");
+}
+
+/* Calls of that text, one of them interrupted. */
+static void calls_work(pid_t parent)
+{
+	struct itimerval in = { { 0, 50000 }, { 0, 50000 } }, off = { 0 };
+	CHECK(getppid() == parent && getpid() > 0 && write(1, "", 0) == 0);
+	CHECK(sigaction(SIGALRM, &(struct sigaction){ .sa_handler = on_alarm }, NULL) == 0);
+	CHECK(setitimer(ITIMER_REAL, &in, NULL) == 0);
+	CHECK(pause() == -1 && errno == EINTR && alarms);
+	CHECK(setitimer(ITIMER_REAL, &off, NULL) == 0);
+	in_child(unharmed, 5);
+}
+
+/* How node's --use-largepages, and libraries that are preloaded, put a text into large pages. moved: by mremap. */
+static void replace_text(bool moved)
+{
+	struct place p = find((void *)dlsym(RTLD_DEFAULT, "l64a"));
+	const long at = (long)p.start, len = (long)(p.end - p.start), rw = PROT_READ | PROT_WRITE,
+		   rx = PROT_READ | PROT_EXEC;
+	pid_t parent = getppid();
+	void *kept = mmap(NULL, (size_t)len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(kept != MAP_FAILED);
+	copy(kept, (void *)at, (size_t)len);
+	long r = 0;
+	if (moved) {
+		r |= call6(SYS_mprotect, (long)kept, len, rx, 0, 0, 0);
+		r |= call6(SYS_mremap, (long)kept, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at, 0) != at;
+	} else {
+		r |= call6(SYS_mmap, at, len, rw, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != at;
+		copy((void *)at, kept, (size_t)len);
+		r |= call6(SYS_mprotect, at, len, rx, 0, 0, 0);
+	}
+	CHECK(!r);
+	calls_work(parent);
+	/* The file's again, which is patched anew. */
+	int fd = open(p.path, O_RDONLY | O_CLOEXEC);
+	CHECK(fd >= 0);
+	r = call6(SYS_mmap, at, len, rx, MAP_PRIVATE | MAP_FIXED, fd, (long)p.off) != at;
+	CHECK(!r);
+	calls_work(parent);
+}
+
+static void copied_back(void) { replace_text(false); }
+static void moved_over(void) { replace_text(true); }
+
 int main(int argc, char **argv)
 {
 	if (argc > 1 && !strcmp(argv[1], "exec")) {
@@ -128,6 +198,10 @@ int main(int argc, char **argv)
 	puts("ok all of it written");
 	in_child(second, 8);
 	puts("ok mapped twice");
+	in_child(copied_back, 9);
+	puts("ok replaced by a copy");
+	in_child(moved_over, 10);
+	puts("ok replaced by a copy that is moved there");
 	overwrite();
 	pid_t c = fork();
 	int st;

@@ -399,6 +399,43 @@ static int cmd_window(char **arg)
 	return 0;
 }
 
+/* ---- what an update may write to ---- */
+
+/* kylinx.h: pointers that an update is told of. */
+__attribute__((visibility("default"))) uint64_t kylinx_pointers[2];
+
+/*
+ * LIBRARY FILE: FILE has a pointer to the library's function among its code, which is mapped to be read. An update is told that it
+ * is a pointer. Does it write there, and is that code then?
+ */
+static int cmd_told(char **arg)
+{
+	void *h = dlopen(arg[0], RTLD_NOW);
+	const void *value = h ? dlsym(h, "value") : NULL;
+	off_t off;
+	size_t len;
+	printf("%p\n", value);
+	fflush(stdout);
+	getchar();
+	if (map_code(arg[1], MAP_PRIVATE, X))
+		return 1;
+	int fd = open(arg[1], O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || code_of(fd, &off, &len))
+		return 1;
+	uint8_t *p = mmap(NULL, len, PROT_READ, MAP_PRIVATE, fd, off);
+	const uint64_t *word = memmem(p, len, &value, sizeof value);
+	if (!word)
+		return 2;
+	kylinx_pointers[1] = (uint64_t)word;
+	kylinx_pointers[0] = 1;
+	volatile uint64_t was = ~*word; /* no pointer, which the update would change */
+	printf("told\n");
+	fflush(stdout);
+	getchar();
+	printf("%s, %s\n", *word == ~was ? "the same" : "written to", name_of(mprotect(p, len, X) ? errno : 0));
+	return 0;
+}
+
 /* ---- code of one's own where a text is being mapped ---- */
 
 static __thread sigjmp_buf back;
@@ -460,6 +497,52 @@ static int cmd_over(char **arg)
 	return 0;
 }
 
+/* ---- calls that fail halfway ---- */
+
+#define PIECES 80000ul /* more than the kernel has mappings for a process, or the monitor regions */
+
+/* What is at p is code of a library's, in two mappings of the kernel's, or two regions. */
+static void try_half(const char *what, uint8_t *p, uint8_t *code_at, size_t len)
+{
+	int e = mprotect(p, len, RW) ? errno : 0;
+	volatile int result = 0;
+	if (!sigsetjmp(back, 0)) {
+		memcpy(code_at, code, sizeof code);
+		result = call_it(code_at);
+	}
+	printf("%s: %s, %s\n", what, name_of(e), result == 77 ? "ran" : "did not run");
+}
+
+/* PATH FILE: it can be made writable in part, for want of mappings, or of the monitor's notes of them. */
+static int cmd_half(char **arg)
+{
+	struct sigaction sa = { .sa_handler = on_segv, .sa_flags = SA_NODEFER };
+	off_t off;
+	size_t len, i;
+	int fd = open(arg[0], O_RDONLY), file = open(arg[1], O_RDWR | O_CREAT, 0600);
+	if (fd < 0 || file < 0 || code_of(fd, &off, &len) || len < 16 * PAGE || ftruncate(file, PIECES * PAGE))
+		return 1;
+	sigaction(SIGSEGV, &sa, NULL);
+	uint8_t *p = mmap(NULL, 16 * PAGE, X, MAP_PRIVATE, fd, off);
+	uint8_t *q = mmap(NULL, 12 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *m = mmap(NULL, PIECES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (madvise(p + 8 * PAGE, 8 * PAGE, MADV_RANDOM) ||
+	    mmap(q + 8 * PAGE, 4 * PAGE, X, MAP_PRIVATE | MAP_FIXED, fd, off) == MAP_FAILED)
+		return 1;
+	for (i = 0; i < PIECES && !madvise(m + i * PAGE, PAGE, MADV_RANDOM); i += 2)
+		;
+	try_half("mappings", p, p, 12 * PAGE);
+	munmap(m, PIECES * PAGE);
+	m = mmap(NULL, PIECES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	for (i = 0; i < PIECES &&
+		    mmap(m + i * PAGE, PAGE, PROT_READ, MAP_SHARED | MAP_FIXED, file, (off_t)(i * PAGE)) != MAP_FAILED;
+	     i++)
+		;
+	munmap(m + (i - 1) * PAGE, PAGE);
+	try_half("regions", q + 4 * PAGE, q + 8 * PAGE, 8 * PAGE);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct {
@@ -469,7 +552,7 @@ int main(int argc, char **argv)
 	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },       { "variants", cmd_variants, 2 },
 			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },     { "watch", cmd_watch, 1 },
 			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 }, { "vchroot", cmd_vchroot, 2 },
-			 { "over", cmd_over, 2 } };
+			 { "over", cmd_over, 2 },     { "told", cmd_told, 2 },     { "half", cmd_half, 2 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
