@@ -76,9 +76,9 @@ class Postgres:
         return self.run(self.user, "psql", "-qAt", "-v", "ON_ERROR_STOP=1", *[a for q in sql for a in ("-c", q)],
                         "bench").out.decode().strip()
 
-    def server(self, prefix, dsm="posix"):
+    def server(self, prefix, dsm="posix", *settings):
         return lib.Server([*prefix, "postgres", "-D", f"{self.d}/data", "-k", self.d, "-p", str(self.port),
-                           "-c", "listen_addresses=127.0.0.1", "-c", f"dynamic_shared_memory_type={dsm}"],
+                           *[x for y in ("listen_addresses=127.0.0.1", f"dynamic_shared_memory_type={dsm}", *settings) for x in ("-c", y)]],
                           self.port, cwd="/", stop=signal.SIGINT)
 
     def ready(self):
@@ -181,7 +181,7 @@ def postgresql_waits():
             pg.bench()
         made = []
         for n in (10, 60):
-            with pg.server(pvm):
+            with pg.server(pvm, "posix", "deadlock_timeout=1h"):  # a slow machine's locks are held for more than its second
                 pg.ready()
                 r = pg.run(pg.user, "pgbench", "-n", "-c", "10", "-t", str(n), "bench")
                 assert b"processed: %d/" % (10 * n) in r.out, r.out

@@ -147,15 +147,21 @@ if LONG:
 # ---- limits ---------------------------------------------------------------------------------------------------------
 
 class Cgroup:
-    """A group of a version 1 controller of its own, or Skip."""
+    """A group of its own for a controller, of version 2 or 1, whose `max` is that, or Skip."""
+    TOP = "/sys/fs/cgroup"
 
-    def __init__(self, controller, **values):
-        self.path = f"/sys/fs/cgroup/{controller}/kylinx-test-{os.getpid()}"
+    def __init__(self, controller, most):
+        v2 = os.path.exists(f"{self.TOP}/cgroup.controllers")
+        top = self.TOP if v2 else f"{self.TOP}/{controller}"
+        self.path = f"{top}/kylinx-test-{os.getpid()}"
+        self.max = f"{self.path}/{controller}.{'limit_in_bytes' if controller == 'memory' and not v2 else 'max'}"
         try:
+            if v2:
+                with open(f"{top}/cgroup.subtree_control", "w") as f:
+                    f.write(f"+{controller}")
             os.mkdir(self.path)
-            for name, value in values.items():
-                with open(f"{self.path}/{controller}.{name}", "w") as f:
-                    f.write(str(value))
+            with open(self.max, "w") as f:
+                f.write(str(most))
         except OSError as e:
             self.__exit__()
             raise Skip(f"no cgroup for {controller}: {e.strerror}") from None
@@ -181,7 +187,7 @@ class Cgroup:
 @test
 def cgroup_pids():
     """fork says EAGAIN at the group's limit, and the parent goes on."""
-    with Cgroup("pids", max=40) as g:
+    with Cgroup("pids", 40) as g:
         r = g.run(lib.pvm([MANY, "nproc", "3"]))
         expect((r.status, r.out), (0, b"nproc: fine\n" * 3), r.why())
 
@@ -191,7 +197,7 @@ def habit_at_the_limit():
     """Whatever the limit: a child that can be made can be made again. One that the monitor makes ahead is nobody's."""
     seen = []
     for most in range(3, 8):
-        with Cgroup("pids", max=most) as g:
+        with Cgroup("pids", most) as g:
             r = g.run(lib.pvm([MANY, "habit", "3"]), 90)
         if r.out.startswith(b"habit: "):
             seen.append((most, *map(int, r.out[7:].split())))
@@ -209,7 +215,7 @@ def habit_at_the_limit():
 @test
 def no_process_for_a_vm():
     """KVM may want a process of its own at a VM's first run: a start without one is an error, and who was forked is killed."""
-    with Cgroup("pids", max=1) as g:
+    with Cgroup("pids", 1) as g:
         r = g.run(lib.pvm(["true"]), 60)
     if r.status == 0:
         raise Skip("this host's KVM wants none")
@@ -222,14 +228,14 @@ for i in range(2):
     if not p: os._exit(7)
     print(os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]), flush=True)
 """
-    with Cgroup("pids", max="max") as g, tempfile.TemporaryFile() as err:
+    with Cgroup("pids", "max") as g, tempfile.TemporaryFile() as err:
         p = subprocess.Popen(["sh", "-c", f'echo $$ >{g.path}/cgroup.procs && exec "$@"', "sh", *lib.pvm([PYTHON, "-I", "-c", script])],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, cwd="/", start_new_session=True)
         try:
             expect((p.stdout.readline(), p.stdout.readline()), (b"7\n", b"ready\n"), "with room")
-            with open(f"{g.path}/pids.max", "w") as f:
+            with open(g.max, "w") as f:
                 f.write(str(int(lib.read(f"{g.path}/pids.current")) + 1))
-            out = p.communicate(b"\n", 60)[0]
+            out = p.communicate(b"\n", lib.limit(60))[0]
         finally:
             lib.group_kill(p)
         err.seek(0)
@@ -287,7 +293,7 @@ def memory_option():
 @test
 def cgroup_memory():
     """A child that eats the group's memory is killed, as natively, and its parent goes on."""
-    with Cgroup("memory", limit_in_bytes=250 << 20) as g:
+    with Cgroup("memory", 250 << 20) as g:
         want = g.run([PYTHON, "-I", "-c", EAT])
         got = python(EAT, wrap=g.run)
         expect((got.status, got.out), (want.status, want.out), got.why())

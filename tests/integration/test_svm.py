@@ -13,8 +13,9 @@ import emulated
 # What shows each way into and out of the guest, and takes seconds there.
 FEW = ["guest/regs.dyn", "guest/sig.dyn", "guest/fdnum.dyn", "guest/time.dyn"]
 # Where nothing else runs a pVM.
-MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fifo file hot net poll proc reach softint "
-                                           "spare text xstate").split()),
+MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fifo file hot net poll proc reach recycle softint "
+                                           "spare storm stress text xstate").split()),
+        "guest/death.dyn: 1 5",
         "guest/fork.dyn: ids memory files robust signals clones vforks",
         "guest/fork.dyn: spawns waits sigchld orphans pidfds groups queues",
         "guest/traps.dyn: accepted robust vfork_orphan stops",
