@@ -24,9 +24,9 @@ pid_t apart_fork(void)
 		return -1;
 	}
 	/* There are no other threads, nor anything else that libc's fork() would do; its number is where libc keeps it, if the
-	 * kernel tells. */
+	 * kernel tells. A debugger of this process would take a clone without a signal for one of its threads. */
 	prctl(PR_GET_TID_ADDRESS, &tid);
-	pid_t pid = (pid_t)syscall(SYS_clone, tid ? CLONE_CHILD_SETTID : 0, NULL, NULL, tid, 0);
+	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_UNTRACED | (tid ? CLONE_CHILD_SETTID : 0), NULL, NULL, tid, 0);
 	if (pid > 0)
 		apart[i] = pid;
 	return pid;
