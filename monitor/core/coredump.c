@@ -34,6 +34,7 @@
 #include "keeper.h"
 #include "update.h"
 #include "vfs.h"
+#include "vcpu.h"
 
 #define PAGE 4096ull
 #define NAME "core"
@@ -157,9 +158,8 @@ static void regs_of_frame(const struct kx_frame *f, struct kvm_regs *r, uint64_t
 }
 
 /* The program's registers, wherever t stands on the way between the program and the monitor. */
-static void user_regs(struct thread *t, struct kvm_regs *r, uint64_t *orig)
+static void user_regs(struct thread *t, const struct kvm_sregs *s, struct kvm_regs *r, uint64_t *orig)
 {
-	const struct kvm_sregs *s = &t->run->s.regs.sregs;
 	*r = t->run->s.regs.regs;
 	*orig = -1ull;
 	const uint64_t frame = frame_gva(t);
@@ -219,9 +219,10 @@ static bool note_thread(struct core *c, struct thread *t, int sig)
 	struct elf_prstatus p;
 	struct kvm_regs r;
 	uint64_t orig;
-	const struct kvm_sregs *s = &t->run->s.regs.sregs;
+	struct kvm_sregs s;
 	memset(&p, 0, sizeof p);
-	user_regs(t, &r, &orig);
+	vcpu_sregs(t, &s);
+	user_regs(t, &s, &r, &orig);
 	p.pr_info.si_signo = p.pr_cursig = (short)sig;
 	p.pr_sighold = t->area->sigmask;
 	p.pr_pid = t->tid;
@@ -235,9 +236,9 @@ static bool note_thread(struct core *c, struct thread *t, int sig)
 		timersub(&all, &user, &system);
 		memcpy(&p.pr_stime, &system, sizeof system);
 	}
-	const uint64_t g[] = { r.r15,    r.r14, r.r13, r.r12,      r.rbp, r.rbx, r.r11, r.r10, r.r9,
-			       r.r8,     r.rax, r.rcx, r.rdx,      r.rsi, r.rdi, orig,  r.rip, 0x33,
-			       r.rflags, r.rsp, 0x2b,  s->fs.base, 0,     0,     0,     0,     0 };
+	const uint64_t g[] = { r.r15,    r.r14, r.r13, r.r12,     r.rbp, r.rbx, r.r11, r.r10, r.r9,
+			       r.r8,     r.rax, r.rcx, r.rdx,     r.rsi, r.rdi, orig,  r.rip, 0x33,
+			       r.rflags, r.rsp, 0x2b,  s.fs.base, 0,     0,     0,     0,     0 };
 	_Static_assert(sizeof g == sizeof p.pr_reg, "struct user_regs_struct");
 	memcpy(&p.pr_reg, g, sizeof g);
 	p.pr_fpvalid = 1;

@@ -476,15 +476,16 @@ static void faults_wait(bool wait)
 static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 {
 	struct kvm_regs regs = t->run->s.regs.regs;
-	struct kvm_sregs sregs = t->run->s.regs.sregs;
+	struct kvm_sregs sregs;
 	bool waits = a->flags & CLONE_VFORK, reserves = a->flags & CLONE_PIDFD && !raw;
 	struct fork_state *st = state_new(t, regs.rsp);
 	uint64_t old;
 	int gate[2] = { -1, -1 }, e = 0;
 	if (!st)
 		return -ENOMEM;
+	e = -vcpu_sregs(t, &sregs);
 	int pidfd = reserves ? pidfd_reserve() : -1;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, st->xsave) < 0)
+	if (!e && ioctl(t->vcpu_fd, KVM_GET_XSAVE, st->xsave) < 0)
 		e = errno;
 	else if (reserves && pidfd < 0)
 		e = -pidfd;

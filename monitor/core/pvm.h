@@ -75,6 +75,7 @@ struct thread {
 	int vcpu_fd;
 	pid_t vcpu_pid; /* the process in which vcpu_fd was made */
 	struct kvm_run *run;
+	bool sregs_known; /* run->s.regs.sregs is what the vCPU has, or will have (vcpu_sregs) */
 	pthread_t pthread;
 	pid_t tid; /* host thread id = guest thread id */
 	pid_t pid; /* of its process: other than pvm.pid in a child of vfork */

@@ -9,6 +9,7 @@
 #include "relink_priv.h"
 #include "update_priv.h"
 #include "written.h"
+#include "vcpu.h"
 
 #define VERSIONS_MAX 64                 /* at a time */
 #define PIECE_PAGES 512u                /* of the page map, at a time */
@@ -199,7 +200,7 @@ static uint64_t stack_begin(const struct gmem_region *g, struct thread *const *t
 {
 	unsigned owner = nr, users = 0;
 	for (unsigned i = 0; i < nr; i++) {
-		uint64_t sp = u[i].r[UNWIND_RSP], tls = t[i]->run->s.regs.sregs.fs.base;
+		uint64_t sp = u[i].r[UNWIND_RSP], tls = vcpu_fs_base(t[i]);
 		bool on = sp >= g->start && sp < g->end;
 		/* glibc puts what it keeps of a thread at the end of the stack that it has made for it. */
 		bool its = t[i]->tid == pvm.pid ? g->end >= pvm.stack_top && g->start < pvm.stack_top
@@ -238,8 +239,8 @@ static void look_thread(struct retire *x, struct thread *t, const struct unwind_
 {
 	struct kvm_xsave save;
 	uint64_t guard;
-	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &save) ||
-	    guest_read(&guard, t->run->s.regs.sregs.fs.base + TCB_GUARD, sizeof guard) || guard != x->guard) {
+	if (ioctl(t->vcpu_fd, KVM_GET_XSAVE, &save) || guest_read(&guard, vcpu_fs_base(t) + TCB_GUARD, sizeof guard) ||
+	    guard != x->guard) {
 		x->blind = true;
 		return;
 	}

@@ -67,14 +67,15 @@ bool update_call_run(struct thread *t)
 {
 	int want = CALL_WANTED, run = __atomic_load_n(&runs, __ATOMIC_SEQ_CST);
 	struct unwind_regs u;
+	struct kvm_sregs sregs;
 	if (!__atomic_compare_exchange_n(&batch.state, &want, CALL_RUNNING, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		return false;
 	uint8_t *stack = malloc(KX_AREA_SIZE - KX_AREA_ACTIONS);
 	struct kvm_xsave *x = calloc(1, sizeof *x);
-	bool good = stack && x && update_user_regs(t, &u) && !ioctl(t->vcpu_fd, KVM_GET_XSAVE, x);
+	bool good = stack && x && update_user_regs(t, &u) && !vcpu_sregs(t, &sregs) &&
+		    !ioctl(t->vcpu_fd, KVM_GET_XSAVE, x);
 	if (good) {
 		struct kvm_regs regs = t->run->s.regs.regs;
-		struct kvm_sregs sregs = t->run->s.regs.sregs;
 		struct kvm_vcpu_events events;
 		struct hcall *hcall = t->hcall;
 		struct kx_thread *a = t->area;
@@ -100,7 +101,7 @@ bool update_call_run(struct thread *t)
 		t->at_user = at_user;
 		if (hcall || gate_call)
 			vcpu_behind_gate(&regs);
-		sregs.fs.base = t->run->s.regs.sregs.fs.base;
+		sregs.fs.base = vcpu_fs_base(t);
 		vcpu_set_regs(t, &regs, &sregs);
 		vcpu_events_give(t, &events);
 		ioctl(t->vcpu_fd, KVM_SET_XSAVE, x);

@@ -7,6 +7,7 @@
 #include "gmem.h"
 #include "relink.h"
 #include "unwind.h"
+#include "vcpu.h"
 
 #define SCAN_MAX (1u << 20) /* bytes of a stack that are looked through where its tables end */
 
@@ -36,7 +37,8 @@ bool update_user_regs(struct thread *t, struct unwind_regs *u)
 					     f.r11, f.r12, f.r13, f.r14, f.r15, f.rip } };
 		return true;
 	}
-	if ((t->run->s.regs.sregs.cs.selector & 3) != 3)
+	struct kvm_sregs s;
+	if (vcpu_sregs(t, &s) || (s.cs.selector & 3) != 3)
 		return false;
 	*u = (struct unwind_regs){ { now.rax, now.rdx, now.rcx, now.rbx, now.rsi, now.rdi, now.rbp, now.rsp, now.r8,
 				     now.r9, now.r10, now.r11, now.r12, now.r13, now.r14, now.r15,

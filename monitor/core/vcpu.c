@@ -359,7 +359,7 @@ int vcpu_open(struct thread *t)
 	if (run == MAP_FAILED)
 		return -errno;
 	madvise(run, pvm.kvm_run_size, MADV_DONTFORK); /* drop_vcpu() in a child relies on it */
-	run->kvm_valid_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
+	run->kvm_valid_regs = KVM_SYNC_X86_REGS;
 	t->run = run;
 	return 0;
 }
@@ -382,6 +382,7 @@ void vcpu_set_regs(struct thread *t, const struct kvm_regs *regs, const struct k
 {
 	t->run->s.regs.regs = *regs;
 	t->run->s.regs.sregs = *sregs;
+	t->sregs_known = true;
 	t->run->kvm_dirty_regs = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
 }
 
@@ -450,14 +451,42 @@ int vcpu_copy_fpu(struct thread *dst, struct thread *src)
 	return r;
 }
 
-uint64_t vcpu_fs_base(struct thread *t) { return t->run->s.regs.sregs.fs.base; }
+/*
+ * KVM_RUN does not bring them: to read them all is some forty VMREADs, most of which are exits of their own where this host is
+ * a guest itself, and nearly no exit needs any.
+ */
+int vcpu_sregs(struct thread *t, struct kvm_sregs *out)
+{
+	if (!t->sregs_known && ioctl(t->vcpu_fd, KVM_GET_SREGS, out) == 0)
+		return 0;
+	const int r = t->sregs_known ? 0 : -errno;
+	*out = t->run->s.regs.sregs;
+	return r;
+}
+
+uint64_t vcpu_fs_base(struct thread *t)
+{
+	struct kvm_sregs s;
+	vcpu_sregs(t, &s);
+	return s.fs.base;
+}
+
+/* The calling thread's, to be changed. */
+static struct kvm_sregs *own_sregs(struct thread *t)
+{
+	if (!t->sregs_known && ioctl(t->vcpu_fd, KVM_GET_SREGS, &t->run->s.regs.sregs) < 0)
+		pvm_panic("vCPU %d: cannot read segments: %s", t->index, strerror(errno));
+	t->sregs_known = true;
+	return &t->run->s.regs.sregs;
+}
 
 /* ---- running ------------------------------------------------------------------------------------------------- */
 
 static void set_user_segments(struct thread *t)
 {
-	t->run->s.regs.sregs.cs = user_cs;
-	t->run->s.regs.sregs.ss = user_ss;
+	struct kvm_sregs *s = own_sregs(t);
+	s->cs = user_cs;
+	s->ss = user_ss;
 	t->run->kvm_dirty_regs |= KVM_SYNC_X86_SREGS;
 }
 
@@ -594,7 +623,7 @@ static void exception(struct thread *t, unsigned vec)
 {
 	static const uint32_t with_error = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
 	struct kvm_regs *r = &t->run->s.regs.regs;
-	struct kvm_sregs *s = &t->run->s.regs.sregs;
+	struct kvm_sregs *s = own_sregs(t);
 	uint64_t block = block_of[t->index], sp = r->rsp - 0xffffffff80000000ull + KX_SYS_BASE, f[6];
 	int has_err = vec < 32 && (with_error >> vec & 1);
 	unsigned words = 5 + has_err;
@@ -663,7 +692,7 @@ static void io_exit(struct thread *t)
 static void access_refused(struct thread *t)
 {
 	struct kvm_regs *r = &t->run->s.regs.regs;
-	struct kvm_sregs *s = &t->run->s.regs.sregs;
+	struct kvm_sregs *s = own_sregs(t);
 	t->nr_faults++;
 	if ((s->cs.selector & 3) != 3)
 		pvm_panic("vCPU %d: memory fault in ring 0 at %#llx", t->index, (unsigned long long)r->rip);
@@ -682,8 +711,7 @@ static void access_refused(struct thread *t)
 /* Registers after an exit that KVM_RUN reports by errno: they are not synced then. */
 static void fetch_regs(struct thread *t)
 {
-	if (ioctl(t->vcpu_fd, KVM_GET_REGS, &t->run->s.regs.regs) < 0 ||
-	    ioctl(t->vcpu_fd, KVM_GET_SREGS, &t->run->s.regs.sregs) < 0)
+	if (ioctl(t->vcpu_fd, KVM_GET_REGS, &t->run->s.regs.regs) < 0)
 		pvm_panic("vCPU %d: cannot read registers: %s", t->index, strerror(errno));
 }
 
@@ -713,7 +741,7 @@ static _Noreturn void lost(struct thread *t, const struct vcpu_entered *entered)
 	struct vcpu_lost l = { .entered = *entered,
 			       .last_hcall = t->nr_hcalls ? t->last_hcall : -1ull,
 			       .regs = t->run->s.regs.regs,
-			       .sregs = t->run->s.regs.sregs };
+			       .sregs = *own_sregs(t) };
 	char text[700];
 	memcpy(&l.frame, gva_ptr(block_of[t->index] + BLOCK_STACK_TOP - sizeof l.frame), sizeof l.frame);
 	vcpu_lost_text(text, sizeof text, &l);
@@ -731,7 +759,10 @@ static void enter_guest(struct thread *t)
 	if (lacks_since && !(r < 0 && e == EAGAIN))
 		lacks_since = 0;
 	/* A registers' copy that is marked was not taken over. */
-	if (r < 0 && !(run->kvm_dirty_regs && (e == EINTR || e == EAGAIN)))
+	const bool ran = r == 0 || !(run->kvm_dirty_regs && (e == EINTR || e == EAGAIN));
+	if (ran)
+		t->sregs_known = false;
+	if (r < 0 && ran)
 		fetch_regs(t);
 	t->gate_call = r == 0 && run->exit_reason == KVM_EXIT_IO && run->io.port == KX_PORT_HCALL;
 	update_left(t);
@@ -769,7 +800,7 @@ static void enter_guest(struct thread *t)
 		sig_prepare(t);
 		if (!t->area->work)
 			t->at_user = true; /* work that comes from here on stops it again */
-		else if ((t->run->s.regs.sregs.cs.selector & 3) == 3)
+		else if ((own_sregs(t)->cs.selector & 3) == 3)
 			redirect_to_work(t);
 		return;
 	}

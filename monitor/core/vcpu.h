@@ -30,6 +30,9 @@ int vcpu_cpuid_publish(struct thread *t);
 void vcpu_start_state(struct thread *t, uint64_t fs_base);
 /* Copy vector and floating-point state; src must be the calling thread. 0 or -errno. */
 int vcpu_copy_fpu(struct thread *dst, struct thread *src);
+/* Segments, tables and control registers of a vCPU that stands out of the guest: the calling thread's, or one's that is
+ * stopped. 0, or -errno with what was last known. */
+int vcpu_sregs(struct thread *t, struct kvm_sregs *out);
 uint64_t vcpu_fs_base(struct thread *t);
 /*
  * r of a vCPU that stands in a hypercall, for a vCPU that knows nothing of it: behind the `out`. KVM that emulates the
