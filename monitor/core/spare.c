@@ -45,6 +45,7 @@
 #define IDLE_NS 2500000000ull    /* the last part of its wait: then it is not waiting for a fork any more */
 #define LOOK_NS 20000000ull      /* the first one; each is twice as long */
 #define PATIENCE_NS 20000000     /* for the last child, which is done with what it shares with its parent */
+#define READY_NS 2000000l        /* that a fork waits for one that is being made */
 #define SOON_NS 1000000000ull    /* forks that follow each other in less are a habit */
 #define BACKOFF_MAX 1024         /* forks without one, after one that came to nothing */
 #define MUCH (4 * PAGES_MAX)     /* faults between two forks by which 2 MiB pages pay */
@@ -469,6 +470,7 @@ static int spare_main(void *arg)
 		rest(sh);
 	}
 	store(&sh->state, IDLE);
+	futex_wake(&sh->state); /* its parent may be forking already */
 	idle(sh);
 	become(sh, tid);
 }
@@ -819,7 +821,9 @@ pid_t spare_fork(struct thread *t)
 	(void)t;
 	if (!usable())
 		return -1;
-	if (!swap(&sp.sh->state, IDLE, TAKEN)) { /* not ready: to wait for it takes longer than it would save */
+	if (load(&sp.sh->state) == MAKING)
+		futex_wait(&sp.sh->state, MAKING, READY_NS);
+	if (!swap(&sp.sh->state, IDLE, TAKEN)) { /* not ready: to wait on takes longer than it would save */
 		in_vain();
 		return -1;
 	}
