@@ -153,10 +153,11 @@ enum kx_arg_kind {
 		KX_A_FLAGS, #n, 0, #set \
 	}
 
+/* Without pointers: a table of these needs no relocation. */
 struct kx_arg_desc {
 	unsigned char kind; /* enum kx_arg_kind */
-	const char *name;
-	short aux;       /* length index, size or directory index */
-	const char *set; /* FLAGS: name of the symbol set */
+	char name[12];
+	short aux;   /* length index, size or directory index */
+	char set[8]; /* FLAGS: name of the symbol set */
 };
 #endif

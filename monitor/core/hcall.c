@@ -39,23 +39,33 @@
 
 #define IOV_LIMIT 1024
 
+enum {
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) ROW_##name,
+#include "../../abi/hypercalls.def"
+	NR_ROWS
+};
+
 const struct hc_row hc_rows[] = {
-#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) \
-	{ #name, hc_##handler, nr, flags, { a0, a1, a2, a3, a4, a5 }, doc },
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) { #name, nr, flags, { a0, a1, a2, a3, a4, a5 } },
 #include "../../abi/hypercalls.def"
 };
-const unsigned hc_nr_rows = sizeof hc_rows / sizeof hc_rows[0];
+const unsigned hc_nr_rows = NR_ROWS;
+
+static const hc_handler handlers[] = {
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) hc_##handler,
+#include "../../abi/hypercalls.def"
+};
 
 #define NR_LIMIT 1280
-static const struct hc_row *by_nr[NR_LIMIT];
+static const unsigned short row_of[NR_LIMIT] = {
+/* its index and 1 */
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) [nr] = 1 + ROW_##name,
+#include "../../abi/hypercalls.def"
+};
 
-__attribute__((constructor)) static void index_rows(void)
-{
-	for (unsigned i = 0; i < hc_nr_rows; i++)
-		by_nr[hc_rows[i].nr] = &hc_rows[i];
-}
+const struct hc_row *hc_row_find(uint64_t nr) { return nr < NR_LIMIT && row_of[nr] ? &hc_rows[row_of[nr] - 1] : NULL; }
 
-const struct hc_row *hc_row_find(uint64_t nr) { return nr < NR_LIMIT ? by_nr[nr] : NULL; }
+hc_handler hc_fn(const struct hc_row *row) { return handlers[row - hc_rows]; }
 
 /* Room for one call's paths and vector, per host thread: a call is never nested. */
 static __thread char path_space[2][PATH_MAX];

@@ -13,13 +13,12 @@
 struct hcall;
 typedef int64_t (*hc_handler)(struct hcall *c);
 
+/* Without pointers, so that no start of the monitor has to relocate the table, nor a fork to copy it. */
 struct hc_row {
-	const char *name;
-	hc_handler fn;
+	char name[24];
 	unsigned short nr;
 	unsigned short flags; /* KX_F_* */
 	struct kx_arg_desc arg[6];
-	const char *doc;
 };
 
 struct hcall {
@@ -56,6 +55,8 @@ bool hcall_sets_schedule(uint64_t nr);
 /* Row by number; NULL when there is none. */
 const struct hc_row *hc_row_find(uint64_t nr);
 extern const struct hc_row hc_rows[];
+/* What answers a row of that table. */
+hc_handler hc_fn(const struct hc_row *row);
 extern const unsigned hc_nr_rows;
 
 /* The generic handler: the host's call row->nr with c->host[]; blocking form when KX_F_BLOCK. */

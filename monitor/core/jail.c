@@ -214,41 +214,43 @@ static int view_open(struct jail *j, const char *path)
 	return (int)fd;
 }
 
+/* The entry `name` of the directory `up`, in the new root's own file system and nowhere else. 0, or -1 and errno. */
+static int entry_make(struct jail *j, int up, const char *name, bool dir)
+{
+	struct stat st;
+	if (fstat(up, &st) || st.st_dev != j->dev) {
+		errno = ENOENT;
+		return -1;
+	}
+	return dir ? mkdirat(up, name, 0755) : mknodat(up, name, S_IFREG | 0644, 0);
+}
+
+/* view_make() of a path that may be cut short meanwhile. */
+static int view_make_from(struct jail *j, char *path, bool dir)
+{
+	int fd = view_open(j, *path ? path : "/");
+	char *slash = strrchr(path, '/');
+	if (fd >= 0 || errno != ENOENT || !slash)
+		return fd;
+	*slash = 0;
+	int up = view_make_from(j, path, true);
+	*slash = '/';
+	if (up < 0)
+		return -1;
+	if (!entry_make(j, up, slash + 1, dir))
+		fd = view_open(j, path);
+	int e = errno;
+	close(up);
+	errno = e;
+	return fd;
+}
+
 /* The same, made when missing: directories on the way, and a directory or an empty file at the end. */
 static int view_make(struct jail *j, const char *path, bool dir)
 {
 	char p[PATH_MAX];
-	struct stat st;
-	int up, fd = view_open(j, path);
-	if (fd >= 0 || errno != ENOENT)
-		return fd;
 	snprintf(p, sizeof(p), "%s", path);
-	if ((up = view_open(j, "/")) < 0)
-		return -1;
-	for (char *name = p + 1;;) {
-		char *end = strchrnul(name, '/'), c = *end;
-		*end = 0;
-		fd = view_open(j, p);
-		if (fd < 0 && errno == ENOENT) {
-			int r;
-			if (fstat(up, &st) || st.st_dev != j->dev)
-				errno = ENOENT, r = -1;
-			else if (c || dir)
-				r = mkdirat(up, name, 0755);
-			else
-				r = mknodat(up, name, S_IFREG | 0644, 0);
-			if (!r)
-				fd = view_open(j, p);
-		}
-		int e = errno;
-		close(up);
-		errno = e;
-		if (fd < 0 || !c)
-			return fd;
-		*end = c;
-		up = fd;
-		name = end + 1;
-	}
+	return view_make_from(j, p, dir);
 }
 
 /* Does path name in the view what real names on the host? */

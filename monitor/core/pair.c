@@ -579,7 +579,7 @@ bool pipe_sendmsg(struct hcall *c, int fd, const struct msghdr *h, int flags, in
 int64_t pair_message(struct hcall *c)
 {
 	uint64_t key = pipe_key_for((int)c->arg[0]);
-	int64_t r = c->row->fn(c);
+	int64_t r = hc_fn(c->row)(c);
 	if (key)
 		pipe_forget((int)c->arg[0], key);
 	return r;

@@ -49,7 +49,7 @@ int64_t pair_epoll_ctl(struct hcall *c)
 		pipe_watching();
 		pair_watch(key, fd);
 	}
-	return c->row->fn(c);
+	return hc_fn(c->row)(c);
 }
 
 void pair_wrote(uint64_t key, int fd)

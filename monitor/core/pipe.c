@@ -546,7 +546,7 @@ static bool changes_state(uint64_t nr, unsigned what)
 hc_handler pipe_handler(struct hcall *c, int64_t *r)
 {
 	if (!pipe_mem)
-		return c->row->fn;
+		return hc_fn(c->row);
 	if (c->nr == SYS_getsockopt && (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_ERROR) {
 		uint64_t asked = pipe_key_for((int)c->arg[0]);
 		if (asked && kx_pipe_pair(asked))
@@ -554,7 +554,7 @@ hc_handler pipe_handler(struct hcall *c, int64_t *r)
 	}
 	if (is_message(c->nr)) {
 		uint64_t over = pipe_key_for((int)c->arg[0]);
-		return over && kx_pipe_pair(over) ? pair_message : c->row->fn;
+		return over && kx_pipe_pair(over) ? pair_message : hc_fn(c->row);
 	}
 	if (c->nr == SYS_epoll_ctl && pipe_table_is_ours()) {
 		uint64_t added = pipe_key_for((int)c->arg[2]);
@@ -563,15 +563,15 @@ hc_handler pipe_handler(struct hcall *c, int64_t *r)
 	}
 	bool control = c->nr == SYS_ioctl || c->nr == SYS_fcntl, may = is_io(c->nr, true);
 	if (!may && !control && !wants_plain(c->nr) && !pair_wants_plain(c->nr))
-		return c->row->fn;
+		return hc_fn(c->row);
 	uint64_t key = may || control || pair_wants_plain(c->nr) ? pipe_key_for((int)c->arg[0]) : 0;
 	bool pair = key && kx_pipe_pair(key), io = is_io(c->nr, pair);
 	if ((may && !io) || (pair_wants_plain(c->nr) && !pair))
-		return c->row->fn;
+		return hc_fn(c->row);
 	if ((pipe_table_is_ours() || pair) && (io || control))
-		return !key ? c->row->fn : io ? pipe_io : pipe_control;
+		return !key ? hc_fn(c->row) : io ? pipe_io : pipe_control;
 	if (control && !changes_state(c->nr, (unsigned)c->arg[1]))
-		return c->row->fn;
+		return hc_fn(c->row);
 	for (int i = 0; i < 6 && c->row->arg[i].kind != KX_A_NONE; i++)
 		if (c->row->arg[i].kind == KX_A_FD && (*r = pipe_plain((int)c->arg[i])) && *r != -EBADF)
 			return NULL;
@@ -579,7 +579,7 @@ hc_handler pipe_handler(struct hcall *c, int64_t *r)
 		*r = -EINVAL;
 		return NULL;
 	}
-	return c->row->fn;
+	return hc_fn(c->row);
 }
 
 void pipe_after(struct hcall *c, int64_t r)

@@ -278,7 +278,7 @@ int64_t pipe_io(struct hcall *c)
 		return r;
 	if (key)
 		pipe_forget(fd, key);
-	return c->row->fn(c);
+	return hc_fn(c->row)(c);
 }
 
 /* FIONREAD is a number of bytes in the ring; FIONBIO sets what F_SETFL sets. */
@@ -308,7 +308,7 @@ int64_t pipe_control(struct hcall *c)
 	if (c->nr == SYS_fcntl ? what == F_SETPIPE_SZ : pair && what == SIOCOUTQ)
 		if ((r = pipe_plain(fd)))
 			return r;
-	r = c->row->fn(c);
+	r = hc_fn(c->row)(c);
 	if (key && r >= 0 && (c->nr == SYS_fcntl ? what == F_SETFL : what == FIONBIO || what == FIOASYNC))
 		flags_follow(fd, key, &r);
 	return r;

@@ -157,6 +157,21 @@ __attribute__((format(printf, 1, 2))) static void put(const char *fmt, ...)
 		kx_log(KX_LOG_INFO, "registry", "cannot write: %s", strerror(errno));
 }
 
+/* One write for all. */
+static void put_limits(void)
+{
+	char text[16 * 64];
+	size_t n = 0;
+	for (int i = 0; i < 16; i++) {
+		struct rlimit l;
+		if (!getrlimit(i, &l))
+			n += (size_t)snprintf(text + n, sizeof text - n, "limit %d %llu %llu\n", i,
+					      (unsigned long long)l.rlim_cur, (unsigned long long)l.rlim_max);
+	}
+	if (n)
+		put("%s", text);
+}
+
 int registry_add(const struct kx_config *cfg, struct kx_err *err)
 {
 	char path[PATH_MAX], file[128], program[PATH_MAX];
@@ -204,11 +219,7 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 			     : "host");
 	for (int i = 0; i < cfg->nr_publish; i++)
 		put("publish %s\n", cfg->publish[i].text);
-	for (int i = 0; i < 16; i++) {
-		struct rlimit l;
-		if (!getrlimit(i, &l))
-			put("limit %d %llu %llu\n", i, (unsigned long long)l.rlim_cur, (unsigned long long)l.rlim_max);
-	}
+	put_limits();
 out:
 	close(dir);
 	return r;

@@ -145,10 +145,10 @@ static bool serve_msg(struct hcall *c, int64_t *r)
 	if (c->nr == SYS_recvfrom && !((int)c->arg[3] & MSG_WAITALL)) {
 		bool wants = (int)c->arg[3] & MSG_DONTWAIT;
 		c->arg[3] |= MSG_DONTWAIT;
-		*r = c->row->fn(c);
+		*r = hc_fn(c->row)(c);
 		return wants || may_answer(*r, (int)c->arg[0]);
 	}
-	*r = c->row->fn(c);
+	*r = hc_fn(c->row)(c);
 	return true;
 }
 
@@ -166,7 +166,7 @@ static bool serve_ready(struct hcall *c, int64_t *r)
 	if ((c->nr == SYS_epoll_pwait && c->arg[4]) || serve.mask)
 		return false;
 	c->arg[i] = 0;
-	*r = c->row->fn(c);
+	*r = hc_fn(c->row)(c);
 	if (*r || !ms)
 		return true;
 	if (c->nr == SYS_poll || !worth_waiting())
@@ -177,7 +177,7 @@ static bool serve_ready(struct hcall *c, int64_t *r)
 	struct pollfd p = { .fd = (int)c->arg[0], .events = POLLIN };
 	struct timespec ts = { 0, (long)ns };
 	if (!serve.quit && HC6(SYS_ppoll, &p, 1, &ts, 0, 8, 0) > 0)
-		*r = c->row->fn(c);
+		*r = hc_fn(c->row)(c);
 	serve.patience = *r ? serve.patience + (serve.patience < PATIENCE) : serve.patience - (serve.patience > 0);
 	return *r != 0;
 }
@@ -195,7 +195,7 @@ static bool serve_close(struct hcall *c, int64_t *r)
 	struct stat st;
 	if (fstat(fd, &st) || !(S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) || (S_ISSOCK(st.st_mode) && !lingers(fd))))
 		return false;
-	*r = c->row->fn(c);
+	*r = hc_fn(c->row)(c);
 	return true;
 }
 
@@ -268,7 +268,7 @@ static bool perform(struct hcall *c, int64_t *r)
 	hc_handler fn = pipe_handler(c, r);
 	if (!fn)
 		return true;
-	if (fn != c->row->fn) /* a pipe in shared memory: whoever comes here with one wants to sleep */
+	if (fn != hc_fn(c->row)) /* a pipe in shared memory: whoever comes here with one wants to sleep */
 		return false;
 	switch (served[c->nr]) {
 	case KX_SERVE_DATA:
@@ -287,7 +287,7 @@ static bool perform(struct hcall *c, int64_t *r)
 		good = serve_file(c, r);
 		break;
 	default:
-		*r = c->row->fn(c);
+		*r = hc_fn(c->row)(c);
 	}
 	if (*r == -EPIPE || *r == -EFBIG) { /* with a signal for the caller */
 		drop_own_signals();
