@@ -28,8 +28,7 @@ uint64_t text_prepared, text_found, store_stored;
 __thread struct thread *self;
 
 #undef KX_CALL
-#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) \
-	{ #name, NULL, nr, flags, { a0, a1, a2, a3, a4, a5 }, doc },
+#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) { #name, nr, flags, { a0, a1, a2, a3, a4, a5 } },
 const struct hc_row hc_rows[] = {
 #include "../../abi/hypercalls.def"
 };
