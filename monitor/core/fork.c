@@ -635,7 +635,7 @@ static int64_t vfork_vcpu(struct thread *t, const struct fork_args *a)
 	if (a->flags & CLONE_PIDFD && pidfd < 0)
 		return pidfd;
 	int r = keeper_start();
-	if (r && spare_make_room(-r))
+	while (r && spare_make_room(-r))
 		r = keeper_start();
 	int slot = r ? r : family_reserve();
 	if (slot < 0) {

@@ -506,6 +506,7 @@ void spare_remove(void)
 	host_call(SYS_kill, sp.pid, SIGKILL, 0, 0, 0, 0);
 	birth_forget(sp.pid, SIGCHLD);
 	close_its();
+	vmend_began();
 	store(&sp.sh->done, 1);
 	sig_restore(old, self);
 	forget();
@@ -513,8 +514,10 @@ void spare_remove(void)
 
 bool spare_make_room(int error)
 {
-	if ((error != EAGAIN && error != ENOMEM) || !sp.pid || my_pid() != pvm.pid || pvm.nr_threads > 1)
+	if ((error != EAGAIN && error != ENOMEM) || my_pid() != pvm.pid)
 		return false;
+	if (!sp.pid || pvm.nr_threads > 1)
+		return error == EAGAIN && vmend_make_room();
 	spare_remove();
 	return true;
 }

@@ -23,10 +23,12 @@
 #include "hcall.h"
 #include "hot.h"
 #include "ipc.h"
+#include "keeper.h"
 #include "pipe.h"
 #include "rseq.h"
 #include "spare.h"
 #include "thread.h"
+#include "vmend.h"
 
 static void refresh_ids(void)
 {
@@ -450,6 +452,13 @@ static bool waits_for_ours(int options)
 }
 
 /* A child that is reaped leaves the family: its number is free from now on. */
+static void child_gone(pid_t pid)
+{
+	family_remove(pid);
+	if (!is_vfork_child())
+		vmend_began();
+}
+
 int64_t hc_wait4(struct hcall *c)
 {
 	int status = 0, id = (int)c->arg[0], options = (int)c->arg[2];
@@ -473,7 +482,7 @@ int64_t hc_wait4(struct hcall *c)
 	if (r > 0 && WIFSIGNALED(status) && coredump_of(r, WTERMSIG(status)))
 		status |= WCOREFLAG;
 	if (r > 0 && (WIFEXITED(status) || WIFSIGNALED(status)))
-		family_remove(r);
+		child_gone(r);
 	if (r > 0 && c->arg[1] && guest_write(c->arg[1], &status, sizeof status))
 		return -EFAULT;
 	return r;
@@ -519,7 +528,7 @@ int64_t hc_waitid(struct hcall *c)
 		info.si_code = CLD_DUMPED;
 	bool ended = info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED;
 	if (r == 0 && info.si_pid && ended && !(options & WNOWAIT))
-		family_remove(info.si_pid);
+		child_gone(info.si_pid);
 	if (r == 0 && c->arg[2] && guest_write(c->arg[2], &info, sizeof info))
 		return -EFAULT;
 	return r;

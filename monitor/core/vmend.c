@@ -9,19 +9,27 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
+#include "../../util/now.h"
+#include "../../util/together.h"
 #include "apart.h"
 #include "pvm.h"
 
-#define THREADS_MAX 8     /* that close */
+#define THREADS_MAX 8  /* that help to close, for a moment: each is a process more at a limit of processes */
+#define THREADS_FROM 8 /* VMs to be closed */
+#define IDLE_SECONDS 1
 #define STACK_BYTES 65536 /* of each */
 #define WAITING_MAX 64    /* VMs to be closed: more are closed by those who have them */
-#define EVENTS 64         /* at once */
+#define ROOM_NS 100000000 /* from the end of a process to that of its VM, at most */
+#define ROOM_LOOK_NS 2000000
+#define EVENTS 64 /* at once */
 #define OF_SOCKET UINT32_MAX
 
 enum { HOLD, LET_GO };
 
-static int to = -1; /* the members' end of the socket */
+static int to = -1;                   /* the members' end of the socket */
+static KX_TOGETHER uint64_t began_ns; /* when a child's VM had lost its process; 0: none has */
 
 /* ---- the closer ----------------------------------------------------------------------------------------------------- */
 
@@ -37,24 +45,34 @@ static int events_fd;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t more = PTHREAD_COND_INITIALIZER;
 static int waiting[WAITING_MAX]; /* descriptors; under the lock, as the rest */
-static unsigned nr_waiting, nr_threads, nr_idle;
+static unsigned nr_waiting, nr_threads;
+
+static bool is_behind(void) { return __atomic_load_n(&nr_waiting, __ATOMIC_RELAXED) == WAITING_MAX; }
+
+/* With the lock, which is not held meanwhile. */
+static void close_one(void)
+{
+	int fd = waiting[--nr_waiting];
+	pthread_mutex_unlock(&lock);
+	close(fd);
+	pthread_mutex_lock(&lock);
+}
 
 static void *close_some(void *arg)
 {
-	(void)arg;
+	struct timespec until;
+	int r = 0;
 	pthread_mutex_lock(&lock);
-	for (;;) {
-		while (!nr_waiting) {
-			nr_idle++;
-			pthread_cond_wait(&more, &lock);
-			nr_idle--;
-		}
-		int fd = waiting[--nr_waiting];
-		pthread_mutex_unlock(&lock);
-		close(fd);
-		pthread_mutex_lock(&lock);
+	while (nr_waiting || r != ETIMEDOUT) {
+		while (nr_waiting)
+			close_one();
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_sec += IDLE_SECONDS;
+		r = pthread_cond_timedwait(&more, &lock, &until);
 	}
-	return NULL;
+	nr_threads--;
+	pthread_mutex_unlock(&lock);
+	return arg;
 }
 
 static bool thread_make(void)
@@ -69,16 +87,16 @@ static bool thread_make(void)
 	return made;
 }
 
-/* A thread closes it; if none can, the caller. */
+/* When there is time. */
 static void close_later(int fd)
 {
 	pthread_mutex_lock(&lock);
-	bool taken = nr_waiting < WAITING_MAX;
-	if (taken && nr_waiting >= nr_idle && nr_threads < THREADS_MAX && thread_make())
-		nr_threads++;
-	taken = taken && nr_threads;
-	if (taken) {
+	const bool taken = nr_waiting < WAITING_MAX;
+	if (taken)
 		waiting[nr_waiting++] = fd;
+	if (nr_waiting > THREADS_FROM) {
+		if (nr_threads < THREADS_MAX && thread_make())
+			nr_threads++;
 		pthread_cond_signal(&more);
 	}
 	pthread_mutex_unlock(&lock);
@@ -86,12 +104,13 @@ static void close_later(int fd)
 		close(fd);
 }
 
-static bool is_behind(void)
+/* One of them. */
+static void close_now(void)
 {
 	pthread_mutex_lock(&lock);
-	bool behind = nr_waiting == WAITING_MAX;
+	if (nr_waiting)
+		close_one();
 	pthread_mutex_unlock(&lock);
-	return behind;
 }
 
 static void slot_free(struct held *h)
@@ -191,7 +210,7 @@ static _Noreturn void closer(int sock)
 	if (events_fd < 0 || epoll_ctl(events_fd, EPOLL_CTL_ADD, sock, &of_socket))
 		_exit(1);
 	while (open || nr_held) {
-		int n = epoll_wait(events_fd, e, EVENTS, -1);
+		int n = epoll_wait(events_fd, e, EVENTS, __atomic_load_n(&nr_waiting, __ATOMIC_RELAXED) ? 0 : -1);
 		/* Ends first: they make room. A message may give a place to somebody else. */
 		for (int i = 0; i < n; i++)
 			if (e[i].data.u32 != OF_SOCKET && held[e[i].data.u32].pid)
@@ -201,6 +220,7 @@ static _Noreturn void closer(int sock)
 				open = false;
 				close(sock);
 			}
+		close_now();
 	}
 	_exit(0); /* what still waits to be closed is closed by that */
 }
@@ -250,6 +270,16 @@ static void tell(char kind, int fd)
 	}
 	/* Full: it is behind, and this VM ends as it would. */
 	HC6(SYS_sendmsg, to, &m, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0, 0);
+}
+
+void vmend_began(void) { began_ns = now_ns(); }
+
+bool vmend_make_room(void)
+{
+	if (to < 0 || !began_ns || now_ns() - began_ns > ROOM_NS)
+		return false;
+	host_call(SYS_nanosleep, (long)&(struct timespec){ 0, ROOM_LOOK_NS }, 0, 0, 0, 0, 0);
+	return true;
 }
 
 void vmend_hold(void) { tell(HOLD, pvm.vm_fd); }

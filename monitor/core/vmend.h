@@ -6,7 +6,7 @@
  * grace periods of RCU (kvm_destroy_vm() in virt/kvm/kvm_main.c; kvm_mmu_uninit_tdp_mmu(): rcu_barrier()): 10-20 ms with a
  * TDP MMU. A process's parent would hear of its end only afterwards, and an exec go on only afterwards. So another process,
  * the closer, holds a copy of each VM's descriptor, and closes it once the VM's process has ended (its pidfd tells) or has
- * another VM, by threads, since grace periods are shared. It sees no guest memory: a VM refers to that by addresses of its
+ * another VM; where there are many, by threads, since grace periods are shared. It sees no guest memory: a VM refers to that by addresses of its
  * own process.
  *
  * Each family's root, and each process that `kylinx exec` adds, makes one before anything else (apart.h), so that it has
@@ -15,6 +15,7 @@
  */
 #ifndef KX_VMEND_H
 #define KX_VMEND_H
+#include <stdbool.h>
 
 /* Make the closer; before this process has threads, or anything that must not be held. No closer is no error. */
 void vmend_start(void);
@@ -24,4 +25,9 @@ void vmend_adopt(int fd);
 /* Have pvm.vm_fd held until the calling process ends, or calls this with another one, or lets go of it. */
 void vmend_hold(void);
 void vmend_let_go(void);
+/* A child of this process has ended, whose VM will in a moment. */
+void vmend_began(void);
+/* A process or thread could not be made. True: a place of a child's VM (a thread of the kernel's in its cgroup, before Linux
+ * 6.14) may be free by now, since the last one is to end about this time; try again. */
+bool vmend_make_room(void);
 #endif
