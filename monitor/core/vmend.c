@@ -172,6 +172,18 @@ union control {
 	char space[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
 };
 
+/* The last descriptor that came; ours send one. */
+static int one_of(struct cmsghdr *h)
+{
+	int fd = -1;
+	for (size_t at = CMSG_LEN(0); at + sizeof fd <= h->cmsg_len; at += sizeof fd) {
+		if (fd >= 0)
+			close(fd);
+		memcpy(&fd, (const char *)h + at, sizeof fd);
+	}
+	return fd;
+}
+
 /* One message. False: nobody is left who could send any. */
 static bool take(int sock)
 {
@@ -188,7 +200,7 @@ static bool take(int sock)
 		if (h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_CREDENTIALS)
 			memcpy(&from, CMSG_DATA(h), sizeof from);
 		else if (h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS)
-			memcpy(&vm, CMSG_DATA(h), sizeof vm);
+			vm = one_of(h);
 	struct held *h = from.pid ? slot_of(from.pid) : NULL;
 	if (kind == HOLD && vm >= 0 && from.pid)
 		hold(from.pid, vm);
