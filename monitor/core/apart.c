@@ -10,22 +10,29 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "fork.h"
 #include "pvm.h"
 
 static pid_t apart[APART_MAX]; /* 0: none */
 
+static int place_of(pid_t pid)
+{
+	for (int i = 0; i < APART_MAX; i++)
+		if (apart[i] == pid)
+			return i;
+	return -1;
+}
+
 pid_t apart_fork(void)
 {
-	int *tid = NULL, i = 0;
-	while (i < APART_MAX && apart[i])
-		i++;
-	if (i == APART_MAX) {
+	const int i = place_of(0);
+	int *tid = fork_tid_word();
+	if (i < 0) {
 		errno = EAGAIN;
 		return -1;
 	}
-	/* There are no other threads, nor anything else that libc's fork() would do; its number is where libc keeps it, if the
-	 * kernel tells. A debugger of this process would take a clone without a signal for one of its threads. */
-	prctl(PR_GET_TID_ADDRESS, &tid);
+	/* There are no other threads, nor anything else that libc's fork() would do. A debugger of this process would take a clone
+	 * without a signal for one of its threads. */
 	pid_t pid = (pid_t)syscall(SYS_clone, CLONE_UNTRACED | (tid ? CLONE_CHILD_SETTID : 0), NULL, NULL, tid, 0);
 	if (pid > 0)
 		apart[i] = pid;
@@ -71,13 +78,7 @@ bool apart_begin(int *keep, int nr, const char *name)
 	return !chdir("/");
 }
 
-bool apart_is(pid_t pid)
-{
-	bool is = false;
-	for (int i = 0; i < APART_MAX; i++)
-		is = is || (apart[i] && apart[i] == pid);
-	return is && my_pid() == pvm.pid;
-}
+bool apart_is(pid_t pid) { return pid && place_of(pid) >= 0 && my_pid() == pvm.pid; }
 
 bool apart_any(void)
 {
@@ -91,9 +92,7 @@ bool apart_reaped(pid_t pid)
 {
 	if (!apart_is(pid))
 		return false;
-	for (int i = 0; i < APART_MAX; i++)
-		if (apart[i] == pid)
-			apart[i] = 0;
+	apart[place_of(pid)] = 0;
 	return true;
 }
 

@@ -199,13 +199,16 @@ static bool is_alone(void)
 	return one;
 }
 
-/* libc's fork() but for what it does about other threads: there are none. The thread's number is where libc keeps
- * it, if the kernel tells. */
-static pid_t raw_fork(const struct fork_args *a, int *pidfd)
+int *fork_tid_word(void)
 {
 	int *tid = NULL;
-	if (prctl(PR_GET_TID_ADDRESS, &tid) || (tid && *tid != my_tid()))
-		tid = NULL;
+	return prctl(PR_GET_TID_ADDRESS, &tid) || (tid && *tid != my_tid()) ? NULL : tid;
+}
+
+/* libc's fork() but for what it does about other threads: there are none. */
+static pid_t raw_fork(const struct fork_args *a, int *pidfd)
+{
+	int *tid = fork_tid_word();
 	unsigned long flags = (a->flags & RAW_FLAGS) | (tid ? CLONE_CHILD_SETTID : 0) | (unsigned)a->exit_signal;
 	return syscall(SYS_clone, flags, NULL, pidfd, tid, 0);
 }

@@ -12,6 +12,8 @@ struct fork_args {
 
 /* Returns the child's pid (in the child: 0) or -errno. */
 int64_t process_create(struct thread *t, const struct fork_args *a);
+/* Where libc keeps the calling thread's number, for CLONE_CHILD_SETTID; NULL: the kernel doesn't tell. */
+int *fork_tid_word(void);
 /* All locks that a child must not inherit from another thread. */
 void fork_locks_take(void);
 void fork_locks_release(void);

@@ -757,9 +757,7 @@ void spare_make(struct thread *t)
 	hot_note(sh);
 	touch_list(t, sh);
 	memcpy(sh->actions, pvm.shared->sigaction, sizeof sh->actions);
-	tid_word = NULL;
-	if (prctl(PR_GET_TID_ADDRESS, &tid_word) || (tid_word && *tid_word != my_tid()))
-		tid_word = NULL;
+	tid_word = fork_tid_word();
 	uint64_t old = sig_block_everything(), faults = SIGBIT(SIGSEGV) | SIGBIT(SIGBUS);
 	host_call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&faults, 0, 8, 0, 0);
 	fork_locks_take();

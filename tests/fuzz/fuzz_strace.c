@@ -17,6 +17,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 #include "../../monitor/core/strace.h"
+#include "../unit/rows.h"
+#include "random.h"
 
 #define MEM 0x10000u /* guest addresses MEM..MEM_END are mapped */
 #define MEM_END 0x14000u
@@ -27,32 +29,7 @@ uint64_t admit_refused, admit_warned, admit_copied, admit_hashed, policy_signatu
 uint64_t text_prepared, text_found, store_stored;
 __thread struct thread *self;
 
-#undef KX_CALL
-#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) { #name, nr, flags, { a0, a1, a2, a3, a4, a5 } },
-const struct hc_row hc_rows[] = {
-#include "../../abi/hypercalls.def"
-};
-const unsigned hc_nr_rows = sizeof(hc_rows) / sizeof(hc_rows[0]);
-
-const struct hc_row *hc_row_find(uint64_t nr)
-{
-	for (unsigned i = 0; i < hc_nr_rows; i++)
-		if (hc_rows[i].nr == nr)
-			return &hc_rows[i];
-	return NULL;
-}
-
 static uint8_t *memory;
-static uint64_t state = 1;
-
-static uint64_t rnd(void)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state * 0x2545f4914f6cdd1dull;
-}
-static uint64_t below(uint64_t n) { return rnd() % n; }
 
 /* It changes between two looks. */
 int guest_read(void *dst, uint64_t gva, size_t len)

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include "../../monitor/core/pvm.h"
 #include "../../monitor/core/unwind.h"
+#include "random.h"
 
 struct pvm pvm;
 __thread struct thread *self;
@@ -33,16 +34,7 @@ static struct part {
 } parts[8];
 static unsigned nr_parts;
 static uint64_t text, text_size, hdr, hdr_size;
-static uint64_t stack[STACK_SIZE / 8], state, frames;
-
-static uint64_t rnd(void)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state * 0x2545f4914f6cdd1dull;
-}
-static uint64_t below(uint64_t n) { return rnd() % n; }
+static uint64_t stack[STACK_SIZE / 8], frames;
 
 int guest_read(void *dst, uint64_t gva, size_t len)
 {

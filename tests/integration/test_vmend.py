@@ -238,27 +238,29 @@ print("hidden")
 """
 
 
+READS = "import sys\nexec(sys.stdin.read())"
+
+
+def finds_nothing(p, closer):
+    p.stdin.write(HIDDEN % closer)
+    p.stdin.close()
+    expect(p.stdout.read(), "hidden\n", "what it finds")
+    expect(p.wait(), 0, "status")
+    p.stdin = open(os.devnull)
+
+
 @test
 def the_program_does_not_see_it():
-    code = "import sys\nexec(sys.stdin.read())"
-    with family(PYTHON, "-c", code) as (p, closer):
-        p.stdin.write(HIDDEN % closer)
-        p.stdin.close()
-        expect(p.stdout.read(), "hidden\n", "what it finds")
-        expect(p.wait(), 0, "status")
-        p.stdin = open(os.devnull)
+    with family(PYTHON, "-c", READS) as (p, closer):
+        finds_nothing(p, closer)
 
 
 @test
 def nor_does_one_that_ended_it():
-    with family(PYTHON, "-c", "import sys\nexec(sys.stdin.read())") as (p, closer):
+    with family(PYTHON, "-c", READS) as (p, closer):
         os.kill(closer, signal.SIGKILL)
         until(lambda: not fds(closer), "it has ended")
-        p.stdin.write(HIDDEN % 0)
-        p.stdin.close()
-        expect(p.stdout.read(), "hidden\n", "what it finds")
-        expect(p.wait(), 0, "status")
-        p.stdin = open(os.devnull)
+        finds_nothing(p, 0)
 
 
 @test

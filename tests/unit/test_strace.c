@@ -29,6 +29,7 @@
 #include <unistd.h>
 #include "../../monitor/core/stats.h"
 #include "../../monitor/core/strace.h"
+#include "rows.h"
 
 /* ---- The monitor that strace.c and stats.c see ---------------------------------------------------------- */
 
@@ -39,23 +40,6 @@ struct pvm pvm;
 uint64_t admit_refused = 2, admit_warned = 1, admit_copied = 3, admit_hashed = 4, policy_signatures = 5;
 uint64_t text_prepared = 6, text_found = 7, store_stored = 8;
 __thread struct thread *self;
-
-#undef KX_CALL
-#define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) { #name, nr, flags, { a0, a1, a2, a3, a4, a5 } },
-const struct hc_row hc_rows[] = {
-#include "../../abi/hypercalls.def"
-};
-const unsigned hc_nr_rows = sizeof(hc_rows) / sizeof(hc_rows[0]);
-
-const struct hc_row *hc_row_find(uint64_t nr)
-{
-	unsigned i;
-
-	for (i = 0; i < hc_nr_rows; i++)
-		if (hc_rows[i].nr == nr)
-			return &hc_rows[i];
-	return NULL;
-}
 
 int guest_read(void *dst, uint64_t gva, size_t len)
 {
