@@ -10,14 +10,15 @@
 
 #define EVERY_NS 10000000000ull
 
-extern const Elf64_Ehdr __ehdr_start __attribute__((visibility("hidden")));
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
 static uint64_t next_ns;
 
 static void own_image_drop(void)
 {
-	const char *base = (const char *)&__ehdr_start;
-	const Elf64_Phdr *ph = (const Elf64_Phdr *)(base + __ehdr_start.e_phoff);
-	for (unsigned i = 0; i < __ehdr_start.e_phnum; i++) {
+	const char *base = __ehdr_start;
+	const Elf64_Ehdr *eh = (const Elf64_Ehdr *)base;
+	const Elf64_Phdr *ph = (const Elf64_Phdr *)(base + eh->e_phoff);
+	for (unsigned i = 0; i < eh->e_phnum; i++) {
 		if (ph[i].p_type != PT_LOAD || ph[i].p_flags & PF_W)
 			continue;
 		uint64_t start = ((uintptr_t)base + ph[i].p_vaddr) & -4096ul;
