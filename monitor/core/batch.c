@@ -318,7 +318,7 @@ bool batch_ends_descriptor(const struct hcall *c, int fd)
 	case SYS_dup3:
 		return (int)c->arg[1] == fd;
 	case SYS_close_range:
-		return true;
+		return hcall_closes_range(c);
 	}
 	return false;
 }
@@ -384,7 +384,7 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 static bool touch_all(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if (c->nr == SYS_close_range)
+	if (hcall_closes_range(c))
 		batch_drop_range((unsigned)c->arg[0], (unsigned)c->arg[1]);
 	for (int i = 0; i < 6 && !done && c->row->arg[i].kind != KX_A_NONE; i++) {
 		int k = c->row->arg[i].kind, fd = (int)c->arg[i];

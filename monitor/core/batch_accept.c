@@ -212,7 +212,8 @@ void accept_enter(const struct hcall *c, int ctx)
 		closed((unsigned)c->arg[0], (unsigned)c->arg[0]);
 		break;
 	case SYS_close_range:
-		closed((unsigned)c->arg[0], (unsigned)c->arg[1]);
+		if (hcall_closes_range(c))
+			closed((unsigned)c->arg[0], (unsigned)c->arg[1]);
 		break;
 	case SYS_dup2:
 	case SYS_dup3:

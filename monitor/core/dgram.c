@@ -745,7 +745,7 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 		done = true;
 	} else if (ours || c->nr == SYS_close) {
 		changes(c, fd);
-	} else if (c->nr == SYS_close_range && !(c->arg[2] & CLOSE_RANGE_CLOEXEC)) {
+	} else if (hcall_closes_range(c)) {
 		forget_range((unsigned)c->arg[0], (unsigned)c->arg[1]);
 	} else if (c->nr == SYS_exit) {
 		ctx_end(c->t);
