@@ -562,6 +562,8 @@ bool batch_answer(struct hcall *c, int64_t *r)
 	pthread_mutex_lock(&lock);
 	bool done = accept_give(c, r);
 	pthread_mutex_unlock(&lock);
+	if (done)
+		*r = fd_result(*r); /* which may move descriptors, with the lock */
 	return done;
 }
 
