@@ -245,6 +245,8 @@ def all_tests():
         yield f"fuzz/elf {os.path.basename(seed)}", lambda s=seed: command(fuzz, s, "20000", "1")
     yield "fuzz/strace", lambda: command(f"{BUILD}/tests/unit/fuzz_strace", "20000", "1")
     yield "fuzz/unwind", lambda: command(f"{BUILD}/tests/unit/fuzz_unwind", "5000", "1")
+    yield "fuzz/batch", lambda: command(f"{BUILD}/tests/unit/fuzz_batch", "3000", "1")
+    yield "fuzz/cmsg", lambda: command(f"{BUILD}/tests/unit/fuzz_cmsg", "5000", "1")
     yield "fuzz/load", mutated_files
     for path in files(BUILD, "tests/guest", r"\w+\.(dyn|static|musl)"):
         yield f"guest/{os.path.basename(path)}", lambda *a, p=path: guest(p, *a)

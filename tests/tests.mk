@@ -65,11 +65,20 @@ $(T)/unit/fuzz_unwind: tests/fuzz/fuzz_unwind.c monitor/core/unwind.c $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter %.c,$^)
 
+# These include what they try.
+$(T)/unit/fuzz_cmsg: tests/fuzz/fuzz_cmsg.c monitor/core/sys_net.c abi/kx_dgram_take.h $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $<
+
+$(T)/unit/fuzz_batch: tests/fuzz/fuzz_batch.c $(addprefix monitor/core/batch_,io.c left.c socks.c) util/log.c util/quiet.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter tests/% util/%.c,$^)
+
 $(T)/unit/libos_count: tests/unit/libos_count.c abi/kx_abi.h
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -o $@ $<
 
-unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/fuzz_strace $(T)/unit/fuzz_unwind $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
+unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/fuzz_strace $(T)/unit/fuzz_unwind $(T)/unit/fuzz_batch $(T)/unit/fuzz_cmsg $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
 
 # $1 source, $2 suffix, $3 compiler and link options
 define guest_rule

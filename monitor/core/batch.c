@@ -2,6 +2,8 @@
 #include "batch.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -24,6 +26,7 @@
 #define LEASES_MAX 16
 #define HC_FIRST 1024 /* sig_next */
 #define HC_LAST 1029  /* seed */
+#define FORK_MS 1000  /* what is left may take as much before a fork */
 #define FILE_IDLE 64  /* calls of a thread until a file that it does not send is forgotten */
 
 struct batch_state batch;
@@ -271,6 +274,7 @@ static void look(void)
 	for (int fd = 0; batch.left_bytes && fd <= batch.top_fd; fd++)
 		if (batch_sock(fd) && batch.socks[fd].left)
 			batch_drive_left(fd, &batch.socks[fd]);
+	batch_drive_closed();
 	if (dgram_tick() || busy || batch.left_bytes)
 		flusher_due();
 	pthread_mutex_unlock(&lock);
@@ -301,8 +305,10 @@ static bool ends_it(const struct hcall *c)
 	case SYS_dup3:
 	case SYS_shutdown:
 		return true;
-	case SYS_setsockopt:
-		return (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_LINGER;
+	case SYS_setsockopt: /* its close takes long; peeks or reads are no more what they were */
+		return ((int)c->arg[1] == SOL_SOCKET &&
+			((int)c->arg[2] == SO_LINGER || (int)c->arg[2] == SO_PEEK_OFF)) ||
+		       ((int)c->arg[1] == IPPROTO_TCP && (int)c->arg[2] == TCP_ULP);
 	case SYS_fcntl:
 		return (int)c->arg[1] == F_DUPFD || (int)c->arg[1] == F_DUPFD_CLOEXEC;
 	}
@@ -318,7 +324,7 @@ bool batch_ends_descriptor(const struct hcall *c, int fd)
 	case SYS_dup3:
 		return (int)c->arg[1] == fd;
 	case SYS_close_range:
-		return true;
+		return hcall_closes_range(c);
 	}
 	return false;
 }
@@ -328,30 +334,15 @@ static bool is_harmless(const struct hcall *c)
 	return c->nr == SYS_epoll_ctl || c->nr == SYS_fstat || c->nr == SYS_getsockname || c->nr == SYS_getpeername;
 }
 
-/* An error that came by a call of ours. */
-bool batch_error_due(struct hcall *c, bool meets, int *err, int64_t *r)
-{
-	int len;
-	if (!*err)
-		return false;
-	if (meets) {
-		*r = -*err;
-	} else if (c->nr == SYS_getsockopt && (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_ERROR) {
-		if (guest_read(&len, c->arg[4], sizeof len) || len < (int)sizeof *err)
-			return false;
-		len = sizeof *err;
-		*r = guest_write(c->arg[3], err, sizeof *err) || guest_write(c->arg[4], &len, sizeof len) ? -EFAULT : 0;
-	} else {
-		return false;
-	}
-	*err = 0;
-	return true;
-}
-
 /* The call names socket fd. True: *r is its result. */
 static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 {
+	if (c->nr == SYS_shutdown && s->left && batch_shutdown_behind(c, fd, s, r))
+		return true;
 	if (ends_it(c)) {
+		bool replaced = (c->nr == SYS_dup2 || c->nr == SYS_dup3) && (int)c->arg[0] != fd;
+		if (replaced && s->left && !batch_close_left(fd, s))
+			batch_drop_left(s);
 		if (c->nr == SYS_close)
 			batch_drop(fd, s);
 		else
@@ -363,10 +354,7 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		return false;
 	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
 		__atomic_store_n(&batch_guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
-	if (s->left && s->nonblock)
-		batch_drive_left(fd, s);
-	else if (s->left)
-		batch_drain_left(fd, s);
+	batch_drive_left(fd, s);
 	s->eager |= is_read(c->nr) && !s->told_of_data;
 	if (!is_write(c->nr))
 		batch_give_up(fd, s);
@@ -374,17 +362,14 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		__atomic_store_n(&batch_guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 	if (batch_error_due(c, is_write(c->nr) || is_read(c->nr), &s->err, r))
 		return true;
-	if (s->left && s->nonblock && (is_write(c->nr) || c->nr == SYS_splice)) {
-		*r = -EAGAIN;
-		return true;
-	}
-	return false;
+	return s->left && (is_write(c->nr) || (c->nr == SYS_splice && (int)c->arg[2] == fd)) &&
+	       batch_write_behind(c, fd, s, r);
 }
 
 static bool touch_all(struct hcall *c, int64_t *r)
 {
 	bool done = false;
-	if (c->nr == SYS_close_range)
+	if (hcall_closes_range(c))
 		batch_drop_range((unsigned)c->arg[0], (unsigned)c->arg[1]);
 	for (int i = 0; i < 6 && !done && c->row->arg[i].kind != KX_A_NONE; i++) {
 		int k = c->row->arg[i].kind, fd = (int)c->arg[i];
@@ -461,6 +446,10 @@ bool batch_enter(struct hcall *c, int64_t *r)
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		if (batch.ctxs[i].t && batch_ends_descriptor(c, batch.ctxs[i].g->epoll))
 			batch.ctxs[i].g->epoll = -1;
+	if (done && x) { /* batch_leave() is not told of it */
+		x->in_guest = true;
+		flusher_due();
+	}
 	pthread_mutex_unlock(&lock);
 	return done;
 }
@@ -484,8 +473,10 @@ static void note_result(struct hcall *c, int64_t r)
 	case SYS_ioctl:
 		if (s && r >= 0)
 			s->nonblock = batch_is_nonblocking(fd);
-		if (s && !s->nonblock && s->left)
-			batch_drain_left(fd, s);
+		return;
+	case SYS_setsockopt:
+		if (s && r == 0 && (int)c->arg[1] == IPPROTO_TCP && (int)c->arg[2] == TCP_NOTSENT_LOWAT)
+			batch_look_lowat(fd, s);
 		return;
 	}
 	if (s && r > 0 && is_read(c->nr) && batch_reads_on(s, fd)) {
@@ -562,6 +553,8 @@ bool batch_answer(struct hcall *c, int64_t *r)
 	pthread_mutex_lock(&lock);
 	bool done = accept_give(c, r);
 	pthread_mutex_unlock(&lock);
+	if (done)
+		*r = fd_result(*r); /* which may move descriptors, with the lock */
 	return done;
 }
 
@@ -599,7 +592,7 @@ static void share(bool lend)
 	heir_fork();
 	seek_all_shared();
 	ahead_fork(lease_new >= 0);
-	int held = 0;
+	int held = 0, ms = FORK_MS;
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = batch_sock(fd);
 		if (!s)
@@ -610,7 +603,7 @@ static void share(bool lend)
 		__atomic_store_n(&batch_guest_sock(fd)->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&batch_guest_sock(fd)->owner, 0, __ATOMIC_SEQ_CST);
 		batch_give_up(fd, s);
-		batch_drain_left(fd, s);
+		ms = batch_drain_left(fd, s, ms);
 	}
 	/* Now the guest changes nothing of any of them. */
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
@@ -637,6 +630,8 @@ int batch_fds(int (*move)(int *fd))
 			fcntl(*inherited[i], F_SETFD, 0);
 	if (!r)
 		r = accept_fds(move);
+	if (!r)
+		r = batch_closed_fds(move);
 	if (!r)
 		r = flusher_fds(move);
 	pthread_mutex_unlock(&lock);
@@ -721,9 +716,13 @@ void batch_fork_child(void)
 		s->kind = NONE;
 		s->held = s->inherited = false;
 		s->lent = 0;
+		s->left = NULL; /* the parent's to send */
 	}
+	if (batch.left_bytes)
+		batch.left_bytes = 0;
 	heir_fork_child();
 	accept_fork_child();
+	batch_closed_fork_child();
 	seek_all_shared();
 	for (int i = 0; i < nr_leases; i++)
 		close_if(leases[i]);
@@ -749,6 +748,8 @@ void batch_exec_begin(struct batch_handed *h)
 	pthread_mutex_lock(&lock);
 	accept_fork_begin();
 	accept_hand(h);
+	batch_end_left();
+	writelater_end();
 	pthread_mutex_unlock(&lock);
 	for (int i = 0; i < h->nr; i++)
 		HC6(SYS_fcntl, h->kept[i].fd, F_SETFD, 0, 0, 0, 0);
@@ -774,7 +775,7 @@ void batch_exec_adopt(const struct batch_handed *h)
 void batch_end(void)
 {
 	struct timespec soon;
-	if ((!batch.nr_socks && !batch.nr_ctxs && !accept_has()) || my_pid() != pvm.pid)
+	if ((!batch.nr_socks && !batch.nr_ctxs && !accept_has() && !batch_has_closed()) || my_pid() != pvm.pid)
 		return;
 	clock_gettime(CLOCK_REALTIME, &soon);
 	soon.tv_sec += 1;
@@ -782,9 +783,7 @@ void batch_end(void)
 		return;
 	settle_all();
 	accept_end();
-	for (int fd = 0; fd <= batch.top_fd; fd++)
-		if (batch_sock(fd) && batch.socks[fd].left)
-			batch_drain_left(fd, &batch.socks[fd]);
+	batch_end_left();
 	writelater_end();
 	pthread_mutex_unlock(&lock);
 }

@@ -88,14 +88,16 @@ static void take_back(int ctx)
 	int got = (uint32_t)w < (uint32_t)nr_kept ? (int)(uint32_t)w : nr_kept;
 	misses = got == nr_kept ? 0 : misses < SKIP_MAX ? misses + 1 : misses;
 	skip = misses ? 1u << misses : 0;
-	nr_kept -= got;
-	memmove(kept, kept + got, (unsigned)nr_kept * sizeof kept[0]);
-	for (int i = 0; i < nr_kept; i++) {
+	int n = 0;
+	for (int i = got; i < nr_kept; i++) {
 		struct sock *s = batch_sock(kept[i].fd);
 		if (s)
 			batch_drop(kept[i].fd, s);
-		kept[i].fd = fd_hide(kept[i].fd);
+		int fd = fd_hide(kept[i].fd);
+		if (fd >= 0) /* else it is closed: there was no number for it */
+			kept[n++] = (struct kept){ fd, kept[i].of };
 	}
+	nr_kept = n;
 }
 
 static void reset_all(void)
@@ -212,7 +214,8 @@ void accept_enter(const struct hcall *c, int ctx)
 		closed((unsigned)c->arg[0], (unsigned)c->arg[0]);
 		break;
 	case SYS_close_range:
-		closed((unsigned)c->arg[0], (unsigned)c->arg[1]);
+		if (hcall_closes_range(c))
+			closed((unsigned)c->arg[0], (unsigned)c->arg[1]);
 		break;
 	case SYS_dup2:
 	case SYS_dup3:

@@ -55,8 +55,9 @@ static bool ends_or_copies(const struct hcall *c)
 	case SYS_dup:
 	case SYS_dup2:
 	case SYS_dup3:
-	case SYS_close_range:
 		return true;
+	case SYS_close_range:
+		return hcall_closes_range(c);
 	case SYS_fcntl:
 		return (int)c->arg[1] == F_DUPFD || (int)c->arg[1] == F_DUPFD_CLOEXEC;
 	}

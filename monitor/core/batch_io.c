@@ -16,8 +16,7 @@
 #include "sig.h"
 #include "writelater.h"
 
-#define LEFT_MAX (64u << 20) /* bytes that the kernel would not take: of all sockets */
-#define DRAIN_MS 5000        /* how long the end of a socket waits for what the kernel would not take */
+#define SHORT_MS 1000 /* how long the end of a stream that came out short waits for what was before */
 
 /* ---- what was read ----------------------------------------------------------------------------------------------- */
 
@@ -66,73 +65,32 @@ void batch_give_up(int fd, struct sock *s)
 
 /* ---- what was written ---------------------------------------------------------------------------------------------- */
 
-static long try_send(int fd, const void *p, uint32_t len, uint32_t flags)
-{
-	return HC6(SYS_sendto, fd, p, len, (flags & MSG_MORE) | MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
-}
-
 /* EPIPE comes again by itself. */
-static void send_failed(int fd, struct sock *s, long r)
+void batch_send_failed(int fd, struct sock *s, long r)
 {
 	__atomic_store_n(&batch_guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
 	if (r != -EPIPE)
 		s->err = (int)-r;
 }
 
-static void keep(int fd, struct sock *s, const uint8_t *p, uint32_t len, uint32_t flags)
+/* An error that came by a call of ours. */
+bool batch_error_due(struct hcall *c, bool meets, int *err, int64_t *r)
 {
-	struct left *l = batch.left_bytes + len <= LEFT_MAX ? malloc(sizeof *l + len) : NULL, **end = &s->left;
-	if (!l)
-		pvm_panic("descriptor %d: no room for what it would not send", fd);
-	*l = (struct left){ NULL, len, 0, flags };
-	memcpy(l->data, p, len);
-	batch.left_bytes += len;
-	while (*end)
-		end = &(*end)->next;
-	*end = l;
-	flusher_due();
-	__atomic_store_n(&batch_guest_sock(fd)->credit, 0, __ATOMIC_SEQ_CST);
-}
-
-void batch_drop_left(struct sock *s)
-{
-	for (struct left *l = s->left, *next; l; l = next) {
-		next = l->next;
-		batch.left_bytes -= l->len;
-		free(l);
+	int len;
+	if (!*err)
+		return false;
+	if (meets) {
+		*r = -*err;
+	} else if (c->nr == SYS_getsockopt && (int)c->arg[1] == SOL_SOCKET && (int)c->arg[2] == SO_ERROR) {
+		if (guest_read(&len, c->arg[4], sizeof len) || len < (int)sizeof *err)
+			return false;
+		len = sizeof *err;
+		*r = guest_write(c->arg[3], err, sizeof *err) || guest_write(c->arg[4], &len, sizeof len) ? -EFAULT : 0;
+	} else {
+		return false;
 	}
-	s->left = NULL;
-}
-
-void batch_drive_left(int fd, struct sock *s)
-{
-	while (s->left) {
-		struct left *l = s->left;
-		long r = try_send(fd, l->data + l->done, l->len - l->done, l->flags);
-		if (r == -EAGAIN)
-			return;
-		if (r < 0) {
-			send_failed(fd, s, r);
-			batch_drop_left(s);
-			return;
-		}
-		l->done += (uint32_t)r;
-		if (l->done < l->len)
-			continue;
-		s->left = l->next;
-		batch.left_bytes -= l->len;
-		free(l);
-	}
-}
-
-void batch_drain_left(int fd, struct sock *s)
-{
-	for (int ms = 0; s->left && ms < DRAIN_MS; ms += 10) {
-		struct pollfd p = { .fd = fd, .events = POLLOUT };
-		struct timespec ts = { 0, 10000000 };
-		HC6(SYS_ppoll, &p, 1, &ts, 0, 8, 0);
-		batch_drive_left(fd, s);
-	}
+	*err = 0;
+	return true;
 }
 
 static bool length_fits(const struct kx_brec *r)
@@ -173,14 +131,14 @@ static bool next_record(struct ctx *x, struct kx_brec *r, const uint8_t **data)
 static void send_data(int fd, struct sock *s, const uint8_t *data, uint32_t len, uint32_t flags)
 {
 	if (s->left) {
-		keep(fd, s, data, len, flags);
+		batch_keep(fd, s, data, len, flags);
 		return;
 	}
-	long n = try_send(fd, data, len, flags);
+	long n = batch_try_send(fd, data, len, flags);
 	if (n < 0 && n != -EAGAIN)
-		send_failed(fd, s, n);
+		batch_send_failed(fd, s, n);
 	else if (n < (long)len)
-		keep(fd, s, data + (n < 0 ? 0 : n), len - (n < 0 ? 0 : (uint32_t)n), flags);
+		batch_keep(fd, s, data + (n < 0 ? 0 : n), len - (n < 0 ? 0 : (uint32_t)n), flags);
 }
 
 /* Without a copy of it: how much the kernel has taken. The signal of a broken connection is not the program's yet. */
@@ -221,9 +179,9 @@ static void send_file(const struct ctx *x, int fd, struct sock *s, const uint8_t
 		send_data(fd, s, buf, (uint32_t)r, got < from.len ? MSG_MORE : 0);
 	}
 	if (got < from.len) {
-		batch_drain_left(fd, s);
+		batch_drain_left(fd, s, SHORT_MS);
 		HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
-		send_failed(fd, s, -EIO);
+		batch_send_failed(fd, s, -EIO);
 	}
 }
 
@@ -247,7 +205,7 @@ static void add_to_epoll(int fd, struct sock *s, const uint8_t *data, int op)
 	if (!r || (op == EPOLL_CTL_MOD && r == -ENOENT)) /* another thread has just taken it out */
 		return;
 	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
-	send_failed(fd, s, r);
+	batch_send_failed(fd, s, r);
 }
 
 static void remove_from_epoll(int fd, struct sock *s, const uint8_t *data)
@@ -279,7 +237,7 @@ static void set_option(int fd, struct sock *s, const uint8_t *data)
 	if (!r)
 		return;
 	HC6(SYS_shutdown, fd, SHUT_RDWR, 0, 0, 0, 0);
-	send_failed(fd, s, r);
+	batch_send_failed(fd, s, r);
 }
 
 static void close_socket(int fd, struct sock *s)
@@ -289,12 +247,7 @@ static void close_socket(int fd, struct sock *s)
 }
 
 /* Where it fails a write would, too, and tells. */
-static void shut_socket(int fd, struct sock *s)
-{
-	batch_drain_left(fd, s);
-	s->shut = true;
-	HC6(SYS_shutdown, fd, SHUT_WR, 0, 0, 0, 0);
-}
+static void shut_socket(int fd, struct sock *s) { batch_shut_left(fd, s); }
 
 /* False: not in this thread, nor what comes after it. */
 static bool send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)

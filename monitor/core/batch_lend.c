@@ -21,7 +21,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/close_range.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -479,7 +478,7 @@ int lend_enter(const struct hcall *c)
 			forget((int)c->arg[0]);
 		return 0;
 	case SYS_close_range:
-		if ((uint32_t)c->arg[0] <= (uint32_t)c->arg[1] && !((uint32_t)c->arg[2] & ~CLOSE_RANGE_UNSHARE))
+		if (hcall_closes_range(c))
 			forget_range((unsigned)c->arg[0], (unsigned)c->arg[1], many);
 		return 0;
 	case SYS_poll:

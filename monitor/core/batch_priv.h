@@ -29,6 +29,7 @@ struct sock {
 	bool no_heir;      /* no entry there may begin */
 	bool told_of_data; /* by its last event */
 	bool shut;         /* for writing */
+	bool tight;        /* it takes less than it has room for: nothing is queued */
 	bool eager;        /* the program has read from it without having been told */
 	int epoll;         /* it is registered there, with `events` and `data`; -1 = nowhere */
 	uint32_t events;
@@ -99,12 +100,37 @@ static inline struct sock *batch_sock(int fd)
 /* Take from the kernel what the guest has read; and let it read no more by itself. */
 void batch_settle(int fd, struct sock *s);
 void batch_give_up(int fd, struct sock *s);
-/* What a send left over: forget it, try it again, wait for it. */
-void batch_drop_left(struct sock *s);
-void batch_drive_left(int fd, struct sock *s);
-void batch_drain_left(int fd, struct sock *s);
+/* A send has met error r. */
+void batch_send_failed(int fd, struct sock *s, long r);
 /* Send what was queued before, of all threads. */
 void batch_flush(void);
+
+/* ---- batch_left.c ---- */
+
+/* Without waiting; of flags MSG_MORE alone. */
+long batch_try_send(int fd, const void *p, uint32_t len, uint32_t flags);
+/* Of s, what a send left over: keep it behind what is kept; forget it, try it again; wait for it, and what is left of ms. */
+void batch_keep(int fd, struct sock *s, const uint8_t *p, uint32_t len, uint32_t flags);
+void batch_drop_left(struct sock *s);
+void batch_drive_left(int fd, struct sock *s);
+int batch_drain_left(int fd, struct sock *s, int ms);
+/* So much is kept that nothing more is to be queued. */
+bool batch_left_is_much(void);
+/* shutdown(SHUT_WR), behind what is left. */
+void batch_shut_left(int fd, struct sock *s);
+/* A write is to come behind what is left: *r is that it finds no room or, where it would sleep, is made again. False: nothing
+ * is left. A shutdown, with something left: done, but for what comes behind that. False: it is the handler's. */
+bool batch_write_behind(const struct hcall *c, int fd, struct sock *s, int64_t *r);
+bool batch_shutdown_behind(const struct hcall *c, int fd, struct sock *s, int64_t *r);
+/* fd is about to be closed: what is left goes on. False: it can't. */
+bool batch_close_left(int fd, struct sock *s);
+/* Those that were closed so: try again; are there some? */
+void batch_drive_closed(void);
+bool batch_has_closed(void);
+/* The process ends, or its program: wait for what is left, of all sockets, and give up the rest. */
+void batch_end_left(void);
+int batch_closed_fds(int (*move)(int *fd));
+void batch_closed_fork_child(void);
 
 /* ---- batch_socks.c ---- */
 
@@ -128,6 +154,8 @@ struct sock *batch_inherited(int fd);
 void batch_look_alone(int fd, struct sock *s);
 void batch_note_epoll(int fd, struct sock *s, int epoll, uint32_t events, uint64_t data, bool queued);
 void batch_registered(struct hcall *c);
+/* Does TCP_NOTSENT_LOWAT say how much may wait to be sent? */
+void batch_look_lowat(int fd, struct sock *s);
 /* How much fd may send; that this thread may write to it in this turn and the next. */
 void batch_tell_credit(int fd, struct sock *s);
 void batch_may_write(struct ctx *x, int fd);

@@ -78,7 +78,8 @@ void seek_enter(const struct hcall *c)
 			seek_shared((int)c->arg[0]);
 		break;
 	case SYS_close_range:
-		seek_all_shared();
+		if (hcall_closes_range(c))
+			seek_all_shared();
 	}
 }
 

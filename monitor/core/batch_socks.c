@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -18,7 +20,10 @@ static uint16_t hints[HINTS]; /* by epoll and data: the descriptor */
 
 /* ---- which sockets ------------------------------------------------------------------------------------------------ */
 
-void batch_drop(int fd, struct sock *s)
+#define DISOWN_MS 1000 /* how long what is left may take if nobody looks after it then */
+
+/* What the guest knows of it, and who else. */
+static void end_batching(int fd, struct sock *s)
 {
 	struct kx_bsock *g = batch_guest_sock(fd);
 	__atomic_store_n(&g->credit, 0, __ATOMIC_SEQ_CST);
@@ -28,8 +33,13 @@ void batch_drop(int fd, struct sock *s)
 	__atomic_store_n(&g->owner, 0, __ATOMIC_SEQ_CST);
 	batch_give_up(fd, s);
 	lend_close(fd, s);
-	if (s->left)
-		batch_drain_left(fd, s);
+}
+
+void batch_drop(int fd, struct sock *s)
+{
+	end_batching(fd, s);
+	if (s->left && !batch_close_left(fd, s))
+		batch_drain_left(fd, s, DISOWN_MS);
 	batch_drop_left(s);
 	if (s->heir)
 		heir_closed(s);
@@ -40,12 +50,21 @@ void batch_drop(int fd, struct sock *s)
 	batch.nr_socks--;
 }
 
-/* It is the program's as before, but none of ours. */
+/* It is the program's as before, but none of ours; or, with something left, as if others had it for ever. */
 void batch_disown(int fd, struct sock *s)
 {
 	ahead_lost(s);
 	heir_lost(s);
-	batch_drop(fd, s);
+	if (!s->held)
+		batch_drain_left(fd, s, DISOWN_MS);
+	if (!s->left) {
+		batch_drop(fd, s);
+		return;
+	}
+	end_batching(fd, s);
+	s->inherited = true; /* of nobody who is counted */
+	batch.nr_held += !s->held;
+	s->held = true;
 }
 
 static void drop_fd(int fd)
@@ -82,12 +101,37 @@ enum sock_kind batch_kind_of(int fd)
 	return NONE;
 }
 
-/* Its close takes long. */
-static bool lingers(int fd)
+/* Its close takes long; or a peek does not begin where a read does. It may have that of its listener. */
+static bool is_odd(int fd)
 {
 	struct linger l = { 1, 0 };
 	socklen_t len = sizeof l;
-	return HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &len, 0) || l.l_onoff;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_LINGER, &l, &len, 0) || l.l_onoff ||
+	       sock_int(fd, SO_PEEK_OFF) >= 0;
+}
+
+/* net.ipv4.tcp_notsent_lowat, as it is at the first look. */
+static uint32_t lowat_of_host(void)
+{
+	static uint32_t lowat;
+	char text[16] = "";
+	if (lowat)
+		return lowat;
+	int fd = proc_file("sys/net/ipv4/tcp_notsent_lowat");
+	if (fd >= 0) {
+		HC6(SYS_read, fd, text, sizeof text - 1, 0, 0, 0);
+		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	}
+	lowat = (uint32_t)strtoul(text, NULL, 10);
+	return lowat ? lowat : (lowat = UINT32_MAX);
+}
+
+void batch_look_lowat(int fd, struct sock *s)
+{
+	uint32_t v = 0;
+	socklen_t len = sizeof v;
+	s->tight = s->kind == TCP && !HC6(SYS_getsockopt, fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &v, &len, 0) &&
+		   (v ? v : lowat_of_host()) != UINT32_MAX;
 }
 
 bool batch_is_nonblocking(int fd)
@@ -138,14 +182,18 @@ static void note_names(struct ctx *x, int fd)
 
 void batch_accepted(struct ctx *x, int fd)
 {
-	enum sock_kind k = fd < KX_BATCH_FDS && !batch.no_new && !lingers(fd) ? batch_kind_of(fd) : NONE;
-	drop_fd(fd); /* it can't be there */
+	enum sock_kind k = fd < KX_BATCH_FDS && !batch.no_new && !is_odd(fd) ? batch_kind_of(fd) : NONE;
+	if (batch_sock(fd)) { /* it can't be there; what is left would be for another connection */
+		batch_drop_left(&batch.socks[fd]);
+		drop_fd(fd);
+	}
 	if (k == NONE || !map_region())
 		return;
 	struct sock *s = &batch.socks[fd];
 	*s = (struct sock){ .kind = k, .nonblock = batch_is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
 	/* Another may have forked before this one is known. */
 	s->no_heir = __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1;
+	batch_look_lowat(fd, s);
 	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .fresh = 1, .tcp = k == TCP, .epoll = -1 };
 	batch.nr_socks++;
 	if (x)
@@ -156,7 +204,7 @@ void batch_accepted(struct ctx *x, int fd)
 
 struct sock *batch_inherited(int fd)
 {
-	enum sock_kind k = batch.no_new || lingers(fd) ? NONE : batch_kind_of(fd);
+	enum sock_kind k = batch.no_new || is_odd(fd) ? NONE : batch_kind_of(fd);
 	if (k == NONE || !map_region())
 		return NULL;
 	struct sock *s = &batch.socks[fd];
@@ -167,6 +215,7 @@ struct sock *batch_inherited(int fd)
 			    .no_heir = true,
 			    .epoll = -1,
 			    .gen = s->gen + 1 };
+	batch_look_lowat(fd, s);
 	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .epoll = KX_EPOLL_UNKNOWN };
 	batch.nr_socks++;
 	batch.nr_held++;
@@ -247,7 +296,8 @@ void batch_tell_credit(int fd, struct sock *s)
 {
 	uint32_t m[SK_MEMINFO_VARS] = { 0 }, room = 0;
 	socklen_t len = sizeof m;
-	if (!s->left && !s->err && !s->shut && HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
+	if (!s->left && !s->err && !s->shut && !s->tight && !batch_left_is_much() &&
+	    HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
 		uint32_t used = m[s->kind == TCP ? SK_MEMINFO_WMEM_QUEUED : SK_MEMINFO_WMEM_ALLOC];
 		room = m[SK_MEMINFO_SNDBUF] > used ? m[SK_MEMINFO_SNDBUF] - used : 0;
 	}

@@ -562,19 +562,18 @@ static void registered(const struct hcall *c)
 
 static void duplicated(int from, int to)
 {
-	if (from < 0 || from >= KX_DGRAM_FDS || from == to)
+	if (from < 0 || from == to)
 		return;
-	if (to >= KX_DGRAM_FDS) {
-		if (dgram_fds[from].kind == DG_UDP)
-			make_plain(from);
-		return;
-	}
 	forget(to);
 	for (int i = 0; i < dgram_nr_regs; i++) /* an epoll of two numbers */
 		if (dgram_regs[i].epoll == from)
 			make_plain(dgram_regs[i].fd);
-	if (dgram_fds[from].kind != DG_UDP)
+	if (from >= KX_DGRAM_FDS || dgram_fds[from].kind != DG_UDP)
 		return;
+	if (to >= KX_DGRAM_FDS) {
+		make_plain(from);
+		return;
+	}
 	struct dgram_slot *s = dgram_at(from);
 	if (!s)
 		make_plain(from);
@@ -746,7 +745,7 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 		done = true;
 	} else if (ours || c->nr == SYS_close) {
 		changes(c, fd);
-	} else if (c->nr == SYS_close_range && !(c->arg[2] & CLOSE_RANGE_CLOEXEC)) {
+	} else if (hcall_closes_range(c)) {
 		forget_range((unsigned)c->arg[0], (unsigned)c->arg[1]);
 	} else if (c->nr == SYS_exit) {
 		ctx_end(c->t);

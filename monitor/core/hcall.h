@@ -68,6 +68,9 @@ int64_t hc_FWD(struct hcall *c);
 /* A handler's result: EINTR that is not to be restarted though the row says so (sockets with a timeout). */
 #define KX_NORESTART_EINTR (-4000)
 
+/* Does it, as it is called, close descriptors? Not with a flag that only marks them, nor where it fails. */
+bool hcall_closes_range(const struct hcall *c);
+
 /* Common checks for handlers. */
 static inline bool fd_is_guest(int fd) { return fd >= 0 && (unsigned)fd < pvm.fd_limit; }
 /* May a descriptor's signals (SIGIO, or which the program chooses) go to this process, or group? */

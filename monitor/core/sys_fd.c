@@ -74,12 +74,22 @@ int64_t hc_dup3(struct hcall *c)
  * All threads of the monitor must share one table of descriptors (vCPUs change threads). So CLOSE_RANGE_UNSHARE
  * works where it means nothing, with one thread, and else fails as on a kernel that does not know it.
  */
+static bool range_is_good(const struct hcall *c)
+{
+	unsigned first = (unsigned)c->arg[0], last = (unsigned)c->arg[1], flags = (unsigned)c->arg[2];
+	return first <= last && !(flags & ~(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC)) &&
+	       (!(flags & CLOSE_RANGE_UNSHARE) || __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1);
+}
+
+bool hcall_closes_range(const struct hcall *c)
+{
+	return c->nr == SYS_close_range && range_is_good(c) && !((unsigned)c->arg[2] & CLOSE_RANGE_CLOEXEC);
+}
+
 int64_t hc_close_range(struct hcall *c)
 {
 	unsigned first = (unsigned)c->arg[0], last = (unsigned)c->arg[1], flags = (unsigned)c->arg[2];
-	if (flags & ~(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) || first > last)
-		return -EINVAL;
-	if (flags & CLOSE_RANGE_UNSHARE && __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1)
+	if (!range_is_good(c))
 		return -EINVAL;
 	if (first >= pvm.fd_limit)
 		return 0;

@@ -31,7 +31,9 @@
 #define OPT_LIMIT (64u << 10) /* bytes of an option's value */
 #define MMSG_LIMIT 1024
 #define NS_PER_SEC 1000000000ll
-#define SCM_PIDFD_NR 4 /* carries one descriptor, as SCM_RIGHTS; younger than some headers */
+#define FLOWLABEL_MGR 32 /* of IPv6; its header can't be included beside <netinet/in.h> */
+#define FLOWLABEL_AT 16  /* offset of the label in struct in6_flowlabel_req */
+#define SCM_PIDFD_NR 4   /* carries one descriptor, as SCM_RIGHTS; younger than some headers */
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
@@ -681,6 +683,10 @@ int64_t hc_setsockopt(struct hcall *c)
 		r = -EBADF;
 	if (!r)
 		r = HC6(SYS_setsockopt, fd, level, opt, c->arg[3] ? val : NULL, len, 0);
+	/* The one that answers by its value: with the label that was chosen. */
+	if (r == 0 && level == IPPROTO_IPV6 && opt == FLOWLABEL_MGR && len >= FLOWLABEL_AT + 4 &&
+	    guest_write(c->arg[3] + FLOWLABEL_AT, (uint8_t *)val + FLOWLABEL_AT, 4))
+		r = -EFAULT;
 	free(heap);
 	return r;
 }

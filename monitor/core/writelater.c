@@ -242,12 +242,28 @@ static bool tells_error(uint64_t nr)
 	       nr == SYS_fsync || nr == SYS_fdatasync || nr == SYS_sync_file_range || nr == SYS_ftruncate;
 }
 
+/* Another file may have these numbers soon: it must not get what was kept for them. */
+static void closed(unsigned first, unsigned last)
+{
+	for (struct kept *k = kept, *next; k; k = next) {
+		int fd = k->fd, err;
+		next = k->next;
+		if ((unsigned)fd < first || (unsigned)fd > last)
+			continue;
+		if ((err = retry(fd)))
+			lost(fd, err);
+		next = kept; /* none of fd's is left */
+	}
+}
+
 bool writelater_enter(const struct hcall *c, int64_t *r)
 {
 	if (c->nr == SYS_mmap && (c->arg[3] & MAP_TYPE) != MAP_PRIVATE && !(c->arg[3] & MAP_ANONYMOUS))
 		forget_all();
 	if (!kept)
 		return false;
+	if (hcall_closes_range(c))
+		closed((unsigned)c->arg[0], (unsigned)c->arg[1]);
 	int fd = (int)c->arg[0], err;
 	if (c->nr == SYS_dup2 || c->nr == SYS_dup3)
 		fd = (int)c->arg[1];

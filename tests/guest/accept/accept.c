@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/close_range.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -314,6 +315,14 @@ static void between(void)
 	take(MANY - 8, base + 8);
 	serve();
 	check(good, "... and then there are");
+
+	rounds(4);
+	begin(MANY);
+	take(5, base);
+	check(close_range((unsigned)lsock, (unsigned)lsock, CLOSE_RANGE_CLOEXEC) == 0, "the listener is marked");
+	take(MANY - 5, base + 5);
+	serve();
+	check(good, "... and stays open");
 
 	rounds(4);
 	begin(MANY);

@@ -18,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/select.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -192,6 +193,26 @@ static bool takes(int s, int first, int end, int arg)
 }
 
 /* ---- receiving -------------------------------------------------------------------------------------------------- */
+
+/* Another file takes the number of a socket, from one that is too high to be looked at. */
+static void test_replaced(void)
+{
+	struct rlimit was, more;
+	char c = 0;
+	int p[2], s = begun(SOCK_NONBLOCK, 4, 0);
+	NEED(!getrlimit(RLIMIT_NOFILE, &was));
+	more = was;
+	more.rlim_cur = was.rlim_max < 8192 ? was.rlim_max : 8192;
+	NEED(!setrlimit(RLIMIT_NOFILE, &more) && !pipe(p) && write(p[1], "x", 1) == 1);
+	int high = fcntl(p[0], F_DUPFD, 4096);
+	check(high >= 4096 && dup2(high, s) == s && read(s, &c, 1) == 1 && c == 'x',
+	      "replaced: by dup2 from a high number");
+	close(high);
+	close(p[0]);
+	close(p[1]);
+	close(s);
+	setrlimit(RLIMIT_NOFILE, &was);
+}
 
 static void test_order(void)
 {
@@ -968,6 +989,7 @@ int main(void)
 	});
 	close(to_peer[0]);
 	peer_port = tell(OPEN, 0, 0, AF_INET, 0).port;
+	test_replaced();
 	test_order();
 	test_cut();
 	test_control();

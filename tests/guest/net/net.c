@@ -806,6 +806,17 @@ static void test_options(void)
 	close2(pf);
 	close(t);
 	close(u);
+	struct { /* in6_flowlabel_req */
+		struct in6_addr to;
+		uint32_t label;
+		uint8_t action, share;
+		uint16_t flags, expires, linger;
+		uint32_t pad;
+	} flow = { .to = in6addr_loopback, .share = 1 /* exclusive */, .flags = 1 /* create */ };
+	if ((u = socket(AF_INET6, SOCK_DGRAM, 0)) >= 0)
+		check(setsockopt(u, IPPROTO_IPV6, 32 /* IPV6_FLOWLABEL_MGR */, &flow, sizeof flow) == 0 && flow.label,
+		      "a flow label is told by the option's value");
+	close(u);
 }
 
 /* A classic BPF program that lets 2 bytes through, read back by SO_GET_FILTER. */
