@@ -25,7 +25,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "family: ps_tree|kill_family",
         "policy: signed_libraries|unsigned",
         "policy: nothing_runs_below_a_text",
-        "policy: updates_write_to_no_code|mappings_at_random",
+        "policy: updates_write_to_no_code|mappings_at_random|maps_name_the_file",
         "update: lazy|example",
         "net: tcp_and_udp_both_families|first_of_a_container",
         "vmend",
