@@ -749,10 +749,13 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 			return not_here(a, "of a process with threads");
 	}
 	sig_sync_plain(t);
-	batch_lease_begin(a->flags & CLONE_FILES);
-	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
-	if (pid)
-		batch_lease_end();
+	int64_t pid;
+	do {
+		batch_lease_begin(a->flags & CLONE_FILES);
+		pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
+		if (pid)
+			batch_lease_end();
+	} while (thread_make_room(pid));
 	if (pid > 0) {
 		pvm.has_family = true;
 		habit_born();
