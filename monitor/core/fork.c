@@ -25,6 +25,7 @@
 #include "family.h"
 #include "fsize.h"
 #include "gmem.h"
+#include "handover.h"
 #include "hot.h"
 #include "keeper.h"
 #include "ipc.h"
@@ -611,6 +612,8 @@ static int vfork_main(void *arg)
 	if (v->a->flags & CLONE_CHILD_SETTID)
 		guest_write(v->a->child_tid, &tid, sizeof tid);
 	sig_thread_start(t);
+	if (t->had)
+		handover_learn(t);
 	vcpu_loop(t);
 	host_call(SYS_exit_group, 127, 0, 0, 0, 0, 0);
 	return 127;

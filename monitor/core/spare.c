@@ -442,7 +442,7 @@ static int spare_main(void *arg)
 		r = vm_create(&err);
 	sh->vm_fd = r ? -1 : pvm.vm_fd;
 	if (!r)
-		r = vcpu_open(t);
+		r = vcpu_open(t, t->index);
 	sh->vcpu_fd = r ? -1 : t->vcpu_fd;
 	sh->run = t->run;
 	/* At the limit of processes what it lacks, children that are there already may lack, too: then it has to go. */

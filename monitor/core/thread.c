@@ -19,6 +19,7 @@
 #include "futexes.h"
 #include "fork.h"
 #include "gmem.h"
+#include "handover.h"
 #include "hot.h"
 #include "keeper.h"
 #include "robust.h"
@@ -42,6 +43,7 @@ static KX_TOGETHER struct thread *pool; /* ended threads with their vCPUs; thr_l
  * that all are out of libc. thr_lock */
 static pthread_t last_ended;
 static KX_TOGETHER bool has_ended;
+static KX_TOGETHER int nr_renewed;      /* vCPUs in this VM; thr_lock */
 static KX_TOGETHER unsigned nr_ending;  /* that will be that, but nobody knows them yet; thr_lock */
 static KX_TOGETHER int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
 
@@ -60,13 +62,27 @@ static void area_init(struct thread *t)
 	a->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
 }
 
+/* Of an area and vCPU; -1 = none is left. thr_lock */
+static int index_take(void)
+{
+	pvm.next_index += pvm.next_index == kept_index;
+	return pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
+}
+
 static struct thread *pool_get(void)
 {
+	int number = -1;
 	pthread_mutex_lock(&pvm.thr_lock);
 	struct thread *t = pool;
 	if (t)
 		pool = t->next;
+	if (t && handover_waits() && nr_renewed < HANDOVER_MAX) {
+		number = index_take();
+		nr_renewed++;
+	}
 	pthread_mutex_unlock(&pvm.thr_lock);
+	if (t)
+		t->had = number < 0 || handover_renew(t, number);
 	return t;
 }
 
@@ -74,8 +90,7 @@ static struct thread *pool_get(void)
 static struct thread *thread_new(void)
 {
 	pthread_mutex_lock(&pvm.thr_lock);
-	pvm.next_index += pvm.next_index == kept_index;
-	int index = pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
+	int index = index_take();
 	pthread_mutex_unlock(&pvm.thr_lock);
 	struct thread *t = index < 0 || vcpu_block_prepare(index) ? NULL : calloc(1, sizeof *t);
 	if (!t)
@@ -346,6 +361,7 @@ void thread_fork_child(const struct thread *t)
 	pvm.next_index = 0;
 	has_ended = false;
 	nr_ending = 0;
+	nr_renewed = 0;
 }
 
 /* ---- start ------------------------------------------------------------------------------------------------ */
@@ -378,6 +394,8 @@ static void *thread_main(void *arg)
 	thread_link(t);
 	sig_thread_start(t);
 	sem_post(&s->ready);
+	if (t->had)
+		handover_learn(t);
 	vcpu_loop(t);
 	thread_exit(t, 0);
 }

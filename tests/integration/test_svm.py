@@ -18,7 +18,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "guest/death.dyn: 1 5",
         "guest/fork.dyn: ids memory files robust signals clones vforks",
         "guest/fork.dyn: spawns waits sigchld orphans pidfds groups queues",
-        "guest/traps.dyn: accepted robust vfork_orphan stops",
+        "guest/traps.dyn: accepted robust vfork_orphan stops unwaited starts",
         "guest/procsig.dyn: senders masks exec",
         "cli: exit status|killed by signal|standard streams|signal handled|stop and continue|terminal|volumes",
         "processes: job_control|pipeline_of_programs",

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -474,12 +475,49 @@ static void unwaited(void)
 	signal(SIGCHLD, SIG_DFL);
 }
 
+static long sleeps_of(int who)
+{
+	struct rusage u;
+	return getrusage(who, &u) ? -1 : u.ru_nvcsw;
+}
+
+static void *asleep_before(void *slept)
+{
+	*(int *)slept += sleeps_of(RUSAGE_THREAD) > 0;
+	return slept;
+}
+
+/* A host whose kernel sleeps when a vCPU changes hands, which is its own business, need not each time. */
+static void starts(void)
+{
+	enum { FIRST = 5, TIMES = 20 };
+	volatile long children = 0;
+	int threads = 0;
+	for (volatile int i = 0; i < FIRST + TIMES; i++) {
+		if (i == FIRST) {
+			children = sleeps_of(RUSAGE_CHILDREN);
+			threads = 0;
+		}
+		pid_t p = vfork();
+		if (!p)
+			_exit(0);
+		pthread_t t;
+		if (p < 0 || waitpid(p, NULL, 0) != p || pthread_create(&t, NULL, asleep_before, &threads) ||
+		    pthread_join(t, NULL))
+			check(false, "starts: a child and a thread");
+	}
+	children = sleeps_of(RUSAGE_CHILDREN) - children; /* an end counts as one */
+	printf("  of %d: children have slept %ld times, and %d threads before they began\n", TIMES, children, threads);
+	check(children < TIMES * 7 / 4, "children of vfork do not sleep to begin");
+	check(threads < TIMES / 2, "nor do threads");
+}
+
 static const struct {
 	const char *name;
 	void (*fn)(void);
 } groups[] = {
 	{ "stops", stops },     { "vfork_kills", vfork_kills }, { "vfork_orphan", vfork_orphan }, { "robust", robust },
-	{ "randoms", randoms }, { "accepted", accepted },       { "unwaited", unwaited },
+	{ "randoms", randoms }, { "accepted", accepted },       { "unwaited", unwaited },         { "starts", starts },
 };
 
 int main(int argc, char **argv)
