@@ -1,14 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "handover.h"
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "vcpu.h"
 
+#define RENEWED_MAX 128
+
 static enum { UNKNOWN, GOES_ON, WAITS } kvm; /* by threads and children of vfork, each with the same answer */
 
-bool handover_waits(void) { return __atomic_load_n(&kvm, __ATOMIC_RELAXED) == WAITS; }
+bool handover_pays(int renewed)
+{
+	return __atomic_load_n(&kvm, __ATOMIC_RELAXED) == WAITS && renewed < RENEWED_MAX &&
+	       renewed < ioctl(pvm.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS) / 8;
+}
 
 void handover_learn(struct thread *t)
 {

@@ -9,11 +9,9 @@
 #define KX_HANDOVER_H
 #include "pvm.h"
 
-/* Of vCPUs that a VM may have beside those in use: some 40 KiB of the kernel's each, of not many more than a thousand. */
-#define HANDOVER_MAX 128
-
-/* Does KVM wait here? Not as far as is known before the first handover_learn(). */
-bool handover_waits(void);
+/* Is another vCPU to be taken, after so many that this VM has had in place of others? Not before handover_learn() has shown that
+ * KVM waits here, and not more than an eighth of what KVM has for a VM, some 40 KiB of the kernel's each. */
+bool handover_pays(int renewed);
 /* By the thread that will run t's vCPU, which another one has run before. */
 void handover_learn(struct thread *t);
 /* Give t, which nobody runs, another vCPU of that number. What the old one was to run is forgotten. 0, or -errno: t has the

@@ -76,7 +76,7 @@ static struct thread *pool_get(void)
 	struct thread *t = pool;
 	if (t)
 		pool = t->next;
-	if (t && handover_waits() && nr_renewed < HANDOVER_MAX) {
+	if (t && handover_pays(nr_renewed)) {
 		number = index_take();
 		nr_renewed++;
 	}
