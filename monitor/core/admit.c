@@ -19,6 +19,7 @@
 #include "fsize.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "maps.h"
 #include "sign.h"
 #include "store.h"
 
@@ -40,7 +41,8 @@
 #endif
 
 struct image {
-	uint64_t dev, ino, size; /* of the file, when it was looked at */
+	uint64_t dev, ino, size;     /* of the file, when it was looked at */
+	uint64_t maps_dev, maps_ino; /* maps_file() */
 	int64_t mtime_ns, ctime_ns;
 	uid_t uid;
 	mode_t mode;
@@ -463,6 +465,7 @@ static int image_make(int fd, const struct stat *st, const char *path, size_t ow
 			     .own = own,
 			     .fd = -1 };
 	memcpy(m->path, path, len);
+	maps_file(fd, st, &m->maps_dev, &m->maps_ino);
 	int r = 0;
 	if (bytes) {
 		m->fd = r = copy_stored(st, m);
@@ -733,8 +736,8 @@ bool admit_name(int fd, char path[168])
 
 void admit_origin(const struct image *m, uint64_t *dev, uint64_t *ino, char path[168])
 {
-	*dev = m->dev;
-	*ino = m->ino;
+	*dev = m->maps_dev;
+	*ino = m->maps_ino;
 	name_put(m, path);
 }
 

@@ -94,7 +94,7 @@ static void signal_take(int signo, pid_t pid, bool some_before)
 		    !info.si_pid)
 			return;
 	}
-	HC6(SYS_rt_sigqueueinfo, my_pid(), signo, &info, 0, 0, 0);
+	HC6(SYS_rt_sigqueueinfo, my_tid(), signo, &info, 0, 0, 0); /* by this number: sig.c's requeue() */
 }
 
 void birth_forget(pid_t pid, int exit_signal)

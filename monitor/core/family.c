@@ -217,10 +217,34 @@ static family_key own_key(bool known)
 	return make_key((pid_t)host_call(SYS_getpid, 0, 0, 0, 0, 0, 0), start);
 }
 
+/* Has it ended, and was waited for, or need not be? As far as that can be seen at little cost. */
+static bool is_gone(pid_t pid)
+{
+	char name[32];
+	struct stat st;
+	snprintf(name, sizeof name, "%d", pid);
+	return pvm.proc_fd >= 0 && HC6(SYS_newfstatat, pvm.proc_fd, name, &st, 0, 0, 0) == -ENOENT;
+}
+
+/* Where many are, a new one frees more places than it takes: else children that nobody waits for would fill the table, and
+ * each look at it would take longer than the one before. */
+static void sweep_some(void)
+{
+	for (unsigned n = used(), steps = 0, looks = 0; steps < FAMILY_CROWD && looks < 2; steps++) {
+		unsigned i = __atomic_fetch_add(&table->swept, 1, __ATOMIC_RELAXED) % n;
+		family_key k = load(i);
+		looks += k != 0;
+		if (k && is_gone(key_pid(k)))
+			swap(i, k, 0);
+	}
+}
+
 static int take(family_key key)
 {
 	for (int sweep = 0; sweep < 2; sweep++) {
 		for (unsigned i = 0; i < FAMILY_MAX; i++) {
+			if (i == FAMILY_CROWD && !sweep)
+				sweep_some();
 			family_key old = load(i);
 			if (old && sweep && !member(i, old))
 				old = load(i);

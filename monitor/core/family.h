@@ -7,7 +7,7 @@
  * Members end without telling (SIGKILL, nobody who waits), and the host gives their pids to others. So an entry counts
  * only after a look at the host's /proc: a process in the family's IPC namespace is a member, whoever it is, since
  * nobody leaves or enters one. Where that can't be seen (other credentials, a zombie) the start time decides. Entries
- * of the dead are swept by whoever meets them.
+ * of the dead are swept by whoever meets them, and by new members, a few each, of children that nobody waits for.
  */
 #ifndef KX_FAMILY_H
 #define KX_FAMILY_H
@@ -19,6 +19,9 @@
 
 #ifndef FAMILY_MAX /* a unit test has fewer */
 #define FAMILY_MAX 32768
+#endif
+#ifndef FAMILY_CROWD
+#define FAMILY_CROWD 64 /* places in use behind which a new member looks for the dead */
 #endif
 #define FAMILY_EXE_MAX 240
 #define FAMILY_MAGIC 0x6f66786bu
@@ -45,7 +48,7 @@ struct family_table {
 	uint64_t queues;    /* device of its POSIX queues, once one was opened */
 	uint64_t failed_ns; /* when a child last got no VM, CLOCK_MONOTONIC; 0 = never */
 	uint32_t reapers;   /* a member has asked to be a subreaper */
-	uint32_t pad3;
+	uint32_t swept;     /* where the last new member of a crowd has looked for the dead, modulo `used` */
 	uint64_t pad2[26];
 	struct family_slot slot[];
 };

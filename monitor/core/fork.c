@@ -25,6 +25,7 @@
 #include "family.h"
 #include "fsize.h"
 #include "gmem.h"
+#include "handover.h"
 #include "hot.h"
 #include "keeper.h"
 #include "ipc.h"
@@ -611,6 +612,8 @@ static int vfork_main(void *arg)
 	if (v->a->flags & CLONE_CHILD_SETTID)
 		guest_write(v->a->child_tid, &tid, sizeof tid);
 	sig_thread_start(t);
+	if (t->had)
+		handover_learn(t);
 	vcpu_loop(t);
 	host_call(SYS_exit_group, 127, 0, 0, 0, 0, 0);
 	return 127;
@@ -749,10 +752,13 @@ int64_t process_create(struct thread *t, const struct fork_args *a)
 			return not_here(a, "of a process with threads");
 	}
 	sig_sync_plain(t);
-	batch_lease_begin(a->flags & CLONE_FILES);
-	int64_t pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
-	if (pid)
-		batch_lease_end();
+	int64_t pid;
+	do {
+		batch_lease_begin(a->flags & CLONE_FILES);
+		pid = vm ? vfork_vcpu(t, a) : fork_vm(t, a, raw);
+		if (pid)
+			batch_lease_end();
+	} while (thread_make_room(pid));
 	if (pid > 0) {
 		pvm.has_family = true;
 		habit_born();

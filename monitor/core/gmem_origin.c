@@ -203,8 +203,8 @@ bool gmem_text_file(uint64_t gva, struct gmem_text_file *out)
 	const struct text_map *m = text_map_find(gva);
 	const struct text *t = m ? m->text : NULL;
 	if (t) {
-		out->dev = t->key.dev;
-		out->ino = t->key.ino;
+		out->dev = m->dev;
+		out->ino = m->ino;
 		out->off = t->key.off + m->at + (gva - m->start);
 		memcpy(out->path, m->path, sizeof out->path);
 		out->path[sizeof out->path - 1] = 0;

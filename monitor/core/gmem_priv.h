@@ -119,6 +119,7 @@ int place_ready(void *p, uint64_t len, int hp, uint64_t gva);
 struct text_map {
 	uint64_t start, end, at; /* at: bytes into the text, of start */
 	const struct text *text;
+	uint64_t dev, ino; /* of the file, as maps_file() has them */
 	char path[168];
 };
 int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd);

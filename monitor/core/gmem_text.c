@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "gmem_priv.h"
 #include "keeper.h"
+#include "maps.h"
 #include "rseq.h"
 
 uint64_t text_prepared, text_found;
@@ -492,6 +493,8 @@ int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd)
 	struct text_map *m = &text_maps[nr_text_maps++];
 	*m = (struct text_map){ .start = start, .end = end, .text = t };
 	text_path(t, m->path, fd);
+	struct stat st = { .st_dev = t->key.dev, .st_ino = t->key.ino };
+	maps_file(fd, &st, &m->dev, &m->ino);
 	return 0;
 }
 

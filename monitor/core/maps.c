@@ -2,11 +2,14 @@
 #include "maps.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 #include "hcall.h"
 
 #define LINE_MAX_BYTES 8192 /* more than a path and what comes before it */
 #define TEXT_MAX (256 << 10)
+#define FIRST ((void *)0x10000) /* in the list: it is free, and the lowest that any process may have */
 
 /* A number, and the character behind it. False: it is something else. */
 static bool number(const char **p, int base, char behind, uint64_t *v)
@@ -73,6 +76,36 @@ bool maps_each(bool (*fn)(const struct maps_line *l, void *arg), void *arg)
 	}
 	close(fd);
 	return good && (!more || !have);
+}
+
+struct file_at {
+	uint64_t start;
+	uint64_t *dev, *ino;
+};
+
+static bool file_line(const struct maps_line *l, void *arg)
+{
+	struct file_at *f = arg;
+	char *rest;
+	if (l->start != f->start)
+		return true;
+	unsigned long major = strtoul(l->dev, &rest, 16);
+	*f->dev = makedev(major, strtoul(rest + 1, NULL, 16));
+	*f->ino = l->ino;
+	return false;
+}
+
+void maps_file(int fd, const struct stat *st, uint64_t *dev, uint64_t *ino)
+{
+	*dev = st->st_dev;
+	*ino = st->st_ino;
+	if (major(st->st_dev)) /* a device of its own: no such file system */
+		return;
+	void *p = mmap(FIRST, 1, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (p == MAP_FAILED)
+		return;
+	maps_each(file_line, &(struct file_at){ (uint64_t)p, dev, ino });
+	munmap(p, 1);
 }
 
 char *maps_text(void)

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 struct maps_line {
 	uint64_t start, end, off, ino; /* ino 0: no file */
@@ -17,6 +18,9 @@ struct maps_line {
 const char *maps_parse(const char *text, struct maps_line *l);
 /* Call fn for each line until it returns false. False: the file can't be read, or a line not understood. */
 bool maps_each(bool (*fn)(const struct maps_line *l, void *arg), void *arg);
+/* The device and inode by which the kernel's lists of mappings name that regular file. Where a file system lies on another, or
+ * has parts (overlayfs, btrfs), they are others than stat(2)'s `st`, which they are too where nothing else is known. */
+void maps_file(int fd, const struct stat *st, uint64_t *dev, uint64_t *ino);
 /* All of it, up to 256 KiB; the caller's to free(3). NULL: it can't be had. */
 char *maps_text(void);
 #endif

@@ -74,6 +74,7 @@ struct thread {
 	int index;              /* of the area and vCPU */
 	int vcpu_fd;
 	pid_t vcpu_pid; /* the process in which vcpu_fd was made */
+	bool had;       /* the vCPU is not new: another thread has run it */
 	struct kvm_run *run;
 	bool sregs_known; /* run->s.regs.sregs is what the vCPU has, or will have (vcpu_sregs) */
 	pthread_t pthread;

@@ -28,6 +28,7 @@
 #include "huge.h"
 #include "keeper.h"
 #include "maps.h"
+#include "room.h"
 #include "serve.h"
 #include "sig.h"
 #include "vcpu.h"
@@ -441,7 +442,7 @@ static int spare_main(void *arg)
 		r = vm_create(&err);
 	sh->vm_fd = r ? -1 : pvm.vm_fd;
 	if (!r)
-		r = vcpu_open(t);
+		r = vcpu_open(t, t->index);
 	sh->vcpu_fd = r ? -1 : t->vcpu_fd;
 	sh->run = t->run;
 	/* At the limit of processes what it lacks, children that are there already may lack, too: then it has to go. */
@@ -506,7 +507,7 @@ void spare_remove(void)
 	host_call(SYS_kill, sp.pid, SIGKILL, 0, 0, 0, 0);
 	birth_forget(sp.pid, SIGCHLD);
 	close_its();
-	vmend_began();
+	room_soon();
 	store(&sp.sh->done, 1);
 	sig_restore(old, self);
 	forget();
@@ -517,7 +518,7 @@ bool spare_make_room(int error)
 	if ((error != EAGAIN && error != ENOMEM) || my_pid() != pvm.pid)
 		return false;
 	if (!sp.pid || pvm.nr_threads > 1)
-		return error == EAGAIN && vmend_make_room();
+		return error == EAGAIN && room_await();
 	spare_remove();
 	return true;
 }

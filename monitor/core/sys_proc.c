@@ -25,10 +25,10 @@
 #include "ipc.h"
 #include "keeper.h"
 #include "pipe.h"
+#include "room.h"
 #include "rseq.h"
 #include "spare.h"
 #include "thread.h"
-#include "vmend.h"
 
 static void refresh_ids(void)
 {
@@ -456,7 +456,7 @@ static void child_gone(pid_t pid)
 {
 	family_remove(pid);
 	if (!is_vfork_child())
-		vmend_began();
+		room_soon();
 }
 
 int64_t hc_wait4(struct hcall *c)

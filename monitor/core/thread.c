@@ -19,9 +19,11 @@
 #include "futexes.h"
 #include "fork.h"
 #include "gmem.h"
+#include "handover.h"
 #include "hot.h"
 #include "keeper.h"
 #include "robust.h"
+#include "room.h"
 #include "rseq.h"
 #include "sig.h"
 #include "spare.h"
@@ -31,6 +33,7 @@
 #define HOST_STACK (256 << 10) /* bytes of a vCPU thread's host stack */
 #define SET_TID_MAX 32         /* levels of PID namespaces */
 #define PID_LIMIT (4 << 20)    /* of Linux on 64 bits */
+#define ENDING_LOOK_NS 100000
 
 /* Where a host thread continues when its guest thread has ended: thread_main() returns. pthread_exit() will not do:
  * it loads libgcc_s, and the jail maps nothing executable. */
@@ -40,6 +43,8 @@ static KX_TOGETHER struct thread *pool; /* ended threads with their vCPUs; thr_l
  * that all are out of libc. thr_lock */
 static pthread_t last_ended;
 static KX_TOGETHER bool has_ended;
+static KX_TOGETHER int nr_renewed;      /* vCPUs in this VM; thr_lock */
+static KX_TOGETHER unsigned nr_ending;  /* that will be that, but nobody knows them yet; thr_lock */
 static KX_TOGETHER int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
 
 static void area_init(struct thread *t)
@@ -57,13 +62,27 @@ static void area_init(struct thread *t)
 	a->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
 }
 
+/* Of an area and vCPU; -1 = none is left. thr_lock */
+static int index_take(void)
+{
+	pvm.next_index += pvm.next_index == kept_index;
+	return pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
+}
+
 static struct thread *pool_get(void)
 {
+	int number = -1;
 	pthread_mutex_lock(&pvm.thr_lock);
 	struct thread *t = pool;
 	if (t)
 		pool = t->next;
+	if (t && handover_pays(nr_renewed)) {
+		number = index_take();
+		nr_renewed++;
+	}
 	pthread_mutex_unlock(&pvm.thr_lock);
+	if (t)
+		t->had = number < 0 || handover_renew(t, number);
 	return t;
 }
 
@@ -71,8 +90,7 @@ static struct thread *pool_get(void)
 static struct thread *thread_new(void)
 {
 	pthread_mutex_lock(&pvm.thr_lock);
-	pvm.next_index += pvm.next_index == kept_index;
-	int index = pvm.next_index < KX_AREA_MAX ? pvm.next_index++ : -1;
+	int index = index_take();
 	pthread_mutex_unlock(&pvm.thr_lock);
 	struct thread *t = index < 0 || vcpu_block_prepare(index) ? NULL : calloc(1, sizeof *t);
 	if (!t)
@@ -198,6 +216,7 @@ static int thread_unlink(struct thread *t)
 	int left = --pvm.nr_threads;
 	pvm.shared->nr_threads = left;
 	t->live = false;
+	nr_ending += t->tid != t->pid;
 	pthread_mutex_unlock(&pvm.thr_lock);
 	return left;
 }
@@ -302,8 +321,10 @@ static void join_and_leave(const pthread_t *me)
 	pthread_mutex_lock(&pvm.thr_lock);
 	pthread_t before = last_ended;
 	bool any = has_ended;
-	if (me)
+	if (me) {
 		last_ended = *me;
+		nr_ending--;
+	}
 	has_ended = me;
 	pthread_mutex_unlock(&pvm.thr_lock);
 	if (any)
@@ -312,11 +333,35 @@ static void join_and_leave(const pthread_t *me)
 
 void thread_join_ended(void) { join_and_leave(NULL); }
 
+bool thread_make_room(int64_t error)
+{
+	unsigned ending;
+	bool some;
+	if (error != -EAGAIN || my_pid() != pvm.pid)
+		return false;
+	for (;;) {
+		pthread_mutex_lock(&pvm.thr_lock);
+		ending = nr_ending;
+		some = has_ended;
+		pthread_mutex_unlock(&pvm.thr_lock);
+		if (!ending)
+			break;
+		host_call(SYS_nanosleep, (long)&(struct timespec){ 0, ENDING_LOOK_NS }, 0, 0, 0, 0, 0);
+	}
+	if (some) {
+		thread_join_ended();
+		room_soon();
+	}
+	return some;
+}
+
 void thread_fork_child(const struct thread *t)
 {
 	kept_index = t->index;
 	pvm.next_index = 0;
 	has_ended = false;
+	nr_ending = 0;
+	nr_renewed = 0;
 }
 
 /* ---- start ------------------------------------------------------------------------------------------------ */
@@ -349,6 +394,8 @@ static void *thread_main(void *arg)
 	thread_link(t);
 	sig_thread_start(t);
 	sem_post(&s->ready);
+	if (t->had)
+		handover_learn(t);
 	vcpu_loop(t);
 	thread_exit(t, 0);
 }
@@ -399,7 +446,7 @@ static int64_t thread_create(struct start *s)
 		host_call(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, (long)&all, (long)&old, 8, 0, 0);
 		do
 			r = -pthread_create(&t->pthread, &attr, thread_main, s);
-		while (r && spare_make_room(-r));
+		while (r && (thread_make_room(r) || spare_make_room(-r)));
 		if (!r)
 			while (sem_wait(&s->ready))
 				;

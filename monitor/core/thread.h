@@ -31,6 +31,9 @@ struct thread *thread_pool_take(void);
 void thread_each_vcpu(int (*fn)(int vcpu_fd, void *arg), void *arg);
 /* Wait until the host threads of ended threads are out of libc. */
 void thread_join_ended(void);
+/* A process or thread could not be made (-errno). True: host threads of ended threads had places, and they are gone; try
+ * again. No lock may be held. */
+bool thread_make_room(int64_t error);
 /* In a child of fork, whose VM is still to be made: no thread has ended, all indices but t's are free. */
 void thread_fork_child(const struct thread *t);
 /* True when tid is a live thread of this pVM. */

@@ -339,14 +339,14 @@ int vcpu_set_up(struct thread *t)
 
 int vcpu_block_prepare(int index) { return vcpu_block(index); }
 
-int vcpu_open(struct thread *t)
+int vcpu_open(struct thread *t, int number)
 {
 	int r = vcpu_block(t->index), fd;
 	if (r)
 		return r;
 	fd_limit_lift();
 	do
-		fd = ioctl(pvm.vm_fd, KVM_CREATE_VCPU, t->index);
+		fd = ioctl(pvm.vm_fd, KVM_CREATE_VCPU, number);
 	while (fd < 0 && errno == EINTR);
 	fd_limit_drop();
 	if (fd < 0)
@@ -374,7 +374,7 @@ int vcpu_prove(struct thread *t)
 
 int vcpu_create(struct thread *t)
 {
-	int r = vcpu_open(t);
+	int r = vcpu_open(t, t->index);
 	return r ? r : vcpu_set_up(t);
 }
 

@@ -14,8 +14,8 @@ void vm_adopt(int kvm_fd, int kvm_run_size, uint64_t xcr0, struct kvm_cpuid2 *cp
 int vm_create(struct kx_err *err);
 /* Give t a vCPU: descriptor, run area, fixed registers. t->index and t->area are set. 0 or -errno. */
 int vcpu_create(struct thread *t);
-/* Its two steps: the descriptor and run area; the rest. */
-int vcpu_open(struct thread *t);
+/* Its two steps: the descriptor and run area of that number in the VM; the rest. */
+int vcpu_open(struct thread *t, int number);
 int vcpu_set_up(struct thread *t);
 /* KVM makes a thread for a VM that runs first, which fails at the limit of processes: have it made. 0 or -errno. */
 int vcpu_prove(struct thread *t);

@@ -11,8 +11,6 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include "../../util/now.h"
-#include "../../util/together.h"
 #include "apart.h"
 #include "pvm.h"
 
@@ -21,15 +19,12 @@
 #define IDLE_SECONDS 1
 #define STACK_BYTES 65536 /* of each */
 #define WAITING_MAX 64    /* VMs to be closed: more are closed by those who have them */
-#define ROOM_NS 100000000 /* from the end of a process to that of its VM, at most */
-#define ROOM_LOOK_NS 2000000
-#define EVENTS 64 /* at once */
+#define EVENTS 64         /* at once */
 #define OF_SOCKET UINT32_MAX
 
 enum { HOLD, LET_GO };
 
-static int to = -1;                   /* the members' end of the socket */
-static KX_TOGETHER uint64_t began_ns; /* when a child's VM had lost its process; 0: none has */
+static int to = -1; /* the members' end of the socket */
 
 /* ---- the closer ----------------------------------------------------------------------------------------------------- */
 
@@ -282,16 +277,6 @@ static void tell(char kind, int fd)
 	}
 	/* Full: it is behind, and this VM ends as it would. */
 	HC6(SYS_sendmsg, to, &m, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0, 0);
-}
-
-void vmend_began(void) { began_ns = now_ns(); }
-
-bool vmend_make_room(void)
-{
-	if (to < 0 || !began_ns || now_ns() - began_ns > ROOM_NS)
-		return false;
-	host_call(SYS_nanosleep, (long)&(struct timespec){ 0, ROOM_LOOK_NS }, 0, 0, 0, 0, 0);
-	return true;
 }
 
 void vmend_hold(void) { tell(HOLD, pvm.vm_fd); }

@@ -15,7 +15,6 @@
  */
 #ifndef KX_VMEND_H
 #define KX_VMEND_H
-#include <stdbool.h>
 
 /* Make the closer; before this process has threads, or anything that must not be held. No closer is no error. */
 void vmend_start(void);
@@ -25,9 +24,4 @@ void vmend_adopt(int fd);
 /* Have pvm.vm_fd held until the calling process ends, or calls this with another one, or lets go of it. */
 void vmend_hold(void);
 void vmend_let_go(void);
-/* A child of this process has ended, whose VM will in a moment. */
-void vmend_began(void);
-/* A process or thread could not be made. True: a place of a child's VM (a thread of the kernel's in its cgroup, before Linux
- * 6.14) may be free by now, since the last one is to end about this time; try again. */
-bool vmend_make_room(void);
 #endif

@@ -388,6 +388,23 @@ int main(int argc, char **argv)
 """
 
 
+# Another child has ended, of which no thread has heard yet; a second thread's fork fails.
+FORK_BESIDE_AN_END = """
+import os, signal, threading, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+os.posix_spawn("/bin/true", ["true"], {})
+while signal.SIGCHLD not in signal.sigpending(): time.sleep(0.01)
+def beside():
+    try:
+        if not os.fork(): os._exit(7)
+    except OSError as e: print(e.strerror)
+t = threading.Thread(target=beside)
+t.start()
+t.join()
+print(signal.SIGCHLD in signal.sigpending())
+"""
+
+
 @test
 def no_vm_for_a_child():
     """What is short for a moment is asked for again; what stays short is fork's error, and the parent's life goes on."""
@@ -416,6 +433,8 @@ for i in range(3):
         for n, want, refused in ((3, b"7 1\n" * 3, 9), (200, none, 21)):
             got = lib.run([refuse, str(n), *lib.pvm([PYTHON, "-I", "-c", script])])
             expect((got.status, got.out, int(got.err.split()[-1]) >= refused), (0, want, True), f"{n}: {got.why()}")
+        got = lib.run([refuse, "200", *lib.pvm([PYTHON, "-I", "-c", FORK_BESIDE_AN_END])])
+        expect((got.status, got.out), (0, b"Cannot allocate memory\nTrue\n"), got.why())
 
 
 # ---- files that are swapped ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The table of a family: who counts as a member, what a full table does, and what SIGKILL at any instant leaves. */
 #define FAMILY_MAX 64
+#define FAMILY_CROWD 8
 #include "../../monitor/core/family.c"
 #include <sched.h>
 #include <signal.h>
@@ -111,14 +112,29 @@ static void lives_and_ends(void)
 	check(table->forks == 1, "forks are counted");
 }
 
-static void nobody_waits(void)
+static pid_t unwaited(void)
 {
 	signal(SIGCHLD, SIG_IGN);
 	pid_t pid = spawn(nothing);
 	for (int i = 0; i < 60000 && !kill(pid, 0); i++)
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	signal(SIGCHLD, SIG_DFL);
+	return pid;
+}
+
+static void nobody_waits(void)
+{
+	pid_t pid = unwaited(), some[40];
 	check(taken() == 2 && !family_has(pid) && taken() == 1, "a child that nobody waited for");
+	pid_t alive = spawn(NULL);
+	for (int i = 0; i < 40; i++)
+		some[i] = unwaited();
+	check(taken() <= 2 * FAMILY_CROWD, "those that nobody waits for do not become many");
+	check(family_has(alive) && taken() >= 2, "who lives keeps his place");
+	for (int i = 0; i < 40; i++)
+		family_has(some[i]);
+	end(alive);
+	check(taken() == 1, "and all have gone");
 }
 
 /* The host has given the pid to somebody else. */

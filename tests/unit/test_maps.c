@@ -2,8 +2,10 @@
 /* Lines of /proc/self/maps, as the kernel writes them, in pieces of any size, and broken ones. */
 #include "../../monitor/core/maps.c"
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include "check.h"
 
@@ -107,11 +109,59 @@ static void test_own(void)
 	free(text);
 }
 
+static bool by_path(const struct maps_line *l, void *arg)
+{
+	struct maps_line *found = arg;
+	if (l->path_len >= 5 && !memcmp(l->path + l->path_len - 5, "/file", 5))
+		*found = *l;
+	return !found->ino;
+}
+
+/* What maps_file() says, and what the kernel's list says of a mapping of that file; stat(2)'s numbers. */
+static void compare(int fd, const char *what)
+{
+	struct stat st;
+	struct maps_line l = { 0 };
+	uint64_t dev, ino;
+	char text[16];
+	CHECK(!fstat(fd, &st), "%s: there", what);
+	maps_file(fd, &st, &dev, &ino);
+	maps_each(by_path, &l);
+	CHECK(!l.ino, "%s: mapped for a moment", what);
+	void *p = mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+	CHECK(p != MAP_FAILED && maps_each(by_path, &l) && l.ino, "%s: in the list", what);
+	snprintf(text, sizeof text, "%02x:%02x", major(dev), minor(dev));
+	CHECK(ino == l.ino && !strcmp(text, l.dev), "%s: %s %ju, by stat %x:%x %ju", what, text, (uintmax_t)ino,
+	      major(st.st_dev), minor(st.st_dev), (uintmax_t)st.st_ino);
+	munmap(p, 4096);
+	close(fd);
+}
+
+/* Where a file system lies on another. */
+static void test_file(void)
+{
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("t", "/tmp", "tmpfs", 0, NULL) || mkdir("/tmp/l", 0700) || mkdir("/tmp/u", 0700) ||
+	    mkdir("/tmp/w", 0700) || mkdir("/tmp/m", 0700)) {
+		printf("skip: no mounts here\n");
+		return;
+	}
+	int fd = open("/tmp/l/file", O_RDWR | O_CREAT, 0600);
+	CHECK(fd >= 0 && write(fd, "x", 1) == 1, "a file");
+	compare(fd, "on tmpfs");
+	if (mount("o", "/tmp/m", "overlay", 0, "lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w")) {
+		printf("skip: no overlay here\n");
+		return;
+	}
+	compare(open("/tmp/m/file", O_RDONLY), "below an overlay");
+}
+
 int main(void)
 {
 	test_lines();
 	test_pieces();
 	test_own();
+	test_file();
 	printf("%s: %d checks, %d failures\n", failures ? "FAILED" : "SUCCESS", checks, failures);
 	return failures != 0;
 }

@@ -105,7 +105,6 @@ static inline void note(int s, siginfo_t *i, void *u)
 	(void)u;
 	char here;
 	uintptr_t sp = (uintptr_t)&here;
-	count++;
 	last_signo = s == i->si_signo ? s : -1;
 	last_code = i->si_code;
 	last_pid = i->si_pid;
@@ -113,5 +112,6 @@ static inline void note(int s, siginfo_t *i, void *u)
 	last_value = i->si_value.sival_int;
 	last_tid = gettid_();
 	last_sp = sp;
+	count++; /* last: another thread that sees it reads the rest */
 }
 #endif
