@@ -82,7 +82,7 @@ unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/u
 
 # $1 source, $2 suffix, $3 compiler and link options
 define guest_rule
-$(T)/guest/$(basename $(notdir $1)).$2: $1 $(wildcard tests/guest/*.h) $$(wildcard $$(dir $1)*.h) $(if $(filter %/calls.c %/hostile.c,$1),$(HEADERS))
+$(T)/guest/$(basename $(notdir $1)).$2: $1 $(wildcard tests/guest/*.h) $$(wildcard $$(dir $1)*.h) $(if $(filter %/calls.c %/hostile.c %/relative.c,$1),$(HEADERS))
 	@mkdir -p $$(@D)
 	$3 $$(GUEST_TEST_CFLAGS) -o $$@ $1 $$(GUEST_LIBS_$(basename $(notdir $1)))
 guest-tests: $(T)/guest/$(basename $(notdir $1)).$2

@@ -18,6 +18,7 @@
 #define SPIN_MOST 600000u
 #define RETRY 16 /* sleeps until one that did not spin tries it again */
 #define LOCK_SPINS 2000
+#define TURNS_MOST 1000 /* in vain: the monitor's, who sees signals */
 
 enum { NR_semop = 65, NR_msgsnd = 69, NR_msgrcv = 70, NR_semtimedop = 220, NR_mq_send = 242, NR_mq_receive = 243 };
 
@@ -111,7 +112,7 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 	uint64_t *word = &IPC->word[kx_ipc_slot(id)][op.num];
 	batch_flush(t);
 	before_news(t);
-	for (;;) {
+	for (unsigned turn = 0; turn < TURNS_MOST; turn++) {
 		uint64_t s = __atomic_load_n(&o->state, __ATOMIC_ACQUIRE), w = __atomic_load_n(word, __ATOMIC_ACQUIRE);
 		int v = (int)KX_IPC_VALUE(w), left = v + op.op;
 		if (!kx_ipc_is_live(s) || o->id != id || w & KX_IPC_FROZEN || w >> 40 != KX_IPC_GEN(s) ||
@@ -140,6 +141,7 @@ static bool sem_op(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *
 			return false;
 		}
 	}
+	return false;
 }
 
 /* ---- queues ----------------------------------------------------------------------------------------------------------- */
@@ -149,11 +151,20 @@ static struct kx_ipc_msg *msg_at(struct kx_ipc_obj *o, uint64_t pos)
 	return (struct kx_ipc_msg *)(IPC->ring[o - IPC->msg] + pos % KX_IPC_RING); /* SysV, then POSIX */
 }
 
-/* Bytes in the ring of the message at pos. 0: nonsense. */
-static uint32_t msg_bytes(struct kx_ipc_obj *o, uint64_t pos)
+/* Bytes in the ring of the message at pos, and of its text. 0: nonsense. Read once: others may write there without the lock. */
+static uint32_t msg_bytes(struct kx_ipc_obj *o, uint64_t pos, uint32_t *size)
 {
-	uint32_t size = msg_at(o, pos)->size, left = KX_IPC_RING - (uint32_t)(pos % KX_IPC_RING);
-	return size > KX_IPC_RING || kx_ipc_msg_bytes(size) > left || pos % 16 ? 0 : kx_ipc_msg_bytes(size);
+	uint32_t left = KX_IPC_RING - (uint32_t)(pos % KX_IPC_RING);
+	*size = __atomic_load_n(&msg_at(o, pos)->size, __ATOMIC_RELAXED);
+	return *size > KX_IPC_RING || kx_ipc_msg_bytes(*size) > left || pos % 16 ? 0 : kx_ipc_msg_bytes(*size);
+}
+
+/* The cursors, likewise. False: nonsense. */
+static bool cursors(const struct kx_ipc_obj *o, uint64_t *tail, uint64_t *head)
+{
+	*tail = __atomic_load_n(&o->tail, __ATOMIC_RELAXED);
+	*head = __atomic_load_n(&o->head, __ATOMIC_RELAXED);
+	return *head >= *tail && *head - *tail <= KX_IPC_RING && *head % 16 == 0;
 }
 
 /* False after a while: its holder lost the CPU, or was killed. Or the queue is not here any more. */
@@ -176,23 +187,24 @@ static bool lock(struct kx_thread *t, struct kx_ipc_obj *o, int id)
 
 static void unlock(struct kx_ipc_obj *o) { __atomic_store_n(&o->lock, 0, __ATOMIC_RELEASE); }
 
-/* Room for a message of `size` at the head; its place's offset from there in *fill. NULL: not in the ring. */
-static struct kx_ipc_msg *msg_room(struct kx_ipc_obj *o, uint64_t size, uint32_t *fill)
+/* Room for a message of `size`: its place in *at, the head's in *head. NULL: not in the ring. */
+static struct kx_ipc_msg *msg_room(struct kx_ipc_obj *o, uint64_t size, uint64_t *head, uint64_t *at)
 {
-	uint32_t rest = KX_IPC_RING - (uint32_t)(o->head % KX_IPC_RING), bytes = kx_ipc_msg_bytes((uint32_t)size);
-	*fill = rest < bytes ? rest : 0;
-	if (o->head % 16 || o->head + *fill + bytes - o->tail > KX_IPC_RING)
+	uint64_t tail;
+	if (!cursors(o, &tail, head))
 		return NULL;
-	return msg_at(o, o->head + *fill);
+	uint32_t rest = KX_IPC_RING - (uint32_t)(*head % KX_IPC_RING), bytes = kx_ipc_msg_bytes((uint32_t)size);
+	*at = *head + (rest < bytes ? rest : 0);
+	return *at + bytes - tail > KX_IPC_RING ? NULL : msg_at(o, *at);
 }
 
 /* The text is there: the message is in the queue. */
-static void msg_put(struct kx_ipc_obj *o, struct kx_ipc_msg *m, uint64_t size, int64_t type, uint32_t fill)
+static void msg_put(struct kx_ipc_obj *o, uint64_t head, uint64_t at, uint64_t size, int64_t type)
 {
-	if (fill)
-		*msg_at(o, o->head) = (struct kx_ipc_msg){ fill - 16, KX_IPC_MSG_GONE, 0 };
-	*m = (struct kx_ipc_msg){ (uint32_t)size, KX_IPC_MSG_HERE, type };
-	__atomic_store_n(&o->head, o->head + fill + kx_ipc_msg_bytes((uint32_t)size), __ATOMIC_SEQ_CST);
+	if (at != head)
+		*msg_at(o, head) = (struct kx_ipc_msg){ (uint32_t)(at - head) - 16, KX_IPC_MSG_GONE, 0 };
+	*msg_at(o, at) = (struct kx_ipc_msg){ (uint32_t)size, KX_IPC_MSG_HERE, type };
+	__atomic_store_n(&o->head, at + kx_ipc_msg_bytes((uint32_t)size), __ATOMIC_SEQ_CST);
 	o->cbytes += size;
 	o->qnum++;
 	o->ops++;
@@ -200,17 +212,19 @@ static void msg_put(struct kx_ipc_obj *o, struct kx_ipc_msg *m, uint64_t size, i
 		owe(o);
 }
 
-static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m)
+static void msg_take(struct kx_ipc_obj *o, struct kx_ipc_msg *m, uint32_t size)
 {
-	uint64_t tail = o->tail;
-	uint32_t n;
+	uint64_t tail, head;
+	uint32_t n, bytes;
 	__atomic_store_n(&m->state, KX_IPC_MSG_GONE, __ATOMIC_SEQ_CST);
-	o->cbytes -= m->size;
+	o->cbytes -= size;
 	o->qnum--;
 	o->ops++;
-	while (tail < o->head && msg_at(o, tail)->state == KX_IPC_MSG_GONE && (n = msg_bytes(o, tail)))
-		tail += n;
-	__atomic_store_n(&o->tail, tail, __ATOMIC_SEQ_CST);
+	if (cursors(o, &tail, &head)) {
+		while (tail < head && msg_at(o, tail)->state == KX_IPC_MSG_GONE && (bytes = msg_bytes(o, tail, &n)))
+			tail += bytes;
+		__atomic_store_n(&o->tail, tail, __ATOMIC_SEQ_CST);
+	}
 	if (o->naps)
 		owe(o);
 }
@@ -242,7 +256,7 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 		return false;
 	batch_flush(t);
 	before_news(t);
-	while (lock(t, o, id)) {
+	for (unsigned turn = 0; turn < TURNS_MOST && lock(t, o, id); turn++) {
 		uint64_t tail = o->tail;
 		if (o->cbytes + size > o->qbytes || o->qnum + 1 > o->qbytes) {
 			unlock(o);
@@ -258,11 +272,11 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 			unlock(o);
 			return false;
 		}
-		uint32_t fill;
-		struct kx_ipc_msg *m = msg_room(o, size, &fill);
+		uint64_t head, at;
+		struct kx_ipc_msg *m = msg_room(o, size, &head, &at);
 		bool bad = m && uaccess_copy(m + 1, (const void *)(f->rsi + 8), size);
 		if (m && !bad) {
-			msg_put(o, m, size, type, fill);
+			msg_put(o, head, at, size, type);
 			o->lspid = (int32_t)t->pid;
 			o->stime = seconds(o);
 		}
@@ -273,28 +287,49 @@ static bool msg_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool
 	return false;
 }
 
-/* Where the message lies that msgrcv(2) means; the head: there is none. UINT64_MAX: nonsense. */
-static uint64_t msg_find(struct kx_ipc_obj *o, int64_t type, bool except)
+/* A message that was found. */
+struct found {
+	uint64_t head; /* as it was then */
+	struct kx_ipc_msg *m;
+	int64_t type;
+	uint32_t size;
+};
+
+static void found_set(struct found *x, struct kx_ipc_msg *m, int64_t type, uint32_t size)
 {
-	uint64_t found = o->head;
+	x->m = m;
+	x->type = type;
+	x->size = size;
+}
+
+/* The message that msgrcv(2) means; x->m NULL: there is none. False: nonsense. */
+static bool msg_find(struct kx_ipc_obj *o, int64_t want, bool except, struct found *x)
+{
 	int64_t least = INT64_MAX;
-	uint32_t n;
-	for (uint64_t pos = o->tail; pos < o->head; pos += n) {
-		const struct kx_ipc_msg *m = msg_at(o, pos);
-		if (!(n = msg_bytes(o, pos)))
-			return UINT64_MAX;
+	uint64_t tail;
+	uint32_t n, size;
+	x->m = NULL;
+	if (!cursors(o, &tail, &x->head))
+		return false;
+	for (uint64_t pos = tail; pos < x->head; pos += n) {
+		struct kx_ipc_msg *m = msg_at(o, pos);
+		if (!(n = msg_bytes(o, pos, &size)))
+			return false;
 		if (m->state != KX_IPC_MSG_HERE)
 			continue;
-		if (!type || (type > 0 && (m->type == type) != except))
-			return pos;
-		if (type < 0 && m->type <= -type && m->type < least) {
-			least = m->type;
-			found = pos;
+		int64_t type = __atomic_load_n(&m->type, __ATOMIC_RELAXED);
+		if (!want || (want > 0 && (type == want) != except)) {
+			found_set(x, m, type, size);
+			return true;
+		}
+		if (want < 0 && type <= -want && type < least) {
+			least = type;
+			found_set(x, m, type, size);
 			if (least == 1)
 				break;
 		}
 	}
-	return found;
+	return true;
 }
 
 static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
@@ -307,24 +342,24 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 		return false;
 	batch_flush(t);
 	before_news(t);
-	while (lock(t, o, id)) {
-		uint64_t head = o->head, pos = msg_find(o, type, flags & MSG_EXCEPT);
-		if (pos == UINT64_MAX || (pos != head && (is_room_waited_for(o) || is_behind(o, false)))) {
+	for (unsigned turn = 0; turn < TURNS_MOST && lock(t, o, id); turn++) {
+		struct found x;
+		if (!msg_find(o, type, flags & MSG_EXCEPT, &x) ||
+		    (x.m && (is_room_waited_for(o) || is_behind(o, false)))) {
 			unlock(o);
 			return false;
 		}
-		if (pos == head) {
+		if (!x.m) {
 			unlock(o);
 			*ret = -KX_ENOMSG;
 			if (flags & IPC_NOWAIT)
 				return true;
-			if (spin(t, o, &o->head, head))
+			if (spin(t, o, &o->head, x.head))
 				continue;
 			*spun = true;
 			return false;
 		}
-		struct kx_ipc_msg *m = msg_at(o, pos);
-		uint64_t n = m->size;
+		uint64_t n = x.size;
 		if (n > f->rdx) {
 			if (!(flags & MSG_NOERROR)) {
 				unlock(o);
@@ -333,9 +368,8 @@ static bool msg_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, b
 			}
 			n = f->rdx;
 		}
-		int64_t got = m->type;
-		bool bad = user_write(f->rsi, &got, sizeof got) || uaccess_copy((void *)(f->rsi + 8), m + 1, n);
-		msg_take(o, m);
+		bool bad = user_write(f->rsi, &x.type, sizeof x.type) || uaccess_copy((void *)(f->rsi + 8), x.m + 1, n);
+		msg_take(o, x.m, x.size);
 		o->lrpid = (int32_t)t->pid;
 		o->rtime = seconds(o);
 		unlock(o);
@@ -369,7 +403,7 @@ static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool 
 		return false;
 	batch_flush(t);
 	before_news(t);
-	while (lock(t, o, id)) {
+	for (unsigned turn = 0; turn < TURNS_MOST && lock(t, o, id); turn++) {
 		uint64_t tail = o->tail;
 		if (o->qnum >= o->qbytes) {
 			unlock(o);
@@ -382,11 +416,11 @@ static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool 
 			unlock(o);
 			return false;
 		}
-		uint32_t fill;
-		struct kx_ipc_msg *m = msg_room(o, size, &fill);
+		uint64_t head, at;
+		struct kx_ipc_msg *m = msg_room(o, size, &head, &at);
 		bool bad = m && uaccess_copy(m + 1, (const void *)f->rsi, size);
 		if (m && !bad)
-			msg_put(o, m, size, prio, fill);
+			msg_put(o, head, at, size, prio);
 		unlock(o);
 		*ret = bad ? -KX_EFAULT : 0;
 		return m;
@@ -395,21 +429,25 @@ static bool mq_send(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool 
 }
 
 /* The oldest of those with the highest priority. */
-static uint64_t mq_find(struct kx_ipc_obj *o)
+static bool mq_find(struct kx_ipc_obj *o, struct found *x)
 {
-	uint64_t found = o->head;
 	int64_t most = -1;
-	uint32_t n;
-	for (uint64_t pos = o->tail; pos < o->head; pos += n) {
-		const struct kx_ipc_msg *m = msg_at(o, pos);
-		if (!(n = msg_bytes(o, pos)))
-			return UINT64_MAX;
-		if (m->state == KX_IPC_MSG_HERE && m->type > most) {
-			most = m->type;
-			found = pos;
+	uint64_t tail;
+	uint32_t n, size;
+	x->m = NULL;
+	if (!cursors(o, &tail, &x->head))
+		return false;
+	for (uint64_t pos = tail; pos < x->head; pos += n) {
+		struct kx_ipc_msg *m = msg_at(o, pos);
+		if (!(n = msg_bytes(o, pos, &size)))
+			return false;
+		int64_t type = __atomic_load_n(&m->type, __ATOMIC_RELAXED);
+		if (m->state == KX_IPC_MSG_HERE && type > most) {
+			most = type;
+			found_set(x, m, type, size);
 		}
 	}
-	return found;
+	return true;
 }
 
 static bool mq_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bool *spun)
@@ -421,24 +459,24 @@ static bool mq_receive(struct kx_thread *t, struct kx_frame *f, int64_t *ret, bo
 		return false;
 	batch_flush(t);
 	before_news(t);
-	while (lock(t, o, id)) {
-		uint64_t head = o->head, pos = mq_find(o);
-		if (pos == UINT64_MAX || (pos != head && (is_room_waited_for(o) || is_behind(o, false)))) {
+	for (unsigned turn = 0; turn < TURNS_MOST && lock(t, o, id); turn++) {
+		struct found x;
+		if (!mq_find(o, &x) || (x.m && (is_room_waited_for(o) || is_behind(o, false)))) {
 			unlock(o);
 			return false;
 		}
-		if (pos == head) {
+		if (!x.m) {
 			unlock(o);
-			if (!nowait && spin(t, o, &o->head, head))
+			if (!nowait && spin(t, o, &o->head, x.head))
 				continue;
 			*spun = true;
 			return false;
 		}
-		struct kx_ipc_msg *m = msg_at(o, pos);
-		uint64_t n = m->size < f->rdx ? m->size : f->rdx;
-		uint32_t prio = (uint32_t)m->type;
-		bool bad = uaccess_copy((void *)f->rsi, m + 1, n) || (f->r10 && user_write(f->r10, &prio, sizeof prio));
-		msg_take(o, m);
+		uint64_t n = x.size < f->rdx ? x.size : f->rdx;
+		uint32_t prio = (uint32_t)x.type;
+		bool bad = uaccess_copy((void *)f->rsi, x.m + 1, n) ||
+			   (f->r10 && user_write(f->r10, &prio, sizeof prio));
+		msg_take(o, x.m, x.size);
 		unlock(o);
 		*ret = bad ? -KX_EFAULT : (int64_t)n;
 		return true;

@@ -14,7 +14,8 @@
 /* Cycles. Sleep and wake-up together cost some exits; to wait as long as that loses no more than it wins. */
 #define SPIN_LEAST 30000u
 #define SPIN_MOST 600000u
-#define RETRY 16 /* sleeps until one that did not spin tries it again */
+#define RETRY 16        /* sleeps until one that did not spin tries it again */
+#define TURNS_MOST 1000 /* that find nothing where something was: the monitor's, who sees signals */
 #define PIECES 16
 #define NR_sendto 44
 #define NR_recvfrom 45
@@ -274,7 +275,7 @@ static int64_t take(struct transfer *x, uint32_t n, uint32_t *far, bool *truncat
 static bool read_ring(struct transfer *x, int64_t *ret)
 {
 	struct kx_pipe *o = x->o;
-	for (;;) {
+	for (unsigned turn = 0; turn < TURNS_MOST; turn++) {
 		/* An error comes before records: the other end may have been closed. */
 		if (x->kind == KX_PAIR_RECORDS && !no_news(x))
 			return false;
@@ -309,6 +310,7 @@ static bool read_ring(struct transfer *x, int64_t *ret)
 		if (!wait(x, false, 0))
 			return false;
 	}
+	return false;
 }
 
 /* The rest of a write that is too long to be atomic, by the monitor. */

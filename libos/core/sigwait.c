@@ -17,6 +17,7 @@
 #define ANSWER 30000u    /* so long he has to take it */
 #define ABOUT 20000u     /* and so long to come */
 #define STALE (1u << 26) /* whose slot this is has been killed, or sleeps */
+#define TRIES 1000       /* of a compare-and-swap: who else writes there gives up before */
 
 static uint64_t ticks(void) { return __builtin_ia32_rdtsc(); }
 
@@ -51,13 +52,15 @@ static uint64_t enter(struct kx_sigw_slot *s, uint32_t pid, uint32_t set)
 static uint64_t leave(struct kx_sigw_slot *s, uint64_t mine)
 {
 	uint64_t end = KX_SIGW_HEAD(KX_SIGW_FREE, KX_SIGW_PID(mine), KX_SIGW_SEQ(mine)), w;
+	unsigned i = 0;
 	do {
 		w = look(s);
 		if (KX_SIGW_STATE(w) == KX_SIGW_FREE || KX_SIGW_PID(w) != KX_SIGW_PID(mine) ||
-		    KX_SIGW_SEQ(w) != KX_SIGW_SEQ(mine))
+		    KX_SIGW_SEQ(w) != KX_SIGW_SEQ(mine) || i++ > TRIES)
 			return 0; /* given to another: this one had not looked for long */
 	} while (!swap(s, w, end));
-	return KX_SIGW_STATE(w) == KX_SIGW_SENT ? w : 0;
+	/* No other signal than was asked for, whatever somebody writes there. */
+	return KX_SIGW_STATE(w) == KX_SIGW_SENT && KX_SIGW_SET(mine) >> (KX_SIGW_SIGNO(w) - 1) % 32 & 1 ? w : 0;
 }
 
 static const uint32_t *sent_to(uint32_t pid) { return &SIGW->sent[pid % 1024]; }
@@ -181,8 +184,8 @@ static bool sent(struct kx_thread *t, uint32_t pid, uint32_t signo, bool to_thre
 	if (!swap(s, w, mine))
 		return false;
 	uint64_t now;
-	while ((now = look(s)) == mine)
-		if (ticks() - start > ANSWER && swap(s, mine, w))
+	for (unsigned i = 0; (now = look(s)) == mine && i < TRIES;)
+		if (ticks() - start > ANSWER && i++ < TRIES && swap(s, mine, w))
 			return false;
 	t->sigwait.peer = pid;
 	return now; /* 0: another thread has changed the user, and given all of this up */

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/now.h"
 #include "../dev/procfs.h"
 #include "family.h"
 #include "gmem.h"
@@ -34,6 +35,8 @@
 #define SPIN_MOST 600000u
 #define EXIT_CYCLES 100000
 #define NOTE_TRIES 100
+#define FIRM_NS 1000000000ull /* a call that knows no EINTR waits so long before a signal ends it nevertheless */
+#define TURNS_MOST 1000       /* in which an object is moved and moved again: somebody writes nonsense there */
 #define RETRY 16
 
 struct kx_ipc *ipc_mem;
@@ -199,11 +202,23 @@ bool ipc_must_leave(void)
 	return self && (self->exiting || (self->sig_stop && self->hcall && self->hcall->row->flags & KX_F_BLOCK));
 }
 
-/* Held for one message, by somebody who may be killed, stopped, or without a CPU. */
-bool ipc_lock(struct kx_ipc_obj *o, bool ends)
+/* As that, in a wait for others that began at *since (0: now); one that takes so long that they must be stopped, or lie, any
+ * signal ends. */
+static bool must_leave(uint64_t *since, bool firm)
 {
-	const struct timespec nap = { 0, 50000 };
-	uint64_t me = (uint64_t)my_pid() << 32 | own_tid();
+	if (!firm && ipc_must_leave())
+		return true;
+	if (!self || !self->sig_stop)
+		return false;
+	*since = *since ? *since : now_ns();
+	return now_ns() - *since > FIRM_NS;
+}
+
+/* Held for one message, by somebody who may be killed, stopped, or without a CPU. */
+bool ipc_lock(struct kx_ipc_obj *o, bool firm)
+{
+	struct timespec nap = { 0, 50000 };
+	uint64_t me = (uint64_t)my_pid() << 32 | own_tid(), since = 0;
 	for (unsigned i = 0;; i++) {
 		uint64_t old = __atomic_load_n(&o->lock, __ATOMIC_SEQ_CST);
 		bool left = old == KX_IPC_LOCK_LEFT || (old && i % 64 == 63 && ipc_is_gone((uint32_t)old));
@@ -212,8 +227,10 @@ bool ipc_lock(struct kx_ipc_obj *o, bool ends)
 				ipc_recover(o);
 			return true;
 		}
-		if (ends ? self && self->exiting : ipc_must_leave())
+		if (must_leave(&since, firm))
 			return false;
+		if (i > 1000)
+			nap.tv_nsec = 1000000;
 		if (i < 64)
 			__builtin_ia32_pause();
 		else
@@ -311,7 +328,9 @@ static void drain_on(struct kx_ipc_obj *o, uint64_t state, struct ipc_name n)
 
 int ipc_enter(struct ipc_visit *v, struct ipc_name n)
 {
-	const struct timespec nap = { 0, 20000 };
+	struct timespec nap = { 0, 20000 };
+	uint64_t since = 0;
+	unsigned turns = 0; /* that were no naps */
 	v->obj = NULL;
 	if (!may_be(n))
 		return 0;
@@ -325,17 +344,22 @@ int ipc_enter(struct ipc_visit *v, struct ipc_name n)
 		if (k == KX_IPC_HOST || k > KX_IPC_PASS || (k != KX_IPC_ADOPT && !ours))
 			return 0;
 		bool left = k != KX_IPC_LIVE && (!worker(s) || (i % 32 == 31 && ipc_is_gone(worker(s))));
+		bool waits = k != KX_IPC_LIVE && !left;
 		int64_t r = 0;
-		if (k == KX_IPC_LIVE || (k == KX_IPC_MOVE && left))
+		if (waits ? must_leave(&since, false) : turns > TURNS_MOST / 10 && ipc_must_leave())
+			r = -EINTR;
+		else if (!waits && turns++ > TURNS_MOST)
+			r = -EIO;
+		else if (k == KX_IPC_LIVE || (k == KX_IPC_MOVE && left))
 			r = move(o, s, n);
 		else if ((k == KX_IPC_ADOPT || k == KX_IPC_PASS) && left)
 			ipc_swap(&o->state, s, with_kind(s, 0, KX_IPC_HOST));
 		else if (k == KX_IPC_DRAIN && left)
 			drain_on(o, s, n);
-		else if (ipc_must_leave())
-			r = -EINTR;
 		else
 			HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
+		if (i > 1000)
+			nap.tv_nsec = 1000000;
 		if (r == -EACCES && n.kind != IPC_MQ) /* the host refuses what comes as well */
 			return 0;
 		if (r) {

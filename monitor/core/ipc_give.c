@@ -18,19 +18,22 @@
 #define NAP_FIRST_NS 400000u
 #define NAP_MOST_NS 800000u
 
-/* The first to have come after *ticket of those that wait and are `fit`. NULL: none. */
-static struct kx_ipc_sleeper *next_waiting(const struct kx_ipc_obj *o, uint64_t *ticket,
+/* The first to have come of those that wait, are `fit` and were not tried yet (a bit for each place), which it is from now
+ * on: so whatever others write there meanwhile, each has its turn once. NULL: none. */
+static struct kx_ipc_sleeper *next_waiting(const struct kx_ipc_obj *o, uint32_t *tried, uint64_t *ticket,
 					   bool (*fit)(const struct kx_ipc_sleeper *s, int64_t what), int64_t what)
 {
 	struct kx_ipc_sleeper *first = NULL;
 	for (unsigned i = 0; i < KX_IPC_PLACES; i++) {
 		struct kx_ipc_sleeper *s = &places(o)[i];
-		if (waits(o, s) && LOAD(s->ticket) > *ticket && (!first || LOAD(s->ticket) < LOAD(first->ticket)) &&
-		    fit(s, what))
+		uint64_t t = LOAD(s->ticket);
+		if (!(*tried >> i & 1) && waits(o, s) && (!first || t < *ticket) && fit(s, what)) {
 			first = s;
+			*ticket = t;
+		}
 	}
 	if (first)
-		*ticket = LOAD(first->ticket);
+		*tried |= 1u << place_nr(o, first);
 	return first;
 }
 
@@ -110,13 +113,15 @@ static bool sends(const struct kx_ipc_sleeper *s, int64_t what)
 	return LOAD(s->flags) & KX_IPC_SL_SENDS;
 }
 
-/* The message at pos, which is in the queue, to whoever has waited longest for such a one. False: nobody took it. */
-static bool msg_give(struct kx_ipc_obj *o, uint64_t pos, uint32_t size)
+/* The message at pos, which is in the queue, to whoever has waited longest for such a one. False: nobody took it. Who is
+ * stopped is not tried again with the next one. */
+static bool msg_give(struct kx_ipc_obj *o, uint64_t pos, uint32_t size, uint32_t *tried)
 {
 	struct kx_ipc_msg *m = msg_at(o, pos);
 	struct kx_ipc_sleeper *s;
+	uint64_t ticket;
 	bool dead;
-	for (uint64_t ticket = 0; (s = next_waiting(o, &ticket, takes, LOAD(m->type)));) {
+	while ((s = next_waiting(o, tried, &ticket, takes, LOAD(m->type)))) {
 		if (!is_mq(o) && size > LOAD(s->size) && !(LOAD(s->flags) & KX_IPC_SL_NOERROR)) {
 			__atomic_or_fetch(&s->flags, KX_IPC_SL_TOO_BIG | KX_IPC_SL_SERVED, __ATOMIC_SEQ_CST);
 			if (!takes_it(s, &dead) && dead)
@@ -173,12 +178,12 @@ static bool any_receiver(const struct kx_ipc_obj *o)
 	return false;
 }
 
-static void messages_give(struct kx_ipc_obj *o)
+static void messages_give(struct kx_ipc_obj *o, uint32_t *tried)
 {
 	uint64_t tail, head, pos;
 	uint32_t size, bytes;
 	if (is_mq(o)) {
-		while (any_receiver(o) && ipc_msg_next(o, 0, false, &pos, &size) && msg_give(o, pos, size))
+		while (any_receiver(o) && ipc_msg_next(o, 0, false, &pos, &size) && msg_give(o, pos, size, tried))
 			;
 		return;
 	}
@@ -186,7 +191,7 @@ static void messages_give(struct kx_ipc_obj *o)
 		return;
 	for (uint64_t at = tail; at < head && msg_sizes(o, at, &size, &bytes); at += bytes)
 		if (LOAD(msg_at(o, at)->state) == KX_IPC_MSG_HERE)
-			msg_give(o, at, size);
+			msg_give(o, at, size, tried);
 }
 
 /* The first message from *pos on that waits for room in a POSIX queue. False: none. */
@@ -208,13 +213,13 @@ static bool room_next(struct kx_ipc_obj *o, uint64_t *pos, uint32_t *size, struc
 	return false;
 }
 
-static void room_give(struct kx_ipc_obj *o)
+static void room_give(struct kx_ipc_obj *o, uint32_t *tried)
 {
 	struct kx_ipc_sleeper *s;
-	uint64_t pos = 0, ticket = 0;
+	uint64_t pos = 0, ticket;
 	uint32_t size;
 	bool dead;
-	while (is_mq(o) && has_room(o, 0) && room_next(o, &pos, &size, &s)) {
+	for (unsigned i = 0; i < KX_IPC_PLACES && is_mq(o) && has_room(o, 0) && room_next(o, &pos, &size, &s); i++) {
 		STORE(msg_at(o, pos)->state, KX_IPC_MSG_HERE);
 		served(s);
 		counted(o, size, 1);
@@ -226,7 +231,7 @@ static void room_give(struct kx_ipc_obj *o)
 		}
 		pos += kx_ipc_msg_bytes(size);
 	}
-	while (!is_mq(o) && (s = next_waiting(o, &ticket, sends, 0)))
+	while (!is_mq(o) && (s = next_waiting(o, tried, &ticket, sends, 0)))
 		if (has_room(o, LOAD(s->size))) {
 			served(s);
 			if (!takes_it(s, &dead) && dead)
@@ -237,12 +242,13 @@ static void room_give(struct kx_ipc_obj *o)
 /* What is in memory is the queue's as long as it is LIVE. */
 void ipc_give(struct kx_ipc_obj *o)
 {
+	uint32_t tried = 0;
 	if (!kx_ipc_is_live(ipc_state(o)))
 		return;
-	messages_give(o);
-	room_give(o);
+	messages_give(o, &tried);
+	room_give(o, &tried);
 	if (is_mq(o))
-		messages_give(o);
+		messages_give(o, &tried);
 	ipc_asleep_note(o);
 }
 
@@ -427,11 +433,12 @@ static void pass_one(struct kx_ipc_sleeper *s, uint64_t ticket, uint64_t until)
 
 void ipc_pass(struct kx_ipc_obj *o, int id)
 {
-	uint64_t ticket = 0, until = now_ns() + PASS_NS;
+	uint64_t ticket, until = now_ns() + PASS_NS;
 	struct kx_ipc_sleeper *s;
+	uint32_t tried = 0;
 	if (is_sem(o) || LOAD(o->id) != id)
 		return;
-	while ((s = next_waiting(o, &ticket, anybody, 0))) {
+	while ((s = next_waiting(o, &tried, &ticket, anybody, 0))) {
 		wake(s);
 		pass_one(s, ticket, until);
 	}

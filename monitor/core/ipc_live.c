@@ -339,11 +339,14 @@ static int64_t sleep_on(struct op *x)
 		if (r != WAIT && r != BACK)
 			break;
 		bool naps = LOAD(x->s->flags) & KX_IPC_SL_NAPS;
-		e = r == WAIT ? sleep_once(x, seq, &slice) : 0;
+		e = r == WAIT ? sleep_once(x, seq, &slice) : self->sig_stop ? -EINTR : 0;
 		if (naps)
 			slice = SLICE_FIRST_NS;
-		if (!ipc_lock(x->o, true))
-			return -EINTR; /* of a process that ends */
+		if (!ipc_lock(x->o, true)) {
+			/* Whom nobody has: what it was given is found by the sweep for the dead. */
+			ipc_swap32(&x->s->tid, x->tid, UINT32_MAX);
+			return -EINTR;
+		}
 		if (LOAD(x->s->tid) != x->tid || LOAD(x->s->ticket) != x->ticket) {
 			ipc_unlock(x->o); /* taken for dead: only if somebody writes nonsense here */
 			return -EINTR;

@@ -27,8 +27,9 @@ bool ipc_is_here(void);
 bool ipc_is_gone(uint32_t tid);
 /* The letter for its state in /proc; 0: there is no such thread; '?': not known. */
 char ipc_thread_state(uint32_t tid);
-/* The object's lock. False: the caller has to leave its call (ends: only if its process ends). */
-bool ipc_lock(struct kx_ipc_obj *o, bool ends);
+/* The object's lock. False: the caller has to leave its call. (firm: only if a signal has come and its holder, who lives, has
+ * not given it back for a second. That is so for calls that know no EINTR, too.) */
+bool ipc_lock(struct kx_ipc_obj *o, bool firm);
 void ipc_unlock(struct kx_ipc_obj *o);
 /* Has the caller a signal to deliver, or to end? */
 bool ipc_must_leave(void);

@@ -153,11 +153,11 @@ int64_t pipe_pair_make(int domain, int type, int protocol, int fd[2])
 	int kind = domain == AF_UNIX ? kind_of(type) : -1;
 	if (kind < 0 || !pipe_table_is_ours() || pvm.proc_fd < 0)
 		return HC6(SYS_socketpair, domain, type, protocol, fd, 0, 0);
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	int64_t r = HC6(SYS_socketpair, domain, type, protocol, fd, 0, 0);
 	if (r == 0 && fd_admit(fd[0]) && fd_admit(fd[1]))
 		ring_try(fd, type, (uint32_t)kind);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 	return r;
 }
 
@@ -250,6 +250,7 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 		int64_t r = pair_host_take(p, d, d->total - (uint64_t)done, flags, said);
 		if (r != PAIR_NOTHING) {
 			done += r > 0 ? r : 0;
+			turn = r > 0 ? 0 : turn;
 			if (r > 0 && stream && (uint64_t)done < d->total && flags & MSG_WAITALL && !(flags & MSG_PEEK))
 				continue;
 			return done ? done : r;
@@ -288,8 +289,10 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 		}
 		if (n && stream) {
 			done += got;
-			if (got)
+			if (got) {
+				turn = 0;
 				pair_room(p);
+			}
 			if (got < n || (uint64_t)done == d->total || !(flags & MSG_WAITALL) || flags & MSG_PEEK) {
 				if (!still)
 					pair_settle(p->key, p->fd);
@@ -354,8 +357,8 @@ static int64_t pair_read(struct hcall *c, struct pair *p, struct pieces *d, int 
 static int owed(struct hcall *c, struct pair *p, int flags)
 {
 	const struct timespec slice = { 0, ROOM_SLICE_NS };
-	for (;;) {
-		int r = pair_move_out(p);
+	for (unsigned turn = 0;; turn++) {
+		int r = pipe_in_vain(turn) ? -EINTR : pair_move_out(p);
 		if (r == 0 || r == -EINTR)
 			return r;
 		if (sleeps_never(p, flags))
@@ -464,6 +467,7 @@ static int64_t pair_write(struct hcall *c, struct pair *p, struct pieces *d, int
 		if (kind == KX_PAIR_DGRAM)
 			pipe_note_check(p->fd, epoch, closes);
 		done += got;
+		turn = got ? 0 : turn;
 		if (put)
 			pipe_owe(p->out);
 		if (put && done == d->total)

@@ -28,6 +28,8 @@
 #include "thread.h"
 
 #define POKE_MAGIC 0x6b78706169720001ull
+#define UNITS_MOST \
+	16384u /* more messages than a socket has room for, unless somebody sends as fast as they are taken */
 
 static char zeros[65536];
 static int poked;
@@ -121,20 +123,22 @@ static void junk_take(struct pair *p)
 	uint32_t keep = pipe_used(o) ? 1 : 0, got;
 	uint32_t n = o->kind == KX_PAIR_STREAM ? (uint32_t)pair_queued(p->fd, FIONREAD)
 		     : keep                    ? pair_word(&o->token)
-					       : UINT32_MAX;
+					       : UNITS_MOST;
 	if (n < keep)
 		return;
 	__atomic_store_n(&o->filled, 0, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&o->token, keep, __ATOMIC_SEQ_CST);
-	for (n -= keep; n && (got = unit_take(p, n)); n -= got)
-		;
+	n -= keep;
+	for (uint32_t i = 0; i < UNITS_MOST && n && (got = unit_take(p, n)); i++)
+		n -= got < n ? got : n;
 }
 
 /* As many as it says, but no more than there are: another number is nonsense. */
 void pair_skip_take(struct pair *p)
 {
 	struct kx_pipe *o = p->in;
-	for (uint32_t n = pair_word(&o->skip), got; n; n -= got < n ? got : n) {
+	uint32_t i = 0;
+	for (uint32_t n = pair_word(&o->skip), got; n && i < UNITS_MOST; n -= got < n ? got : n, i++) {
 		uint32_t unit = o->kind != KX_PAIR_STREAM ? 1 : n < 4096 ? n : 4096;
 		__atomic_store_n(&o->skip, n - unit, __ATOMIC_SEQ_CST);
 		if (!(got = unit_take(p, unit)))
@@ -318,9 +322,10 @@ bool pipe_poked(void) { return poke_serve(true); }
 
 int pair_vacate(uint64_t key, int fd, unsigned ms)
 {
-	uint64_t end = now_ns() + ms * 1000000ull;
+	uint64_t end = now_ns() + ms * 1000000ull, most = pipe_wait_until();
 	struct timespec nap = { 0, 100000 };
 	struct pair p = pair_of(key, fd);
+	end = end < most ? end : most;
 	for (unsigned i = 0;; i++) {
 		pair_settle(key, fd);
 		if (!pair_rest(key))

@@ -28,8 +28,10 @@
 
 #define EXIT_CYCLES 100000 /* a guess, until some were measured */
 #define SWEEP_NS 100000000ull
+#define HURRY_NS 2000000000ull /* whoever has a lock meanwhile is stopped, or lies */
+#define USED_TRIES 1000        /* against others who write the word for fun */
 
-KX_TOGETHER pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
+static KX_TOGETHER pthread_mutex_t pipe_table_lock = PTHREAD_MUTEX_INITIALIZER;
 struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
 uint64_t pipe_key_of[KX_PIPE_FDS];
 unsigned pipe_fds;     /* pipe_key_of[] at and above it is 0 */
@@ -86,11 +88,33 @@ static bool lock_try_dead(uint64_t *lock)
 	return __atomic_compare_exchange_n(lock, &old, lock_word(), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
-/* Held for the copy of one ring at most, by somebody who may have to wait for a CPU or is stopped. False: a signal
- * came meanwhile. */
+static __thread struct {
+	unsigned depth;
+	uint64_t until; /* 0: it has not waited yet */
+} hurry;
+
+/* A child of vfork has its parent's: killed meanwhile, it would leave that in a hurry for ever. */
+void pipe_hurry(void)
+{
+	if (!is_vfork_child() && !hurry.depth++)
+		hurry.until = 0;
+}
+
+void pipe_hurry_end(void) { hurry.depth -= hurry.depth > 0; }
+
+uint64_t pipe_wait_until(void)
+{
+	if (!hurry.depth)
+		return UINT64_MAX;
+	if (!hurry.until)
+		hurry.until = now_ns() + HURRY_NS;
+	return hurry.until;
+}
+
+/* Held for the copy of one ring at most, by somebody who may have to wait for a CPU or is stopped. */
 bool pipe_lock_get(uint64_t *lock)
 {
-	const struct timespec nap = { 0, 50000 };
+	struct timespec nap = { 0, 50000 };
 	for (unsigned i = 0; !lock_try(lock); i++) {
 		if (i < 100) {
 			__builtin_ia32_pause();
@@ -102,8 +126,10 @@ bool pipe_lock_get(uint64_t *lock)
 		}
 		if (i % 20 == 0 && lock_try_dead(lock))
 			return true;
-		if (self && (self->sig_stop || self->exiting))
+		if ((self && self->sig_stop) || (hurry.depth && now_ns() >= pipe_wait_until()))
 			return false;
+		if (i > 1000)
+			nap.tv_nsec = 1000000;
 		HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
 	}
 	return true;
@@ -169,7 +195,7 @@ void pipe_holder_remove(struct kx_pipe *o, uint64_t key, uint32_t who)
 	uint64_t state = __atomic_load_n(&o->state, __ATOMIC_SEQ_CST);
 	if (state >> 32 != key >> 32)
 		return;
-	while (pipe_holder_swap(o, who, 0))
+	for (unsigned i = 0; i < KX_PIPE_HOLDERS && pipe_holder_swap(o, who, 0); i++)
 		;
 	free_if_left(o, state);
 }
@@ -220,6 +246,26 @@ void pipe_sweep(void)
 }
 
 /* ---- the table of descriptors -------------------------------------------------------------------------------------- */
+
+void pipe_table_get(void)
+{
+	pthread_mutex_lock(&pipe_table_lock);
+	pipe_hurry();
+}
+
+bool pipe_table_try(void)
+{
+	if (pthread_mutex_trylock(&pipe_table_lock))
+		return false;
+	pipe_hurry();
+	return true;
+}
+
+void pipe_table_put(void)
+{
+	pipe_hurry_end();
+	pthread_mutex_unlock(&pipe_table_lock);
+}
 
 uint64_t pipe_key_get(int fd)
 {
@@ -300,7 +346,7 @@ void pipe_forget(int fd, uint64_t key)
 {
 	if (!pipe_table_is_ours() || (unsigned)fd >= KX_PIPE_FDS)
 		return;
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	if (pipe_key_of[fd] == key && !pipe_is_live(pipe_object(key), key) &&
 	    !(kx_pipe_pair(key) && (pair_rest(key) || pair_owes(key)))) {
 		pipe_key_set(fd, 0);
@@ -311,7 +357,7 @@ void pipe_forget(int fd, uint64_t key)
 		if (!more)
 			pipe_holder_remove(pipe_object(key), key, (uint32_t)pvm.pid);
 	}
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 }
 
 /* The object of a pipe by its inode; key without end, 0 = none. */
@@ -372,12 +418,12 @@ static void pairs_each(void (*fn)(uint64_t key, int fd))
 
 bool pipe_each_pair(void (*fn)(uint64_t key, int fd), bool wait)
 {
-	if (!wait && pthread_mutex_trylock(&pipe_table_lock))
+	if (!wait && !pipe_table_try())
 		return false;
 	if (wait)
-		pthread_mutex_lock(&pipe_table_lock);
+		pipe_table_get();
 	pairs_each(fn);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 	return true;
 }
 
@@ -434,9 +480,9 @@ void pipe_reset(struct kx_pipe *o, const struct stat *st, bool nonblock, bool se
 void pipe_used_up_to(uint32_t end)
 {
 	uint32_t n = __atomic_load_n(&pipe_mem->used, __ATOMIC_ACQUIRE);
-	while (n < end &&
-	       !__atomic_compare_exchange_n(&pipe_mem->used, &n, end, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-		;
+	for (unsigned i = 0; i < USED_TRIES && n < end; i++)
+		if (__atomic_compare_exchange_n(&pipe_mem->used, &n, end, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+			return;
 }
 
 /* The new object's key without end, 0 = none. */
@@ -485,11 +531,11 @@ int64_t pipe_make(int fd[2], int flags)
 {
 	if (!pipe_table_is_ours() || pvm.proc_fd < 0)
 		return HC6(SYS_pipe2, fd, flags, 0, 0, 0, 0);
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	int64_t r = HC6(SYS_pipe2, fd, flags, 0, 0, 0, 0);
 	if (r == 0 && fd_admit(fd[0]) && fd_admit(fd[1]))
 		ring_try(fd, flags);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 	return r;
 }
 
@@ -627,7 +673,7 @@ int64_t pipe_close(int fd)
 {
 	if (!pipe_mem || !pipe_table_is_ours())
 		return HC6(SYS_close, fd, 0, 0, 0, 0, 0);
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	uint64_t key = pipe_key_get(fd);
 	if (key)
 		pipe_key_set(fd, 0);
@@ -636,7 +682,7 @@ int64_t pipe_close(int fd)
 	int64_t r = HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 	if (key)
 		pipe_closed(key);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 	return r;
 }
 
@@ -644,14 +690,14 @@ int64_t pipe_close_range(unsigned first, unsigned last, unsigned flags)
 {
 	if (!pipe_mem || !pipe_table_is_ours() || flags & CLOSE_RANGE_CLOEXEC)
 		return HC6(SYS_close_range, first, last, flags, 0, 0, 0);
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	for (unsigned i = first; i <= last && i < pipe_fds; i++)
 		if (pipe_key_of[i] && kx_pipe_pair(pipe_key_of[i]))
 			leaving(pipe_key_of[i], (int)i, (int)first, (int)i);
 	int64_t r = HC6(SYS_close_range, first, last, flags, 0, 0, 0);
 	for (unsigned i = first; r == 0 && i <= last && i < pipe_fds; i++)
 		key_drop((int)i);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 	return r;
 }
 
@@ -674,11 +720,11 @@ int64_t pipe_dup(int fd, int64_t (*dup)(int fd, uint64_t arg, int cmd), uint64_t
 {
 	if (!pipe_mem || !pipe_table_is_ours())
 		return dup(fd, arg, cmd);
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	int64_t r = dup(fd, arg, cmd);
 	if (r >= 0)
 		copied(fd, (int)r);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 	return r;
 }
 
@@ -686,7 +732,7 @@ int64_t pipe_dup_to(int fd, int to, int flags, bool dup2)
 {
 	bool table = pipe_mem && pipe_table_is_ours();
 	if (table)
-		pthread_mutex_lock(&pipe_table_lock);
+		pipe_table_get();
 	uint64_t old = table && fd != to ? pipe_key_get(to) : 0;
 	if (old && kx_pipe_pair(old))
 		leaving(old, to, 0, -1);
@@ -694,6 +740,6 @@ int64_t pipe_dup_to(int fd, int to, int flags, bool dup2)
 	if (table && r >= 0 && fd != to)
 		copied(fd, to);
 	if (table)
-		pthread_mutex_unlock(&pipe_table_lock);
+		pipe_table_put();
 	return r;
 }

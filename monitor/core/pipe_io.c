@@ -17,7 +17,27 @@
 
 #define TURNS_MOST 1000
 
-bool pipe_in_vain(unsigned n) { return n > TURNS_MOST && self && (self->sig_stop || self->exiting); }
+bool pipe_in_vain(unsigned n)
+{
+	const struct timespec nap = { 0, 100000 };
+	if (n <= TURNS_MOST)
+		return false;
+	if (self && self->sig_stop)
+		return true;
+	HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);
+	return false;
+}
+
+/* On a kernel that can't have it (before 6.4), as the program's own call would do it. */
+static int64_t host_io(long nr, long plain, int fd, const void *p, uint64_t n)
+{
+	struct iovec v = { (void *)p, n };
+	int64_t r = HC6(nr, fd, &v, 1, -1, -1, RWF_NOWAIT);
+	return r == -EOPNOTSUPP || r == -ENOSYS ? HC6(plain, fd, p, n, 0, 0, 0) : r;
+}
+
+int64_t pipe_host_write(int fd, const void *p, uint64_t n) { return host_io(SYS_pwritev2, SYS_write, fd, p, n); }
+int64_t pipe_host_read(int fd, void *p, uint64_t n) { return host_io(SYS_preadv2, SYS_read, fd, p, n); }
 
 void pipe_pieces_of(struct pieces *p, struct hcall *c)
 {
@@ -81,7 +101,7 @@ int pipe_host_poll(int fd, int events)
 static void token_put(struct kx_pipe *o, int wfd)
 {
 	__atomic_store_n(&o->token, 1, __ATOMIC_SEQ_CST);
-	HC6(SYS_write, wfd, "", 1, 0, 0, 0);
+	pipe_host_write(wfd, "", 1);
 }
 
 void pipe_wake_readers(struct kx_pipe *o, int wfd)
@@ -193,7 +213,11 @@ static int64_t ring_read(struct hcall *c, uint64_t key, int fd)
 }
 
 /* No reader is left: the host's own answer, with its signal. 0: there is one. */
-static int64_t broken(int fd) { return pipe_host_poll(fd, POLLOUT) & POLLERR ? HC6(SYS_write, fd, "", 1, 0, 0, 0) : 0; }
+static int64_t broken(int fd)
+{
+	int64_t r = pipe_host_poll(fd, POLLOUT) & POLLERR ? pipe_host_write(fd, "", 1) : 0;
+	return r == -EAGAIN ? 0 : r;
+}
 
 static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 {
@@ -235,6 +259,7 @@ static int64_t ring_write(struct hcall *c, uint64_t key, int fd)
 		pipe_lock_put(&o->wlock);
 		done += got;
 		if (got) {
+			turn = 0;
 			pipe_owe(o);
 			pipe_wake_readers(o, fd);
 		}

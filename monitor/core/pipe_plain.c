@@ -21,14 +21,19 @@
 
 #define VACATE_MS 2000 /* for other members to move what they wrote */
 
-/* Bytes in the host's pipe of a live object are tokens. With the readers' lock, so nobody else takes them. */
+/* Bytes in the host's pipe of a live object are tokens: those that are there now. With the readers' lock, so nobody else
+ * takes them who means well. */
 bool pipe_tokens_drain(int fd)
 {
-	char buf[64];
+	char buf[4096];
 	int n = 0;
+	int64_t r = 0;
 	bool any = false;
-	while (HC6(SYS_ioctl, fd, FIONREAD, &n, 0, 0, 0) == 0 && n > 0) {
-		if (HC6(SYS_read, fd, buf, (unsigned)n < sizeof buf ? (unsigned)n : sizeof buf, 0, 0, 0) <= 0)
+	if (HC6(SYS_ioctl, fd, FIONREAD, &n, 0, 0, 0))
+		return false;
+	for (; n > 0; n -= (int)r) {
+		r = pipe_host_read(fd, buf, (unsigned)n < sizeof buf ? (unsigned)n : sizeof buf);
+		if (r <= 0)
 			break;
 		any = true;
 	}
@@ -44,23 +49,34 @@ static int ring_move(struct kx_pipe *o, uint64_t key, int rfd, int wfd)
 	return n && HC6(SYS_writev, wfd, v, 2, 0, 0, 0) != (int64_t)n ? -EIO : 0;
 }
 
+static void both_close(int a, int b)
+{
+	if (a >= 0)
+		HC6(SYS_close, a, 0, 0, 0, 0, 0);
+	if (b >= 0)
+		HC6(SYS_close, b, 0, 0, 0, 0, 0);
+}
+
 /* fd: any end of it. Until the state changes, what was moved counts as tokens. */
 int pipe_make_plain(uint64_t key, int fd)
 {
 	struct kx_pipe *o = pipe_object(key);
 	struct stat st;
 	long mode = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
-	int r = 0, other;
+	int r = 0, rfd, wfd;
 	if (kx_pipe_pair(key))
 		return pair_plain(key, fd);
 	if (mode < 0)
 		return (int)mode;
-	bool reads = (mode & O_ACCMODE) == O_RDONLY, both = (mode & O_ACCMODE) == O_RDWR;
 	if (!pipe_is_live(o, key))
 		return 0;
-	other = both ? fd : fd_reopen(fd, reads ? O_WRONLY : O_RDONLY);
-	if (other < 0)
-		return other;
+	/* Of one's own, so none of the two sleeps whatever others have done to the host's pipe. */
+	rfd = fd_reopen(fd, O_RDONLY);
+	wfd = fd_reopen(fd, O_WRONLY);
+	if (rfd < 0 || wfd < 0) {
+		both_close(rfd, wfd);
+		return rfd < 0 ? rfd : wfd;
+	}
 	if (!pipe_lock_get(&o->rlock)) {
 		r = -EINTR;
 	} else {
@@ -68,14 +84,13 @@ int pipe_make_plain(uint64_t key, int fd)
 			r = -EINTR;
 		} else {
 			if (pipe_is_live(o, key) && fstat(fd, &st) == 0 && pipe_is_of(o, &st) &&
-			    !(r = ring_move(o, key, reads ? fd : other, reads ? other : fd)))
+			    !(r = ring_move(o, key, rfd, wfd)))
 				__atomic_store_n(&o->state, (key & ~0xffffffffull) | KX_PIPE_PLAIN, __ATOMIC_SEQ_CST);
 			pipe_lock_put(&o->wlock);
 		}
 		pipe_lock_put(&o->rlock);
 	}
-	if (other != fd)
-		HC6(SYS_close, other, 0, 0, 0, 0, 0);
+	both_close(rfd, wfd);
 	__atomic_store_n(&o->full, 1, __ATOMIC_SEQ_CST);
 	pipe_wake_room(o);
 	return r;
@@ -150,8 +165,11 @@ static void plain_one(int fd) { pipe_opened(fd); }
 
 void pipe_plain_all(void)
 {
-	if (pipe_mem)
-		pipe_each_fd(plain_one);
+	if (!pipe_mem)
+		return;
+	pipe_hurry(); /* for as many as there may be */
+	pipe_each_fd(plain_one);
+	pipe_hurry_end();
 }
 
 static void vacate_one(int fd)
@@ -164,8 +182,11 @@ static void vacate_one(int fd)
 void pipe_identity_before(void)
 {
 	pipe_plain_all();
-	if (pipe_mem)
-		pipe_each_fd(vacate_one);
+	if (!pipe_mem)
+		return;
+	pipe_hurry();
+	pipe_each_fd(vacate_one);
+	pipe_hurry_end();
 }
 
 /* What socket pairs have left in rings for this process, and nobody else gives back. */
@@ -225,7 +246,7 @@ void pipe_identity_after(void)
 	struct stat st;
 	if (!pipe_mem || pipe_given_up || !pipe_table_is_ours() || fstat(pvm.family_fd, &st) || st.st_uid == geteuid())
 		return;
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	struct kept *kept = rests_keep();
 	/* Other threads may look at objects: they find empty ones. */
 	if (gmem_map_family(KX_PIPE_BASE, KX_PIPE_SIZE, -1, 0))
@@ -236,5 +257,5 @@ void pipe_identity_after(void)
 	for (unsigned i = 0; i < pipe_fds; i++)
 		if (!pipe_key_of[i] || !kx_pipe_pair(pipe_key_of[i]) || !pair_rest(pipe_key_of[i]))
 			pipe_key_set((int)i, 0);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 }

@@ -67,7 +67,9 @@ static int watches_find(struct watch *w, struct pollfd *p, unsigned n)
 		} else if ((r = pipe_make_plain(key, p[i].fd))) {
 			return r;
 		} else if (kx_pipe_pair(key) && pair_rest(key)) {
-			i--;
+			if (nw == 2 * WATCH_MAX)
+				return -ENOMEM;
+			w[nw++] = (struct watch){ key, i, p[i].events, false, true };
 		}
 	}
 	return nw;
@@ -180,13 +182,17 @@ int64_t pipe_ppoll(struct hcall *c, struct pollfd *p, unsigned n, struct timespe
 	if (ts && (uint64_t)ts->tv_sec < limit / 2000000000)
 		limit = ts->tv_sec * 1000000000ull + ts->tv_nsec;
 	(void)c;
-	for (;;) {
+	for (unsigned turn = 0;;) {
+		if (pipe_in_vain(turn++)) /* two in turn say what they please */
+			return -EINTR;
 		int nw = watches_find(w, p, n);
 		if (nw < 0)
 			return nw;
 		if (!nw)
 			return wait ? HB6(SYS_ppoll, p, n, ts, 0, 0, 0) : HC6(SYS_ppoll, p, n, ts, 0, 0, 0);
 		while (watches_live(w, nw, p)) {
+			if (pipe_in_vain(turn++))
+				return -EINTR;
 			struct timespec t;
 			uint64_t pipe_gone = now_ns() - start, left = pipe_gone < limit ? limit - pipe_gone : 0;
 			ts_set(&t, left < slice ? left : slice);

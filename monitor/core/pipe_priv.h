@@ -15,7 +15,6 @@
 #define SLICE_LAST_NS 1000000000
 
 extern struct kx_pipes *pipe_mem; /* in guest memory; NULL: not mapped */
-extern pthread_mutex_t pipe_table_lock;
 extern uint64_t pipe_key_of[KX_PIPE_FDS];
 extern unsigned pipe_fds;     /* pipe_key_of[] at and above it is 0 */
 extern bool pipe_pairs_above; /* a socket pair had a descriptor that pipe_key_of[] has no place for */
@@ -54,10 +53,23 @@ static inline uint32_t pipe_used(const struct kx_pipe *o)
 	return n > KX_PIPE_RING ? 0 : (uint32_t)n;
 }
 
-/* At the begin of turn number n of a loop that ends by what shared memory says: a signal has come, and it goes on without a
- * sleep that the signal would end. Before that a call that needn't sleep is not interrupted. */
+/* At the begin of turn number n without progress of a loop that ends by what shared memory says. True: a signal has come.
+ * Before many turns a call that needn't sleep is not interrupted; behind them each is a nap, lest it takes the CPU. */
 bool pipe_in_vain(unsigned n);
+/*
+ * A lock of an object. False: the caller is to leave its call, since a signal has come; or while it is in a hurry, no lock of
+ * another's is waited for any more. That is who has the table, and from pipe_hurry() to pipe_hurry_end(): whatever other
+ * members do, all waits of one such time together end after some seconds. They nest.
+ */
 bool pipe_lock_get(uint64_t *lock);
+void pipe_hurry(void);
+void pipe_hurry_end(void);
+/* Nanoseconds of CLOCK_MONOTONIC until which the caller may wait for other members. */
+uint64_t pipe_wait_until(void);
+/* The table of descriptors, and its lock. */
+void pipe_table_get(void);
+bool pipe_table_try(void);
+void pipe_table_put(void);
 void pipe_lock_put(uint64_t *lock);
 bool pipe_locks_take(struct kx_pipe *o);
 bool pipe_table_is_ours(void);
@@ -97,6 +109,10 @@ void pipe_each_fd_early(void (*fn)(int fd));
 
 /* ---- pipe_io.c ---- */
 
+/* One write to the host's pipe, or read from it, of what others may have filled or emptied: without sleeping, where the host
+ * can. */
+int64_t pipe_host_write(int fd, const void *p, uint64_t n);
+int64_t pipe_host_read(int fd, void *p, uint64_t n);
 void pipe_pieces_of(struct pieces *p, struct hcall *c);
 void pipe_wake_readers(struct kx_pipe *o, int wfd);
 bool pipe_sleep_prepare(struct kx_pipe *o, uint64_t key, int fd);

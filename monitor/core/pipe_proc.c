@@ -15,8 +15,8 @@
 
 static KX_TOGETHER pid_t fork_parent;
 
-void pipe_fork_lock(void) { pthread_mutex_lock(&pipe_table_lock); }
-void pipe_fork_unlock(void) { pthread_mutex_unlock(&pipe_table_lock); }
+void pipe_fork_lock(void) { pipe_table_get(); }
+void pipe_fork_unlock(void) { pipe_table_put(); }
 
 /* Call fn once for each object that the table names, with one of its descriptors. */
 static void each_object(void (*fn)(uint64_t key, int fd, uint32_t who), uint32_t who)
@@ -70,6 +70,7 @@ static void guard_become(uint64_t key, int fd, uint32_t who)
 		pipe_holder_swap(o, guard | KX_PIPE_STALE, who);
 }
 
+/* Of threads that are no more. */
 static void locks_drop(struct kx_pipe *o, uint32_t who)
 {
 	uint64_t r = __atomic_load_n(&o->rlock, __ATOMIC_SEQ_CST), w = __atomic_load_n(&o->wlock, __ATOMIC_SEQ_CST);
@@ -132,27 +133,29 @@ void pipe_received(int fd)
 	if (!pipe_mem && pread(pvm.family_fd, head, sizeof head, (off_t)family_pipes_offset()) == sizeof head &&
 	    !head[1])
 		return;
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	if (pipe_map_here())
 		adopt(fd);
 	uint64_t key = pipe_key_get(fd);
 	if (key && kx_pipe_pair(key))
 		__atomic_store_n(&pipe_object(key)->passed, 0, __ATOMIC_SEQ_CST);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 }
 
 void pipe_fork_child(bool own)
 {
 	if (!pipe_mem)
 		return;
+	pipe_hurry(); /* with all signals blocked */
 	if (own) {
 		each_object(pipe_hold, (uint32_t)pvm.pid);
-		return;
+	} else {
+		for (unsigned i = 0; i < pipe_fds; i++)
+			pipe_key_set((int)i, 0);
+		pipe_fds = 0;
+		pipe_each_fd(adopt);
 	}
-	for (unsigned i = 0; i < pipe_fds; i++)
-		pipe_key_set((int)i, 0);
-	pipe_fds = 0;
-	pipe_each_fd(adopt);
+	pipe_hurry_end();
 }
 
 void pipe_vfork_before(bool shares)
@@ -163,9 +166,9 @@ void pipe_vfork_before(bool shares)
 		pipe_plain_all();
 		return;
 	}
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	each_object(guard_add, (uint32_t)pvm.pid);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 }
 
 /* With the parent's memory, and without its locks. */
@@ -184,9 +187,9 @@ void pipe_vfork_after(void)
 {
 	if (!pipe_mem || !pipe_table_is_ours())
 		return;
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	each_object(guard_drop, (uint32_t)pvm.pid);
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 }
 
 static bool in_table(unsigned i)
@@ -197,7 +200,7 @@ static bool in_table(unsigned i)
 	return false;
 }
 
-/* What this process had of an object before exec and has no more, locks of its other threads among it. */
+/* What this process had of an object before exec and has no more. */
 static void exec_drop(struct kx_pipe *o, unsigned i)
 {
 	uint32_t me = (uint32_t)pvm.pid;
@@ -205,9 +208,6 @@ static void exec_drop(struct kx_pipe *o, unsigned i)
 	if (!pipe_holder_has(o, me))
 		return;
 	struct kx_pipe *second = o->pair ? pipe_behind(o) : NULL;
-	locks_drop(o, me);
-	if (second)
-		locks_drop(second, me);
 	if (in_table(i))
 		return;
 	__atomic_add_fetch(&o->closes, 1, __ATOMIC_SEQ_CST);
@@ -239,11 +239,15 @@ void pipe_resume(void)
 	if (view == MAP_FAILED)
 		return;
 	pipe_headers = view;
+	pipe_hurry(); /* there is no thread yet that a signal could come to */
 	pipe_each_fd_early(look);
+	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < pipe_headers->used; i++)
+		locks_drop(&pipe_headers->obj[i], (uint32_t)pvm.pid);
 	if (pipe_seen && pipe_map_here())
 		pipe_each_fd_early(adopt);
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < pipe_headers->used; i++)
 		exec_drop(&pipe_headers->obj[i], i);
+	pipe_hurry_end();
 	pipe_headers = NULL;
 	munmap(view, KX_PIPE_DATA);
 }
@@ -261,6 +265,9 @@ static void leave(uint64_t key, int fd, uint32_t who)
 void pipe_exit(void)
 {
 	pipe_owed();
-	if (pipe_mem && my_pid() == pvm.pid)
-		each_object(leave, (uint32_t)pvm.pid);
+	if (!pipe_mem || my_pid() != pvm.pid)
+		return;
+	pipe_hurry(); /* with all signals blocked */
+	each_object(leave, (uint32_t)pvm.pid);
+	pipe_hurry_end();
 }

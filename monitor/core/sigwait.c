@@ -14,11 +14,11 @@ void sigwait_used(void)
 	if (__atomic_load_n(&calls, __ATOMIC_RELAXED) > CALLS || !pipe_table_is_ours() ||
 	    __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED) != CALLS)
 		return;
-	pthread_mutex_lock(&pipe_table_lock);
+	pipe_table_get();
 	if (pipe_map_here()) {
 		struct kx_sigw *s = gva_ptr(KX_SIGW_BASE);
 		s->uid = geteuid();
 		__atomic_store_n(&s->ready, 1, __ATOMIC_RELEASE);
 	}
-	pthread_mutex_unlock(&pipe_table_lock);
+	pipe_table_put();
 }
