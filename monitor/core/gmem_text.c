@@ -465,13 +465,14 @@ bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use)
 void text_finish(uint64_t gva, struct text_use *use)
 {
 	uint64_t t = use->tramp, size = use->tramp_size;
-	struct kx_site *s = text_sites(use->shared, use->fd, gva);
+	uint32_t n = 0;
+	struct kx_site *s = text_sites(use->shared, use->fd, gva, &n);
 	uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
 	/* Its jumps lead to trampolines that are not there. */
 	if (!s || mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at) == MAP_FAILED ||
 	    !tramp_map(t, size))
 		pvm_panic("no memory for the trampolines of a text");
-	sites_add(s, use->shared->nr_sites);
+	sites_add(s, n);
 	free(s);
 }
 
@@ -515,7 +516,8 @@ static void sites_undo(uint8_t *p, uint64_t s, uint64_t e)
 	for (size_t i = sites_below(s), to = sites_below(e); i < to; i++) {
 		const struct kx_site *t = &sites[i];
 		uint8_t *win = p + (t->start - s);
-		if (t->len <= e - t->start && jumps_to(win, t) && !guest_read(tramp, t->tramp, t->tramp_len))
+		if (t->len >= JUMP && t->len <= e - t->start && jumps_to(win, t) &&
+		    !guest_read(tramp, t->tramp, t->tramp_len))
 			patch_undo(t, tramp, win);
 	}
 }
