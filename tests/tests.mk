@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf family lend lost maps needs patch policy random seccomp strace time
+UNIT = elf family lend lost maps needs patch policy random relink seccomp strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
@@ -17,6 +17,9 @@ UNIT_LIBS_policy = -l:libsodium.a
 UNIT_SRC_lost = monitor/core/vcpu_lost.c
 UNIT_SRC_needs = monitor/core/needs.c util/err.c
 UNIT_SRC_random = libos/core/random.c
+UNIT_SRC_relink = $(wildcard monitor/core/relink*.c) monitor/core/elf.c $(addprefix util/,err.c log.c quiet.c sha256.c)
+UNIT_LIBS_relink = -ldl -l:libsodium.a $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc mprotect)
+UNIT_DEP_relink = $(patsubst %,$(T)/unit/relink_%.so,v1 v2 user other)
 UNIT_SRC_seccomp = monitor/core/seccomp.c util/err.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_maps = monitor/core/maps.c
@@ -32,6 +35,15 @@ GUEST_MUSL = clone rseq time
 HEADERS = $(wildcard abi/*.h abi/*.def monitor/*/*.h monitor/arch/*/*.h libos/*/*.h util/*.h)
 TEST_CFLAGS = $(WARN) -O1 -g -D_GNU_SOURCE= -pthread
 GUEST_TEST_CFLAGS = -std=gnu11 -Wall -Wextra -O2 -g -pthread
+
+# What test_relink.c replaces, and who uses it.
+$(T)/unit/relink_v%.so: tests/unit/relink/lib.c tests/unit/relink/lib.map tests/tests.mk
+	@mkdir -p $(@D)
+	$(CC) -O1 -fPIC -shared -DV=$* -Wl,-soname,librelink.so.1 -Wl,-z,relro -Wl,-z,now \
+		-Wl,--version-script=tests/unit/relink/lib.map -o $@ $<
+
+$(T)/unit/relink_user.so $(T)/unit/relink_other.so: tests/unit/relink/user.c $(T)/unit/relink_v1.so
+	$(CC) -O1 -fPIC -shared -Wl,-z,relro -Wl,-z,now -o $@ $^
 
 # $1 name, $2 suffix, $3 compiler, $4 sanitizers
 define unit_rule

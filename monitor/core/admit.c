@@ -410,23 +410,21 @@ static int copy_stored(const struct stat *st, struct image *m)
 	return fd;
 }
 
-static bool pread_all(int fd, void *p, size_t len, uint64_t off)
-{
-	return pread(fd, p, len, (off_t)off) == (ssize_t)len;
-}
-
-/* What of the file is code by its program headers. Headers that can't be read name none. */
-static void code_find(struct image *m, int fd)
+/* What of the file is code by its program headers. Headers that are not there name none. -errno: they can't be read now. */
+static int code_find(struct image *m, int fd)
 {
 	Elf64_Ehdr eh;
-	m->elf = pread_all(fd, &eh, sizeof eh, 0) && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
+	ssize_t n = pread(fd, &eh, sizeof eh, 0);
+	if (n < 0)
+		return -errno;
+	m->elf = n == sizeof eh && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
 	if (!m->elf || eh.e_phentsize != sizeof(Elf64_Phdr) || eh.e_phnum > PHDRS_MAX || eh.e_phoff > INT64_MAX / 2)
-		return;
+		return 0;
 	struct elf_phdrs phdrs = { .fd = fd, .phoff = eh.e_phoff };
 	for (unsigned i = 0; i < eh.e_phnum && m->nr_code < CODE_MAX; i++) {
 		const Elf64_Phdr *p = elf_phdr(&phdrs, i);
 		if (!p)
-			break;
+			return phdrs.got < 0 ? -errno : 0;
 		const Elf64_Phdr ph = *p;
 		if (ph.p_type != PT_LOAD || !(ph.p_flags & PF_X) || !ph.p_filesz || ph.p_offset >= m->size ||
 		    ph.p_filesz > m->size - ph.p_offset)
@@ -434,6 +432,7 @@ static void code_find(struct image *m, int fd)
 		m->code[m->nr_code].start = ph.p_offset & -PAGE;
 		m->code[m->nr_code++].end = (ph.p_offset + ph.p_filesz + PAGE - 1) & -PAGE;
 	}
+	return 0;
 }
 
 uint64_t admit_code_end(const struct image *m, uint64_t off, uint64_t len)
@@ -448,7 +447,7 @@ uint64_t admit_code_end(const struct image *m, uint64_t off, uint64_t len)
 
 static int image_make(int fd, const struct stat *st, const char *path, size_t own, bool bytes, struct image **out)
 {
-	struct stat copy;
+	struct stat copy = { 0 };
 	size_t len = strlen(path) + 1;
 	if (bytes && st->st_size > FILE_MAX)
 		return -EFBIG;
@@ -473,16 +472,17 @@ static int image_make(int fd, const struct stat *st, const char *path, size_t ow
 			m->fd = r = copy_make(fd, m->size);
 		if (r >= 0)
 			r = fstat(m->fd, &copy) ? -errno : 0;
-		if (r) {
-			if (m->fd >= 0)
-				close(m->fd);
-			free(m);
-			return r;
-		}
 		m->copy_dev = copy.st_dev;
 		m->copy_ino = copy.st_ino;
 	}
-	code_find(m, bytes ? m->fd : fd);
+	if (r >= 0)
+		r = code_find(m, bytes ? m->fd : fd);
+	if (r < 0) {
+		if (m->fd >= 0)
+			close(m->fd);
+		free(m);
+		return r;
+	}
 	*out = m;
 	return 0;
 }
@@ -774,7 +774,8 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 			admit_image_free(m);
 	}
 	if (r < 0 && !*why)
-		snprintf(why, POLICY_WHY, "%.160s: cannot be looked at: %s", path, strerror(-r));
+		snprintf(why, POLICY_WHY, "%.160s: cannot be looked at: %s", *path ? path : "the new version",
+			 strerror(-r));
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
 }

@@ -465,7 +465,7 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 	if (i >= nr_regions || regions[i].start > old || regions[i].end < old + (old_len ? old_len : 1) ||
 	    range_has_tramp(old, old + (old_len ? old_len : 1)))
 		return -EFAULT;
-	if ((regions[i].flags & GMEM_TEXT) && text_own(regions[i].start, regions[i].end))
+	if (old_len && (regions[i].flags & MAP_TYPE) == MAP_PRIVATE && text_unpatch(old, old + old_len))
 		return -ENOMEM;
 	i = region_find(old);
 	struct gmem_region r = regions[i];

@@ -25,11 +25,12 @@ struct gmem_region {
 	int flags;           /* MAP_SHARED, MAP_ANONYMOUS, MAP_STACK... and GMEM_TRAMP */
 	uint32_t origin;     /* under a policy: which mapping of a file it comes from; 0 = not noted */
 };
-#define GMEM_TRAMP 0x40000000 /* trampolines: the program can't name them */
-#define GMEM_STILL 0x04000000 /* of a file that nobody tells anything by: libc's own tables */
-#define GMEM_CLEAN 0x08000000 /* with origin: nobody could write to it since it was mapped */
-#define GMEM_DATA 0x10000000  /* writable part of an image, by its loader: not one that follows its file */
-#define GMEM_TEXT 0x20000000  /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
+#define GMEM_TRAMP 0x40000000    /* trampolines: the program can't name them */
+#define GMEM_OWN_TEXT 0x02000000 /* what was GMEM_TEXT, and is mapped privately by now: the program wanted to write */
+#define GMEM_STILL 0x04000000    /* of a file that nobody tells anything by: libc's own tables */
+#define GMEM_CLEAN 0x08000000    /* with origin: nobody could write to it since it was mapped */
+#define GMEM_DATA 0x10000000     /* writable part of an image, by its loader: not one that follows its file */
+#define GMEM_TEXT 0x20000000     /* the family's patched copy of a file's text (text.h), MAP_PRIVATE to the program */
 
 /* Of no program's: trampolines, the LibOS's memory. */
 static inline bool gmem_own(const struct gmem_region *r) { return r->flags & GMEM_TRAMP; }

@@ -114,6 +114,8 @@ void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, st
 bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use);
 void text_finish(uint64_t gva, struct text_use *use);
 int text_own(uint64_t start, uint64_t end);
+/* [start, end) is about to be moved: as its file has it, since the jumps and what they lead to go by addresses. 0 or -errno. */
+int text_unpatch(uint64_t start, uint64_t end);
 int place_ready(void *p, uint64_t len, int hp, uint64_t gva);
 /* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
 struct text_map {

@@ -152,15 +152,20 @@ void sites_leave(uint64_t start, uint64_t end)
 	sites_cut(from, to);
 }
 
+#define JUMP 5 /* bytes */
+
 /* Does the jump to its trampoline stand there? */
+static bool jumps_to(const uint8_t *win, const struct kx_site *s)
+{
+	int32_t rel;
+	memcpy(&rel, win + 1, sizeof rel);
+	return win[0] == 0xe9 && s->start + JUMP + (uint64_t)(int64_t)rel == s->tramp;
+}
+
 static bool site_is_back(const struct kx_site *s)
 {
-	uint8_t jump[5];
-	int32_t rel;
-	if (guest_read(jump, s->start, sizeof jump) || jump[0] != 0xe9)
-		return false;
-	memcpy(&rel, jump + 1, sizeof rel);
-	return s->start + sizeof jump + (uint64_t)(int64_t)rel == s->tramp;
+	uint8_t jump[JUMP];
+	return !guest_read(jump, s->start, sizeof jump) && jumps_to(jump, s);
 }
 
 void sites_return(uint64_t start, uint64_t end)
@@ -461,13 +466,14 @@ bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use)
 void text_finish(uint64_t gva, struct text_use *use)
 {
 	uint64_t t = use->tramp, size = use->tramp_size;
-	struct kx_site *s = text_sites(use->shared, use->fd, gva);
+	uint32_t n = 0;
+	struct kx_site *s = text_sites(use->shared, use->fd, gva, &n);
 	uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
 	/* Its jumps lead to trampolines that are not there. */
 	if (!s || mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at) == MAP_FAILED ||
 	    !tramp_map(t, size))
 		pvm_panic("no memory for the trampolines of a text");
-	sites_add(s, use->shared->nr_sites);
+	sites_add(s, n);
 	free(s);
 }
 
@@ -506,8 +512,21 @@ const struct text_map *text_map_find(uint64_t gva)
 	return NULL;
 }
 
-/* A private copy of [s, e), in place of it at once: other threads may run there. */
-static int text_copy(uint64_t s, uint64_t e, int prot)
+/* Take the jumps to trampolines back in p, a copy of [s, e). Other bytes are the program's. */
+static void sites_undo(uint8_t *p, uint64_t s, uint64_t e)
+{
+	uint8_t tramp[256];
+	for (size_t i = sites_below(s), to = sites_below(e); i < to; i++) {
+		const struct kx_site *t = &sites[i];
+		uint8_t *win = p + (t->start - s);
+		if (t->len >= JUMP && t->len <= e - t->start && jumps_to(win, t) &&
+		    !guest_read(tramp, t->tramp, t->tramp_len))
+			patch_undo(t, tramp, win);
+	}
+}
+
+/* A private copy of [s, e), in place of it at once: other threads may run there. undo: without any jumps to trampolines. */
+static int text_copy(uint64_t s, uint64_t e, int prot, bool undo)
 {
 	void *p = mmap(NULL, e - s, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (p == MAP_FAILED)
@@ -515,6 +534,8 @@ static int text_copy(uint64_t s, uint64_t e, int prot)
 	if ((host_prot(prot) == PROT_NONE && mprotect(gva_ptr(s), e - s, PROT_READ)))
 		goto failed;
 	memcpy(p, gva_ptr(s), e - s);
+	if (undo)
+		sites_undo(p, s, e);
 	if (mprotect(p, e - s, host_prot(prot)) ||
 	    mremap(p, e - s, e - s, MREMAP_MAYMOVE | MREMAP_FIXED, gva_ptr(s)) == MAP_FAILED)
 		goto failed;
@@ -525,7 +546,23 @@ failed:;
 	return r;
 }
 
-/* Give the program copies of its own of what it has of the family's in [start, end): it wants to write or move. */
+/*
+ * The same by a private mapping of the family's copy, to which it comes back where the program gives its changes up
+ * (MADV_DONTNEED).
+ */
+static int text_privately(const struct text_map *m, uint64_t s, uint64_t e, int prot)
+{
+	int fd = text_open(m->text);
+	if (fd < 0) /* its image has been removed */
+		return text_copy(s, e, prot, false);
+	void *p = mmap(gva_ptr(s), e - s, host_prot(prot), MAP_PRIVATE | MAP_FIXED, fd,
+		       (off_t)(m->text->at + (s - m->start)));
+	int r = p == MAP_FAILED ? -errno : 0;
+	text_close(m->text, fd);
+	return r;
+}
+
+/* Give the program copies of its own of what it has of the family's in [start, end): it wants to write. */
 int text_own(uint64_t start, uint64_t end)
 {
 	while (start < end) {
@@ -540,12 +577,27 @@ int text_own(uint64_t start, uint64_t end)
 		const struct text_map *m = text_map_find(s);
 		if (!m || e > m->end || region_reserve(4))
 			return -ENOMEM;
-		int x = text_copy(s, e, r.prot);
+		int x = text_privately(m, s, e, r.prot);
 		if (x)
 			return x;
-		region_set(s, e, r.prot, r.flags & ~GMEM_TEXT);
+		region_set(s, e, r.prot, (r.flags & ~GMEM_TEXT) | GMEM_OWN_TEXT);
+		region_mark(s, r.origin, 0);
 	}
 	return 0;
+}
+
+int text_unpatch(uint64_t start, uint64_t end)
+{
+	int x = text_own(start, end);
+	if (x || sites_below(start) == sites_below(end))
+		return x;
+	const struct gmem_region r = regions[region_find(start)];
+	if (region_reserve(4))
+		return -ENOMEM;
+	x = text_copy(start, end, r.prot, true);
+	if (!x)
+		region_set(start, end, r.prot, r.flags & ~GMEM_OWN_TEXT);
+	return x;
 }
 
 int64_t gmem_code(const void *code, size_t len)

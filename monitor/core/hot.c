@@ -215,9 +215,10 @@ static bool is_clean(int pagemap, uint64_t start, uint64_t end)
 static void file_refresh(const struct gmem_region *r, const char *maps, int pagemap)
 {
 	struct hot_file f;
-	if ((r->flags & MAP_TYPE) != MAP_PRIVATE || r->flags & (MAP_ANONYMOUS | GMEM_TRAMP | GMEM_TEXT | GMEM_DATA) ||
-	    r->prot & PROT_WRITE || !(r->prot & PROT_READ) || r->end - r->start > REFRESH_MAX ||
-	    !file_find(maps, r->start, r->end, &f) || !is_clean(pagemap, r->start, r->end))
+	if ((r->flags & MAP_TYPE) != MAP_PRIVATE ||
+	    r->flags & (MAP_ANONYMOUS | GMEM_TRAMP | GMEM_TEXT | GMEM_OWN_TEXT | GMEM_DATA) || r->prot & PROT_WRITE ||
+	    !(r->prot & PROT_READ) || r->end - r->start > REFRESH_MAX || !file_find(maps, r->start, r->end, &f) ||
+	    !is_clean(pagemap, r->start, r->end))
 		return;
 	int fd = file_open(&f);
 	if (fd < 0)

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include "../../util/log.h"
 #include "admit.h"
 
 #define READ_MAX (512ull << 20) /* bytes of the guest that one update copies */
@@ -121,16 +122,34 @@ static int open_again(struct relink *r)
 	return 0;
 }
 
+/* How many of the pages from i on lie side by side in one region, *g. 0: the first one is not to be closed. */
+static size_t closed_together(const struct relink *r, size_t i, struct gmem_region *g)
+{
+	uint64_t start = r->page[i];
+	size_t n = 1;
+	if (!gmem_query_locked(start, g) || g->start > start || g->prot & PROT_WRITE)
+		return 0;
+	while (i + n < r->nr_page && r->page[i + n] == start + n * PAGE && start + n * PAGE < g->end)
+		n++;
+	return n;
+}
+
+/* Together, since one of several is a mapping more, of which there may be no more. The program can't write to what stays open, but its
+ * calls could; code it will never be. */
 static void close_pages(struct relink *r)
 {
+	int failed = 0;
 	pthread_mutex_lock(&pvm.mm_lock);
-	for (size_t i = 0; i < r->nr_page; i++) {
+	for (size_t i = 0, n; i < r->nr_page; i += n ? n : 1) {
 		struct gmem_region g;
-		if (gmem_query_locked(r->page[i], &g) && g.start <= r->page[i] && !(g.prot & PROT_WRITE))
-			mprotect(gva_ptr(r->page[i]), PAGE, g.prot == PROT_NONE ? PROT_NONE : PROT_READ);
+		n = closed_together(r, i, &g);
+		if (n && mprotect(gva_ptr(r->page[i]), n * PAGE, g.prot == PROT_NONE ? PROT_NONE : PROT_READ))
+			failed = errno;
 	}
 	pthread_mutex_unlock(&pvm.mm_lock);
 	r->nr_page = 0;
+	if (failed)
+		kx_log(KX_LOG_WARN, "update", "what was read-only can't be again: %s", strerror(failed));
 }
 
 static int find_old(struct relink *r)
@@ -194,7 +213,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 		e = relink_move_map(r);
 	if (!e)
 		e = relink_move_unwind(r);
-	if (!e && r->reuse && !r->whole_state)
+	if (!e && r->reuse && !r->whole_state && !(e = relink_own_keep(r)))
 		e = relink_fresh_data(r);
 	if (!e)
 		e = relink_relocate(r);
@@ -225,7 +244,7 @@ int relink_bind(struct relink *r)
 	/* Most of it now, so that less is left for the moment. */
 	if (!e && r->whole_state) {
 		r->same_image = relink_same_image(r);
-		e = relink_copy_whole(r, true);
+		e = r->reuse ? 0 : relink_copy_whole(r, true);
 	}
 	if (!e)
 		e = relink_plan_sweep(r);
@@ -331,6 +350,8 @@ void relink_undo(struct relink *r)
 	undo(r, r->nr_word);
 	if (r->sweep)
 		sweep_undo(r->sweep);
+	if (r->whole_state)
+		relink_own_back(r);
 }
 
 int relink_apply(struct relink *r)
@@ -352,13 +373,17 @@ int relink_apply(struct relink *r)
 	bool swept = !e && r->sweep;
 	if (swept && !sweep_knew(r->sweep))
 		memset(r->stale, 1, r->state_len / PIECE + 1);
+	if (!e && r->reuse && r->whole_state)
+		e = relink_own_keep(r);
 	if (!e)
-		e = r->whole_state ? relink_copy_whole(r, false) : relink_copy_named(r);
+		e = r->whole_state ? relink_copy_whole(r, r->reuse) : relink_copy_named(r);
 	for (size_t i = 0; i < r->nr_word && !e; i++)
 		if ((e = guest_write(r->word[i].at, &r->word[i].new, 8)))
 			undo(r, i);
 	if (e && swept)
 		sweep_undo(r->sweep);
+	if (e && r->whole_state)
+		relink_own_back(r);
 	return e;
 }
 
@@ -421,13 +446,16 @@ static void keep_versions(struct relink *r)
 		memcpy(new->file, r->file, sizeof new->file);
 	}
 	if (new) {
-		if (new->aux && r->aux)
-			gmem_munmap(new->aux, PAGE);
+		if (new->aux)
+			gmem_munmap(new->aux, new->aux_len);
 		new->aux = r->aux;
+		new->aux_len = r->aux_len;
 		new->next = all_current;
 		all_current = new;
 	}
 }
+
+void relink_leave(struct relink *r) { close_pages(r); }
 
 void relink_done(struct relink *r, bool kept)
 {
@@ -435,19 +463,22 @@ void relink_done(struct relink *r, bool kept)
 	if (kept) {
 		keep_versions(r);
 	} else {
+		relink_own_back(r);
 		if (!r->reuse && r->new.start)
 			gmem_munmap(r->new.start, r->new.end - r->new.start);
 		if (r->aux)
-			gmem_munmap(r->aux, r->aux_used);
+			gmem_munmap(r->aux, r->aux_len);
 	}
 	for (unsigned i = 0; i < r->nr_img; i++)
 		image_free(&r->img[i]);
 	image_free(&r->new);
+	free(r->list);
 	free(r->img);
 	free(r->word);
 	free(r->page);
 	free(r->state);
 	free(r->stale);
+	free(r->own);
 	free(r->pair);
 	sweep_free(r->sweep);
 	free(r->call);

@@ -77,6 +77,9 @@ size_t relink_again(struct relink *r);
 uint64_t relink_register(const struct relink *r, uint64_t v);
 /* After the program goes on: give back what is not needed. kept: relink_apply() has succeeded. */
 void relink_done(struct relink *r, bool kept);
+/* In place of relink_done(), where a function of the new version is still running: nothing is changed, and all that it uses
+ * stays for ever. */
+void relink_leave(struct relink *r);
 /* Where the word is that had changed when relink_apply() said -EAGAIN; 0: the list of objects had. */
 uint64_t relink_changed(const struct relink *r);
 /* For the report: library, words changed, bytes of state carried over. */

@@ -39,21 +39,38 @@ uint64_t image_print(const struct image *m)
 }
 
 static uint64_t budget; /* update.c serves one at a time */
+static bool spent;
 
-void image_budget(uint64_t bytes) { budget = bytes; }
-
-static void *copy_in(uint64_t gva, size_t len)
+void image_budget(uint64_t bytes)
 {
-	if (len > budget)
-		return NULL;
-	budget -= len;
-	void *p = malloc(len ? len : 1);
-	if (p && guest_read(p, gva, len)) {
-		free(p);
-		p = NULL;
-	}
-	return p;
+	budget = bytes;
+	spent = false;
 }
+
+static bool pay(size_t len)
+{
+	spent |= len > budget;
+	budget -= spent ? budget : len;
+	return !spent;
+}
+
+static int copy_in(void *out, uint64_t gva, size_t len)
+{
+	if (!pay(len))
+		return -ENOMEM;
+	void *p = malloc(len ? len : 1);
+	if (!p)
+		return -ENOMEM;
+	if (guest_read(p, gva, len)) {
+		free(p);
+		return -EFAULT;
+	}
+	*(void **)out = p;
+	return 0;
+}
+
+/* A piece of a list that the guest has linked, or of a table without an end that is known. */
+static bool take(void *out, uint64_t gva, size_t len) { return pay(len) && !guest_read(out, gva, len); }
 
 static uint32_t count_gnu_hash(uint64_t at)
 {
@@ -62,14 +79,14 @@ static uint32_t count_gnu_hash(uint64_t at)
 		return 0;
 	uint64_t buckets = at + 16 + h[2] * 8ull, chain = buckets + h[0] * 4ull;
 	for (uint32_t i = 0, b; i < h[0]; i++) {
-		if (guest_read(&b, buckets + i * 4ull, 4))
+		if (!take(&b, buckets + i * 4ull, 4))
 			return 0;
 		max = b > max ? b : max;
 	}
 	if (max < h[1]) /* nothing defined: only those before the hashed ones */
 		return h[1] < SYMS_MAX ? h[1] : 0;
 	for (uint32_t v; max < SYMS_MAX; max++) {
-		if (guest_read(&v, chain + (max - h[1]) * 4ull, 4))
+		if (!take(&v, chain + (max - h[1]) * 4ull, 4))
 			return 0;
 		if (v & 1)
 			return max + 1;
@@ -103,7 +120,7 @@ static void read_versions(struct image *m)
 	Elf64_Verdef vd;
 	Elf64_Verdaux va;
 	for (uint64_t n = dyn_value(m, DT_VERDEFNUM), i = 0; at && i < n && i < VERS_MAX; i++, at += vd.vd_next) {
-		if (guest_read(&vd, at, sizeof vd) || guest_read(&va, at + vd.vd_aux, sizeof va))
+		if (!take(&vd, at, sizeof vd) || !take(&va, at + vd.vd_aux, sizeof va))
 			break;
 		if (!(vd.vd_flags & VER_FLG_BASE))
 			version_set(m, vd.vd_ndx, va.vda_name, vd.vd_hash, 0, false);
@@ -114,11 +131,11 @@ static void read_versions(struct image *m)
 	Elf64_Verneed vn;
 	Elf64_Vernaux na;
 	for (uint64_t n = dyn_value(m, DT_VERNEEDNUM), i = 0; at && i < n && i < VERS_MAX; i++, at += vn.vn_next) {
-		if (guest_read(&vn, at, sizeof vn))
+		if (!take(&vn, at, sizeof vn))
 			break;
 		uint64_t a = at + vn.vn_aux;
 		for (unsigned k = 0; k < vn.vn_cnt && k < VERS_MAX; k++, a += na.vna_next) {
-			if (guest_read(&na, a, sizeof na))
+			if (!take(&na, a, sizeof na))
 				break;
 			version_set(m, na.vna_other, na.vna_name, na.vna_hash, vn.vn_file, na.vna_other & 0x8000);
 			if (!na.vna_next)
@@ -164,9 +181,8 @@ static int read_relocations(struct image *m)
 		bn = 0;
 	if (an > RELS_MAX || bn > RELS_MAX)
 		return -ENOEXEC;
-	if ((an + bn) * sizeof *m->rel > budget)
+	if (!pay((an + bn) * sizeof *m->rel))
 		return -ENOMEM;
-	budget -= (an + bn) * sizeof *m->rel;
 	m->rel = malloc((an + bn + 1) * sizeof *m->rel);
 	if (!m->rel)
 		return -ENOMEM;
@@ -184,7 +200,7 @@ static void read_layout(struct image *m)
 	for (unsigned i = 0; i < m->nr_ph; i++) {
 		const Elf64_Phdr *p = &m->ph[i];
 		uint64_t at = m->base + p->p_vaddr;
-		if (p->p_type == PT_LOAD) {
+		if (p->p_type == PT_LOAD && p->p_memsz) {
 			if (DOWN(at) < m->start)
 				m->start = DOWN(at);
 			if (UP(at + p->p_memsz) > m->end)
@@ -210,25 +226,10 @@ static void read_layout(struct image *m)
 		m->data = got + (3 + slots) * 8;
 }
 
-/* phdr 0: where the ELF header at the base says. */
-int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint64_t phdr, unsigned nr_ph)
+/* What the dynamic section leads to; the program headers are there. */
+static int read_dynamic(struct image *m)
 {
-	memset(m, 0, sizeof *m);
-	m->map = map;
-	m->base = base;
-	m->dyn = dyn;
-	if (!phdr) {
-		Elf64_Ehdr eh;
-		if (guest_read(&eh, base, sizeof eh) || memcmp(eh.e_ident, ELFMAG, SELFMAG) ||
-		    eh.e_phentsize != sizeof(Elf64_Phdr))
-			return -ENOEXEC;
-		phdr = base + eh.e_phoff;
-		nr_ph = eh.e_phnum;
-	}
-	if (nr_ph > PHDRS_MAX || guest_read(m->ph, phdr, nr_ph * sizeof *m->ph))
-		return -ENOEXEC;
-	m->phdr = phdr;
-	m->nr_ph = nr_ph;
+	const uint64_t base = m->base, dyn = m->dyn;
 	for (; m->nr_d < DYN_MAX; m->nr_d++) {
 		if (guest_read(&m->d[m->nr_d], dyn + m->nr_d * sizeof(Elf64_Dyn), sizeof(Elf64_Dyn)))
 			return -EFAULT;
@@ -248,13 +249,15 @@ int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint6
 	m->str_size = dyn_value(m, DT_STRSZ);
 	if (!m->nr_sym || !m->str_size || m->str_size > STR_MAX)
 		return -ENOEXEC;
-	m->str = copy_in(dyn_address(m, DT_STRTAB), m->str_size);
-	m->sym = copy_in(dyn_address(m, DT_SYMTAB), m->nr_sym * sizeof *m->sym);
-	m->vers = calloc(VERS_MAX, sizeof *m->vers);
-	if (dyn_entry(m, DT_VERSYM))
-		m->ver = copy_in(dyn_address(m, DT_VERSYM), m->nr_sym * 2ull);
-	if (!m->str || !m->sym || !m->vers || (dyn_entry(m, DT_VERSYM) && !m->ver))
-		return -EFAULT;
+	r = copy_in(&m->str, dyn_address(m, DT_STRTAB), m->str_size);
+	if (!r)
+		r = copy_in(&m->sym, dyn_address(m, DT_SYMTAB), m->nr_sym * sizeof *m->sym);
+	if (!r && dyn_entry(m, DT_VERSYM))
+		r = copy_in(&m->ver, dyn_address(m, DT_VERSYM), m->nr_sym * 2ull);
+	if (!r && !(m->vers = calloc(VERS_MAX, sizeof *m->vers)))
+		r = -ENOMEM;
+	if (r)
+		return r;
 	m->str[m->str_size - 1] = 0;
 	read_versions(m);
 	if (dyn_entry(m, DT_SONAME))
@@ -262,7 +265,41 @@ int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint6
 	for (unsigned i = 0; i < m->nr_d && m->nr_needed < NEEDED_MAX; i++)
 		if (m->d[i].d_tag == DT_NEEDED)
 			m->needed[m->nr_needed++] = (uint32_t)m->d[i].d_un.d_val;
-	return build_hash(m);
+	return spent ? -ENOMEM : build_hash(m);
+}
+
+static void begin(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint64_t phdr, unsigned nr_ph)
+{
+	memset(m, 0, sizeof *m);
+	m->map = map;
+	m->base = base;
+	m->dyn = dyn;
+	m->phdr = phdr;
+	m->nr_ph = nr_ph;
+}
+
+int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint64_t phdr, unsigned nr_ph)
+{
+	Elf64_Ehdr eh;
+	begin(m, map, base, dyn, phdr, 0);
+	if (!phdr) {
+		if (guest_read(&eh, base, sizeof eh) || memcmp(eh.e_ident, ELFMAG, SELFMAG) ||
+		    eh.e_phentsize != sizeof(Elf64_Phdr))
+			return -ENOEXEC;
+		m->phdr = base + eh.e_phoff;
+		nr_ph = eh.e_phnum;
+	}
+	if (nr_ph > PHDRS_MAX || guest_read(m->ph, m->phdr, nr_ph * sizeof *m->ph))
+		return -ENOEXEC;
+	m->nr_ph = nr_ph;
+	return read_dynamic(m);
+}
+
+int image_read_mapped(struct image *m, uint64_t base, uint64_t dyn, uint64_t phdr, const Elf64_Phdr *ph, unsigned nr_ph)
+{
+	begin(m, 0, base, dyn, phdr, nr_ph);
+	memcpy(m->ph, ph, nr_ph * sizeof *ph);
+	return read_dynamic(m);
 }
 
 /* ---- symbols ------------------------------------------------------------------------------------------------------- */
@@ -324,11 +361,10 @@ static int find_debug(struct relink *r)
 	return -ENOENT;
 }
 
+/* There is room for it. */
 static int image_add(struct relink *r, uint64_t map, uint64_t base, uint64_t dyn, bool program)
 {
 	struct image *p = r->img;
-	if (r->nr_img == r->cap_img)
-		return -E2BIG;
 	int e = image_read(&p[r->nr_img], map, base, dyn, program ? auxv(AT_PHDR) : 0,
 			   program ? (unsigned)auxv(AT_PHNUM) : 0);
 	if (e == -ENOEXEC || e == -EFAULT) { /* nothing that others could be bound to */
@@ -339,7 +375,8 @@ static int image_add(struct relink *r, uint64_t map, uint64_t base, uint64_t dyn
 	return e;
 }
 
-int relink_read_list(struct relink *r)
+/* The list as it is now, with those that can't be read. */
+static int list_copy(struct relink *r)
 {
 	struct debug d;
 	struct map_head h;
@@ -347,26 +384,41 @@ int relink_read_list(struct relink *r)
 		return -ENOENT;
 	if (d.state)
 		return -EAGAIN;
-	uint64_t at = d.map;
-	for (; at && r->cap_img < IMAGES_MAX && !guest_read(&h, at, sizeof h); at = h.next)
-		r->cap_img++;
-	for (struct retired *t = relink_retired; t; t = t->next)
-		r->cap_img++;
-	if (!(r->img = calloc(r->cap_img + 1, sizeof *r->img))) /* images point into themselves: they don't move */
+	if (!(r->list = malloc(IMAGES_MAX * sizeof *r->list)))
 		return -ENOMEM;
-	at = d.map;
-	for (unsigned i = 0; at && i < IMAGES_MAX; i++, at = h.next) {
+	for (uint64_t at = d.map; at; at = h.next) {
+		if (r->nr_list == IMAGES_MAX)
+			return -E2BIG;
 		if (guest_read(&h, at, sizeof h))
 			return -EFAULT;
-		if (h.addr == KX_VDSO_BASE) /* nobody is bound to it by name */
+		r->list[r->nr_list++] = (struct listed){ at, h.addr, h.ld };
+	}
+	return 0;
+}
+
+int relink_read_list(struct relink *r)
+{
+	unsigned cap = 1;
+	int e = list_copy(r);
+	if (e)
+		return e;
+	for (struct retired *t = relink_retired; t; t = t->next)
+		cap++;
+	/* Images point into themselves: they don't move. */
+	if (!(r->img = calloc(r->nr_list + cap, sizeof *r->img)))
+		return -ENOMEM;
+	for (unsigned i = 0; i < r->nr_list; i++) {
+		const struct listed *l = &r->list[i];
+		if (l->base == KX_VDSO_BASE) /* nobody is bound to it by name */
 			continue;
-		int e = image_add(r, at, h.addr, h.ld, i == 0);
+		e = image_add(r, l->map, l->base, l->dyn, i == 0);
 		if (e == -ENOMEM || (i == 0 && e))
 			return e;
 	}
 	r->nr_listed = r->nr_img;
 	for (struct retired *t = relink_retired; t; t = t->next)
-		image_add(r, 0, t->base, t->dyn, false);
+		if (image_add(r, 0, t->base, t->dyn, false) == -ENOMEM)
+			return -ENOMEM;
 	uint64_t loader = auxv(AT_BASE);
 	for (unsigned i = 0; i < r->nr_listed; i++)
 		if (loader && r->img[i].base == loader)
@@ -406,16 +458,9 @@ bool relink_list_unchanged(const struct relink *r)
 	if (guest_read(&d, r->r_debug, sizeof d) || d.state)
 		return false;
 	uint64_t at = d.map;
-	unsigned i = 0;
-	for (; at && i < IMAGES_MAX; at = h.next) {
-		if (guest_read(&h, at, sizeof h))
+	for (unsigned i = 0; i < r->nr_list; i++, at = h.next)
+		if (at != r->list[i].map || guest_read(&h, at, sizeof h) || h.addr != r->list[i].base ||
+		    h.ld != r->list[i].dyn)
 			return false;
-		/* Objects that could not be read at first (the vDSO may be one) are not in our list. */
-		if (i < r->nr_listed && r->img[i].map == at) {
-			if (r->img[i].base != h.addr || r->img[i].dyn != h.ld)
-				return false;
-			i++;
-		}
-	}
-	return i == r->nr_listed;
+	return !at;
 }

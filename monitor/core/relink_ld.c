@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 
 #define MAP_BYTES 1536 /* of a struct link_map that are looked at */
+#define INFO_TAGS 34   /* of its l_info that are filled in */
+#define LOADER_DATA_MAX (1ull << 20)
+#define TABLES_MAX 256 /* that are taken for ld.so's tables of objects, and looked through */
 
 int relink_unknown_loader(struct relink *r, const char *what)
 {
@@ -85,14 +88,11 @@ static bool versions_match(const struct image *o, uint64_t at)
 
 static int aux_take(struct relink *r, size_t len, uint64_t *out)
 {
-	if (!r->aux) {
-		int64_t a = gmem_mmap(0, UP(len), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (a < 0)
-			return (int)a;
-		r->aux = (uint64_t)a;
-	}
-	*out = r->aux;
-	r->aux_used = UP(len);
+	int64_t a = gmem_mmap(0, UP(len), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (a < 0)
+		return (int)a;
+	*out = r->aux = (uint64_t)a;
+	r->aux_len = UP(len);
 	return 0;
 }
 
@@ -211,14 +211,15 @@ int relink_move_map(struct relink *r)
 		const Elf64_Dyn *d = dyn_entry(n, tag);
 		map[i] = d ? n->dyn + (uint64_t)(d - n->d) * sizeof(Elf64_Dyn) : 0;
 		infos++;
-		if (tag == DT_STRTAB)
+		if (tag == DT_STRTAB && i > DT_STRTAB)
 			info = i - DT_STRTAB;
 	}
-	if (!info || infos < 4 || was[info + DT_SYMTAB] - o->dyn >= o->nr_d * sizeof(Elf64_Dyn))
+	if (!info || info + INFO_TAGS > words || infos < 4 ||
+	    was[info + DT_SYMTAB] - o->dyn >= o->nr_d * sizeof(Elf64_Dyn))
 		return relink_unknown_loader(r, "l_info");
 	for (unsigned i = 0; i < n->nr_d; i++) { /* what only the new version has */
 		int64_t tag = n->d[i].d_tag;
-		if (tag > 0 && tag < 34 && tag != DT_NEEDED && !map[info + (size_t)tag])
+		if (tag > 0 && tag < INFO_TAGS && tag != DT_NEEDED && !map[info + (size_t)tag])
 			map[info + (size_t)tag] = n->dyn + i * sizeof(Elf64_Dyn);
 	}
 	uint64_t span[2] = { o->start, 0 };
@@ -345,9 +346,11 @@ int relink_move_unwind(struct relink *r)
 			from = (ld->base + ld->ph[i].p_vaddr + 7) & ~7ull;
 			to = UP(ld->base + ld->ph[i].p_vaddr + ld->ph[i].p_memsz);
 		}
+	if (to > from && to - from > LOADER_DATA_MAX)
+		return relink_unknown_loader(r, "its own data");
 	/* One of two is in use, at a time; the other one, as it was before. */
 	uint64_t first = 0, first_end = 0, end;
-	unsigned tables = 0;
+	unsigned tables = 0, looked = 0;
 	for (uint64_t a = from, p; a + 8 <= to && tables < 2; a += 8) {
 		if (guest_read(&p, a, 8) || p < KX_USER_MIN || p % 8)
 			continue;
@@ -356,6 +359,8 @@ int relink_move_unwind(struct relink *r)
 			if ((p + head + OBJECTS_MAX * sizeof f > first && p + head < first_end) ||
 			    guest_read(&f, p + head, sizeof f) || !is_entry(r, &f))
 				continue;
+			if (looked++ == TABLES_MAX)
+				return relink_unknown_loader(r, "its tables for unwinders");
 			int e = move_objects(r, p + head, &end);
 			if (e < 0)
 				return e;

@@ -13,10 +13,13 @@
 
 /* ---- the new version in memory ------------------------------------------------------------------------------------- */
 
-static int64_t read_fd(void *ctx, void *buf, size_t len, uint64_t off)
+static int64_t read_copied(void *ctx, void *buf, size_t len, uint64_t off)
 {
-	ssize_t n = pread(*(int *)ctx, buf, len, (off_t)off);
-	return n < 0 ? -errno : n;
+	const struct relink *r = ctx;
+	size_t n = off < r->copy_len ? r->copy_len - off : 0;
+	n = n < len ? n : len;
+	memcpy(buf, r->copy + (n ? off : 0), n);
+	return (int64_t)n;
 }
 
 static int prot_of(uint32_t flags)
@@ -81,53 +84,82 @@ static int read_copy(struct relink *r, int fd)
 	return 0;
 }
 
+/* What the file says of itself, as it was copied. */
+struct headers {
+	struct elf_image e;
+	Elf64_Phdr ph[PHDRS_MAX];
+	uint64_t dyn;
+};
+
+/* Is [at, at + len) in what is mapped of it? */
+static bool within(const struct elf_image *e, uint64_t at, uint64_t len)
+{
+	return at >= e->low && at <= e->high && len <= e->high - at;
+}
+
+static int headers_read(struct relink *r, struct headers *h)
+{
+	struct kx_err err = { 0 };
+	const char *why = NULL;
+	int x = elf_read(read_copied, r, r->copy_len, &h->e, &err);
+	h->dyn = 0;
+	if (x || !h->e.dyn || !h->e.nr_seg)
+		why = err.code ? err.msg : x ? strerror(-x) : "a program";
+	else if (h->e.phnum > PHDRS_MAX)
+		why = "too many program headers";
+	for (uint32_t i = 0; !why && i < h->e.phnum; i++) {
+		Elf64_Phdr *p = &h->ph[i];
+		memcpy(p, r->copy + h->e.phoff + i * sizeof *p, sizeof *p);
+		if (p->p_type == PT_DYNAMIC)
+			h->dyn = p->p_vaddr;
+		else if (p->p_type == PT_GNU_RELRO && !within(&h->e, p->p_vaddr, p->p_memsz))
+			why = "what it wants to be read-only is not its own";
+	}
+	if (!why && !h->dyn)
+		why = "no dynamic section";
+	else if (!why && h->e.low)
+		why = "it does not begin at address 0";
+	if (why)
+		relink_say(r, "not a shared library: %s", why);
+	return why ? -ENOEXEC : 0;
+}
+
+static int read_new(struct relink *r, const struct headers *h, uint64_t base)
+{
+	int x = image_read_mapped(&r->new, base, base + h->dyn, base + h->e.phoff, h->ph, h->e.phnum);
+	if (!x && !within(&h->e, h->dyn, r->new.nr_d * sizeof(Elf64_Dyn)))
+		x = -ENOEXEC;
+	return x;
+}
+
 int relink_map_new(struct relink *r, int fd)
 {
-	static struct elf_image e;
-	struct kx_err err = { 0 };
+	static struct headers h;
 	int x = read_copy(r, fd);
+	if (x)
+		relink_say(r, "not a shared library: %s", strerror(-x));
 	if (!x)
-		x = elf_read(read_fd, &fd, r->copy_len, &e, &err);
-	if (x || !e.dyn || !e.nr_seg) {
-		relink_say(r, "not a shared library: %s", err.code ? err.msg : x ? strerror(-x) : "a program");
-		return -ENOEXEC;
-	}
-	uint64_t dyn = 0;
-	const Elf64_Ehdr *eh = (const Elf64_Ehdr *)r->copy;
-	for (uint32_t i = 0; i < e.phnum; i++) {
-		Elf64_Phdr p;
-		if (e.phoff + (i + 1) * sizeof p > r->copy_len)
-			return -ENOEXEC;
-		memcpy(&p, r->copy + e.phoff + i * sizeof p, sizeof p);
-		if (p.p_type == PT_DYNAMIC)
-			dyn = p.p_vaddr;
-	}
-	if (!dyn || eh->e_type != ET_DYN || e.low) {
-		relink_say(r, "not a shared library: %s",
-			   dyn ? "it does not begin at address 0" : "no dynamic section");
-		return -ENOEXEC;
-	}
+		x = headers_read(r, &h);
+	if (x)
+		return x;
 	for (struct retired *t = relink_retired; t && !r->reuse; t = t->next)
 		if (same_file(t, r))
 			r->reuse = t;
-	int64_t base = r->reuse ? (int64_t)r->reuse->base : map_file(fd, &e);
+	int64_t base = r->reuse ? (int64_t)r->reuse->base : map_file(fd, &h.e);
 	if (base >= 0)
-		x = image_read(&r->new, 0, (uint64_t)base, (uint64_t)base + dyn, 0, 0);
-	if (r->reuse && (x || image_print(&r->new) != r->reuse->print)) { /* the program has put something else there */
+		x = read_new(r, &h, (uint64_t)base);
+	if (r->reuse && x != -ENOMEM && (x || image_print(&r->new) != r->reuse->print)) {
+		/* The program has put something else there. */
 		r->reuse->has_file = false;
 		r->reuse = NULL;
 		image_free(&r->new);
-		base = map_file(fd, &e);
+		base = map_file(fd, &h.e);
 		if (base >= 0)
-			x = image_read(&r->new, 0, (uint64_t)base, (uint64_t)base + dyn, 0, 0);
+			x = read_new(r, &h, (uint64_t)base);
 	}
 	if (base < 0) {
 		relink_say(r, "cannot be mapped: %s", strerror((int)-base));
 		return (int)base;
-	}
-	if (!r->new.start || r->new.start == ~0ull) {
-		r->new.start = (uint64_t)base + e.low;
-		r->new.end = (uint64_t)base + e.high;
 	}
 	if (x)
 		relink_say(r, "its dynamic section cannot be read: %s", strerror(-x));

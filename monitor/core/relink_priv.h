@@ -68,10 +68,11 @@ struct word {
 /* Versions that the program does not use any more, and that something may still point to (retire.h). */
 struct retired {
 	struct retired *next;
-	uint64_t base, dyn, start, end, aux;
-	uint64_t print;   /* of the image as it was read (image_print()) */
-	bool has_file;    /* the file that it was mapped from is known: */
-	uint8_t file[32]; /* its SHA-256 */
+	uint64_t base, dyn, start, end;
+	uint64_t aux, aux_len; /* of tables for ld.so */
+	uint64_t print;        /* of the image as it was read (image_print()) */
+	bool has_file;         /* the file that it was mapped from is known: */
+	uint8_t file[32];      /* its SHA-256 */
 	size_t file_len;
 	bool partial; /* only its constants are mapped */
 	struct {
@@ -88,12 +89,19 @@ struct pending {
 	unsigned call;
 };
 
+/* An entry of ld.so's list of objects. */
+struct listed {
+	uint64_t map, base, dyn;
+};
+
 struct relink {
 	relink_say_fn say;
 	void *arg;
 	unsigned flags;
+	struct listed *list;
+	unsigned nr_list;
 	struct image *img;
-	unsigned nr_img, cap_img;
+	unsigned nr_img;
 	unsigned nr_listed; /* of them in ld.so's list; behind them come the retired */
 	struct image new;
 	struct image *old, *loader;
@@ -103,9 +111,10 @@ struct relink {
 	size_t nr_object_words;
 	uint64_t *page; /* pages made writable for the time being */
 	size_t nr_page;
-	struct retired *reuse; /* the mapping of the new version was there already */
-	uint64_t aux;          /* a page of ours in the guest: tables for ld.so */
-	size_t aux_used;
+	struct retired *reuse; /* the mapping of the new version was there already: */
+	uint8_t *own;          /* its variables as they were, since something may still use them */
+	bool own_lost;         /* they are others by now */
+	uint64_t aux, aux_len; /* in the guest: tables for ld.so */
 	bool whole_state;
 	uint8_t *state; /* the old data, as it was at the last look */
 	size_t state_len;
@@ -196,6 +205,9 @@ int relink_unknown_loader(struct relink *r, const char *what);
 /* ---- relink_image.c: objects as they lie in the guest, and ld.so's list of them ------------------------------------- */
 /* phdr 0: where the ELF header at the base says. */
 int image_read(struct image *m, uint64_t map, uint64_t base, uint64_t dyn, uint64_t phdr, unsigned nr_ph);
+/* One that the monitor has mapped: by these program headers, up to PHDRS_MAX, which its memory can't change. */
+int image_read_mapped(struct image *m, uint64_t base, uint64_t dyn, uint64_t phdr, const Elf64_Phdr *ph,
+		      unsigned nr_ph);
 void image_free(struct image *m);
 /* Tells one image from another at the same place. */
 uint64_t image_print(const struct image *m);
@@ -231,7 +243,11 @@ int relink_bindings(struct relink *r);
 int relink_plan_state(struct relink *r);
 /* Segments alike, and the same code: then every place in one has its counterpart in the other. */
 bool relink_same_image(const struct relink *r);
-/* The data of a version that was in use before, as it is in its file. */
+/* The variables of a version that was in use before are kept until it is again: from before the first change to them, which is
+ * when all stands where they are carried over. relink_own_back(): they are as they were. */
+int relink_own_keep(struct relink *r);
+void relink_own_back(struct relink *r);
+/* Its data as it is in its file. */
 int relink_fresh_data(struct relink *r);
 int relink_plan_constructors(struct relink *r);
 int relink_copy_whole(struct relink *r, bool all);

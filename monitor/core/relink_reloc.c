@@ -136,10 +136,12 @@ static bool is_lazy(const struct relink *r)
 
 static int copy_lazy(struct relink *r)
 {
-	uint64_t g[3];
+	uint64_t g[3], to = dyn_address(&r->new, DT_PLTGOT);
 	if (!is_lazy(r) || r->reuse || guest_read(g, dyn_address(r->old, DT_PLTGOT), sizeof g))
 		return 0;
-	return guest_write(dyn_address(&r->new, DT_PLTGOT) + 8, g + 1, 16) ? -ENOEXEC : 0;
+	if (to < r->new.start || to > r->new.end - sizeof g)
+		return -ENOEXEC;
+	return guest_write(to + 8, g + 1, 16) ? -ENOEXEC : 0;
 }
 
 int relink_call_add(struct relink *r, uint64_t fn, unsigned *out)

@@ -64,7 +64,24 @@ struct relink_hooks relink_hooks(const struct relink *r)
 				      hook(&r->new, "kylinx_update_commit") };
 }
 
-/* The data of a version that was in use before, as it is in its file. */
+int relink_own_keep(struct relink *r)
+{
+	const struct image *n = &r->new;
+	if (!r->own && !(r->own = malloc(data_len(n) + 1)))
+		return -ENOMEM;
+	if (guest_read(r->own, n->data, data_len(n)))
+		return -EFAULT;
+	r->own_lost = true;
+	return 0;
+}
+
+void relink_own_back(struct relink *r)
+{
+	if (r->own_lost)
+		guest_write(r->new.data, r->own, data_len(&r->new));
+	r->own_lost = false;
+}
+
 int relink_fresh_data(struct relink *r)
 {
 	static const uint8_t none[PAGE];
@@ -79,7 +96,7 @@ int relink_fresh_data(struct relink *r)
 			    a - n->base - n->ph[i].p_vaddr < n->ph[i].p_filesz)
 				off = n->ph[i].p_offset + (a - n->base - n->ph[i].p_vaddr);
 		bool file = a < n->data_file_end;
-		if (file && (!off || off + (end - a) > r->copy_len))
+		if (file && (!off || off > r->copy_len || end - a > r->copy_len - off))
 			return -ENOEXEC;
 		if (guest_write(a, file ? (const uint8_t *)r->copy + off : none, end - a))
 			return -EFAULT;
@@ -217,9 +234,11 @@ int relink_copy_named(struct relink *r)
 		    s->st_size > o->data_end - a)
 			continue;
 		uint32_t k = image_find_symbol(n, str_at(o, s->st_name), image_version_name(o, i));
-		if (!k || address_of(n, k) < n->data || n->sym[k].st_size != s->st_size)
+		uint64_t to = address_of(n, k);
+		if (!k || n->sym[k].st_size != s->st_size || to < n->data || to > n->data_end ||
+		    s->st_size > n->data_end - to)
 			continue;
-		if (guest_read(r->state, a, s->st_size) || guest_write(address_of(n, k), r->state, s->st_size))
+		if (guest_read(r->state, a, s->st_size) || guest_write(to, r->state, s->st_size))
 			return -EFAULT;
 		r->bytes += s->st_size;
 	}
@@ -312,13 +331,15 @@ void relink_ahead(struct relink *r)
 {
 	memset(r->stale, 1, r->state_len / PIECE + 1);
 	r->state_noted = true;
-	relink_copy_whole(r, false);
+	if (!r->reuse)
+		relink_copy_whole(r, false);
 	sweep_ahead(r->sweep);
 }
 
 size_t relink_again(struct relink *r)
 {
 	size_t n = sweep_again(r->sweep);
-	relink_copy_whole(r, false);
+	if (!r->reuse)
+		relink_copy_whole(r, false);
 	return n;
 }

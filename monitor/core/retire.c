@@ -89,7 +89,7 @@ static int whose(const struct retire *x, uint64_t at)
 {
 	for (unsigned i = 0; i < x->nr; i++) {
 		const struct retired *t = x->of[i];
-		if ((at >= t->start && at < t->end) || (t->aux && at - t->aux < PAGE))
+		if ((at >= t->start && at < t->end) || (t->aux && at - t->aux < t->aux_len))
 			return (int)i;
 	}
 	return -1;
@@ -368,7 +368,7 @@ unsigned retire_done(struct retire *x, bool proven)
 		}
 		gmem_munmap(t->start, t->end - t->start);
 		if (t->aux)
-			gmem_munmap(t->aux, PAGE);
+			gmem_munmap(t->aux, t->aux_len);
 		while (*p && *p != t)
 			p = &(*p)->next;
 		if (*p)

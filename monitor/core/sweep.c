@@ -11,6 +11,7 @@
 #define PIECE (1ull << 20)
 #define STOPPED_MAX (512ull << 20) /* bytes in use that are looked through while everything stands */
 #define AHEAD_MAX (32ull << 30)    /* and before */
+#define WORDS_MAX (4u << 20)       /* pointers that are noted: 96 MiB of the host's memory */
 
 struct word {
 	uint64_t at, old, new;
@@ -40,6 +41,10 @@ static void found(struct sweep *s, uint64_t at, uint64_t v)
 	uint64_t to = s->of.moved(s->of.arg, v);
 	if (to == v || s->of.skip(s->of.arg, at))
 		return;
+	if (s->nr == WORDS_MAX) {
+		s->error = -EFBIG;
+		return;
+	}
 	if (s->nr == s->cap) {
 		size_t cap = s->cap ? 2 * s->cap : 1024;
 		struct word *p = realloc(s->word, cap * sizeof *p);

@@ -241,17 +241,19 @@ const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, st
 	return t;
 }
 
-struct kx_site *text_sites(const struct text *t, int fd, uint64_t gva)
+struct kx_site *text_sites(const struct text *shared, int fd, uint64_t gva, uint32_t *nr)
 {
-	size_t size = t->nr_sites * sizeof(struct kx_site);
-	struct kx_site *s = malloc(size);
-	if (!s || !read_all(fd, (uint8_t *)s, size, sites_offset(t))) {
+	const struct text t = *(const volatile struct text *)shared; /* as it is now: relatives write there */
+	size_t size = t.nr_sites * sizeof(struct kx_site);
+	struct kx_site *s = store_holds(shared) || entry_sound(&t) ? malloc(size + 1) : NULL;
+	if (!s || !read_all(fd, (uint8_t *)s, size, sites_offset(&t))) {
 		free(s);
 		return NULL;
 	}
-	for (uint32_t i = 0; i < t->nr_sites; i++) {
-		s[i].start += gva - t->made_for;
-		s[i].tramp += gva - t->made_for;
+	for (uint32_t i = 0; i < t.nr_sites; i++) {
+		s[i].start += gva - t.made_for;
+		s[i].tramp += gva - t.made_for;
 	}
+	*nr = t.nr_sites;
 	return s;
 }

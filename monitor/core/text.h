@@ -60,6 +60,6 @@ int text_open(const struct text *t);
 void text_close(const struct text *t, int fd);
 /* How the program sees the file that it has open as fd. */
 void text_path(const struct text *t, char path[168], int fd);
-/* Its sites for a text at gva, to be freed by the caller; NULL = no memory. */
-struct kx_site *text_sites(const struct text *t, int fd, uint64_t gva);
+/* Its sites for a text at gva, *nr of them, to be freed by the caller; NULL = no memory. */
+struct kx_site *text_sites(const struct text *t, int fd, uint64_t gva, uint32_t *nr);
 #endif

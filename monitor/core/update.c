@@ -265,8 +265,9 @@ static bool update(struct job *j, int fd)
 		}
 		j->ahead = j->noted = false;
 		r = j->round ? attempts_in_rounds(j, start, timeout) : attempts(j, start, timeout);
-		if (r == -ETIME) {
+		if (r == -ETIME) { /* likewise */
 			pending = NULL;
+			relink_leave(j->link);
 			job_finish(j, ETIMEDOUT, "a hook of the library's does not return, nothing is changed");
 			return false;
 		}
@@ -485,6 +486,7 @@ void update_fork_done(void) { pthread_mutex_unlock(&update_lock); }
 void update_fork_child(void)
 {
 	gate_fork_child();
+	call_fork_child();
 	poked = 0;
 	closed = -1;
 	written_fork_child();

@@ -123,7 +123,7 @@ static int stop_and_change(struct job *j)
 		} else if (!r) {
 			r = -EBUSY;
 		}
-		if (r && state && h.abort) {
+		if (r && r != -ETIME && state && h.abort) { /* else it is still in one */
 			struct relink_call abort = { .fn = h.abort, .arg = { state } };
 			for (int i = 0; i < ABORT_TRIES && call_run_alone(j, &abort) == -EBUSY; i++) {
 				gate_let_go();

@@ -29,6 +29,8 @@ static struct {
 	int state;   /* a futex: */
 } batch;
 static int runs; /* of one function alone */
+/* That function. It may return when nobody waits for it any more; until then there is no other (call_is_running()). */
+static struct relink_call alone;
 enum { CALL_NONE, CALL_WANTED, CALL_RUNNING, CALL_DONE, CALL_FAILED };
 
 bool update_returned(struct thread *t)
@@ -70,6 +72,10 @@ bool update_call_run(struct thread *t)
 	struct kvm_sregs sregs;
 	if (!__atomic_compare_exchange_n(&batch.state, &want, CALL_RUNNING, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 		return false;
+	if (__atomic_load_n(&update_caller, __ATOMIC_SEQ_CST) != t) { /* it has come too late: another one's */
+		__atomic_store_n(&batch.state, CALL_WANTED, __ATOMIC_SEQ_CST);
+		return false;
+	}
 	uint8_t *stack = malloc(KX_AREA_SIZE - KX_AREA_ACTIONS);
 	struct kvm_xsave *x = calloc(1, sizeof *x);
 	bool good = stack && x && update_user_regs(t, &u) && !vcpu_sregs(t, &sregs) &&
@@ -198,8 +204,8 @@ static bool call_start(struct relink_call *c, unsigned nr, struct thread *t)
 	batch.running = 0;
 	if (!(batch.stub = relink_return_stub()))
 		return false;
-	__atomic_store_n(&batch.state, CALL_WANTED, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&update_caller, t, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&batch.state, CALL_WANTED, __ATOMIC_SEQ_CST);
 	return true;
 }
 
@@ -256,13 +262,18 @@ int call_run_alone(struct job *j, struct relink_call *c)
 {
 	struct thread *t = can_call(j);
 	job_note(j, j->thread[0], "a place where no hook can be called");
-	if (!t || !call_start(c, 1, t))
+	if (!t || call_is_running())
+		return -EBUSY;
+	alone = *c;
+	if (!call_start(&alone, 1, t))
 		return -EBUSY;
 	__atomic_store_n(&update_runner, t, __ATOMIC_SEQ_CST);
 	gate_open();
 	int r = call_wait(t, now_ns() + BEGIN_ALONE_NS);
 	__atomic_store_n(&update_runner, NULL, __ATOMIC_SEQ_CST);
 	__atomic_add_fetch(&runs, 1, __ATOMIC_SEQ_CST);
+	if (!r)
+		*c = alone;
 	/* It may have got into the guest meanwhile. */
 	return r ? r : gate_stop_all(j, now_ns()) ? 0 : -EBUSY;
 }
@@ -279,6 +290,15 @@ int call_run_hooks(struct job *j, const struct relink_hooks *h, uint64_t *state)
 	struct relink_call commit = { .fn = h->commit, .arg = { *state } };
 	r = call_run_alone(j, &commit);
 	return r ? r : (int32_t)commit.result ? -ECANCELED : 0;
+}
+
+/* A function that another thread of the parent's runs is none of the child's. */
+void call_fork_child(void)
+{
+	if (update_caller != self) {
+		update_caller = NULL;
+		batch.state = CALL_NONE;
+	}
 }
 
 bool call_is_running(void) { return __atomic_load_n(&batch.state, __ATOMIC_SEQ_CST) == CALL_RUNNING; }

@@ -115,6 +115,7 @@ bool look_lock_still(struct job *j);
 
 /* ---- update_call.c --------------------------------------------------------------------------------------------------- */
 bool call_is_running(void);
+void call_fork_child(void);
 int call_run(struct job *j, struct relink_call *c, unsigned nr, uint64_t limit);
 int call_run_alone(struct job *j, struct relink_call *c);
 int call_run_hooks(struct job *j, const struct relink_hooks *h, uint64_t *state);

@@ -15,7 +15,8 @@ uint32_t round_now(const struct job *j) { return __atomic_load_n(j->round, __ATO
 int round_map(struct job *j, int fd)
 {
 	struct stat st;
-	if ((fcntl(fd, F_GET_SEALS) & ROUND_SEALS) != ROUND_SEALS || fstat(fd, &st) || st.st_size != ROUND_BYTES)
+	int seals = fcntl(fd, F_GET_SEALS);
+	if (seals < 0 || (seals & ROUND_SEALS) != ROUND_SEALS || fstat(fd, &st) || st.st_size != ROUND_BYTES)
 		return -EINVAL;
 	void *p = mmap(NULL, ROUND_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)

@@ -291,7 +291,7 @@ static void maps_piece(void *arg, const struct piece *p)
 	bool file = v && has_inode(v);
 	struct gmem_text_file f;
 	struct hot_file h;
-	if ((p->r->flags & GMEM_TEXT || p->r->origin) && gmem_text_file(p->start, &f)) {
+	if ((p->r->flags & (GMEM_TEXT | GMEM_OWN_TEXT) || p->r->origin) && gmem_text_file(p->start, &f)) {
 		char dev[16], ino[24];
 		int dl = snprintf(dev, sizeof dev, "%02x:%02x", major(f.dev), minor(f.dev));
 		int il = snprintf(ino, sizeof ino, "%" PRIu64, f.ino);

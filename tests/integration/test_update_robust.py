@@ -7,6 +7,7 @@ test_update_robust.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a f
 import array
 import contextlib
 import ctypes
+import fcntl
 import glob
 import os
 import random
@@ -74,12 +75,12 @@ class Asker:
         self.sock.close()
         os.close(self.pidfd)
 
-    def ask(self, path, protocol=None, oldest=0, flags=0, tail=b"", magic=MAGIC):
+    def ask(self, path, protocol=None, oldest=0, flags=0, tail=b"", magic=MAGIC, more=()):
         """kind, error, text of the answer; None: there is none."""
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with open(path, "rb") as f, mine:
             q = struct.pack("=QIIIHH", magic, self.pid, flags, 5000, protocol or 0, oldest) + tail
-            self.sock.sendmsg([q], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [f.fileno(), its.fileno()]))])
+            self.sock.sendmsg([q], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [f.fileno(), its.fileno(), *more]))])
             its.close()
             info = struct.pack("=iiixxxxiiQ", 33, 0, -1, os.getpid(), os.getuid(), MAGIC).ljust(128, b"\0")
             for _ in range(400):
@@ -117,6 +118,50 @@ def older_and_newer_commands():
             expect(error, 0, f"a newer one that speaks this version ({text})")
             expect(g.ask("v"), "1", "version")
             expect(g.ask("s"), "ok", "state")
+
+
+@test
+def round_pages():
+    """A round's page that could become shorter is not taken: who sends it could end whoever looks at it."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g, Asker(g, g.p.pid) as a:
+            for seals in (None, 0, 2, 4, 7):
+                fd = os.open(f"{d}/page", os.O_RDWR | os.O_CREAT) if seals is None else os.memfd_create("page", 3)
+                os.ftruncate(fd, 4096)
+                if seals:
+                    fcntl.fcntl(fd, 1033, seals)
+                os.pwrite(fd, struct.pack("=I", 0xffffffff), 0) # no round will begin
+                error, text = a.ask(f"{d}/v2.so", 3, 2, flags=4, tail=b"test".ljust(48, b"\0"), more=(fd,))
+                expect((error == 22, "page is refused" in text), (seals != 7,) * 2, f"seals {seals}: {error} {text!r}")
+                os.close(fd)
+            expect(g.ask("v"), "1", "version")
+            g.update(f"{d}/v2.so")
+            expect(g.ask("v"), "2", "version")
+
+
+@test
+def late_hook():
+    """A hook that returns long after it was waited for: nothing is changed by then nor after it, and the next update is made."""
+    build_dir = os.path.dirname(lib.KYLINX)
+    own = [f"-I{lib.TOP}/include", f"{build_dir}/libkylinx.so.0", f"-Wl,-rpath,{build_dir}"]
+    with lib.Dir() as d:
+        for out, *options in (("libupd.so.1", "-DV=1"), ("v2.so", "-DV=2"), ("late.so", "-DV=2", "-DLATE")):
+            library(d, out, *options, own[0], source="hooked.c")
+        program(d, "hooks", "hooks.c", *own)
+        with Guest(d, [f"{d}/hooks"], "--volume", f"{build_dir}:{build_dir}") as g:
+            expect(g.ask("c"), "v1 p10 1 constructed c1 a0 1", "first")
+            text = g.update(f"{d}/late.so", status=125)
+            if "does not return" not in text:
+                raise AssertionError(f"a hook that returns late: {text}")
+            expect(g.line(), "committed", "what the hook does at its end")
+            answer = g.ask("c") # attempts before that one may have had their abort
+            if not re.fullmatch(r"v1 p10 2 constructed c1 a\d+ 1", answer):
+                raise AssertionError(f"after it: {answer}")
+            for n in range(3, 7):
+                expect(g.ask("c").split()[2], str(n), "count")
+            g.update(f"{d}/v2.so")
+            expect(g.ask("v").split()[:2], ["v2", "p20"], "version")
 
 
 @test

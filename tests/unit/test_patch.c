@@ -255,8 +255,10 @@ static void test_library(const char *path, unsigned want_percent, unsigned cpuid
 		if (i && (plan.sites[i - 1].start + plan.sites[i - 1].len > s->start ||
 			  plan.sites[i - 1].start + plan.sites[i - 1].sys_off + 2 > s->start))
 			bad++;
+		uint8_t win[PATCH_WINDOW_MAX];
 		bad += !site_valid(s, orig, text, gva, tramp, tramp_gva);
-		memcpy(text + (s->start - gva), orig + (s->start - gva), s->len);
+		bad += patch_undo(s, tramp + (s->tramp - tramp_gva), win) != 0;
+		memcpy(text + (s->start - gva), win, s->len);
 	}
 	for (size_t i = 0; i < text_len; i++)
 		changed += text[i] != orig[i];
@@ -618,8 +620,15 @@ static bool snippet_test(const struct snippet *sn, bool strict)
 			printf("     %s: start %lu len %u sys_off %u\n", sn->name, plan.sites[0].start - gva,
 			       plan.sites[0].len, plan.sites[0].sys_off);
 	}
+	uint8_t was[CODE_PAGE], win[PATCH_WINDOW_MAX];
+	memcpy(was, page + CODE, sn->n);
 	ok &= !patch_apply(page + CODE, sn->n + sizeof(exit_code), gva, &plan, page + TRAMP_OFF,
 			   (uint64_t)(page + TRAMP_OFF), CODE_PAGE - TRAMP_OFF);
+	for (unsigned i = 0; i < plan.n; i++) {
+		const struct kx_site *s = &plan.sites[i];
+
+		ok &= !patch_undo(s, (const uint8_t *)s->tramp, win) && !memcmp(win, was + (s->start - gva), s->len);
+	}
 	for (unsigned i = 0; i < 2; i++) {
 		in[RDI] = i;
 		execute(in, &after[i]);

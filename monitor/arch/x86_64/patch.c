@@ -205,6 +205,80 @@ int patch_apply(uint8_t *text, size_t len, uint64_t gva, struct patch_plan *plan
 	return 0;
 }
 
+/* Offset in the trampoline where the LibOS resumes, tramp_len when that is behind the window. */
+static unsigned resume_off(const struct kx_site *s)
+{
+	unsigned off = s->tramp_len;
+
+	for (unsigned i = 0; i < s->n && i < NR_MAPS; i++)
+		if (s->map[i].win > s->sys_off && s->map[i].tramp < off)
+			off = s->map[i].tramp;
+	return off;
+}
+
+/* The last instruction of the window, n bytes long, of which t has the trampoline's bytes from off on. */
+static bool undo_last(const struct kx_site *s, const uint8_t *t, unsigned off, uint8_t *last, unsigned n)
+{
+	const uint8_t *p = t + off;
+	bool jmp = off + 5u <= s->tramp_len && p[0] == 0xe9;
+	bool jcc = off + 6u <= s->tramp_len && p[0] == 0x0f && (p[1] & 0xf0) == 0x80;
+	const unsigned op = jcc ? 2 : 1;
+
+	if (!jmp && !jcc) {
+		if (off + n > s->tramp_len)
+			return false;
+		memcpy(last, p, n);
+		return true;
+	}
+	int64_t rel = (int64_t)(s->tramp + off + op + 4 + (uint64_t)(int64_t)rel32_at(p + op) - (s->start + s->len));
+	if (n == 2 && rel >= INT8_MIN && rel <= INT8_MAX) {
+		last[0] = jmp ? 0xeb : 0x70 | (p[1] & 0xf);
+		last[1] = (uint8_t)rel;
+	} else if (n == op + 4 && rel >= INT32_MIN && rel <= INT32_MAX) {
+		int32_t rel32 = (int32_t)rel;
+
+		memcpy(last, p, op);
+		memcpy(last + op, &rel32, 4);
+	} else {
+		return false;
+	}
+	return true;
+}
+
+int patch_undo(const struct kx_site *s, const uint8_t *tramp, uint8_t win[PATCH_WINDOW_MAX])
+{
+	uint8_t b[PATCH_WINDOW_MAX] = { 0 };
+	unsigned resume = resume_off(s), at = s->sys_off + 2, last = at, last_off = resume;
+
+	if (s->len > PATCH_WINDOW_MAX || s->len < WINDOW_MIN)
+		return -EINVAL;
+	if (s->len <= s->sys_off) { /* the instruction is whole */
+		if (s->len > s->tramp_len)
+			return -EINVAL;
+		memcpy(win, tramp, s->len);
+		return 0;
+	}
+	if (s->sys_off > s->tramp_len || at > s->len)
+		return -EINVAL;
+	memcpy(b, tramp, s->sys_off);
+	b[s->sys_off] = 0x0f;
+	b[s->sys_off + 1] = s->cpuid ? 0xa2 : 0x05;
+	for (unsigned i = 0; i < s->n && i < NR_MAPS; i++)
+		if (s->map[i].win >= last && s->map[i].win < s->len) {
+			last = s->map[i].win;
+			last_off = s->map[i].tramp;
+		}
+	if (at < s->len) {
+		if (resume + (last - at) != last_off || last_off > s->tramp_len)
+			return -EINVAL;
+		memcpy(b + at, tramp + resume, last - at);
+		if (!undo_last(s, tramp, last_off, b + last, s->len - last))
+			return -EINVAL;
+	}
+	memcpy(win, b, s->len);
+	return 0;
+}
+
 /* ---- Translation --------------------------------------------------------------------------------------- */
 
 uint64_t patch_site_to_tramp(const struct kx_site *s, uint64_t rip)
@@ -232,17 +306,6 @@ uint64_t patch_tramp_to_site(const struct kx_site *s, uint64_t rip)
 			win = s->map[i].win;
 		}
 	return s->start + win;
-}
-
-/* Offset in the trampoline where the LibOS resumes, tramp_len when that is behind the window. */
-static unsigned resume_off(const struct kx_site *s)
-{
-	unsigned off = s->tramp_len;
-
-	for (unsigned i = 0; i < s->n && i < NR_MAPS; i++)
-		if (s->map[i].win > s->sys_off && s->map[i].tramp < off)
-			off = s->map[i].tramp;
-	return off;
 }
 
 int patch_entering(const struct kx_site *s, uint64_t rip)

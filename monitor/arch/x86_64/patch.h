@@ -28,6 +28,7 @@
 
 #include "../../../abi/kx_abi.h"
 
+#define PATCH_WINDOW_MAX 15
 #define PATCH_FN_UNWIND 1u /* the range comes from an unwind table */
 
 /* One function: guest addresses, [start, end). */
@@ -71,6 +72,12 @@ int patch_apply(uint8_t *text, size_t len, uint64_t gva, struct patch_plan *plan
 		uint64_t tramp_gva, size_t tramp_len);
 
 void patch_plan_free(struct patch_plan *plan);
+
+/*
+ * The bytes of the window as they were, by the trampoline's, tramp_len of them. 0, or -EINVAL where these are none of such a
+ * site, and win is as it was. A site and a trampoline that anybody has written to are safe.
+ */
+int patch_undo(const struct kx_site *s, const uint8_t *tramp, uint8_t win[PATCH_WINDOW_MAX]);
 
 /*
  * Function ranges of the ELF image file[0..len) for a load at load_bias: unwind tables (PT_GNU_EH_FRAME, else the

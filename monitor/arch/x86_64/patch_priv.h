@@ -14,7 +14,7 @@
 enum {
 	NEIGHBOURS = 6, /* instructions looked at on either side of a site */
 	WINDOW_MIN = 5,
-	WINDOW_MAX = 15,
+	WINDOW_MAX = PATCH_WINDOW_MAX,
 	ZONE_BACK = 24, /* branch targets are kept for [sys - ZONE_BACK, sys - ZONE_BACK + 64) */
 	ZONE_LEN = 64,
 	RANGES_MAX = 1 << 20,

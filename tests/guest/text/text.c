@@ -112,6 +112,40 @@ static void second(void)
 	CHECK(q.start != p.start && q.off == p.off && !strcmp(q.path, p.path));
 }
 
+/* Pages of text that were made writable come back as the file has them when they are given up. */
+static void given_up(void)
+{
+	const uintptr_t page = (uintptr_t)dlsym(RTLD_DEFAULT, "getppid") & -4096ul;
+	pid_t parent = getppid();
+	CHECK(mprotect((void *)page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
+	CHECK(madvise((void *)page, 8192, MADV_DONTNEED) == 0);
+	CHECK(getppid() == parent);
+	CHECK(mprotect((void *)page, 8192, PROT_READ | PROT_EXEC) == 0);
+	CHECK(getppid() == parent && strstr(find((void *)page).path, "libc"));
+	overwrite();
+	const uintptr_t other = (uintptr_t)dlsym(RTLD_DEFAULT, "l64a") & -4096ul;
+	CHECK(mprotect((void *)other, 8192, PROT_READ | PROT_WRITE) == 0);
+	CHECK(madvise((void *)other, 8192, MADV_DONTNEED) == 0);
+	CHECK(mprotect((void *)other, 8192, PROT_READ | PROT_EXEC) == 0);
+	unharmed();
+}
+
+/* Text that is moved, and run where it is then. */
+static void moved_away(void)
+{
+	struct place p = find((void *)dlsym(RTLD_DEFAULT, "getppid"));
+	void *lib = dlmopen(LM_ID_NEWLM, p.path, RTLD_NOW | RTLD_LOCAL);
+	CHECK(lib);
+	const uintptr_t f = (uintptr_t)dlsym(lib, "getppid"), page = f & -4096ul;
+	CHECK(f && ((pid_t(*)(void))f)() == getppid());
+	char *to = mmap(NULL, 3 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(to != MAP_FAILED);
+	to += 4096;
+	CHECK(mremap((void *)page, 8192, 8192, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+	CHECK(((pid_t(*)(void))(to + (f - page)))() == getppid());
+	in_child(unharmed, 5);
+}
+
 /* ---- large pages for a text ---- */
 
 static volatile sig_atomic_t alarms;
@@ -202,6 +236,11 @@ int main(int argc, char **argv)
 	puts("ok replaced by a copy");
 	in_child(moved_over, 10);
 	puts("ok replaced by a copy that is moved there");
+	in_child(given_up, 11);
+	unharmed();
+	puts("ok given up");
+	in_child(moved_away, 12);
+	puts("ok moved away");
 	overwrite();
 	pid_t c = fork();
 	int st;

@@ -3,6 +3,7 @@
 #include <kylinx.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 struct state {
@@ -41,6 +42,15 @@ int kylinx_update_commit(void *from)
 #ifdef HANG
 	for (;;)
 		pause();
+#endif
+#ifdef LATE
+	struct timespec end;
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += 8;
+	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &end, NULL))
+		;
+	if (write(1, "committed\n", 10) != 10)
+		return 1;
 #endif
 	now.count = old->count;
 #if V == 2
