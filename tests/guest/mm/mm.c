@@ -630,6 +630,12 @@ static void test_limit(void)
 		char *p = mmap(NULL, 64 * MiB, RW, ANON, -1, 0);
 		ok = ok && p != MAP_FAILED && touch(p, true) == 0;
 		ok = ok && mremap(p, 64 * MiB, 2 * GiB, MREMAP_MAYMOVE) == MAP_FAILED && sbrk(2 * GiB) == (void *)-1;
+		ok = ok && MREMAP(p, 64 * MiB, 2 * GiB, MREMAP_MAYMOVE | MREMAP_FIXED, 400 * GiB) == -ENOMEM;
+		/* What lies behind it stays, when it moves. */
+		char *q = mmap(NULL, 700 * MiB, RW, ANON | MAP_NORESERVE, -1, 0);
+		ok = ok && q != MAP_FAILED && munmap(q + 600 * MiB, 100 * MiB) == 0 &&
+		     mmap(q, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == q;
+		ok = ok && MREMAP(q, PAGE, 600 * MiB, MREMAP_MAYMOVE, 0) == -ENOMEM && munmap(q, 600 * MiB) == 0;
 		ok = ok && munmap(p, 64 * MiB) == 0;
 		pid = fork();
 		if (!pid)
