@@ -275,7 +275,8 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 		sites_leave(addr, addr + len);
 	else
 		sites_forget(addr, addr + len);
-	int rflags = (flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE)) | pages_flags((uint64_t)page);
+	int rflags = (flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE | MAP_GROWSDOWN)) |
+		     pages_flags((uint64_t)page);
 	if (file && (flags & MAP_FIXED) && type == MAP_PRIVATE && (prot & PROT_WRITE))
 		rflags |= GMEM_DATA;
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
@@ -408,9 +409,23 @@ static void protect_undo(uint64_t start, uint64_t end, int was, int prot)
 	region_mark(start, now.origin, 0);
 }
 
+/* With PROT_GROWSDOWN: *addr becomes the begin of what is mapped there, of [*addr, end), if that is a stack. */
+static int stack_begin(uint64_t *addr, uint64_t end)
+{
+	const size_t i = region_find(*addr);
+	if (i >= nr_regions || regions[i].start >= end)
+		return -ENOMEM;
+	if (!(regions[i].flags & MAP_GROWSDOWN))
+		return -EINVAL;
+	*addr = regions[i].start;
+	return 0;
+}
+
 int do_mprotect(uint64_t addr, uint64_t len, int prot)
 {
-	if ((addr & (PAGE - 1)) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP)))
+	const int grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP);
+	if ((addr & (PAGE - 1)) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | grows)) ||
+	    grows == (PROT_GROWSDOWN | PROT_GROWSUP))
 		return -EINVAL;
 	prot &= PROT_READ | PROT_WRITE | PROT_EXEC;
 	if (!len)
@@ -420,6 +435,9 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot)
 	uint64_t end = addr + ALIGN_UP(len, PAGE);
 	if (range_has_tramp(addr, end))
 		return -ENOMEM;
+	int grown = !grows ? 0 : grows == PROT_GROWSUP ? -EINVAL : stack_begin(&addr, end);
+	if (grown)
+		return grown;
 	/* As Linux: what comes before a hole or an error has changed. */
 	for (uint64_t a = addr; a < end;) {
 		size_t i = region_find(a);

@@ -520,6 +520,23 @@ static void test_code(void)
 	MUNMAP(q, PAGE);
 }
 
+#define GROWS (RW | PROT_EXEC | PROT_GROWSDOWN)
+
+/* PROT_GROWSDOWN: all of the stack below, as glibc asks for it when a library wants an executable stack. */
+static void test_stack(void)
+{
+	char *top = (char *)((uintptr_t)__builtin_frame_address(0) & -PAGE), *low = top - 64 * PAGE, *q = map(PAGE, RW);
+	for (char *p = top - PAGE; p >= low; p -= PAGE)
+		*(volatile char *)p = (char)0xc3;
+	check(run(low) == SIGSEGV, "stack: not executable");
+	check(MPROTECT(q, PAGE, GROWS) == -EINVAL && run(q) == SIGSEGV, "mprotect: nothing that grows down");
+	check(MPROTECT(top, PAGE, RW | PROT_GROWSUP) == -EINVAL, "mprotect: nothing grows up");
+	check(MPROTECT(top, PAGE, GROWS | PROT_GROWSUP) == -EINVAL, "mprotect: both ways");
+	check(MPROTECT(top, PAGE, GROWS) == 0 && run(low) == 0, "stack: executable, also below");
+	check(MPROTECT(top, PAGE, RW | PROT_GROWSDOWN) == 0 && run(low) == SIGSEGV, "stack: as before");
+	MUNMAP(q, PAGE);
+}
+
 /* A mapping that the host refuses where the program had one: what was there stays, as it was. */
 static void test_refused_over(void)
 {
@@ -705,6 +722,7 @@ int main(int argc, char **argv)
 	test_advice();
 	test_files();
 	test_code();
+	test_stack();
 	test_refused_over();
 	test_lost();
 	test_threads();
