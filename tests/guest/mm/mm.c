@@ -661,6 +661,12 @@ static void test_limit(void)
 		_exit(!ok);
 	}
 	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "RLIMIT_AS");
+	pid = fork();
+	if (!pid) {
+		struct rlimit most = { RLIM_INFINITY - PAGE, RLIM_INFINITY - 1 };
+		_exit(setrlimit(RLIMIT_AS, &most) || mmap(NULL, 64 * MiB, RW, ANON, -1, 0) == MAP_FAILED);
+	}
+	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "RLIMIT_AS: hardly any");
 }
 
 /* There or not, and both ways of asking say so; not there is SIGSEGV. */
