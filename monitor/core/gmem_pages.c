@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/magic.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include "gmem_priv.h"
@@ -24,14 +25,21 @@ static int64_t default_size(void)
 	return HC6(SYS_munmap, p, GiB, 0, 0, 0, 0) ? -EINVAL : (size = GiB);
 }
 
+/* fstatfs(2) may ask a server, fstat(2) of what is about to be mapped has been made by then. */
+static uint64_t file_size_of_page(int fd)
+{
+	struct stat st;
+	struct statfs fs;
+	bool large = !HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) && (uint64_t)st.st_blksize >= HUGE &&
+		     !HC6(SYS_fstatfs, fd, &fs, 0, 0, 0, 0) && fs.f_type == HUGETLBFS_MAGIC;
+	return large ? (uint64_t)fs.f_bsize : PAGE;
+}
+
 int64_t pages_wanted(int flags, int fd)
 {
-	struct statfs fs;
 	const unsigned shift = (unsigned)flags >> HUGE_SHIFT & HUGE_MASK;
-	if (!(flags & MAP_ANONYMOUS)) {
-		long r = HC6(SYS_fstatfs, fd, &fs, 0, 0, 0, 0);
-		return r ? r : fs.f_type == HUGETLBFS_MAGIC ? fs.f_bsize : (int64_t)PAGE;
-	}
+	if (!(flags & MAP_ANONYMOUS))
+		return (int64_t)file_size_of_page(fd);
 	if (!(flags & MAP_HUGETLB))
 		return PAGE;
 	if (!shift)

@@ -16,6 +16,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "maps.h"
+#include "serve.h"
 #include "spare.h"
 #include "habit.h"
 
@@ -317,6 +318,7 @@ void hot_choose(struct thread *t)
 		hot.forbidden = true;
 		return;
 	}
+	serve_stop(); /* it could pass on what has a low number for a moment */
 	char *maps = maps_text();
 	if (!maps)
 		return;

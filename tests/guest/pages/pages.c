@@ -95,6 +95,11 @@ static void test_placed(void)
 	for (int i = 0; i < 4; i++)
 		ok = ok && munmap(p[i], HUGE) == 0 && touch(p[i] + PAGE) == SIGSEGV;
 	check(ok, "and gone as one");
+	/* Of the size that the host means by it. */
+	p[0] = mmap(NULL, PAGE, RW, LARGE, -1, 0);
+	check(p[0] != MAP_FAILED && !((uintptr_t)p[0] % HUGE) && fails(munmap(p[0], PAGE), EINVAL) &&
+		      (munmap(p[0], HUGE) == 0 || munmap(p[0], GiB) == 0),
+	      "placed: of the usual size");
 }
 
 static void test_fixed(void)
