@@ -480,7 +480,8 @@ static void test_stats(void)
 		"failed\":2,\"slow_syscalls\":1,"
 		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"page_faults\":77,\"forks\":0,\"forks_ahead\":0,"
 		"\"made_whole\":0,\"execs\":0,",
-		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,\"flushes\":2,"
+		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
+		"\"flushes\":2,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
 		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},"
 		"\"libraries\":{\"copied\":3,\"hashed\":4,\"signatures\":5,\"prepared\":6,\"found\":7,\"stored\":8},"
