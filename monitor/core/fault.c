@@ -235,6 +235,45 @@ static bool operand_address(struct decode *d, const ZydisDecodedOperand *o, uint
 	return true;
 }
 
+/* Where the XSAVE area (standard form) has a component; it is not the same on all processors. False: nowhere. */
+static bool component_at(unsigned nr, size_t size, size_t *at)
+{
+	for (unsigned i = 0; i < pvm.cpuid->nent; i++) {
+		const struct kvm_cpuid_entry2 *e = &pvm.cpuid->entries[i];
+		if (e->function == 0xd && e->index == nr && e->eax >= size &&
+		    e->ebx <= sizeof(struct kvm_xsave) - size) {
+			*at = e->ebx;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* A vector register, zeros where it has no more: SDM vol. 1, 13.4 and 13.5. */
+static void vector_get(const struct kvm_xsave *x, unsigned reg, uint8_t v[64])
+{
+	const uint8_t *area = (const uint8_t *)x->region;
+	size_t at;
+	memset(v, 0, 64);
+	if (reg >= 16) {
+		if (component_at(7, 64 * 16, &at))
+			memcpy(v, area + at + 64 * (reg - 16), 64);
+		return;
+	}
+	memcpy(v, area + 160 + 16 * reg, 16);
+	if (component_at(2, 16 * 16, &at))
+		memcpy(v + 16, area + at + 16 * reg, 16);
+	if (component_at(6, 32 * 16, &at))
+		memcpy(v + 32, area + at + 32 * reg, 32);
+}
+
+/* vpgatherqd and vpgatherdq: of 64 bits are the indices of the first, of the other the elements. */
+static bool index_is_wide(const char *name)
+{
+	const char *g = strstr(name, "gather"), *s = strstr(name, "scatter");
+	return (g && g[6] == 'q') || (s && s[7] == 'q');
+}
+
 /* Elements of a gather or scatter: the index register is a vector; any element may be at fault. */
 static bool blame_gather(struct decode *d, struct thread *t, const ZydisDecodedOperand *o, bool write)
 {
@@ -245,18 +284,11 @@ static bool blame_gather(struct decode *d, struct thread *t, const ZydisDecodedO
 	int reg = index >= ZYDIS_REGISTER_ZMM0   ? index - ZYDIS_REGISTER_ZMM0
 		  : index >= ZYDIS_REGISTER_YMM0 ? index - ZYDIS_REGISTER_YMM0
 						 : index - ZYDIS_REGISTER_XMM0;
-	const uint8_t *area = (const uint8_t *)x.region;
-	uint8_t v[64] = { 0 };
-	if (reg < 16) { /* SDM vol. 1, 13.4 and 13.5, standard form */
-		memcpy(v, area + 160 + 16 * reg, 16);
-		memcpy(v + 16, area + 576 + 16 * reg, 16);
-		memcpy(v + 32, area + 1152 + 32 * reg, 32);
-	} else {
-		memcpy(v, area + 1664 + 64 * (reg - 16), 64);
-	}
+	uint8_t v[64];
+	vector_get(&x, (unsigned)reg & 31, v);
 	uint64_t base = o->mem.base != ZYDIS_REGISTER_NONE ? d->regs.values[o->mem.base] : 0;
 	base += o->mem.disp.has_displacement ? o->mem.disp.value : 0;
-	bool wide = strchr(ZydisMnemonicGetString(d->ins.mnemonic), 'q') != NULL;
+	bool wide = index_is_wide(ZydisMnemonicGetString(d->ins.mnemonic));
 	for (int i = 0; i < (lanes ? lanes : 16) && i < 16; i++) {
 		int64_t idx = 0;
 		if (wide && i < 8) {

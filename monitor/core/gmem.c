@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include "admit.h"
 #include "gmem_grow.h"
+#include "gmem_pages.h"
 #include "gmem_priv.h"
 #include "libstart.h"
 #include "gmem_warm.h"
@@ -57,7 +58,7 @@ int host_release(uint64_t start, uint64_t end)
 	return p == MAP_FAILED ? -errno : 0;
 }
 
-static bool range_has_tramp(uint64_t start, uint64_t end)
+bool range_has_tramp(uint64_t start, uint64_t end)
 {
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
 		if (regions[i].flags & GMEM_TRAMP)
@@ -100,27 +101,29 @@ static bool high_open(void)
 	return true;
 }
 
-uint64_t place(uint64_t hint, uint64_t len, int flags, bool file)
+uint64_t place_pages(uint64_t hint, uint64_t len, int flags, bool file, uint64_t page)
 {
 	/* Who wants that much there mostly can't do without (ZGC). Smaller ones are as well off below. */
 	if (hint >= KX_SPACE_SIZE && hint < KX_HIGH_END && len >= HIGH_HINT)
 		high_open();
-	if (hint && hint >= KX_USER_MIN && gva_ok(hint, len) && range_free(hint, hint + len))
+	if (hint && hint >= KX_USER_MIN && !(hint & (page - 1)) && gva_ok(hint, len) && range_free(hint, hint + len))
 		return hint;
 	if (flags & MAP_32BIT)
-		return find_free(KX_USER_MIN, 0x80000000, len, PAGE);
-	uint64_t align = !file && len >= HUGE ? HUGE : PAGE, a;
+		return find_free(KX_USER_MIN, 0x80000000, len, page);
+	uint64_t align = !file && len >= HUGE && page < HUGE ? HUGE : page, a;
 	/* Small memory lies among the files, as on Linux: a small process needs no slot of its own for it. */
 	if (file || (len < HUGE && !(flags & MAP_STACK)))
 		a = find_free(FILE_LOW, file_high, len, align);
 	else
 		a = find_free(ANON_LOW, anon_high, len, align);
 	if (!a)
-		a = find_free(HUGE, KX_USER_END, len, PAGE);
+		a = find_free(HUGE, KX_USER_END, len, page);
 	if (!a && high_open())
-		a = find_free(KX_SPACE_SIZE, pvm.high_end, len, HUGE);
+		a = find_free(KX_SPACE_SIZE, pvm.high_end, len, page < HUGE ? HUGE : page);
 	return a;
 }
+
+uint64_t place(uint64_t hint, uint64_t len, int flags, bool file) { return place_pages(hint, len, flags, file, PAGE); }
 
 uint64_t place_library(uint64_t len) { return find_free(FILE_LOW, file_high, len, KVM_NEIGHBOURS); }
 
@@ -161,11 +164,7 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags)
 		gmem_grow_watch(start, start + len, end);
 }
 
-/*
- * A call of the host's that was to replace [start, end) has failed, perhaps after it had unmapped what was there; surely: or had put
- * something else there. Room for two regions must be reserved.
- */
-static void range_lost(uint64_t start, uint64_t end, bool surely)
+void range_lost(uint64_t start, uint64_t end, bool surely)
 {
 	unsigned char there;
 	const size_t i = region_find(start);
@@ -189,7 +188,12 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 		return -EINVAL;
 	if (len > KX_HIGH_END)
 		return -ENOMEM;
-	len = ALIGN_UP(len, PAGE);
+	const int64_t page = pages_wanted(flags, fd);
+	if (page < 0)
+		return page;
+	len = ALIGN_UP(len, (uint64_t)page);
+	if ((off & (uint64_t)(page - 1)) || (fixed && (addr & (uint64_t)(page - 1))))
+		return -EINVAL;
 	if (fixed) {
 		if (addr >= KX_SPACE_SIZE && addr < KX_HIGH_END)
 			high_open();
@@ -202,7 +206,7 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 		if (range_has_tramp(addr, addr + len))
 			return -ENOMEM;
 	} else {
-		addr = place(ALIGN_DOWN(addr, PAGE), len, flags, file);
+		addr = place_pages(ALIGN_DOWN(addr, PAGE), len, flags, file, (uint64_t)page);
 		if (!addr)
 			return -ENOMEM;
 	}
@@ -225,7 +229,7 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 			return r;
 		}
 	}
-	bool patch = file && (prot & PROT_EXEC) && type == MAP_PRIVATE;
+	bool patch = file && (prot & PROT_EXEC) && type == MAP_PRIVATE && page == (int64_t)PAGE;
 	int keep = flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_GROWSDOWN | MAP_LOCKED | MAP_POPULATE);
 	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
 	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
@@ -271,7 +275,8 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 		sites_leave(addr, addr + len);
 	else
 		sites_forget(addr, addr + len);
-	int rflags = flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE);
+	int rflags = (flags & (MAP_TYPE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE | MAP_GROWSDOWN)) |
+		     pages_flags((uint64_t)page);
 	if (file && (flags & MAP_FIXED) && type == MAP_PRIVATE && (prot & PROT_WRITE))
 		rflags |= GMEM_DATA;
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
@@ -317,6 +322,13 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 	return r;
 }
 
+/* Is at amidst a large page? */
+static bool cuts_page(uint64_t at)
+{
+	const size_t i = region_find(at);
+	return i < nr_regions && regions[i].start < at && at & (pages_size(regions[i].flags) - 1);
+}
+
 int do_munmap(uint64_t addr, uint64_t len)
 {
 	if ((addr & (PAGE - 1)) || !len || !gva_ok(addr, len))
@@ -341,6 +353,8 @@ int do_munmap(uint64_t addr, uint64_t len)
 	}
 	if (range_free(addr, addr + len))
 		return 0;
+	if (cuts_page(addr) || cuts_page(addr + len))
+		return -EINVAL;
 	if (region_reserve(2))
 		return -ENOMEM;
 	int r = host_release(addr, addr + len);
@@ -395,9 +409,23 @@ static void protect_undo(uint64_t start, uint64_t end, int was, int prot)
 	region_mark(start, now.origin, 0);
 }
 
+/* With PROT_GROWSDOWN: *addr becomes the begin of what is mapped there, of [*addr, end), if that is a stack. */
+static int stack_begin(uint64_t *addr, uint64_t end)
+{
+	const size_t i = region_find(*addr);
+	if (i >= nr_regions || regions[i].start >= end)
+		return -ENOMEM;
+	if (!(regions[i].flags & MAP_GROWSDOWN))
+		return -EINVAL;
+	*addr = regions[i].start;
+	return 0;
+}
+
 int do_mprotect(uint64_t addr, uint64_t len, int prot)
 {
-	if ((addr & (PAGE - 1)) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP)))
+	const int grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP);
+	if ((addr & (PAGE - 1)) || (prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | grows)) ||
+	    grows == (PROT_GROWSDOWN | PROT_GROWSUP))
 		return -EINVAL;
 	prot &= PROT_READ | PROT_WRITE | PROT_EXEC;
 	if (!len)
@@ -407,6 +435,9 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot)
 	uint64_t end = addr + ALIGN_UP(len, PAGE);
 	if (range_has_tramp(addr, end))
 		return -ENOMEM;
+	int grown = !grows ? 0 : grows == PROT_GROWSUP ? -EINVAL : stack_begin(&addr, end);
+	if (grown)
+		return grown;
 	/* As Linux: what comes before a hole or an error has changed. */
 	for (uint64_t a = addr; a < end;) {
 		size_t i = region_find(a);
@@ -415,6 +446,8 @@ int do_mprotect(uint64_t addr, uint64_t len, int prot)
 		struct gmem_region r = regions[i];
 		uint64_t e = r.end < end ? r.end : end;
 		if (r.prot != prot) {
+			if (cuts_page(a) || cuts_page(e))
+				return -EINVAL;
 			if (!within_limit(a, e, prot, r.flags))
 				return -ENOMEM;
 			if (admit_on && prot & PROT_EXEC && protect_admit(&r, a, e, prot))
@@ -446,108 +479,6 @@ int gmem_mprotect(uint64_t addr, uint64_t len, int prot)
 		return KEEPER6(gmem_mprotect, addr, len, prot, 0, 0, 0);
 	pthread_mutex_lock(&pvm.mm_lock);
 	int r = do_mprotect(addr, len, prot);
-	pthread_mutex_unlock(&pvm.mm_lock);
-	return r;
-}
-
-static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
-{
-	if ((old & (PAGE - 1)) || !new_len || (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)) ||
-	    ((flags & MREMAP_FIXED) && !(flags & MREMAP_MAYMOVE)))
-		return -EINVAL;
-	if (!gva_ok(old, old_len) || new_len > KX_HIGH_END)
-		return -EFAULT;
-	old_len = ALIGN_UP(old_len, PAGE);
-	new_len = ALIGN_UP(new_len, PAGE);
-	if ((flags & MREMAP_DONTUNMAP) && (old_len != new_len || !(flags & MREMAP_MAYMOVE)))
-		return -EINVAL;
-	size_t i = region_find(old);
-	if (i >= nr_regions || regions[i].start > old || regions[i].end < old + (old_len ? old_len : 1) ||
-	    range_has_tramp(old, old + (old_len ? old_len : 1)))
-		return -EFAULT;
-	if (old_len && (regions[i].flags & MAP_TYPE) == MAP_PRIVATE && text_unpatch(old, old + old_len))
-		return -ENOMEM;
-	i = region_find(old);
-	struct gmem_region r = regions[i];
-	if (!old_len && (r.flags & MAP_TYPE) == MAP_PRIVATE)
-		return -EINVAL;
-	if (admit_on && r.prot & PROT_EXEC && new_len > old_len && admit_memory("mremap"))
-		return -EACCES;
-	r.flags &= ~GMEM_CLEAN; /* its pages have other addresses from then on */
-	if (region_reserve(6))
-		return -ENOMEM;
-	hot_carved(old, old + old_len);
-	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && old_len) {
-		if (new_len <= old_len) {
-			int x = new_len < old_len ? do_munmap(old + new_len, old_len - new_len) : 0;
-			return x ? x : (int64_t)old;
-		}
-		if (!within_limit(old + old_len, old + new_len, r.prot, r.flags))
-			return -ENOMEM;
-		if (r.end == old + old_len && gva_ok(old, new_len) && range_free(old + old_len, old + new_len)) {
-			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot, false) : 0;
-			if (x)
-				return x;
-			/* The reservation makes room; nothing else of this process is ever placed here. */
-			munmap(gva_ptr(old + old_len), new_len - old_len);
-			if (mremap(gva_ptr(old), old_len, new_len, 0) != MAP_FAILED) {
-				region_set(old, old + new_len, r.prot, r.flags);
-				return old;
-			}
-			x = -errno;
-			host_release(old + old_len, old + new_len);
-			if (!(flags & MREMAP_MAYMOVE))
-				return x;
-		}
-		if (!(flags & MREMAP_MAYMOVE))
-			return -ENOMEM;
-	}
-	if (flags & MREMAP_FIXED) {
-		if ((new_addr & (PAGE - 1)) || !gva_ok(new_addr, new_len) || new_addr < KX_USER_MIN ||
-		    (new_addr < old + old_len && old < new_addr + new_len) ||
-		    range_has_tramp(new_addr, new_addr + new_len))
-			return -EINVAL;
-	} else {
-		new_addr = place((flags & MREMAP_DONTUNMAP) ? ALIGN_DOWN(new_addr, PAGE) : 0, new_len, 0,
-				 !(r.flags & MAP_ANONYMOUS));
-		if (!new_addr)
-			return -ENOMEM;
-	}
-	int x = r.prot != PROT_NONE ? pt_prepare(new_addr, new_addr + new_len, r.prot, !(r.flags & MAP_ANONYMOUS)) : 0;
-	if (!x && mremap(gva_ptr(old), old_len, new_len, MREMAP_MAYMOVE | MREMAP_FIXED | (flags & MREMAP_DONTUNMAP),
-			 gva_ptr(new_addr)) == MAP_FAILED) {
-		x = -errno;
-		/* From Linux 6.17 on it moves several mappings, of which some are there by now. */
-		range_lost(new_addr, new_addr + new_len, admit_on);
-	}
-	if (x) {
-		pt_restore(new_addr, new_addr + new_len);
-		return x;
-	}
-	if ((r.flags & (MAP_TYPE | MAP_ANONYMOUS)) == (MAP_PRIVATE | MAP_ANONYMOUS))
-		sites_leave(new_addr, new_addr + new_len);
-	else
-		sites_forget(new_addr, new_addr + new_len);
-	region_set(new_addr, new_addr + new_len, r.prot, r.flags);
-	if (r.prot & PROT_EXEC) {
-		pt_exec(new_addr, new_addr + new_len);
-		sites_return(new_addr, new_addr + new_len);
-	}
-	written_mark(new_addr, new_len);
-	if (old_len && !(flags & MREMAP_DONTUNMAP)) {
-		host_release(old, old + old_len);
-		region_carve(old, old + old_len);
-		sites_forget(old, old + old_len);
-	}
-	return new_addr;
-}
-
-int64_t gmem_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int flags, uint64_t new_addr)
-{
-	if (keeper_needed())
-		return KEEPER6(gmem_mremap, old, old_len, new_len, flags, new_addr, 0);
-	pthread_mutex_lock(&pvm.mm_lock);
-	int64_t r = do_mremap(old, old_len, new_len, flags, new_addr);
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
 }

@@ -43,7 +43,7 @@ int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off);
 
 /* In a child: give the new VM the slots that the parent's had; merge: as few as can be, which changes what is noted. */
 int gmem_fork_child(bool merge);
-/* In a child, first of all: thread areas of its own, empty (that at `own` is used), in place of the parent's. */
+/* In a child, first of all: thread areas of its own, empty (that at `own` is used), in place of the parent's; and a LibOS. */
 int gmem_fork_areas(uint64_t own);
 /* In a child whose parent has used MADV_DONTFORK: nothing is mapped any more where the host has nothing. */
 void gmem_fork_holes(void);

@@ -32,7 +32,9 @@ int areas_map(void)
 
 int gmem_fork_areas(uint64_t own)
 {
-	int r = areas_map();
+	int r = pvm_libos_apart();
+	if (!r)
+		r = areas_map();
 	if (!r) /* all of its pages: KVM maps neighbours at a fault where they are there */
 		madvise(gva_ptr(own), KX_AREA_SIZE, MADV_POPULATE_WRITE);
 	return r;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the parts of gmem share: gmem_regions.c, gmem.c (mappings), gmem_tables.c (slots, page tables), gmem_fork.c, gmem_text.c
+/* What the parts of gmem share: gmem_regions.c, gmem.c (mappings), gmem_move.c (mremap), gmem_tables.c (slots, page tables), gmem_fork.c, gmem_text.c
  * (patched texts), gmem_origin.c (policy). All of it with pvm.mm_lock held. */
 #ifndef KX_GMEM_PRIV_H
 #define KX_GMEM_PRIV_H
@@ -38,6 +38,8 @@ bool is_heap(int prot, int flags);
 bool huge_pays(uint64_t len);
 /* May [start, end) become a mapping of that kind, under --memory and RLIMIT_AS? */
 bool within_limit(uint64_t start, uint64_t end, int prot, int flags);
+/* The same of so many bytes more, that replace nothing. */
+bool more_within_limit(uint64_t more, int prot, int flags);
 /* Bytes of all of it. */
 uint64_t heap_size(void);
 /* True once: when there is so much heap that further mappings get 2 MiB pages. */
@@ -48,6 +50,14 @@ bool becomes_large(void);
 int host_release(uint64_t start, uint64_t end);
 uint64_t limits_memory(void); /* sys_proc.c */
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
+/* The same for pages of so many bytes. */
+uint64_t place_pages(uint64_t hint, uint64_t len, int flags, bool file, uint64_t page);
+bool range_has_tramp(uint64_t start, uint64_t end);
+/*
+ * A call of the host's that was to replace [start, end) has failed, perhaps after it had unmapped what was there; surely: or had put
+ * something else there. Room for two regions must be reserved.
+ */
+void range_lost(uint64_t start, uint64_t end, bool surely);
 /* For a library, so that its first pages are of those that KVM maps with each other. 0 = by place(). */
 uint64_t place_library(uint64_t len);
 #define KVM_NEIGHBOURS (8 * PAGE) /* an aligned group, from its begin up to the first that the host may not write */

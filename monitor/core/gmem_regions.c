@@ -109,17 +109,24 @@ bool huge_pays(uint64_t len)
 }
 
 /*
- * May [start, end) become a mapping of that kind under --memory, and RLIMIT_AS? Of the latter, which counts files, too,
- * this is the part that runs away.
+ * --memory, and RLIMIT_AS: of the latter, which counts files, too, this is the part that runs away. Which mappings go when
+ * the new one comes is [start, end).
  */
-bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
+static bool limit_allows(uint64_t more, uint64_t start, uint64_t end, int prot, int flags)
 {
 	uint64_t most = limits_memory();
 	if (pvm.cfg->memory && most > pvm.cfg->memory)
 		most = pvm.cfg->memory;
 	return most == RLIM_INFINITY || !counts(prot, flags) ||
-	       memory_used - bytes_of(counts, start, end) + (end - start) <= most;
+	       memory_used - bytes_of(counts, start, end) + more <= most;
 }
+
+bool within_limit(uint64_t start, uint64_t end, int prot, int flags)
+{
+	return limit_allows(end - start, start, end, prot, flags);
+}
+
+bool more_within_limit(uint64_t more, int prot, int flags) { return limit_allows(more, 0, 0, prot, flags); }
 
 /* Forget [start, end). Room for two must be reserved. */
 void region_carve(uint64_t start, uint64_t end)

@@ -6,8 +6,10 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include "../../util/log.h"
+#include "admit.h"
 #include "gmem_priv.h"
 #include "keeper.h"
+#include "serve.h"
 #include "spare.h"
 
 /* Leaves are made with accessed and dirty set, so that nobody has to write to them later. */
@@ -88,7 +90,8 @@ int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
 			return -E2BIG;
 		if (ioctl(pvm.vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
 			return -errno;
-		for (uint64_t w = 0; w < (s.end - s.start) / PAGE / 64; w++)
+		/* The lowest slot is no multiple of 64 pages; the kernel gives whole words. */
+		for (uint64_t w = 0; w < ((s.end - s.start) / PAGE + 63) / 64; w++)
 			for (uint64_t b = bits[w]; b;) {
 				unsigned from = (unsigned)__builtin_ctzll(b);
 				uint64_t rest = ~(b >> from);
@@ -165,12 +168,25 @@ int slot_cover(uint64_t start, uint64_t end)
 	return 0;
 }
 
-/* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. */
-static void flush_all(void)
+/* Drop every translation that KVM holds: deleting any slot does it. Slot 0 is one page that nobody uses. 0 or -errno. */
+static int flush_all(void)
 {
 	spare_changed();
-	slot_ioctl(0, KX_SYS_END, PAGE);
-	slot_ioctl(0, KX_SYS_END, 0);
+	pvm.nr_flushes++;
+	int r = slot_ioctl(0, KX_SYS_END, PAGE);
+	return r ? r : slot_ioctl(0, KX_SYS_END, 0);
+}
+
+/*
+ * A fault of another vCPU's may have read a leaf before it lost the right to execute, and with shadow page tables KVM looks
+ * at it no second time: its own entry can come when the host's mapping has changed, and stay. Then what the program writes
+ * there would be executed. With all entries dropped such a fault starts anew. No matter where no policy says what is
+ * executed, nor where the processor walks the tables, which begins anew at each entry.
+ */
+static bool leaves_linger(void)
+{
+	return admit_on && pvm.shadow_paging &&
+	       (__atomic_load_n(&pvm.nr_threads, __ATOMIC_SEQ_CST) > 1 || serve_runs());
 }
 
 /* ---- page tables ------------------------------------------------------------------------------------------ */
@@ -232,9 +248,18 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
 		table(pt)[(a - region) / PAGE] = a < KX_USER_MIN ? 0 : a | PTE_LEAF | PTE_NX;
 	bool was_leaf = *pde & PTE_P;
 	__atomic_store_n(pde, pt | PTE_LEAF, __ATOMIC_RELEASE);
-	if (was_leaf)
-		flush_all();
-	return 0;
+	return was_leaf ? flush_all() : 0;
+}
+
+/* The leaves of [start, end), which have a table. True: some could be executed, and can't any more. */
+static bool table_set(uint64_t *pt, uint64_t start, uint64_t end, uint64_t leaf)
+{
+	bool lost = false;
+	for (uint64_t a = start; a < end; a += PAGE) {
+		const uint64_t was = __atomic_exchange_n(&pt[(a >> 12) & 511], a | leaf, __ATOMIC_SEQ_CST);
+		lost |= was & PTE_P && !(was & PTE_NX) && leaf & PTE_NX;
+	}
+	return lost;
 }
 
 /*
@@ -245,15 +270,15 @@ static int pde_to_table(uint64_t *pde, uint64_t region)
  */
 static int leaves_set(uint64_t start, uint64_t end, int prot, bool table_wanted, uint64_t nx)
 {
-	bool exec = prot & PROT_EXEC;
+	bool exec = prot & PROT_EXEC, lost = false;
 	uint64_t leaf = (exec ? nx : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
 	int r = slot_cover(start, end);
-	if (r)
-		return r;
-	for (uint64_t region = ALIGN_DOWN(start, HUGE); region < end; region += HUGE) {
+	for (uint64_t region = ALIGN_DOWN(start, HUGE); region < end && !r; region += HUGE) {
 		uint64_t *pde = pde_of(region);
-		if (!pde)
-			return -ENOMEM;
+		if (!pde) {
+			r = -ENOMEM;
+			break;
+		}
 		bool is_table = (*pde & PTE_P) && !(*pde & PTE_PS), has_hole = region < KX_USER_MIN;
 		if (!is_table && !exec && !has_hole && !(table_wanted && !(*pde & PTE_P))) {
 			if (!(*pde & PTE_P))
@@ -261,12 +286,12 @@ static int leaves_set(uint64_t start, uint64_t end, int prot, bool table_wanted,
 			continue;
 		}
 		if (!is_table && (r = pde_to_table(pde, region)))
-			return r;
+			break;
 		uint64_t a = start > region ? start : region, b = end < region + HUGE ? end : region + HUGE;
-		for (; a < b; a += PAGE)
-			__atomic_store_n(&table(*pde)[(a >> 12) & 511], a | leaf, __ATOMIC_RELAXED);
+		lost |= table_set(table(*pde), a, b, leaf);
 	}
-	return 0;
+	const int x = lost && leaves_linger() ? flush_all() : 0;
+	return r ? r : x;
 }
 
 int pt_set(uint64_t start, uint64_t end, int prot, bool table_wanted)

@@ -16,6 +16,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "maps.h"
+#include "serve.h"
 #include "spare.h"
 #include "habit.h"
 
@@ -167,6 +168,20 @@ bool hot_file(uint64_t gva, struct hot_file *out)
 	return false;
 }
 
+/* [a, b) of it, as fd has it, if it is still that. */
+static void part_show(const struct hot_file *f, int fd, uint64_t a, uint64_t b)
+{
+	struct gmem_region r;
+	if (!gmem_query_locked(a, &r) || r.start > a || r.end < b || !(r.flags & GMEM_DATA))
+		return;
+	const int prot = r.prot & PROT_WRITE ? PROT_READ | PROT_WRITE : r.prot & PROT_READ;
+	hot_carved(a, b);
+	if (fd < 0 ||
+	    mmap(gva_ptr(a), b - a, prot, MAP_PRIVATE | MAP_FIXED, fd, (off_t)(f->off + (a - f->start))) == MAP_FAILED)
+		kx_log(KX_LOG_WARN, "hot", "%s can't be mapped again: its part at %#llx is cleared", f->path,
+		       (unsigned long long)a);
+}
+
 /* MADV_DONTNEED: the program wants to see what the file has. */
 static void file_show(uint64_t start, uint64_t end)
 {
@@ -177,16 +192,11 @@ static void file_show(uint64_t start, uint64_t end)
 	for (unsigned i = 0; i < hot.nr_files; i++) {
 		const struct hot_file *f = &hot.file[i];
 		uint64_t a = f->start > start ? f->start : start, b = f->end < end ? f->end : end;
-		struct gmem_region r;
-		if (a >= b || !gmem_query(a, &r) || r.start > a || r.end < b || !(r.flags & GMEM_DATA))
+		if (a >= b)
 			continue;
-		int fd = file_open(f), prot = r.prot & PROT_WRITE ? PROT_READ | PROT_WRITE : r.prot & PROT_READ;
+		int fd = file_open(f);
 		pthread_mutex_lock(&pvm.mm_lock);
-		hot_carved(a, b);
-		if (fd < 0 || mmap(gva_ptr(a), b - a, prot, MAP_PRIVATE | MAP_FIXED, fd,
-				   (off_t)(f->off + (a - f->start))) == MAP_FAILED)
-			kx_log(KX_LOG_WARN, "hot", "%s can't be mapped again: its part at %#llx is cleared", f->path,
-			       (unsigned long long)a);
+		part_show(f, fd, a, b);
 		pthread_mutex_unlock(&pvm.mm_lock);
 		if (fd >= 0)
 			close(fd);
@@ -309,6 +319,7 @@ void hot_choose(struct thread *t)
 		hot.forbidden = true;
 		return;
 	}
+	serve_stop(); /* it could pass on what has a low number for a moment */
 	char *maps = maps_text();
 	if (!maps)
 		return;

@@ -759,7 +759,7 @@ static uint64_t map_stack(const struct load_plan *p, uint64_t random, uint64_t a
 		if (!top)
 			top = KX_USER_END - PAGE - (random % (LOAD_STACK_RANDOM - PAGE) & -PAGE) -
 			      i * (STACK_MAX + LOAD_STACK_GUARD);
-		r = gmem_mmap(top - size, size, prot, flags | MAP_STACK, -1, 0);
+		r = gmem_mmap(top - size, size, prot, flags | MAP_STACK | MAP_GROWSDOWN, -1, 0);
 		if (r == -EEXIST)
 			continue;
 		if (r >= 0)

@@ -203,6 +203,21 @@ static int fd_limit_init(struct kx_err *err)
 	return 0;
 }
 
+#define PAGES_OF(size) (((size) + 4095) & -4096ul)
+
+int pvm_libos_apart(void)
+{
+	const size_t size = libos_image_end - libos_image;
+	if (!pvm.shadow_paging)
+		return 0;
+	void *p = mmap(gva_ptr(KX_LIBOS_BASE), PAGES_OF(size), PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED | MAP_POPULATE, -1, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	memcpy(p, libos_image, size);
+	return 0;
+}
+
 static int libos_load(struct kx_err *err)
 {
 	size_t size = libos_image_end - libos_image, vdso = vdso_image_end - vdso_image;
@@ -211,9 +226,10 @@ static int libos_load(struct kx_err *err)
 	/*
 	 * Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. KVM's shadow page
 	 * tables map the neighbours of a page only where the host could write to them; the guest's can't, and no call may
-	 * name what is there.
+	 * name what is there. What the host's kernel writes by a list of robust locks, when a process has died (robust.h), must
+	 * be seen by no other process: pvm_libos_apart().
 	 */
-	uint64_t keep = pvm.shadow_paging ? (size + 4095) & -4096ul : 0;
+	uint64_t keep = pvm.shadow_paging ? PAGES_OF(size) : 0;
 	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
 		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
 		return kx_err_set(err, errno, "LibOS: no memory: %s (free some memory)", strerror(errno));

@@ -160,6 +160,7 @@ struct pvm {
 	uint64_t nr_forks, nr_forks_ahead;  /* the latter by spares */
 	uint64_t nr_whole;                  /* 2 MiB made of small pages (whole.h) */
 	uint64_t nr_polled, nr_poll_failed; /* calls answered without an exit; requests that nobody took */
+	uint64_t nr_flushes;                /* of all that KVM has of the guest's page tables (gmem_tables.c) */
 	uint64_t nr_enosys, nr_slots, nr_sites, nr_sites_found, nr_cpuid_sites, nr_cpuid_found;
 	uint64_t start_ns;
 	uint64_t boot_ns
@@ -264,6 +265,8 @@ int pvm_join(const struct kx_config *cfg, const struct kx_join *join, struct kx_
 _Noreturn void pvm_exit_group(int status);
 /* End it as if killed by signal sig (default action), so that the parent's wait status says so. */
 _Noreturn void pvm_die_by_signal(int sig);
+/* In a forked child, before it has a VM: a LibOS of its own where the host can write to its parent's. 0 or -errno. */
+int pvm_libos_apart(void);
 /* In a forked child: it is not ending, though its parent may have been at that moment. */
 void pvm_fork_child(void);
 /* A broken guest (not a host error): log reason, die by SIGKILL-like status 125. */

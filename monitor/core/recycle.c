@@ -131,10 +131,12 @@ static bool shows(const struct hcall *c)
 /* Zeros again. Its first page, which has been used, stays. */
 static bool clean(uint32_t i)
 {
-	void *p = gva_ptr(piece_at(i));
-	if (HC6(SYS_madvise, (char *)p + PAGE, pool.len - PAGE, MADV_DONTNEED, 0, 0, 0))
+	static const char zeros[PAGE];
+	const uint64_t at = piece_at(i);
+	/* Calls that change what is mapped there have been seen. But one may be in the service thread's hands. */
+	if (HC6(SYS_madvise, gva_ptr(at + PAGE), pool.len - PAGE, MADV_DONTNEED, 0, 0, 0) ||
+	    guest_write(at, zeros, sizeof zeros))
 		return false;
-	memset(p, 0, PAGE);
 	guest()->piece[i].state = KX_RECYCLE_FREE;
 	return true;
 }

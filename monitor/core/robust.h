@@ -10,7 +10,7 @@
  * the list itself, in guest memory alone, and takes it from the kernel. A child of vfork uses its parent's memory, also
  * when that is dead: as long as there is one, no thread's list is with the kernel. What is left is the end of the
  * process, or its exec: then the memory goes, too, and what others share of the monitor's is the family's table, whose
- * members trust each other.
+ * members trust each other, and no text: a forked child has a LibOS of its own where the host can write to it.
  *
  * Meanwhile, and where the space could not be had there (sanitizers), the monitor's own walk is all there is, and who
  * waits for a lock looks whether its owner still lives (sys_time.c).

@@ -26,6 +26,8 @@
 #include "../../util/log.h"
 #include "../../util/now.h"
 #include "../../util/together.h"
+#include "admit.h"
+#include "gmem_warm.h"
 #include "keeper.h"
 #include "libfile.h"
 #include "sig.h"
@@ -491,6 +493,9 @@ static void start_locked(void)
 		back_off(BACKOFF_MAX);
 		return;
 	}
+	/* The guest runs while its call is answered: a read may still be writing to what becomes a text meanwhile. */
+	if (admit_on)
+		gmem_warm_end(true);
 	s->take_ticks = ticks(forced() ? TAKE_FORCED_NS : TAKE_NS);
 	s->wait_ticks = ticks(WAIT_NS);
 	svc.pid = pvm.pid;
@@ -523,6 +528,8 @@ static void stop(bool for_good)
 	serve.forbidden |= for_good;
 	pthread_mutex_unlock(&gate);
 }
+
+bool serve_runs(void) { return __atomic_load_n(&serve.running, __ATOMIC_RELAXED); }
 
 void serve_stop(void)
 {

@@ -29,6 +29,8 @@ void serve_plain_signals(uint64_t set);
 bool serve_signal(int signo);
 /* A descriptor near the limit was made: true in the service thread, which can't move those of the monitor. */
 bool serve_near_limit(void);
+/* There is such a thread: with one guest thread there are two that make calls. */
+bool serve_runs(void);
 /* End the thread until it pays again; no call is being answered. */
 void serve_stop(void);
 #endif

@@ -285,6 +285,7 @@ static void put_report(void)
 	put_member("processes", f.processes);
 	put_member("uncounted", f.processes > f.ended ? f.processes - f.ended : 0);
 	put_member("memory_slots", pvm.nr_slots);
+	put_member("flushes", pvm.nr_flushes);
 	puts_(",\"syscall_sites\":{");
 	put_num("found", pvm.nr_sites_found);
 	put_member("patched", pvm.nr_sites);

@@ -11,6 +11,7 @@
  *                       machine (VM, memory, LibOS), jail, load (program and loader), filter; not behind an exec
  *   vcpus               vCPUs made for this process image
  *   memory_slots        KVM memory slots in use
+ *   flushes             how often all that KVM had of the guest's page tables was dropped
  *   syscall_sites       `syscall` instructions found in executable mappings, and how many of them were patched
  *   max_rss_kib         peak resident memory of the process
  * Sums over the family:

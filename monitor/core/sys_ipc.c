@@ -31,6 +31,20 @@ static int64_t ctl(struct hcall *c, long a, long b, int cmd, int ptr_arg, size_t
 	return r;
 }
 
+/* None of large pages: as for who has not CAP_IPC_LOCK nor is in the host's group for them. What is there is found. */
+int64_t hc_shmget(struct hcall *c)
+{
+	const int key = (int)c->arg[0], flags = (int)c->arg[2], creates = IPC_CREAT | IPC_EXCL;
+	if (!(flags & SHM_HUGETLB))
+		return HC6(c->nr, key, c->arg[1], flags, 0, 0, 0);
+	if (key == IPC_PRIVATE)
+		return -EPERM;
+	long r = HC6(c->nr, key, c->arg[1], flags & ~(SHM_HUGETLB | creates), 0, 0, 0);
+	if (r >= 0 && (flags & creates) == creates)
+		return -EEXIST;
+	return r == -ENOENT && flags & IPC_CREAT ? -EPERM : r;
+}
+
 int64_t hc_shmctl(struct hcall *c)
 {
 	int cmd = (int)c->arg[1];

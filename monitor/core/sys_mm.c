@@ -13,6 +13,7 @@
 #include "huge.h"
 #include "hcall.h"
 #include "keeper.h"
+#include "serve.h"
 
 #define PAGE 4096ull
 
@@ -47,7 +48,7 @@ static int64_t map_file(struct hcall *c, int fd)
 /*
  * A vCPU's descriptor has a low number for the moment between its making and fd_hide(), and another thread of the
  * guest's may keep a copy of it. It can do nothing with that but map the vCPU's state, which the monitor believes. What
- * is looked at must be what is mapped: with threads, a copy out of the guest's reach.
+ * is looked at must be what is mapped: with threads, or a service thread, a copy out of the guest's reach.
  */
 int64_t hc_mmap(struct hcall *c)
 {
@@ -56,7 +57,7 @@ int64_t hc_mmap(struct hcall *c)
 		return gmem_mmap(c->arg[0], c->arg[1], (int)c->arg[2] & 7, (int)c->arg[3], fd, c->arg[5]);
 	if (!fd_is_guest(fd))
 		return -EBADF;
-	if (__atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1 && !is_vfork_child())
+	if (__atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1 && !is_vfork_child() && !serve_runs())
 		return map_file(c, fd);
 	fd_limit_lift();
 	int own = (int)HC6(SYS_fcntl, fd, F_DUPFD_CLOEXEC, pvm.fd_limit, 0, 0, 0);

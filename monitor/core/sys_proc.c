@@ -216,7 +216,8 @@ uint64_t limits_memory(void)
 	if (!virtual_known[RLIMIT_AS] || l[RLIMIT_AS].rlim_cur == RLIM_INFINITY)
 		return RLIM_INFINITY;
 	uint64_t stack = l[RLIMIT_STACK].rlim_cur;
-	return l[RLIMIT_AS].rlim_cur + (stack > 1ull << 30 ? 64ull << 20 : stack);
+	stack = stack > 1ull << 30 ? 64ull << 20 : stack;
+	return l[RLIMIT_AS].rlim_cur < RLIM_INFINITY - stack ? l[RLIMIT_AS].rlim_cur + stack : RLIM_INFINITY;
 }
 
 void limits_init(void)

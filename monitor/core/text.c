@@ -235,9 +235,11 @@ const struct text *text_add(const struct text_key *key, int fd, uint64_t gva, st
 		t->made_for = gva;
 		path_of(t->path, fd);
 		store_note(key, t->path);
-		__atomic_store_n(&t->ready, 1, __ATOMIC_RELEASE);
 	}
+	/* What a dead member's list of robust locks can change (robust.h) is not there any more when the text counts. */
 	munmap(p, size);
+	if (t)
+		__atomic_store_n(&t->ready, 1, __ATOMIC_RELEASE);
 	return t;
 }
 

@@ -481,6 +481,7 @@ static void test_stats(void)
 		"\"local_calls\":1000,\"batched\":30,\"faults\":2,\"page_faults\":77,\"forks\":0,\"forks_ahead\":0,"
 		"\"made_whole\":0,\"execs\":0,",
 		"\"enosys\":{\"total\":4,\"execve\":3,\"1000\":1},\"processes\":1,\"uncounted\":0,\"memory_slots\":5,"
+		"\"flushes\":2,"
 		"\"syscall_sites\":{\"found\":9,\"patched\":7},"
 		"\"cpuid\":{\"found\":4,\"patched\":3,\"answered\":68,\"trapped\":2},"
 		"\"libraries\":{\"copied\":3,\"hashed\":4,\"signatures\":5,\"prepared\":6,\"found\":7,\"stored\":8},"
@@ -503,6 +504,7 @@ static void test_stats(void)
 	pvm.nr_polled = 7;
 	pvm.nr_poll_failed = 2;
 	pvm.nr_slots = 5;
+	pvm.nr_flushes = 2;
 	pvm.nr_sites = 7;
 	pvm.nr_sites_found = 9;
 	pvm.nr_cpuid_sites = 3;

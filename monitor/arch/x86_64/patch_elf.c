@@ -130,7 +130,7 @@ static int range_add(struct img *im, uint64_t start, uint64_t end, uint32_t flag
 /* Pointer encoding that the CIE at vaddr gives its FDEs; false = not understood. */
 static bool cie_parse(struct img *im, struct cur c, uint8_t *enc)
 {
-	const uint8_t *aug;
+	char text[17], *aug = text; /* a copy: the file may be written to meanwhile */
 	uint64_t at = c.vaddr;
 	uint32_t size;
 	uint8_t version;
@@ -149,9 +149,8 @@ static bool cie_parse(struct img *im, struct cur c, uint8_t *enc)
 	version = cur_get(&c, 1);
 	if (version != 1 && version != 3)
 		return false;
-	aug = c.p;
-	while (cur_get(&c, 1))
-		if (c.p - aug > 15)
+	for (unsigned n = 0; (text[n] = (char)cur_get(&c, 1)); n++)
+		if (n == 15)
 			return false;
 	if (c.bad)
 		return false;
@@ -162,7 +161,7 @@ static bool cie_parse(struct img *im, struct cur c, uint8_t *enc)
 	else
 		cur_leb(&c);
 	*enc = 0;
-	signal_frame = *aug == 'z' && strchr((const char *)aug, 'S');
+	signal_frame = *aug == 'z' && strchr(aug, 'S');
 	if (*aug == 'z') {
 		cur_leb(&c);
 		for (aug++; *aug && !c.bad; aug++) {

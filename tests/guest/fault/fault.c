@@ -294,6 +294,13 @@ static void test_vector(void)
 				       : "r"(rw), "r"(idx64)
 				       : "xmm0", "xmm1", "xmm2", "memory")),
 	       "vpgatherqq, one lane bad", SIGSEGV, SEGV_MAPERR, (long)rw + PAGE, 14, ERR_U);
+	int32_t idx32[4] __attribute__((aligned(32))) = { 0, 1, PAGE / 8, 2 };
+	expect(FAULTS(__asm__ volatile("vmovdqa (%1), %%xmm1\n vpcmpeqd %%ymm2, %%ymm2, %%ymm2\n"
+				       "vpgatherdq %%ymm2, (%0,%%xmm1,8), %%ymm0"
+				       :
+				       : "r"(rw), "r"(idx32)
+				       : "xmm0", "xmm1", "xmm2", "memory")),
+	       "vpgatherdq, one lane bad", SIGSEGV, SEGV_MAPERR, (long)rw + PAGE, 14, ERR_U);
 	/* A lane that the mask leaves out does not fault. */
 	int32_t mask[8] __attribute__((aligned(32))) = { -1, -1, -1, -1, -1, 0, -1, -1 };
 	bool f = FAULTS(__asm__ volatile("vmovdqa (%1), %%ymm1\n vmovdqa (%2), %%ymm2\n"

@@ -520,6 +520,23 @@ static void test_code(void)
 	MUNMAP(q, PAGE);
 }
 
+#define GROWS (RW | PROT_EXEC | PROT_GROWSDOWN)
+
+/* PROT_GROWSDOWN: all of the stack below, as glibc asks for it when a library wants an executable stack. */
+static void test_stack(void)
+{
+	char *top = (char *)((uintptr_t)__builtin_frame_address(0) & -PAGE), *low = top - 64 * PAGE, *q = map(PAGE, RW);
+	for (char *p = top - PAGE; p >= low; p -= PAGE)
+		*(volatile char *)p = (char)0xc3;
+	check(run(low) == SIGSEGV, "stack: not executable");
+	check(MPROTECT(q, PAGE, GROWS) == -EINVAL && run(q) == SIGSEGV, "mprotect: nothing that grows down");
+	check(MPROTECT(top, PAGE, RW | PROT_GROWSUP) == -EINVAL, "mprotect: nothing grows up");
+	check(MPROTECT(top, PAGE, GROWS | PROT_GROWSUP) == -EINVAL, "mprotect: both ways");
+	check(MPROTECT(top, PAGE, GROWS) == 0 && run(low) == 0, "stack: executable, also below");
+	check(MPROTECT(top, PAGE, RW | PROT_GROWSDOWN) == 0 && run(low) == SIGSEGV, "stack: as before");
+	MUNMAP(q, PAGE);
+}
+
 /* A mapping that the host refuses where the program had one: what was there stays, as it was. */
 static void test_refused_over(void)
 {
@@ -630,6 +647,12 @@ static void test_limit(void)
 		char *p = mmap(NULL, 64 * MiB, RW, ANON, -1, 0);
 		ok = ok && p != MAP_FAILED && touch(p, true) == 0;
 		ok = ok && mremap(p, 64 * MiB, 2 * GiB, MREMAP_MAYMOVE) == MAP_FAILED && sbrk(2 * GiB) == (void *)-1;
+		ok = ok && MREMAP(p, 64 * MiB, 2 * GiB, MREMAP_MAYMOVE | MREMAP_FIXED, 400 * GiB) == -ENOMEM;
+		/* What lies behind it stays, when it moves. */
+		char *q = mmap(NULL, 700 * MiB, RW, ANON | MAP_NORESERVE, -1, 0);
+		ok = ok && q != MAP_FAILED && munmap(q + 600 * MiB, 100 * MiB) == 0 &&
+		     mmap(q, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == q;
+		ok = ok && MREMAP(q, PAGE, 600 * MiB, MREMAP_MAYMOVE, 0) == -ENOMEM && munmap(q, 600 * MiB) == 0;
 		ok = ok && munmap(p, 64 * MiB) == 0;
 		pid = fork();
 		if (!pid)
@@ -638,6 +661,12 @@ static void test_limit(void)
 		_exit(!ok);
 	}
 	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "RLIMIT_AS");
+	pid = fork();
+	if (!pid) {
+		struct rlimit most = { RLIM_INFINITY - PAGE, RLIM_INFINITY - 1 };
+		_exit(setrlimit(RLIMIT_AS, &most) || mmap(NULL, 64 * MiB, RW, ANON, -1, 0) == MAP_FAILED);
+	}
+	check(pid > 0 && waitpid(pid, &status, 0) == pid && status == 0, "RLIMIT_AS: hardly any");
 }
 
 /* There or not, and both ways of asking say so; not there is SIGSEGV. */
@@ -699,6 +728,7 @@ int main(int argc, char **argv)
 	test_advice();
 	test_files();
 	test_code();
+	test_stack();
 	test_refused_over();
 	test_lost();
 	test_threads();

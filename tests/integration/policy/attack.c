@@ -497,6 +497,35 @@ static int cmd_over(char **arg)
 	return 0;
 }
 
+static void *wait_for_it(void *arg)
+{
+	while (target)
+		usleep(1000);
+	return arg;
+}
+
+/* PATH ROUNDS THREAD: a page of a text loses the right to be executed so often, while there is another thread (THREAD 1) or none. */
+static int cmd_unexec(char **arg)
+{
+	pthread_t t;
+	off_t off;
+	size_t len;
+	int fd = open(arg[0], O_RDONLY), failed = 0, thread = atoi(arg[2]);
+	if (fd < 0 || code_of(fd, &off, &len))
+		return 1;
+	uint8_t *p = mmap(NULL, len, X, MAP_PRIVATE, fd, off);
+	target = p;
+	if (thread)
+		pthread_create(&t, NULL, wait_for_it, NULL);
+	for (int i = atoi(arg[1]); i; i--)
+		failed += mprotect(p, PAGE, PROT_READ) || mprotect(p, PAGE, X);
+	target = NULL;
+	if (thread)
+		pthread_join(t, NULL);
+	printf("failed %d\n", failed);
+	return 0;
+}
+
 /* ---- calls that fail halfway ---- */
 
 #define PIECES 80000ul /* more than the kernel has mappings for a process, or the monitor regions */
@@ -552,7 +581,8 @@ int main(int argc, char **argv)
 	} commands[] = { { "open", cmd_open, 1 },     { "map", cmd_map, 1 },       { "variants", cmd_variants, 2 },
 			 { "memory", cmd_memory, 1 }, { "race", cmd_race, 3 },     { "watch", cmd_watch, 1 },
 			 { "parts", cmd_parts, 1 },   { "window", cmd_window, 2 }, { "vchroot", cmd_vchroot, 2 },
-			 { "over", cmd_over, 2 },     { "told", cmd_told, 2 },     { "half", cmd_half, 2 } };
+			 { "over", cmd_over, 2 },     { "told", cmd_told, 2 },     { "half", cmd_half, 2 },
+			 { "unexec", cmd_unexec, 3 } };
 	for (unsigned i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
 		if (!strcmp(argv[1], commands[i].name) && argc >= 2 + commands[i].args)
 			return commands[i].fn(argv + 2);
