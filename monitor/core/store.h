@@ -40,9 +40,11 @@ struct store_entry {
 
 /* ---- outside of the jail ---- */
 struct store {
-	int root, dir; /* descriptors of ROOT and FORMAT */
-	int lock;      /* held, or -1 */
-	bool own;      /* what is added is the store's own, which doesn't change */
+	int root, dir;   /* descriptors of ROOT and FORMAT */
+	int lock;        /* held, or -1 */
+	bool own;        /* what is added is the store's own, which doesn't change */
+	bool preparing;  /* what is added is noted: a program's libraries, whose paths have the root's in front */
+	size_t root_len; /* of that */
 	char path[4096];
 };
 
