@@ -35,6 +35,11 @@ void store_entry_name(const struct text_key *k, char out[128])
 		 (unsigned long long)k->off, (unsigned long long)k->len);
 }
 
+bool store_is_trouble(int e)
+{
+	return e == EMFILE || e == ENFILE || e == ENOMEM || e == ENOBUFS || e == EIO || e == EINTR || e == ESTALE;
+}
+
 bool store_read_full(int fd, void *p, uint64_t len, uint64_t off)
 {
 	for (uint8_t *b = p; len;) {
@@ -109,6 +114,16 @@ static int root_path(char out[4096])
 	return n > 0 && n < 4000 ? 0 : -ENOENT;
 }
 
+const char *store_remedy(int e)
+{
+	return e == ENOSPC || e == EDQUOT   ? "make room, or set KYLINX_STORE"
+	       : e == EMFILE || e == ENFILE ? "raise `ulimit -n`"
+	       : e == ENOMEM                ? "free some memory"
+	       : e == EAGAIN                ? "another start writes to it: try again"
+	       : e == ENOTDIR || e == ELOOP ? "remove it, or set KYLINX_STORE"
+					    : "check it, or set KYLINX_STORE";
+}
+
 static int dir_open(int at, const char *name, const char *shown, struct kx_err *err)
 {
 	struct stat st;
@@ -117,9 +132,10 @@ static int dir_open(int at, const char *name, const char *shown, struct kx_err *
 		return -ENOENT;
 	if (fd < 0 || fstat(fd, &st)) {
 		int e = errno;
-		close(fd);
-		return kx_err_set(err, e, "%s/%s: %s (remove it, or set KYLINX_STORE)", shown,
-				  at == AT_FDCWD ? "" : name, strerror(e));
+		if (fd >= 0)
+			close(fd);
+		return kx_err_set(err, e, "%s%s%s: %s (%s)", shown, at == AT_FDCWD ? "" : "/",
+				  at == AT_FDCWD ? "" : name, strerror(e), store_remedy(e));
 	}
 	if (st.st_uid == geteuid() && !(st.st_mode & 022))
 		return fd;
@@ -131,8 +147,7 @@ static int dir_open(int at, const char *name, const char *shown, struct kx_err *
 static int dir_make(int at, const char *name, const char *shown, bool make, struct kx_err *err)
 {
 	if (make && mkdirat(at, name, 0700) && errno != EEXIST)
-		return kx_err_set(err, errno, "%s/%s: %s (make room, or set KYLINX_STORE)", shown, name,
-				  strerror(errno));
+		return kx_err_set(err, errno, "%s/%s: %s (%s)", shown, name, strerror(errno), store_remedy(errno));
 	return dir_open(at, name, shown, err);
 }
 
@@ -185,7 +200,12 @@ int store_lock(struct store *s)
 	return 0;
 }
 
-/* Write a file whole, or not at all. As the writer. */
+void store_tidy(struct store *s)
+{
+	if (!faccessat(s->dir, "new", F_OK, AT_SYMLINK_NOFOLLOW) && !store_lock(s))
+		unlinkat(s->dir, "new", 0);
+}
+
 int store_put(struct store *s, const char *name, const void *data, size_t len)
 {
 	int r = 0;
@@ -227,10 +247,12 @@ int store_verify_image(struct store *s, const uint8_t hash[STORE_HASH])
 	store_image_name(hash, name);
 	int fd = openat(s->dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	if (fd < 0)
-		return -errno;
+		return store_is_trouble(errno) || errno == ENOENT ? -errno : -EBADMSG;
 	int r = hash_file(fd, is);
 	close(fd);
-	return r ? r : memcmp(is, hash, sizeof is) ? -EBADMSG : 0;
+	if (r)
+		return store_is_trouble(-r) ? r : -EBADMSG;
+	return memcmp(is, hash, sizeof is) ? -EBADMSG : 0;
 }
 
 DIR *store_part_open(int at, const char *name)
@@ -249,11 +271,17 @@ int store_each(struct store *s, int (*fn)(const struct store_entry *e, bool soun
 	DIR *dir = store_part_open(s->dir, "index");
 	if (!dir)
 		return -errno;
-	while (!r && (d = readdir(dir))) {
+	while (!r && (errno = 0, d = readdir(dir))) {
 		struct store_entry e = { 0 };
 		if (d->d_name[0] == '.')
 			continue;
 		int fd = openat(dirfd(dir), d->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+		if (fd < 0 && errno == ENOENT) /* it has been removed meanwhile */
+			continue;
+		if (fd < 0 && store_is_trouble(errno)) {
+			r = -errno;
+			break;
+		}
 		bool sound = fd >= 0 && store_read_full(fd, &e, sizeof e, 0) && store_entry_sound(&e);
 		if (fd >= 0)
 			close(fd);
@@ -261,6 +289,8 @@ int store_each(struct store *s, int (*fn)(const struct store_entry *e, bool soun
 			snprintf(e.path, sizeof e.path, "index/%.240s", d->d_name);
 		r = fn(&e, sound, arg);
 	}
+	if (!r && !d && errno)
+		r = -errno;
 	closedir(dir);
 	return r;
 }
@@ -294,7 +324,7 @@ int store_history_add(struct store *s, const char *event, const char *object, co
 	put_json(line, 900, "object", object);
 	put_json(line, 1590, "detail", detail);
 	strcat(line, "}\n");
-	int fd = openat(s->root, "history", O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = openat(s->root, "history", O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
 	if (fd < 0)
 		return -errno;
 	if (!ends_in_a_line(fd))

@@ -11,43 +11,58 @@ struct gc {
 	struct store *s;
 	uint8_t (*used)[STORE_HASH];
 	size_t nr, cap;
-	int removed, r;
+	int removed;
 };
+
+/* Is the file still the one that it is of? What may not be looked at, or not now, could be. 0: no; -errno: that can't be told. */
+static int file_is_same(const struct store_entry *e)
+{
+	struct text_key key;
+	struct stat st;
+	int fd = -1;
+	if (stat(e->path, &st) || (S_ISREG(st.st_mode) && (fd = open(e->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)) < 0))
+		return store_is_trouble(errno) ? -errno : errno == EACCES || errno == EPERM;
+	if (fd < 0)
+		return 0;
+	bool same = (store_is_copy(e) ? !fstat(fd, &st) && store_copy_key(&st, &key)
+				      : text_key(fd, e->key.off, PAGES(e->key.len), &key)) &&
+		    !memcmp(&key, &e->key, sizeof key);
+	close(fd);
+	return same;
+}
+
+static int used_add(struct gc *g, const uint8_t image[STORE_HASH])
+{
+	if (g->nr == g->cap) {
+		size_t cap = g->cap ? 2 * g->cap : 64;
+		void *p = realloc(g->used, cap * STORE_HASH);
+		if (!p)
+			return -ENOMEM;
+		g->used = p;
+		g->cap = cap;
+	}
+	memcpy(g->used[g->nr++], image, STORE_HASH);
+	return 0;
+}
 
 static int gc_entry(const struct store_entry *e, bool sound, void *arg)
 {
 	struct gc *g = arg;
-	struct text_key key;
 	char name[STORE_PATH];
 	if (!sound) {
 		g->removed += !unlinkat(g->s->dir, e->path, 0);
 		return 0;
 	}
-	struct stat st;
-	int fd = stat(e->path, &st) || !S_ISREG(st.st_mode) ? -1 : open(e->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	bool same = fd >= 0 &&
-		    (store_is_copy(e) ? !fstat(fd, &st) && store_copy_key(&st, &key)
-				      : text_key(fd, e->key.off, PAGES(e->key.len), &key)) &&
-		    !memcmp(&key, &e->key, sizeof key);
-	if (fd >= 0)
-		close(fd);
-	if (!same || (e->has_image && store_verify_image(g->s, e->image))) {
+	int same = file_is_same(e);
+	int damaged = same > 0 && e->has_image ? store_verify_image(g->s, e->image) : 0;
+	if (same < 0 || store_is_trouble(-damaged))
+		return same < 0 ? same : damaged;
+	if (!same || damaged) {
 		store_entry_name(&e->key, name);
 		g->removed += !unlinkat(g->s->dir, name, 0);
 		return 0;
 	}
-	if (!e->has_image)
-		return 0;
-	if (g->nr == g->cap) {
-		size_t cap = g->cap ? 2 * g->cap : 64;
-		void *p = realloc(g->used, cap * STORE_HASH);
-		if (!p)
-			return g->r = -ENOMEM;
-		g->used = p;
-		g->cap = cap;
-	}
-	memcpy(g->used[g->nr++], e->image, STORE_HASH);
-	return 0;
+	return e->has_image ? used_add(g, e->image) : 0;
 }
 
 /* A directory of another version's: two levels, no more. */
@@ -71,6 +86,21 @@ static int remove_old(int at, const char *name, int depth)
 	return n;
 }
 
+static void images_gc(struct gc *g)
+{
+	struct dirent *d;
+	DIR *dir = store_part_open(g->s->dir, "images");
+	while (dir && (d = readdir(dir))) {
+		char hex[2 * STORE_HASH + 1] = "";
+		for (size_t i = 0; i < g->nr && strcmp(hex, d->d_name); i++)
+			store_hex(g->used[i], hex);
+		if (d->d_name[0] != '.' && strcmp(hex, d->d_name))
+			g->removed += !unlinkat(dirfd(dir), d->d_name, 0);
+	}
+	if (dir)
+		closedir(dir);
+}
+
 int store_gc(struct store *s, struct kx_err *err)
 {
 	struct gc g = { .s = s };
@@ -78,23 +108,14 @@ int store_gc(struct store *s, struct kx_err *err)
 	DIR *dir;
 	int r = store_lock(s);
 	if (r)
-		return kx_err_set(err, -r, "%s: %s (another start writes to it: try again)", s->path, strerror(-r));
+		return kx_err_set(err, -r, "%s: %s (%s)", s->path, strerror(-r), store_remedy(-r));
 	g.removed += !unlinkat(s->dir, "new", 0);
-	store_each(s, gc_entry, &g);
-	if (!g.r && (dir = store_part_open(s->dir, "images"))) {
-		while ((d = readdir(dir))) {
-			char hex[2 * STORE_HASH + 1] = "";
-			size_t i = 0;
-			for (; i < g.nr && strcmp(hex, d->d_name); i++)
-				store_hex(g.used[i], hex);
-			if (d->d_name[0] != '.' && strcmp(hex, d->d_name))
-				g.removed += !unlinkat(dirfd(dir), d->d_name, 0);
-		}
-		closedir(dir);
-	}
+	r = store_each(s, gc_entry, &g);
+	if (!r) /* else it isn't known which are used */
+		images_gc(&g);
 	free(g.used);
-	if (g.r)
-		return kx_err_set(err, -g.r, "memory: none left on the host (free some)");
+	if (r)
+		return kx_err_set(err, -r, "%s: %s (%s)", s->path, strerror(-r), store_remedy(-r));
 	if ((dir = store_part_open(s->root, "."))) {
 		while ((d = readdir(dir)))
 			if (!strncmp(d->d_name, "format-", 7) && strcmp(d->d_name, store_format))

@@ -26,6 +26,8 @@ static inline int64_t store_ns(const struct timespec *t) { return t->tv_sec * 10
 
 void store_image_name(const uint8_t hash[STORE_HASH], char out[80]);
 void store_entry_name(const struct text_key *k, char out[128]);
+/* Is this errno one of the process or the machine, so that nothing is known of the file? */
+bool store_is_trouble(int e);
 bool store_read_full(int fd, void *p, uint64_t len, uint64_t off);
 bool store_entry_sound(const struct store_entry *e);
 /* The entry of a text, when it is sound and of this very file: 0, or -errno. */

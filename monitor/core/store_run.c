@@ -271,6 +271,7 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 		return;
 	}
 	snprintf(program_path, sizeof program_path, "%.4000s/%.64s", s.path, store_format);
+	store_tidy(&s);
 	bool known = !fstat(s.dir, &tree_is);
 	if (!known)
 		program_path[0] = 0;
