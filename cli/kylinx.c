@@ -3,6 +3,7 @@
 #include "../monitor/core/exec.h"
 #include "cli.h"
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,14 +16,14 @@ static const char help_help[] = "Usage: kylinx help [COMMAND]\n"
 				"Describe KylinX, or one command.\n";
 
 static const struct cli_verb verbs[] = {
-	{ "run", "run a program in a pVM", cmd_run_help, cmd_run },
-	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps },
-	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill },
-	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec },
-	{ "update", "replace a shared library in programs that run", cmd_update_help, cmd_update },
-	{ "lib", "the store of prepared libraries", cmd_lib_help, cmd_lib },
-	{ "bench", "measure pVMs against processes", cmd_bench_help, cmd_bench },
-	{ "help", "describe a command", help_help, cmd_help },
+	{ "run", "run a program in a pVM", cmd_run_help, cmd_run, true },
+	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps, false },
+	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill, false },
+	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec, true },
+	{ "update", "replace a shared library in programs that run", cmd_update_help, cmd_update, false },
+	{ "lib", "the store of prepared libraries", cmd_lib_help, cmd_lib, false },
+	{ "bench", "measure pVMs against processes", cmd_bench_help, cmd_bench, true },
+	{ "help", "describe a command", help_help, cmd_help, false },
 };
 
 #define NR_VERBS (sizeof(verbs) / sizeof(*verbs))
@@ -108,7 +109,11 @@ static int dispatch(int argc, char **argv, struct kx_err *err)
 		return CLI_FAILED;
 	}
 	const struct cli_verb *v = verb_find(argv[1]);
-	return v ? v->run(argc - 1, argv + 1, err) : unknown(argv[1], err);
+	if (!v)
+		return unknown(argv[1], err);
+	if (!v->starts) /* a write beyond the limit of files is an error like others */
+		signal(SIGXFSZ, SIG_IGN);
+	return v->run(argc - 1, argv + 1, err);
 }
 
 int main(int argc, char **argv)
