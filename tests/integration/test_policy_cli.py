@@ -396,6 +396,21 @@ def checks(p):
 
 
 @test
+def checks_are_quick(p):
+    """However a file of the greatest size is filled."""
+    many = "".join(f"[program /a{i:x}]\nallow\n" for i in range(4095)) + "[default]\nallow\n"
+    for text, status, want in ((many, 0, "4096 sections, 4096 rules"), ("[program /x]\nallow\n" + many, 1, "more than 4096 sections"),
+                               ("".join(f"[program /a{i:x}]\n" for i in range(60000)), 1, r":4097: more than 4096 sections"),
+                               ("[default]\n" + "allow path /**a*\n" * 60000, 0, "60000 rules"),
+                               ("[default]\nallow path /" + "*a" * 500000 + "\n", 1, ":2: a pattern is empty, or longer"),
+                               ("[default]\nallow" + " " * 1000000 + "\n", 0, "1 rules")):
+        began = time.monotonic()
+        out = p.run("policy", "check", p.policy(text), status=status)
+        assert re.search(want, out), out[-300:]
+        assert time.monotonic() - began < lib.limit(10), f"{text[:20]}...: {time.monotonic() - began:.1f} s"
+
+
+@test
 def shows(p):
     p.key("release")
     p.policy("deny not owner root,user  # all\n[program \"/opt/a b/*\"]\nmode warn\njit allow\n"
