@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int cmd_help(int argc, char **argv, struct kx_err *err);
@@ -116,11 +118,24 @@ static int dispatch(int argc, char **argv, struct kx_err *err)
 	return v->run(argc - 1, argv + 1, err);
 }
 
+/* Options name files to be written, and variables where keys and policies are: whoever starts it is trusted with all of its
+ * rights. */
+static bool has_rights_of_its_file(struct kx_err *err)
+{
+	struct stat st;
+	if (!getauxval(AT_SECURE) || stat("/proc/self/exe", &st) || !(st.st_mode & (S_ISUID | S_ISGID)))
+		return false;
+	kx_err_set(err, EPERM, "kylinx: its file is setuid or setgid, and it is not made for that (chmod ug-s)");
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	struct kx_err err = { .code = 0 };
 	int status = CLI_FAILED;
-	if (argc == 2 && !strcmp(argv[0], EXEC_NAME))
+	if (has_rights_of_its_file(&err))
+		;
+	else if (argc == 2 && !strcmp(argv[0], EXEC_NAME))
 		exec_resume(atoi(argv[1]), &err);
 	else
 		status = dispatch(argc, argv, &err);

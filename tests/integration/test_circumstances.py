@@ -161,6 +161,22 @@ def errors_of_what_waits():
 
 
 @test
+def setuid():
+    if os.geteuid():
+        raise Skip("run as root")
+    with lib.Dir() as d:
+        os.chmod(d, 0o755)
+        shutil.copy(lib.KYLINX, d + "/k")
+        for mode in (0o4755, 0o2755, 0o755):
+            os.chmod(d + "/k", mode)
+            r = lib.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", d + "/k", "--version"], cwd="/")
+            if mode == 0o755:
+                expect((r.status, r.err), (0, b""), "without")
+            elif not os.statvfs(d).f_flag & os.ST_NOSUID:
+                assert "setuid" in one_error(r, 125, "setuid, setgid"), r.err
+
+
+@test
 def errors_of_the_machine():
     one_error(in_namespace("mount -t tmpfs none /proc; exec $K run --log error -- true"), 125, "no /proc")
     one_error(in_namespace("mount -t tmpfs none /dev; exec $K run -- true"), 125, "no /dev/kvm")
@@ -421,5 +437,5 @@ def stopped_and_continued():
 
 
 if __name__ == "__main__":
-    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use", "errors_are_whole", "errors_of_limits",
+    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use", "errors_are_whole", "errors_of_limits", "setuid",
                                                          "errors_of_what_waits")))
