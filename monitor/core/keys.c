@@ -19,6 +19,7 @@
 
 #define KEY_FILE_MAX 1024
 #define REVOKED_MAX (8u << 20)
+#define LINKS_MAX 40 /* as the kernel's */
 #define REPLACE_TRIES 100
 #define LOCK_TRIES 1000 /* 10 s */
 #define LOCK_LOOK_NS 10000000
@@ -51,20 +52,91 @@ static int owner_check(const char *path, const struct stat *st, struct kx_err *e
 	return 0;
 }
 
+/* The next component of *rest goes behind real. False: it gets too long. */
+static bool step(char **rest, char real[PATH_MAX])
+{
+	char *at = *rest + strspn(*rest, "/");
+	size_t len = strcspn(at, "/"), n = strlen(real);
+	*rest = at + len;
+	if (!len || (len == 1 && *at == '.'))
+		return true;
+	if (len == 2 && !memcmp(at, "..", 2)) {
+		char *slash = strrchr(real, '/');
+		if (slash)
+			*slash = 0;
+		return true;
+	}
+	if (n + len + 2 > PATH_MAX)
+		return false;
+	snprintf(real + n, PATH_MAX - n, "/%.*s", (int)len, at);
+	return true;
+}
+
+/* What link, the end of real, leads to goes before what is left of the path. 0 or -errno. */
+static int follow(char real[PATH_MAX], char path[2 * PATH_MAX], char **rest)
+{
+	char link[PATH_MAX], left[PATH_MAX];
+	ssize_t n = readlink(real, link, sizeof link - 1);
+	if (n < 0)
+		return -errno;
+	link[n] = 0;
+	if (n + strlen(*rest) >= PATH_MAX)
+		return -ENAMETOOLONG;
+	strcpy(left, *rest);
+	sprintf(path, "%s%s", link, left);
+	*rest = path;
+	if (*link == '/')
+		*real = 0;
+	else
+		*strrchr(real, '/') = 0;
+	return 0;
+}
+
+/*
+ * As realpath(3), but nobody else may have a say in where it leads: neither by a directory on the way, nor by a link. The
+ * file itself is checked by who opens it.
+ */
+static int trusted_path(const char *path, char real[PATH_MAX], struct kx_err *err)
+{
+	char text[2 * PATH_MAX] = "", *rest = text;
+	struct stat st;
+	int r = 0, links = 0;
+	if (*path != '/' && !getcwd(text, PATH_MAX))
+		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
+	if (!*path || strlen(text) + strlen(path) + 2 > PATH_MAX)
+		return kx_err_set(err, *path ? ENAMETOOLONG : ENOENT, "%s: %s (check the path)", path,
+				  strerror(*path ? ENAMETOOLONG : ENOENT));
+	sprintf(text + strlen(text), "/%s", path);
+	*real = 0;
+	for (;;) {
+		if (lstat(*real ? real : "/", &st))
+			r = -errno;
+		else if (S_ISLNK(st.st_mode) && st.st_uid && st.st_uid != geteuid())
+			return kx_err_set(err, EPERM, "%s: it is user %u's link (chown -h it to yourself or root)",
+					  real, st.st_uid);
+		else if (S_ISLNK(st.st_mode))
+			r = ++links > LINKS_MAX ? -ELOOP : follow(real, text, &rest);
+		else if (S_ISDIR(st.st_mode) && owner_check(*real ? real : "/", &st, err))
+			return -err->code;
+		else if (!S_ISDIR(st.st_mode) && *rest)
+			r = -ENOTDIR;
+		else if (!*rest)
+			break;
+		if (!r && !S_ISLNK(st.st_mode) && !step(&rest, real))
+			r = -ENAMETOOLONG;
+		if (r)
+			return kx_err_set(err, -r, "%s: %s (check the path)", path, strerror(-r));
+	}
+	if (!*real)
+		strcpy(real, "/");
+	return 0;
+}
+
 int trusted_open(const char *path, bool directory, struct kx_err *err)
 {
+	char real[PATH_MAX];
 	struct stat st;
-	int r = 0;
-	char *real = realpath(path, NULL);
-	if (!real)
-		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
-	for (char *c = real; c && !r; c = strchr(c + 1, '/')) {
-		char keep = c == real ? c[1] : *c, *cut = c == real ? c + 1 : c;
-		*cut = 0;
-		r = lstat(real, &st) ? kx_err_set(err, errno, "%s: %s (check the path)", real, strerror(errno))
-				     : owner_check(real, &st, err);
-		*cut = keep;
-	}
+	int r = trusted_path(path, real, err);
 	/* Before the open, which has side effects on devices. */
 	if (!r && !directory && !stat(real, &st) && !S_ISREG(st.st_mode))
 		r = kx_err_set(err, EINVAL, "%s: no regular file (check the path)", path);
@@ -74,7 +146,6 @@ int trusted_open(const char *path, bool directory, struct kx_err *err)
 	/* A directory must not be a shared one itself. */
 	if (!r && !fstat(fd, &st) && !(r = owner_check(real, &st, err)) && directory && st.st_mode & 022)
 		r = kx_err_set(err, EPERM, "%s: others can write it (chmod go-w)", real);
-	free(real);
 	if (r && fd >= 0)
 		close(fd);
 	return r ? r : fd;

@@ -36,8 +36,8 @@ struct keyring {
  * there is no place, or none is wanted (KYLINX_CONFIG is empty); -EINVAL: it is no absolute path. */
 int config_dir(char out[4096]);
 /*
- * Open a file (or directory) that decides: it and all directories above it must be the caller's or root's, and others
- * must not be able to write them. Returns a descriptor, or -errno with err set, -ENOENT included.
+ * Open a file (or directory) that decides: it, all directories above it and all links on the way must be the caller's or
+ * root's, and others must not be able to write them. Returns a descriptor, or -errno with err set, -ENOENT included.
  */
 int trusted_open(const char *path, bool directory, struct kx_err *err);
 /* A regular file of at most max bytes, NUL-terminated; *out is freed by the caller. */

@@ -411,6 +411,37 @@ def checks_are_quick(p):
 
 
 @test
+def links_to_policies(p):
+    """A link on the way counts as what it leads to does."""
+    path = p.policy("[default]\nallow\n")
+    d = p.d
+    for link, to in (("a", path), ("b", "a"), ("up", "c/../c"), ("c2", "c"), ("round", "round")):
+        os.symlink(to, f"{d}/{link}")
+    for name in (f"{d}/a", f"{d}/b", f"{d}/up/policy", f"{d}/c2/../c2//./policy", f"{d}/up/../a"):
+        p.run("policy", "check", name, out="no errors")
+    for name, want in ((f"{d}/round", b"Too many levels"), (f"{d}/a/x", b"Not a directory"), (f"{d}/a/", b"Not a directory"),
+                       (f"{d}/none/../a", b"No such file"), ("", b"No such file"), (f"{d}/" + "x/" * 2100, b"too long"),
+                       (f"{d}", b"no regular file")):
+        p.run("policy", "check", name, status=125, err=want)
+    p.run("policy", "check", "c2/policy", cwd=d, out="no errors")
+    if os.geteuid():
+        raise Skip("run as root")
+    os.mkdir(f"{d}/shared")
+    os.chmod(f"{d}/shared", 0o1777)
+    os.symlink(path, f"{d}/shared/mine")
+    os.symlink(path, f"{d}/shared/link")
+    os.symlink(f"{d}/c", f"{d}/shared/dir")
+    os.symlink("shared/link", f"{d}/far")
+    for name in "link", "dir":
+        os.lchown(f"{d}/shared/{name}", 65534, 65534)
+    p.run("policy", "check", f"{d}/shared/mine", out="no errors")
+    for name in "shared/link", "far", "shared/dir/policy":
+        p.run("policy", "check", f"{d}/{name}", status=125, err=b"it is user 65534's link")
+    os.chmod(f"{d}/shared", 0o777)
+    p.run("policy", "check", f"{d}/shared/mine", status=125, err=b"others can write it")
+
+
+@test
 def shows(p):
     p.key("release")
     p.policy("deny not owner root,user  # all\n[program \"/opt/a b/*\"]\nmode warn\njit allow\n"
