@@ -8,9 +8,10 @@
 
 /* How to graft */
 #define G_RO 1
-#define G_DEV 2 /* device nodes work */
-#define G_ONE 4 /* without the mounts below it */
-#define G_OPT 8 /* nothing to do when the source isn't there */
+#define G_DEV 2   /* device nodes work */
+#define G_ONE 4   /* without the mounts below it */
+#define G_OPT 8   /* nothing to do when the source isn't there */
+#define G_REAL 16 /* the source is a real path: who makes a link of one of its directories meanwhile is not followed */
 
 #define HOST_RO (G_RO | G_OPT)
 
@@ -55,6 +56,8 @@ bool jail_visible(struct jail *j, const char *path);
 int jail_attach(int tree, int at);
 /* Show src of the host as dst of the view. 0, or -1 and errno. */
 int jail_graft(struct jail *j, const char *src, const char *dst, unsigned how);
+/* Make what path names on the host read-only here. 0, or -1 and errno. */
+int jail_shut(const char *path);
 /* Under the same name. 0, or -errno with the error set. */
 int jail_graft_host(struct jail *j, const char *path, unsigned how);
 /* A new file system of a kind, detached. opts: pairs of key and value (NULL: a flag), NULL at the end. */

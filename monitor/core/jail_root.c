@@ -28,8 +28,16 @@
 int jail_fail(struct jail *j, const char *what)
 {
 	int e = errno;
-	const char *remedy = "";
-	if (e == ENOSYS)
+	const char *remedy = " (see that the host allows mounts, and what else jails are made of)";
+	if (e == EMFILE || e == ENFILE)
+		remedy = " (raise `ulimit -n`)";
+	else if (e == ENOSPC)
+		remedy = " (raise fs.mount-max by sysctl)";
+	else if (e == ENOMEM)
+		remedy = " (free some memory)";
+	else if (e == ELOOP)
+		remedy = " (it has become a link meanwhile: start again)";
+	else if (e == ENOSYS)
 		remedy = " (KylinX needs Linux 5.12 or later)";
 	else if (e == EPERM || e == EACCES)
 		remedy = " (a security module or container may forbid it: allow mounts there, or run as root)";
@@ -228,13 +236,49 @@ int jail_attach(int tree, int at)
 	return (int)syscall(SYS_move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+/* A detached copy of what src names. */
+static int tree_of(const char *src, unsigned how, unsigned rec)
+{
+	const unsigned flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | rec;
+	if (!(how & G_REAL))
+		return (int)syscall(SYS_open_tree, AT_FDCWD, src, flags);
+	struct open_how real = { .flags = O_PATH | O_CLOEXEC | O_DIRECTORY, .resolve = RESOLVE_NO_SYMLINKS };
+	int fd = (int)syscall(SYS_openat2, AT_FDCWD, src, &real, sizeof(real));
+	if (fd < 0 && errno == ENOTDIR) {
+		real.flags &= ~(uint64_t)O_DIRECTORY;
+		fd = (int)syscall(SYS_openat2, AT_FDCWD, src, &real, sizeof(real));
+	}
+	if (fd < 0)
+		return -1;
+	int tree = (int)syscall(SYS_open_tree, fd, "", flags | AT_EMPTY_PATH), e = errno;
+	close(fd);
+	errno = e;
+	return tree;
+}
+
+int jail_shut(const char *path)
+{
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+					       MOUNT_ATTR_NOEXEC };
+	int tree = tree_of(path, 0, AT_RECURSIVE);
+	if (tree < 0)
+		return -1;
+	int r = (int)syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof(attr));
+	if (!r)
+		r = (int)syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH);
+	int e = errno;
+	close(tree);
+	errno = e;
+	return r;
+}
+
 int jail_graft(struct jail *j, const char *src, const char *dst, unsigned how)
 {
 	struct mount_attr attr = { .attr_set = MOUNT_ATTR_NOSUID };
 	unsigned rec = how & G_ONE ? 0 : AT_RECURSIVE;
 	struct stat st;
 	int at = -1, r = -1;
-	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, src, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | rec);
+	int tree = tree_of(src, how, rec);
 	if (tree < 0)
 		return how & G_OPT && errno == ENOENT ? 0 : -1;
 	if (how & G_RO)

@@ -169,7 +169,7 @@ static int top_make(struct jail *j, const char *dir, const char *name)
 				  "--root %s: a procfs is mounted below %s (unmount it, or copy "
 				  "the image)",
 				  j->cfg->root, src);
-	return jail_graft(j, src, dst, G_RO) ? jail_fail(j, src) : 0;
+	return jail_graft(j, src, dst, G_RO | (j->cfg->root ? G_REAL : 0)) ? jail_fail(j, src) : 0;
 }
 
 /* resolv.conf is often a symlink into /run, which is private. */
@@ -251,7 +251,7 @@ static int expose(struct jail *j, const char *real, const char *path)
 	jail_path_dir(path, dst);
 	if (jail_path_broad(src) || jail_path_broad(dst) || jail_holds_proc(j, src))
 		return jail_graft(j, real, path, HOST_RO) ? jail_fail(j, path) : 0;
-	return jail_graft(j, src, dst, HOST_RO) ? jail_fail(j, path) : 0;
+	return jail_graft(j, src, dst, HOST_RO | G_REAL) ? jail_fail(j, path) : 0;
 }
 
 static const char *env_get(char **envp, const char *name)
@@ -359,7 +359,7 @@ static int volume_make(struct jail *j, const struct kx_volume *v)
 	if (jail_holds_proc(j, src))
 		return kx_err_set(j->err, EINVAL, "--volume %s:%s: holds a procfs (choose a directory without one)",
 				  v->src, v->dst);
-	if (!jail_graft(j, src, dst, (v->ro ? G_RO : 0) | (S_ISDIR(st.st_mode) ? 0 : G_DEV)))
+	if (!jail_graft(j, src, dst, G_REAL | (v->ro ? G_RO : 0) | (S_ISDIR(st.st_mode) ? 0 : G_DEV)))
 		return 0;
 	const char *remedy = "check SRC and DST";
 	if (errno == ENOENT)
