@@ -43,6 +43,7 @@ struct store {
 	int root, dir;   /* descriptors of ROOT and FORMAT */
 	int lock;        /* held, or -1 */
 	bool own;        /* what is added is the store's own, which doesn't change */
+	bool hints;      /* what is added was named by who may be hostile: code of programs and libraries alone */
 	bool preparing;  /* what is added is noted: a program's libraries, whose paths have the root's in front */
 	size_t root_len; /* of that */
 	char path[4096];
@@ -72,8 +73,8 @@ int store_add_file(struct store *s, const char *path, struct kx_err *err);
 int store_each(struct store *s, int (*fn)(const struct store_entry *e, bool sound, void *arg), void *arg);
 /* Compare an image with its name: 0, -ENOENT, -EBADMSG; another -errno: it can't be looked at now. */
 int store_verify_image(struct store *s, const uint8_t hash[STORE_HASH]);
-/* Remove entries of files that are gone or changed, images without an entry or damaged, files half written, and the
- * directories of other versions. As the writer. Returns how many files it removed; -errno: what can't be looked at now
+/* Remove entries of files that are gone or changed, images without an entry or damaged, files half written, notes
+ * of programs that are gone, and the directories of other versions. As the writer. Returns how many files it removed; -errno: what can't be looked at now
  * is kept, and so is the rest. */
 int store_gc(struct store *s, struct kx_err *err);
 void store_hex(const uint8_t hash[STORE_HASH], char out[2 * STORE_HASH + 1]);

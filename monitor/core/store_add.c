@@ -20,6 +20,35 @@
 #define YOUNG_NS 1000000000ll   /* times of change have a grain: a file can change twice within one */
 #define MADE_AT (16ull << 30)   /* where images are made for: any place does */
 
+/* A program or a library: no core file, nor what isn't linked yet. */
+static bool is_program(const uint8_t *file, uint64_t size, Elf64_Ehdr *eh)
+{
+	if (size < sizeof *eh)
+		return false;
+	memcpy(eh, file, sizeof *eh);
+	return !memcmp(eh->e_ident, ELFMAG, SELFMAG) && eh->e_ident[EI_CLASS] == ELFCLASS64 &&
+	       (eh->e_type == ET_EXEC || eh->e_type == ET_DYN) && eh->e_phentsize == sizeof(Elf64_Phdr) &&
+	       eh->e_phoff <= size && eh->e_phnum <= (size - eh->e_phoff) / sizeof(Elf64_Phdr);
+}
+
+/* Is this part of it code by its headers? */
+static bool is_code(const uint8_t *file, const struct text_key *key)
+{
+	Elf64_Ehdr eh;
+	if (!is_program(file, key->size, &eh))
+		return false;
+	for (unsigned i = 0; i < eh.e_phnum; i++) {
+		Elf64_Phdr ph;
+		memcpy(&ph, file + eh.e_phoff + i * sizeof ph, sizeof ph);
+		if (ph.p_type == PT_LOAD && ph.p_flags & PF_X && ph.p_offset <= key->size &&
+		    ph.p_filesz <= key->size - ph.p_offset && key->off >= (ph.p_offset & -PAGE) &&
+		    key->off + key->len <= PAGES(ph.p_offset + ph.p_filesz))
+			return true;
+	}
+	return false;
+}
+
+/* The image of file[0..size), NULL = nothing to patch, or not possible (*r). */
 static uint8_t *image_make(const uint8_t *file, const struct text_key *key, struct store_entry *e, size_t *len, int *r)
 {
 	struct patch_hints hints = { 0 };
@@ -110,6 +139,8 @@ static int text_store(struct store *s, int fd, const struct text_key *key, const
 	    memcmp(&again, key, sizeof again))
 		r = -EBUSY;
 	uint8_t *image = r ? NULL : image_make(file, key, &e, &len, &r);
+	if (image && s->hints && !is_code(file, key)) /* of it nothing becomes readable in the jail */
+		r = -EINVAL;
 	munmap(file, key->size);
 	if (!r && image)
 		r = image_put(s, &e, image, len);
@@ -210,6 +241,7 @@ static int copy_store(struct store *s, int fd, const struct text_key *key, const
 	struct store_entry e = { .magic = ENTRY_MAGIC, .key = *key };
 	char name[128], copy[sizeof s->path + 256];
 	struct text_key again;
+	Elf64_Ehdr eh;
 	struct timespec now;
 	struct stat st;
 	clock_gettime(CLOCK_REALTIME, &now);
@@ -222,7 +254,7 @@ static int copy_store(struct store *s, int fd, const struct text_key *key, const
 	if (!store_read_full(fd, file, key->size, 0) || fstat(fd, &st) || !store_copy_key(&st, &again) ||
 	    memcmp(&again, key, sizeof again))
 		r = -EBUSY;
-	else if (key->size < SELFMAG || memcmp(file, ELFMAG, SELFMAG))
+	else if (!is_program(file, key->size, &eh))
 		r = -EINVAL;
 	if (!r)
 		r = image_put(s, &e, file, key->size);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "../../util/sha256.h"
 
 struct gc {
 	struct store *s;
@@ -101,6 +102,36 @@ static void images_gc(struct gc *g)
 		closedir(dir);
 }
 
+/* Do they belong to a program that is gone? The name proves the path, which may have been written over. */
+static bool notes_are_old(int dir, const char *name)
+{
+	struct notes n;
+	uint8_t hash[STORE_HASH];
+	char is[2 * STORE_HASH + 1];
+	struct stat st;
+	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (fd < 0)
+		return errno != ENOENT && !store_is_trouble(errno);
+	bool whole = store_read_full(fd, &n, sizeof n, 0);
+	close(fd);
+	if (!whole || n.magic != NOTES_MAGIC || !memchr(n.program, 0, sizeof n.program))
+		return true;
+	sha256(hash, (const uint8_t *)n.program, strlen(n.program));
+	store_hex(hash, is);
+	return strcmp(is, name) || (stat(n.program, &st) && (errno == ENOENT || errno == ENOTDIR));
+}
+
+static void notes_gc(struct gc *g)
+{
+	struct dirent *d;
+	DIR *dir = store_part_open(g->s->dir, "notes");
+	while (dir && (d = readdir(dir)))
+		if (d->d_name[0] != '.' && notes_are_old(dirfd(dir), d->d_name))
+			g->removed += !unlinkat(dirfd(dir), d->d_name, 0);
+	if (dir)
+		closedir(dir);
+}
+
 int store_gc(struct store *s, struct kx_err *err)
 {
 	struct gc g = { .s = s };
@@ -113,6 +144,7 @@ int store_gc(struct store *s, struct kx_err *err)
 	r = store_each(s, gc_entry, &g);
 	if (!r) /* else it isn't known which are used */
 		images_gc(&g);
+	notes_gc(&g);
 	free(g.used);
 	if (r)
 		return kx_err_set(err, -r, "%s: %s (%s)", s->path, strerror(-r), store_remedy(-r));

@@ -20,6 +20,21 @@ struct image {
 	uint8_t source[STORE_HASH]; /* SHA-256 of the text that it was made from */
 };
 
+struct note {
+	uint64_t off, len;
+	char path[STORE_PATH];
+};
+
+/* A file of notes, whose name is the SHA-256 of the program's path. All of it may have been written by hostile code. */
+#define NOTES_SIZE (64ull << 10)
+#define NOTES_MAGIC 0x3265746f4e784b00ull
+struct notes {
+	uint64_t magic;
+	uint32_t nr, looked;      /* looked: what the program needs has been prepared */
+	char program[STORE_PATH]; /* its path; empty: longer */
+	struct note note[];
+};
+
 extern const char store_format[]; /* the name of FORMAT */
 
 static inline int64_t store_ns(const struct timespec *t) { return t->tv_sec * 1000000000ll + t->tv_nsec; }

@@ -17,19 +17,7 @@
 #include "../arch/x86_64/patch.h"
 #include "needed.h"
 
-#define NOTES_MAGIC 0x3165746f4e784b00ull
 #define STORED_MAX 256
-
-struct note {
-	uint64_t off, len;
-	char path[STORE_PATH];
-};
-#define NOTES_SIZE (64ull << 10)
-struct notes {
-	uint64_t magic;
-	uint32_t nr, looked; /* looked: what the program needs has been prepared */
-	struct note note[];
-};
 #define NOTES_MAX ((NOTES_SIZE - sizeof(struct notes)) / sizeof(struct note))
 
 static int image_open(int dir, const struct store_entry *e)
@@ -215,6 +203,9 @@ static struct notes *notes_map(struct store *s, const char *program)
 	struct notes *n = p;
 	if (n->magic != NOTES_MAGIC) {
 		n->nr = n->looked = 0;
+		memset(n->program, 0, sizeof n->program);
+		if (strlen(program) < sizeof n->program)
+			strcpy(n->program, program);
 		n->magic = NOTES_MAGIC;
 	}
 	return n;
@@ -290,6 +281,7 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 		notes->looked = !p.stopped;
 		r = p.stopped ? -ENOSPC : 0;
 	}
+	s.hints = true;
 	uint32_t nr = notes ? notes->nr : 0;
 	for (uint32_t i = 0; i < nr && i < NOTES_MAX && !takes_nothing(r); i++) {
 		struct note n = notes->note[i]; /* a copy: hostile monitors write there */

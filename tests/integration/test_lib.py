@@ -556,12 +556,26 @@ def a_manifest_that_lies(d):
     os.mkfifo(d + "/fifo")
     note, = [f for f in files(store) if "/notes/" in f]
     with open(note, "r+b") as o:
-        head = o.read(8)
-        lies = [(0, 4096, "/etc/shadow"), (1, 4096, "/bin/true"), (0, 1 << 63, "/bin/true"), (1 << 40, 4096, "/bin/true"),
+        head, program = o.read(16)[:8], o.read(256)
+        with open("/bin/true", "rb") as f:
+            code = f.read()
+        # Code by its bytes, in a file of the user's that the program can't see and that is no program.
+        secret = b"\x90" * 64 + b"\xb8\x01\0\0\0\x0f\x05\xc3" + b"THE SECRET" + b"\x90" * 8000
+        os.mkdir(d + "/hidden")
+        with open(d + "/hidden/plain", "wb") as f:
+            f.write(secret)
+        with open(d + "/hidden/core", "wb") as f:
+            f.write(code[:16] + b"\x04" + code[17:4096] + secret)
+        with open(d + "/hidden/data", "wb") as f:
+            f.write(code + secret)
+        at = len(code) & -4096
+        time.sleep(1.1)
+        lies = [(0, 4096, d + "/hidden/plain"), (4096, 4096, d + "/hidden/core"), (at, 8192, d + "/hidden/data"),
+                (0, 4096, "/etc/shadow"), (1, 4096, "/bin/true"), (0, 1 << 63, "/bin/true"), (1 << 40, 4096, "/bin/true"),
                 (0, 0, "/bin/true"), (0, 4096, d + "/fifo"), (0, 4096, "/dev/zero"), (0, 4096, "x" * 255),
                 (4096, (1 << 64) - 1, "/bin/true"), ((1 << 64) - 4096, 4096, "/bin/true")]
         o.seek(0)
-        o.write(head + (2 ** 32 - 1).to_bytes(4, "little") + bytes(4))
+        o.write(head + (2 ** 32 - 1).to_bytes(4, "little") + bytes(4) + program)
         for off, length, path in lies:
             o.write(off.to_bytes(8, "little") + length.to_bytes(8, "little") + path.encode().ljust(256, b"\xff"))
     # With and without a policy that wants copies of the files.
@@ -570,6 +584,34 @@ def a_manifest_that_lies(d):
         expect((r.status, r.out), (0, b"/bin/true\n"), "the program")
         ok(kylinx(store, "lib", "verify"))
     assert not [f for f in files(store) if os.path.getsize(f) == os.path.getsize("/etc/shadow")], "no ELF file"
+    known = []
+    for path in images(store):
+        with open(path, "rb") as f:
+            known += [path] if b"THE SECRET" in f.read() else []
+    assert not known, f"what the program can't see is in {known}"
+
+
+@test
+def notes_of_programs_that_are_gone(d):
+    store = d + "/s"
+    shutil.copy("/bin/true", d + "/program")
+    ok(start(store, d + "/program"), b"")
+    ok(start(store), b"/bin/true\n")
+    notes = [f for f in files(store) if "/notes/" in f]
+    expect(len(notes), 2, "programs")
+    ok(kylinx(store, "lib", "gc"))
+    expect([f for f in files(store) if "/notes/" in f], notes, "of programs that are there")
+    os.unlink(d + "/program")
+    ok(kylinx(store, "lib", "gc"))
+    rest = [f for f in files(store) if "/notes/" in f]
+    expect(len(rest), 1, "notes")
+    ok(start(store), b"/bin/true\n")
+    with open(rest[0], "r+b") as f:
+        f.seek(16)
+        f.write(b"/bin/cat\0")  # by who may write there
+    ok(kylinx(store, "lib", "gc"))
+    assert not [f for f in files(store) if "/notes/" in f], "notes that lie about their program"
+    ok(start(store), b"/bin/true\n")
 
 
 @test
