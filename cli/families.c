@@ -188,6 +188,19 @@ static bool is_file(int proc, const char *link, uint64_t dev, uint64_t ino)
 	return !fstatat(proc, link, &st, 0) && st.st_ino == ino && st.st_dev == dev;
 }
 
+/* fd/N of the process again, if it is that file: it may be another by now, which waits for a writer. */
+static int link_open(int proc, const char *link, uint64_t dev, uint64_t ino, int flags)
+{
+	struct stat st;
+	int fd = openat(proc, link, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return -errno;
+	if (!fstat(fd, &st) && st.st_ino == ino && st.st_dev == dev)
+		return fd;
+	close(fd);
+	return -ENOENT;
+}
+
 static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
 {
 	char link[300];
@@ -197,9 +210,8 @@ static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
 		return -errno;
 	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
 		snprintf(link, sizeof link, "fd/%s", e->d_name);
-		if (*e->d_name != '.' && is_file(proc, link, dev, ino) &&
-		    (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
-			fd = -errno;
+		if (*e->d_name != '.' && is_file(proc, link, dev, ino))
+			fd = link_open(proc, link, dev, ino, flags);
 	}
 	closedir(d);
 	return fd;
@@ -210,12 +222,9 @@ int member_file(int proc, uint64_t dev, uint64_t ino) { return file_search(proc,
 int member_table(const struct family *f, int proc, int flags)
 {
 	char link[300];
-	int fd = -ENOENT;
 	snprintf(link, sizeof link, "fd/%d", f->e.family_fd);
-	if (is_file(proc, link, f->e.family_dev, f->e.family_ino)) {
-		fd = openat(proc, link, flags | O_CLOEXEC);
-		return fd < 0 ? -errno : fd;
-	}
+	if (is_file(proc, link, f->e.family_dev, f->e.family_ino))
+		return link_open(proc, link, f->e.family_dev, f->e.family_ino, flags);
 	/* A member that came by `kylinx exec` has other numbers. */
 	return file_search(proc, f->e.family_dev, f->e.family_ino, flags);
 }

@@ -5,6 +5,7 @@
 #endif
 #include "jail_priv.h"
 #include "net.h"
+#include "registry.h"
 #include "store.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -97,12 +98,31 @@ static int ns_enter(struct jail *j)
 }
 
 /*
+ * What of the host's procfs root can change without any capability: for a monitor that was taken over that would be the way
+ * out, by core_pattern for instance. Others can't write there.
+ */
+static int proc_shut(struct jail *j)
+{
+	static const char *const places[] = {
+		"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/acpi", "/proc/scsi",
+	};
+	if (geteuid())
+		return 0;
+	EACH(i, places)
+		if (jail_shut(places[i]) && errno != ENOENT)
+			return jail_fail(j, places[i]);
+	return 0;
+}
+
+/*
  * A procfs for the monitor: a copy of the host's mount rather than a descriptor of it, since that would lead by ".."
  * to the host's root.
  */
 static int proc_keep(struct jail *j)
 {
 	struct statfs fs;
+	if (proc_shut(j))
+		return -1;
 	int fd = (int)syscall(SYS_open_tree, AT_FDCWD, "/proc", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 	if (fd < 0 || fstatfs(fd, &fs))
 		return jail_fail(j, "/proc");
@@ -174,8 +194,10 @@ int jail_enter(const struct kx_config *cfg, struct kx_err *err)
 		strcpy(j.cwd, "/");
 	mask = umask(0);
 	r = ns_enter(&j) || proc_keep(&j);
-	if (!r)
+	if (!r) {
 		store_enter();
+		registry_enter();
+	}
 	r = r || jail_view_build(&j) || root_switch(&j) || caps_drop(&j);
 	umask(mask);
 	free(j.mounts);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/mount.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,6 +102,7 @@ static bool ended(int dir, const char *file, int *fd)
 /* ---- a family of one's own ----------------------------------------------------------------------------------------- */
 
 static int write_fd = -1;
+static char own_path[PATH_MAX + 128]; /* of its file */
 
 /* Under the lock. 0, or the pid of the family that has this name. Sweeps some files. */
 static pid_t name_taken(int dir, const char *name)
@@ -178,7 +180,8 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 	pid_t other;
 	int dir = dir_open(true, path), r = 0;
 	if (dir == -EEXIST)
-		kx_log(KX_LOG_WARN, "registry", "%s is not a directory of this user's alone: not used (remove it)",
+		kx_log(KX_LOG_WARN, "registry",
+		       "%s is not a directory of this user's alone: not used (remove it, or set XDG_RUNTIME_DIR)",
 		       path);
 	else if (dir < 0)
 		kx_log(KX_LOG_INFO, "registry", "%s: %s: the family is not listed", path, strerror(-dir));
@@ -208,6 +211,7 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 		write_fd = pvm.registry_fd = -1;
 		goto out;
 	}
+	snprintf(own_path, sizeof own_path, "%s/%s", path, file);
 	snprintf(program, sizeof program, "%s", cfg->program);
 	for (char *c = program; *c; c++)
 		if (*c == '\n')
@@ -223,6 +227,35 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 out:
 	close(dir);
 	return r;
+}
+
+void registry_enter(void)
+{
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+					       MOUNT_ATTR_NOEXEC };
+	struct stat st, was;
+	char name[32];
+	if (!*own_path || pvm.registry_fd < 0)
+		return;
+	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, own_path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC), fd = -1;
+	snprintf(name, sizeof name, "/proc/self/fd/%d", tree);
+	if (tree >= 0 && !syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr))
+		fd = open(name, O_RDONLY | O_CLOEXEC);
+	if (tree >= 0)
+		close(tree);
+	/* There is no moment at which nobody holds the lock. */
+	if (fd >= 0 && !fstat(fd, &st) && !fstat(pvm.registry_fd, &was) && st.st_ino == was.st_ino &&
+	    st.st_dev == was.st_dev && !flock(fd, LOCK_SH | LOCK_NB)) {
+		int old = pvm.registry_fd;
+		if (!fd_keep(&pvm.registry_fd, fd)) {
+			close(old);
+			return;
+		}
+		pvm.registry_fd = old;
+	} else if (fd >= 0) {
+		close(fd);
+	}
+	kx_log(KX_LOG_INFO, "registry", "%s: %s: it stays writable", own_path, strerror(errno));
 }
 
 void registry_complete(void)
@@ -312,7 +345,8 @@ int registry_each(int (*fn)(const struct registry_entry *e, void *arg), void *ar
 	if (dir == -ENOENT)
 		return 0;
 	if (dir == -EEXIST)
-		return kx_err_set(err, EPERM, "%s: not a directory of this user's alone (remove it)", path);
+		return kx_err_set(err, EPERM,
+				  "%s: not a directory of this user's alone (remove it, or set XDG_RUNTIME_DIR)", path);
 	if (dir < 0)
 		return kx_err_set(err, -dir, "%s: %s (check its rights)", path, strerror(-dir));
 	bool locked = dir_lock(dir);
