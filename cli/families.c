@@ -316,6 +316,9 @@ static void table_read(struct family *f)
 
 /* ---- all ----------------------------------------------------------------------------------------------------------- */
 
+/* Does it say nothing about a process that it can't be looked at? */
+static bool is_trouble(int e) { return e == EMFILE || e == ENFILE || e == ENOMEM; }
+
 static int scan(struct families *f, bool details)
 {
 	struct member *zombies = NULL;
@@ -333,9 +336,14 @@ static int scan(struct families *f, bool details)
 		if (m.pid <= 0)
 			continue;
 		int proc = openat(dirfd(d), e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (proc < 0)
+		if (proc < 0) {
+			r = is_trouble(errno) ? -errno : 0;
 			continue;
-		if (!fstat(proc, &st) && proc_read(proc, "stat", text, sizeof text) > 0 && stat_parse(text, &m)) {
+		}
+		ssize_t n = proc_read(proc, "stat", text, sizeof text);
+		if (n < 0 && is_trouble((int)-n))
+			r = (int)n;
+		if (!fstat(proc, &st) && n > 0 && stat_parse(text, &m)) {
 			m.uid = st.st_uid;
 			struct family *in = family_of(f, proc, &m);
 			if (in && details) {
@@ -387,7 +395,10 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 		r = scan(f, details);
 	if (r) {
 		families_free(f);
-		return kx_err_set(err, -r, "families: cannot be listed: %s (see that /proc is mounted)", strerror(-r));
+		return kx_err_set(err, -r, "families: cannot be listed: %s (%s)", strerror(-r),
+				  r == -ENOMEM     ? "free some memory"
+				  : is_trouble(-r) ? "raise `ulimit -n`"
+						   : "see that /proc is mounted");
 	}
 	if (f->nr)
 		qsort(f->list, f->nr, sizeof *f->list, by_age);

@@ -85,18 +85,24 @@ static bool file_parse(const char *s, pid_t *pid, uint64_t *start, const char **
 	return (!*p || *p == '.') && strlen(*name) <= REGISTRY_NAME_MAX;
 }
 
-/* Under the lock: does nobody hold the file? Then it is removed. *fd: of the file when it is held. */
-static bool ended(int dir, const char *file, int *fd)
+/* A file of a family's, or -errno; -ENOENT: it is none. */
+static int file_open(int dir, const char *file)
 {
-	*fd = openat(dir, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-	if (*fd < 0)
-		return true;
-	if (flock(*fd, LOCK_EX | LOCK_NB))
-		return false;
+	int fd = openat(dir, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+	if (fd >= 0)
+		return fd;
+	return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : -ENOENT;
+}
+
+/* Under the lock: the file if somebody holds it; else it is removed, and -ENOENT. Another -errno: that can't be told. */
+static int held_open(int dir, const char *file)
+{
+	int fd = file_open(dir, file);
+	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
+		return fd;
 	unlinkat(dir, file, 0);
-	close(*fd);
-	*fd = -1;
-	return true;
+	close(fd);
+	return -ENOENT;
 }
 
 /* ---- a family of one's own ----------------------------------------------------------------------------------------- */
@@ -125,9 +131,10 @@ static pid_t name_taken(int dir, const char *name)
 				break;
 			continue;
 		}
-		if (ended(dir, e->d_name, &fd))
+		if ((fd = held_open(dir, e->d_name)) == -ENOENT)
 			continue;
-		close(fd);
+		if (fd >= 0)
+			close(fd);
 		if (same)
 			found = pid;
 	}
@@ -361,12 +368,15 @@ int registry_each(int (*fn)(const struct registry_entry *e, void *arg), void *ar
 			continue;
 		snprintf(e.file, sizeof e.file, "%s", f->d_name);
 		snprintf(e.name, sizeof e.name, "%s", name);
-		if (!locked) /* what has ended has no members: that shows as well */
-			fd = openat(dir, e.file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-		else if (ended(dir, e.file, &fd))
+		/* Without the lock: what has ended has no members, which shows as well. */
+		fd = locked ? held_open(dir, e.file) : file_open(dir, e.file);
+		if (fd == -ENOENT)
 			continue;
-		if (fd < 0)
-			continue;
+		if (fd < 0) {
+			r = kx_err_set(err, -fd, "%s/%s: %s (%s)", path, e.file, strerror(-fd),
+				       fd == -ENOMEM ? "free some memory" : "raise `ulimit -n`");
+			break;
+		}
 		if (entry_read(fd, &e))
 			r = fn(&e, arg);
 		close(fd);

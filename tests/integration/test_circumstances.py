@@ -160,6 +160,22 @@ def errors_of_what_waits():
             lib.group_kill(holder)
 
 
+# A process with an IPC namespace of its own, and what a family has in the registry.
+LISTED = """mount -t tmpfs -o mode=755 none /run && mkdir -m 700 /run/kylinx && {{ sleep 1000 & }} && p=$! &&
+set -- $(cat /proc/$p/stat) && shift 21 && f=/run/kylinx/$p-$1.x && set -- $(stat -L -c "%d %i" /proc/$p/ns/ipc) &&
+printf "kylinx 1\\nprogram /bin/sleep\\nfamily 3 1 1\\nipc $1 $2\\nend\\n" >$f && exec 8<$f && flock -s 8 && {}; kill $p"""
+
+
+@test
+def few_descriptors_hide_no_family():
+    look = 'for n in 3 4 5 6 7 8 9 20; do (exec 8<&- 2>&1; ulimit -n $n; exec $K ps); echo "status $? $n"; done; ls /run/kylinx'
+    r = in_namespace("exec unshare -i sh -c \"$SCRIPT\"", env={"SCRIPT": LISTED.format(look)})
+    parts = re.split(r"status (\d+) \d+\n", r.out.decode())
+    for text, status in zip(parts[:-1:2], parts[1::2]):
+        assert status == "125" and ERROR.fullmatch(text) or status == "0" and "sleep 1000" in text, r.out
+    expect((parts[1], parts[15], parts[16].count("\n")), ("125", "0", 1), f"{r.out} {r.err}")
+
+
 @test
 def setuid():
     if os.geteuid():
@@ -437,5 +453,5 @@ def stopped_and_continued():
 
 
 if __name__ == "__main__":
-    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use", "errors_are_whole", "errors_of_limits", "setuid",
+    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use", "errors_are_whole", "errors_of_limits", "setuid", "few_descriptors_hide_no_family",
                                                          "errors_of_what_waits")))
