@@ -20,29 +20,27 @@
 #define YOUNG_NS 1000000000ll   /* times of change have a grain: a file can change twice within one */
 #define MADE_AT (16ull << 30)   /* where images are made for: any place does */
 
-/* A program or a library: no core file, nor what isn't linked yet. */
-static bool is_program(const uint8_t *file, uint64_t size, Elf64_Ehdr *eh)
-{
-	if (size < sizeof *eh)
-		return false;
-	memcpy(eh, file, sizeof *eh);
-	return !memcmp(eh->e_ident, ELFMAG, SELFMAG) && eh->e_ident[EI_CLASS] == ELFCLASS64 &&
-	       (eh->e_type == ET_EXEC || eh->e_type == ET_DYN) && eh->e_phentsize == sizeof(Elf64_Phdr) &&
-	       eh->e_phoff <= size && eh->e_phnum <= (size - eh->e_phoff) / sizeof(Elf64_Phdr);
-}
-
-/* Is this part of it code by its headers? */
-static bool is_code(const uint8_t *file, const struct text_key *key)
+/*
+ * Is file, of size bytes, a program or library (no core file, nor what isn't linked yet) of which [off, off+len) is code by its
+ * headers? len 0: of which anything is.
+ */
+static bool is_code(const uint8_t *file, uint64_t size, uint64_t off, uint64_t len)
 {
 	Elf64_Ehdr eh;
-	if (!is_program(file, key->size, &eh))
+	if (size < sizeof eh)
+		return false;
+	memcpy(&eh, file, sizeof eh);
+	if (memcmp(eh.e_ident, ELFMAG, SELFMAG) || eh.e_ident[EI_CLASS] != ELFCLASS64 ||
+	    (eh.e_type != ET_EXEC && eh.e_type != ET_DYN) || eh.e_phentsize != sizeof(Elf64_Phdr) ||
+	    eh.e_phoff > size || eh.e_phnum > (size - eh.e_phoff) / sizeof(Elf64_Phdr))
 		return false;
 	for (unsigned i = 0; i < eh.e_phnum; i++) {
 		Elf64_Phdr ph;
 		memcpy(&ph, file + eh.e_phoff + i * sizeof ph, sizeof ph);
-		if (ph.p_type == PT_LOAD && ph.p_flags & PF_X && ph.p_offset <= key->size &&
-		    ph.p_filesz <= key->size - ph.p_offset && key->off >= (ph.p_offset & -PAGE) &&
-		    key->off + key->len <= PAGES(ph.p_offset + ph.p_filesz))
+		if (ph.p_type != PT_LOAD || !(ph.p_flags & PF_X) || !ph.p_filesz || ph.p_offset > size ||
+		    ph.p_filesz > size - ph.p_offset)
+			continue;
+		if (!len || (off >= (ph.p_offset & -PAGE) && off + len <= PAGES(ph.p_offset + ph.p_filesz)))
 			return true;
 	}
 	return false;
@@ -139,7 +137,8 @@ static int text_store(struct store *s, int fd, const struct text_key *key, const
 	    memcmp(&again, key, sizeof again))
 		r = -EBUSY;
 	uint8_t *image = r ? NULL : image_make(file, key, &e, &len, &r);
-	if (image && s->hints && !is_code(file, key)) /* of it nothing becomes readable in the jail */
+	if (image && s->hints &&
+	    !is_code(file, key->size, key->off, key->len)) /* of it nothing becomes readable in the jail */
 		r = -EINVAL;
 	munmap(file, key->size);
 	if (!r && image)
@@ -241,7 +240,6 @@ static int copy_store(struct store *s, int fd, const struct text_key *key, const
 	struct store_entry e = { .magic = ENTRY_MAGIC, .key = *key };
 	char name[128], copy[sizeof s->path + 256];
 	struct text_key again;
-	Elf64_Ehdr eh;
 	struct timespec now;
 	struct stat st;
 	clock_gettime(CLOCK_REALTIME, &now);
@@ -254,7 +252,7 @@ static int copy_store(struct store *s, int fd, const struct text_key *key, const
 	if (!store_read_full(fd, file, key->size, 0) || fstat(fd, &st) || !store_copy_key(&st, &again) ||
 	    memcmp(&again, key, sizeof again))
 		r = -EBUSY;
-	else if (!is_program(file, key->size, &eh))
+	else if (!is_code(file, key->size, 0, 0))
 		r = -EINVAL;
 	if (!r)
 		r = image_put(s, &e, file, key->size);
