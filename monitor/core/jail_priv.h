@@ -56,8 +56,6 @@ bool jail_visible(struct jail *j, const char *path);
 int jail_attach(int tree, int at);
 /* Show src of the host as dst of the view. 0, or -1 and errno. */
 int jail_graft(struct jail *j, const char *src, const char *dst, unsigned how);
-/* Make what path names on the host read-only here. 0, or -1 and errno. */
-int jail_shut(const char *path);
 /* Under the same name. 0, or -errno with the error set. */
 int jail_graft_host(struct jail *j, const char *path, unsigned how);
 /* A new file system of a kind, detached. opts: pairs of key and value (NULL: a flag), NULL at the end. */

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/mount.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +17,7 @@
 #include "../../util/procstat.h"
 #include "../../util/quiet.h"
 #include "admit.h"
+#include "jail.h"
 #include "update.h"
 
 #define SWEEP_MAX 16 /* files that a start looks at for ended families */
@@ -238,31 +238,21 @@ out:
 
 void registry_enter(void)
 {
-	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
-					       MOUNT_ATTR_NOEXEC };
 	struct stat st, was;
-	char name[32];
 	if (!*own_path || pvm.registry_fd < 0)
 		return;
-	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, own_path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC), fd = -1;
-	snprintf(name, sizeof name, "/proc/self/fd/%d", tree);
-	if (tree >= 0 && !syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH, &attr, sizeof attr))
-		fd = open(name, O_RDONLY | O_CLOEXEC);
-	if (tree >= 0)
-		close(tree);
+	int old = pvm.registry_fd, fd = jail_shut(own_path) ? -1 : open(own_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	/* There is no moment at which nobody holds the lock. */
-	if (fd >= 0 && !fstat(fd, &st) && !fstat(pvm.registry_fd, &was) && st.st_ino == was.st_ino &&
-	    st.st_dev == was.st_dev && !flock(fd, LOCK_SH | LOCK_NB)) {
-		int old = pvm.registry_fd;
-		if (!fd_keep(&pvm.registry_fd, fd)) {
-			close(old);
-			return;
-		}
-		pvm.registry_fd = old;
-	} else if (fd >= 0) {
-		close(fd);
+	bool same = fd >= 0 && !fstat(fd, &st) && !fstat(old, &was) && st.st_ino == was.st_ino &&
+		    st.st_dev == was.st_dev && !flock(fd, LOCK_SH | LOCK_NB);
+	int e = errno;
+	if (same && !fd_keep(&pvm.registry_fd, fd)) {
+		close(old);
+		return;
 	}
-	kx_log(KX_LOG_INFO, "registry", "%s: %s: it stays writable", own_path, strerror(errno));
+	if (fd >= 0 && !same)
+		close(fd);
+	kx_log(KX_LOG_INFO, "registry", "%s: %s: it stays writable", own_path, strerror(e));
 }
 
 void registry_complete(void)
