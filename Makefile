@@ -41,7 +41,7 @@ LIBOS_ASM = libos/arch/x86_64/entry.S
 
 # What the images of the store depend on: they are shared only by monitors that would make the same.
 STORE_FORMAT_SRC = $(sort $(wildcard monitor/arch/x86_64/patch*.[ch])) abi/kx_abi.h monitor/core/rseq.c monitor/core/text.h \
-	monitor/core/store.c monitor/core/store.h
+	monitor/core/store.c monitor/core/store_add.c monitor/core/store.h monitor/core/store_priv.h
 STORE_FORMAT := $(shell cat $(STORE_FORMAT_SRC) | sha256sum | cut -c1-16)
 
 HOST_OBJ = $(patsubst %.c,$(BUILD)/%.o,$(MONITOR_SRC) $(CLI_SRC) $(UTIL_SRC)) $(patsubst %.S,$(BUILD)/%.o,$(MONITOR_ASM))

@@ -2,6 +2,7 @@
 /* The command line: one verb, one function. */
 #ifndef KX_CLI_H
 #define KX_CLI_H
+#include <stdbool.h>
 #include "../util/build.h"
 #include "../util/err.h"
 
@@ -12,6 +13,7 @@ struct cli_verb {
 	const char *name, *summary;
 	const char *help; /* what `kylinx help VERB` prints */
 	int (*run)(int argc, char **argv, struct kx_err *err);
+	bool starts; /* programs, which inherit the actions of signals */
 };
 
 /* Print to standard output; an error there (a full disk, a closed pipe) is the command's. 0 or -errno. */

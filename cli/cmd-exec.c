@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -109,6 +110,21 @@ static int join_open(struct family *f, struct member *first, struct kx_join *joi
 			  strerror(-r));
 }
 
+/* The registry's file as the members have it: not to be written by a new one, either. Takes fd, which holds the family. */
+static int registry_of_member(int proc, int fd)
+{
+	struct stat st;
+	int own = fstat(fd, &st) ? -1 : member_file(proc, st.st_dev, st.st_ino);
+	if (own < 0)
+		return fd;
+	if (flock(own, LOCK_SH | LOCK_NB)) {
+		close(own);
+		return fd;
+	}
+	close(fd);
+	return own;
+}
+
 int cmd_exec(int argc, char **argv, struct kx_err *err)
 {
 	static const char *const levels[] = { "error", "warn", "info", "debug" };
@@ -163,6 +179,7 @@ int cmd_exec(int argc, char **argv, struct kx_err *err)
 	families_free(&all);
 	if ((join.registry = registry_hold(&e, err)) < 0)
 		return CLI_FAILED;
+	join.registry = registry_of_member(join.member_proc, join.registry);
 	memcpy(limits, e.limits, sizeof limits);
 	join.limits = limits;
 	join.ipc_dev = e.ipc_dev;

@@ -271,6 +271,11 @@ static int test(const struct test *t, int n, char **libs, struct kx_err *err)
 	if (policy_of(t->file, &p, err))
 		return CLI_FAILED;
 	FILE *o = open_memstream(&text, &len);
+	if (!o) {
+		kx_err_set(err, ENOMEM, "memory: none left on the host (free some)");
+		policy_free(p);
+		return CLI_FAILED;
+	}
 	if (t->json)
 		fprintf(o, "{\"version\": 1, \"verdicts\": [");
 	for (int i = 0; i < n && r >= 0; i++) {

@@ -89,8 +89,8 @@ static int lib_verify(const struct store_entry *e, bool sound, void *arg)
 	struct lib *l = arg;
 	l->n++;
 	int r = !sound ? -EBADMSG : e->has_image ? store_verify_image(l->s, e->image) : 0;
-	if (!r)
-		return 0;
+	if (r != -ENOENT && r != -EBADMSG)
+		return r;
 	l->bad++;
 	say(l, e->path, "image", r == -ENOENT ? "missing" : "damaged", r == -ENOENT ? "no image" : "damaged");
 	return 0;
@@ -149,11 +149,17 @@ static int lib_print(const struct store_entry *e, bool sound, void *arg)
 	return lib_print_free(o, &text, l->err) ? -1 : 0;
 }
 
+/* What store_each() returned, told if fn hasn't. */
+static int store_failed(struct lib *l, int r)
+{
+	return r < 0 ? kx_err_set(l->err, -r, "%s: %s (%s)", l->s->path, strerror(-r), store_remedy(-r)) : r;
+}
+
 static int list(struct lib *l)
 {
 	if (l->json && cli_print("[", l->err))
 		return CLI_FAILED;
-	if (l->s->dir >= 0 && store_each(l->s, lib_print, l))
+	if (l->s->dir >= 0 && store_failed(l, store_each(l->s, lib_print, l)))
 		return CLI_FAILED;
 	if (l->json && cli_print("]\n", l->err))
 		return CLI_FAILED;
@@ -167,7 +173,9 @@ static int history(struct lib *l)
 {
 	char buf[4096];
 	ssize_t n = 0;
-	int fd = l->s->root < 0 ? -1 : openat(l->s->root, "history", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	int fd = l->s->root < 0 ? -1 : openat(l->s->root, "history", O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (fd < 0 && l->s->root >= 0 && errno != ENOENT)
+		return store_failed(l, -errno) ? CLI_FAILED : 0;
 	while (fd >= 0 && (n = read(fd, buf, sizeof buf - 1)) > 0) {
 		size_t len = 0;
 		for (ssize_t i = 0; i < n; i++) /* a crash can leave zeros where bytes were to be */
@@ -177,9 +185,11 @@ static int history(struct lib *l)
 		if (cli_print(buf, l->err))
 			break;
 	}
+	if (n < 0)
+		store_failed(l, -errno);
 	if (fd >= 0)
 		close(fd);
-	return n > 0 ? CLI_FAILED : 0;
+	return n ? CLI_FAILED : 0;
 }
 
 static int add(struct lib *l, int argc, char **argv)
@@ -289,9 +299,7 @@ static int verify(struct lib *l)
 	int r = verify_begin(l);
 	if (!r && l->s->dir >= 0 && (r = store_each(l->s, lib_verify, l)) >= 0)
 		r = store_each(l->s, lib_signed, l);
-	if (r < 0)
-		kx_err_set(l->err, -r, "%s: %s (check it)", l->s->path, strerror(-r));
-	else
+	if (store_failed(l, r) >= 0)
 		fprintf(l->o,
 			l->json ? "], \"images\": %u, \"damaged\": %u, \"files\": %u, \"signed\": %u, "
 				  "\"bad_signatures\": %u}\n"

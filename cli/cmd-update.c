@@ -329,10 +329,13 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 			return cli_print(cmd_update_help, err) ? CLI_FAILED : 0;
 	if (parse(argc, argv, &o, &rest, err))
 		return CLI_FAILED;
-	o.file = open(argv[rest + 1], O_RDONLY | O_CLOEXEC);
+	/* Before the open, which waits for a writer of a FIFO, and has side effects on devices. */
+	bool other = !stat(argv[rest + 1], &st) && !S_ISREG(st.st_mode);
+	o.file = other ? -1 : open(argv[rest + 1], O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	if (o.file < 0 || fstat(o.file, &st) || !S_ISREG(st.st_mode)) {
-		kx_err_set(err, o.file < 0 ? errno : EINVAL, "%.200s: %s (give the file of the new version)",
-			   argv[rest + 1], o.file < 0 ? strerror(errno) : "not a file");
+		other = other || o.file >= 0;
+		kx_err_set(err, other ? EINVAL : errno, "%s: %s (give the file of the new version)", argv[rest + 1],
+			   other ? "not a file" : strerror(errno));
 		return CLI_FAILED;
 	}
 	char name[PATH_MAX];

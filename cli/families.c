@@ -188,6 +188,19 @@ static bool is_file(int proc, const char *link, uint64_t dev, uint64_t ino)
 	return !fstatat(proc, link, &st, 0) && st.st_ino == ino && st.st_dev == dev;
 }
 
+/* fd/N of the process again, if it is that file: it may be another by now, which waits for a writer. */
+static int link_open(int proc, const char *link, uint64_t dev, uint64_t ino, int flags)
+{
+	struct stat st;
+	int fd = openat(proc, link, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (fd < 0)
+		return -errno;
+	if (!fstat(fd, &st) && st.st_ino == ino && st.st_dev == dev)
+		return fd;
+	close(fd);
+	return -ENOENT;
+}
+
 static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
 {
 	char link[300];
@@ -197,9 +210,8 @@ static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
 		return -errno;
 	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
 		snprintf(link, sizeof link, "fd/%s", e->d_name);
-		if (*e->d_name != '.' && is_file(proc, link, dev, ino) &&
-		    (fd = openat(proc, link, flags | O_CLOEXEC)) < 0)
-			fd = -errno;
+		if (*e->d_name != '.' && is_file(proc, link, dev, ino))
+			fd = link_open(proc, link, dev, ino, flags);
 	}
 	closedir(d);
 	return fd;
@@ -210,12 +222,9 @@ int member_file(int proc, uint64_t dev, uint64_t ino) { return file_search(proc,
 int member_table(const struct family *f, int proc, int flags)
 {
 	char link[300];
-	int fd = -ENOENT;
 	snprintf(link, sizeof link, "fd/%d", f->e.family_fd);
-	if (is_file(proc, link, f->e.family_dev, f->e.family_ino)) {
-		fd = openat(proc, link, flags | O_CLOEXEC);
-		return fd < 0 ? -errno : fd;
-	}
+	if (is_file(proc, link, f->e.family_dev, f->e.family_ino))
+		return link_open(proc, link, f->e.family_dev, f->e.family_ino, flags);
 	/* A member that came by `kylinx exec` has other numbers. */
 	return file_search(proc, f->e.family_dev, f->e.family_ino, flags);
 }
@@ -307,6 +316,9 @@ static void table_read(struct family *f)
 
 /* ---- all ----------------------------------------------------------------------------------------------------------- */
 
+/* Does it say nothing about a process that it can't be looked at? */
+static bool is_trouble(int e) { return e == EMFILE || e == ENFILE || e == ENOMEM; }
+
 static int scan(struct families *f, bool details)
 {
 	struct member *zombies = NULL;
@@ -324,9 +336,14 @@ static int scan(struct families *f, bool details)
 		if (m.pid <= 0)
 			continue;
 		int proc = openat(dirfd(d), e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (proc < 0)
+		if (proc < 0) {
+			r = is_trouble(errno) ? -errno : 0;
 			continue;
-		if (!fstat(proc, &st) && proc_read(proc, "stat", text, sizeof text) > 0 && stat_parse(text, &m)) {
+		}
+		ssize_t n = proc_read(proc, "stat", text, sizeof text);
+		if (n < 0 && is_trouble((int)-n))
+			r = (int)n;
+		if (!fstat(proc, &st) && n > 0 && stat_parse(text, &m)) {
 			m.uid = st.st_uid;
 			struct family *in = family_of(f, proc, &m);
 			if (in && details) {
@@ -378,7 +395,10 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 		r = scan(f, details);
 	if (r) {
 		families_free(f);
-		return kx_err_set(err, -r, "families: cannot be listed: %s (see that /proc is mounted)", strerror(-r));
+		return kx_err_set(err, -r, "families: cannot be listed: %s (%s)", strerror(-r),
+				  r == -ENOMEM     ? "free some memory"
+				  : is_trouble(-r) ? "raise `ulimit -n`"
+						   : "see that /proc is mounted");
 	}
 	if (f->nr)
 		qsort(f->list, f->nr, sizeof *f->list, by_age);

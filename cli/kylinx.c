@@ -3,9 +3,12 @@
 #include "../monitor/core/exec.h"
 #include "cli.h"
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static int cmd_help(int argc, char **argv, struct kx_err *err);
@@ -15,14 +18,14 @@ static const char help_help[] = "Usage: kylinx help [COMMAND]\n"
 				"Describe KylinX, or one command.\n";
 
 static const struct cli_verb verbs[] = {
-	{ "run", "run a program in a pVM", cmd_run_help, cmd_run },
-	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps },
-	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill },
-	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec },
-	{ "update", "replace a shared library in programs that run", cmd_update_help, cmd_update },
-	{ "lib", "the store of prepared libraries", cmd_lib_help, cmd_lib },
-	{ "bench", "measure pVMs against processes", cmd_bench_help, cmd_bench },
-	{ "help", "describe a command", help_help, cmd_help },
+	{ "run", "run a program in a pVM", cmd_run_help, cmd_run, true },
+	{ "ps", "list families of pVMs", cmd_ps_help, cmd_ps, false },
+	{ "kill", "send a signal to a pVM or a family", cmd_kill_help, cmd_kill, false },
+	{ "exec", "run a program in a family that runs", cmd_exec_help, cmd_exec, true },
+	{ "update", "replace a shared library in programs that run", cmd_update_help, cmd_update, false },
+	{ "lib", "the store of prepared libraries", cmd_lib_help, cmd_lib, false },
+	{ "bench", "measure pVMs against processes", cmd_bench_help, cmd_bench, true },
+	{ "help", "describe a command", help_help, cmd_help, false },
 };
 
 #define NR_VERBS (sizeof(verbs) / sizeof(*verbs))
@@ -108,14 +111,31 @@ static int dispatch(int argc, char **argv, struct kx_err *err)
 		return CLI_FAILED;
 	}
 	const struct cli_verb *v = verb_find(argv[1]);
-	return v ? v->run(argc - 1, argv + 1, err) : unknown(argv[1], err);
+	if (!v)
+		return unknown(argv[1], err);
+	if (!v->starts) /* a write beyond the limit of files is an error like others */
+		signal(SIGXFSZ, SIG_IGN);
+	return v->run(argc - 1, argv + 1, err);
+}
+
+/* Options name files to be written, and variables where keys and policies are: whoever starts it is trusted with all of its
+ * rights. */
+static bool has_rights_of_its_file(struct kx_err *err)
+{
+	struct stat st;
+	if (!getauxval(AT_SECURE) || stat("/proc/self/exe", &st) || !(st.st_mode & (S_ISUID | S_ISGID)))
+		return false;
+	kx_err_set(err, EPERM, "kylinx: its file is setuid or setgid, and it is not made for that (chmod ug-s)");
+	return true;
 }
 
 int main(int argc, char **argv)
 {
 	struct kx_err err = { .code = 0 };
 	int status = CLI_FAILED;
-	if (argc == 2 && !strcmp(argv[0], EXEC_NAME))
+	if (has_rights_of_its_file(&err))
+		;
+	else if (argc == 2 && !strcmp(argv[0], EXEC_NAME))
 		exec_resume(atoi(argv[1]), &err);
 	else
 		status = dispatch(argc, argv, &err);

@@ -53,8 +53,8 @@ GUEST_STDIN = {"hostile": b"\n"}
 # More options of kylinx run, by name of the test: a run with each of these.
 GUEST_OPTIONS = {"serve": [["--io", "poll"]], "batch": [[], ["--io", "poll"]],
                  "dgram": [[], ["--io", "poll"]]}
-# Scripts that bring a KVM of their own.
-OWN_KVM = {"test_svm.py", "test_vmx.py"}
+# Scripts that bring a KVM of their own, or have tests without pVMs.
+OWN_KVM = {"test_svm.py", "test_vmx.py", "test_circumstances.py", "test_crash.py", "test_policy_cli.py"}
 SKIP_STATUS = 77
 SCRIPT = re.compile(r"(long/)?\w+")
 IO = ["--io", os.environ["KX_IO"]] if os.environ.get("KX_IO") else []  # KX_IO=poll: guest tests without exits, where that can be

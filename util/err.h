@@ -7,7 +7,7 @@
 struct kx_err {
 	int code;      /* positive errno, 0 = none */
 	int exit_code; /* process exit status that it calls for: 125, 126 or 127; 0 = not said (125) */
-	char msg[512]; /* "what: why (remedy)" */
+	char msg[512]; /* "what: why (remedy)"; one that is longer has "..." in its middle */
 };
 
 /*

@@ -39,26 +39,39 @@ pid_t apart_fork(void)
 	return pid;
 }
 
-static int by_number(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
+static int by_number(const void *a, const void *b) { return **(int *const *)a - **(int *const *)b; }
 
-static void close_others(int *keep, int nr)
+/* The numbers of the standard streams are for those: of a process that was started without, they may be anything's. */
+static bool move_up(int *const keep[], int nr)
+{
+	for (int i = 0; i < nr; i++) {
+		int fd = *keep[i] < 3 ? fcntl(*keep[i], F_DUPFD_CLOEXEC, 3) : *keep[i];
+		if (fd < 0)
+			return false;
+		*keep[i] = fd;
+	}
+	return true;
+}
+
+static void close_others(int **keep, int nr)
 {
 	unsigned next = 3;
 	qsort(keep, (size_t)nr, sizeof *keep, by_number);
 	for (int i = 0; i < nr; i++) {
-		if (keep[i] < (int)next)
-			continue;
-		if (keep[i] > (int)next)
-			syscall(SYS_close_range, next, keep[i] - 1, 0);
-		next = (unsigned)keep[i] + 1;
+		const unsigned fd = (unsigned)*keep[i];
+		if (fd > next)
+			syscall(SYS_close_range, next, fd - 1, 0);
+		next = fd + 1;
 	}
 	syscall(SYS_close_range, next, ~0u, 0);
 }
 
-bool apart_begin(int *keep, int nr, const char *name)
+bool apart_begin(int **keep, int nr, const char *name)
 {
 	struct rlimit l;
 	sigset_t none;
+	if (!move_up(keep, nr))
+		return false;
 	close_others(keep, nr);
 	int null = open("/dev/null", O_RDWR);
 	for (int i = 0; i < 3 && null >= 0; i++)

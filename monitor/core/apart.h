@@ -16,9 +16,10 @@
 pid_t apart_fork(void);
 /*
  * In it: a session of its own, default actions and no blocked signals, /dev/null as standard streams, "/" as directory, all
- * descriptors that it may have, and none from 3 on but `keep`, which this puts in order. False: "/" can't be entered.
+ * descriptors that it may have, and none from 3 on but those that `keep` points to, which get other numbers if they have those
+ * of standard streams; this puts keep in order. False: "/" can't be entered, or there is no descriptor left.
  */
-bool apart_begin(int *keep, int nr, const char *name);
+bool apart_begin(int **keep, int nr, const char *name);
 
 /* pid is one of the calling process's. */
 bool apart_is(pid_t pid);

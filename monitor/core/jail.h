@@ -18,6 +18,10 @@
  */
 int jail_enter(const struct kx_config *cfg, struct kx_err *err);
 
+/* In the new mount namespace: make what path names on the host read-only there, by whatever descriptor it is opened from then
+ * on. 0, or -1 and errno. */
+int jail_shut(const char *path);
+
 /*
  * Enter the view of a running family instead: the namespaces of a member, by its pidfd, and the same rights as there.
  * Fails when that did not lead into join's IPC namespace.

@@ -19,6 +19,10 @@
 
 #define KEY_FILE_MAX 1024
 #define REVOKED_MAX (8u << 20)
+#define LINKS_MAX 40 /* as the kernel's */
+#define REPLACE_TRIES 100
+#define LOCK_TRIES 1000 /* 10 s */
+#define LOCK_LOOK_NS 10000000
 #define NO_MEMORY "memory: none left on the host (free some)"
 
 /* ---- files ------------------------------------------------------------------------------------------------------ */
@@ -48,20 +52,91 @@ static int owner_check(const char *path, const struct stat *st, struct kx_err *e
 	return 0;
 }
 
+/* The next component of *rest goes behind real. False: it gets too long. */
+static bool step(char **rest, char real[PATH_MAX])
+{
+	char *at = *rest + strspn(*rest, "/");
+	size_t len = strcspn(at, "/"), n = strlen(real);
+	*rest = at + len;
+	if (!len || (len == 1 && *at == '.'))
+		return true;
+	if (len == 2 && !memcmp(at, "..", 2)) {
+		char *slash = strrchr(real, '/');
+		if (slash)
+			*slash = 0;
+		return true;
+	}
+	if (n + len + 2 > PATH_MAX)
+		return false;
+	snprintf(real + n, PATH_MAX - n, "/%.*s", (int)len, at);
+	return true;
+}
+
+/* What link, the end of real, leads to goes before what is left of the path. 0 or -errno. */
+static int follow(char real[PATH_MAX], char path[2 * PATH_MAX], char **rest)
+{
+	char link[PATH_MAX], left[PATH_MAX];
+	ssize_t n = readlink(real, link, sizeof link - 1);
+	if (n < 0)
+		return -errno;
+	link[n] = 0;
+	if (n + strlen(*rest) >= PATH_MAX)
+		return -ENAMETOOLONG;
+	strcpy(left, *rest);
+	sprintf(path, "%s%s", link, left);
+	*rest = path;
+	if (*link == '/')
+		*real = 0;
+	else
+		*strrchr(real, '/') = 0;
+	return 0;
+}
+
+/*
+ * As realpath(3), but nobody else may have a say in where it leads: neither by a directory on the way, nor by a link. The
+ * file itself is checked by who opens it.
+ */
+static int trusted_path(const char *path, char real[PATH_MAX], struct kx_err *err)
+{
+	char text[2 * PATH_MAX] = "", *rest = text;
+	struct stat st;
+	int r = 0, links = 0;
+	if (*path != '/' && !getcwd(text, PATH_MAX))
+		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
+	if (!*path || strlen(text) + strlen(path) + 2 > PATH_MAX)
+		return kx_err_set(err, *path ? ENAMETOOLONG : ENOENT, "%s: %s (check the path)", path,
+				  strerror(*path ? ENAMETOOLONG : ENOENT));
+	sprintf(text + strlen(text), "/%s", path);
+	*real = 0;
+	for (;;) {
+		if (lstat(*real ? real : "/", &st))
+			r = -errno;
+		else if (S_ISLNK(st.st_mode) && st.st_uid && st.st_uid != geteuid())
+			return kx_err_set(err, EPERM, "%s: it is user %u's link (chown -h it to yourself or root)",
+					  real, st.st_uid);
+		else if (S_ISLNK(st.st_mode))
+			r = ++links > LINKS_MAX ? -ELOOP : follow(real, text, &rest);
+		else if (S_ISDIR(st.st_mode) && owner_check(*real ? real : "/", &st, err))
+			return -err->code;
+		else if (!S_ISDIR(st.st_mode) && *rest)
+			r = -ENOTDIR;
+		else if (!*rest)
+			break;
+		if (!r && !S_ISLNK(st.st_mode) && !step(&rest, real))
+			r = -ENAMETOOLONG;
+		if (r)
+			return kx_err_set(err, -r, "%s: %s (check the path)", path, strerror(-r));
+	}
+	if (!*real)
+		strcpy(real, "/");
+	return 0;
+}
+
 int trusted_open(const char *path, bool directory, struct kx_err *err)
 {
+	char real[PATH_MAX];
 	struct stat st;
-	int r = 0;
-	char *real = realpath(path, NULL);
-	if (!real)
-		return kx_err_set(err, errno, "%s: %s (check the path)", path, strerror(errno));
-	for (char *c = real; c && !r; c = strchr(c + 1, '/')) {
-		char keep = c == real ? c[1] : *c, *cut = c == real ? c + 1 : c;
-		*cut = 0;
-		r = lstat(real, &st) ? kx_err_set(err, errno, "%s: %s (check the path)", real, strerror(errno))
-				     : owner_check(real, &st, err);
-		*cut = keep;
-	}
+	int r = trusted_path(path, real, err);
 	/* Before the open, which has side effects on devices. */
 	if (!r && !directory && !stat(real, &st) && !S_ISREG(st.st_mode))
 		r = kx_err_set(err, EINVAL, "%s: no regular file (check the path)", path);
@@ -71,7 +146,6 @@ int trusted_open(const char *path, bool directory, struct kx_err *err)
 	/* A directory must not be a shared one itself. */
 	if (!r && !fstat(fd, &st) && !(r = owner_check(real, &st, err)) && directory && st.st_mode & 022)
 		r = kx_err_set(err, EPERM, "%s: others can write it (chmod go-w)", real);
-	free(real);
 	if (r && fd >= 0)
 		close(fd);
 	return r ? r : fd;
@@ -134,26 +208,100 @@ static int dir_sync(const char *path)
 	return r ? -1 : 0;
 }
 
+/*
+ * A file that has no name until all of it is there: who is killed leaves nothing. Where a file system has none such it has
+ * a name of its own from the beginning.
+ */
+struct draft {
+	int fd;
+	char name[PATH_MAX]; /* empty: none */
+};
+
+static bool draft_open(struct draft *d, const char *path)
+{
+	snprintf(d->name, sizeof d->name, "%s", path);
+	char *slash = strrchr(d->name, '/');
+	if (slash)
+		slash[slash == d->name] = 0;
+	d->fd = open(slash ? d->name : ".", O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
+	d->name[0] = 0;
+	if (d->fd >= 0 && access("/proc/self/fd", X_OK)) { /* it could be given no name */
+		close(d->fd);
+		d->fd = -1;
+		errno = EOPNOTSUPP;
+	}
+	if (d->fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != ENOENT))
+		return d->fd >= 0;
+	snprintf(d->name, sizeof d->name, "%s.XXXXXX", path);
+	d->fd = mkostemp(d->name, O_CLOEXEC);
+	if (d->fd < 0)
+		d->name[0] = 0;
+	return d->fd >= 0;
+}
+
+static int draft_link(const struct draft *d, const char *path)
+{
+	char self[32];
+	snprintf(self, sizeof self, "/proc/self/fd/%d", d->fd);
+	return linkat(AT_FDCWD, *d->name ? d->name : self, AT_FDCWD, path, *d->name ? 0 : AT_SYMLINK_FOLLOW);
+}
+
+/*
+ * In the place of what is there. That takes a second name for an instant, always the same: what somebody who was killed has
+ * left under it goes. 1: somebody else has taken this one for such.
+ */
+static int draft_rename(struct draft *d, const char *path)
+{
+	char next[PATH_MAX];
+	struct stat st;
+	if (*d->name)
+		return rename(d->name, path);
+	if (!draft_link(d, path))
+		return 0;
+	if (errno != EEXIST)
+		return -1;
+	snprintf(next, sizeof next, "%s.new", path);
+	while (draft_link(d, next))
+		if (errno != EEXIST || (unlink(next) && errno != ENOENT))
+			return -1;
+	if (!rename(next, path))
+		return 0;
+	int e = errno;
+	if (e == ENOENT) /* without a name it was removed, else renamed */
+		return fstat(d->fd, &st) || !st.st_nlink;
+	unlink(next);
+	errno = e;
+	return -1;
+}
+
+static int draft_put(const char *path, const void *data, size_t len, unsigned mode, bool fresh)
+{
+	struct draft d;
+	if (!draft_open(&d, path))
+		return -1;
+	int r = write_all(d.fd, data, len) || fchmod(d.fd, mode) || fsync(d.fd) ? -1
+		: fresh                                                         ? draft_link(&d, path)
+										: draft_rename(&d, path);
+	int e = errno;
+	close(d.fd);
+	if (*d.name && (r || fresh))
+		unlink(d.name);
+	errno = e;
+	return r;
+}
+
 int file_replace(const char *path, const void *data, size_t len, unsigned mode, bool fresh, struct kx_err *err)
 {
-	char tmp[PATH_MAX];
-	if (snprintf(tmp, sizeof tmp, "%s.XXXXXX", path) >= (int)sizeof tmp)
+	int r = 1;
+	if (strlen(path) + 8 > PATH_MAX)
 		return kx_err_set(err, ENAMETOOLONG, "%.200s...: the path is too long (shorten it)", path);
-	int fd = mkostemp(tmp, O_CLOEXEC);
-	if (fd < 0)
-		return kx_err_set(err, errno, "%s: %s (check its directory)", path, strerror(errno));
-	int r = write_all(fd, data, len) || fchmod(fd, mode) || fsync(fd) ||
-		(fresh ? link(tmp, path) : rename(tmp, path));
-	int e = errno;
-	close(fd);
-	if (r || fresh)
-		unlink(tmp);
-	if (!r && dir_sync(path)) {
-		r = -1;
-		e = errno;
-	}
-	if (!r)
+	for (int i = 0; i < REPLACE_TRIES && r > 0; i++)
+		r = draft_put(path, data, len, mode, fresh);
+	if (r > 0)
+		errno = EBUSY;
+	if (!r && !dir_sync(path))
 		return 0;
+	int e = errno;
 	return kx_err_set(err, e, "%s: %s (%s)", path, strerror(e),
 			  e == EEXIST ? "remove it, or choose another name" : "check its directory");
 }
@@ -510,6 +658,37 @@ int keyring_read(const char *dir, struct keyring *k, struct kx_err *err)
 	return r;
 }
 
+/* Whoever can read the lock can hold it for ever, as a process that is stopped does, and what a volume is shown to. */
+static int lock_wait(int fd)
+{
+	for (int i = 0; i < LOCK_TRIES; i++) {
+		if (!flock(fd, LOCK_EX | LOCK_NB))
+			return 0;
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			return -1;
+		nanosleep(&(struct timespec){ .tv_nsec = LOCK_LOOK_NS }, NULL);
+	}
+	errno = EWOULDBLOCK;
+	return -1;
+}
+
+/* What editors that were killed have left. As the editor. */
+static void keyring_tidy(const struct keyring *k)
+{
+	struct dirent *d;
+	int fd = openat(k->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir && fd >= 0)
+		close(fd);
+	while (dir && (d = readdir(dir))) {
+		size_t n = strlen(d->d_name);
+		if (!strcmp(d->d_name, "revoked.new") || (n > 8 && !strcmp(d->d_name + n - 8, ".pub.new")))
+			unlinkat(k->dir, d->d_name, 0);
+	}
+	if (dir)
+		closedir(dir);
+}
+
 int keyring_edit(const char *dir, struct keyring *k, struct kx_err *err)
 {
 	*k = (struct keyring){ .dir = -1, .lock = -1 };
@@ -522,10 +701,17 @@ int keyring_edit(const char *dir, struct keyring *k, struct kx_err *err)
 	if ((k->dir = trusted_open(dir, true, err)) < 0)
 		return k->dir;
 	k->lock = openat(k->dir, ".lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	if (k->lock < 0 || flock(k->lock, LOCK_EX))
+	if (k->lock < 0)
 		r = kx_err_set(err, errno, "%s: %s (check owner and mode)", dir, strerror(errno));
+	else if (lock_wait(k->lock))
+		r = kx_err_set(err, errno, "%s/.lock: %s (%s)", dir,
+			       errno == EWOULDBLOCK ? "another process holds it" : strerror(errno),
+			       errno == EWOULDBLOCK ? "end that process, which `fuser` names"
+						    : "check the file system");
 	if (!r)
 		r = keyring_load(k, err);
+	if (!r)
+		keyring_tidy(k);
 	if (r)
 		keyring_free(k);
 	return r;

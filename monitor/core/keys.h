@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Keys on disk, outside of the jail. The keyring is a directory: NAME.pub for each key that is trusted, and `revoked`,
- * which names keys and files that are not to be used any more. What is written is written under another name, synced
- * and renamed; writers take turns by a lock.
+ * which names keys and files that are not to be used any more. What is written gets its name when it is whole and synced;
+ * writers take turns by a lock.
  *
  * All of it is text of the form of signatures (sign.h):
  *	NAME.pub	kylinx-public-key 1, key HEX, from SECONDS, expires SECONDS
@@ -36,18 +36,20 @@ struct keyring {
  * there is no place, or none is wanted (KYLINX_CONFIG is empty); -EINVAL: it is no absolute path. */
 int config_dir(char out[4096]);
 /*
- * Open a file (or directory) that decides: it and all directories above it must be the caller's or root's, and others
- * must not be able to write them. Returns a descriptor, or -errno with err set, -ENOENT included.
+ * Open a file (or directory) that decides: it, all directories above it and all links on the way must be the caller's or
+ * root's, and others must not be able to write them. Returns a descriptor, or -errno with err set, -ENOENT included.
  */
 int trusted_open(const char *path, bool directory, struct kx_err *err);
 /* A regular file of at most max bytes, NUL-terminated; *out is freed by the caller. */
 int file_read(int fd, const char *shown, size_t max, char **out, size_t *len, struct kx_err *err);
-/* Write a file whole or not at all, and sync it. fresh: fails with EEXIST where there is one. */
+/* Write a file whole or not at all, and sync it. fresh: fails with EEXIST where there is one. Who is killed while it replaces
+ * one can leave PATH.new, which the next who does it removes. */
 int file_replace(const char *path, const void *data, size_t len, unsigned mode, bool fresh, struct kx_err *err);
 
 /* Read a keyring. -ENOENT with err set: there is none. */
 int keyring_read(const char *dir, struct keyring *k, struct kx_err *err);
-/* For changes: makes it when there is none, and keeps others from changing it till keyring_free(). */
+/* For changes: makes it when there is none, and keeps others from changing it till keyring_free(). -EWOULDBLOCK: somebody
+ * else does, for ten seconds by now. */
 int keyring_edit(const char *dir, struct keyring *k, struct kx_err *err);
 void keyring_free(struct keyring *k);
 const struct sign_key *keyring_by_name(const struct keyring *k, const char *name);

@@ -216,14 +216,14 @@ static _Noreturn void helper(int sock, int lock, struct net_port *ports, int nr,
 {
 	struct answer done = { 0 };
 	pthread_t t;
-	int keep[PORTS_MAX + 3], n = 0, r;
+	int *keep[PORTS_MAX + 3], n = 0, r;
 	char c;
-	keep[n++] = sock;
-	keep[n++] = lock;
+	keep[n++] = &sock;
+	keep[n++] = &lock;
 	if (pvm.log_fd >= 0)
-		keep[n++] = pvm.log_fd;
+		keep[n++] = &pvm.log_fd;
 	for (int i = 0; i < nr; i++)
-		keep[n++] = ports[i].fd;
+		keep[n++] = &ports[i].fd;
 	if (!apart_begin(keep, n, PVM_THREADS "net"))
 		_exit(1);
 	signal(SIGPIPE, SIG_IGN);

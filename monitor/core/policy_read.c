@@ -17,6 +17,7 @@
 #define SYSTEM_POLICY "/etc/kylinx/policy"
 #define FILE_LIMIT (1u << 20)
 #define WORDS_MAX 64
+#define SECTIONS_MAX 4096 /* each is compared with all before */
 #define GLOB_MAX 1024
 #define NO_MEMORY "memory: none left on the host (free some)"
 
@@ -37,7 +38,7 @@ struct build {
 	policy_remark_fn fn;
 	void *arg;
 	unsigned errors;
-	bool no_memory;
+	bool no_memory, full; /* full: nothing more is read */
 	struct list sections, rules, conds, strings;
 	struct keyring keys;
 	char keyring_path[4096];
@@ -442,6 +443,11 @@ static void add_section(struct build *b, char *s)
 		wrong(b, "%.80s: would match no program (give an absolute path)", glob);
 		return;
 	}
+	if (b->sections.n / sizeof(struct policy_section) == SECTIONS_MAX) {
+		wrong(b, "more than %d sections (put programs together by patterns)", SECTIONS_MAX);
+		b->full = true;
+		return;
+	}
 	if (shadowed(b, POLICY_FOR_ALL, "", &line)) {
 		wrong(b, "never reached: [default] of line %u holds for all (put it last)", line);
 		return;
@@ -530,7 +536,7 @@ static void read_text(struct build *b, char *text, size_t len)
 		wrong(b, "a NUL byte in the file (it is no text)");
 		return;
 	}
-	for (char *s = text, *nl; s < end; s = nl + 1, b->line++) {
+	for (char *s = text, *nl; s < end && !b->full; s = nl + 1, b->line++) {
 		if (!(nl = memchr(s, '\n', (size_t)(end - s))))
 			nl = end;
 		*nl = 0;

@@ -17,6 +17,7 @@
 #include "../../util/procstat.h"
 #include "../../util/quiet.h"
 #include "admit.h"
+#include "jail.h"
 #include "update.h"
 
 #define SWEEP_MAX 16 /* files that a start looks at for ended families */
@@ -84,23 +85,30 @@ static bool file_parse(const char *s, pid_t *pid, uint64_t *start, const char **
 	return (!*p || *p == '.') && strlen(*name) <= REGISTRY_NAME_MAX;
 }
 
-/* Under the lock: does nobody hold the file? Then it is removed. *fd: of the file when it is held. */
-static bool ended(int dir, const char *file, int *fd)
+/* A file of a family's, or -errno; -ENOENT: it is none. */
+static int file_open(int dir, const char *file)
 {
-	*fd = openat(dir, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-	if (*fd < 0)
-		return true;
-	if (flock(*fd, LOCK_EX | LOCK_NB))
-		return false;
+	int fd = openat(dir, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+	if (fd >= 0)
+		return fd;
+	return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : -ENOENT;
+}
+
+/* Under the lock: the file if somebody holds it; else it is removed, and -ENOENT. Another -errno: that can't be told. */
+static int held_open(int dir, const char *file)
+{
+	int fd = file_open(dir, file);
+	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB))
+		return fd;
 	unlinkat(dir, file, 0);
-	close(*fd);
-	*fd = -1;
-	return true;
+	close(fd);
+	return -ENOENT;
 }
 
 /* ---- a family of one's own ----------------------------------------------------------------------------------------- */
 
 static int write_fd = -1;
+static char own_path[PATH_MAX + 128]; /* of its file */
 
 /* Under the lock. 0, or the pid of the family that has this name. Sweeps some files. */
 static pid_t name_taken(int dir, const char *name)
@@ -123,9 +131,10 @@ static pid_t name_taken(int dir, const char *name)
 				break;
 			continue;
 		}
-		if (ended(dir, e->d_name, &fd))
+		if ((fd = held_open(dir, e->d_name)) == -ENOENT)
 			continue;
-		close(fd);
+		if (fd >= 0)
+			close(fd);
 		if (same)
 			found = pid;
 	}
@@ -178,7 +187,8 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 	pid_t other;
 	int dir = dir_open(true, path), r = 0;
 	if (dir == -EEXIST)
-		kx_log(KX_LOG_WARN, "registry", "%s is not a directory of this user's alone: not used (remove it)",
+		kx_log(KX_LOG_WARN, "registry",
+		       "%s is not a directory of this user's alone: not used (remove it, or set XDG_RUNTIME_DIR)",
 		       path);
 	else if (dir < 0)
 		kx_log(KX_LOG_INFO, "registry", "%s: %s: the family is not listed", path, strerror(-dir));
@@ -208,6 +218,7 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 		write_fd = pvm.registry_fd = -1;
 		goto out;
 	}
+	snprintf(own_path, sizeof own_path, "%s/%s", path, file);
 	snprintf(program, sizeof program, "%s", cfg->program);
 	for (char *c = program; *c; c++)
 		if (*c == '\n')
@@ -223,6 +234,25 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 out:
 	close(dir);
 	return r;
+}
+
+void registry_enter(void)
+{
+	struct stat st, was;
+	if (!*own_path || pvm.registry_fd < 0)
+		return;
+	int old = pvm.registry_fd, fd = jail_shut(own_path) ? -1 : open(own_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	/* There is no moment at which nobody holds the lock. */
+	bool same = fd >= 0 && !fstat(fd, &st) && !fstat(old, &was) && st.st_ino == was.st_ino &&
+		    st.st_dev == was.st_dev && !flock(fd, LOCK_SH | LOCK_NB);
+	int e = errno;
+	if (same && !fd_keep(&pvm.registry_fd, fd)) {
+		close(old);
+		return;
+	}
+	if (fd >= 0 && !same)
+		close(fd);
+	kx_log(KX_LOG_INFO, "registry", "%s: %s: it stays writable", own_path, strerror(e));
 }
 
 void registry_complete(void)
@@ -312,7 +342,8 @@ int registry_each(int (*fn)(const struct registry_entry *e, void *arg), void *ar
 	if (dir == -ENOENT)
 		return 0;
 	if (dir == -EEXIST)
-		return kx_err_set(err, EPERM, "%s: not a directory of this user's alone (remove it)", path);
+		return kx_err_set(err, EPERM,
+				  "%s: not a directory of this user's alone (remove it, or set XDG_RUNTIME_DIR)", path);
 	if (dir < 0)
 		return kx_err_set(err, -dir, "%s: %s (check its rights)", path, strerror(-dir));
 	bool locked = dir_lock(dir);
@@ -327,12 +358,15 @@ int registry_each(int (*fn)(const struct registry_entry *e, void *arg), void *ar
 			continue;
 		snprintf(e.file, sizeof e.file, "%s", f->d_name);
 		snprintf(e.name, sizeof e.name, "%s", name);
-		if (!locked) /* what has ended has no members: that shows as well */
-			fd = openat(dir, e.file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-		else if (ended(dir, e.file, &fd))
+		/* Without the lock: what has ended has no members, which shows as well. */
+		fd = locked ? held_open(dir, e.file) : file_open(dir, e.file);
+		if (fd == -ENOENT)
 			continue;
-		if (fd < 0)
-			continue;
+		if (fd < 0) {
+			r = kx_err_set(err, -fd, "%s/%s: %s (%s)", path, e.file, strerror(-fd),
+				       fd == -ENOMEM ? "free some memory" : "raise `ulimit -n`");
+			break;
+		}
 		if (entry_read(fd, &e))
 			r = fn(&e, arg);
 		close(fd);

@@ -41,6 +41,8 @@ struct registry_entry {
  * runs all the same, unlisted. Fails only when the name is in use.
  */
 int registry_add(const struct kx_config *cfg, struct kx_err *err);
+/* In the new mount namespace, with the old root still there: take hold of the file by a mount that can't be written. */
+void registry_enter(void);
 /* Write what is known only after the jail: from now on the family is seen. */
 void registry_complete(void);
 

@@ -40,9 +40,12 @@ struct store_entry {
 
 /* ---- outside of the jail ---- */
 struct store {
-	int root, dir; /* descriptors of ROOT and FORMAT */
-	int lock;      /* held, or -1 */
-	bool own;      /* what is added is the store's own, which doesn't change */
+	int root, dir;   /* descriptors of ROOT and FORMAT */
+	int lock;        /* held, or -1 */
+	bool own;        /* what is added is the store's own, which doesn't change */
+	bool hints;      /* what is added was named by who may be hostile: code of programs and libraries alone */
+	bool preparing;  /* what is added is noted: a program's libraries, whose paths have the root's in front */
+	size_t root_len; /* of that */
 	char path[4096];
 };
 
@@ -50,6 +53,10 @@ struct store {
  * directory that is not the caller's, or that others can write, is -EPERM. */
 int store_open(struct store *s, bool make, struct kx_err *err);
 void store_close(struct store *s);
+/* What to do about an errno of the store. */
+const char *store_remedy(int e);
+/* Remove what a writer that was killed has left half written. Becomes the writer for that. */
+void store_tidy(struct store *s);
 /* Become the writer. 0, or -EAGAIN without waiting. */
 int store_lock(struct store *s);
 /* Prepare the text of path at file offset off, len bytes as mapped. 1: stored now; 0: it was there. -errno else. */
@@ -61,11 +68,14 @@ int store_add_copy(struct store *s, const char *path, struct kx_err *err);
 bool store_is_copy(const struct store_entry *e);
 /* All executable segments of an ELF file. Returns how many were stored now, or -errno. */
 int store_add_file(struct store *s, const char *path, struct kx_err *err);
+/* Call fn for each entry until it returns nonzero, which is returned; -errno when the index, or an entry, can't be looked at:
+ * then nothing is known of the rest. Not sound: what it says is nothing, and its path is that of its file. */
 int store_each(struct store *s, int (*fn)(const struct store_entry *e, bool sound, void *arg), void *arg);
-/* Compare an image with its name: 0, -ENOENT, -EBADMSG. */
+/* Compare an image with its name: 0, -ENOENT, -EBADMSG; another -errno: it can't be looked at now. */
 int store_verify_image(struct store *s, const uint8_t hash[STORE_HASH]);
-/* Remove entries of files that are gone or changed, images without an entry or damaged, files half written, and the
- * directories of other versions. As the writer. Returns how many files it removed. */
+/* Remove entries of files that are gone or changed, images without an entry or damaged, files half written, notes
+ * of programs that are gone, and the directories of other versions. As the writer. Returns how many files it removed; -errno: what can't be looked at now
+ * is kept, and so is the rest. */
 int store_gc(struct store *s, struct kx_err *err);
 void store_hex(const uint8_t hash[STORE_HASH], char out[2 * STORE_HASH + 1]);
 /* Append to the history: one line of JSON with time, event, object, detail (NULL: none). 0 or -errno. */

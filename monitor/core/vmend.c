@@ -210,7 +210,8 @@ static _Noreturn void closer(int sock)
 {
 	struct epoll_event e[EVENTS];
 	bool open = true;
-	if (!apart_begin(&sock, 1, PVM_THREADS "vmend"))
+	int *keep = &sock;
+	if (!apart_begin(&keep, 1, PVM_THREADS "vmend"))
 		_exit(1);
 	events_fd = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event of_socket = { .events = EPOLLIN, .data.u32 = OF_SOCKET };

@@ -20,7 +20,7 @@
 /* ---- links ----------------------------------------------------------------------------------------------------- */
 
 /* The host names our memory files and its own procfs in its own way. */
-/* The terminal of the host's that the view has under this name (jail.c)? */
+/* The terminal of the host's that the view has under this name (jail_view.c)? */
 static bool is_console(int fd)
 {
 	struct stat a, b;

@@ -94,6 +94,105 @@ def errors_of_output():
 
 
 @test
+def errors_are_whole():
+    """However long what it is about is: why, and what to do, is at the end."""
+    with lib.Dir() as d:
+        long = d + "/" + "/".join(["x" * 200] * 18)
+        os.makedirs(long)
+        for argv in (["lib", "add"], ["lib", "sign", "--key", "/nonexistent"], ["lib", "verify"], ["lib", "trust"],
+                     ["lib", "revoke"], ["lib", "keygen"], ["lib", "policy", "check"], ["update", "1"]):
+            argv = [lib.KYLINX, *argv, long + ("" if "keygen" in argv else "/none")]
+            text = one_error(lib.run(argv, cwd="/", env={"KYLINX_STORE": d + "/s", "KYLINX_CONFIG": d + "/c"}), 125,
+                             " ".join(argv)[:60])
+            assert len(text) < 540, text
+        text = one_error(lib.run([lib.KYLINX, "lib", "list"], cwd="/", env={"KYLINX_STORE": long + "/" + "y" * 400}), 125,
+                         "a store with a long name")
+
+
+@test
+def errors_of_limits():
+    """A limit is an error of one line. What can't be looked at for it is not taken for damaged, or for gone."""
+    with lib.Dir() as d:
+        env = {"KYLINX_STORE": d + "/s", "KYLINX_CONFIG": d + "/c"}
+        shell("cp /bin/true $D/x && $K lib add /bin/true /bin/false && $K lib keygen $D/k && $K lib trust $D/k.pub &&"
+              " $K lib sign $D/x --key $D/k", env={**env, "D": d})
+        files = sorted(os.path.join(top, n) for top, _, names in os.walk(d) for n in names)
+        assert sum("/index/" in f for f in files) == 2 and d + "/x.kxsig" in files, files
+        for n in range(4, 12):
+            for argv, want in (("lib list", rb"(?s).*/true\n.*"), ("lib verify", rb".* 0 damaged; .*\n"),
+                               ("lib gc", rb"0 removed\n"), ("lib trust", rb"k .*\n"), ("lib history", rb"(?s)\{.*"),
+                               ("lib show true", rb"(?s)path .*"), ("lib policy check", rb".*no errors\n")):
+                r = shell(f"ulimit -n {n}; exec $K {argv}", env=env)
+                if r.status:
+                    one_error(r, 125, f"{n} descriptors: {argv}")
+                else:
+                    assert re.fullmatch(want, r.out) and not r.err, f"{n} descriptors: {argv}: {r.out} {r.err}"
+        for argv in (f"lib sign {d}/x --key {d}/k", f"lib keygen {d}/new", "lib revoke k", f"lib trust {d}/k.pub --expires 9d",
+                     "lib add /bin/cat"):
+            r = shell(f"(ulimit -f 0; $K {argv}; echo $?) 2>&1 | cat", env=env)  # it is for files that hold output, too
+            text = r.out.decode()
+            assert text.endswith("\n125\n") and ERROR.fullmatch(text[:-4]) and "File too large" in text, text
+        expect(sorted(os.path.join(top, n) for top, _, names in os.walk(d) for n in names), files, "files")
+        expect(shell("$K lib verify; $K lib gc", env=env).out[-10:], b"0 removed\n", "the store")
+
+
+@test
+def errors_of_what_waits():
+    """Nothing waits for a FIFO, or for ever for somebody else's lock."""
+    with lib.Dir() as d:
+        env = {"KYLINX_STORE": d + "/s", "KYLINX_CONFIG": d + "/c", "HOME": d}
+        os.mkfifo(d + "/f")
+        os.mkdir(d + "/s")
+        for argv in (["update", "1"], ["lib", "add"], ["lib", "sign", "--key", d + "/f"], ["lib", "trust"],
+                     ["lib", "revoke"], ["lib", "policy", "check"], ["lib", "policy", "test"],
+                     ["run", "--policy", d + "/f", "--"], ["run", "--root"]):
+            one_error(lib.run([lib.KYLINX, *argv, d + "/f"], 20, cwd="/", env=env), 125, " ".join(argv))
+        os.mkfifo(d + "/s/history")
+        expect(lib.run([lib.KYLINX, "lib", "history"], 20, env=env).err.count(b"\n"), 0, "a history that is a FIFO")
+        os.makedirs(d + "/c/keys", exist_ok=True)
+        holder = subprocess.Popen(["flock", d + "/c/keys/.lock", "sleep", "1000"], start_new_session=True)
+        try:
+            while not os.path.exists(d + "/c/keys/.lock"):
+                time.sleep(0.01)
+            text = one_error(shell(f"exec $K lib revoke {'1' * 32}", timeout=60, env=env), 125, "a lock that is held")
+            assert "holds it" in text, text
+        finally:
+            lib.group_kill(holder)
+
+
+# A process with an IPC namespace of its own, and what a family has in the registry.
+LISTED = """mount -t tmpfs -o mode=755 none /run && mkdir -m 700 /run/kylinx && {{ sleep 1000 & }} && p=$! &&
+set -- $(cat /proc/$p/stat) && shift 21 && f=/run/kylinx/$p-$1.x && set -- $(stat -L -c "%d %i" /proc/$p/ns/ipc) &&
+printf "kylinx 1\\nprogram /bin/sleep\\nfamily 3 1 1\\nipc $1 $2\\nend\\n" >$f && exec 8<$f && flock -s 8 && {}; kill $p"""
+
+
+@test
+def few_descriptors_hide_no_family():
+    look = 'for n in 3 4 5 6 7 8 9 20; do (exec 8<&- 2>&1; ulimit -n $n; exec $K ps); echo "status $? $n"; done; ls /run/kylinx'
+    r = in_namespace("exec unshare -i sh -c \"$SCRIPT\"", env={"SCRIPT": LISTED.format(look)})
+    parts = re.split(r"status (\d+) \d+\n", r.out.decode())
+    for text, status in zip(parts[:-1:2], parts[1::2]):
+        assert status == "125" and ERROR.fullmatch(text) or status == "0" and "sleep 1000" in text, r.out
+    expect((parts[1], parts[15], parts[16].count("\n")), ("125", "0", 1), f"{r.out} {r.err}")
+
+
+@test
+def setuid():
+    if os.geteuid():
+        raise Skip("run as root")
+    with lib.Dir() as d:
+        os.chmod(d, 0o755)
+        shutil.copy(lib.KYLINX, d + "/k")
+        for mode in (0o4755, 0o2755, 0o755):
+            os.chmod(d + "/k", mode)
+            r = lib.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", d + "/k", "--version"], cwd="/")
+            if mode == 0o755:
+                expect((r.status, r.err), (0, b""), "without")
+            elif not os.statvfs(d).f_flag & os.ST_NOSUID:
+                assert "setuid" in one_error(r, 125, "setuid, setgid"), r.err
+
+
+@test
 def errors_of_the_machine():
     one_error(in_namespace("mount -t tmpfs none /proc; exec $K run --log error -- true"), 125, "no /proc")
     one_error(in_namespace("mount -t tmpfs none /dev; exec $K run -- true"), 125, "no /dev/kvm")
@@ -354,4 +453,5 @@ def stopped_and_continued():
 
 
 if __name__ == "__main__":
-    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use",)))
+    sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use", "errors_are_whole", "errors_of_limits", "setuid", "few_descriptors_hide_no_family",
+                                                         "errors_of_what_waits")))

@@ -489,6 +489,27 @@ def root_image_with_hostile_links():
 
 
 @test
+def directories_that_become_links():
+    """Between the look at a directory and the moment at which the view takes it, its place is taken by a link elsewhere."""
+    with Dir() as d:
+        here = os.path.dirname(os.path.abspath(__file__))
+        subprocess.run(["gcc", "-O1", "-Wall", "-D_GNU_SOURCE", "-o", d + "/meddle", here + "/meddle.c"], check=True)
+        for name in ("img", "v", "secret"):
+            os.mkdir(f"{d}/{name}")
+        image(d + "/img")
+        with open(d + "/secret/s3cret", "w") as f:
+            f.write("x")
+        for options, taken in ((["--root", d + "/img"], d + "/img/etc"), (["--volume", f"{d}/v:/v"], d + "/v")):
+            script = f"mv {taken} {taken}.was && ln -s {d}/secret {taken}"
+            r = subprocess.run([d + "/meddle", taken, script, KYLINX, "run", *options, "--", "/bin/sh", "-c",
+                                "echo /etc/* /v/*"], capture_output=True, text=True, timeout=TIMEOUT, cwd="/")
+            expect((r.returncode, "s3cret" in r.stdout, r.stderr.count("\n"), "Too many levels" in r.stderr),
+                   (125, False, 1, True), f"{options}: {r.stdout} {r.stderr}")
+            os.unlink(taken)
+            os.rename(taken + ".was", taken)
+
+
+@test
 def service_thread():
     """--io: who answers; never with one processor; no time while the program waits; seen by nobody inside."""
     code = "import os\nfor _ in range(3000): os.getpgid(0)\nprint(os.listdir('/proc/self/task') == [str(os.getpid())])"

@@ -136,6 +136,14 @@ def gone(port):
 
 
 @test
+def started_without_input():
+    """What the helper has may have the number of a standard stream then."""
+    port, data = lib.free_port(), os.urandom(1000)
+    with Family(["-p", f"{port}:9001"], echo(9001), prefix=("sh", "-c", 'exec "$@" <&-', "sh")):
+        expect(tcp("127.0.0.1", port, data) == data, True, "the port")
+
+
+@test
 def tcp_and_udp_both_families():
     a, b = lib.free_port(), lib.free_port()
     with Family(["-p", f"{a}:9001", "--publish", f"{b}:9001/udp"], echo(9001)):

@@ -396,6 +396,52 @@ def checks(p):
 
 
 @test
+def checks_are_quick(p):
+    """However a file of the greatest size is filled."""
+    many = "".join(f"[program /a{i:x}]\nallow\n" for i in range(4095)) + "[default]\nallow\n"
+    for text, status, want in ((many, 0, "4096 sections, 4096 rules"), ("[program /x]\nallow\n" + many, 1, "more than 4096 sections"),
+                               ("".join(f"[program /a{i:x}]\n" for i in range(60000)), 1, r":4097: more than 4096 sections"),
+                               ("[default]\n" + "allow path /**a*\n" * 60000, 0, "60000 rules"),
+                               ("[default]\nallow path /" + "*a" * 500000 + "\n", 1, ":2: a pattern is empty, or longer"),
+                               ("[default]\nallow" + " " * 1000000 + "\n", 0, "1 rules")):
+        began = time.monotonic()
+        out = p.run("policy", "check", p.policy(text), status=status)
+        assert re.search(want, out), out[-300:]
+        assert time.monotonic() - began < lib.limit(10), f"{text[:20]}...: {time.monotonic() - began:.1f} s"
+
+
+@test
+def links_to_policies(p):
+    """A link on the way counts as what it leads to does."""
+    path = p.policy("[default]\nallow\n")
+    d = p.d
+    for link, to in (("a", path), ("b", "a"), ("up", "c/../c"), ("c2", "c"), ("round", "round")):
+        os.symlink(to, f"{d}/{link}")
+    for name in (f"{d}/a", f"{d}/b", f"{d}/up/policy", f"{d}/c2/../c2//./policy", f"{d}/up/../a"):
+        p.run("policy", "check", name, out="no errors")
+    for name, want in ((f"{d}/round", b"Too many levels"), (f"{d}/a/x", b"Not a directory"), (f"{d}/a/", b"Not a directory"),
+                       (f"{d}/none/../a", b"No such file"), ("", b"No such file"), (f"{d}/" + "x/" * 2100, b"too long"),
+                       (f"{d}", b"no regular file")):
+        p.run("policy", "check", name, status=125, err=want)
+    p.run("policy", "check", "c2/policy", cwd=d, out="no errors")
+    if os.geteuid():
+        raise Skip("run as root")
+    os.mkdir(f"{d}/shared")
+    os.chmod(f"{d}/shared", 0o1777)
+    os.symlink(path, f"{d}/shared/mine")
+    os.symlink(path, f"{d}/shared/link")
+    os.symlink(f"{d}/c", f"{d}/shared/dir")
+    os.symlink("shared/link", f"{d}/far")
+    for name in "link", "dir":
+        os.lchown(f"{d}/shared/{name}", 65534, 65534)
+    p.run("policy", "check", f"{d}/shared/mine", out="no errors")
+    for name in "shared/link", "far", "shared/dir/policy":
+        p.run("policy", "check", f"{d}/{name}", status=125, err=b"it is user 65534's link")
+    os.chmod(f"{d}/shared", 0o777)
+    p.run("policy", "check", f"{d}/shared/mine", status=125, err=b"others can write it")
+
+
+@test
 def shows(p):
     p.key("release")
     p.policy("deny not owner root,user  # all\n[program \"/opt/a b/*\"]\nmode warn\njit allow\n"

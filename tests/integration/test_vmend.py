@@ -106,6 +106,21 @@ def ask(p, what):
 
 
 @test
+def without_standard_streams():
+    """Its socket may have had the number of one."""
+    for script in ('exec "$@" <&-', 'exec "$@" <&- >&-', 'exec "$@" <&- >&- 2>&-'):
+        p = subprocess.Popen(["sh", "-c", script, "sh", *lib.pvm(["/bin/sleep", "1000"])], start_new_session=True, cwd="/",
+                             stdout=subprocess.DEVNULL)
+        try:
+            until(lambda: lib.read(f"/proc/{p.pid}/comm") == "sleep\n", "the program")
+            until(lambda: closers() and held(closers()[0]), f"a closer that holds the VM: {script}", 10)
+        finally:
+            p.kill()
+            p.wait()
+        until(lambda: not closers(), "the closer ends with the family", 20)
+
+
+@test
 def it_has_nothing_of_the_family():
     pipe = os.pipe()
     try:
