@@ -584,6 +584,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.pid = getpid();
 	pvm.fd_limit = st->fd_limit;
 	pvm.fd_max = st->fd_max;
+	fd_limit_lift(); /* once for all that is opened */
 	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
 	pvm.shadow_paging = st->shadow_paging;
 	tsc_adopt(st->tsc);
@@ -641,6 +642,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		return r;
 	if (st->program_fd >= 0)
 		close(st->program_fd);
+	fd_limit_drop();
 	setrlimit(RLIMIT_NOFILE, &st->limits[RLIMIT_NOFILE]);
 	start_program(&start, st->sigmask);
 }
