@@ -43,6 +43,8 @@
 #define G_DEV 2 /* device nodes work */
 #define G_ONE 4 /* without the mounts below it */
 #define G_OPT 8 /* nothing to do when the source isn't there */
+#define G_NEW \
+	16 /* what the destination names is missing, in a directory that root_make() has made: no need to look for it */
 
 #define HOST_RO (G_RO | G_OPT)
 
@@ -271,13 +273,29 @@ static int attach(int tree, int at)
 	return (int)syscall(SYS_move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 }
 
+static int attach_new(struct jail *j, int tree, const char *dst, bool dir)
+{
+	if (dir ? mkdirat(j->root, dst + 1, 0755) : mknodat(j->root, dst + 1, S_IFREG | 0644, 0))
+		return -1;
+	return (int)syscall(SYS_move_mount, tree, "", j->root, dst + 1, MOVE_MOUNT_F_EMPTY_PATH);
+}
+
+static int attach_found(struct jail *j, int tree, const char *dst, bool dir)
+{
+	int at = view_make(j, dst, dir), r = at < 0 ? -1 : attach(tree, at), e = errno;
+	if (at >= 0)
+		close(at);
+	errno = e;
+	return r;
+}
+
 /* Show src of the host as dst of the view. 0, or -1 and errno. */
 static int graft(struct jail *j, const char *src, const char *dst, unsigned how)
 {
 	struct mount_attr attr = { .attr_set = MOUNT_ATTR_NOSUID };
 	unsigned rec = how & G_ONE ? 0 : AT_RECURSIVE;
 	struct stat st;
-	int at = -1, r = -1;
+	int r = -1;
 	int tree = (int)syscall(SYS_open_tree, AT_FDCWD, src, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | rec);
 	if (tree < 0)
 		return how & G_OPT && errno == ENOENT ? 0 : -1;
@@ -285,12 +303,9 @@ static int graft(struct jail *j, const char *src, const char *dst, unsigned how)
 		attr.attr_set |= MOUNT_ATTR_RDONLY;
 	if (!(how & G_DEV))
 		attr.attr_set |= MOUNT_ATTR_NODEV;
-	if (!syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | rec, &attr, sizeof(attr)) && !fstat(tree, &st) &&
-	    (at = view_make(j, dst, S_ISDIR(st.st_mode))) >= 0)
-		r = attach(tree, at);
+	if (!syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | rec, &attr, sizeof(attr)) && !fstat(tree, &st))
+		r = (how & G_NEW ? attach_new : attach_found)(j, tree, dst, S_ISDIR(st.st_mode));
 	int e = errno;
-	if (at >= 0)
-		close(at);
 	close(tree);
 	errno = e;
 	return r;
@@ -420,7 +435,7 @@ static int dev_make(struct jail *j)
 	EACH(i, nodes) {
 		snprintf(path, sizeof(path), "/dev/%s", nodes[i]);
 		/* Read-only is no matter of what is written to a device, but of the node: its owner and mode are the host's. */
-		if (graft_host(j, path, G_RO | G_DEV | G_OPT))
+		if (graft_host(j, path, G_RO | G_DEV | G_OPT | G_NEW))
 			return -1;
 	}
 	if (fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
@@ -522,7 +537,7 @@ static int sys_make(struct jail *j)
 	/* With --cpus, processors are not told by node. */
 	size_t n = sizeof(show) / sizeof(*show) - (j->cfg->cpus ? 2 : 0);
 	for (size_t i = 0; i < n; i++)
-		if (graft_host(j, show[i], HOST_RO))
+		if (graft_host(j, show[i], HOST_RO | G_NEW))
 			return -1;
 	return j->cfg->cpus ? sys_cpu_make(j) : 0;
 }
@@ -553,7 +568,7 @@ static int top_make(struct jail *j, const char *dir, const char *name)
 				  "--root %s: a procfs is mounted below %s (unmount it, or copy "
 				  "the image)",
 				  j->cfg->root, src);
-	return graft(j, src, dst, G_RO) ? fail(j, src) : 0;
+	return graft(j, src, dst, G_RO | G_NEW) ? fail(j, src) : 0;
 }
 
 /* resolv.conf is often a symlink into /run, which is private. */
