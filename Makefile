@@ -16,8 +16,9 @@ ifdef SAN
 HOST_CFLAGS += -fsanitize=address,undefined -fno-omit-frame-pointer -DKX_DYNAMIC
 ZYDIS = -lZydis
 else
-HOST_CFLAGS += -fPIE
-STATIC = -static-pie -Wl,-z,pack-relative-relocs $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free)
+HOST_CFLAGS += -fPIE -fdata-sections
+# Variables by alignment: counters and flags, which each process writes, are not between the tables, a page for each.
+STATIC = -static-pie -Wl,-z,pack-relative-relocs -Wl,--sort-section=alignment $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free)
 ZYDIS_A := $(shell $(CC) -print-file-name=libZydis.a)
 ifeq ($(ZYDIS_A),libZydis.a) # Debian has it as a shared library alone
 ZYDIS = $(BUILD)/zydis.o -Wl,-T,$(BUILD)/zydis.lds

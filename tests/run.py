@@ -131,9 +131,14 @@ int pick(int n)
 SOLINK_MAIN = """
 #include <stdio.h>
 extern int counter; extern const char *const names[]; int *where(void); unsigned long apply(int, int); int fill(int), pick(int);
+void solink_begin(void) __attribute__((weak));
 int main(void)
 {
+	if (solink_begin)
+		solink_begin();
 	++*where();
+	if (solink_begin)
+		solink_begin();
 	printf("%d %s %lu %lu %d %d %d\\n", counter, names[2], apply(0, 0), apply(1, 1), fill(1), pick(4), pick(6));
 	return 0;
 }

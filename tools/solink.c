@@ -2,12 +2,14 @@
 /*
  * solink LIBRARY.so OUT: makes of a shared library what can be linked statically, for libraries that a distribution has
  * in no other form: OUT.img (its pages), OUT.S (the same as two sections, its symbols, and what it wants of others) and
- * OUT.lds (for the linker: the distance of the two, which the library's code relies on).
+ * OUT.lds (for the linker: the distance of the two, which the library's code relies on). Who uses the library calls
+ * solink_begin() before, from any thread, as often as it likes.
  *
  * For plain C libraries: no thread-local variables, no functions chosen at run time, nothing to be run at start.
  */
 #include <elf.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,18 +95,45 @@ static void put_address(FILE *out, uint64_t addr)
 		fprintf(out, "solink_text+%#lx", addr);
 }
 
+static bool is_own(const struct reloc *r) { return !r->sym || r->sym->st_shndx; }
+
+/* An address of others'; the library's own are written by solink_begin(). */
 static void put_reloc(FILE *out, const struct reloc *r)
 {
-	fprintf(out, "\t.quad ");
-	if (!r->sym)
-		put_address(out, r->addend);
-	else if (r->sym->st_shndx)
-		put_address(out, r->sym->st_value + r->addend);
-	else if (ELF64_ST_BIND(r->sym->st_info) == STB_WEAK) /* for start and end, which don't happen */
-		fprintf(out, "0");
+	if (is_own(r) || ELF64_ST_BIND(r->sym->st_info) == STB_WEAK) /* for start and end, which don't happen */
+		fprintf(out, "\t.quad 0\n");
 	else
-		fprintf(out, "%s+%#lx", strings + r->sym->st_name, r->addend);
-	fprintf(out, "\n");
+		fprintf(out, "\t.quad %s+%#lx\n", strings + r->sym->st_name, r->addend);
+}
+
+/*
+ * The library's own addresses: where, and what, both from its begin, which they are added to before its first use. A program
+ * that does not use it writes to none of its pages. Who does it a second time, or at the same time, writes the same.
+ */
+static void put_begin(FILE *out, const struct reloc *r, size_t n)
+{
+	fprintf(out, "\t.section .rodata.solink,\"a\",@progbits\n\t.balign 4\nsolink_relocs:\n");
+	for (size_t i = 0; i < n; i++) {
+		if (!is_own(&r[i]))
+			continue;
+		const uint64_t value = r[i].addend + (r[i].sym ? r[i].sym->st_value : 0);
+		if (value > image_len)
+			fail("has an address outside itself");
+		fprintf(out, "\t.long %#lx, %#lx\n", r[i].at, value);
+	}
+	fprintf(out, "solink_relocs_end:\n"
+		     "\t.local solink_begun\n\t.comm solink_begun,1,1\n"
+		     "\t.text\n\t.globl solink_begin\n\t.hidden solink_begin\n\t.type solink_begin,@function\n"
+		     "solink_begin:\n"
+		     "\tcmpb $0, solink_begun(%%rip)\n\tjne 2f\n"
+		     "\tleaq solink_text(%%rip), %%rax\n"
+		     "\tleaq solink_relocs(%%rip), %%rdx\n\tleaq solink_relocs_end(%%rip), %%rcx\n"
+		     "0:\tcmpq %%rcx, %%rdx\n\tje 1f\n"
+		     "\tmovl (%%rdx), %%esi\n\tmovl 4(%%rdx), %%edi\n"
+		     "\taddq %%rax, %%rdi\n\tmovq %%rdi, (%%rax,%%rsi)\n"
+		     "\taddq $8, %%rdx\n\tjmp 0b\n"
+		     "1:\tmovb $1, solink_begun(%%rip)\n2:\tret\n"
+		     "\t.size solink_begin, .-solink_begin\n");
 }
 
 static void assembly(const char *base, const struct reloc *r, size_t n)
@@ -139,6 +168,7 @@ static void assembly(const char *base, const struct reloc *r, size_t n)
 		put_address(out, s->st_value);
 		fprintf(out, "\n");
 	}
+	put_begin(out, r, n);
 	fprintf(out, "\t.section .note.GNU-stack,\"\",@progbits\n");
 	if (fclose(out))
 		fail("cannot write");

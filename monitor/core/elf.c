@@ -2,6 +2,7 @@
 #include "elf.h"
 #include <elf.h>
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 #include "../../abi/kx_abi.h"
@@ -63,7 +64,8 @@ int elf_parse(const uint8_t *head, size_t head_len, uint64_t file_size, struct e
 	uint64_t size, end;
 	int r;
 
-	memset(out, 0, sizeof *out);
+	memset(out, 0, offsetof(struct elf_image, seg)); /* the rest, pages of it, as far as there is something */
+	out->interp[0] = 0;
 	if (head_len > file_size)
 		head_len = file_size;
 	r = check_ident(head, head_len, err);

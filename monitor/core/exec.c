@@ -29,6 +29,7 @@
 
 #define EXEC_MAGIC 0x6378784bu
 #define STRINGS_MAX (8u << 20) /* bytes of arguments and environment; load.c has the exact limit */
+#define STRINGS_MIN 8192
 #define POINTERS_MAX (1u << 20)
 
 /* ---- arguments from the guest ------------------------------------------------------------------------------------ */
@@ -50,7 +51,7 @@ static int strings_room(struct strings *s, size_t extra)
 {
 	if (s->len + extra <= s->cap)
 		return 0;
-	size_t cap = s->cap ? s->cap * 2 : 65536;
+	size_t cap = s->cap ? s->cap * 2 : STRINGS_MIN;
 	while (cap < s->len + extra)
 		cap *= 2;
 	if (cap > 2 * STRINGS_MAX)

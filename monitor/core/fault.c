@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 #include "../../util/log.h"
+#include "../arch/x86_64/patch.h"
 #include "gmem.h"
 #include "sig.h"
 
@@ -342,7 +343,7 @@ static bool find_culprit(struct thread *t, struct kvm_regs *r, struct decode *d)
 	}
 	if (have < 15 && guest_read(code + have, r->rip + have, 15 - have) == 0)
 		have = 15;
-	ZydisDecoderInit(&dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	patch_decoder_init(&dec);
 	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&dec, code, have, &d->ins, d->op))) {
 		/* The instruction goes on in the next page, and that can't be read. */
 		uint64_t next = (r->rip | 4095) + 1;

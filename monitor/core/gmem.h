@@ -116,6 +116,7 @@ uint64_t gmem_sys_alloc(unsigned pages);
 #define GMEM_IDT 0x4000
 #define GMEM_STUBS 0x5000 /* 16 bytes each: exception vector n */
 #define GMEM_LSTAR 0x6000
+#define GMEM_FIXED 0x7000 /* bytes: the end of these */
 /* Bias of the ELF file[0..size) whose text from file offset off is mapped at gva: address = p_vaddr + bias. 0 or -errno. */
 int gmem_load_bias(const uint8_t *file, uint64_t size, uint64_t off, uint64_t gva, uint64_t *bias);
 #endif

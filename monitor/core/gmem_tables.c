@@ -206,6 +206,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 		sys_end = start + more;
 	}
 	sys_next += size;
+	*(uint64_t *)gva_ptr(p) = 0; /* tables are read first: that would be a fault more */
 	return p;
 }
 
@@ -351,6 +352,7 @@ int gmem_populate(uint64_t gva)
 void tables_make(void)
 {
 	uint64_t *pml4 = table(KX_SYS_BASE + GMEM_PML4), *hi = table(KX_SYS_BASE + 0x2000);
+	madvise(pml4, GMEM_FIXED, MADV_POPULATE_WRITE); /* in one call; if not, as they are touched */
 	pml4[0] = (KX_SYS_BASE + 0x1000) | PTE_LEAF;
 	pml4[511] = (KX_SYS_BASE + 0x2000) | PTE_SUP;
 	hi[510] = (KX_SYS_BASE + 0x3000) | PTE_SUP;

@@ -272,12 +272,28 @@ int jail_shut(const char *path)
 	return r;
 }
 
+static int attach_new(struct jail *j, int tree, const char *dst, bool dir)
+{
+	if (dir ? mkdirat(j->root, dst + 1, 0755) : mknodat(j->root, dst + 1, S_IFREG | 0644, 0))
+		return -1;
+	return (int)syscall(SYS_move_mount, tree, "", j->root, dst + 1, MOVE_MOUNT_F_EMPTY_PATH);
+}
+
+static int attach_found(struct jail *j, int tree, const char *dst, bool dir)
+{
+	int at = jail_make(j, dst, dir), r = at < 0 ? -1 : jail_attach(tree, at), e = errno;
+	if (at >= 0)
+		close(at);
+	errno = e;
+	return r;
+}
+
 int jail_graft(struct jail *j, const char *src, const char *dst, unsigned how)
 {
 	struct mount_attr attr = { .attr_set = MOUNT_ATTR_NOSUID };
 	unsigned rec = how & G_ONE ? 0 : AT_RECURSIVE;
 	struct stat st;
-	int at = -1, r = -1;
+	int r = -1;
 	int tree = tree_of(src, how, rec);
 	if (tree < 0)
 		return how & G_OPT && errno == ENOENT ? 0 : -1;
@@ -285,12 +301,9 @@ int jail_graft(struct jail *j, const char *src, const char *dst, unsigned how)
 		attr.attr_set |= MOUNT_ATTR_RDONLY;
 	if (!(how & G_DEV))
 		attr.attr_set |= MOUNT_ATTR_NODEV;
-	if (!syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | rec, &attr, sizeof(attr)) && !fstat(tree, &st) &&
-	    (at = jail_make(j, dst, S_ISDIR(st.st_mode))) >= 0)
-		r = jail_attach(tree, at);
+	if (!syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | rec, &attr, sizeof(attr)) && !fstat(tree, &st))
+		r = (how & G_NEW ? attach_new : attach_found)(j, tree, dst, S_ISDIR(st.st_mode));
 	int e = errno;
-	if (at >= 0)
-		close(at);
 	close(tree);
 	errno = e;
 	return r;

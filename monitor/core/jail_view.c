@@ -47,7 +47,7 @@ static int dev_make(struct jail *j)
 	EACH(i, nodes) {
 		snprintf(path, sizeof(path), "/dev/%s", nodes[i]);
 		/* Read-only is no matter of what is written to a device, but of the node: its owner and mode are the host's. */
-		if (jail_graft_host(j, path, G_RO | G_DEV | G_OPT))
+		if (jail_graft_host(j, path, G_RO | G_DEV | G_OPT | G_NEW))
 			return -1;
 	}
 	if (jail_fs_graft(j, "devpts", pts, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, "/dev/pts"))
@@ -138,7 +138,7 @@ static int sys_make(struct jail *j)
 	/* With --cpus, processors are not told by node. */
 	size_t n = sizeof(show) / sizeof(*show) - (j->cfg->cpus ? 2 : 0);
 	for (size_t i = 0; i < n; i++)
-		if (jail_graft_host(j, show[i], HOST_RO))
+		if (jail_graft_host(j, show[i], HOST_RO | G_NEW))
 			return -1;
 	return j->cfg->cpus ? sys_cpu_make(j) : 0;
 }
@@ -169,7 +169,7 @@ static int top_make(struct jail *j, const char *dir, const char *name)
 				  "--root %s: a procfs is mounted below %s (unmount it, or copy "
 				  "the image)",
 				  j->cfg->root, src);
-	return jail_graft(j, src, dst, G_RO | (j->cfg->root ? G_REAL : 0)) ? jail_fail(j, src) : 0;
+	return jail_graft(j, src, dst, G_RO | G_NEW | (j->cfg->root ? G_REAL : 0)) ? jail_fail(j, src) : 0;
 }
 
 /* resolv.conf is often a symlink into /run, which is private. */

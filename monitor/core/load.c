@@ -468,6 +468,17 @@ static void find_exe(struct load_plan *p, const char *path)
 		snprintf(p->exe, sizeof p->exe, "%s", realpath(path, real) ? real : path);
 }
 
+/* But for the buffers: that would touch pages which most programs need nothing of. */
+static void plan_clear(struct load_plan *p)
+{
+	p->prog.fd = p->interp.fd = -1;
+	p->prog.image = p->interp.image = NULL;
+	p->exe[0] = p->comm[0] = 0;
+	p->who.active = p->who.bytes = false;
+	p->nr_pre = 0;
+	p->skip = p->argc = p->envc = p->string_bytes = 0;
+}
+
 int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct load_plan **plan, struct kx_err *err)
 {
 	static char *none[] = { NULL };
@@ -478,10 +489,10 @@ int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct 
 	*plan = NULL;
 	if (!path[0] && exe_fd < 0)
 		return kx_err_exit(err, ENOENT, 127, "empty path (name a program)");
-	p = calloc(1, sizeof *p);
+	p = malloc(sizeof *p);
 	if (!p)
 		return no_memory(err);
-	p->prog.fd = p->interp.fd = -1;
+	plan_clear(p);
 	p->execfn = path;
 	p->argv = argv ? argv : none;
 	p->envp = envp ? envp : none;

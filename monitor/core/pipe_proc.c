@@ -217,13 +217,20 @@ static void exec_drop(struct kx_pipe *o, unsigned i)
 	pipe_holder_remove(o, state, me);
 }
 
+#define LOOKED_MAX 256 /* of the kind; with more all are looked at a second time */
+
 static bool pipe_seen;
+static int looked[LOOKED_MAX];
+static unsigned nr_looked;
 
 static void look(int fd)
 {
 	struct stat st;
-	if (pipe_seen || HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !pipe_is_kind(&st))
+	if (HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) || !pipe_is_kind(&st))
 		return;
+	if (nr_looked < LOOKED_MAX)
+		looked[nr_looked] = fd;
+	nr_looked++;
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < pipe_headers->used && !pipe_seen; i++)
 		pipe_seen = (pipe_headers->obj[i].state & KX_PIPE_KIND) >= KX_PIPE_LIVE &&
 			    pipe_is_of(&pipe_headers->obj[i], &st);
@@ -243,8 +250,11 @@ void pipe_resume(void)
 	pipe_each_fd_early(look);
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < pipe_headers->used; i++)
 		locks_drop(&pipe_headers->obj[i], (uint32_t)pvm.pid);
-	if (pipe_seen && pipe_map_here())
+	if (pipe_seen && pipe_map_here() && nr_looked > LOOKED_MAX)
 		pipe_each_fd_early(adopt);
+	else if (pipe_mem)
+		for (unsigned i = 0; i < nr_looked; i++)
+			adopt(looked[i]);
 	for (unsigned i = 0; i < KX_PIPE_OBJECTS && i < pipe_headers->used; i++)
 		exec_drop(&pipe_headers->obj[i], i);
 	pipe_hurry_end();

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "pvm.h"
 #include <dirent.h>
+#include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -218,24 +219,64 @@ int pvm_libos_apart(void)
 	return 0;
 }
 
+/*
+ * Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. KVM's shadow page tables map
+ * the neighbours of a page only where the host could write to them; the guest's can't, and no call may name what is there.
+ * What the host's kernel writes by a list of robust locks, when a process has died (robust.h), must be seen by no other
+ * process: pvm_libos_apart().
+ */
+static int libos_copy(size_t size, size_t vdso)
+{
+	const uint64_t keep = pvm.shadow_paging ? PAGES_OF(size) : 0;
+	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		return -errno;
+	memcpy(gva_ptr(KX_LIBOS_BASE), libos_image, size);
+	memcpy(gva_ptr(KX_VDSO_BASE), vdso_image, vdso);
+	mprotect(gva_ptr(KX_LIBOS_BASE + keep), KX_VVAR_BASE - KX_LIBOS_BASE - keep, PROT_READ);
+	return 0;
+}
+
+/* Where in its file the monitor's memory at p comes from; -1: from none. */
+static off_t file_offset(const void *p)
+{
+	extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+	const char *base = __ehdr_start;
+	const Elf64_Ehdr *eh = (const Elf64_Ehdr *)base;
+	const Elf64_Phdr *ph = (const Elf64_Phdr *)(base + eh->e_phoff);
+	const uint64_t at = (const char *)p - base; /* the monitor is linked to 0 */
+	for (unsigned i = 0; i < eh->e_phnum; i++)
+		if (ph[i].p_type == PT_LOAD && at >= ph[i].p_vaddr && at - ph[i].p_vaddr < ph[i].p_filesz)
+			return (off_t)(at - ph[i].p_vaddr + ph[i].p_offset);
+	return -1;
+}
+
+/* An image that the monitor carries, whole pages, as it is in the monitor's file: nobody copies it, and all pVMs have one. */
+static int image_show(uint64_t gva, const uint8_t *image, size_t size)
+{
+	const off_t off = file_offset(image);
+	if (off < 0 ||
+	    mmap(gva_ptr(gva), PAGES_OF(size), PROT_READ, MAP_SHARED | MAP_FIXED, pvm.exe_fd, off) == MAP_FAILED)
+		return off < 0 ? -ENOEXEC : -errno;
+	return 0;
+}
+
+static int libos_show(size_t size, size_t vdso)
+{
+	if (mprotect(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ))
+		return -errno;
+	const int r = image_show(KX_LIBOS_BASE, libos_image, size);
+	return r ? r : image_show(KX_VDSO_BASE, vdso_image, vdso);
+}
+
 static int libos_load(struct kx_err *err)
 {
 	size_t size = libos_image_end - libos_image, vdso = vdso_image_end - vdso_image;
 	if (size > KX_LIBOS_SIZE || vdso > KX_VVAR_BASE - KX_VDSO_BASE)
 		return kx_err_set(err, EFBIG, "LibOS: the image does not fit (rebuild KylinX)");
-	/*
-	 * Shared, never to be written again: a fork has nothing to do for it, and KVM nothing to drop. KVM's shadow page
-	 * tables map the neighbours of a page only where the host could write to them; the guest's can't, and no call may
-	 * name what is there. What the host's kernel writes by a list of robust locks, when a process has died (robust.h), must
-	 * be seen by no other process: pvm_libos_apart().
-	 */
-	uint64_t keep = pvm.shadow_paging ? PAGES_OF(size) : 0;
-	if (mmap(gva_ptr(KX_LIBOS_BASE), KX_VVAR_BASE - KX_LIBOS_BASE, PROT_READ | PROT_WRITE,
-		 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
-		return kx_err_set(err, errno, "LibOS: no memory: %s (free some memory)", strerror(errno));
-	memcpy(gva_ptr(KX_LIBOS_BASE), libos_image, size);
-	memcpy(gva_ptr(KX_VDSO_BASE), vdso_image, vdso);
-	mprotect(gva_ptr(KX_LIBOS_BASE + keep), KX_VVAR_BASE - KX_LIBOS_BASE - keep, PROT_READ);
+	const int r = pvm.shadow_paging || pvm.exe_fd < 0 ? libos_copy(size, vdso) : libos_show(size, vdso);
+	if (r)
+		return kx_err_set(err, -r, "LibOS: no memory: %s (free some memory)", strerror(-r));
 	memcpy(&pvm.libos, gva_ptr(KX_LIBOS_BASE), sizeof pvm.libos);
 	if (pvm.libos.magic != KX_LIBOS_MAGIC || pvm.libos.version != KX_ABI_VERSION)
 		return kx_err_set(err, EINVAL, "LibOS: the image is of another version (rebuild KylinX)");
@@ -561,6 +602,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	pvm.pid = getpid();
 	pvm.fd_limit = st->fd_limit;
 	pvm.fd_max = st->fd_max;
+	fd_limit_lift(); /* once for all that is opened */
 	vm_adopt(st->kvm_fd, st->kvm_run_size, st->xcr0, cpuid);
 	pvm.shadow_paging = st->shadow_paging;
 	tsc_adopt(st->tsc);
@@ -618,6 +660,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		return r;
 	if (st->program_fd >= 0)
 		close(st->program_fd);
+	fd_limit_drop();
 	setrlimit(RLIMIT_NOFILE, &st->limits[RLIMIT_NOFILE]);
 	start_program(&start, st->sigmask);
 }

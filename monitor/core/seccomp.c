@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The filter is made from a table of actions by call number: equal neighbours become ranges, and a binary search
- * over the ranges becomes BPF. Made by hand because a start must not wait for a library that costs milliseconds.
+ * over the ranges becomes BPF, whose leaves share what they return: the kernel checks, translates and compiles each instruction
+ * at each start. Made by hand because a start must not wait for a library that costs milliseconds.
  *
  * Calls with constant actions are answered by the kernel's bitmap without running the filter.
  */
@@ -27,8 +28,8 @@
 #include "../../abi/kx_hcall.h"
 #include "pvm.h"
 
-#define NR_CALLS 512 /* numbers at and above it are ENOSYS */
-#define MAX_INSNS 2048
+#define NR_CALLS 512  /* numbers at and above it are ENOSYS */
+#define MAX_INSNS 250 /* a conditional jump leads over so many */
 
 enum action { A_ENOSYS, A_ALLOW, A_KILL, A_SOCKET, A_CLONE, A_PROT, A_MMAP, A_EXEC, A_IOCTL, A_SHMAT, A_PERSONALITY };
 
@@ -105,9 +106,14 @@ static const struct {
 	{ SYS_ioctl, A_IOCTL },   { SYS_shmat, A_SHMAT },       { SYS_personality, A_PERSONALITY },
 };
 
+/* Filled from its end on, since jumps lead forward: what they lead to is there. All of it is near enough to be jumped to. */
 struct program {
-	struct sock_filter insn[MAX_INSNS];
-	unsigned n;
+	struct sock_filter insn[MAX_INSNS + 1];
+	unsigned at; /* the first; 0: there was no room */
+	struct {
+		uint32_t what;
+		unsigned at; /* 0: none */
+	} ret[8];            /* as many as there are different ones, and an empty one */
 };
 
 struct range {
@@ -115,43 +121,61 @@ struct range {
 	enum action action;
 };
 
-static void emit(struct program *p, unsigned code, unsigned jt, unsigned jf, uint32_t k)
+/* Before all that is there. Its place. */
+static unsigned emit(struct program *p, unsigned code, unsigned jt, unsigned jf, uint32_t k)
 {
-	if (p->n < MAX_INSNS)
-		p->insn[p->n] = (struct sock_filter){ (uint16_t)code, (uint8_t)jt, (uint8_t)jf, k };
-	p->n++;
+	if (p->at)
+		p->insn[--p->at] = (struct sock_filter){ (uint16_t)code, (uint8_t)jt, (uint8_t)jf, k };
+	return p->at;
 }
 
-static void emit_ret(struct program *p, uint32_t what) { emit(p, BPF_RET | BPF_K, 0, 0, what); }
+/* The place of the instruction that returns it. */
+static unsigned emit_ret(struct program *p, uint32_t what)
+{
+	unsigned i = 0;
+	while (p->ret[i].at && p->ret[i].what != what)
+		i++;
+	if (!p->ret[i].at) {
+		p->ret[i].what = what;
+		p->ret[i].at = emit(p, BPF_RET | BPF_K, 0, 0, what);
+	}
+	return p->ret[i].at;
+}
+
+/* What is in the accumulator compared with k leads to one of two places. */
+static unsigned emit_if(struct program *p, unsigned how, uint32_t k, unsigned yes, unsigned no)
+{
+	return emit(p, BPF_JMP | how | BPF_K, yes - p->at, no - p->at, k);
+}
 
 #define REFUSE(e) (SECCOMP_RET_ERRNO | (e))
 
-static void emit_arg(struct program *p, int i)
+/* Its value then decides, by what was emitted last. */
+static unsigned emit_arg(struct program *p, int i)
 {
 	/* The low half: all of these are ints for the kernel, or have their flags there. */
-	emit(p, BPF_LD | BPF_W | BPF_ABS, 0, 0, (uint32_t)(offsetof(struct seccomp_data, args) + 8 * (size_t)i));
+	return emit(p, BPF_LD | BPF_W | BPF_ABS, 0, 0, (uint32_t)(offsetof(struct seccomp_data, args) + 8 * (size_t)i));
 }
 
 /* Argument i is one of values[n]: yes, else no. */
-static void emit_one_of(struct program *p, int i, const uint32_t *values, unsigned n, uint32_t yes, uint32_t no)
+static unsigned emit_one_of(struct program *p, int i, const uint32_t *values, unsigned n, uint32_t yes, uint32_t no)
 {
-	emit_arg(p, i);
-	for (unsigned v = 0; v < n; v++)
-		emit(p, BPF_JMP | BPF_JEQ | BPF_K, n - v, 0, values[v]);
-	emit_ret(p, no);
-	emit_ret(p, yes);
+	const unsigned found = emit_ret(p, yes);
+	unsigned next = emit_ret(p, no);
+	while (n)
+		next = emit_if(p, BPF_JEQ, values[--n], found, next);
+	return emit_arg(p, i);
 }
 
 /* Argument i has any of these bits: refuse with EPERM. */
-static void emit_no_bits(struct program *p, int i, uint32_t bits)
+static unsigned emit_no_bits(struct program *p, int i, uint32_t bits)
 {
-	emit_arg(p, i);
-	emit(p, BPF_JMP | BPF_JSET | BPF_K, 0, 1, bits);
-	emit_ret(p, REFUSE(EPERM));
-	emit_ret(p, SECCOMP_RET_ALLOW);
+	const unsigned refuse = emit_ret(p, REFUSE(EPERM)), allow = emit_ret(p, SECCOMP_RET_ALLOW);
+	emit_if(p, BPF_JSET, bits, refuse, allow);
+	return emit_arg(p, i);
 }
 
-static void emit_action(struct program *p, enum action a)
+static unsigned emit_action(struct program *p, enum action a)
 {
 	static const uint32_t families[] = { AF_UNIX, AF_INET, AF_INET6, AF_NETLINK };
 	static const uint32_t typing[] = { TIOCSTI, TIOCLINUX };
@@ -160,80 +184,51 @@ static void emit_action(struct program *p, enum action a)
 				    CLONE_NEWPID | CLONE_NEWNET;
 	switch (a) {
 	case A_ENOSYS:
-		emit_ret(p, REFUSE(ENOSYS));
-		break;
+		return emit_ret(p, REFUSE(ENOSYS));
 	case A_ALLOW:
-		emit_ret(p, SECCOMP_RET_ALLOW);
-		break;
+		return emit_ret(p, SECCOMP_RET_ALLOW);
 	case A_KILL:
-		emit_ret(p, SECCOMP_RET_KILL_PROCESS);
 		break;
 	case A_SOCKET:
-		emit_one_of(p, 0, families, 4, SECCOMP_RET_ALLOW, REFUSE(EAFNOSUPPORT));
-		break;
+		return emit_one_of(p, 0, families, 4, SECCOMP_RET_ALLOW, REFUSE(EAFNOSUPPORT));
 	case A_CLONE:
-		emit_no_bits(p, 0, namespaces);
-		break;
+		return emit_no_bits(p, 0, namespaces);
 	case A_PROT:
-		emit_no_bits(p, 2, PROT_EXEC);
-		break;
+		return emit_no_bits(p, 2, PROT_EXEC);
 	case A_MMAP:
 #ifdef KX_DYNAMIC
 	{ /* the loader of the next exec maps text, never writable */
-		static const uint32_t text[] = { PROT_READ | PROT_EXEC };
-		emit_arg(p, 2);
-		emit(p, BPF_JMP | BPF_JSET | BPF_K, 1, 0, PROT_EXEC);
-		emit_ret(p, SECCOMP_RET_ALLOW);
-		emit_one_of(p, 2, text, 1, SECCOMP_RET_ALLOW, REFUSE(EPERM));
-		break;
+		const unsigned refuse = emit_ret(p, REFUSE(EPERM)), allow = emit_ret(p, SECCOMP_RET_ALLOW);
+		const unsigned text = emit_if(p, BPF_JEQ, PROT_READ | PROT_EXEC, allow, refuse);
+		emit_if(p, BPF_JSET, PROT_EXEC, text, allow);
+		return emit_arg(p, 2);
 	}
 #else /* all of the monitor's code is in its file, which the kernel maps */
-		emit_no_bits(p, 2, PROT_EXEC);
-		break;
+		return emit_no_bits(p, 2, PROT_EXEC);
 #endif
 	case A_EXEC: { /* of the monitor itself, and nothing else */
 		const uint32_t self_fd[] = { (uint32_t)pvm.exe_fd, pvm.fd_max };
-		if (pvm.exe_fd < 0) {
-			emit_ret(p, SECCOMP_RET_KILL_PROCESS);
+		if (pvm.exe_fd < 0)
 			break;
-		}
-		emit_one_of(p, 0, self_fd, 2, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS);
-		break;
+		return emit_one_of(p, 0, self_fd, 2, SECCOMP_RET_ALLOW, SECCOMP_RET_KILL_PROCESS);
 	}
 	case A_IOCTL:
-		emit_one_of(p, 1, typing, 2, REFUSE(EPERM), SECCOMP_RET_ALLOW);
-		break;
+		return emit_one_of(p, 1, typing, 2, REFUSE(EPERM), SECCOMP_RET_ALLOW);
 	case A_SHMAT:
-		emit_no_bits(p, 2, SHM_EXEC);
-		break;
+		return emit_no_bits(p, 2, SHM_EXEC);
 	case A_PERSONALITY:
-		emit_one_of(p, 0, query, 1, SECCOMP_RET_ALLOW, REFUSE(EPERM));
-		break;
+		return emit_one_of(p, 0, query, 1, SECCOMP_RET_ALLOW, REFUSE(EPERM));
 	}
+	return emit_ret(p, SECCOMP_RET_KILL_PROCESS);
 }
 
 /* Code that decides among ranges [lo, hi), with the number in the accumulator. */
-static void emit_search(struct program *p, const struct range *r, unsigned lo, unsigned hi)
+static unsigned emit_search(struct program *p, const struct range *r, unsigned lo, unsigned hi)
 {
-	if (hi - lo == 1) {
-		emit_action(p, r[lo].action);
-		return;
-	}
-	unsigned mid = (lo + hi) / 2, at = p->n, skip;
-	emit(p, BPF_JMP | BPF_JGE | BPF_K, 0, 0, r[mid].first);
-	emit_search(p, r, lo, mid);
-	if (p->n >= MAX_INSNS)
-		return;
-	skip = p->n - at - 1;
-	if (skip <= 255) {
-		p->insn[at].jt = (uint8_t)skip;
-	} else { /* too far for a conditional jump: make room for a long one, taken by falling into it */
-		memmove(p->insn + at + 2, p->insn + at + 1, skip * sizeof(*p->insn));
-		p->insn[at].jf = 1;
-		p->insn[at + 1] = (struct sock_filter)BPF_STMT(BPF_JMP | BPF_JA, skip);
-		p->n++;
-	}
-	emit_search(p, r, mid, hi);
+	if (hi - lo == 1)
+		return emit_action(p, r[lo].action);
+	const unsigned mid = (lo + hi) / 2, above = emit_search(p, r, mid, hi), below = emit_search(p, r, lo, mid);
+	return emit_if(p, BPF_JGE, r[mid].first, above, below);
 }
 
 static void set(uint8_t *actions, const short *nrs, size_t n, enum action a)
@@ -259,21 +254,23 @@ static void build(struct program *p)
 	for (unsigned nr = 0; nr <= NR_CALLS; nr++)
 		if (!nr || actions[nr] != r[n - 1].action)
 			r[n++] = (struct range){ nr, (enum action)actions[nr] };
-	p->n = 0;
+	memset(p->ret, 0, sizeof p->ret);
+	p->at = MAX_INSNS + 1;
+	emit_search(p, r, 0, n); /* more than one: its first instruction is the last that was emitted */
+	const unsigned by_number = emit(p, BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, nr));
+	emit_if(p, BPF_JEQ, AUDIT_ARCH_X86_64, by_number, emit_ret(p, SECCOMP_RET_KILL_PROCESS));
 	emit(p, BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, arch));
-	emit(p, BPF_JMP | BPF_JEQ | BPF_K, 1, 0, AUDIT_ARCH_X86_64);
-	emit_ret(p, SECCOMP_RET_KILL_PROCESS);
-	emit(p, BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, nr));
-	emit_search(p, r, 0, n);
 }
 
 int seccomp_enter(struct kx_err *err)
 {
 	struct program p;
 	build(&p);
-	if (p.n > MAX_INSNS)
-		return kx_err_set(err, E2BIG, "seccomp: filter of %u instructions (raise MAX_INSNS)", p.n);
-	struct sock_fprog prog = { (unsigned short)p.n, p.insn };
+	if (!p.at)
+		return kx_err_set(err, E2BIG,
+				  "seccomp: a filter of more than %d instructions (let far jumps be long ones)",
+				  MAX_INSNS);
+	struct sock_fprog prog = { (unsigned short)(MAX_INSNS + 1 - p.at), p.insn + p.at };
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		return kx_err_set(err, errno, "seccomp: no_new_privs: %s (use a current kernel)", strerror(errno));
 	long r = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &prog);

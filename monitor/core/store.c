@@ -146,7 +146,7 @@ static int dir_open(int at, const char *name, const char *shown, struct kx_err *
 
 static int dir_make(int at, const char *name, const char *shown, bool make, struct kx_err *err)
 {
-	if (make && mkdirat(at, name, 0700) && errno != EEXIST)
+	if (make && faccessat(at, name, F_OK, 0) && mkdirat(at, name, 0700) && errno != EEXIST)
 		return kx_err_set(err, errno, "%s/%s: %s (%s)", shown, name, strerror(errno), store_remedy(errno));
 	return dir_open(at, name, shown, err);
 }

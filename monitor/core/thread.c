@@ -47,10 +47,15 @@ static KX_TOGETHER int nr_renewed;      /* vCPUs in this VM; thr_lock */
 static KX_TOGETHER unsigned nr_ending;  /* that will be that, but nobody knows them yet; thr_lock */
 static KX_TOGETHER int kept_index = -1; /* of the thread that made a fork, in the child: whatever next_index says */
 
-static void area_init(struct thread *t)
+/*
+ * A fresh one is zero. The host touches all of it where KVM maps the neighbours of a page, if they are there; else each page
+ * would cost more than what the guest saves by it.
+ */
+static void area_init(struct thread *t, bool fresh)
 {
 	struct kx_thread *a = t->area;
-	memset(a, 0, KX_AREA_SIZE);
+	if (!fresh || pvm.shadow_paging)
+		memset(a, 0, KX_AREA_SIZE);
 	a->self = t->area_gva;
 	a->entry = pvm.libos.entry;
 	a->cpuid_entry = pvm.libos.cpuid;
@@ -117,14 +122,14 @@ static struct thread *thread_get(int *r)
 	bool child = is_vfork_child();
 	struct thread *t = child ? NULL : pool_get();
 	if (t) {
-		area_init(t);
+		area_init(t, false);
 		return t;
 	}
 	*r = -EAGAIN;
 	t = keeper_needed() ? (struct thread *)KEEPER6(thread_new, 0, 0, 0, 0, 0, 0) : thread_new();
 	if (!t)
 		return NULL;
-	area_init(t);
+	area_init(t, true);
 	*r = vcpu_create(t);
 	if (*r) {
 		kx_log(KX_LOG_WARN, "thread", "no vCPU for a thread: %s", strerror(-*r));

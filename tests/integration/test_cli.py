@@ -634,6 +634,31 @@ def small_pages_of_its_own():
     expect([f"{a}-{e}" for a, e, flags in large if "nh" not in flags], [], "may be of 2 MiB")
 
 
+def translates():
+    """Does the processor translate what guests take for physical addresses?"""
+    for path in ("kvm_intel/parameters/ept", "kvm_amd/parameters/npt"):
+        try:
+            if lib.read(f"/sys/module/{path}").strip() in ("Y", "1"):
+                return True
+        except OSError:
+            pass
+    return False
+
+
+@test
+def libos_of_the_file():
+    """A pVM's LibOS and vDSO are pages of kylinx's own file, as its text is, that nobody can write to; also behind an exec."""
+    if not translates():
+        raise Skip("there each pVM has a copy")
+    for script in ("echo ready; read x", "exec sh -c 'echo ready; read x'"):
+        p = start("sh", "-c", script, stdin=subprocess.PIPE)
+        maps = [line.split() for line in lib.read(f"/proc/{p.pid}/maps").splitlines()]
+        p.communicate("\n", timeout=TIMEOUT)
+        text = {tuple(m[3:5]) for m in maps if m[1] == "r-xp" and m[4] != "0"}
+        found = {m[0].split("-")[0]: (m[1], tuple(m[3:5]) in text) for m in maps}
+        expect([found.get(at) for at in ("7f00000000", "7f00080000")], [("r--s", True)] * 2, script)
+
+
 @test
 def cpus_shown():
     """All that a program can ask agrees, and it can't get more."""

@@ -99,6 +99,10 @@ int patch_entering(const struct kx_site *s, uint64_t rip);
 /* rip is in the trampoline where a step of the program's own has just ended. */
 int patch_step_ends(const struct kx_site *s, uint64_t rip);
 
+/* Make a decoder of Zydis' for long mode, as everybody's that has one: before it nothing of Zydis' may be called. Any thread. */
+struct ZydisDecoder_;
+void patch_decoder_init(struct ZydisDecoder_ *dec);
+
 /* Length of the instruction at p (n bytes readable), 0 = not valid. For tests: fast = 0 asks Zydis alone. */
 unsigned patch_insn_len(const uint8_t *p, size_t n, int fast);
 

@@ -171,7 +171,15 @@ unsigned patch_length(const ZydisDecoder *dec, const uint8_t *p, size_t n)
 	return l ? l : len_by_zydis(dec, p, n);
 }
 
-void patch_decoder_init(ZydisDecoder *dec) { ZydisDecoderInit(dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64); }
+/* Where tools/solink.c has put Zydis: its addresses, which most processes never need. */
+void solink_begin(void) __attribute__((weak));
+
+void patch_decoder_init(ZydisDecoder *dec)
+{
+	if (solink_begin)
+		solink_begin();
+	ZydisDecoderInit(dec, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+}
 
 unsigned patch_insn_len(const uint8_t *p, size_t n, int fast)
 {

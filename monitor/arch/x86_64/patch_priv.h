@@ -89,7 +89,6 @@ static inline int32_t rel32_at(const uint8_t *p)
 }
 
 /* patch_insn.c: the length of the instruction at p, of which n bytes are there; 0 = not valid. */
-void patch_decoder_init(ZydisDecoder *dec);
 unsigned patch_length(const ZydisDecoder *dec, const uint8_t *p, size_t n);
 
 /* patch_sites.c, in this order. The pairs of bytes that may be a site; */

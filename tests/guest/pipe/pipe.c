@@ -740,6 +740,39 @@ static void test_threads(void)
 	close(fd[0]), close(fd[1]);
 }
 
+/* ---- exec ---------------------------------------------------------------------------------------------------------- */
+
+/* In n pipes from the descriptor `first` on: the number of each. */
+static int role_holds(int n, int first)
+{
+	int x;
+	for (int i = 0; i < n; i++)
+		if (read(first + 2 * i, &x, sizeof x) != sizeof x || x != i)
+			return 1;
+	return 0;
+}
+
+static void exec_with(int n)
+{
+	char number[16], from[16];
+	int fd[2], first = 0;
+	NEED(syscall(SYS_close_range, 3, ~0u, 0) == 0);
+	for (int i = 0; i < n; i++) {
+		NEED(pipe(fd) == 0);
+		first = i ? first : fd[0];
+		NEED(fd[0] == first + 2 * i && fd[1] == fd[0] + 1 && write(fd[1], &i, sizeof i) == sizeof i);
+	}
+	snprintf(number, sizeof number, "%d", n);
+	snprintf(from, sizeof from, "%d", first);
+	execl("/proc/self/exe", "pipe", "holds", number, from, NULL);
+}
+
+static void test_exec(void)
+{
+	check(status_of(FORK(exec_with(1); _exit(2))) == 0, "exec with a pipe finds what is in it");
+	check(status_of(FORK(exec_with(200); _exit(2))) == 0, "exec with 200 pipes finds what is in them");
+}
+
 /* ---- random deaths -------------------------------------------------------------------------------------------------- */
 
 #define CROWD 8
@@ -864,8 +897,10 @@ static void test_first_thread_gone(void)
 	munmap((void *)turn, 4096);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	if (argc == 4 && !strcmp(argv[1], "holds"))
+		return role_holds(atoi(argv[2]), atoi(argv[3]));
 	int (*const rounds)(const char *) = atoi;
 	const char *seed = getenv("PIPE_SEED"), *n = getenv("PIPE_ROUNDS");
 	alarm(n ? 3600 : 500);
@@ -884,6 +919,7 @@ int main(void)
 		test_fork();
 		test_atomic();
 		test_threads();
+		test_exec();
 		test_first_thread_gone();
 	}
 	for (int i = 0, k = n ? rounds(n) : 12; i < k; i++)
