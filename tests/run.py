@@ -39,7 +39,7 @@ UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # What a guest test is told in a pVM. KX_DEATH: rounds of that test.
 GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get("KX_DEATH", "30")],
               "hostile": ["pvm", "20"], "huge": ["pvm"], "whole": ["pvm"], "proc": ["pvm"], "relative": ["pvm"], "reach": ["pvm"], "root": ["pvm"], "serve": ["pvm"],
-              "sharedtext": ["pvm"]}
+              "sharedtext": ["pvm"], "vforklie": ["pvm"]}
 if os.path.basename(BUILD) == "san":
     GUEST_ARGS["root"].append("noexec")
     # Not its vfork_kills: a child that is killed leaves the sanitizer's own locks taken, in memory that its parent shares.

@@ -214,7 +214,8 @@ static pid_t raw_fork(const struct fork_args *a, int *pidfd)
 	return syscall(SYS_clone, flags, NULL, pidfd, tid, 0);
 }
 
-static void child_identity(struct thread *t, const struct fork_args *a)
+/* of_vfork: its parent is a child of vfork, whatever the area says, which is the guest's. */
+static void child_identity(struct thread *t, const struct fork_args *a, bool of_vfork)
 {
 	struct kx_thread *area = t->area;
 	pvm.is_child = pvm.has_family = true;
@@ -224,12 +225,12 @@ static void child_identity(struct thread *t, const struct fork_args *a)
 	whole_fork_child();
 	batch_fork_child();
 	dgram_fork_child();
-	if (area->vfork) { /* fork by a child of vfork: what was copied for it becomes the process's */
+	if (of_vfork) { /* what was copied for it becomes the process's */
 		memcpy(pvm.shared->sigaction, (uint8_t *)area + KX_AREA_ACTIONS, sizeof pvm.shared->sigaction);
 		area->actions = KX_BOOT_BASE + offsetof(struct kx_shared, sigaction);
-		area->vfork = 0;
 		limits_fork_of_vfork(t);
 	}
+	area->vfork = 0;
 	area->pid = area->tid = pvm.pid;
 	pvm.shared->pid = pvm.pid;
 	pvm.shared->ppid = getppid();
@@ -425,7 +426,7 @@ struct fork_state {
 /* Of the LibOS's stack only what is in use. */
 static struct fork_state *state_new(struct thread *t, uint64_t rsp)
 {
-	const unsigned head = t->area->vfork ? KX_AREA_ACTIONS + sizeof pvm.shared->sigaction : sizeof *t->area;
+	const unsigned head = is_vfork_child() ? KX_AREA_ACTIONS + sizeof pvm.shared->sigaction : sizeof *t->area;
 	uint64_t used = rsp - 128 - t->area_gva;
 	unsigned from = used < head || used >= KX_AREA_SIZE ? head : (unsigned)used;
 	struct fork_state *s;
@@ -481,6 +482,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 {
 	struct kvm_regs regs = t->run->s.regs.regs;
 	struct kvm_sregs sregs;
+	const bool of_vfork = is_vfork_child();
 	bool waits = a->flags & CLONE_VFORK, reserves = a->flags & CLONE_PIDFD && !raw;
 	struct fork_state *st = state_new(t, regs.rsp);
 	uint64_t old;
@@ -529,14 +531,13 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		held_gate = -1;
 		if (gate[1] >= 0)
 			fd_keep(&held_gate, gate[1]);
-		bool table = !t->area->vfork;
 		child_threads(t);
 		pvm.pid = t->pid = t->tid = getpid();
 		child_machine(t, &regs, &sregs, (const struct kvm_xsave *)st->xsave, slot, awaited);
 		faults_wait(false);
-		child_identity(t, a);
-		pipe_fork_child(table);
-		ipc_fork_child(table);
+		child_identity(t, a, of_vfork);
+		pipe_fork_child(!of_vfork);
+		ipc_fork_child(!of_vfork);
 		if (pvm.cfg->stats)
 			stats_fork_child();
 		update_fork_child();

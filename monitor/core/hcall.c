@@ -380,6 +380,8 @@ int fd_grow(void)
 	int r = 0;
 	if (pvm.fd_limit == pvm.fd_max)
 		return 0;
+	if (is_vfork_child()) /* the numbers are its parent's, too, whose table stays as it is */
+		return -EMFILE;
 	spare_changed();
 	spare_remove();
 	serve_lock();

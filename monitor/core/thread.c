@@ -516,7 +516,8 @@ static int64_t clone_common(struct start *s)
 		       (unsigned long long)s->flags);
 		return -ENOSYS;
 	}
-	if (s->parent->area->vfork) /* the thread would outlive the memory that it was lent */
+	/* The thread would outlive the memory that it was lent. What the area says of it is the guest's. */
+	if (is_vfork_child())
 		return -EAGAIN;
 	if (s->flags & ~(uint64_t)(THREAD_FLAGS | IDLE_FLAGS))
 		return -EINVAL;
