@@ -35,7 +35,7 @@ int gmem_fork_areas(uint64_t own)
 	int r = pvm_libos_apart();
 	if (!r)
 		r = areas_map();
-	if (!r && pvm.shadow_paging) /* all of its pages: KVM maps neighbours at a fault where they are there */
+	if (!r) /* all of its pages: KVM maps neighbours at a fault where they are there */
 		madvise(gva_ptr(own), KX_AREA_SIZE, MADV_POPULATE_WRITE);
 	return r;
 }
@@ -98,9 +98,6 @@ static void hot_populate(uint64_t start, uint64_t end, uint64_t *left)
 void gmem_fork_populate(uint64_t sp)
 {
 	uint64_t left = HOT_TOTAL;
-	/* Where the processor translates the guest's addresses a fault maps its page alone: what is touched for nothing is lost. */
-	if (!pvm.shadow_paging)
-		return;
 	if (keeper_needed()) /* it may die with the lock, and the keeper's round trip costs more than a fault */
 		return;
 	if (!hot_has(KX_BOOT_BASE, KX_SERVE_BASE + PAGE))
