@@ -12,7 +12,8 @@
 #define G_ONE 4   /* without the mounts below it */
 #define G_OPT 8   /* nothing to do when the source isn't there */
 #define G_REAL 16 /* the source is a real path: who makes a link of one of its directories meanwhile is not followed */
-#define G_NEW 32  /* what the destination names is missing, in a directory made for the new root: no need to look for it */
+#define G_NEW \
+	32 /* what the destination names is missing, in a directory made for the new root: no need to look for it */
 
 #define HOST_RO (G_RO | G_OPT)
 

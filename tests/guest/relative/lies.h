@@ -3,6 +3,7 @@
 #ifndef KX_GUEST_RELATIVE_LIES_H
 #define KX_GUEST_RELATIVE_LIES_H
 #include <stddef.h>
+#include <sys/types.h>
 #include "../../../abi/kx_ipc.h"
 #include "../../../abi/kx_pipe.h"
 #include "../../../abi/kx_sigwait.h"
@@ -89,7 +90,7 @@ static void lie_holders(struct kx_pipe *o)
 		PUT(o->holder[i], one);
 }
 
-static void lie_pipe(int fd)
+static inline void lie_pipe(int fd)
 {
 	struct kx_pipe *o = object_of(fd);
 	if (!o)
@@ -158,7 +159,7 @@ static void lie_ring(struct kx_ipc_obj *o)
 		PUT(o->tail, draw(2) ? GET(o->head) - draw(4096) * 16 : any());
 }
 
-static void lie_ipc(void)
+static inline void lie_ipc(void)
 {
 	unsigned kind = draw(3);
 	struct kx_ipc_obj *o = ipc_objects(kind);
@@ -192,7 +193,7 @@ static void lie_ipc(void)
 	PUT(o->closed, 0);
 }
 
-static void lie_sigwait(void)
+static inline void lie_sigwait(void)
 {
 	struct kx_sigw *w = (struct kx_sigw *)KX_SIGW_BASE;
 	struct kx_sigw_slot *s = &w->slot[honest % KX_SIGW_SLOTS];

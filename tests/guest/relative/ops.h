@@ -233,7 +233,7 @@ static const struct {
 	const char *name;
 	bool (*fn)(void);
 	unsigned share; /* out of all shares */
-} ops[] = {
+} ops[] __attribute__((unused)) = {
 	{ "read", op_read, 8 },
 	{ "write", op_write, 8 },
 	{ "vector", op_vector, 4 },
