@@ -168,6 +168,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 				 .envc = envp->n,
 				 .memory = pvm.cfg->memory,
 				 .sigmask = t->area->sigmask,
+				 .held = t->held,
 				 .start_ns = pvm.start_ns,
 				 .cpus = pvm.cfg->cpus,
 				 .nr_execs = pvm.nr_execs,
@@ -205,6 +206,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	const struct iovec parts[] = {
 		{ &st, sizeof st },
 		{ pvm.cpuid, st.cpuid_bytes },
+		{ t->held_info, st.held ? sizeof t->held_info : 0 },
 		{ (char *)name, strlen(name) + 1 },
 		{ (char *)program, strlen(program) + 1 },
 		{ argv->buf, argv->len },
@@ -230,7 +232,7 @@ static void keep(int fd)
 		fcntl(fd, F_SETFD, 0);
 }
 
-/* Signals that were accepted but not delivered belong to the new program; the host keeps them meanwhile. */
+/* Signals that were accepted but not delivered belong to the new program; the host, or its monitor's state, has them meanwhile. */
 static void give_signals_back(struct thread *t)
 {
 	sig_block_everything();
@@ -243,14 +245,15 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	char number[16];
 	struct batch_handed accepted;
 	batch_exec_begin(&accepted);
+	give_signals_back(t);
 	int fd = state_write(program, program_fd, argv, envp, t, &accepted);
 	if (fd < 0) {
 		batch_exec_failed(&accepted);
+		sig_thread_start(t);
 		return fd;
 	}
 	snprintf(number, sizeof number, "%d", fd);
 	char *const av[] = { (char *)EXEC_NAME, number, NULL }, *const ev[] = { NULL };
-	give_signals_back(t);
 	const int kept[] = { fd,
 			     text_fd(),
 			     text_fd_ro(),
@@ -415,7 +418,7 @@ int exec_resume(int fd, struct kx_err *err)
 		return kx_err_set(err, EINVAL, EXEC_NAME ": state of another version (run `kylinx run`)");
 	close(fd);
 	struct kvm_cpuid2 *cpuid = (struct kvm_cpuid2 *)(p + sizeof *st);
-	char *s = p + sizeof *st + st->cpuid_bytes;
+	char *s = p + sizeof *st + st->cpuid_bytes + (st->held ? sizeof self->held_info : 0);
 	cfg.name = *s ? s : NULL;
 	s += strlen(s) + 1;
 	cfg.program = s;

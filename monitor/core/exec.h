@@ -18,7 +18,7 @@ struct exec_state {
 	uint32_t magic, size;
 	int32_t kvm_fd, proc_fd, exe_fd, family_fd, log_fd, trace_fd, stats_fd, program_fd, registry_fd;
 	uint32_t fd_limit, fd_max, argc, envc;
-	uint64_t memory, sigmask, start_ns;
+	uint64_t memory, sigmask, held, start_ns;
 	int32_t cpus, nr_execs;
 	cpu_set_t cpu_set;
 	uint8_t strace, stats, is_child, was_vfork, has_family, log_level, io;
@@ -31,7 +31,8 @@ struct exec_state {
 	struct admit_root root;
 	struct batch_handed accepted;
 	uint32_t cpuid_bytes;
-	/* then struct kvm_cpuid2, cpuid_bytes of it; then NUL-terminated: name, program, argv..., envp... */
+	/* then struct kvm_cpuid2, cpuid_bytes of it; when signals are held, what they say (thread.held_info); then
+	 * NUL-terminated: name, program, argv..., envp... */
 };
 
 /* Before the jail. */

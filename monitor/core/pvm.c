@@ -662,5 +662,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		close(st->program_fd);
 	fd_limit_drop();
 	setrlimit(RLIMIT_NOFILE, &st->limits[RLIMIT_NOFILE]);
+	if (st->held)
+		sig_carry(self, st->held, (const char *)cpuid + st->cpuid_bytes);
 	start_program(&start, st->sigmask);
 }

@@ -635,12 +635,16 @@ void sig_give_back(struct thread *t, bool own)
 		requeue(signo, &info, t->given_to_thread);
 	}
 	t->area->sig.signo = 0;
-	while (t->held) {
-		signo = __builtin_ctzll(t->held) + 1;
+	/* What came while some are taken and queued again would be ahead of them; so what nobody is to get yet is carried. */
+	const uint64_t carried = own ? t->held & guest_mask(t) & ~0ull << KICK_SIG : 0;
+	while (t->held & ~carried) {
+		signo = __builtin_ctzll(t->held & ~carried) + 1;
 		take_held(t, signo, &info);
-		if (own && is_queued_kind(signo))
+		if (!own && is_for_thread(&info))
+			continue;
+		if (is_queued_kind(signo))
 			requeue_first(signo, &info);
-		else if (own || !is_for_thread(&info))
+		else
 			requeue(signo, &info, is_for_thread(&info));
 	}
 	signo = t->acc_signo;
@@ -649,6 +653,12 @@ void sig_give_back(struct thread *t, bool own)
 	if (signo && (own || !is_for_thread(&info)))
 		requeue(signo, &info, is_for_thread(&info));
 	t->sig_stop = 0;
+}
+
+void sig_carry(struct thread *t, uint64_t held, const void *info)
+{
+	memcpy(t->held_info, info, sizeof t->held_info);
+	t->held = held;
 }
 
 void sig_kick(struct thread *t)

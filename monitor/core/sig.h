@@ -45,8 +45,11 @@ void sig_mark_thread(siginfo_t *info);
 /* Make thread t leave the guest or its blocking call. */
 void sig_kick(struct thread *t);
 /* Queue again on the host whatever was accepted or handed over and not delivered; without `own`, what is for the
- * process. Signals are blocked. */
+ * process. With it, for an exec, real-time signals that the program blocks stay in t->held: they are ahead of what the host
+ * has queued, and go to the next monitor so. Signals are blocked. */
 void sig_give_back(struct thread *t, bool own);
+/* Behind an exec, before t starts: what was in the held and held_info of the thread that made it. */
+void sig_carry(struct thread *t, uint64_t held, const void *info);
 /* A signal of set, when one is held (thread.held): the first of what is held and of what is pending; or 0. */
 int sig_take_held(struct thread *t, uint64_t set, siginfo_t *info);
 /* Around a fork: hold all signals back; returns the mask of before, for sig_restore(). */
