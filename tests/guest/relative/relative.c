@@ -365,10 +365,13 @@ static bool sleep_stat(void)
 }
 static bool sleep_mq(void) { return mq_receive(mq, data, 2000, NULL) >= 0; }
 
-static void kept_asleep(uint64_t unused)
+/* The lock is taken before the call, or (later) when it sleeps already: a signal ends it. */
+static void kept_asleep(uint64_t later)
 {
-	(void)unused;
-	kept_begin();
+	if (later)
+		objects_make();
+	else
+		kept_begin();
 	pid_t p = fork();
 	if (p == 0) {
 		asleep_op();
@@ -377,25 +380,8 @@ static void kept_asleep(uint64_t unused)
 	}
 	NEED(p > 0);
 	ms(500);
-	kill(p, SIGTERM);
-	int st = status_of(p);
-	NEED(WIFSIGNALED(st) && WTERMSIG(st) == SIGTERM);
-}
-
-/* The lock is taken when the call sleeps already. */
-static void kept_later(uint64_t unused)
-{
-	(void)unused;
-	objects_make();
-	pid_t p = fork();
-	if (p == 0) {
-		asleep_op();
-		for (;;)
-			pause();
-	}
-	NEED(p > 0);
-	ms(500);
-	locks_keep();
+	if (later)
+		locks_keep();
 	kill(p, SIGTERM);
 	int st = status_of(p);
 	NEED(WIFSIGNALED(st) && WTERMSIG(st) == SIGTERM);
@@ -407,32 +393,33 @@ static void kept(void)
 		const char *name;
 		void (*fn)(uint64_t);
 		bool (*op)(void);
+		bool later;
 	} all[] = {
-		{ "close", kept_close, NULL },
-		{ "dup2", kept_dup, NULL },
-		{ "close_range", kept_range, NULL },
-		{ "exit", kept_exit, NULL },
-		{ "fork", kept_fork, NULL },
-		{ "exec", kept_exec, NULL },
-		{ "a read", kept_asleep, sleep_read },
-		{ "a write", kept_asleep, sleep_write },
-		{ "a read of a pair", kept_asleep, sleep_pair },
-		{ "poll", kept_asleep, sleep_poll },
-		{ "semop", kept_asleep, sleep_sem },
-		{ "semctl", kept_asleep, sleep_semctl },
-		{ "SETVAL", kept_asleep, sleep_set },
-		{ "msgrcv", kept_asleep, sleep_queue },
-		{ "msgrcv, later", kept_later, sleep_queue },
-		{ "msgctl", kept_asleep, sleep_stat },
-		{ "mq_receive", kept_asleep, sleep_mq },
-		{ "mq_receive, later", kept_later, sleep_mq },
+		{ "close", kept_close, NULL, false },
+		{ "dup2", kept_dup, NULL, false },
+		{ "close_range", kept_range, NULL, false },
+		{ "exit", kept_exit, NULL, false },
+		{ "fork", kept_fork, NULL, false },
+		{ "exec", kept_exec, NULL, false },
+		{ "a read", kept_asleep, sleep_read, false },
+		{ "a write", kept_asleep, sleep_write, false },
+		{ "a read of a pair", kept_asleep, sleep_pair, false },
+		{ "poll", kept_asleep, sleep_poll, false },
+		{ "semop", kept_asleep, sleep_sem, false },
+		{ "semctl", kept_asleep, sleep_semctl, false },
+		{ "SETVAL", kept_asleep, sleep_set, false },
+		{ "msgrcv", kept_asleep, sleep_queue, false },
+		{ "msgrcv, later", kept_asleep, sleep_queue, true },
+		{ "msgctl", kept_asleep, sleep_stat, false },
+		{ "mq_receive", kept_asleep, sleep_mq, false },
+		{ "mq_receive, later", kept_asleep, sleep_mq, true },
 	};
 	for (unsigned i = 0; i < sizeof all / sizeof all[0]; i++) {
 		char name[80];
 		int status = 0;
 		asleep_op = all[i].op;
 		int64_t from = now_ms();
-		bool ended = ends(all[i].fn, 0, LIMIT_MS, &status);
+		bool ended = ends(all[i].fn, all[i].later, LIMIT_MS, &status);
 		snprintf(name, sizeof name, "locks that are kept: %s (%llu ms, status %x)", all[i].name,
 			 (unsigned long long)(now_ms() - from), (unsigned)status);
 		check(ended && WIFEXITED(status) && WEXITSTATUS(status) == 0, name);
