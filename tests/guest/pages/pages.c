@@ -16,6 +16,7 @@
 #include <sys/shm.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "../check.h"
 
 #define PAGE 4096UL
 #define MiB (1UL << 20)
@@ -26,16 +27,6 @@
 #define LARGE (ANON | MAP_HUGETLB | MAP_NORESERVE)
 #define OF_2M (21 << 26)
 #define OF_1G (30 << 26)
-
-static int failures;
-
-static bool check(bool ok, const char *name)
-{
-	printf("%s %s\n", ok ? "ok" : "FAIL", name);
-	fflush(stdout);
-	failures += !ok;
-	return ok;
-}
 
 static sigjmp_buf env;
 static void on_fault(int s) { siglongjmp(env, s); }
@@ -220,6 +211,5 @@ int main(void)
 	test_code();
 	test_segment();
 	test_giant();
-	printf("%s\n", failures ? "FAILED" : "all ok");
-	return failures != 0;
+	return verdict();
 }
