@@ -616,8 +616,6 @@ static int vfork_main(void *arg)
 	if (t->had)
 		handover_learn(t);
 	vcpu_loop(t);
-	host_call(SYS_exit_group, 127, 0, 0, 0, 0, 0);
-	return 127;
 }
 
 /*

@@ -538,8 +538,6 @@ static int64_t run_handler(struct hcall *c)
 		if (t->sig_stop)
 			return c->row->flags & KX_F_RESTART ? -KX_ERESTART : -KX_ERESTART_NOHAND;
 		t->kicked = 0;
-		if (t->exiting)
-			return -EINTR;
 		if (update_call(t))
 			continue;
 		/* As after a stop and SIGCONT: only some calls tell. */

@@ -197,10 +197,7 @@ static int64_t queue_move(struct kx_ipc_obj *o, struct ipc_name n)
 }
 
 /* Not for a signal from a call that knows no EINTR: who is waited for goes on by himself. */
-bool ipc_must_leave(void)
-{
-	return self && (self->exiting || (self->sig_stop && self->hcall && self->hcall->row->flags & KX_F_BLOCK));
-}
+bool ipc_must_leave(void) { return self && self->sig_stop && self->hcall && self->hcall->row->flags & KX_F_BLOCK; }
 
 /* As that, in a wait for others that began at *since (0: now); one that takes so long that they must be stopped, or lie, any
  * signal ends. */
@@ -619,7 +616,7 @@ int64_t ipc_call(struct ipc_call *c)
 		return -KX_EIPC_LIVE;
 	if (may_spin(c, o)) {
 		uint32_t most = spin_most();
-		for (uint64_t end = cycles() + most; cycles() < end && !self->sig_stop && !self->exiting;) {
+		for (uint64_t end = cycles() + most; cycles() < end && !self->sig_stop;) {
 			if (adopt(c->n) == ADOPTED) {
 				o->spin = most;
 				return -KX_EIPC_LIVE;

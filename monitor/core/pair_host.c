@@ -335,7 +335,7 @@ int pair_vacate(uint64_t key, int fd, unsigned ms)
 		if (now_ns() >= end ||
 		    (p.in->kind != KX_PAIR_DGRAM && pipe_host_poll(fd, POLLRDHUP) & (POLLHUP | POLLRDHUP)))
 			break;
-		if (self && (self->sig_stop || self->exiting))
+		if (self && self->sig_stop)
 			return -EINTR;
 		poke_serve(false); /* they may wait for this one in the same way */
 		HC6(SYS_nanosleep, &nap, 0, 0, 0, 0, 0);

@@ -415,7 +415,6 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	libnext_start(pvm.cfg->envp);
 	libstart_begin();
 	vcpu_loop(t);
-	pvm_panic("the first thread left its loop");
 }
 
 /* What a monitor has before the jail. */

@@ -90,7 +90,6 @@ struct thread {
 	siginfo_t acc_info;
 	volatile int sig_stop; /* 1: blocking calls must not sleep (a signal waits to be delivered) */
 	volatile int kicked;
-	volatile int exiting;      /* the pVM is going: leave the run loop */
 	uint64_t hmask;            /* what this host thread blocks while no signal is accepted (kernel format) */
 	uint64_t held;             /* signals accepted and not handed over yet, as a set; see put_back() */
 	siginfo_t held_info[64];   /* of signal i + 1 */

@@ -180,7 +180,6 @@ void thread_pool_put(struct thread *t)
 	t->robust_host = 0;
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	t->held = 0;
-	t->exiting = 0;
 	t->hcall = NULL;
 	t->scratch = NULL;
 	t->asked_keeper = false;
@@ -402,7 +401,6 @@ static void *thread_main(void *arg)
 	if (t->had)
 		handover_learn(t);
 	vcpu_loop(t);
-	thread_exit(t, 0);
 }
 
 struct thread *thread_clone(struct thread *p, uint64_t stack, bool set_tls, uint64_t tls, int *r)

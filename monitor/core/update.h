@@ -132,13 +132,13 @@ bool pipe_poked(void); /* pipe.h */
  * wants of t has been done, and the call goes on. */
 static inline bool update_goes_on(struct thread *t)
 {
-	if (t->sig_stop || t->exiting)
+	if (t->sig_stop)
 		return false;
 	t->kicked = 0;
 	update_call(t);
 	update_poked();
 	pipe_poked();
-	return !t->sig_stop && !t->exiting;
+	return !t->sig_stop;
 }
 
 /* Around a fork, and in the child. */

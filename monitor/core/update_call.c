@@ -59,7 +59,7 @@ static void call_one(struct thread *t, struct relink_call *c, uint64_t sp, uint6
 		return;
 	}
 	batch.running = 1;
-	while (batch.running && !t->exiting)
+	while (batch.running)
 		vcpu_step(t);
 	c->result = k->rax;
 }

@@ -69,7 +69,7 @@ void update_park(struct thread *t)
 		if (__atomic_compare_exchange_n(&stop_began, &began, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 			began = now;
 		uint64_t until = began + stop_ns;
-		if (!stop || t->exiting || __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
+		if (!stop || __atomic_load_n(&update_runner, __ATOMIC_SEQ_CST) == t)
 			break;
 		if (stop == STOP_WANTED && now >= until) {
 			if (open_if(STOP_WANTED, STOP_NONE))

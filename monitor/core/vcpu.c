@@ -833,6 +833,6 @@ void vcpu_step(struct thread *t)
 
 void vcpu_loop(struct thread *t)
 {
-	while (!t->exiting)
+	for (;;)
 		vcpu_step(t);
 }

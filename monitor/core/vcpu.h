@@ -47,8 +47,8 @@ void vcpu_behind_gate(struct kvm_regs *r);
 void vcpu_events_drop(struct thread *t);
 void vcpu_events_take(struct thread *t, struct kvm_vcpu_events *out);
 void vcpu_events_give(struct thread *t, const struct kvm_vcpu_events *e);
-/* Run until t exits (t->exiting). */
-void vcpu_loop(struct thread *t);
+/* Runs t for as long as it lives: what ends it, or its process, ends this thread in the handler of the hypercall. */
+void vcpu_loop(struct thread *t) __attribute__((noreturn));
 /* One turn of it: into the guest and out again, or what comes before. */
 void vcpu_step(struct thread *t);
 #endif
