@@ -244,6 +244,7 @@ def all_tests():
         yield "build/solink", solink
     yield "style/runner", lambda: command(sys.executable, "tests/unit/runner.py")
     yield "style/emulated", lambda: command(sys.executable, "tests/unit/emulated_files.py")
+    yield "style/errors", lambda: command(sys.executable, "tests/unit/errors.py")
     yield "style/headers", lambda: command("sh", "tests/unit/test_headers.sh")
     if os.path.exists(".clang-format"):
         yield "style/clang-format", clang_format

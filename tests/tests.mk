@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf family lend lost maps needs patch policy random relink seccomp strace time
+UNIT = elf err family lend lost maps needs patch policy random relink seccomp strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
@@ -14,6 +14,7 @@ UNIT_SRC_policy = monitor/core/policy.c monitor/core/policy_read.c monitor/core/
 	monitor/core/elf.c util/dirs.c util/err.c util/sha256.c
 UNIT_DEP_policy = $(wildcard tests/unit/policy/*.h)
 UNIT_LIBS_policy = -l:libsodium.a
+UNIT_SRC_err = util/err.c
 UNIT_SRC_lost = monitor/core/vcpu_lost.c
 UNIT_SRC_needs = monitor/core/needs.c util/err.c
 UNIT_SRC_random = libos/core/random.c

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "err.h"
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -51,6 +52,37 @@ int kx_err_exit(struct kx_err *err, int code, int exit_code, const char *fmt, ..
 	int r = set(err, code, exit_code, fmt, ap);
 	va_end(ap);
 	return r;
+}
+
+static const char *host_remedy(int e)
+{
+	switch (e) {
+	case EMFILE:
+	case ENFILE:
+		return "raise `ulimit -n`, or end some programs";
+	case ENOMEM:
+	case ENOSPC:
+		return "free some memory, or raise the cgroup's limit";
+	case EAGAIN:
+		return "raise `ulimit -u` or the cgroup's pids.max, or end some programs";
+	case EACCES:
+	case EPERM:
+		return "what confines kylinx must allow this";
+	case EINTR:
+		return "try again";
+	default:
+		return "the kernel's log may tell more: dmesg";
+	}
+}
+
+int kx_err_host(struct kx_err *err, int e, const char *fmt, ...)
+{
+	char what[LONG];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof what, fmt, ap);
+	va_end(ap);
+	return kx_err_set(err, e, "%s: %s (%s)", what, strerror(e), host_remedy(e));
 }
 
 __attribute__((format(printf, 2, 3))) static void put_args(struct kx_err *err, const char *fmt, ...)

@@ -20,6 +20,9 @@ __attribute__((format(printf, 3, 4))) int kx_err_set(struct kx_err *err, int cod
 __attribute__((format(printf, 4, 5))) int kx_err_exit(struct kx_err *err, int code, int exit_code, const char *fmt,
 						      ...);
 
+/* As kx_err_set(), of what the host's kernel has refused with errno e: its text and the remedy are put behind. */
+__attribute__((format(printf, 3, 4))) int kx_err_host(struct kx_err *err, int e, const char *fmt, ...);
+
 /* Put "context: " before the message that is there. Returns -err->code. */
 int kx_err_wrap(struct kx_err *err, const char *context);
 #endif

@@ -28,20 +28,20 @@
 int jail_fail(struct jail *j, const char *what)
 {
 	int e = errno;
-	const char *remedy = " (see that the host allows mounts, and what else jails are made of)";
+	const char *remedy = "see that the host allows mounts, and what else jails are made of";
 	if (e == EMFILE || e == ENFILE)
-		remedy = " (raise `ulimit -n`)";
+		remedy = "raise `ulimit -n`";
 	else if (e == ENOSPC)
-		remedy = " (raise fs.mount-max by sysctl)";
+		remedy = "raise fs.mount-max by sysctl";
 	else if (e == ENOMEM)
-		remedy = " (free some memory)";
+		remedy = "free some memory";
 	else if (e == ELOOP)
-		remedy = " (it has become a link meanwhile: start again)";
+		remedy = "it has become a link meanwhile: start again";
 	else if (e == ENOSYS)
-		remedy = " (KylinX needs Linux 5.12 or later)";
+		remedy = "KylinX needs Linux 5.12 or later";
 	else if (e == EPERM || e == EACCES)
-		remedy = " (a security module or container may forbid it: allow mounts there, or run as root)";
-	return kx_err_set(j->err, e, "jail: %s: %s%s", what, strerror(e), remedy);
+		remedy = "a security module or container may forbid it: allow mounts there, or run as root";
+	return kx_err_set(j->err, e, "jail: %s: %s (%s)", what, strerror(e), remedy);
 }
 
 /* ---- paths ---------------------------------------------------------------------------------------------- */

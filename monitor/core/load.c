@@ -884,7 +884,7 @@ int load_commit(struct load_plan *p, struct load_result *res, struct kx_err *err
 	memset(res, 0, sizeof *res);
 	r = get_entropy(&e);
 	if (r)
-		return kx_err_set(err, -r, "no random numbers from the host: %s", strerror(-r));
+		return kx_err_host(err, -r, "no random numbers from the host");
 	admit_enter(&p->who, &p->prog.image, &p->interp.image);
 	admit_way(POLICY_WAY_PROGRAM);
 	r = map_image(&p->prog, &res->prog_base, tail, &sub);

@@ -288,9 +288,9 @@ int net_start(const struct kx_config *cfg, struct kx_err *err)
 	if (ports_open(cfg, ports, &nr, err))
 		return -err->code;
 	if ((lock = lock_open()) < 0)
-		return kx_err_set(err, -lock, "net: cannot tell the end of the family: %s", strerror(-lock));
+		return kx_err_host(err, -lock, "net: cannot tell the end of the family");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock))
-		return kx_err_set(err, errno, "net: %s (raise `ulimit -n`)", strerror(errno));
+		return kx_err_host(err, errno, "net: cannot make a socket");
 	pid_t root = getpid(), p = vm_features(err) ? -1 : apart_fork(); /* from one thread: KVM's features are known */
 	if (!p)
 		helper(sock[1], lock, ports, nr, root);
@@ -301,7 +301,7 @@ int net_start(const struct kx_config *cfg, struct kx_err *err)
 	if (p < 0 && err->code)
 		return -err->code;
 	if (p < 0)
-		return kx_err_set(err, errno, "net: cannot start a process: %s (end some)", strerror(errno));
+		return kx_err_host(err, errno, "net: cannot start a process");
 	to_helper = fd_hide(sock[0]);
 	return to_helper < 0 ? kx_err_set(err, EMFILE, "net: no descriptor left (raise `ulimit -n`)") : 0;
 }
@@ -347,7 +347,7 @@ int net_attach(const struct kx_config *cfg, struct kx_err *err)
 		return 0;
 	int r = addresses();
 	if (r)
-		return kx_err_set(err, -r, "net: cannot give the family an address: %s", strerror(-r));
+		return kx_err_host(err, -r, "net: cannot give the family an address");
 	n = send(to_helper, "", 1, MSG_NOSIGNAL);
 	while (n == 1 && (n = recv(to_helper, &a, sizeof a, 0)) < 0 && errno == EINTR)
 		n = 1;

@@ -242,7 +242,7 @@ struct thread *thread_first(struct kx_err *err)
 	int r = 0;
 	struct thread *t = thread_get(&r);
 	if (!t) {
-		kx_err_set(err, -r, "/dev/kvm: cannot make a vCPU: %s", strerror(-r));
+		kx_err_host(err, -r, "/dev/kvm: cannot make a vCPU");
 		return NULL;
 	}
 	t->tid = t->pid = pvm.pid;

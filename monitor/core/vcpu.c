@@ -112,7 +112,7 @@ static int features_begin(struct kx_err *err)
 	pthread_attr_t attr;
 	cpu_set_t set;
 	if (!c)
-		return kx_err_set(err, ENOMEM, "memory: exhausted");
+		return kx_err_host(err, ENOMEM, "/dev/kvm: cannot read the CPU's features");
 	c->nent = CPUID_MAX;
 	features.cpuid = c;
 	void *stack = MAP_FAILED;
@@ -146,7 +146,7 @@ int vm_open(struct kx_err *err)
 					  "virtualisation in the firmware or the cloud instance)");
 		if (errno == EACCES || errno == EPERM)
 			return kx_err_set(err, errno, "/dev/kvm: permission denied (add the user to the group kvm)");
-		return kx_err_set(err, errno, "/dev/kvm: %s", strerror(errno));
+		return kx_err_host(err, errno, "/dev/kvm");
 	}
 	int r = fd_keep(&pvm.kvm_fd, fd);
 	if (r)
@@ -177,8 +177,7 @@ int vm_features(struct kx_err *err)
 		features.stack = NULL;
 	}
 	if (features.error)
-		return kx_err_set(err, features.error, "/dev/kvm: cannot read the CPU's features: %s",
-				  strerror(features.error));
+		return kx_err_host(err, features.error, "/dev/kvm: cannot read the CPU's features");
 	int r = needs_check(c, err);
 	if (r)
 		return r;
@@ -233,7 +232,7 @@ int vm_create(struct kx_err *err)
 	int fd = vm_new();
 	fd_limit_drop();
 	if (fd < 0)
-		return kx_err_set(err, errno, "/dev/kvm: cannot make a VM: %s", strerror(errno));
+		return kx_err_host(err, errno, "/dev/kvm: cannot make a VM");
 	int r = fd_keep(&pvm.vm_fd, fd);
 	if (r)
 		return kx_err_set(err, -r, "/dev/kvm: no descriptor left (raise `ulimit -n`)");
