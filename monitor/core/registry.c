@@ -110,17 +110,22 @@ static int held_open(int dir, const char *file)
 static int write_fd = -1;
 static char own_path[PATH_MAX + 128]; /* of its file */
 
-/* Under the lock. 0, or the pid of the family that has this name. Sweeps some files. */
+/* Under the lock. 0, or the pid of the family that has this name, or -errno: that can't be told. Sweeps some files. */
 static pid_t name_taken(int dir, const char *name)
 {
-	DIR *d = fdopendir(fcntl(dir, F_DUPFD_CLOEXEC, 3));
+	int copy = fcntl(dir, F_DUPFD_CLOEXEC, 3);
+	DIR *d = copy < 0 ? NULL : fdopendir(copy);
 	struct dirent *e;
 	int left = SWEEP_MAX, fd;
 	pid_t pid, found = 0;
 	uint64_t start;
 	const char *other;
-	if (!d)
-		return 0;
+	if (!d) {
+		int r = -errno;
+		if (copy >= 0)
+			close(copy);
+		return r;
+	}
 	rewinddir(d);
 	while ((e = readdir(d))) {
 		if (!file_parse(e->d_name, &pid, &start, &other))
@@ -140,6 +145,19 @@ static pid_t name_taken(int dir, const char *name)
 	}
 	closedir(d);
 	return found;
+}
+
+/* Under the lock. A family without a name starts in any case. */
+static int name_check(int dir, const char *path, const char *name, struct kx_err *err)
+{
+	pid_t other = name_taken(dir, name);
+	if (!name || !other)
+		return 0;
+	if (other < 0)
+		return kx_err_host(err, -other, "--name %s: %s", name, path);
+	return kx_err_set(err, EEXIST,
+			  "--name %s: the family of process %d has it (choose another name, or end that family)", name,
+			  other);
 }
 
 static uint64_t own_start(void)
@@ -184,7 +202,6 @@ static void put_limits(void)
 int registry_add(const struct kx_config *cfg, struct kx_err *err)
 {
 	char path[PATH_MAX], file[128], program[PATH_MAX];
-	pid_t other;
 	int dir = dir_open(true, path), r = 0;
 	if (dir == -EEXIST)
 		kx_log(KX_LOG_WARN, "registry",
@@ -195,17 +212,16 @@ int registry_add(const struct kx_config *cfg, struct kx_err *err)
 	if (dir < 0)
 		return 0;
 	if (!dir_lock(dir)) {
-		kx_log(KX_LOG_WARN, "registry", "%s is locked by another process: the family is not listed", path);
-		close(dir);
-		return 0;
-	}
-	if ((other = name_taken(dir, cfg->name))) {
-		r = kx_err_set(err, EEXIST,
-			       "--name %s: the family of process %d has it (choose another name, or end that "
-			       "family)",
-			       cfg->name, other);
+		if (cfg->name)
+			r = kx_err_set(err, EAGAIN, "--name %s: %s is locked by another process (try again)", cfg->name,
+				       path);
+		else
+			kx_log(KX_LOG_WARN, "registry", "%s is locked by another process: the family is not listed",
+			       path);
 		goto out;
 	}
+	if ((r = name_check(dir, path, cfg->name, err)))
+		goto out;
 	snprintf(file, sizeof file, "%d-%" PRIu64 "%s%s", pvm.pid, own_start(), cfg->name ? "." : "",
 		 cfg->name ? cfg->name : "");
 	write_fd = openat(dir, file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -363,8 +379,7 @@ int registry_each(int (*fn)(const struct registry_entry *e, void *arg), void *ar
 		if (fd == -ENOENT)
 			continue;
 		if (fd < 0) {
-			r = kx_err_set(err, -fd, "%s/%s: %s (%s)", path, e.file, strerror(-fd),
-				       fd == -ENOMEM ? "free some memory" : "raise `ulimit -n`");
+			r = kx_err_host(err, -fd, "%s/%s", path, e.file);
 			break;
 		}
 		if (entry_read(fd, &e))

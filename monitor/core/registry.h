@@ -38,7 +38,8 @@ struct registry_entry {
 
 /*
  * Enter the family that this process starts; before the jail. Sets pvm.registry_fd. Without a directory the program
- * runs all the same, unlisted. Fails only when the name is in use.
+ * runs all the same, unlisted. Fails only when the name is in use, or
+ * when that can't be told: others keep the directory locked (2 s), or no descriptor is left.
  */
 int registry_add(const struct kx_config *cfg, struct kx_err *err);
 /* In the new mount namespace, with the old root still there: take hold of the file by a mount that can't be written. */

@@ -8,6 +8,7 @@ each test no process is left, and no file, registry entries included.
 """
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import pty
@@ -297,6 +298,22 @@ def name_clash():
         for p in ps_:
             p.terminate()
     expect(sorted(p.wait(lib.limit(60)) for p in ps_), [-signal.SIGTERM, 125, 125, 125, 125, 125], "six at once")
+
+
+@test
+def registry_kept_locked():
+    """A family without a name starts, unlisted; a name that can't be looked up is not given twice"""
+    root_only()
+    with family("kept", "sleep 100"):
+        fd = os.open("/run/kylinx", os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            refused(kx("run", "--name", "kept", "true"), "--name kept", "locked", "try again")
+            r = kx("run", "echo", "ran")
+            expect((r.status, r.out, b"not listed" in r.err), (0, b"ran\n", True), "without a name")
+        finally:
+            os.close(fd)
+        refused(kx("run", "--name", "kept", "true"), "has it")
 
 
 @test
