@@ -14,7 +14,7 @@
 #include "../util/procstat.h"
 
 #define ARGS_MAX 65536
-#define SPARE_TRIES 50
+#define SPARE_TRIES 100
 
 static void *grow(void *p, size_t n, size_t size)
 {
@@ -265,14 +265,15 @@ static void member_drop(struct family *f, pid_t pid, pid_t parent)
 	}
 }
 
-/* That of a child made ahead has its pid as soon as that runs. */
-static bool slot_read(int fd, unsigned i, struct family_slot *s)
+/* That of a child made ahead has its pid as soon as that runs. `tries` are left for all of a family, whose table may lie. */
+static bool slot_read(int fd, unsigned i, struct family_slot *s, int *tries)
 {
-	for (int n = 0; n < SPARE_TRIES; n++) {
+	for (;;) {
 		if (pread(fd, s, sizeof *s, (off_t)(sizeof(struct family_table) + i * sizeof *s)) != sizeof *s)
 			return false;
-		if (!(s->key & FAMILY_RESERVED) || s->from_host != FAMILY_SPARE || s->birth)
+		if (!(s->key & FAMILY_RESERVED) || s->from_host != FAMILY_SPARE || s->birth || *tries <= 0)
 			break;
+		--*tries;
 		nanosleep(&(struct timespec){ 0, 2000000 }, NULL);
 	}
 	return true;
@@ -283,7 +284,7 @@ static void table_read(struct family *f)
 {
 	struct family_table t;
 	char name[32];
-	int fd = -1;
+	int fd = -1, tries = SPARE_TRIES;
 	for (size_t i = 0; i < f->nr && fd < 0; i++) {
 		snprintf(name, sizeof name, "/proc/%d", f->members[i].pid);
 		int proc = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -299,7 +300,7 @@ static void table_read(struct family *f)
 		f->forks = (long long)t.forks;
 		for (unsigned i = 0; i < t.used && i < FAMILY_MAX; i++) {
 			struct family_slot s;
-			if (!slot_read(fd, i, &s))
+			if (!slot_read(fd, i, &s, &tries))
 				break;
 			if (s.key & FAMILY_RESERVED && s.from_host == FAMILY_SPARE)
 				member_drop(f, (pid_t)s.birth, (pid_t)(s.key & ((1u << FAMILY_PID_BITS) - 1)));
