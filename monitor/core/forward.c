@@ -5,7 +5,10 @@
  *
  * TCP: what one side sends is written to the other; what that does not take is kept, and until it is gone nothing more
  * is read, so a slow reader slows the writer down. The end of a stream is passed on when all before it is, an error as a
- * reset. UDP: each client has a socket in the family's network of its own, until UDP_IDLE_MS without a datagram.
+ * reset, also after it. A client that has vanished is found by keep-alive probes, as often as the host sends them
+ * (net.ipv4.tcp_keepalive_time).
+ *
+ * UDP: each client has a socket in the family's network of its own, until UDP_IDLE_MS without a datagram.
  *
  * When no descriptor is left, the UDP client that has been quiet for longest gives its up; then clients wait to be accepted.
  *
@@ -175,6 +178,8 @@ static void conn_want(struct conn *c)
 			mask = i ? EPOLLOUT : 0;
 		else if (!me->eof && !other->kept_len)
 			mask |= EPOLLIN;
+		else if (!mask && !other->kept_len)
+			mask = EPOLLET; /* an error alone, told once */
 		ok = source_want(&me->s, mask);
 	}
 	if (!ok)
@@ -298,6 +303,8 @@ static void side_event(struct side *s, uint32_t events)
 			side_flush(c, i);
 		if (!c->dead && !s->eof && events & (EPOLLIN | EPOLLERR | EPOLLHUP))
 			side_read(c, i);
+		if (!c->dead && s->eof && events & EPOLLERR && !c->side[!i].kept_len)
+			conn_close(c, true);
 	}
 	if (!c->dead && c->side[0].eof && c->side[1].eof && !c->side[0].kept_len && !c->side[1].kept_len)
 		conn_close(c, false);
@@ -343,6 +350,7 @@ static void listener_accept(struct listener *l)
 			return;
 		}
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+		setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
 		for (int k = 0; k < 2; k++)
 			c->side[k] = (struct side){ .s = { TCP_SIDE, k ? -1 : fd, 0 }, .conn = c };
 		c->from = l;

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -58,6 +59,18 @@ while True:
         c.close()
     else:
         threading.Thread(target=talk, args=(c,)).start()
+"""
+
+ERRORS = """import select, socket, sys
+s = socket.create_server(("", int(sys.argv[1])))
+print("ready", flush=True)
+c = s.accept()[0]
+while c.recv(100):
+    pass
+print("end", flush=True)
+p = select.poll()
+p.register(c, 0)
+print("error" if any(e & select.POLLERR for _, e in p.poll(60000)) else "nothing", flush=True)
 """
 
 
@@ -337,6 +350,23 @@ def half_close_under_back_pressure():
                 raise AssertionError("an end in place of a reset")
             except ConnectionResetError:
                 pass
+
+
+@test
+def client_that_goes_away():
+    """One that has ended its stream and resets: the server learns of it; one that says nothing any more is probed"""
+    port = lib.free_port()
+    with Family(["-p", f"{port}:80"], [PYTHON, "-c", ERRORS, "80"]) as f:
+        s = socket.create_connection(("127.0.0.1", port), lib.limit(60))
+        s.shutdown(socket.SHUT_WR)
+        expect(f.p.stdout.readline(), b"end\n", "the server")
+        with open("/proc/net/tcp") as table:
+            timers = [t[5][:2] for t in map(str.split, table) if t[1].endswith(f":{port:04X}") and t[2].endswith(
+                f":{s.getsockname()[1]:04X}")]
+        expect(timers, ["02"], "the kernel's timer of the forwarder's connection (02: keep-alive)")
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        s.close()
+        expect(f.p.stdout.readline(), b"error\n", "the server")
 
 
 @test
