@@ -40,6 +40,7 @@
 #define KX_DS_CONNECTED 2u
 #define KX_DS_SEND 4u  /* replies may be queued */
 #define KX_DS_HEARD 8u /* something has come since it was connected */
+#define KX_DS_ERR 16u  /* the next call's is an error, though something may be here */
 
 struct kx_dsock {
 	uint64_t rx;    /* changed by compare-and-swap alone */

@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf err family lend lost maps needs patch policy random relink seccomp strace time
+UNIT = elf err family lend lost maps needs patch policy random relink room seccomp strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
@@ -25,6 +25,7 @@ UNIT_SRC_seccomp = monitor/core/seccomp.c util/err.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_maps = monitor/core/maps.c
 UNIT_DEP_lend = monitor/core/batch_lend.c
+UNIT_DEP_room = monitor/core/batch_room.c
 UNIT_DEP_family = monitor/core/family.c
 UNIT_DEP_time = monitor/core/timepage.c $(BUILD)/vdso.so
 UNIT_SAN_time = undefined
@@ -83,7 +84,7 @@ $(T)/unit/fuzz_cmsg: tests/fuzz/fuzz_cmsg.c monitor/core/sys_net.c abi/kx_dgram_
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $<
 
-$(T)/unit/fuzz_batch: tests/fuzz/fuzz_batch.c $(addprefix monitor/core/batch_,io.c left.c socks.c) util/log.c util/quiet.c $(HEADERS)
+$(T)/unit/fuzz_batch: tests/fuzz/fuzz_batch.c $(addprefix monitor/core/batch_,io.c left.c room.c socks.c) util/log.c util/quiet.c $(HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all -o $@ $(filter tests/% util/%.c,$^)
 

@@ -71,17 +71,24 @@ static bool iov_get(struct kx_dvec *v, uint64_t iov, uint64_t n)
 
 /* ---- receiving ------------------------------------------------------------------------------------------------- */
 
+/* The datagram at word w, its head copied to *r. NULL: none is there. */
+static const uint8_t *record_at(const struct kx_dsock *s, uint64_t w, struct kx_dgrec *r)
+{
+	uint32_t pos = KX_DRX_POS(w), end = KX_DRX_END(w);
+	if (pos >= end || end > KX_DGRAM_BUF_SIZE || end - pos < sizeof *r)
+		return NULL;
+	const uint8_t *p = buffer_of(s) + pos;
+	__builtin_memcpy(r, p, sizeof *r);
+	return kx_dgrec_ok(r, end - pos) ? p : NULL;
+}
+
 /* The next datagram of s. False: none is here. */
 static bool take(struct kx_dsock *s, uint32_t flags, const struct kx_dto *to, struct kx_dgrec *r, struct kx_dgot *got)
 {
 	for (;;) {
 		uint64_t w = __atomic_load_n(&s->rx, __ATOMIC_ACQUIRE);
-		uint32_t pos = KX_DRX_POS(w), end = KX_DRX_END(w);
-		if (pos >= end || end > KX_DGRAM_BUF_SIZE || end - pos < sizeof *r)
-			return false;
-		const uint8_t *p = buffer_of(s) + pos;
-		__builtin_memcpy(r, p, sizeof *r);
-		if (!kx_dgrec_ok(r, end - pos))
+		const uint8_t *p = record_at(s, w, r);
+		if (!p)
 			return false;
 		kx_dgram_deliver(r, p, to, flags, got);
 		uint64_t next = flags & KX_MSG_PEEK ? w : w + r->size;
@@ -125,8 +132,11 @@ static bool receive(struct kx_dsock *s, struct kx_frame *f, const struct kx_dvec
 	return true;
 }
 
-/* A message into the header at gva. 1: done, *ret is what recvmsg says; 0: none is here; -1: the monitor's. */
-static int receive_message(struct kx_dsock *s, uint64_t gva, uint32_t flags, int64_t *ret)
+/*
+ * A message into the header at gva; with w the one at *w, which moves on, while the socket's word does not. 1: done, *ret is
+ * what recvmsg says; 0: none is here; -1: the monitor's.
+ */
+static int receive_message(struct kx_dsock *s, uint64_t gva, uint32_t flags, uint64_t *w, int64_t *ret)
 {
 	struct kx_dvec v[IOV_FEW];
 	struct kx_dmsghdr m;
@@ -135,8 +145,13 @@ static int receive_message(struct kx_dsock *s, uint64_t gva, uint32_t flags, int
 	if (user_read(&m, gva, sizeof m) || (m.name && m.namelen < 0) || !iov_get(v, m.iov, m.iovlen))
 		return -1;
 	struct kx_dto to = { v, m.iovlen, m.control, m.controllen };
-	if (!take(s, flags, &to, &r, &got))
+	const uint8_t *p = w ? record_at(s, *w, &r) : NULL;
+	if (w ? !p : !take(s, flags, &to, &r, &got))
 		return 0;
+	if (p) {
+		kx_dgram_deliver(&r, p, &to, flags, &got);
+		*w += r.size;
+	}
 	*ret = kx_dgram_header(&r, &m, gva, &got);
 	return 1;
 }
@@ -146,7 +161,7 @@ static bool receive_one(struct kx_dsock *s, struct kx_frame *f, int64_t *ret)
 	uint32_t flags = (uint32_t)f->rdx;
 	if (flags & ~RECEIVE_FLAGS)
 		return false;
-	int done = receive_message(s, f->rsi, flags, ret);
+	int done = receive_message(s, f->rsi, flags, NULL, ret);
 	return done > 0 || (!done && nothing_there(s, flags, ret));
 }
 
@@ -168,29 +183,32 @@ static bool all_here(const struct kx_dsock *s, uint32_t n)
 	return true;
 }
 
-/* As many as there are. Where the call would wait for the rest, or more may have come, the monitor makes it. */
+/*
+ * As many as there are. Where the call would wait for the rest, or more may have come, the monitor makes it; so it does where a
+ * message can't be given, which is an error of this call's or the next one's.
+ */
 static bool receive_many(struct kx_dsock *s, struct kx_frame *f, int64_t *ret)
 {
 	uint32_t n = (uint32_t)f->rdx, flags = (uint32_t)f->r10, done = 0;
+	uint64_t w = __atomic_load_n(&s->rx, __ATOMIC_ACQUIRE), at = w;
 	int64_t r = 0;
+	int is = 0;
 	if (flags & ~(RECEIVE_FLAGS | KX_MSG_WAITFORONE) || flags & KX_MSG_PEEK || f->r8 ||
 	    !(waits_not(s, flags) || flags & KX_MSG_WAITFORONE) || !all_here(s, n))
 		return false;
-	while (done < n) {
+	for (; done < n; done++) {
 		uint64_t gva = f->rsi + (uint64_t)done * KX_DMMSG_SIZE;
-		if (receive_message(s, gva, flags & RECEIVE_FLAGS, &r) <= 0)
+		if ((is = receive_message(s, gva, flags & RECEIVE_FLAGS, &at, &r)) <= 0)
 			break;
 		uint32_t len = (uint32_t)r;
-		if (r >= 0 && user_write(gva + KX_DMMSG_LEN, &len, sizeof len))
-			r = -KX_EFAULT;
-		if (r < 0)
-			break;
-		done++;
+		if (r < 0 || user_write(gva + KX_DMMSG_LEN, &len, sizeof len))
+			return false;
 	}
-	if (done < n && n)
-		s->attempts++; /* it would have taken more */
-	*ret = done ? (int64_t)done : r;
-	return done || r < 0 || (n && nothing_there(s, flags, ret));
+	if (is < 0 || !__atomic_compare_exchange_n(&s->rx, &w, at, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+		return false;
+	s->attempts += done + (done < n); /* it would have taken more */
+	*ret = (int64_t)done;
+	return done || (n && nothing_there(s, flags, ret));
 }
 
 /* ---- sending --------------------------------------------------------------------------------------------------- */
@@ -453,6 +471,8 @@ static bool on_socket(struct kx_thread *t, struct kx_dsock *s, struct kx_frame *
 	uint32_t fd = (uint32_t)f->rdi;
 	struct kx_dvec v[IOV_FEW];
 	struct out o = { 0 };
+	if (__atomic_load_n(&s->flags, __ATOMIC_ACQUIRE) & KX_DS_ERR)
+		return false;
 	switch (f->orig_rax) {
 	case NR_read:
 	case NR_recvfrom:

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the kernel would not take of what the program was told is sent. Memory is short; or what a client is sent lies in
- * many small packets, since it takes little at a time, and those fill the buffer sooner than was thought. It is kept in
+ * What the kernel would not take of what the program was told is sent, though batch_room.c had said that it will. It is kept in
  * order and given as soon as it is taken: by the flusher, and by each call that names the socket. Until then a write finds
  * no room, and from then on the socket is told none ahead.
  *
- * Nobody waits for such a client. A shutdown is done behind what is left. A socket that is closed goes on under a number of
+ * A shutdown is done behind what is left. A socket that is closed goes on under a number of
  * the monitor's until all is sent, as the kernel's own does; those that get nothing off for long, or are too many, are
- * reset. At the end of the process, and at its exec, there is END_MS for all of them; what is left then is lost.
+ * reset. At the end of the process, and at its exec, there is END_MS for all of them; what is left then is lost, as it is for who is
+ * killed.
  */
 #include <errno.h>
 #include <fcntl.h>

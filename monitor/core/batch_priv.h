@@ -105,6 +105,12 @@ void batch_send_failed(int fd, struct sock *s, long r);
 /* Send what was queued before, of all threads. */
 void batch_flush(void);
 
+/* ---- batch_room.c ---- */
+
+/* How much KX_BATCH_COST() of a stream socket's send buffer is sure to be there until it is asked for again: what is queued
+ * at that price the kernel takes at once. */
+uint32_t batch_room(int fd, bool tcp);
+
 /* ---- batch_left.c ---- */
 
 /* Without waiting; of flags MSG_MORE alone. */

@@ -2,7 +2,6 @@
 /* Which sockets take part, in which epoll they are, what there is to read and room to write. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
@@ -294,13 +293,8 @@ void batch_registered(struct hcall *c)
 
 void batch_tell_credit(int fd, struct sock *s)
 {
-	uint32_t m[SK_MEMINFO_VARS] = { 0 }, room = 0;
-	socklen_t len = sizeof m;
-	if (!s->left && !s->err && !s->shut && !s->tight && !batch_left_is_much() &&
-	    HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0) {
-		uint32_t used = m[s->kind == TCP ? SK_MEMINFO_WMEM_QUEUED : SK_MEMINFO_WMEM_ALLOC];
-		room = m[SK_MEMINFO_SNDBUF] > used ? m[SK_MEMINFO_SNDBUF] - used : 0;
-	}
+	bool none = s->left || s->err || s->shut || s->tight || batch_left_is_much();
+	uint32_t room = none ? 0 : batch_room(fd, s->kind == TCP);
 	__atomic_store_n(&batch_guest_sock(fd)->credit, room < INT32_MAX ? room : INT32_MAX, __ATOMIC_SEQ_CST);
 }
 

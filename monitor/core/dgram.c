@@ -696,7 +696,10 @@ static bool told(struct hcall *c, struct dgram_slot *s, int64_t *r)
 		*r = guest_write(c->arg[2], &v, sizeof v);
 		return true;
 	}
-	return batch_error_due(c, is_send(c->nr), &s->err, r);
+	if (!batch_error_due(c, is_send(c->nr), &s->err, r))
+		return false;
+	set_flag(s, KX_DS_ERR, false);
+	return true;
 }
 
 static void changes(const struct hcall *c, int fd)
@@ -716,6 +719,19 @@ static void changes(const struct hcall *c, int fd)
 			make_plain(fd);
 		break;
 	}
+}
+
+/* Without the lock. What it meets is the next call's. */
+static void receive_rest(struct hcall *c, int64_t *r)
+{
+	int fd = (int)c->arg[0], err = 0;
+	*r = dgram_receive_rest(c, *r, &err);
+	if (!err)
+		return;
+	pthread_mutex_lock(&dgram_lock);
+	if (dgram_at(fd))
+		dgram_keep_error(dgram_at(fd), err);
+	pthread_mutex_unlock(&dgram_lock);
 }
 
 bool dgram_enter(struct hcall *c, int64_t *r)
@@ -752,7 +768,7 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 	}
 	pthread_mutex_unlock(&dgram_lock);
 	if (done && many)
-		*r = dgram_receive_rest(c, *r);
+		receive_rest(c, r);
 	return done || (waits && dgram_wait(c, r));
 }
 

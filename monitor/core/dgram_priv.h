@@ -87,8 +87,10 @@ bool dgram_nonblocking(int fd);
 
 /* dgram_take.c: a receive that reached the monitor. True: *r is its result. unlock() before a call that may sleep. */
 bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many);
-/* The rest of a recvmmsg(2) that waits for as many as it asked for, without the lock. */
-int64_t dgram_receive_rest(struct hcall *c, int64_t done);
+/* The rest of a recvmmsg(2) that waits for as many as it asked for, without the lock. *err: it has met that, or 0. */
+int64_t dgram_receive_rest(struct hcall *c, int64_t done, int *err);
+/* s's next call is to fail with err. */
+void dgram_keep_error(struct dgram_slot *s, int err);
 /* A receive that slept has brought something by itself: note from whom, as if it had been in the buffer. */
 void dgram_note_sender(struct hcall *c, struct dgram_slot *s, int64_t r);
 bool dgram_is_receive(uint64_t nr);

@@ -123,7 +123,8 @@ static void refill(const struct hcall *c, struct dgram_slot *s, uint32_t want)
 	s->fresh = true; /* came by no event */
 }
 
-static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret)
+/* *rest: there is more that can't be taken here. */
+static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret, bool *rest)
 {
 	uint32_t n = (uint32_t)c->arg[2], done = 0;
 	int flags = flags_of(c) & ~MSG_WAITFORONE;
@@ -149,8 +150,27 @@ static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret)
 	}
 	if (done < n && dgram_nowait(c))
 		dgram_sock(s)->attempts++;
+	if (done && r < 0)
+		dgram_keep_error(s, (int)-r);
+	*rest = done && (is < 0 || (!dgram_nowait(c) && !(flags_of(c) & MSG_WAITFORONE) && r >= 0 && done < n));
 	*ret = done ? (int64_t)done : r;
 	return done ? 1 : r < 0 ? 1 : is;
+}
+
+void dgram_keep_error(struct dgram_slot *s, int err)
+{
+	s->err = err;
+	__atomic_or_fetch(&dgram_sock(s)->flags, KX_DS_ERR, __ATOMIC_SEQ_CST);
+}
+
+static bool tell_error(struct dgram_slot *s, int64_t *r)
+{
+	if (!s->err)
+		return false;
+	__atomic_and_fetch(&dgram_sock(s)->flags, ~KX_DS_ERR, __ATOMIC_SEQ_CST);
+	*r = -s->err;
+	s->err = 0;
+	return true;
 }
 
 bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many)
@@ -161,9 +181,10 @@ bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many
 	    (c->nr == SYS_recvmmsg && !(uint32_t)c->arg[2]))
 		return false;
 	bool nowait = dgram_nowait(c);
+	if (dgram_sock(s)->flags & KX_DS_ERR && tell_error(s, r))
+		return true;
 	if (c->nr == SYS_recvmmsg) {
-		is = receive_some(c, s, r);
-		*many = is > 0 && *r > 0 && *r < (uint32_t)c->arg[2] && !nowait && !(flags & MSG_WAITFORONE);
+		is = receive_some(c, s, r, many);
 	} else {
 		if (!(flags & MSG_PEEK))
 			refill(c, s, 1);
@@ -173,22 +194,22 @@ bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many
 	}
 	if (is)
 		return is > 0;
-	if (s->err) {
-		*r = -s->err;
-		s->err = 0;
+	if (tell_error(s, r))
 		return true;
-	}
 	if (!nowait)
 		dgram_turn_ends(s); /* it is going to sleep */
 	return false;
 }
 
-int64_t dgram_receive_rest(struct hcall *c, int64_t done)
+int64_t dgram_receive_rest(struct hcall *c, int64_t done, int *err)
 {
 	struct hcall rest = *c;
 	rest.arg[1] += (uint64_t)done * KX_DMMSG_SIZE;
 	rest.arg[2] = (uint32_t)c->arg[2] - (uint32_t)done;
+	if ((int)c->arg[3] & MSG_WAITFORONE)
+		rest.arg[3] |= MSG_DONTWAIT;
 	int64_t r = hc_recvmmsg(&rest);
+	*err = r < 0 && r != -EAGAIN && r != -EINTR && r != KX_NORESTART_EINTR ? (int)-r : 0;
 	return r > 0 ? done + r : done;
 }
 

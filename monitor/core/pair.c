@@ -543,6 +543,12 @@ static uint64_t pieces_of(struct pieces *d, const struct msghdr *h)
 	return d->total;
 }
 
+bool pipe_is_pair(int fd)
+{
+	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;
+	return key && kx_pipe_pair(key);
+}
+
 bool pipe_recvmsg(struct hcall *c, int fd, struct msghdr *h, int flags, int64_t *r)
 {
 	uint64_t key = pipe_mem ? pipe_key_for(fd) : 0;

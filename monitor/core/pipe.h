@@ -25,8 +25,9 @@ void pipe_owed(void);
 int64_t pipe_make(int fd[2], int flags);
 /* And the host's socketpair. */
 int64_t pipe_pair_make(int domain, int type, int protocol, int fd[2]);
-/* recvmsg and sendmsg of a socket pair's end; false: the host's. */
+/* An end of a socket pair. Its recvmsg and sendmsg; false: the host's. */
 struct msghdr;
+bool pipe_is_pair(int fd);
 bool pipe_recvmsg(struct hcall *c, int fd, struct msghdr *h, int flags, int64_t *r);
 bool pipe_sendmsg(struct hcall *c, int fd, const struct msghdr *h, int flags, int64_t *r);
 /* A descriptor that goes away in a message over `over`, and one that came in one. 0 or -errno. */

@@ -23,31 +23,36 @@
 #include "ipc.h"
 #include "pipe.h"
 #include "sig.h"
+#include "sys_net.h"
 #include "update.h"
 #include "vfs.h"
 
 #define IOV_LIMIT 1024
 #define CTL_LIMIT (64u << 10) /* bytes of control data; the kernel's own limit is net.core.optmem_max */
 #define OPT_LIMIT (64u << 10) /* bytes of an option's value */
-#define MMSG_LIMIT 1024
-#define NS_PER_SEC 1000000000ll
-#define FLOWLABEL_MGR 32 /* of IPv6; its header can't be included beside <netinet/in.h> */
-#define FLOWLABEL_AT 16  /* offset of the label in struct in6_flowlabel_req */
-#define SCM_PIDFD_NR 4   /* carries one descriptor, as SCM_RIGHTS; younger than some headers */
+#define FLOWLABEL_MGR 32      /* of IPv6; its header can't be included beside <netinet/in.h> */
+#define FLOWLABEL_AT 16       /* offset of the label in struct in6_flowlabel_req */
+#define SCM_PIDFD_NR 4        /* carries one descriptor, as SCM_RIGHTS; younger than some headers */
 
 /* ---- waiting ----------------------------------------------------------------------------------------------- */
 
-static bool is_nonblocking(int fd)
+bool sock_nonblocking(int fd)
 {
 	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
 	return fl >= 0 && (fl & O_NONBLOCK);
 }
 
-static bool has_timeout(int fd, int opt)
+bool sock_timeout(int fd, int opt, struct timeval *tv)
 {
-	struct timeval tv = { 0, 0 };
-	socklen_t len = sizeof tv;
-	return HC6(SYS_getsockopt, fd, SOL_SOCKET, opt, &tv, &len, 0) == 0 && (tv.tv_sec || tv.tv_usec);
+	socklen_t len = sizeof *tv;
+	return HC6(SYS_getsockopt, fd, SOL_SOCKET, opt, tv, &len, 0) == 0 && (tv->tv_sec || tv->tv_usec);
+}
+
+/* Without a signal and a kick: stopped and continued. */
+int64_t sock_interrupted(const struct hcall *c, int fd, int opt)
+{
+	struct timeval tv;
+	return (c->t->sig_stop || !c->t->kicked) && sock_timeout(fd, opt, &tv) ? KX_NORESTART_EINTR : -EINTR;
 }
 
 /*
@@ -63,10 +68,9 @@ static int64_t sock_call(struct hcall *c, int opt, bool dontwait, long nr, long 
 	int64_t r = HB6(nr, a, b, d, e, f, g);
 	if (r != -EINTR)
 		return r;
-	if (c->t->sig_stop && is_nonblocking((int)a))
+	if (c->t->sig_stop && sock_nonblocking((int)a))
 		return HC6(nr, a, b, d, e, f, g);
-	/* Without a signal and a kick: stopped and continued. */
-	return (c->t->sig_stop || !c->t->kicked) && has_timeout((int)a, opt) ? KX_NORESTART_EINTR : r;
+	return sock_interrupted(c, (int)a, opt);
 }
 
 static bool nowait(int flags) { return flags & MSG_DONTWAIT; }
@@ -225,28 +229,7 @@ int64_t hc_recvfrom(struct hcall *c)
 
 /* ---- messages ---------------------------------------------------------------------------------------------- */
 
-/* struct user_msghdr of the kernel, with guest addresses. */
-struct guest_msghdr {
-	uint64_t name;
-	int32_t namelen, pad;
-	uint64_t iov, iovlen, control, controllen;
-	uint32_t flags, pad2;
-};
-_Static_assert(sizeof(struct guest_msghdr) == sizeof(struct msghdr), "msghdr of x86-64");
-_Static_assert(sizeof(struct mmsghdr) == 64, "mmsghdr of x86-64");
-
-/* One message: the guest's header, and the host's form of it with all that it points to but the data. */
-struct message {
-	struct guest_msghdr g;
-	struct msghdr h;
-	uint64_t bytes; /* sum of the vector */
-	struct sockaddr_storage name;
-	struct iovec few[8], *many;
-	_Alignas(8) uint8_t ctl[512];
-	uint8_t *big_ctl;
-};
-
-static void message_free(struct message *m)
+void message_free(struct message *m)
 {
 	free(m->many);
 	free(m->big_ctl);
@@ -294,8 +277,7 @@ static int message_ctl(struct message *m, size_t len)
 	return 0;
 }
 
-/* Read the header at gva and its vector. message_free() in any case. */
-static int message_load(struct message *m, uint64_t gva)
+int message_load(struct message *m, uint64_t gva)
 {
 	m->many = NULL;
 	m->big_ctl = NULL;
@@ -377,10 +359,10 @@ static bool cmsg_fds_ok(const struct cmsghdr *cm)
 }
 
 /*
- * What came in. RLIMIT_NOFILE keeps descriptors below the monitor's, except while fd_hide() lifts it: then the
+ * RLIMIT_NOFILE keeps descriptors below the monitor's, except while fd_hide() lifts it: then the
  * message ends before the one that has such. So it does before a directory of the host's /proc.
  */
-static void ctl_received(struct msghdr *h)
+void ctl_received(struct msghdr *h)
 {
 	struct cmsghdr *cm;
 	size_t end = h->msg_controllen;
@@ -405,6 +387,13 @@ static void ctl_received(struct msghdr *h)
 	}
 }
 
+void ctl_dropped(const struct msghdr *h)
+{
+	struct cmsghdr *cm;
+	for (size_t off = 0; (cm = next_cmsg(h, &off));)
+		cmsg_close(cm);
+}
+
 static int send_prepare(struct message *m, int over)
 {
 	int r;
@@ -427,8 +416,7 @@ static int send_prepare(struct message *m, int over)
 	return ctl_check(&m->h, over);
 }
 
-/* *whole: all of the data went. */
-static int64_t send_one(struct hcall *c, uint64_t gva, int flags, bool *whole)
+int64_t send_one(struct hcall *c, uint64_t gva, int flags, bool *whole)
 {
 	struct message m;
 	int64_t r = message_load(&m, gva);
@@ -441,7 +429,7 @@ static int64_t send_one(struct hcall *c, uint64_t gva, int flags, bool *whole)
 	return r;
 }
 
-static int recv_prepare(struct message *m)
+int recv_prepare(struct message *m)
 {
 	if (m->g.name) {
 		m->h.msg_name = &m->name;
@@ -453,7 +441,7 @@ static int recv_prepare(struct message *m)
 	return 0;
 }
 
-static int recv_write_back(struct message *m, uint64_t gva)
+int recv_write_back(struct message *m, uint64_t gva)
 {
 	uint64_t used = m->h.msg_controllen;
 	if (used && guest_write(m->g.control, m->h.msg_control, used))
@@ -470,8 +458,7 @@ static int recv_write_back(struct message *m, uint64_t gva)
 	return guest_write(gva + offsetof(struct guest_msghdr, controllen), &used, sizeof used);
 }
 
-/* *msg_flags: those of the message received. */
-static int64_t recv_one(struct hcall *c, uint64_t gva, int flags, int *msg_flags)
+int64_t recv_one(struct hcall *c, uint64_t gva, int flags, int *msg_flags)
 {
 	struct message m;
 	int64_t r = message_load(&m, gva);
@@ -504,86 +491,6 @@ int64_t hc_recvmsg(struct hcall *c)
 {
 	int flags;
 	return recv_one(c, c->arg[1], (int)c->arg[2], &flags);
-}
-
-/* ---- several messages -------------------------------------------------------------------------------------- */
-
-int64_t hc_sendmmsg(struct hcall *c)
-{
-	uint32_t vlen = (uint32_t)c->arg[2], done = 0;
-	int64_t r = 0;
-	bool whole = true;
-	if (vlen > MMSG_LIMIT)
-		vlen = MMSG_LIMIT;
-	while (done < vlen && whole) {
-		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
-		do
-			r = send_one(c, gva, (int)c->arg[3], &whole);
-		while ((r == -EINTR && update_goes_on(c->t)));
-		uint32_t len = (uint32_t)r;
-		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
-			r = -EFAULT;
-		if (r < 0)
-			break;
-		done++;
-	}
-	return done ? done : r;
-}
-
-/* left = total - (now - start), not below 0. */
-static void time_left(struct timespec *left, const struct timespec *total, int64_t start)
-{
-	int64_t spent = (int64_t)now_ns() - start;
-	left->tv_sec = total->tv_sec - spent / NS_PER_SEC;
-	left->tv_nsec = total->tv_nsec - spent % NS_PER_SEC;
-	if (left->tv_nsec < 0) {
-		left->tv_nsec += NS_PER_SEC;
-		left->tv_sec--;
-	}
-	if (left->tv_sec < 0)
-		left->tv_sec = left->tv_nsec = 0;
-}
-
-int64_t hc_recvmmsg(struct hcall *c)
-{
-	uint32_t vlen = (uint32_t)c->arg[2], done = 0;
-	int flags = (int)c->arg[3], msg_flags = 0;
-	struct timespec ts, left, *timeout;
-	int64_t r = 0;
-	if (get_timespec(c->arg[4], &ts, &timeout))
-		return -EFAULT;
-	if (timeout && (ts.tv_sec < 0 || ts.tv_nsec < 0 || ts.tv_nsec >= NS_PER_SEC))
-		return -EINVAL;
-	int64_t start = timeout ? (int64_t)now_ns() : 0;
-	while (done < vlen) {
-		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
-		do
-			r = recv_one(c, gva, flags & ~MSG_WAITFORONE, &msg_flags);
-		while ((r == -EINTR && update_goes_on(c->t)));
-		uint32_t len = (uint32_t)r;
-		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
-			r = -EFAULT;
-		if (r < 0)
-			break;
-		done++;
-		if (flags & MSG_WAITFORONE)
-			flags |= MSG_DONTWAIT;
-		if (timeout) { /* looked at only between datagrams, as the kernel does */
-			time_left(&left, &ts, start);
-			if (!left.tv_sec && !left.tv_nsec)
-				break;
-		}
-		if (msg_flags & MSG_OOB)
-			break;
-	}
-	if (!done)
-		return r;
-	if (timeout) {
-		time_left(&left, &ts, start);
-		if (guest_write(c->arg[4], &left, sizeof left))
-			return -EFAULT;
-	}
-	return done;
 }
 
 /* ---- options ----------------------------------------------------------------------------------------------- */

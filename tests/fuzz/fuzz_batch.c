@@ -10,6 +10,7 @@
  */
 #include "../../monitor/core/batch_io.c"
 #include "../../monitor/core/batch_left.c"
+#include "../../monitor/core/batch_room.c"
 #include "../../monitor/core/batch_socks.c"
 #include <setjmp.h>
 #include <stdio.h>
@@ -146,7 +147,7 @@ static long k_receive(long fd, uint8_t *p, size_t n, int flags)
 static long k_option(int level, int opt, void *p, socklen_t *len)
 {
 	uint32_t m[SK_MEMINFO_VARS] = { 0 };
-	int v = level == IPPROTO_TCP ? 0
+	int v = level == IPPROTO_TCP ? (opt == TCP_MAXSEG ? 1448 : 0)
 		: opt == SO_TYPE     ? SOCK_STREAM
 		: opt == SO_DOMAIN   ? AF_INET
 		: opt == SO_PROTOCOL ? IPPROTO_TCP

@@ -740,6 +740,74 @@ static void test_mmsg(void)
 	close2(sv);
 }
 
+enum bad { HEADER, LENGTH, BUFFER, BAD_KINDS };
+
+/* An error behind the first message: the call tells how many came, and what comes then is the error. */
+static void mmsg_error(int from, int s, enum bad bad, int flags, const char *name)
+{
+	char in[3][8], line[100];
+	struct iovec v[3];
+	struct mmsghdr m[3];
+	struct pollfd p = { s, POLLIN, 0 };
+	bool consumed = bad == BUFFER;
+	memset(m, 0, sizeof m);
+	for (int i = 0; i < 3; i++) {
+		v[i] = (struct iovec){ in[i], sizeof in[i] };
+		m[i].msg_hdr.msg_iov = &v[i];
+		m[i].msg_hdr.msg_iovlen = 1;
+	}
+	if (bad == HEADER)
+		m[1].msg_hdr.msg_iov = BAD;
+	else if (bad == LENGTH)
+		m[1].msg_hdr.msg_iovlen = 2000;
+	else
+		v[1].iov_base = BAD;
+	for (const char *t = "abc"; *t; t++)
+		if (send(from, t, 1, 0) != 1)
+			exit(120);
+	snprintf(line, sizeof line, "%s: recvmmsg before a bad %s%s", name,
+		 bad == HEADER   ? "header"
+		 : bad == LENGTH ? "length"
+				 : "buffer",
+		 flags & MSG_DONTWAIT ? "" : ", waiting");
+	check(recvmmsg(s, m, 3, flags, NULL) == 1 && m[0].msg_len == 1 && in[0][0] == 'a', line);
+	check(poll(&p, 1, 0) == 1 && p.revents & POLLERR, "... poll tells of the error");
+	fails(recv(s, in[0], 1, MSG_DONTWAIT), bad == LENGTH ? EMSGSIZE : EFAULT, "... which the next call gets");
+	check((consumed || (recv(s, in[0], 1, MSG_DONTWAIT) == 1 && in[0][0] == 'b')) &&
+		      recv(s, in[0], 1, MSG_DONTWAIT) == 1 && in[0][0] == 'c',
+	      "... and nothing is lost");
+}
+
+static void test_mmsg_errors(void)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct sockaddr_un u = { .sun_family = AF_UNIX };
+	socklen_t len = sizeof a, ulen = offsetof(struct sockaddr_un, sun_path) + 1 +
+					 (socklen_t)snprintf(u.sun_path + 1, 60, "kx-mmsg-%d", getpid());
+	int udp[2] = { socket(AF_INET, SOCK_DGRAM, 0), socket(AF_INET, SOCK_DGRAM, 0) };
+	int un[2] = { socket(AF_UNIX, SOCK_DGRAM, 0), socket(AF_UNIX, SOCK_DGRAM, 0) }, err;
+	struct iovec v[2] = { { &err, 1 }, { BAD, 1 } };
+	struct mmsghdr m[2] = { { { .msg_iov = &v[0], .msg_iovlen = 1 }, 0 },
+				{ { .msg_iov = &v[1], .msg_iovlen = 1 }, 0 } };
+	if (bind(udp[1], (struct sockaddr *)&a, len) || getsockname(udp[1], (struct sockaddr *)&a, &len) ||
+	    connect(udp[0], (struct sockaddr *)&a, len) || bind(un[1], (struct sockaddr *)&u, ulen) ||
+	    connect(un[0], (struct sockaddr *)&u, ulen))
+		exit(120);
+	for (int i = 0; i < 2 * BAD_KINDS; i++) {
+		mmsg_error(un[0], un[1], i % BAD_KINDS, i < BAD_KINDS ? MSG_DONTWAIT : MSG_WAITFORONE, "UNIX");
+		mmsg_error(udp[0], udp[1], i % BAD_KINDS, i < BAD_KINDS ? MSG_DONTWAIT : 0, "UDP");
+	}
+	/* By now what comes is received ahead. */
+	for (int i = 0; i < 2 * BAD_KINDS; i++)
+		mmsg_error(udp[0], udp[1], i % BAD_KINDS, i % 2 ? MSG_DONTWAIT : 0, "UDP");
+	check(send(udp[0], "a", 1, 0) == 1 && send(udp[0], "b", 1, 0) == 1 && recvmmsg(udp[1], m, 2, 0, NULL) == 1 &&
+		      !getsockopt(udp[1], SOL_SOCKET, SO_ERROR, &err, &(socklen_t){ sizeof err }) && err == EFAULT,
+	      "recvmmsg: SO_ERROR tells of the error");
+	fails(recv(udp[1], &err, 1, MSG_DONTWAIT), EAGAIN, "... once");
+	close2(udp);
+	close2(un);
+}
+
 /* ---- options ---------------------------------------------------------------------------------------------------- */
 
 static void test_options(void)
@@ -1070,6 +1138,7 @@ int main(void)
 	test_credentials();
 	test_msg_errors();
 	test_mmsg();
+	test_mmsg_errors();
 	test_options();
 	test_filter();
 	test_signals();

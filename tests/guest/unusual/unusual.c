@@ -5,172 +5,19 @@
  * client is a process of its own. Passes on any Linux. Exit code: 0, or 1 + the number of the first check that failed.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
-#include <linux/sockios.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #include "../clock.h"
 #include "../counted.h"
+#include "../slow_client.h"
 
 #define LOWAT 8192
-#define PIECE 16384
 #define WINDOW 1000
 #define UNSENT_MOST 262144 /* a few packets of the largest size */
 
-/* ---- the client: connects, sends, reads to the end, as it is told -------------------------------------------------- */
-
-enum { CONNECT = 1, SEND, DRAIN };
-struct order {
-	int what, n, window; /* CONNECT: no more than this may be on the way to it */
-	socklen_t len;
-	union {
-		struct sockaddr sa;
-		struct sockaddr_in in;
-		struct sockaddr_un un;
-	} addr;
-	char text[32];
-};
-struct answer {
-	long n;
-	unsigned sum;
-};
-static int to_client[2], from_client[2];
-
-static unsigned sum_of(unsigned sum, const uint8_t *p, long n)
-{
-	while (n-- > 0)
-		sum = sum * 31 + *p++;
-	return sum;
-}
-
-static void client(void)
-{
-	static uint8_t buf[65536];
-	struct order o;
-	int s = -1, few = 4096, many = 1 << 20;
-	while (read(to_client[0], &o, sizeof o) == sizeof o) {
-		struct answer a = { 0 };
-		if (o.what == CONNECT) {
-			close(s);
-			s = socket(o.addr.sa.sa_family, SOCK_STREAM, 0);
-			setsockopt(s, SOL_SOCKET, SO_RCVBUF, &few, sizeof few);
-			if (o.window)
-				setsockopt(s, IPPROTO_TCP, TCP_WINDOW_CLAMP, &o.window, sizeof o.window);
-			a.n = connect(s, &o.addr.sa, o.len);
-		} else if (o.what == SEND) {
-			a.n = send(s, o.text, (size_t)o.n, MSG_NOSIGNAL);
-		} else {
-			setsockopt(s, IPPROTO_TCP, TCP_WINDOW_CLAMP, &many, sizeof many);
-			setsockopt(s, SOL_SOCKET, SO_RCVBUF, &many, sizeof many);
-			for (long r; (r = recv(s, buf, sizeof buf, 0)) > 0; a.n += r)
-				a.sum = sum_of(a.sum, buf, r);
-		}
-		if (write(from_client[1], &a, sizeof a) != sizeof a)
-			break;
-	}
-	_exit(0);
-}
-
-static struct answer tell(struct order *o)
-{
-	struct answer a;
-	if (write(to_client[1], o, sizeof *o) != sizeof *o || read(from_client[0], &a, sizeof a) != sizeof a)
-		exit(119);
-	return a;
-}
-
-static void client_sends(const char *text)
-{
-	struct order o = { .what = SEND, .n = (int)strlen(text) };
-	strcpy(o.text, text);
-	if (tell(&o).n != o.n)
-		exit(118);
-}
-
-/* ---- the server ----------------------------------------------------------------------------------------------------- */
-
-static int epfd;
-
-/* A listener, the client told to connect to it. */
-static int listener(bool un, int lowat, int window)
-{
-	struct order o = { .what = CONNECT, .window = window, .len = sizeof o.addr.in };
-	if (un) {
-		o.addr.un.sun_family = AF_UNIX;
-		o.len = offsetof(struct sockaddr_un, sun_path) + 1 +
-			(socklen_t)snprintf(o.addr.un.sun_path + 1, 60, "kx-unusual-%d", getpid());
-	} else {
-		o.addr.in.sin_family = AF_INET;
-		o.addr.in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	}
-	int s = socket(o.addr.sa.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (lowat && setsockopt(s, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat))
-		exit(117);
-	if (bind(s, &o.addr.sa, o.len) || listen(s, 8) || getsockname(s, &o.addr.sa, &o.len) || tell(&o).n)
-		exit(116);
-	return s;
-}
-
-/* The client's connection, non-blocking. */
-static int connection(bool un, int lowat, int window)
-{
-	int s = listener(un, lowat, window), fd = accept4(s, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-	if (fd < 0)
-		exit(115);
-	close(s);
-	return fd;
-}
-
-static void watch(int fd)
-{
-	struct epoll_event ev = { EPOLLIN, { .fd = fd } };
-	if (epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev))
-		exit(114);
-}
-
-static bool turn(int fd)
-{
-	struct epoll_event ev = { 0 };
-	return epoll_wait(epfd, &ev, 1, 30000) == 1 && ev.data.fd == fd;
-}
-
-/* One request, from then on answers are written. */
-static void asked(int fd)
-{
-	char c;
-	client_sends("?");
-	if (!turn(fd) || read(fd, &c, 1) != 1)
-		exit(113);
-}
-
-/* As much as it takes. */
-static struct answer fill(int fd)
-{
-	static uint8_t data[PIECE];
-	struct answer sent = { 0 };
-	for (long r; sent.n < 8 << 20; sent.n += r) {
-		for (int i = 0; i < PIECE; i++)
-			data[i] = (uint8_t)(sent.n / 7 + i * 5 + i / 251);
-		if ((r = write(fd, data, PIECE)) <= 0)
-			break;
-		sent.sum = sum_of(sent.sum, data, r);
-	}
-	return sent;
-}
+#define NOTHING ((struct answer){ 0 })
 
 enum how { CLOSE, SHUT_DOWN, DUP };
 
@@ -199,7 +46,7 @@ static void test_lowat(enum where where)
 {
 	static const char *const names[] = { "of the listener", "of a connection before it is watched",
 					     "... behind the first request" };
-	int lowat = LOWAT, fd = connection(false, where == LISTENER ? LOWAT : 0, 0);
+	int lowat = LOWAT, fd = connection(false, where == LISTENER ? LOWAT : 0, (struct small){ 0 });
 	char name[100];
 	if (where == BEFORE && setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &lowat, sizeof lowat))
 		exit(112);
@@ -209,7 +56,7 @@ static void test_lowat(enum where where)
 		exit(112);
 	if (where == BEHIND)
 		asked(fd);
-	struct answer sent = fill(fd);
+	struct answer sent = fill(fd, NOTHING, 0);
 	snprintf(name, sizeof name, "TCP_NOTSENT_LOWAT %s: no more is taken than is to wait", names[where]);
 	check(errno == EAGAIN && sent.n >= LOWAT && sent.n < UNSENT_MOST, name);
 	end(fd, sent, CLOSE);
@@ -219,10 +66,10 @@ static void test_lowat(enum where where)
 
 static void test_window(enum how how)
 {
-	int fd = connection(false, 0, WINDOW);
+	int fd = connection(false, 0, (struct small){ .window = WINDOW });
 	watch(fd);
 	asked(fd);
-	struct answer sent = fill(fd);
+	struct answer sent = fill(fd, NOTHING, 0);
 	check(errno == EAGAIN && sent.n, "a small window: writes until there is no room");
 	end(fd, sent, how);
 }
@@ -230,7 +77,7 @@ static void test_window(enum how how)
 /* Its process ends, and leaves what it has written to the kernel. */
 static void test_window_end(void)
 {
-	int q[2], fd = connection(false, 0, WINDOW);
+	int q[2], fd = connection(false, 0, (struct small){ .window = WINDOW });
 	struct answer sent, got;
 	fflush(stdout);
 	if (pipe(q))
@@ -241,7 +88,7 @@ static void test_window_end(void)
 		epfd = epoll_create1(EPOLL_CLOEXEC);
 		watch(fd);
 		asked(fd);
-		sent = fill(fd);
+		sent = fill(fd, NOTHING, 0);
 		_exit(write(q[1], &sent, sizeof sent) != sizeof sent);
 	}
 	close(fd);
@@ -271,7 +118,7 @@ static bool reads(int fd, const char *text)
 
 static void test_peek_offset(bool un)
 {
-	int two = 2, fd = connection(un, 0, 0);
+	int two = 2, fd = connection(un, 0, (struct small){ 0 });
 	watch(fd);
 	asked(fd);
 	if (setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &two, sizeof two)) {
@@ -319,7 +166,7 @@ static void reads_half(int fd, struct shared *sh)
 static void test_marked(int flags)
 {
 	struct shared *sh = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	int fd = connection(false, 0, 0);
+	int fd = connection(false, 0, (struct small){ 0 });
 	char b[16];
 	fflush(stdout);
 	pid_t pid = fork();
@@ -342,16 +189,7 @@ int main(void)
 {
 	alarm(300);
 	signal(SIGPIPE, SIG_IGN);
-	if (pipe(to_client) || pipe(from_client))
-		return 119;
-	if (!fork()) {
-		close(to_client[1]);
-		close(from_client[0]);
-		client();
-	}
-	close(to_client[0]);
-	close(from_client[1]);
-	epfd = epoll_create1(EPOLL_CLOEXEC);
+	client_start();
 	test_lowat(LISTENER);
 	test_lowat(BEFORE);
 	test_lowat(BEHIND);
@@ -363,8 +201,7 @@ int main(void)
 	test_peek_offset(false);
 	test_marked(CLOSE_RANGE_CLOEXEC);
 	test_marked(0x80);
-	close(to_client[1]);
-	wait(NULL);
+	client_end();
 	printf("%d checks\n", checks);
 	return first_failure;
 }
