@@ -18,7 +18,7 @@ ZYDIS = -lZydis
 else
 HOST_CFLAGS += -fPIE -fdata-sections
 # Variables by alignment: counters and flags, which each process writes, are not between the tables, a page for each.
-STATIC = -static-pie -Wl,-z,pack-relative-relocs -Wl,--sort-section=alignment $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free)
+STATIC = -static-pie -Wl,-z,pack-relative-relocs -Wl,--sort-section=alignment $(patsubst %,-Wl$(,)--wrap=%,malloc calloc realloc free fstat)
 ZYDIS_A := $(shell $(CC) -print-file-name=libZydis.a)
 ifeq ($(ZYDIS_A),libZydis.a) # Debian has it as a shared library alone
 ZYDIS = $(BUILD)/zydis.o -Wl,-T,$(BUILD)/zydis.lds

@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = elf err family lend lost maps needs patch policy random relink room seccomp strace time
+UNIT = elf err family lend libcache lost maps needs patch policy random relink room seccomp strace time
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)
 UNIT_LIBS_patch = -lZydis
@@ -24,6 +24,7 @@ UNIT_DEP_relink = $(patsubst %,$(T)/unit/relink_%.so,v1 v2 user other)
 UNIT_SRC_seccomp = monitor/core/seccomp.c util/err.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_maps = monitor/core/maps.c
+UNIT_DEP_libcache = monitor/core/libcache.c
 UNIT_DEP_lend = monitor/core/batch_lend.c
 UNIT_DEP_room = monitor/core/batch_room.c
 UNIT_DEP_family = monitor/core/family.c

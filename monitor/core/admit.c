@@ -445,7 +445,9 @@ uint64_t admit_code_end(const struct image *m, uint64_t off, uint64_t len)
 	return off;
 }
 
-static int image_make(int fd, const struct stat *st, const char *path, size_t own, bool bytes, struct image **out)
+/* passing: it is asked about, and nothing is mapped of it. */
+static int image_make(int fd, const struct stat *st, const char *path, size_t own, bool bytes, bool passing,
+		      struct image **out)
 {
 	struct stat copy = { 0 };
 	size_t len = strlen(path) + 1;
@@ -464,7 +466,8 @@ static int image_make(int fd, const struct stat *st, const char *path, size_t ow
 			     .own = own,
 			     .fd = -1 };
 	memcpy(m->path, path, len);
-	maps_file(fd, st, &m->maps_dev, &m->maps_ino);
+	if (!passing)
+		maps_file(fd, st, &m->maps_dev, &m->maps_ino);
 	int r = 0;
 	if (bytes) {
 		m->fd = r = copy_stored(st, m);
@@ -575,7 +578,7 @@ int admit_take(const struct admit_subject *who, int *fd, struct image **out, cha
 	*out = NULL;
 	if (r || !path_of(*fd, &st, path, &own))
 		return r;
-	r = image_make(*fd, &st, path, own, who->bytes, out);
+	r = image_make(*fd, &st, path, own, who->bytes, who->passing, out);
 	if (!r && (*out)->fd >= 0) {
 		int own = fd_again((*out)->fd);
 		r = own < 0 ? own : 0;
@@ -677,7 +680,7 @@ int admit_file(int fd, struct image **out)
 	if (!m) {
 		if (!place)
 			return admit_memory(S_ISREG(st.st_mode) ? "memfd" : "mmap");
-		if ((r = image_make(fd, &st, path, own, who_runs.bytes, &m))) {
+		if ((r = image_make(fd, &st, path, own, who_runs.bytes, false, &m))) {
 			snprintf(line, sizeof line, "%.160s: cannot be looked at: %s", path, strerror(-r));
 			if (!ahead)
 				verdict_tell(POLICY_DENY, line, true);
@@ -759,7 +762,7 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 			r = fd_again(fd);
 	} else if (!r) {
 		/* Always a copy: it is read before it is mapped, and both must be the same. */
-		r = image_make(fd, &st, path, own, true, &m);
+		r = image_make(fd, &st, path, own, true, false, &m);
 		if (!r && sig_fd >= 0 && !fstat(sig_fd, &st) && S_ISREG(st.st_mode)) {
 			ssize_t n = pread(sig_fd, m->sig, sizeof m->sig, 0);
 			m->sig_size = n > 0 ? (size_t)n : 0;

@@ -22,6 +22,7 @@ struct stat;
 /* Who asks: a program, which has the policy that its path, family and user say. */
 struct admit_subject {
 	bool active, bytes; /* bytes: content decides */
+	bool passing;       /* an exec asks beforehand: what is found out is for the answer alone */
 	struct policy_subject s;
 	char program[PATH_MAX];
 };

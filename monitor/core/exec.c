@@ -193,6 +193,7 @@ static int state_write(const char *program, int program_fd, const struct strings
 	st.policy_fd = admit_fd();
 	st.vmend_fd = vmend_fd();
 	apart_export(st.apart);
+	maps_known_export(st.known);
 	st.root = *admit_root();
 	st.accepted = *accepted;
 	st.cpuid_bytes = sizeof *pvm.cpuid + pvm.cpuid->nent * sizeof pvm.cpuid->entries[0];

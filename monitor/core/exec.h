@@ -10,6 +10,7 @@
 #include "admit.h"
 #include "apart.h"
 #include "batch.h"
+#include "maps.h"
 #include "pvm.h"
 
 #define EXEC_NAME "kylinx-exec" /* argv[0] of a monitor that continues; argv[1] is the memfd's number */
@@ -30,6 +31,7 @@ struct exec_state {
 	pid_t apart[APART_MAX];
 	struct admit_root root;
 	struct batch_handed accepted;
+	struct maps_known known[MAPS_KNOWN];
 	uint32_t cpuid_bytes;
 	/* then struct kvm_cpuid2, cpuid_bytes of it; when signals are held, what they say (thread.held_info); then
 	 * NUL-terminated: name, program, argv..., envp... */

@@ -256,7 +256,7 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	} else {
 		p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
 	}
-	const bool noted = p == MAP_FAILED || !shared || !text_map_note(addr, addr + len, shared, fd);
+	const bool noted = p == MAP_FAILED || !shared || !text_map_note(addr, addr + len, shared, fd, image);
 	if (!noted) {
 		host_release(addr, addr + len);
 		p = MAP_FAILED;

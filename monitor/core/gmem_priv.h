@@ -127,6 +127,7 @@ int text_own(uint64_t start, uint64_t end);
 /* [start, end) is about to be moved: as its file has it, since the jumps and what they lead to go by addresses. 0 or -errno. */
 int text_unpatch(uint64_t start, uint64_t end);
 int place_ready(void *p, uint64_t len, int hp, uint64_t gva);
+struct image;
 /* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
 struct text_map {
 	uint64_t start, end, at; /* at: bytes into the text, of start */
@@ -134,11 +135,10 @@ struct text_map {
 	uint64_t dev, ino; /* of the file, as maps_file() has them */
 	char path[168];
 };
-int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd);
+int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd, const struct image *image);
 const struct text_map *text_map_find(uint64_t gva);
 
 /* ---- gmem_origin.c ---- */
-struct image;
 /* Of which mapping of a file the memory at gva is a part: its number + 1; 0 = not noted. */
 uint32_t origin_number(uint64_t gva);
 int map_admit(uint64_t addr, uint64_t len, int prot, int flags, uint64_t off, int *fd, struct image **image,

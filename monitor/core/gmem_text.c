@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "admit.h"
 #include "gmem_priv.h"
 #include "keeper.h"
 #include "maps.h"
@@ -481,7 +482,7 @@ static struct text_map *text_maps;
 static size_t nr_text_maps, cap_text_maps;
 
 /* Note a mapping; what was noted of its addresses is no longer true. */
-int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd)
+int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd, const struct image *image)
 {
 	size_t j = 0;
 	for (size_t i = 0; i < nr_text_maps; i++)
@@ -498,9 +499,14 @@ int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd)
 	}
 	struct text_map *m = &text_maps[nr_text_maps++];
 	*m = (struct text_map){ .start = start, .end = end, .text = t };
+	struct stat st;
+	if (image) {
+		admit_origin(image, &m->dev, &m->ino, m->path);
+		return 0;
+	}
 	text_path(t, m->path, fd);
-	struct stat st = { .st_dev = t->key.dev, .st_ino = t->key.ino };
-	maps_file(fd, &st, &m->dev, &m->ino);
+	if (!fstat(fd, &st))
+		maps_file(fd, &st, &m->dev, &m->ino);
 	return 0;
 }
 

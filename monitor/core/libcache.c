@@ -61,19 +61,70 @@ static bool text_read(void)
 	return true;
 }
 
+/* As glibc orders names (elf/dl-cache.c): numbers in them by what they are. */
+static int compare(const char *a, const char *b)
+{
+	while (*a) {
+		const bool da = *a >= '0' && *a <= '9', db = *b >= '0' && *b <= '9';
+		if (da && db) {
+			unsigned na = 0, nb = 0;
+			for (; *a >= '0' && *a <= '9'; a++)
+				na = na * 10 + (unsigned)(*a - '0');
+			for (; *b >= '0' && *b <= '9'; b++)
+				nb = nb * 10 + (unsigned)(*b - '0');
+			if (na != nb)
+				return na < nb ? -1 : 1;
+		} else if (da || db) {
+			return da ? 1 : -1;
+		} else if (*a != *b) {
+			return *a - *b;
+		} else {
+			a++;
+			b++;
+		}
+	}
+	return *a - *b;
+}
+
+static struct entry entry_at(uint32_t i)
+{
+	struct entry e;
+	memcpy(&e, text + sizeof(struct header) + i * sizeof e, sizeof e);
+	return e;
+}
+
+/* The entry's name; none where the list is broken. */
+static const char *name_at(uint32_t i)
+{
+	const struct entry e = entry_at(i);
+	return e.name < text_len ? text + e.name : "";
+}
+
+/* The first of the entries in the list, which is in falling order, that is not before that name. */
+static uint32_t first_of(const char *name, uint32_t nr)
+{
+	uint32_t from = 0, to = nr;
+	while (from < to) {
+		const uint32_t middle = from + (to - from) / 2;
+		if (compare(name_at(middle), name) > 0)
+			from = middle + 1;
+		else
+			to = middle;
+	}
+	return from;
+}
+
 bool libcache_find(const char *name, char *path, size_t size)
 {
 	struct header h;
-	struct entry e;
 	if (!text_read() || text_len < sizeof h)
 		return false;
 	memcpy(&h, text, sizeof h);
-	if (memcmp(h.magic, MAGIC, sizeof h.magic) || h.nr > (text_len - sizeof h) / sizeof e)
+	if (memcmp(h.magic, MAGIC, sizeof h.magic) || h.nr > (text_len - sizeof h) / sizeof(struct entry))
 		return false;
-	for (uint32_t i = 0; i < h.nr; i++) {
-		memcpy(&e, text + sizeof h + i * sizeof e, sizeof e);
-		if (e.flags != LIBC6_X86_64 || e.hwcap || e.name >= text_len || e.path >= text_len ||
-		    strcmp(text + e.name, name) != 0)
+	for (uint32_t i = first_of(name, h.nr); i < h.nr && !compare(name_at(i), name); i++) {
+		const struct entry e = entry_at(i);
+		if (e.flags != LIBC6_X86_64 || e.hwcap || e.path >= text_len || strcmp(name_at(i), name) != 0)
 			continue;
 		size_t n = strlen(text + e.path) + 1;
 		if (n > size)

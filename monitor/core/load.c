@@ -363,11 +363,14 @@ static int file_take(const struct load_plan *p, struct load_file *f, struct kx_e
 	return r ? kx_err_exit(err, -r, 126, "%s", *why ? why : strerror(-r)) : 0;
 }
 
+/* The program that runs asks, and gives the place to another monitor. */
+static bool in_exec(void) { return self && self->hcall; }
+
 /* May the program be what it is? */
 static int judge(struct load_plan *p, struct kx_err *err)
 {
 	const char *interp = p->interp.fd >= 0 ? p->prog.img.interp : NULL;
-	const bool exec = self && self->hcall; /* then nobody prints err */
+	const bool exec = in_exec(); /* then nobody prints err */
 	char why[POLICY_WHY];
 
 	if (!p->who.active)
@@ -474,7 +477,7 @@ static void plan_clear(struct load_plan *p)
 	p->prog.fd = p->interp.fd = -1;
 	p->prog.image = p->interp.image = NULL;
 	p->exe[0] = p->comm[0] = 0;
-	p->who.active = p->who.bytes = false;
+	p->who.active = p->who.bytes = p->who.passing = false;
 	p->nr_pre = 0;
 	p->skip = p->argc = p->envc = p->string_bytes = 0;
 }
@@ -507,6 +510,7 @@ int load_prepare(const char *path, int exe_fd, char **argv, char **envp, struct 
 	if (!r) {
 		find_exe(p, final);
 		admit_ask_for(&p->who, p->exe);
+		p->who.passing = in_exec();
 		r = file_take(p, &p->prog, err);
 	}
 	if (!r) {

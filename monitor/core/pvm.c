@@ -614,6 +614,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 		fd_keep(&pvm.registry_fd, st->registry_fd);
 	vmend_adopt(st->vmend_fd);
 	apart_import(st->apart);
+	maps_known_import(st->known);
 	pvm.is_child = st->is_child;
 	pvm.has_family = st->has_family;
 	pvm.start_ns = st->start_ns;

@@ -153,7 +153,7 @@ const char *strace_call_name(uint64_t nr)
 
 	if (row)
 		return row->name;
-	for (s = st_rowless; s->name; s++)
+	for (s = st_rowless; *s->name; s++)
 		if (s->v == nr)
 			return s->name;
 	return NULL;

@@ -110,7 +110,7 @@ void put_set(struct line *l, const struct symset *set, uint64_t v)
 	if (!set->wide)
 		v = (uint32_t)v;
 	num = v & set->mask;
-	for (s = set->tab; s->name; s++) {
+	for (s = set->tab; *s->name; s++) {
 		if (!(s->v & ~set->mask) && s->v == num && (set->mask || !v)) {
 			puts_(l, s->name);
 			num = 0;
@@ -124,7 +124,7 @@ void put_set(struct line *l, const struct symset *set, uint64_t v)
 		return;
 	}
 	v &= ~set->mask;
-	for (s = set->tab; s->name; s++) {
+	for (s = set->tab; *s->name; s++) {
 		if (!s->v || (s->v & set->mask) || (v & s->v) != s->v)
 			continue;
 		put(l, "%s%s", any ? "|" : "", s->name);

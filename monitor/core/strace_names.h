@@ -36,14 +36,15 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Names are in the tables: as pointers, each monitor that starts or execs would relocate them. */
 struct sym {
 	uint64_t v;
-	const char *name;
+	char name[56];
 };
 
 struct symset {
 	const char *name;      /* in hypercalls.def, or NULL */
-	const struct sym *tab; /* ends with name NULL */
+	const struct sym *tab; /* ends with an empty name */
 	uint64_t mask;
 	int wide; /* 64 bits count; else the lower 32 */
 };
@@ -59,7 +60,7 @@ struct symset {
 	}
 #define SYEND \
 	{ \
-		0, NULL \
+		0, "" \
 	}
 /* The set ss_<id> over the table st_<id>, which follows. */
 #define SYMSET(id, defname, mask, wide, ...) \
@@ -227,7 +228,7 @@ SYMSET(filetype, NULL, S_IFMT, 0, SY(S_IFSOCK), SY(S_IFLNK), SY(S_IFREG), SY(S_I
 /* si_code: by signal (0 = any) and value. */
 static const struct {
 	int sig, code;
-	const char *name;
+	char name[24];
 } si_codes[] = {
 	{ 0, SI_USER, "SI_USER" },
 	{ 0, SI_KERNEL, "SI_KERNEL" },

@@ -250,15 +250,16 @@ void vmend_start(void)
 	pid_t pid = -1;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sock))
 		return;
-	if (!fd_keep(&to, sock[0]) && !setsockopt(sock[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on))
+	/* No descriptor has a high number yet, so its table is a small one. */
+	if (!setsockopt(sock[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof on))
 		pid = apart_fork();
 	if (!pid)
 		closer(sock[1]);
 	close(sock[1]);
-	if (pid < 0 && to >= 0) {
-		close(to);
-		to = -1;
-	}
+	if (pid < 0)
+		close(sock[0]);
+	else
+		fd_keep(&to, sock[0]); /* else it hears of the end of its socket, and ends */
 }
 
 static void tell(char kind, int fd)

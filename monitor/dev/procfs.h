@@ -38,7 +38,8 @@ enum procfs_target procfs_target(const char *rel, char *out, size_t len, int *fd
 int procfs_peek(const char *rel, char *buf, size_t len);
 /* Call fn for each name in a directory of the host's procfs, after it has been read. 0 or -errno. No descriptor is seen. */
 int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *arg);
-/* The same where nothing of the program's runs yet: without the thread that has the descriptor for itself. */
+/* The same of a directory of descriptors, at least as far as the guest's go, where nothing of the program's runs yet: without
+ * the thread that has the descriptor for itself. */
 int procfs_each_early(const char *rel, void (*fn)(const char *name, void *arg), void *arg);
 /* Before the process's first mq_notify(2) registration: from now on looks into /proc don't end it. 0 or -errno. */
 int procfs_keep_notify(void);

@@ -315,20 +315,28 @@ struct list_args {
 	int dirfd;
 	const char *path;
 	struct out *t;
+	unsigned
+		below; /* not 0: names are numbers, which the kernel lists in rising order; until one that is not below */
 };
+
+#define FEW_BYTES 320 /* of a list that may end early: the kernel makes an inode for each descriptor that it lists */
 
 static int list_fn(void *p)
 {
 	struct list_args *a = p;
 	char buf[8192];
-	long n, fd = private_open(a->dirfd, a->path, O_RDONLY | O_DIRECTORY);
+	const size_t size = a->below ? FEW_BYTES : sizeof buf;
+	bool more = true;
+	long n = 0, fd = private_open(a->dirfd, a->path, O_RDONLY | O_DIRECTORY);
 	if (fd < 0)
 		return (int)fd;
-	while ((n = HC6(SYS_getdents64, fd, buf, sizeof buf, 0, 0, 0)) > 0)
+	while (more && (n = HC6(SYS_getdents64, fd, buf, size, 0, 0, 0)) > 0)
 		for (long i = 0; i < n;) {
 			struct dirent64 *d = (void *)(buf + i);
-			if (d->d_name[0] != '.')
+			if (d->d_name[0] != '.') {
+				more = !a->below || strtoul(d->d_name, NULL, 10) < a->below;
 				out_add(a->t, d->d_name, strlen(d->d_name) + 1);
+			}
 			i += d->d_reclen;
 		}
 	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
@@ -338,7 +346,7 @@ static int list_fn(void *p)
 /* Append the names in a directory to t, each with its NUL. As private_run(). */
 int list_locked(int dirfd, const char *path, struct out *t)
 {
-	struct list_args a = { dirfd, path, t };
+	struct list_args a = { dirfd, path, t, 0 };
 	return private_run(list_fn, &a);
 }
 
@@ -363,7 +371,7 @@ int procfs_each(const char *rel, void (*fn)(const char *name, void *arg), void *
 int procfs_each_early(const char *rel, void (*fn)(const char *name, void *arg), void *arg)
 {
 	struct out t = { 0 };
-	struct list_args a = { pvm.proc_fd, rel, &t };
+	struct list_args a = { pvm.proc_fd, rel, &t, pvm.fd_limit };
 	private_direct = true;
 	int r = list_fn(&a);
 	private_direct = false;

@@ -9,14 +9,19 @@
 #include <sys/wait.h>
 #include "check.h"
 
+struct pvm pvm;
+__thread struct thread *self;
+
 static const char *file;
 static size_t piece; /* 0: the real one */
+static unsigned nr_opened;
 
 /* Through a pipe, so that a read brings no more than was written at once. */
 int proc_file(const char *name)
 {
 	char path[64];
 	int fd[2];
+	nr_opened++;
 	if (!piece) {
 		snprintf(path, sizeof path, "/proc/%s", name);
 		return open(path, O_RDONLY);
@@ -70,6 +75,10 @@ static void test_lines(void)
 					   "0-1 rwxp 0 0123456789abcdef 0\n",
 					   "0-1 rwxp 0 0:0 x\n",
 					   "\n",
+					   "0-1 rwxp 0 0:0 18446744073709551616\n",
+					   "10000000000000000-1 rwxp 0 0:0 0\n",
+					   "-1-1 rwxp 0 0:0 0\n",
+					   "0x1-2 rwxp 0 0:0 0\n",
 					   "0-1\n0-1 rwxp 0 0:0 0\n" };
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
 		CHECK(!maps_parse(bad[i], &l), "broken line %zu", i);
@@ -134,7 +143,59 @@ static void compare(int fd, const char *what)
 	CHECK(ino == l.ino && !strcmp(text, l.dev), "%s: %s %ju, by stat %x:%x %ju", what, text, (uintmax_t)ino,
 	      major(st.st_dev), minor(st.st_dev), (uintmax_t)st.st_ino);
 	munmap(p, 4096);
-	close(fd);
+}
+
+/* How often the list is looked at when that file is asked for; its numbers are right. */
+static unsigned looks(int fd, uint64_t is)
+{
+	struct stat st;
+	uint64_t dev, ino;
+	const unsigned before = nr_opened;
+	CHECK(!fstat(fd, &st), "there");
+	maps_file(fd, &st, &dev, &ino);
+	CHECK(ino == is, "%ju, not %ju", (uintmax_t)ino, (uintmax_t)is);
+	return nr_opened - before;
+}
+
+/* What is known of a file below an overlay, whose own inode is `is`, as long as it is that file; how many are. */
+static void test_known(int fd, uint64_t is)
+{
+	static struct maps_known out[MAPS_KNOWN], none[MAPS_KNOWN];
+	char name[32];
+	struct stat st;
+	CHECK(!looks(fd, is), "known");
+	maps_known_export(out);
+	maps_known_import(none);
+	CHECK(looks(fd, is) == 1 && !looks(fd, is), "not known, and then it is");
+	maps_known_import(none);
+	maps_known_import(out);
+	CHECK(!looks(fd, is), "handed on");
+	known_turn++;
+	maps_known_export(out);
+	CHECK(!memcmp(out, none, sizeof out), "nothing of what is being changed is handed on");
+	known_turn--;
+	pthread_mutex_lock(&known_lock);
+	CHECK(looks(fd, is) == 1, "without the lock nothing is known");
+	pthread_mutex_unlock(&known_lock);
+	pvm.pid = 1;
+	self = &(struct thread){ .pid = 2 };
+	CHECK(looks(fd, is) == 1, "nor in a child of vfork");
+	pvm.pid = 0;
+	self = NULL;
+	for (int i = 0; i < MAPS_KNOWN - 1; i++) {
+		snprintf(name, sizeof name, "/tmp/m/f%d", i);
+		int other = open(name, O_RDWR | O_CREAT, 0600);
+		CHECK(other >= 0 && write(other, "x", 1) == 1 && !fstat(other, &st) && looks(other, st.st_ino) == 1,
+		      "%s", name);
+		close(other);
+	}
+	CHECK(!looks(fd, is), "as many are known");
+	CHECK(!chmod("/tmp/m/file", 0640) && !access("/tmp/u/file", F_OK), "copied up");
+	int up = open("/tmp/m/file", O_RDONLY);
+	const unsigned before = nr_opened;
+	compare(up, "another file then");
+	CHECK(nr_opened == before + 3, "looked for: %u", nr_opened - before);
+	close(up);
 }
 
 /* Where a file system lies on another. */
@@ -149,11 +210,17 @@ static void test_file(void)
 	int fd = open("/tmp/l/file", O_RDWR | O_CREAT, 0600);
 	CHECK(fd >= 0 && write(fd, "x", 1) == 1, "a file");
 	compare(fd, "on tmpfs");
+	struct stat st;
+	CHECK(!fstat(fd, &st), "its inode");
+	close(fd);
 	if (mount("o", "/tmp/m", "overlay", 0, "lowerdir=/tmp/l,upperdir=/tmp/u,workdir=/tmp/w")) {
 		printf("skip: no overlay here\n");
 		return;
 	}
-	compare(open("/tmp/m/file", O_RDONLY), "below an overlay");
+	fd = open("/tmp/m/file", O_RDONLY);
+	compare(fd, "below an overlay");
+	test_known(fd, st.st_ino);
+	close(fd);
 }
 
 int main(void)
