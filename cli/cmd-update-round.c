@@ -347,11 +347,10 @@ static int tell(struct round *r)
 	for (size_t i = 0; i < r->nr_parts; i++) {
 		const struct part *p = &r->part[i];
 		if (p->state == DONE && !p->error)
-			printf("%d: %s: pause %.3f ms\n", p->pid, p->text, (double)p->pause_ns / 1e6);
+			update_tell("%d: %s: pause %.3f ms\n", p->pid, p->text, (double)p->pause_ns / 1e6);
 		else if (p->state == PREPARING)
 			e = kx_err_set(r->err, ETIME, "process %d: does not say what it did (see `kylinx ps`)", p->pid);
 	}
-	fflush(stdout);
 	return e;
 }
 

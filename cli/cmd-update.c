@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +79,18 @@ static pid_t service_thread(int proc)
 	}
 	closedir(d);
 	return tid;
+}
+
+static struct kx_err untold;
+
+void update_tell(const char *fmt, ...)
+{
+	char line[2 * UPDATE_LINE];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof line, fmt, ap);
+	va_end(ap);
+	cli_print(line, &untold);
 }
 
 static int poke(int pidfd, int proc, pid_t pid)
@@ -238,10 +252,9 @@ static int update_one(const struct family *f, const struct member *m, const stru
 	else if (a.error)
 		r = kx_err_set(err, (int)a.error, "process %d: %.200s (nothing is changed)", m->pid, a.text);
 	else if (flags & UPDATE_DRY_RUN)
-		printf("%d: can be updated: %s\n", m->pid, a.text);
+		update_tell("%d: can be updated: %s\n", m->pid, a.text);
 	else
-		printf("%d: %s: pause %.3f ms\n", m->pid, a.text, (double)a.pause_ns / 1e6);
-	fflush(stdout);
+		update_tell("%d: %s: pause %.3f ms\n", m->pid, a.text, (double)a.pause_ns / 1e6);
 out:
 	if (sock >= 0)
 		close(sock);
@@ -257,14 +270,22 @@ static int update_all(const struct family *f, const struct member *m, const stru
 		return update_one(f, m, o, o->flags, err);
 	/* First look whether all of them can: then a refusal changes none. */
 	for (int dry = 1; dry >= ((o->flags & UPDATE_DRY_RUN) != 0); dry--)
-		for (size_t i = 0; i < f->nr; i++) {
+		for (size_t i = 0, made = 0; i < f->nr; i++) {
 			struct kx_err one = { 0 };
-			if (f->members[i].state == 'Z' ||
-			    !update_one(f, &f->members[i], o, o->flags | (dry ? UPDATE_DRY_RUN : 0), &one))
+			if (f->members[i].state == 'Z')
 				continue;
+			if (!update_one(f, &f->members[i], o, o->flags | (dry ? UPDATE_DRY_RUN : 0), &one)) {
+				made += !dry;
+				continue;
+			}
 			if (one.code == ESRCH || one.code == ENOENT) /* ended, or has not loaded it */
 				continue;
-			*err = one;
+			if (made)
+				kx_err_set(err, one.code,
+					   "%.400s; %zu of the others %s updated: do it again for the rest", one.msg,
+					   made, made == 1 ? "is" : "are");
+			else
+				*err = one;
 			return -1;
 		}
 	return 0;
@@ -349,6 +370,7 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 			   argv[rest]);
 	bool begun = f && (m || o.all) && !(o.flags & UPDATE_DRY_RUN);
 	struct kx_err unnoted = { 0 };
+	signal(SIGPIPE, SIG_IGN); /* whoever does not listen any more must not end it halfway */
 	if (begun)
 		note("update-begin", argv + rest, NULL, &unnoted);
 	if (f && o.at_once && !(o.flags & UPDATE_DRY_RUN))
@@ -358,6 +380,9 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	if (begun &&
 	    (note(r ? "update-failed" : "update", argv + rest, r ? err->msg : NULL, &unnoted) || unnoted.code) && !r)
 		dprintf(STDERR_FILENO, "kylinx: %s\n", unnoted.msg);
+	if (!r && untold.code)
+		r = kx_err_set(err, untold.code, "%s%s", o.flags & UPDATE_DRY_RUN ? "" : "the update is made, but ",
+			       untold.msg);
 	families_free(&all);
 	close(o.file);
 	if (o.signature >= 0)

@@ -12,6 +12,8 @@ struct update_options {
 };
 
 long long update_now_ms(void);
+/* A line of standard output. Where it can't be written, that is the command's error once all is done: nothing is undone for it. */
+__attribute__((format(printf, 1, 2))) void update_tell(const char *fmt, ...);
 /* Text of a pVM's: of any bytes. */
 void update_clean(char *s, size_t size);
 /* Does the family's build understand this one? Else an error, in err. */

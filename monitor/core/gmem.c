@@ -233,43 +233,22 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	int keep = flags & ~(MAP_FIXED_NOREPLACE | MAP_32BIT | MAP_GROWSDOWN | MAP_LOCKED | MAP_POPULATE);
 	/* Populating would fault every page in before it is known to be wanted; the program asked, so ask the host. */
 	keep |= flags & (MAP_POPULATE | MAP_LOCKED);
-	struct text_use use = { 0 };
+	struct text_use use = { .image = image };
 	if (patch) {
 		sites_forget_left(addr, addr + len);
 		text_prepare(addr, len, prot, fd, off, &use);
 	}
-	const struct text *shared = use.shared;
-	const int hp = host_prot(prot);
-	bool patched = false;
-	void *p;
-	if (shared) {
-		p = mmap(gva_ptr(addr), len, hp, (keep & ~MAP_TYPE) | MAP_SHARED | MAP_FIXED, use.fd,
-			 (off_t)shared->at);
-	} else if (use.plan.n) { /* elsewhere first: while the monitor writes to it, a call of the program's could */
-		p = mmap(NULL, len, PROT_READ | PROT_WRITE, keep & ~MAP_FIXED, fd, off);
-		if (p != MAP_FAILED) {
-			patched = text_patch(addr, len, p, &use);
-			int r = place_ready(p, len, hp, addr);
-			p = r ? MAP_FAILED : gva_ptr(addr);
-			errno = -r;
-		}
-	} else {
-		p = mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, off);
-	}
-	const bool noted = p == MAP_FAILED || !shared || !text_map_note(addr, addr + len, shared, fd, image);
-	if (!noted) {
-		host_release(addr, addr + len);
-		p = MAP_FAILED;
-		errno = ENOMEM;
-	}
-	if (p == MAP_FAILED) {
-		int e = errno;
-		range_lost(addr, addr + len, !noted);
+	const bool shared = use.shared, has_sites = shared || use.plan.n;
+	int hp = host_prot(prot), failed = 0;
+	if (has_sites)
+		failed = text_map(addr, len, hp, keep, fd, off, &use);
+	else if (mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, (off_t)off) == MAP_FAILED)
+		failed = -errno;
+	if (failed) {
+		range_lost(addr, addr + len, false);
 		pt_restore(addr, addr + len);
-		if (shared)
-			text_close(shared, use.fd);
-		patch_plan_free(&use.plan);
-		return -e;
+		text_use_end(&use);
+		return failed;
 	}
 	if (!file && type == MAP_PRIVATE && prot & PROT_WRITE)
 		sites_leave(addr, addr + len);
@@ -281,15 +260,9 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 		rflags |= GMEM_DATA;
 	region_set(addr, addr + len, prot, rflags | (shared ? GMEM_TEXT : 0));
 	if (!file && type == MAP_PRIVATE && prot != PROT_NONE && !(flags & (MAP_STACK | MAP_HUGETLB)) && huge_pays(len))
-		madvise(p, len, MADV_HUGEPAGE);
-	if (shared) {
-		text_finish(addr, &use);
-		text_close(shared, use.fd);
-	}
-	if (patched)
-		sites_add(use.plan.sites, use.plan.n);
-	const bool is_file = shared || !use.plan.n; /* else patched in place */
-	patch_plan_free(&use.plan);
+		madvise(gva_ptr(addr), len, MADV_HUGEPAGE);
+	text_mapped(&use);
+	text_use_end(&use);
 	if (admit_on && file && type == MAP_PRIVATE) {
 		int r = map_note(addr, len, prot, off, fd, image, under, code_end);
 		if (r) { /* of two minds: better none */
@@ -301,7 +274,8 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	if (prot & PROT_EXEC)
 		pt_exec(addr, code_end);
 	/* What the loader of an image maps. */
-	if (file && is_file && fixed && type == MAP_PRIVATE && flags & MAP_DENYWRITE && !(prot & PROT_WRITE) && prot)
+	if (file && (shared || !has_sites) && fixed && type == MAP_PRIVATE && flags & MAP_DENYWRITE &&
+	    !(prot & PROT_WRITE) && prot)
 		gmem_warm_begin(addr, addr + len, shared);
 	return addr;
 }

@@ -86,6 +86,9 @@ bool gmem_mapped(uint64_t gva, uint64_t len);
 int gmem_populate(uint64_t gva);
 /* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */
 uint64_t gmem_pc_to_original(uint64_t rip);
+/* In the handler of a SIGBUS of the monitor's own: `at` is in a text that is being looked at, whose file was cut off. True: it can go
+ * on, with zeros there. */
+bool gmem_text_cut(const void *at);
 uint64_t gmem_pc_to_resume(uint64_t rip);
 /* In a trampoline of a `cpuid`, with registers changed already: it has to run on into the LibOS. */
 bool gmem_pc_entering(uint64_t rip);

@@ -110,24 +110,32 @@ void sites_leave(uint64_t start, uint64_t end);
 void sites_return(uint64_t start, uint64_t end);
 /* those that were left alone, of memory that becomes another text. */
 void sites_forget_left(uint64_t start, uint64_t end);
-int sites_add(const struct kx_site *s, size_t n);
 /* What becomes of an executable private file mapping. */
+struct image;
 struct text_use {
 	const struct text *shared; /* the patched copy of it that others have, too, */
 	int fd;                    /* and where to map it from */
 	struct patch_plan plan;    /* else: to be applied to the mapping itself, where n is not 0 */
 	uint64_t tramp, tramp_size;
-	bool rseq; /* has restartable sequences */
+	bool rseq;                 /* has restartable sequences */
+	const struct image *image; /* that the policy was asked about; NULL = none */
+	struct kx_site *sites;     /* of the shared one, */
+	size_t nr_sites;           /* and how many the text has where it is mapped */
 };
 /* prot: with PROT_WRITE the program wants a copy of its own. */
 void text_prepare(uint64_t gva, uint64_t len, int prot, int fd, uint64_t off, struct text_use *use);
-bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use);
-void text_finish(uint64_t gva, struct text_use *use);
+/*
+ * Map a text that has sites, at gva, with its trampolines: these first, since its jumps lead to them. 0, with room for four regions
+ * more, or -errno: then what was at gva may be lost (range_lost()), and no trampolines are there.
+ */
+int text_map(uint64_t gva, uint64_t len, int hp, int flags, int fd, uint64_t off, struct text_use *use);
+/* It is noted that it is there: its sites are, too. */
+void text_mapped(const struct text_use *use);
+void text_use_end(struct text_use *use);
 int text_own(uint64_t start, uint64_t end);
 /* [start, end) is about to be moved: as its file has it, since the jumps and what they lead to go by addresses. 0 or -errno. */
 int text_unpatch(uint64_t start, uint64_t end);
 int place_ready(void *p, uint64_t len, int hp, uint64_t gva);
-struct image;
 /* Where the family's copies are mapped: pieces of regions with GMEM_TEXT. */
 struct text_map {
 	uint64_t start, end, at; /* at: bytes into the text, of start */
@@ -135,7 +143,6 @@ struct text_map {
 	uint64_t dev, ino; /* of the file, as maps_file() has them */
 	char path[168];
 };
-int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd, const struct image *image);
 const struct text_map *text_map_find(uint64_t gva);
 
 /* ---- gmem_origin.c ---- */

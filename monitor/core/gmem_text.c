@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "admit.h"
 #include "gmem_priv.h"
@@ -169,6 +170,46 @@ static bool site_is_back(const struct kx_site *s)
 	return !guest_read(jump, s->start, sizeof jump) && jumps_to(jump, s);
 }
 
+/* From first to last. */
+static bool sites_in_order(size_t first, size_t last)
+{
+	for (size_t i = first; i < last; i++)
+		if (sites[i].start > sites[i + 1].start)
+			return false;
+	return true;
+}
+
+/* Room for n more. */
+static int sites_reserve(size_t n)
+{
+	if (nr_sites + n <= cap_sites)
+		return 0;
+	size_t cap = nr_sites + n + 1024;
+	struct kx_site *p = realloc(sites, cap * sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	sites = p;
+	cap_sites = cap;
+	return 0;
+}
+
+static int sites_add(const struct kx_site *s, size_t n)
+{
+	if (!n)
+		return 0;
+	if (sites_reserve(n))
+		return -ENOMEM;
+	/* Those of one text are in order as a rule, and no other text's are between them. */
+	const size_t at = sites_below(s[0].start);
+	memmove(&sites[at + n], &sites[at], (nr_sites - at) * sizeof *sites);
+	memcpy(&sites[at], s, n * sizeof *s);
+	nr_sites += n;
+	if (!sites_in_order(at ? at - 1 : 0, at + n < nr_sites ? at + n : nr_sites - 1))
+		qsort(sites, nr_sites, sizeof *sites, site_cmp);
+	sites_publish();
+	return 0;
+}
+
 void sites_return(uint64_t start, uint64_t end)
 {
 	struct kx_site *back = nr_left ? malloc(nr_left * sizeof *back) : NULL;
@@ -188,38 +229,6 @@ void sites_return(uint64_t start, uint64_t end)
 	}
 	nr_left = k;
 	free(back);
-}
-
-/* From first to last. */
-static bool sites_in_order(size_t first, size_t last)
-{
-	for (size_t i = first; i < last; i++)
-		if (sites[i].start > sites[i + 1].start)
-			return false;
-	return true;
-}
-
-int sites_add(const struct kx_site *s, size_t n)
-{
-	if (!n)
-		return 0;
-	if (nr_sites + n > cap_sites) {
-		size_t cap = nr_sites + n + 1024;
-		struct kx_site *p = realloc(sites, cap * sizeof *p);
-		if (!p)
-			return -ENOMEM;
-		sites = p;
-		cap_sites = cap;
-	}
-	/* Those of one text are in order as a rule, and no other text's are between them. */
-	const size_t at = sites_below(s[0].start);
-	memmove(&sites[at + n], &sites[at], (nr_sites - at) * sizeof *sites);
-	memcpy(&sites[at], s, n * sizeof *s);
-	nr_sites += n;
-	if (!sites_in_order(at ? at - 1 : 0, at + n < nr_sites ? at + n : nr_sites - 1))
-		qsort(sites, nr_sites, sizeof *sites, site_cmp);
-	sites_publish();
-	return 0;
 }
 
 /* The site whose window holds rip, or NULL. */
@@ -348,6 +357,36 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 /* The disassembler, where solink put it. */
 extern const char solink_text[] __attribute__((weak)), solink_text_end[] __attribute__((weak));
 
+/* A file that is being looked at, or patched, with the lock of the mappings: it may be cut off meanwhile. */
+static struct {
+	volatile uintptr_t start, end;
+	volatile bool cut;
+} looked;
+
+static void look_begin(const void *p, uint64_t len)
+{
+	looked.cut = false;
+	looked.end = (uintptr_t)p + ALIGN_UP(len, PAGE);
+	looked.start = (uintptr_t)p;
+}
+
+/* Was the file whole all the time? */
+static bool look_end(void)
+{
+	looked.start = UINTPTR_MAX;
+	return !looked.cut;
+}
+
+bool gmem_text_cut(const void *at)
+{
+	const uintptr_t page = (uintptr_t)at & -PAGE;
+	if (page < looked.start || page >= looked.end)
+		return false;
+	looked.cut = true;
+	return HC6(SYS_mmap, page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+	       (long)page;
+}
+
 /* Find the sites of a text that is going to be mapped at gva. Failure is no error: what is not patched takes the slow
  * path. */
 static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct text_use *use)
@@ -362,6 +401,7 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct t
 	uint8_t *file = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	if (!file || file == MAP_FAILED) /* never NULL; the sanitizers' build wants to hear it */
 		return;
+	look_begin(file, st.st_size);
 	use->rseq = rseq_text(file + off, len);
 	/* Cheap first look: most libraries hold no site at all. */
 	if (memmem(file + off, len, "\x0f\x05", 2) || memmem(file + off, len, "\x0f\xa2", 2)) {
@@ -375,6 +415,8 @@ static void text_scan(uint64_t gva, uint64_t len, int fd, uint64_t off, struct t
 		if (solink_text)
 			madvise((void *)solink_text, solink_text_end - solink_text, MADV_DONTNEED);
 	}
+	if (!look_end()) /* unpatched, then */
+		patch_plan_free(&use->plan);
 	munmap(file, st.st_size);
 }
 
@@ -440,74 +482,147 @@ int place_ready(void *p, uint64_t len, int hp, uint64_t gva)
 	return r;
 }
 
-static bool tramp_map(uint64_t t, uint64_t size)
-{
-	if (region_reserve(3) || pt_set(t, t + size, PROT_READ | PROT_EXEC, true))
-		return false;
-	region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
-	return true;
-}
-
-/* Patch a text that is not the family's copy, at p, where the program has no access yet; with its trampolines. True:
- * its sites hold. */
-bool text_patch(uint64_t gva, uint64_t len, void *p, struct text_use *use)
-{
-	uint64_t t = use->tramp, size = use->tramp_size;
-	void *q = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (q == MAP_FAILED)
-		return false;
-	memset(q, 0xcc, size);
-	int r = patch_apply(p, len, gva, &use->plan, q, t, size);
-	if (place_ready(q, size, PROT_READ, t) || !tramp_map(t, size))
-		pvm_panic("no memory for the trampolines of a text"); /* its jumps lead to them */
-	return !r;
-}
-
-/* Map the trampolines of the family's copy. */
-void text_finish(uint64_t gva, struct text_use *use)
-{
-	uint64_t t = use->tramp, size = use->tramp_size;
-	uint32_t n = 0;
-	struct kx_site *s = text_sites(use->shared, use->fd, gva, &n);
-	uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
-	/* Its jumps lead to trampolines that are not there. */
-	if (!s || mmap(gva_ptr(t), size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at) == MAP_FAILED ||
-	    !tramp_map(t, size))
-		pvm_panic("no memory for the trampolines of a text");
-	sites_add(s, n);
-	free(s);
-}
-
 static struct text_map *text_maps;
 static size_t nr_text_maps, cap_text_maps;
 
-/* Note a mapping; what was noted of its addresses is no longer true. */
-int text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd, const struct image *image)
+/* For one more. */
+static int text_map_reserve(void)
+{
+	if (nr_text_maps < cap_text_maps)
+		return 0;
+	size_t cap = cap_text_maps ? cap_text_maps * 2 : 16;
+	struct text_map *p = realloc(text_maps, cap * sizeof *p);
+	if (!p)
+		return -ENOMEM;
+	text_maps = p;
+	cap_text_maps = cap;
+	return 0;
+}
+
+/* Note a mapping, for which there is room; what was noted of its addresses is no longer true. */
+static void text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd, const struct image *image)
 {
 	size_t j = 0;
 	for (size_t i = 0; i < nr_text_maps; i++)
 		if (text_maps[i].end <= start || text_maps[i].start >= end)
 			text_maps[j++] = text_maps[i];
 	nr_text_maps = j;
-	if (j == cap_text_maps) {
-		size_t cap = cap_text_maps ? cap_text_maps * 2 : 16;
-		struct text_map *p = realloc(text_maps, cap * sizeof *p);
-		if (!p)
-			return -ENOMEM;
-		text_maps = p;
-		cap_text_maps = cap;
-	}
 	struct text_map *m = &text_maps[nr_text_maps++];
 	*m = (struct text_map){ .start = start, .end = end, .text = t };
 	struct stat st;
 	if (image) {
 		admit_origin(image, &m->dev, &m->ino, m->path);
-		return 0;
+		return;
 	}
 	text_path(t, m->path, fd);
 	if (!fstat(fd, &st))
 		maps_file(fd, &st, &m->dev, &m->ino);
+}
+
+/* Trampolines came to their place, or did not (-errno r); there is room for the text's own region, too. */
+static int tramp_map(int r, uint64_t t, uint64_t size)
+{
+	if (!r)
+		r = region_reserve(3 + 4) ? -ENOMEM : pt_set(t, t + size, PROT_READ | PROT_EXEC, true);
+	if (r) /* nothing may be left there, nor a hole */
+		host_release(t, t + size);
+	else
+		region_set(t, t + size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
+	return r;
+}
+
+/* The text has not come to its place. Where that can't be done nobody comes there all the same. */
+static void tramp_drop(const struct text_use *use)
+{
+	if (!region_reserve(2) && !host_release(use->tramp, use->tramp + use->tramp_size))
+		region_carve(use->tramp, use->tramp + use->tramp_size);
+}
+
+/* Patch a text that is not the family's copy, at p, where the program has no access yet. 0, and whether its sites hold, with its
+ * trampolines; -errno: it must not be used. Where there is no memory to begin with, it is left as it is. */
+static int patch_here(uint64_t gva, uint64_t len, void *p, struct text_use *use, bool *holds)
+{
+	uint64_t t = use->tramp, size = use->tramp_size;
+	void *q = sites_reserve(use->plan.n)
+			  ? MAP_FAILED
+			  : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	*holds = false;
+	if (q == MAP_FAILED) {
+		use->tramp_size = 0;
+		return 0;
+	}
+	memset(q, 0xcc, size);
+	look_begin(p, len);
+	*holds = !patch_apply(p, len, gva, &use->plan, q, t, size);
+	if (!look_end()) {
+		munmap(q, size);
+		return -EIO;
+	}
+	return tramp_map(place_ready(q, size, PROT_READ, t), t, size);
+}
+
+/* Elsewhere first: while the monitor writes to it, a call of the program's could. */
+static int map_patched(uint64_t gva, uint64_t len, int hp, int flags, int fd, uint64_t off, struct text_use *use)
+{
+	bool holds;
+	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, (off_t)off);
+	if (p == MAP_FAILED)
+		return -errno;
+	int r = patch_here(gva, len, p, use, &holds);
+	if (r) {
+		munmap(p, len);
+		return r;
+	}
+	r = place_ready(p, len, hp, gva);
+	if (r && use->tramp_size)
+		tramp_drop(use);
+	use->nr_sites = r || !holds ? 0 : use->plan.n;
+	return r;
+}
+
+static int map_tramps(const struct text_use *use)
+{
+	const uint64_t at = use->shared->at + ALIGN_UP(use->shared->key.len, PAGE);
+	void *p = mmap(gva_ptr(use->tramp), use->tramp_size, PROT_READ, MAP_SHARED | MAP_FIXED, use->fd, (off_t)at);
+	return tramp_map(p == MAP_FAILED ? -errno : 0, use->tramp, use->tramp_size);
+}
+
+/* The family's copy. */
+static int map_shared(uint64_t gva, uint64_t len, int hp, int flags, int fd, struct text_use *use)
+{
+	uint32_t n = 0;
+	use->sites = text_sites(use->shared, use->fd, gva, &n);
+	if (!use->sites || sites_reserve(n) || text_map_reserve())
+		return -ENOMEM;
+	int r = map_tramps(use);
+	if (r)
+		return r;
+	void *p = mmap(gva_ptr(gva), len, hp, flags | MAP_SHARED | MAP_FIXED, use->fd, (off_t)use->shared->at);
+	if (p == MAP_FAILED) {
+		r = -errno;
+		tramp_drop(use);
+		return r;
+	}
+	text_map_note(gva, gva + len, use->shared, fd, use->image);
+	use->nr_sites = n;
 	return 0;
+}
+
+int text_map(uint64_t gva, uint64_t len, int hp, int flags, int fd, uint64_t off, struct text_use *use)
+{
+	flags &= ~MAP_FIXED;
+	return use->shared ? map_shared(gva, len, hp, flags & ~MAP_TYPE, fd, use)
+			   : map_patched(gva, len, hp, flags, fd, off, use);
+}
+
+void text_mapped(const struct text_use *use) { sites_add(use->shared ? use->sites : use->plan.sites, use->nr_sites); }
+
+void text_use_end(struct text_use *use)
+{
+	if (use->shared)
+		text_close(use->shared, use->fd);
+	patch_plan_free(&use->plan);
+	free(use->sites);
 }
 
 const struct text_map *text_map_find(uint64_t gva)

@@ -26,6 +26,8 @@ void relink_say(struct relink *r, const char *fmt, ...)
 	va_end(ap);
 }
 
+bool relink_lacks(int e) { return e == -ENOMEM || e == -EMFILE || e == -ENFILE || e == -EIO; }
+
 static int by_address(const void *a, const void *b)
 {
 	const struct word *x = a, *y = b;
@@ -192,7 +194,7 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	r->flags = flags;
 	image_budget(READ_MAX);
 	int e = relink_read_list(r);
-	if (e && e != -EAGAIN)
+	if (e && e != -EAGAIN && !relink_lacks(e))
 		relink_say(r,
 			   e == -ENOENT ? "the program has no dynamic linker"
 					: "its list of libraries cannot be read: %s",
@@ -219,9 +221,13 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 		e = relink_relocate(r);
 	if (!e)
 		e = relink_exported_resolvers(r);
+	/* Where it was mapped it may be another one than was read. */
+	if (r->copy && e != -EAGAIN && (e == -EIO || !relink_lacks(e)) && !relink_file_is_still(r, fd)) {
+		e = -ESTALE;
+		relink_say(r, "its file was changed while it was read (write a new version under another name, and "
+			      "rename it)");
+	}
 	if (e) {
-		if (!r->said && e != -EAGAIN)
-			relink_say(r, "%s", strerror(-e));
 		if (r->said > SAID_MAX)
 			r->said = SAID_MAX - 1, relink_say(r, "... and more");
 		relink_done(r, false);
@@ -229,6 +235,29 @@ int relink_prepare(int fd, unsigned flags, relink_say_fn fn, void *arg, struct r
 	}
 	*out = r;
 	return 0;
+}
+
+static struct retired *version_new(const struct image *m)
+{
+	struct retired *t = calloc(1, sizeof *t);
+	if (!t)
+		return NULL;
+	*t = (struct retired){
+		.base = m->base, .dyn = m->dyn, .start = m->start, .end = m->end, .print = image_print(m)
+	};
+	for (unsigned i = 0; i < m->nr_ph; i++) {
+		const Elf64_Phdr *p = &m->ph[i];
+		if (p->p_type != PT_LOAD)
+			continue;
+		if (t->nr_seg == SEGMENTS_MAX) {
+			t->nr_seg = 0;
+			break;
+		}
+		t->seg[t->nr_seg].start = DOWN(m->base + p->p_vaddr);
+		t->seg[t->nr_seg].end = UP(m->base + p->p_vaddr + p->p_memsz);
+		t->seg[t->nr_seg++].code = p->p_flags != PF_R;
+	}
+	return t;
 }
 
 int relink_bind(struct relink *r)
@@ -248,8 +277,8 @@ int relink_bind(struct relink *r)
 	}
 	if (!e)
 		e = relink_plan_sweep(r);
-	if (e)
-		relink_say(r, "%s", strerror(-e));
+	if (!e && (!(r->note_old = version_new(r->old)) || (!r->reuse && !(r->note_new = version_new(&r->new)))))
+		e = -ENOMEM;
 	return e;
 }
 
@@ -272,7 +301,7 @@ struct relink_call *relink_calls(struct relink *r, unsigned *nr)
 			e = relink_plan_constructors(r);
 		*nr = e ? 0 : r->nr_call;
 	}
-	if (e)
+	if (e && !relink_lacks(e))
 		relink_say(r, "%s", strerror(-e));
 	static struct relink_call none;
 	return e ? NULL : *nr ? r->call : &none;
@@ -402,56 +431,49 @@ static struct retired *take_current(const struct image *m)
 	return NULL;
 }
 
-static struct retired *version_new(const struct image *m)
-{
-	struct retired *t = calloc(1, sizeof *t);
-	if (!t)
-		return NULL;
-	*t = (struct retired){
-		.base = m->base, .dyn = m->dyn, .start = m->start, .end = m->end, .print = image_print(m)
-	};
-	for (unsigned i = 0; i < m->nr_ph; i++) {
-		const Elf64_Phdr *p = &m->ph[i];
-		if (p->p_type != PT_LOAD)
-			continue;
-		if (t->nr_seg == SEGMENTS_MAX) {
-			t->nr_seg = 0;
-			break;
-		}
-		t->seg[t->nr_seg].start = DOWN(m->base + p->p_vaddr);
-		t->seg[t->nr_seg].end = UP(m->base + p->p_vaddr + p->p_memsz);
-		t->seg[t->nr_seg++].code = p->p_flags != PF_R;
-	}
-	return t;
-}
-
+/* What is noted was made before, so that nothing can fail. */
 static void keep_versions(struct relink *r)
 {
 	struct retired *old = take_current(r->old), *new = r->reuse;
-	if (!old)
-		old = version_new(r->old);
-	if (old) {
-		old->next = relink_retired;
-		relink_retired = old;
+	if (!old) {
+		old = r->note_old;
+		r->note_old = NULL;
 	}
+	old->next = relink_retired;
+	relink_retired = old;
 	if (new) {
 		for (struct retired **p = &relink_retired; *p; p = &(*p)->next)
 			if (*p == new) {
 				*p = new->next;
 				break;
 			}
-	} else if ((new = version_new(&r->new))) {
+	} else {
+		new = r->note_new;
+		r->note_new = NULL;
 		new->has_file = true;
 		new->file_len = r->copy_len;
 		memcpy(new->file, r->file, sizeof new->file);
 	}
-	if (new) {
-		if (new->aux)
-			gmem_munmap(new->aux, new->aux_len);
-		new->aux = r->aux;
-		new->aux_len = r->aux_len;
-		new->next = all_current;
-		all_current = new;
+	if (new->aux)
+		gmem_munmap(new->aux, new->aux_len);
+	new->aux = r->aux;
+	new->aux_len = r->aux_len;
+	new->next = all_current;
+	all_current = new;
+}
+
+/* It was mapped for nothing. What can't be unmapped now is, as a version that nothing refers to, after another update. */
+static void drop_new(struct relink *r)
+{
+	uint64_t *const at[2] = { &r->mapped, &r->aux }, len[2] = { r->mapped_len, r->aux_len };
+	for (int i = 0; i < 2; i++) {
+		struct retired *t = NULL;
+		if (!*at[i] || !gmem_munmap(*at[i], len[i]) || !(t = calloc(1, sizeof *t)))
+			continue;
+		*t = (struct retired){
+			.next = relink_retired, .base = *at[i], .start = *at[i], .end = *at[i] + len[i]
+		};
+		relink_retired = t;
 	}
 }
 
@@ -464,10 +486,7 @@ void relink_done(struct relink *r, bool kept)
 		keep_versions(r);
 	} else {
 		relink_own_back(r);
-		if (!r->reuse && r->new.start)
-			gmem_munmap(r->new.start, r->new.end - r->new.start);
-		if (r->aux)
-			gmem_munmap(r->aux, r->aux_len);
+		drop_new(r);
 	}
 	for (unsigned i = 0; i < r->nr_img; i++)
 		image_free(&r->img[i]);
@@ -485,6 +504,8 @@ void relink_done(struct relink *r, bool kept)
 	free(r->done);
 	free(r->pending);
 	free(r->copy);
+	free(r->note_old);
+	free(r->note_new);
 	free(r);
 }
 

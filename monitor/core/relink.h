@@ -24,8 +24,10 @@ typedef void (*relink_say_fn)(void *arg, const char *fmt, va_list ap);
 
 /*
  * fd: the new version, for reading. Nothing that the program can see has changed when it returns. 0 and *out, to be
- * given to relink_apply() any number of times and then to relink_done(); or -errno, with the reason said.
+ * given to relink_apply() any number of times and then to relink_done(); or -errno, with the reason said unless that is
+ * all there is to say (relink_lacks(): memory, descriptors, the disk).
  */
+bool relink_lacks(int e);
 int relink_prepare(int fd, unsigned flags, relink_say_fn say, void *arg, struct relink **out);
 
 /*

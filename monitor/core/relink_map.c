@@ -27,38 +27,36 @@ static int prot_of(uint32_t flags)
 	return (flags & PF_R ? PROT_READ : 0) | (flags & PF_W ? PROT_WRITE : 0) | (flags & PF_X ? PROT_EXEC : 0);
 }
 
-/* As ld.so maps a library. Returns its base or -errno. */
-static int64_t map_file(int fd, const struct elf_image *e)
+/* As ld.so maps a library. Returns its base or -errno; what has been mapped until then is relink_done()'s. */
+static int64_t map_file(struct relink *r, int fd, const struct elf_image *e)
 {
 	uint64_t span = e->high - e->low;
-	int64_t at = gmem_mmap(0, span, prot_of(e->seg[0].flags), MAP_PRIVATE, fd, DOWN(e->seg[0].off)), r = at;
+	int64_t at = gmem_mmap(0, span, prot_of(e->seg[0].flags), MAP_PRIVATE, fd, DOWN(e->seg[0].off)), x = at;
 	if (at < 0)
 		return at;
+	r->mapped = (uint64_t)at;
+	r->mapped_len = UP(span);
 	uint64_t base = (uint64_t)at - e->low;
-	for (uint32_t i = 0; i < e->nr_seg && r >= 0; i++) {
+	for (uint32_t i = 0; i < e->nr_seg && x >= 0; i++) {
 		const struct elf_segment *s = &e->seg[i];
 		uint64_t a = base + DOWN(s->vaddr), end = base + s->vaddr + s->memsz,
 			 file = base + s->vaddr + s->filesz;
 		uint64_t prev = i ? base + UP(e->seg[i - 1].vaddr + e->seg[i - 1].memsz) : a;
 		if (a > prev)
-			gmem_mprotect(prev, a - prev, PROT_NONE);
-		if (s->filesz && i)
-			r = gmem_mmap(a, file - a, prot_of(s->flags), MAP_PRIVATE | MAP_FIXED, fd, DOWN(s->off));
-		if (r >= 0 && s->memsz > s->filesz) {
+			x = gmem_mprotect(prev, a - prev, PROT_NONE);
+		if (s->filesz && i && x >= 0)
+			x = gmem_mmap(a, file - a, prot_of(s->flags), MAP_PRIVATE | MAP_FIXED, fd, DOWN(s->off));
+		if (x >= 0 && s->memsz > s->filesz) {
 			uint64_t zero = s->filesz ? UP(file) : a;
 			static const uint8_t none[PAGE];
 			if (s->filesz && file % PAGE && guest_write(file, none, UP(file) - file))
-				r = -ENOEXEC; /* a segment that is not writable */
-			if (r >= 0 && UP(end) > zero)
-				r = gmem_mmap(zero, UP(end) - zero, prot_of(s->flags),
+				x = -ENOEXEC; /* a segment that is not writable */
+			if (x >= 0 && UP(end) > zero)
+				x = gmem_mmap(zero, UP(end) - zero, prot_of(s->flags),
 					      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 		}
 	}
-	if (r < 0) {
-		gmem_munmap((uint64_t)at, span);
-		return r;
-	}
-	return (int64_t)base;
+	return x < 0 ? x : (int64_t)base;
 }
 
 static bool same_file(const struct retired *t, const struct relink *r)
@@ -66,18 +64,33 @@ static bool same_file(const struct retired *t, const struct relink *r)
 	return t->has_file && !t->partial && t->file_len == r->copy_len && !memcmp(t->file, r->file, sizeof r->file);
 }
 
+/* Not when its names or rights were changed: those of the one that is renamed over it are. */
+static bool same_time(const struct relink *r, const struct stat *st)
+{
+	return r->copy_time.tv_sec == st->st_mtim.tv_sec && r->copy_time.tv_nsec == st->st_mtim.tv_nsec;
+}
+
+bool relink_file_is_still(const struct relink *r, int fd)
+{
+	struct stat st;
+	return !fstat(fd, &st) && (size_t)st.st_size == r->copy_len && same_time(r, &st);
+}
+
 static int read_copy(struct relink *r, int fd)
 {
 	struct stat st;
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof(Elf64_Ehdr) || st.st_size > FILE_MAX)
+	if (fstat(fd, &st))
+		return -errno;
+	if (!S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof(Elf64_Ehdr) || st.st_size > FILE_MAX)
 		return -ENOEXEC;
+	r->copy_time = st.st_mtim;
 	r->copy_len = (size_t)st.st_size;
 	if (!(r->copy = malloc(r->copy_len)))
 		return -ENOMEM;
 	for (size_t n = 0; n < r->copy_len;) {
 		ssize_t k = pread(fd, r->copy + n, r->copy_len - n, (off_t)n);
 		if (k <= 0)
-			return -EIO;
+			return k ? -errno : -ESTALE;
 		n += (size_t)k;
 	}
 	sha256(r->file, r->copy, r->copy_len);
@@ -136,8 +149,10 @@ int relink_map_new(struct relink *r, int fd)
 {
 	static struct headers h;
 	int x = read_copy(r, fd);
-	if (x)
+	if (x == -ENOEXEC)
 		relink_say(r, "not a shared library: %s", strerror(-x));
+	else if (x && x != -ESTALE && !relink_lacks(x))
+		relink_say(r, "its file cannot be read: %s", strerror(-x));
 	if (!x)
 		x = headers_read(r, &h);
 	if (x)
@@ -145,7 +160,7 @@ int relink_map_new(struct relink *r, int fd)
 	for (struct retired *t = relink_retired; t && !r->reuse; t = t->next)
 		if (same_file(t, r))
 			r->reuse = t;
-	int64_t base = r->reuse ? (int64_t)r->reuse->base : map_file(fd, &h.e);
+	int64_t base = r->reuse ? (int64_t)r->reuse->base : map_file(r, fd, &h.e);
 	if (base >= 0)
 		x = read_new(r, &h, (uint64_t)base);
 	if (r->reuse && x != -ENOMEM && (x || image_print(&r->new) != r->reuse->print)) {
@@ -153,17 +168,18 @@ int relink_map_new(struct relink *r, int fd)
 		r->reuse->has_file = false;
 		r->reuse = NULL;
 		image_free(&r->new);
-		base = map_file(fd, &h.e);
+		base = map_file(r, fd, &h.e);
 		if (base >= 0)
 			x = read_new(r, &h, (uint64_t)base);
 	}
 	if (base < 0) {
-		relink_say(r, "cannot be mapped: %s", strerror((int)-base));
+		if (!relink_lacks((int)base))
+			relink_say(r, "cannot be mapped: %s", strerror((int)-base));
 		return (int)base;
 	}
-	if (x)
+	if (x && !relink_lacks(x))
 		relink_say(r, "its dynamic section cannot be read: %s", strerror(-x));
-	else if (!r->new.soname || !*r->new.soname) {
+	else if (!x && (!r->new.soname || !*r->new.soname)) {
 		relink_say(r, "has no SONAME");
 		x = -ENOEXEC;
 	}

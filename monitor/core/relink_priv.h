@@ -4,6 +4,7 @@
 #define KX_RELINK_PRIV_H
 #include "relink.h"
 #include <elf.h>
+#include <time.h>
 #include "gmem.h"
 #include "sweep.h"
 
@@ -111,10 +112,12 @@ struct relink {
 	size_t nr_object_words;
 	uint64_t *page; /* pages made writable for the time being */
 	size_t nr_page;
-	struct retired *reuse; /* the mapping of the new version was there already: */
-	uint8_t *own;          /* its variables as they were, since something may still use them */
-	bool own_lost;         /* they are others by now */
-	uint64_t aux, aux_len; /* in the guest: tables for ld.so */
+	uint64_t mapped, mapped_len;         /* where the new version is, when it was mapped for this */
+	struct retired *note_old, *note_new; /* of both versions, for when it is made */
+	struct retired *reuse;               /* the mapping of the new version was there already: */
+	uint8_t *own;                        /* its variables as they were, since something may still use them */
+	bool own_lost;                       /* they are others by now */
+	uint64_t aux, aux_len;               /* in the guest: tables for ld.so */
 	bool whole_state;
 	uint8_t *state; /* the old data, as it was at the last look */
 	size_t state_len;
@@ -128,9 +131,10 @@ struct relink {
 	unsigned nr_call, nr_pending;
 	struct relink_call *done; /* resolvers that have run */
 	unsigned nr_done, batch;
-	char *copy; /* of the file */
+	char *copy; /* of the file, */
 	size_t copy_len;
-	uint8_t file[32]; /* its SHA-256 */
+	struct timespec copy_time; /* and when that was written to */
+	uint8_t file[32];          /* its SHA-256 */
 	unsigned said;
 	uint64_t bytes;
 	uint64_t changed;
@@ -197,6 +201,8 @@ static inline bool binds(unsigned type)
 	return type == R_X86_64_GLOB_DAT || type == R_X86_64_JUMP_SLOT || type == R_X86_64_64;
 }
 
+/* Is the file that r->copy was read from as it was then? */
+bool relink_file_is_still(const struct relink *r, int fd);
 /* A line for the user. */
 __attribute__((format(printf, 2, 3))) void relink_say(struct relink *r, const char *fmt, ...);
 /* Says that this ld.so's records are not understood: -EOPNOTSUPP. */

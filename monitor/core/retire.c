@@ -366,9 +366,12 @@ unsigned retire_done(struct retire *x, bool proven)
 				shrink(t);
 			continue;
 		}
-		gmem_munmap(t->start, t->end - t->start);
-		if (t->aux)
-			gmem_munmap(t->aux, t->aux_len);
+		/* What can't be unmapped now is after the next update. */
+		if (t->aux && gmem_munmap(t->aux, t->aux_len))
+			continue;
+		t->aux = 0;
+		if (gmem_munmap(t->start, t->end - t->start))
+			continue;
 		while (*p && *p != t)
 			p = &(*p)->next;
 		if (*p)

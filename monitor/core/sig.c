@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "coredump.h"
+#include "gmem.h"
 #include "openahead.h"
 #include "pipe.h"
 #include "robust.h"
@@ -246,6 +247,8 @@ static void monitor_fault(int signo, siginfo_t *info, ucontext_t *uc)
 		*rip = (greg_t)host_swap_fault;
 		return;
 	}
+	if (signo == SIGBUS && gmem_text_cut(info->si_addr))
+		return;
 	kx_log(KX_LOG_ERROR, "monitor", "internal fault: signal %d at %#llx, address %p", signo,
 	       (unsigned long long)*rip, info->si_addr);
 	struct ksigaction dfl = { 0 };

@@ -65,6 +65,7 @@ void update_init(void)
 
 /* ---- a request in progress -------------------------------------------------------------------------------------------- */
 
+static struct job job;             /* the service thread's */
 static struct relink *pending;     /* made, and not over */
 static KX_TOGETHER uint64_t forks; /* under the lock */
 
@@ -108,6 +109,7 @@ void job_finish(struct job *j, int error, const char *fmt, ...)
 static void say_line(void *arg, const char *fmt, va_list ap)
 {
 	struct job *j = arg;
+	j->said = true;
 	job_reply(j, UPDATE_SAYS, 0, 0, fmt, ap);
 }
 
@@ -131,6 +133,16 @@ void update_rest(long ns)
 	pthread_mutex_unlock(&update_lock); /* a fork may come in between */
 	update_nap(ns);
 	pthread_mutex_lock(&update_lock);
+}
+
+/* Also a child's, whose parent is at one. */
+static void job_end(void)
+{
+	free(job.moved);
+	if (job.round)
+		munmap((void *)job.round, ROUND_BYTES);
+	job.moved = NULL;
+	job.round = NULL;
 }
 
 /* ---- serving --------------------------------------------------------------------------------------------------------------- */
@@ -210,6 +222,22 @@ static int attempts_in_rounds(struct job *j, uint64_t start, uint64_t timeout)
 	return r;
 }
 
+/* What an update was refused for, and what helps. */
+static const char *why(int error)
+{
+	switch (error) {
+	case ENOMEM:
+		return "no memory for it: give it more (--memory, ulimit -v, its cgroup, the host), and update it "
+		       "again";
+	case EMFILE:
+	case ENFILE:
+		return "no descriptor for it: let it have more open files (ulimit -n), and update it again";
+	case EIO:
+		return "a file or /dev/kvm fails (see `dmesg`): update it again";
+	}
+	return strerror(error);
+}
+
 /* True: the change is made. */
 static bool update(struct job *j, int fd)
 {
@@ -234,7 +262,7 @@ static bool update(struct job *j, int fd)
 				job_finish(j, EBUSY,
 					   "given up: the program changes its list of libraries all the time");
 			else
-				job_finish(j, -r, "refused");
+				job_finish(j, -r, "%s", j->said ? "refused" : why(-r));
 			return false;
 		}
 		struct relink_call *calls = NULL;
@@ -243,7 +271,7 @@ static bool update(struct job *j, int fd)
 		while (!(j->q.flags & UPDATE_DRY_RUN) && (calls = relink_calls(j->link, &nr)) && nr && !r)
 			r = call_run(j, calls, nr, start + timeout);
 		if (!r && !(j->q.flags & UPDATE_DRY_RUN))
-			r = calls ? relink_bind(j->link) : -EINVAL;
+			r = calls ? relink_bind(j->link) : -ENOMEM;
 		if (r == -ETIME) { /* what it uses stays */
 			pending = NULL;
 			job_finish(j, ETIMEDOUT, "a constructor of the library does not return");
@@ -252,7 +280,7 @@ static bool update(struct job *j, int fd)
 		if (r) {
 			job_finish(j, -r,
 				   r == -EBUSY ? "no thread is where the library's constructors could run" : "%s",
-				   strerror(-r));
+				   j->said ? "refused" : why(-r));
 			pending = NULL;
 			relink_done(j->link, false);
 			return false;
@@ -285,7 +313,7 @@ static bool update(struct job *j, int fd)
 		else if (r == -ECANCELED)
 			job_finish(j, -r, "a hook of the library's refused, nothing is changed");
 		else if (r != -EAGAIN)
-			job_finish(j, -r, "nothing is changed: %s", strerror(-r));
+			job_finish(j, -r, "%s", why(-r));
 		pending = NULL;
 		relink_done(j->link, !r);
 		if (r != -EAGAIN || over)
@@ -316,6 +344,7 @@ static bool receive(struct job *j, int fd[FD_MAX])
 		memcpy(got, CMSG_DATA(&c.h), (n < FD_MAX ? n : FD_MAX) * sizeof(int));
 	}
 	bool round = j->q.flags & UPDATE_ROUND;
+	j->cut = m.msg_flags & MSG_CTRUNC;
 	fd[FD_FILE] = got[0];
 	fd[FD_REPLY] = got[1];
 	fd[FD_ROUND] = round ? got[2] : -1;
@@ -378,25 +407,25 @@ static bool take_part(struct job *j, int fd)
 
 static void serve(void)
 {
-	static struct job j;
+	struct job *const j = &job;
 	int fd[FD_MAX];
 	for (;;) {
-		memset(&j, 0, sizeof j);
-		if (!receive(&j, fd))
+		memset(j, 0, sizeof *j);
+		if (!receive(j, fd))
 			return;
-		j.reply = fd[FD_REPLY];
+		j->reply = fd[FD_REPLY];
 		bool done = false;
 		pthread_mutex_lock(&update_lock);
-		if (j.q.magic && job_asker_is_gone(j.reply))
+		if (j->q.magic && job_asker_is_gone(j->reply))
 			kx_log(KX_LOG_INFO, "update", "a request whose asker is gone");
-		else if (j.q.magic && j.q.pid != (uint32_t)pvm.pid)
-			job_finish(&j, EAGAIN, "a request for another process");
-		else if (j.q.magic && understand(&j) && take_part(&j, fd[FD_ROUND]) && admit(&j, fd))
-			done = update(&j, fd[FD_FILE]);
+		else if (j->q.magic && j->q.pid != (uint32_t)pvm.pid)
+			job_finish(j, EAGAIN, "a request for another process");
+		else if (j->q.magic && j->cut)
+			job_finish(j, EMFILE, "%s", why(EMFILE));
+		else if (j->q.magic && understand(j) && take_part(j, fd[FD_ROUND]) && admit(j, fd))
+			done = update(j, fd[FD_FILE]);
+		job_end();
 		pthread_mutex_unlock(&update_lock);
-		free(j.moved);
-		if (j.round)
-			munmap((void *)j.round, ROUND_BYTES);
 		for (int i = 0; i < FD_MAX; i++)
 			if (fd[i] >= 0)
 				close(fd[i]);
@@ -408,24 +437,34 @@ static void serve(void)
 	}
 }
 
+/* A table of its own: what it receives is not seen in the program's. Not while a fork has a pipe that it waits for the end of. */
+static bool own_table(void)
+{
+	pthread_mutex_lock(&update_lock);
+	__atomic_store_n(&closed, -1, __ATOMIC_SEQ_CST);
+	long r = host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
+	pthread_mutex_unlock(&update_lock);
+	if (r)
+		kx_log(KX_LOG_WARN, "update", "no table of descriptors of its own: %s", strerror((int)-r));
+	return !r;
+}
+
 static void *service(void *arg)
 {
 	uint64_t mask = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(KICK_SIG));
-	/* A table of its own: what it receives is not seen in the program's. Not while a fork has a pipe that it waits for
-	 * the end of. */
-	pthread_mutex_lock(&update_lock);
-	host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
-	pthread_mutex_unlock(&update_lock);
+	bool own = own_table();
 	prctl(PR_SET_NAME, PVM_THREADS "update");
 	gate_own_turns();
 	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
-		update_close_closed();
-		if (__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
-			serve();
-		else
+		if (own)
+			update_close_closed();
+		/* Whoever asks pokes again. */
+		if (!__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
 			futex_wait(&poked, 0, 0);
+		else if (own || (own = own_table()))
+			serve();
 	}
 	return arg;
 }
@@ -490,7 +529,9 @@ void update_fork_child(void)
 	poked = 0;
 	closed = -1;
 	written_fork_child();
+	update_retire_fork_child();
 	if (pending && !call_is_running())
 		relink_done(pending, false);
 	pending = NULL;
+	job_end();
 }

@@ -109,6 +109,8 @@ static int stop_and_change(struct job *j)
 		for (unsigned i = 0; i < j->nr; i++)
 			if (!update_stands(j->thread[i]))
 				job_note(j, j->thread[i], "the guest, and does not come out");
+		if (j->nr == THREADS_MAX)
+			job_note(j, NULL, "there are more threads than an update stops");
 	} else if (relink_looks(j->link) && !j->ahead && look_is_quiet(j)) {
 		r = -EINPROGRESS;
 		j->attempts--;

@@ -25,6 +25,7 @@ static struct {
 	struct relink_call *call;
 	unsigned nr;
 	uint64_t stub;
+	int error;   /* CALL_FAILED: why */
 	int running; /* its thread is in the guest for one of them */
 	int state;   /* a futex: */
 } batch;
@@ -110,8 +111,10 @@ bool update_call_run(struct thread *t)
 		sregs.fs.base = vcpu_fs_base(t);
 		vcpu_set_regs(t, &regs, &sregs);
 		vcpu_events_give(t, &events);
-		ioctl(t->vcpu_fd, KVM_SET_XSAVE, x);
+		if (ioctl(t->vcpu_fd, KVM_SET_XSAVE, x))
+			pvm_panic("vCPU %d: cannot write registers: %s", t->index, strerror(errno));
 	}
+	batch.error = stack && x ? EIO : ENOMEM;
 	free(stack);
 	free(x);
 	update_caller = NULL;
@@ -219,7 +222,7 @@ static int call_wait(struct thread *t, uint64_t limit)
 	for (;;) {
 		int s = __atomic_load_n(&batch.state, __ATOMIC_SEQ_CST), want = CALL_WANTED;
 		if (s == CALL_DONE || s == CALL_FAILED)
-			return s == CALL_DONE ? 0 : -EIO;
+			return s == CALL_DONE ? 0 : -batch.error;
 		/* Out of its call; again, since it may just have been on its way to sleep. */
 		if (s == CALL_WANTED && now_ns() - kicked > KICK_NS && __atomic_load_n(&t->hcall, __ATOMIC_SEQ_CST)) {
 			sig_kick(t);

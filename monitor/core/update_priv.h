@@ -47,6 +47,8 @@ struct job {
 	char where[200];
 	char found[160];
 	uint64_t pause_ns, gathered_ns; /* of the longest stop, and how much of it until all stood */
+	bool cut;                       /* the request came without all of its descriptors */
+	bool said;                      /* why it is refused */
 	unsigned attempts;
 	pid_t busy;                  /* who was in the way, 0 = none */
 	struct turn turn[SHORT_MAX]; /* threads that have short turns */
@@ -133,4 +135,6 @@ int update_attempt(struct job *j);
 /* ---- update_retire.c ------------------------------------------------------------------------------------------------- */
 /* With the lock, when an update is done and told. */
 void update_retire(void);
+/* What the parent was looking for. */
+void update_retire_fork_child(void);
 #endif

@@ -49,13 +49,22 @@ static int stop_and_look(struct retire *x, struct job *j)
 	return r;
 }
 
+static struct retire *looking; /* while it is under way */
+
+void update_retire_fork_child(void)
+{
+	free(looking);
+	looking = NULL;
+}
+
 void update_retire(void)
 {
 	static struct job j;
-	struct retire *x = retire_new();
+	struct retire *const x = retire_new();
 	int r = -1;
 	if (!x)
 		return;
+	looking = x;
 	/* As update_look_ahead(): calls that are being answered without an exit have not been noted. */
 	pthread_mutex_unlock(&update_lock);
 	serve_lock();
@@ -72,6 +81,7 @@ void update_retire(void)
 		update_rest((long)NAP_NS << (i < 6 ? i : 6));
 		r = stop_and_look(x, &j);
 	}
+	looking = NULL;
 	unsigned left = retire_done(x, r > 0);
 	kx_log(KX_LOG_DEBUG, "update", "versions kept that are replaced: %u", left);
 }

@@ -137,6 +137,9 @@ int written_start(void)
 				       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED)
 		return -errno;
+	/* A parent's, or those that a stop could not take away: a page that counts as noted would not be. */
+	if (marks.seen && madvise(p, BITS + PAGES_MAX * sizeof *marks.page, MADV_DONTNEED))
+		return -errno;
 	marks.nr_pages = marks.nr_ranges = 0;
 	marks.overflow = 0;
 	memset(marks.range, 0, sizeof marks.range);

@@ -332,6 +332,40 @@ def preloaded():
                 expect(g.ask("v"), str(100 + v), "version")
 
 
+FULL, CLOSED = b"No space left on device", b"Broken pipe"
+
+
+@test
+def unheard():
+    """Nobody hears what the command says: all that it was to do is done and noted, and then that is its error."""
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        script = (f"mkfifo /tmp/p; {d}/state </tmp/p >/tmp/o & exec 9>/tmp/p; until grep -q ready /tmp/o; do sleep 0.1; done; "
+                  f"exec {d}/state")
+        os.environ["KYLINX_STORE"] = f"{d}/store"
+        try:
+            with Guest(d, ["sh", "-c", script]) as g:
+                for v, out, what, option in ((2, "/dev/full", FULL, "--all"), (1, None, CLOSED, "--all"), (2, None, CLOSED, "--at-once"),
+                                             (1, "/dev/full", FULL, "--dry-run")):
+                    path = f"{d}/v2.so" if v == 2 else f"{d}/libupd.so.1"
+                    r, w = (None, os.open(out, os.O_WRONLY)) if out else os.pipe()
+                    if r is not None:
+                        os.close(r)
+                    with open(w, "wb") as pipe:
+                        p = subprocess.run([lib.KYLINX, "update", option, "--timeout", UPDATE_SECONDS, g.name, path], stdout=pipe,
+                                           stderr=subprocess.PIPE, timeout=lib.limit(180))
+                    expect(p.returncode, 125, f"status of {option} ({p.stderr})")
+                    made = b"" if option == "--dry-run" else b"the update is made, but "
+                    expect(p.stderr, b"kylinx: %sstandard output: %s (check where it goes)\n" %
+                           (made, what), f"what {option} says")
+                    expect(g.ask("v"), "2" if option == "--dry-run" else str(v), f"version after {option}")
+                    expect(g.ask("s"), "ok", "state")
+                made = lib.read(f"{d}/store/history").count('"event":"update",')
+                expect(made, 3, "updates in the history")
+        finally:
+            del os.environ["KYLINX_STORE"]
+
+
 @test
 def full_disk():
     """The store's disk is full: updates are made without it, and it is told that they are not in its history."""

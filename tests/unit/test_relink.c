@@ -128,6 +128,8 @@ int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint
 
 int gmem_munmap(uint64_t addr, uint64_t len)
 {
+	if (fails())
+		return -ENOMEM;
 	mappings--;
 	return munmap((void *)addr, len);
 }
@@ -290,6 +292,14 @@ static void own_variables(void)
 #define STEP 1
 #endif
 
+static int retired(void)
+{
+	int n = 0;
+	for (const struct retired *t = relink_retired; t; t = t->next)
+		n++;
+	return n;
+}
+
 /* Each thing that can fail does, once. */
 static void all_fail(bool again)
 {
@@ -299,7 +309,7 @@ static void all_fail(bool again)
 		if (!again)
 			forget_retired();
 		snprintf(when, sizeof when, "failure %ld%s", n, again ? ", mapped before" : "");
-		int before = mappings;
+		int before = mappings, known = retired();
 		calls = 0;
 		fail_at = n;
 		int e = update(2);
@@ -308,10 +318,13 @@ static void all_fail(bool again)
 		is_version(e ? 1 : 2, when);
 		if (e) {
 			CHECK(lines <= 1, "%u lines, the last: %s (%s)", lines, said, when);
-			CHECK(mappings == before, "%d mappings are left (%s)", mappings - before, when);
+			CHECK(mappings - before == retired() - known, "%d mappings are left that are not known (%s)",
+			      mappings - before - (retired() - known), when);
 			e = update(2);
 			CHECK(!e, "the next one: %d %s (%s)", e, said, when);
 			is_version(2, when);
+		} else {
+			CHECK(relink_retired && relink_retired->seg[0].end, "the old version is not known (%s)", when);
 		}
 		e = update(1);
 		CHECK(!e, "back: %d %s (%s)", e, said, when);
@@ -410,6 +423,28 @@ static void lie_of_headers(void)
 }
 
 /* The list has no end, or one more, when all stand. */
+static void file_is_written(uint64_t base)
+{
+	(void)base;
+	char c;
+	int fd = open(file_of(2), O_RDWR | O_CLOEXEC);
+	CHECK(fd >= 0 && pread(fd, &c, 1, 0) == 1 && pwrite(fd, &c, 1, 0) == 1, "cannot be written to");
+	close(fd);
+}
+
+/* What was read is not what is mapped. */
+static void lie_of_file(void)
+{
+	struct relink *r;
+	int before = mappings;
+	forget_retired();
+	mapped = file_is_written;
+	int e = prepare(2, &r);
+	mapped = NULL;
+	CHECK(e == -ESTALE && strstr(said, "was changed while it was read"), "%d %s", e, said);
+	CHECK(mappings == before, "%d mappings are left", mappings - before);
+}
+
 static void lie_of_list(void)
 {
 	struct link_map *m = map_of("relink_v1.so");
@@ -467,6 +502,7 @@ int main(int argc, char **argv)
 	lie_of_info();
 	lie_of_loader();
 	lie_of_headers();
+	lie_of_file();
 	lie_of_list();
 	all_fail(false);
 	all_fail(true);
