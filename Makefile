@@ -140,7 +140,7 @@ bench-quick: all bench-programs
 
 # Instructions, on an emulated machine that counts them.
 bench-count: all bench-programs
-	python3 tests/emulated.py --count --seconds 3000 -- python3 bench/count.py
+	python3 tests/emulated.py --count --seconds 4500 -- python3 bench/count.py
 
 # make bench-compare BASE=commit: that commit's kylinx in place of the process.
 bench-compare: all bench-programs

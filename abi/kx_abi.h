@@ -174,8 +174,10 @@ struct kx_shared {
 	struct kx_sigaction sigaction[65];     /* guest view; index = signal */
 	uint64_t rt_handlers;                  /* real-time signals with a handler, as a mask */
 	uint32_t futex_waiters[1024];          /* sleepers by hash of address: 0 = FUTEX_WAKE needs no exit */
-	uint32_t rseq_on, pad;                 /* rseq_on: 1 = rseq(2) is there for this program */
-	uint32_t futex_outside, pad2;          /* 1: has mapped shared what others than the family can map */
+	uint32_t rseq_on;                      /* 1 = rseq(2) is there for this program */
+	uint32_t ppid_asked;                   /* how often `ppid` was told (approximate); the LibOS's */
+	uint32_t futex_outside;                /* 1: has mapped shared what others than the family can map */
+	uint32_t ppid_stale;                   /* 1: nobody has asked for long, `ppid` is not kept */
 	uint32_t batch, dgram;                 /* 1 = there is a struct kx_batch; a struct kx_dgram (kx_dgram.h) */
 	uint64_t batched;                      /* of local_calls, reads and writes of sockets */
 };

@@ -18,6 +18,7 @@ import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import count_servers  # noqa: E402
 import groups as g  # noqa: E402
 import harness as h  # noqa: E402
 
@@ -139,6 +140,20 @@ def main():
             rows.append(row(name, *sides))
             h.say(" ".join(rows[-1]))
     show(rows, args.markdown)
+    rows = [count_servers.HEAD]
+    for case in count_servers.CASES:
+        if not re.search(args.only, case[0]):
+            continue
+        if why := count_servers.missing(case):
+            h.say(f"{case[0]}: skipped: {why}")
+            continue
+        sides = tried(case[0], lambda case=case: [[0, 0, 0] if args.side not in (None, s) else
+                                                  count_servers.request(plan, s, busy, case) for s in ("process", "pvm")])
+        if sides:
+            rows.append(count_servers.row(case[0], *sides, EXIT_NS))
+            h.say(" ".join(rows[-1]))
+    if len(rows) > 1:
+        show(rows, args.markdown)
     rows = [["time of a fork", "process, ns", "pVM, ns", "ratio"]]
     for mib in (0, 16, 64):
         if not args.side and re.search(args.only, f"latency{mib}"):

@@ -627,6 +627,21 @@ def postgresql(plan):
         yield from served(plan, once, exits)
 
 
+def nsd(d, port):
+    """Its command line; files in d, queries for dnsperf among them."""
+    with open(f"{d}/zone", "w", encoding="ascii") as f:
+        f.write("$ORIGIN example.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n")
+        f.writelines(f"h{i} A 10.0.{i // 256}.{i % 256}\n" for i in range(1000))
+    with open(f"{d}/queries", "w", encoding="ascii") as f:
+        f.writelines(f"h{i}.example A\n" for i in range(1000))
+    with open(f"{d}/nsd.conf", "w", encoding="ascii") as f:
+        f.write(f'server:\n server-count: 1\n ip-address: 127.0.0.1\n port: {port}\n username: ""\n'
+                f' zonesdir: "{d}"\n database: ""\n pidfile: "{d}/pid"\n xfrdfile: ""\n'
+                f' zonelistfile: "{d}/zones"\n xfrdir: "{d}"\nremote-control:\n control-enable: no\n'
+                f'zone:\n name: example\n zonefile: zone\n')
+    return ["nsd", "-d", "-c", f"{d}/nsd.conf"]
+
+
 def dns(plan):
     for p in ("nsd", "dnsperf"):
         if not shutil.which(p, path=os.environ.get("PATH", "") + ":/usr/sbin"):
@@ -634,21 +649,12 @@ def dns(plan):
     with tempfile.TemporaryDirectory(prefix="kylinx-bench-") as d:
         os.chmod(d, 0o755)
         port = free_port()
-        with open(f"{d}/zone", "w", encoding="ascii") as f:
-            f.write("$ORIGIN example.\n$TTL 60\n@ SOA ns hostmaster 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n")
-            f.writelines(f"h{i} A 10.0.{i // 256}.{i % 256}\n" for i in range(1000))
-        with open(f"{d}/queries", "w", encoding="ascii") as f:
-            f.writelines(f"h{i}.example A\n" for i in range(1000))
-        with open(f"{d}/nsd.conf", "w", encoding="ascii") as f:
-            f.write(f'server:\n server-count: 1\n ip-address: 127.0.0.1\n port: {port}\n username: ""\n'
-                    f' zonesdir: "{d}"\n database: ""\n pidfile: "{d}/pid"\n xfrdfile: ""\n'
-                    f' zonelistfile: "{d}/zones"\n xfrdir: "{d}"\nremote-control:\n control-enable: no\n'
-                    f'zone:\n name: example\n zonefile: zone\n')
+        argv = nsd(d, port)
         exits = {}
 
         def once(side):
             seconds = 1 if plan.quick else 3
-            with Server(plan, side, ["nsd", "-d", "-c", f"{d}/nsd.conf"], port,
+            with Server(plan, side, argv, port,
                         *(["--volume", f"{d}:{d}"] if side == "pvm" or plan.base else [])) as s:
                 text = h.run(["dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", f"{d}/queries", "-l", str(seconds),
                               "-c", "10", "-q", "100"])

@@ -2,9 +2,11 @@
 /*
  * A client of many connections in a closed loop: each sends its request, waits for the whole reply, sends the next.
  * usage: load PORT CONNECTIONS SECONDS REQUEST REPLY_BYTES. Prints requests per second and the latency's p50 and p99, us.
+ * SECONDS below 0: so many requests.
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <limits.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -40,8 +42,9 @@ int main(int argc, char **argv)
 		return 2;
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(atoi(argv[1])) };
 	int n = atoi(argv[2]), ep = epoll_create1(0), one = 1;
-	int64_t end = now() + atof(argv[3]) * 1e9, *sent = calloc(n, sizeof *sent);
-	long want = atol(argv[5]), *left = calloc(n, sizeof *left), done = 0;
+	double seconds = atof(argv[3]);
+	int64_t end = seconds < 0 ? INT64_MAX : now() + seconds * 1e9, *sent = calloc(n, sizeof *sent);
+	long want = atol(argv[5]), *left = calloc(n, sizeof *left), done = 0, most = seconds < 0 ? -seconds : LONG_MAX;
 	size_t len = strlen(argv[4]);
 	int *fd = calloc(n, sizeof *fd);
 	float *lat = malloc(SAMPLES * sizeof *lat);
@@ -61,7 +64,7 @@ int main(int argc, char **argv)
 		sent[i] = now();
 		send_all(fd[i], argv[4], len);
 	}
-	while (now() < end) {
+	while (done < most && now() < end) {
 		int k = epoll_wait(ep, ev, 256, 1000);
 		for (int j = 0; j < k; j++) {
 			int i = ev[j].data.u32;

@@ -7,6 +7,7 @@
 #define NR_sched_yield 24
 #define NR_getpid 39
 #define NR_gettimeofday 96
+#define NR_getppid 110
 #define NR_futex 202
 #define NR_futex_waitv 449
 
@@ -161,18 +162,22 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case NR_getpid:
 		*ret = t->pid;
 		return true;
+	case NR_getppid:
+		if (t->vfork || SHARED->ppid_stale)
+			return false;
+		SHARED->ppid_asked++;
+		*ret = SHARED->ppid;
+		return true;
 	case 186:
 		*ret = t->tid;
 		return true;
-	case 110:
 	case 102:
 	case 104:
 	case 107:
 	case 108:
 		if (t->vfork) /* the shared page speaks of the parent */
 			return false;
-		*ret = f->orig_rax == 110   ? SHARED->ppid
-		       : f->orig_rax == 102 ? SHARED->uid
+		*ret = f->orig_rax == 102   ? SHARED->uid
 		       : f->orig_rax == 104 ? SHARED->gid
 		       : f->orig_rax == 107 ? SHARED->euid
 					    : SHARED->egid;

@@ -72,6 +72,8 @@ static struct ctx *ctx_make(struct thread *t)
 	x->t = t;
 	x->g = gva_ptr(batch_ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
+	x->late = LATE_TURNS;
+	x->only = -1;
 	writelater_reset((int)(x - batch.ctxs));
 	seek_reset((int)(x - batch.ctxs));
 	accept_reset((int)(x - batch.ctxs));
@@ -114,7 +116,7 @@ static void file_sent(struct ctx *x, int fd)
 /* How long they are now, as the thread may know that makes no call from here on. */
 static void files_look(struct ctx *x)
 {
-	for (int i = 0; i < KX_BATCH_FILES; i++) {
+	for (int i = 0; i < KX_BATCH_FILES && (unsigned)i < x->next_file; i++) {
 		struct file *f = &x->file[i];
 		struct kx_bfile *g = &x->g->file[i];
 		struct stat st;
@@ -252,6 +254,8 @@ static void after_wait(struct hcall *c, int n)
 			return;
 		batch_look_alone(fd, s);
 		batch_ready(x, fd, s, ev.events);
+		if (n == 1 && !s->err && !(ev.events & (EPOLLERR | EPOLLHUP)))
+			x->only = fd;
 	}
 }
 
@@ -354,6 +358,8 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 		return false;
 	if (c->nr == SYS_connect) /* with AF_UNSPEC it has no names any more */
 		__atomic_store_n(&batch_guest_sock(fd)->tcp, 0, __ATOMIC_SEQ_CST);
+	if (is_write(c->nr) && ctx_of(c->t))
+		batch_write_called(ctx_of(c->t), fd);
 	batch_drive_left(fd, s);
 	s->eager |= is_read(c->nr) && !s->told_of_data;
 	if (!is_write(c->nr))

@@ -250,7 +250,7 @@ static void close_socket(int fd, struct sock *s)
 static void shut_socket(int fd, struct sock *s) { batch_shut_left(fd, s); }
 
 /* False: not in this thread, nor what comes after it. */
-static bool send_record(const struct ctx *x, const struct kx_brec *r, const uint8_t *data)
+static bool send_record(struct ctx *x, const struct kx_brec *r, const uint8_t *data)
 {
 	if (r->flags == KX_BREC_WRITE) {
 		if (!writelater_record((int)(x - batch.ctxs), r->fd, data, r->len))
@@ -266,6 +266,8 @@ static bool send_record(const struct ctx *x, const struct kx_brec *r, const uint
 	struct sock *s = batch_sock(r->fd);
 	if (!s || s->gen != r->gen)
 		return true; /* closed by another thread at the same moment */
+	if (!(r->flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL | KX_BREC_OPT | KX_BREC_CLOSE)))
+		batch_write_queued(x, r->fd);
 	if (r->flags & KX_BREC_FILE)
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)
@@ -285,31 +287,41 @@ static bool send_record(const struct ctx *x, const struct kx_brec *r, const uint
 	return true;
 }
 
+/* Of the contexts that have something queued, one whose next record is the oldest, and that; NULL: none before `limit`. */
+static struct ctx *oldest(struct ctx *const *of, int n, uint64_t limit, struct kx_brec *best, const uint8_t **best_data)
+{
+	struct ctx *first = NULL;
+	struct kx_brec r;
+	const uint8_t *data;
+	for (int i = 0; i < n; i++)
+		if (next_record(of[i], &r, &data) && (int64_t)(r.ticket - limit) < 0 &&
+		    (!first || (int64_t)(r.ticket - best->ticket) < 0)) {
+			first = of[i];
+			*best = r;
+			*best_data = data;
+		}
+	return first;
+}
+
 /*
  * Send all that was queued before, in the order of the writes. What other threads add meanwhile is left to the next
  * call, or they could keep this one here for ever. Its tickets tell; a guest that lies about them finds an end, too.
  */
 void batch_flush(void)
 {
+	struct ctx *queued[KX_BATCH_CTXS], *first;
+	struct kx_brec r = { 0 };
+	const uint8_t *data = NULL;
+	int n = 0;
 	const uint64_t limit = batch.nr_ctxs ? __atomic_load_n(&batch_shared()->ticket, __ATOMIC_SEQ_CST) : 0;
-	for (int i = 0; i < batch.nr_ctxs; i++)
-		batch.ctxs[i].flushed = batch.ctxs[i].tail;
-	for (;;) {
-		struct ctx *first = NULL;
-		struct kx_brec r, best = { 0 };
-		const uint8_t *data, *best_data = NULL;
-		for (int i = 0; i < batch.nr_ctxs; i++)
-			if (batch.ctxs[i].t && next_record(&batch.ctxs[i], &r, &data) &&
-			    (int64_t)(r.ticket - limit) < 0 && (!first || (int64_t)(r.ticket - best.ticket) < 0)) {
-				first = &batch.ctxs[i];
-				best = r;
-				best_data = data;
-			}
-		if (!first)
-			return;
-		if (!send_record(first, &best, best_data))
-			return;
-		first->tail += sizeof best + (((uint64_t)best.len + 31) & ~31ull);
+	for (int i = 0; i < batch.nr_ctxs; i++) {
+		struct ctx *x = &batch.ctxs[i];
+		x->flushed = x->tail;
+		if (x->t && __atomic_load_n(&x->g->head, __ATOMIC_ACQUIRE) != x->tail)
+			queued[n++] = x;
+	}
+	while (n && (first = oldest(queued, n, limit, &r, &data)) && send_record(first, &r, data)) {
+		first->tail += sizeof r + (((uint64_t)r.len + 31) & ~31ull);
 		__atomic_store_n(&first->g->tail, first->tail, __ATOMIC_RELEASE);
 	}
 }

@@ -9,6 +9,7 @@
 
 #define FETCH_MAX 0x4000 /* bytes of one socket in one turn */
 #define FETCHES_MAX 1024 /* sockets in one turn */
+#define LATE_TURNS 256   /* a thread that wrote to one of the turn before may do so again as long */
 #define ELSEWHERE_MAX 16 /* of them, those that stay as they are while their thread waits at another epoll */
 
 enum sock_kind { NONE, TCP, UNIX };
@@ -62,6 +63,8 @@ struct ctx {
 	uint32_t used, nr; /* bytes of the arena, entries of fd: what was fetched */
 	int fd[FETCHES_MAX];
 	uint32_t nr_live; /* sockets that may be written to */
+	uint32_t late;    /* for so many turns more also those of the turn before */
+	int only; /* this exit is a wait that told of this socket and nothing else, of no error; -1 = it is not */
 	struct pollfd live[FETCHES_MAX];
 	struct file {
 		int fd; /* -1 = none; a regular file that was sent from */
@@ -165,6 +168,9 @@ void batch_look_lowat(int fd, struct sock *s);
 /* How much fd may send; that this thread may write to it in this turn and the next. */
 void batch_tell_credit(int fd, struct sock *s);
 void batch_may_write(struct ctx *x, int fd);
+/* It writes to fd by a call, which it could not do by a record; it has done so by a record. */
+void batch_write_called(struct ctx *x, int fd);
+void batch_write_queued(struct ctx *x, int fd);
 /* Fetch from fd, about which the epoll has told `events`, and see how much it may send. */
 void batch_ready(struct ctx *x, int fd, struct sock *s, uint32_t events);
 /* The same for one that the program has just accepted and may not have made non-blocking yet. */

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include "../../util/together.h"
 #include "batch_priv.h"
 #include "family.h"
 #include "sizes.h"
@@ -23,6 +24,7 @@ static struct asked {
 	int fd; /* -1 = none */
 	uint32_t uses, idle;
 } asked[KX_BATCH_CTXS][KX_BATCH_SEEKS];
+static KX_TOGETHER bool some_asked; /* since the start */
 
 static struct kx_bseek *guest(int ctx)
 {
@@ -96,6 +98,7 @@ static void add(int ctx, int fd)
 	int i = (int)(worst - asked[ctx]);
 	forget(ctx, i);
 	*worst = (struct asked){ .fd = fd, .uses = guest(ctx)[i].uses };
+	some_asked = true;
 }
 
 void seek_note(const struct hcall *c, int ctx, int64_t r)
@@ -121,6 +124,8 @@ void seek_note(const struct hcall *c, int ctx, int64_t r)
 
 void seek_look(int ctx, uint64_t calls)
 {
+	if (!some_asked)
+		return;
 	uint64_t resized = __atomic_load_n(&family()->resized, __ATOMIC_SEQ_CST);
 	bool may = !family()->outside && !family()->mapped_outside && !batch.no_new, looked = false, still = false;
 	for (int i = 0; i < KX_BATCH_SEEKS; i++) {

@@ -369,6 +369,10 @@ static bool may_find_nothing(int fd)
 void batch_still_live(struct ctx *x)
 {
 	struct timespec now = { 0, 0 };
+	int only = x->only;
+	x->only = -1;
+	if (x->nr_live == 1 && x->live[0].fd == only && !sigs_offered())
+		return; /* it was told by what nothing has been looked at after */
 	for (uint32_t i = 0; i < x->nr_live; i++)
 		x->live[i].events = may_find_nothing(x->live[i].fd) ? POLLIN : 0;
 	if (!x->nr_live || HC6(SYS_ppoll, x->live, x->nr_live, &now, 0, 8, 0) < 0)
@@ -383,12 +387,14 @@ void batch_still_live(struct ctx *x)
 }
 
 /*
- * The next turn: what was in neither this nor the last one is out. For a few sockets that are in another epoll than the one
+ * The next turn: what was in neither this nor the last one is out, or, where the thread writes only to what its last wait
+ * has told of, what was not in this one: each exit looks at all that is left. For a few sockets that are in another epoll than the one
  * that was waited at, it is none: a process of PostgreSQL's waits for locks in between, and then answers.
  */
 void batch_next_turn(struct ctx *x, int epoll)
 {
 	uint32_t n = 0, turn = (uint32_t)x->g->turn++;
+	x->late -= x->late != 0;
 	for (uint32_t i = 0; i < x->nr_live; i++) {
 		int fd = x->live[i].fd;
 		const struct sock *s = batch_sock(fd);
@@ -398,8 +404,10 @@ void batch_next_turn(struct ctx *x, int epoll)
 		bool elsewhere = epoll >= 0 && s->epoll >= 0 && s->epoll != epoll && n < ELSEWHERE_MAX;
 		if (elsewhere)
 			g->turn++;
-		if (elsewhere || g->turn == turn)
+		if (elsewhere || (g->turn == turn && x->late))
 			x->live[n++].fd = fd;
+		else if (g->turn == turn)
+			g->turn--;
 	}
 	x->nr_live = n;
 }
@@ -413,6 +421,19 @@ void batch_may_write(struct ctx *x, int fd)
 		x->live[x->nr_live++] = (struct pollfd){ .fd = fd };
 	}
 	g->turn = (uint32_t)x->g->turn;
+}
+
+void batch_write_called(struct ctx *x, int fd)
+{
+	const struct kx_bsock *g = batch_guest_sock(fd);
+	if (g->owner == (uint32_t)(x - batch.ctxs) + 1 && (uint32_t)x->g->turn - g->turn == 2)
+		x->late = LATE_TURNS;
+}
+
+void batch_write_queued(struct ctx *x, int fd)
+{
+	if (batch_guest_sock(fd)->turn != (uint32_t)x->g->turn)
+		x->late = LATE_TURNS;
 }
 
 void batch_ready_fresh(struct ctx *x, int fd, struct sock *s, uint32_t events)

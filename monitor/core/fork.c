@@ -233,7 +233,7 @@ static void child_identity(struct thread *t, const struct fork_args *a, bool of_
 	area->vfork = 0;
 	area->pid = area->tid = pvm.pid;
 	pvm.shared->pid = pvm.pid;
-	pvm.shared->ppid = getppid();
+	hcall_look_at_parent(SYS_getppid);
 	pvm.shared->fork_gen++;
 	memset(pvm.shared->futex_waiters, 0, sizeof pvm.shared->futex_waiters);
 	/* Pending signals are not inherited. */

@@ -57,6 +57,7 @@ static const hc_handler handlers[] = {
 };
 
 #define NR_LIMIT 1280
+#define PARENT_IDLE 64 /* calls without a question for the parent */
 static const unsigned short row_of[NR_LIMIT] = {
 /* its index and 1 */
 #define KX_CALL(nr, name, handler, flags, doc, a0, a1, a2, a3, a4, a5) [nr] = 1 + ROW_##name,
@@ -599,6 +600,23 @@ bool hcall_sets_schedule(uint64_t nr)
 	       nr == SYS_sched_setattr || nr == SYS_setpriority || nr == SYS_ioprio_set;
 }
 
+void hcall_look_at_parent(uint64_t nr)
+{
+	static KX_TOGETHER uint32_t asked, idle;
+	struct kx_shared *s = pvm.shared;
+	uint32_t now = s->ppid_asked, n = __atomic_load_n(&idle, __ATOMIC_RELAXED);
+	if (nr == SYS_getppid || now != __atomic_load_n(&asked, __ATOMIC_RELAXED))
+		n = 0;
+	__atomic_store_n(&asked, now, __ATOMIC_RELAXED);
+	__atomic_store_n(&idle, n + (n < PARENT_IDLE), __ATOMIC_RELAXED);
+	if (n == PARENT_IDLE) {
+		s->ppid_stale = 1;
+		return;
+	}
+	s->ppid = (uint32_t)host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+	s->ppid_stale = 0;
+}
+
 static int64_t sized(struct hcall *c)
 {
 	bool sizes = sizes_before(c);
@@ -665,7 +683,7 @@ void hcall_dispatch(struct thread *t)
 	t->area->call.ret = r;
 	unsigned cpu;
 	if (!t->area->vfork) /* the page speaks of the parent */
-		pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+		hcall_look_at_parent(c.nr);
 	if (!t->seat && getcpu(&cpu, NULL) == 0)
 		t->area->cpu = cpu;
 	serve_after(&c);

@@ -43,6 +43,8 @@ struct hcall {
 
 /* Handle the call in t's area; stores ret there. Never fails: errors are the guest's -errno. */
 void hcall_dispatch(struct thread *t);
+/* At the end of call nr: who the parent is, for getppid() in the LibOS, unless the program has not asked during many calls. */
+void hcall_look_at_parent(uint64_t nr);
 
 /* Check and translate the arguments by the row's descriptors: 0 or -errno. */
 int hcall_check(struct hcall *c);

@@ -23,7 +23,8 @@ static struct file {
 	uint32_t uses;
 	int fd; /* -1 = not open */
 } files[KX_OPENAHEAD_FILES] = { [0 ... KX_OPENAHEAD_FILES - 1] = { .fd = -1 } };
-static KX_TOGETHER bool on; /* the guest has been told of some */
+static KX_TOGETHER bool on;        /* the guest has been told of some */
+static KX_TOGETHER bool some_seen; /* since the start */
 
 static struct kx_openahead *shared(void) { return gva_ptr(KX_OPENAHEAD_BASE); }
 
@@ -70,6 +71,7 @@ void openahead_seen(struct hcall *c, int i, int fd)
 	}
 	f->seen++;
 	f->idle = 0;
+	some_seen = true;
 }
 
 int openahead_fd(int file) { return file >= 0 && file < KX_OPENAHEAD_FILES ? files[file].fd : -1; }
@@ -147,6 +149,8 @@ void openahead_offer(const struct hcall *c)
 {
 	struct kx_openahead *a = shared();
 	int lowest = -1;
+	if (!some_seen)
+		return;
 	if (c->nr == SYS_fcntl && ((int)c->arg[1] == F_SETLK || (int)c->arg[1] == F_SETLKW))
 		for (int i = 0; i < KX_OPENAHEAD_FILES; i++)
 			files[i].seen = 0;

@@ -357,7 +357,7 @@ static void serve_one(struct kx_serve *s, uint64_t v)
 		if (pvm.cfg->strace)
 			strace_call(&svc, c.row, call.nr, call.arg, r, KX_PATH_POLL, 0);
 	}
-	pvm.shared->ppid = host_call(SYS_getppid, 0, 0, 0, 0, 0, 0);
+	hcall_look_at_parent(c.nr);
 	s->ret = r;
 	was = __atomic_exchange_n(&s->slot, v | (done ? KX_SLOT_DONE : KX_SLOT_EXIT), __ATOMIC_SEQ_CST);
 	if (was & KX_SLOT_SLEEPS)

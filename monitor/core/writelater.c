@@ -15,6 +15,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 #include "../../util/log.h"
+#include "../../util/together.h"
 #include "keeper.h"
 #include "maps.h"
 #include "sizes.h"
@@ -43,7 +44,8 @@ struct kept {
 };
 
 static struct file files[KX_BATCH_CTXS][KX_BATCH_WRITES];
-static struct kept *kept; /* in order */
+static KX_TOGETHER bool some_seen; /* since the start */
+static struct kept *kept;          /* in order */
 
 static struct kx_bwrite *shared(int ctx)
 {
@@ -128,6 +130,7 @@ void writelater_seen(int ctx, int fd, int64_t n)
 		else if (!e->seen || (worst->seen && e->idle > worst->idle))
 			worst = e;
 	}
+	some_seen = true;
 	if (!f) {
 		f = worst;
 		forget(ctx, (int)(f - files[ctx]));
@@ -149,6 +152,8 @@ static struct kept *kept_of(int fd)
 
 void writelater_look(int ctx, uint64_t calls)
 {
+	if (!some_seen)
+		return;
 	for (int i = 0; i < KX_BATCH_WRITES; i++) {
 		struct file *f = &files[ctx][i];
 		struct kx_bwrite *g = &shared(ctx)[i];

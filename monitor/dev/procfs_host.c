@@ -69,6 +69,10 @@ void out_free(struct out *t)
  * function, does not share the table, and for whose end the caller waits (it borrows our TLS). Not by CLONE_VFORK: who
  * waits so takes no part in a stop of the process, which would then wait for it for ever.
  * "self" is the same process for it; "thread-self" is not us.
+ *
+ * Where the caller is the program's only thread nobody can see the descriptor, and it reads the file itself. (But it does
+ * not list directories: its own self/fd would have one more.) To make a thread copies the table, up to the monitor's own
+ * numbers, which lie behind all that the program may have.
  */
 struct private_call {
 	int (*fn)(void *arg);
@@ -131,9 +135,7 @@ static int private_run(int (*fn)(void *arg), void *arg)
 	if (tid < 0 && e == EAGAIN && !is_vfork_child() && pvm.nr_threads == 1) {
 		/* The limit of processes. Nobody else of the program's is there to see a descriptor. */
 		private_direct = true;
-		fd_limit_lift();
 		c.r = fn(arg);
-		fd_limit_drop();
 		private_direct = false;
 		return c.r;
 	}
@@ -217,9 +219,21 @@ static int with_dir_entry(void *p)
 	return w->fn(w->arg, pvm.proc_fd);
 }
 
+static bool is_alone(void)
+{
+	return !is_vfork_child() && self && self->vcpu_fd >= 0 &&
+	       __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) == 1;
+}
+
 static int private_run_dir(int (*fn)(void *arg, int dir), void *arg)
 {
 	struct with_dir w = { fn, arg };
+	if (is_alone()) {
+		private_direct = true;
+		int r = fn(arg, pvm.proc_fd);
+		private_direct = false;
+		return r;
+	}
 	if (!resident || resident->pid != pvm.pid || is_vfork_child())
 		return private_run(with_dir_entry, &w);
 	uint32_t n = resident->asked + 1;
@@ -231,14 +245,20 @@ static int private_run_dir(int (*fn)(void *arg, int dir), void *arg)
 	return resident->r;
 }
 
-/* There. The program may have all numbers in use that its limit allows: one less in our copy of the table. */
+/* There. The program may have all numbers in use that its limit allows: one less in our copy of the table, or one above it. */
 static long private_open(int dirfd, const char *path, int flags)
 {
 	long fd = HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
-	if (fd != -EMFILE || private_direct)
+	if (fd != -EMFILE)
 		return fd;
-	HC6(SYS_close, 0, 0, 0, 0, 0, 0);
-	return HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
+	if (private_direct)
+		fd_limit_lift();
+	else
+		HC6(SYS_close, 0, 0, 0, 0, 0, 0);
+	fd = HC6(SYS_openat, dirfd, path, flags | O_CLOEXEC, 0, 0, 0);
+	if (private_direct)
+		fd_limit_drop();
+	return fd;
 }
 
 struct read_args {

@@ -126,8 +126,8 @@ static void dump_structs(void)
 	M(kx_shared, xfeatures), M(kx_shared, nr_threads), M(kx_shared, no_local_time), M(kx_shared, cpuids),
 		M(kx_shared, cpuids_real), M(kx_shared, local_calls);
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
-		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, pad);
-	M(kx_shared, futex_outside), M(kx_shared, pad2);
+		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, ppid_asked);
+	M(kx_shared, futex_outside), M(kx_shared, ppid_stale);
 	M(kx_shared, batch), M(kx_shared, dgram), M(kx_shared, batched);
 	END(kx_shared);
 

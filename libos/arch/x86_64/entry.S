@@ -162,8 +162,56 @@ kx_tsc:
 uaccess_begin:
 	.globl uaccess_copy		/* int uaccess_copy(void *dst, const void *src, size_t len) */
 uaccess_copy:
+	cmp $16, %rdx
+	ja 4f
+	cmp $8, %edx
+	jae 3f
+	cmp $4, %edx
+	jae 2f
+	test %edx, %edx
+	jz 1f
+	mov %rdx, %r8			/* 1 to 3: the first, the middle and the last */
+	shr %r8
+	movzbl (%rsi), %eax
+	movzbl (%rsi,%r8), %ecx
+	movzbl -1(%rsi,%rdx), %r9d
+	movb %al, (%rdi)
+	movb %cl, (%rdi,%r8)
+	movb %r9b, -1(%rdi,%rdx)
+1:	xor %eax, %eax
+	ret
+2:	mov (%rsi), %eax		/* the first and the last four, which may overlap */
+	mov -4(%rsi,%rdx), %ecx
+	mov %eax, (%rdi)
+	mov %ecx, -4(%rdi,%rdx)
+	xor %eax, %eax
+	ret
+3:	mov (%rsi), %rax
+	mov -8(%rsi,%rdx), %rcx
+	mov %rax, (%rdi)
+	mov %rcx, -8(%rdi,%rdx)
+	xor %eax, %eax
+	ret
+4:	mov -16(%rsi,%rdx), %r8		/* the last 16, then from the begin on what is before them */
+	mov -8(%rsi,%rdx), %r9
 	mov %rdx, %rcx
-	rep movsb
+	mov %r8, -16(%rdi,%rdx)
+	mov %r9, -8(%rdi,%rdx)
+	cmp $256, %rdx
+	ja 6f
+5:	mov (%rsi), %r8
+	mov 8(%rsi), %r9
+	mov %r8, (%rdi)
+	mov %r9, 8(%rdi)
+	add $16, %rsi
+	add $16, %rdi
+	sub $16, %rcx
+	cmp $16, %rcx
+	ja 5b
+	xor %eax, %eax
+	ret
+6:	shr $3, %rcx			/* costs some tens of cycles before the first word */
+	rep movsq
 	xor %eax, %eax
 	ret
 	.globl uaccess_load32		/* int uaccess_load32(uint32_t *dst, const void *src) */

@@ -509,6 +509,44 @@ static void test_write(void)
 }
 
 /* A program that goes on computing: what it wrote is sent all the same. */
+/*
+ * Replies to what the wait before the last one has told of: at once, and after many waits behind which only what was told
+ * last was replied to.
+ */
+static void test_late(void)
+{
+	char b[8];
+	int a = conn(0), c = conn(1);
+	bool all = true;
+	for (int round = 0; round < 2; round++) {
+		for (int i = 0; i < 4; i++) {
+			tell(SEND, 0, 2, "ab");
+			all &= turn(a, 30000) && read(a, b, sizeof b) == 2;
+			tell(SEND, 1, 2, "cd");
+			all &= turn(c, 30000) && read(c, b, sizeof b) == 2;
+			all &= write(a, "late", 4) == 4 && write(c, "soon", 4) == 4;
+			all &= tell(RECV, 0, 4, NULL) == 4 && !memcmp(last.data, "late", 4);
+			all &= tell(RECV, 1, 4, NULL) == 4 && !memcmp(last.data, "soon", 4);
+		}
+		for (int i = 0; i < 300 && !round; i++) {
+			tell(SEND, i & 1, 2, "ef");
+			all &= turn(i & 1 ? c : a, 30000) && write(i & 1 ? c : a, "g", 1) == 1;
+			all &= read(i & 1 ? c : a, b, sizeof b) == 2 && tell(RECV, i & 1, 1, NULL) == 1;
+		}
+		check(all, round ? "late: after many replies in time" : "late: replies to the turn before");
+	}
+	tell(SEND, 0, 2, "ab");
+	check(turn(a, 30000) && read(a, b, sizeof b) == 2, "late: data");
+	tell(RESET, 0, 0, NULL);
+	tell(SEND, 1, 2, "cd");
+	for (int i = 0; i < 20; i++)
+		if (turn(c, 30000) && read(c, b, sizeof b) == 2)
+			break;
+	fails(send(a, "late", 4, MSG_NOSIGNAL), is_unix ? EPIPE : ECONNRESET, "late: a reply to one that is gone");
+	close(a);
+	bye(1, c);
+}
+
 static void test_compute(void)
 {
 	char b[64];
@@ -1390,6 +1428,7 @@ static void all(bool un)
 	test_edge();
 	test_two_epolls();
 	test_write();
+	test_late();
 	test_compute();
 	test_backpressure();
 	test_close();

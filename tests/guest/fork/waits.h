@@ -225,9 +225,16 @@ static inline void orphans(void)
 		FORK({
 			on(SIGUSR1, 0);
 			NEED(prctl(PR_SET_PDEATHSIG, SIGUSR1) == 0);
+			pid_t parent = getppid();
+			for (int i = 0; i < 200; i++) /* calls during which nobody asks for the parent */
+				getpgid(0);
+			NEED(getppid() == parent && getppid() == parent);
+			for (int i = 0; i < 200; i++)
+				getpgid(0);
 			__atomic_store_n(&s[0], 1, __ATOMIC_SEQ_CST);
 			for (int i = 0; i < 5000 && !hits[SIGUSR1]; i++)
 				ms(1);
+			NEED(getppid() != parent);
 			__atomic_store_n(&s[1], hits[SIGUSR1] ? 1 : 2, __ATOMIC_SEQ_CST);
 		});
 		await(&s[0], 1);
