@@ -31,6 +31,7 @@ ISOLINUX, LDLINUX = "/usr/lib/ISOLINUX/isolinux.bin", "/usr/lib/syslinux/modules
 PARAMETERS = emulated.KERNEL_PARAMETERS + " cryptomgr.notests init_on_alloc=0 nokaslr apparmor=0"
 INSTRUCTIONS = 100_000_000  # in each second of the machine's time
 PROGRAMS = ["/bin/bash", "/usr/bin/python3"]
+LIBRARIES = ["/lib/x86_64-linux-gnu/libgcc_s.so.1"]  # what libc loads itself, when a thread ends by pthread_exit() or is cancelled
 PYTHON_LEFT_OUT = {"test", "dist-packages", "idlelib", "lib2to3", "tkinter", "pydoc_data", "distutils", "unittest", "ensurepip"}
 ETC = ["/etc/passwd", "/etc/group", "/etc/ld.so.cache", "/etc/nsswitch.conf"]
 
@@ -86,7 +87,7 @@ class Vmx:
             os.makedirs(f"{folder}/{name}")
         build = os.environ.get("BUILD", "build")
         python = python_library()
-        for path in (*ETC, *PROGRAMS, *(args.with_ or ())):
+        for path in (*ETC, *PROGRAMS, *LIBRARIES, *(args.with_ or ())):
             add(folder, path, frozenset())
         for name in os.listdir(python):
             if name not in PYTHON_LEFT_OUT and not name.startswith("config-"):

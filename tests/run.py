@@ -184,8 +184,11 @@ def guest(path, *parts):
             raise Skip(lib.kvm_missing())
         seconds = GUEST_TIMEOUT if name != "death" else GUEST_TIMEOUT + int(GUEST_ARGS[name][1])
         for options in GUEST_OPTIONS.get(name, [[]]):
-            p = must(lib.run(lib.pvm([path, *(parts or GUEST_ARGS.get(name, []))], "--env", "TMPDIR=/tmp", *options, *IO), seconds,
-                             cwd="/", stdin=GUEST_STDIN.get(name)))
+            p = lib.run(lib.pvm([path, *(parts or GUEST_ARGS.get(name, []))], "--env", "TMPDIR=/tmp", *options, *IO), seconds,
+                        cwd="/", stdin=GUEST_STDIN.get(name))
+            if p.status == SKIP_STATUS:
+                raise Skip(p.why())
+            must(p)
             if name in GUEST_COMPARED and p.out != r.out:
                 want, got = r.out.decode(errors="replace").splitlines(), p.out.decode(errors="replace").splitlines()
                 raise Failure("; ".join([f"{a!r} is {b!r}" for a, b in itertools.zip_longest(want, got) if a != b][:5]))

@@ -613,6 +613,9 @@ bool spare_wanted(struct thread *t)
 	if (now - sp.last_fork_ns > SOON_NS || sp.last_fork_ns - sp.prev_fork_ns > SOON_NS ||
 	    sp.faults_between > PAGES_MAX)
 		return false;
+	/* The group of a leader outside of the PID namespace has no number here: who is in another can't be put into it. */
+	if (!getpgrp())
+		return false;
 	/* Then a wait lasts until the last child has ended, which it would be. */
 	const struct kx_sigaction *chld = &actions_of(t)[SIGCHLD];
 	return chld->handler != (uint64_t)SIG_IGN && !(chld->flags & SA_NOCLDWAIT);

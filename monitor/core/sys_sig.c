@@ -81,7 +81,8 @@ int64_t hc_sig_stack_fault(struct hcall *c)
 }
 
 struct group_kill {
-	pid_t group; /* 0 = everybody but the caller */
+	bool everybody; /* but the caller */
+	pid_t group;    /* 0: its leader is outside of the PID namespace */
 	int signo, hits;
 	long error;
 };
@@ -89,7 +90,7 @@ struct group_kill {
 static void kill_member(pid_t pid, void *arg)
 {
 	struct group_kill *k = arg;
-	if (k->group ? getpgid(pid) != k->group : pid == my_pid())
+	if (k->everybody ? pid == my_pid() : getpgid(pid) != k->group)
 		return;
 	long r = host_call(SYS_kill, pid, k->signo, 0, 0, 0, 0);
 	if (r == -ESRCH)
@@ -113,7 +114,7 @@ int64_t hc_kill(struct hcall *c)
 	}
 	if (pid == INT_MIN) /* no group has its negative */
 		return -ESRCH;
-	struct group_kill k = { .group = pid == -1 ? 0 : pid ? -pid : getpgrp(), .signo = (int)c->arg[1] };
+	struct group_kill k = { .everybody = pid == -1, .group = pid ? -pid : getpgrp(), .signo = (int)c->arg[1] };
 	family_each(kill_member, &k);
 	return k.hits ? 0 : k.error ? k.error : -ESRCH;
 }

@@ -606,6 +606,49 @@ class Terminal:
             os.close(self.fd)
 
 
+# Which of the signals to its group reach itself, a child, and a child in a group of its own; before that, which children are in it.
+GROUP = """
+import os, signal
+URG = signal.SIGURG  # whoever else is in the group doesn't mind
+signal.pthread_sigmask(signal.SIG_BLOCK, [URG])
+def mine():
+    pid = os.fork()
+    if not pid:
+        os._exit(3)
+    return os.waitpid(0, 0) == (pid, 3 << 8)
+print(os.getpgrp(), sum(mine() for i in range(40)))
+ready, told = os.pipe()
+wait, go = os.pipe()
+def child(apart):
+    pid = os.fork()
+    if not pid:
+        os.close(go)
+        if apart:
+            os.setpgid(0, 0)
+        os.write(told, b"x")
+        os.read(wait, 1)
+        os._exit(URG in signal.sigpending())
+    os.read(ready, 1)
+    return pid
+children = child(False), child(True)
+os.kill(0, URG)
+os.close(go)
+print(URG in signal.sigpending(), [os.waitpid(p, 0)[1] >> 8 for p in children])
+"""
+
+
+@test
+def group_without_a_number():
+    """As in a container that another's process enters: the group's leader is outside of the PID namespace."""
+    need("unshare")
+    if os.geteuid() != 0:
+        raise Skip("only root makes PID namespaces")
+    wrap = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh"]
+    for argv in ([PY, "-c", GROUP], lib.pvm([PY, "-c", GROUP])):
+        r = lib.run(wrap + argv, cwd="/")
+        expect((r.status, r.out, r.err), (0, b"0 40\nTrue [1, 0]\n", b""), argv[0])
+
+
 @test
 def job_control():
     need("bash")

@@ -86,8 +86,10 @@ int main(int argc, char **argv)
 	int status = -1;
 	const int inherited = argc > 1 ? descriptors() : 0;
 	pthread_t t;
-	if (argc < 2 || strcmp(argv[1], "pvm"))
-		return 77;
+	if (argc < 2 || strcmp(argv[1], "pvm")) {
+		puts("skipped natively");
+		return 0;
+	}
 	pid_t pid = vfork();
 	if (!pid) {
 		lie();
