@@ -281,9 +281,8 @@ static int update_all(const struct family *f, const struct member *m, const stru
 			if (one.code == ESRCH || one.code == ENOENT) /* ended, or has not loaded it */
 				continue;
 			if (made)
-				kx_err_set(err, one.code,
-					   "%.400s; %zu of the others %s updated: do it again for the rest", one.msg,
-					   made, made == 1 ? "is" : "are");
+				kx_err_set(err, one.code, "%zu other%s updated already, the rest not: %.400s", made,
+					   made == 1 ? " is" : "s are", one.msg);
 			else
 				*err = one;
 			return -1;

@@ -24,7 +24,7 @@ def call(text, at):
 
 def words(arguments):
     """The literals of a call in one; nothing for what another error, or a macro with a remedy, ends."""
-    if re.search(r"\bsub\.msg|[A-Z]_REMEDY\b", arguments):
+    if re.search(r"\.msg\b|[A-Z]_REMEDY\b", arguments):
         return ""
     literal = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"', arguments))
     return literal if re.search(r"[a-z]", re.sub(r"%[-.*0-9]*[a-z]+", "", literal)) else ""
