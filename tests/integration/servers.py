@@ -75,7 +75,8 @@ def null(d):
 
 
 def kids(pid):
-    return [int(p) for p in lib.read(f"/proc/{pid}/task/{pid}/children").split()]
+    """Without the helpers of the monitor's, where it has some."""
+    return [int(p) for p in lib.read(f"/proc/{pid}/task/{pid}/children").split() if not lib.read(f"/proc/{p}/comm").startswith("kx-")]
 
 
 def gone(pid):
