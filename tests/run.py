@@ -34,7 +34,7 @@ import lib  # noqa: E402
 # Against what hangs, on a machine that has much else to do.
 UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT, LONG_TIMEOUT = 600, 600, 3000, 7200
 # Scripts that do more with KX_LONG.
-LONG_SCRIPTS = ["daemons", "dig", "redis", "servers", "web"]
+LONG_SCRIPTS = ["daemons", "dig", "redis", "servers", "update_fail", "web"]
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # What a guest test is told in a pVM. KX_DEATH: rounds of that test.
 GUEST_ARGS = {"calls": ["pvm"], "clone": ["pvm"], "death": ["1", os.environ.get("KX_DEATH", "30")],

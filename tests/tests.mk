@@ -95,6 +95,23 @@ $(T)/unit/libos_count: tests/unit/libos_count.c abi/kx_abi.h
 	@mkdir -p $(@D)
 	$(CC) $(TEST_CFLAGS) -o $@ $<
 
+# A monitor whose calls can be made to fail: fail.c stands before alloc.c's, and before libc's.
+FAIL_WRAP = mmap mprotect mremap madvise pread memfd_create ftruncate ioctl fcntl open openat host_call
+FAIL_OBJ = $(filter-out %/alloc.o,$(HOST_OBJ)) $(T)/fail/alloc.o $(T)/fail/fail.o
+$(T)/fail/alloc.o: $(BUILD)/monitor/core/alloc.o
+	@mkdir -p $(@D)
+	objcopy $(foreach f,malloc calloc realloc,--redefine-sym __wrap_$f=own_$f) $< $@
+
+$(T)/fail/fail.o: tests/fail/fail.c
+	@mkdir -p $(@D)
+	$(CC) $(WARN) -O1 -fPIE -c -o $@ $<
+
+$(T)/kylinx-fail: $(FAIL_OBJ) $(ZYDIS_DEP)
+	$(CC) $(HOST_CFLAGS) $(STATIC) $(patsubst %,-Wl$(,)--wrap=%,$(FAIL_WRAP)) -o $@ $(FAIL_OBJ) $(LDLIBS)
+ifndef SAN # which has an allocator of its own
+unit-tests guest-tests: $(T)/kylinx-fail
+endif
+
 unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/unit/fuzz_strace $(T)/unit/fuzz_unwind $(T)/unit/fuzz_batch $(T)/unit/fuzz_cmsg $(T)/unit/libos_count $(BUILD)/libos.bin bench-programs
 
 # $1 source, $2 suffix, $3 compiler and link options

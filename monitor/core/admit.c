@@ -56,8 +56,8 @@ struct image {
 	unsigned verdict[POLICY_WAY_OTHER + 1]; /* 1 + enum policy_verdict, 0 = not asked for yet */
 	time_t until[POLICY_WAY_OTHER + 1];     /* how long it holds: signatures and keys have their time */
 	int held;                               /* by mappings, or by being the program's */
-	bool listed;
-	bool hashed, sig_read; /* facts.sha256 is known; and the signature */
+	bool listed, update;                    /* update: the copy is one that was made for an update */
+	bool hashed, sig_read;                  /* facts.sha256 is known; and the signature */
 	struct image_facts facts;
 	char sig[SIGN_MAX];
 	size_t sig_size;
@@ -298,12 +298,12 @@ void admit_image_free(struct image *m)
 
 void admit_hold(struct image *m, int by) { m->held += by; }
 
-/* Those that nothing maps any more make room. */
-static void images_drop(void)
+/* Those that nothing maps any more go; of updates alone, or all. */
+static void images_drop(bool updates)
 {
 	unsigned k = 0;
 	for (unsigned i = 0; i < nr_images; i++) {
-		images[i]->listed = images[i]->held > 0;
+		images[i]->listed = images[i]->held > 0 || (updates && !images[i]->update);
 		if (images[i]->listed)
 			images[k++] = images[i];
 		else
@@ -317,7 +317,7 @@ static bool image_list(struct image *m)
 	if (m->listed)
 		return true;
 	if (nr_images >= IMAGES_MAX)
-		images_drop();
+		images_drop(false);
 	if (nr_images == cap_images) {
 		unsigned cap = cap_images ? 2 * cap_images : 32;
 		struct image **p = realloc(images, cap * sizeof *p);
@@ -513,7 +513,7 @@ static enum policy_verdict image_ask(const struct admit_subject *who, struct ima
 	if (m->fd >= 0 && m->size && !m->facts.size) {
 		p = mmap(NULL, m->size, PROT_READ, MAP_PRIVATE, m->fd, 0);
 		if (p == MAP_FAILED) {
-			snprintf(why, POLICY_WHY, "%s: no memory to look at it", m->path);
+			snprintf(why, POLICY_WHY, "%s: no memory to look at it: free some, and try again", m->path);
 			return POLICY_DENY;
 		}
 	}
@@ -763,6 +763,8 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 	} else if (!r) {
 		/* Always a copy: it is read before it is mapped, and both must be the same. */
 		r = image_make(fd, &st, path, own, true, false, &m);
+		if (!r)
+			m->update = true;
 		if (!r && sig_fd >= 0 && !fstat(sig_fd, &st) && S_ISREG(st.st_mode)) {
 			ssize_t n = pread(sig_fd, m->sig, sizeof m->sig, 0);
 			m->sig_size = n > 0 ? (size_t)n : 0;
@@ -781,6 +783,14 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 			 strerror(-r));
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return r;
+}
+
+void admit_update_over(void)
+{
+	pthread_mutex_lock(&pvm.mm_lock);
+	gmem_images_let_go();
+	images_drop(true);
+	pthread_mutex_unlock(&pvm.mm_lock);
 }
 
 int admit_fds(int (*fn)(int *where))

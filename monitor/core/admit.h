@@ -101,6 +101,8 @@ void admit_origin(const struct image *image, uint64_t *dev, uint64_t *ino, char 
 /* ---- an update (relink.c), without the lock ---- */
 /* A descriptor of the image of a new version, to be closed; -errno with the reason. sig_fd: its signature, or -1. */
 int admit_update(int fd, int sig_fd, char why[POLICY_WHY]);
+/* Images of new versions that nothing maps, or no more, are given up. */
+void admit_update_over(void);
 
 /* Descriptors that stay, as fd_keep() has them. */
 int admit_fds(int (*fn)(int *where));

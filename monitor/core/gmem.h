@@ -84,6 +84,8 @@ void gmem_mark_still(uint64_t start);
 bool gmem_mapped(uint64_t gva, uint64_t len);
 /* Make sure that the hardware can reach a mapped address. 1: something was added, retry; 0: nothing to add. */
 int gmem_populate(uint64_t gva);
+/* With pvm.mm_lock: images of files (admit.h) that no region is of any more are held no longer. It looks at all regions. */
+void gmem_images_let_go(void);
 /* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */
 uint64_t gmem_pc_to_original(uint64_t rip);
 /* In the handler of a SIGBUS of the monitor's own: `at` is in a text that is being looked at, whose file was cut off. True: it can go

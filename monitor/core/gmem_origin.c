@@ -25,6 +25,7 @@ static uint32_t origins_collect(void)
 	uint32_t n = 0;
 	if (!used)
 		return 0;
+	origins_unused = 0; /* all of them again */
 	for (size_t i = 0; i < nr_regions; i++)
 		if (regions[i].origin)
 			used[regions[i].origin - 1] = 1;
@@ -39,6 +40,8 @@ static uint32_t origins_collect(void)
 	free(used);
 	return n;
 }
+
+void gmem_images_let_go(void) { origins_collect(); }
 
 /* Number + 1, 0 = no memory. Regions that are to keep theirs must have it. */
 static uint32_t origin_add(uint64_t start, uint64_t len, uint64_t off, const struct stat *st, struct image *image)

@@ -382,10 +382,13 @@ static bool understand(struct job *j)
 /* The new version has to pass the policy. What is looked at and mapped from then on is the policy's copy. */
 static bool admit(struct job *j, int fd[FD_MAX])
 {
-	char why[POLICY_WHY];
-	int own = admit_on ? admit_update(fd[FD_FILE], fd[FD_SIGNATURE], why) : fd[FD_FILE];
+	char said[POLICY_WHY];
+	int own = admit_on ? admit_update(fd[FD_FILE], fd[FD_SIGNATURE], said) : fd[FD_FILE];
 	if (own < 0) {
-		job_finish(j, -own, "nothing is changed: %s", why);
+		if (relink_lacks(own))
+			job_finish(j, -own, "%s", why(-own));
+		else
+			job_finish(j, -own, "nothing is changed: %s", said);
 		return false;
 	}
 	if (own != fd[FD_FILE])
@@ -434,6 +437,8 @@ static void serve(void)
 			update_retire();
 			pthread_mutex_unlock(&update_lock);
 		}
+		if (admit_on)
+			admit_update_over();
 	}
 }
 

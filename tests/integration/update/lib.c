@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A library with state. V: its version. Variants: LAYOUT adds a variable, GONE lacks a function, WIDE changes an object. */
+/* A library with state. V: its version. Variants: LAYOUT adds a variable (of MORE numbers), GONE lacks a function, WIDE changes an object. */
 #include <stdlib.h>
 
 struct node {
@@ -11,7 +11,10 @@ static int calls, *volatile where = &calls;
 static int twice(int x) { return 2 * x; }
 static int (*volatile table[2])(int) = { twice, abs };
 #ifdef LAYOUT
-static int more[100] = { 1 };
+#ifndef MORE
+#define MORE 100
+#endif
+static int more[MORE] = { 1 };
 #endif
 
 #ifdef WIDE
@@ -41,6 +44,13 @@ long push(int v)
 	for (n = head; n; n = n->next)
 		sum += n->v;
 	return sum;
+}
+/* A call of its own, as few libraries have: its text is patched. */
+long own_pid(void)
+{
+	long r;
+	__asm__ volatile("mov $39, %%eax\n\tsyscall" : "=a"(r) : : "rcx", "r11", "memory");
+	return r;
 }
 char *buffer(void)
 {

@@ -19,6 +19,7 @@ long call(void);
 long calls_seen(void);
 long bump(void);
 long push(int v);
+long own_pid(void);
 long thread_bump(void);
 int with_callback(int (*f)(int), int x);
 extern long counter[];
@@ -36,6 +37,8 @@ static const char *check(void)
 		return "counter";
 	if (push(1) != uses)
 		return "list";
+	if (own_pid() != getpid())
+		return "call";
 	if (thread_bump() != 2 * uses + 6 || per_thread != 7 + uses)
 		return "thread-local";
 	return taken() == version() ? "ok" : "a pointer of the program's";
