@@ -173,7 +173,7 @@ void image_facts_elf(const void *bytes, size_t size, struct image_facts *f)
 	f->elf = 1;
 	struct view *v = malloc(sizeof *v);
 	if (!v) {
-		WRONG(f, "no memory to look at it");
+		WRONG(f, "no memory to look at it: free some, and try again");
 		return;
 	}
 	v->bytes = bytes;

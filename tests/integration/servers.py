@@ -74,9 +74,7 @@ def null(d):
     return [f"{d}/null:/dev/null"]
 
 
-def kids(pid):
-    """Without the helpers of the monitor's, where it has some."""
-    return [int(p) for p in lib.read(f"/proc/{pid}/task/{pid}/children").split() if not lib.read(f"/proc/{p}/comm").startswith("kx-")]
+kids = lib.kids
 
 
 def gone(pid):

@@ -157,7 +157,7 @@ def ps_hides_children_made_ahead():
         while ahead < 10 and time.monotonic() < end:
             os.kill(p.pid, signal.SIGSTOP)  # or its child may end, and the next one begin, while they are listed
             until(lambda: lib.read(f"/proc/{p.pid}/stat").rsplit(")", 1)[1].split()[0] == "T", "stopped")
-            if len(lib.read(f"/proc/{p.pid}/task/{p.pid}/children").split()) > 1:
+            if len(lib.kids(p.pid)) > 1:
                 children = [m for m in only(ps())["members"] if m["ppid"] == p.pid]
                 assert len(children) <= 1, children
                 ahead += 1

@@ -276,7 +276,7 @@ def members_killed():
         fixtures(d, "family")
         for i in range(40 if LONG else 8):
             with Guest(d, [f"{d}/family", "4"]) as g:
-                members = [int(x) for x in lib.read(f"/proc/{g.p.pid}/task/{g.p.pid}/children").split()]
+                members = lib.kids(g.p.pid)
                 if len(members) < 4:
                     raise AssertionError(f"members that are seen: {members}")
                 p = start(g, f"{d}/v2.so", "--at-once", "--timeout", UPDATE_SECONDS)
