@@ -35,7 +35,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid fault fif
         "policy: updates_write_to_no_code|mappings_at_random|maps_name_the_file",
         "update: lazy|example",
         "update_fail: no_memory",
-        "net: tcp_and_udp_both_families|first_of_a_container|client_that",
+        "net: tcp_and_udp_both_families|first_of_a_container_has_no_child|client_that_goes_away",
         "vmend",
         "dns: nsd_1",
         "redis: commands",

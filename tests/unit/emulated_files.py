@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What tests/emulated.py and emulated_vmx.py make of files: modules in order, copies with what they link, what is missing."""
+"""What tests/emulated.py and emulated_vmx.py make of files: modules in order, copies with what they link, what is missing; and of results of lists."""
 import os
 import shutil
 import sys
@@ -10,9 +10,16 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 import emulated  # noqa: E402
 import emulated_vmx  # noqa: E402
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../integration"))
+import machines  # noqa: E402
 
 assert emulated.without([("sh", "dash"), ("/no/such", "package")]) == "/no/such is not installed (apt-get install package)"
 assert "no-such-kvm" in emulated.without_kernel("no-such-kvm")
+
+# A part of a script that has no result is told, whatever became of the others.
+told = ["ok 1 - net: udp", "ok 2 - net: tcp # SKIP no reason", "not ok 3 - net: icmp: why"]
+assert machines.absent("net: udp|tcp|icmp", told) == [] == machines.absent("net", told) == machines.absent("guest/net.dyn: a b", told)
+assert machines.absent("net: udp|tc|raw", told) == ["tc", "raw"]
 
 with tempfile.TemporaryDirectory() as d:
     with open(f"{d}/modules.dep", "w") as f:
