@@ -22,68 +22,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include "../counted.h"
+#include "../peer.h"
 
-#define MANY 24
-
-static int epfd, lsock, base, to[2], from[2];
-static struct sockaddr_in addr = { .sin_family = AF_INET };
-
-/* ---- the other side: a process that holds no listener ----------------------------------------------------------- */
-
-struct order {
-	char what; /* 'a' connect to port n; 'c' that many, each sends its number; 'r' what each reads; 'x' close all */
-	int n;
-};
-struct answer {
-	uint16_t port[MANY];
-	char got[MANY]; /* a byte, 'E' the end, 'R' reset */
-};
-
-static char read_one(int fd)
-{
-	char c;
-	long r = recv(fd, &c, 1, 0);
-	return r == 1 ? c : r == 0 ? 'E' : errno == ECONNRESET ? 'R' : '?';
-}
-
-static void peer(void)
-{
-	int fd[MANY], n = 0;
-	struct order o;
-	while (read(to[0], &o, sizeof o) == sizeof o) {
-		struct answer a = { 0 };
-		socklen_t len = sizeof addr;
-		if (o.what == 'a') {
-			addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-			addr.sin_port = (uint16_t)o.n;
-		}
-		for (n = o.what == 'c' ? 0 : n; o.what == 'c' && n < o.n; n++) {
-			struct sockaddr_in me;
-			fd[n] = socket(AF_INET, SOCK_STREAM, 0);
-			if (connect(fd[n], (void *)&addr, sizeof addr) || send(fd[n], &(char){ 'a' + n }, 1, 0) != 1)
-				_exit(1);
-			len = sizeof me;
-			getsockname(fd[n], (void *)&me, &len);
-			a.port[n] = me.sin_port;
-		}
-		for (int i = 0; o.what == 'r' && i < n; i++)
-			a.got[i] = read_one(fd[i]);
-		for (; o.what == 'x' && n; n--)
-			close(fd[n - 1]);
-		if (write(from[1], &a, sizeof a) != sizeof a)
-			_exit(2);
-	}
-	_exit(0);
-}
-
-static struct answer tell(char what, int n)
-{
-	struct answer a;
-	if (write(to[1], &(struct order){ what, n }, sizeof(struct order)) != sizeof(struct order) ||
-	    read(from[0], &a, sizeof a) != sizeof a)
-		exit(119);
-	return a;
-}
+static int epfd, lsock, base;
 
 /* ---- the server ------------------------------------------------------------------------------------------------- */
 
@@ -413,8 +354,8 @@ static void executed(char **argv)
 {
 	struct epoll_event ev = { EPOLLIN, { .fd = -1 } };
 	lsock = atoi(argv[1]);
-	to[1] = 100;
-	from[0] = 101;
+	to_peer[1] = 100;
+	from_peer[0] = 101;
 	epfd = epoll_create1(EPOLL_CLOEXEC);
 	good = pread(atoi(argv[2]), &said, sizeof said, 0) == sizeof said &&
 	       !epoll_ctl(epfd, EPOLL_CTL_ADD, lsock, &ev);
@@ -446,20 +387,20 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	sigaction(SIGUSR1, &sa, NULL);
 	close_range(3, ~0u, 0);
-	if (pipe2(to, 0) || pipe2(from, 0))
+	if (pipe2(to_peer, 0) || pipe2(from_peer, 0))
 		return 117;
 	if (!fork()) {
-		close(to[1]);
-		peer();
+		close(to_peer[1]);
+		peer(read_one);
 	}
-	close(to[0]);
-	close(from[1]);
-	dup2(to[1], 100);
-	close(to[1]);
-	to[1] = 100;
-	dup2(from[0], 101);
-	close(from[0]);
-	from[0] = 101;
+	close(to_peer[0]);
+	close(from_peer[1]);
+	dup2(to_peer[1], 100);
+	close(to_peer[1]);
+	to_peer[1] = 100;
+	dup2(from_peer[0], 101);
+	close(from_peer[0]);
+	from_peer[0] = 101;
 	epfd = epoll_create1(EPOLL_CLOEXEC);
 	epfd = fcntl(epfd, F_DUPFD_CLOEXEC, 102);
 	close(3);

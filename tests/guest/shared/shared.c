@@ -23,93 +23,12 @@
 #include <time.h>
 #include <unistd.h>
 #include "../counted.h"
+#include "../peer.h"
 
-#define MANY 24
 #define ROUNDS 10 /* until a child's habits are known */
 
-static int lsock, to_peer[2], from_peer[2];
-static struct sockaddr_in addr = { .sin_family = AF_INET };
+static int lsock;
 static const char *self;
-
-struct order {
-	char what;
-	int n;
-};
-
-static void send_order(int fd, char what, int n)
-{
-	if (write(fd, &(struct order){ what, n }, sizeof(struct order)) != sizeof(struct order))
-		exit(119);
-}
-
-/* ---- the other side: a process that holds no listener -------------------------------------------------------------- */
-
-struct answer {
-	uint16_t port[MANY];
-	char got[MANY]; /* a byte, 'E' the end, 'R' reset */
-};
-
-static char read_one(int fd)
-{
-	char c;
-	long r = recv(fd, &c, 1, 0);
-	return r == 1 ? c : r == 0 ? 'E' : errno == ECONNRESET ? 'R' : '?';
-}
-
-/* One answer, and no more. */
-static char read_all(int fd)
-{
-	char c = read_one(fd), d = c >= 'a' && c < 'a' + MANY ? read_one(fd) : 'E';
-	return d == 'E' ? c : '2';
-}
-
-static int dial(uint16_t *port)
-{
-	struct sockaddr_in me;
-	socklen_t len = sizeof me;
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-	if (connect(fd, (void *)&addr, sizeof addr))
-		_exit(1);
-	getsockname(fd, (void *)&me, &len);
-	*port = me.sin_port;
-	return fd;
-}
-
-static void peer(void)
-{
-	int fd[MANY], n = 0;
-	struct order o;
-	while (read(to_peer[0], &o, sizeof o) == sizeof o) {
-		struct answer a = { 0 };
-		if (o.what == 'a')
-			addr.sin_port = (uint16_t)o.n;
-		for (n = o.what == 'c' || o.what == 'z' ? 0 : n; (o.what == 'c' || o.what == 'z') && n < o.n; n++) {
-			fd[n] = dial(&a.port[n]);
-			if (send(fd[n], &(char){ 'a' + n }, 1, 0) != 1)
-				_exit(1);
-		}
-		for (int i = 0; o.what == 'z' && i < n; i++) { /* gone already */
-			setsockopt(fd[i], SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 0 }, sizeof(struct linger));
-			close(fd[i]);
-		}
-		for (int i = 0; o.what == 'r' && i < n; i++)
-			a.got[i] = read_all(fd[i]);
-		for (; o.what == 'x' && n; n--)
-			close(fd[n - 1]);
-		if (write(from_peer[1], &a, sizeof a) != sizeof a)
-			_exit(2);
-	}
-	_exit(0);
-}
-
-static struct answer tell(char what, int n)
-{
-	struct answer a;
-	send_order(to_peer[1], what, n);
-	if (read(from_peer[0], &a, sizeof a) != sizeof a)
-		exit(118);
-	return a;
-}
 
 /* ---- a child that accepts ---------------------------------------------------------------------------------------------- */
 
@@ -483,32 +402,21 @@ static void computes(void)
 	end(&c);
 }
 
-static void killed(void)
+static void halted(int sig, const char *what)
 {
 	struct child c = begin();
 	struct report r;
 	bool good = rounds(&c, ROUNDS);
 	struct answer a = tell('c', MANY);
 	good &= ask(&c, 'w', 7, &r) && in_order(&a, &r, 0, 7);
-	kill(c.pid, SIGKILL);
+	kill(c.pid, sig);
 	good &= others(&a, 7) && all_answered();
+	if (sig == SIGSTOP) {
+		kill(c.pid, SIGCONT);
+		good &= rounds(&c, 1);
+	}
 	end(&c);
-	check(good, "a child that waited is killed, and its parent gets the others");
-}
-
-static void stopped(void)
-{
-	struct child c = begin();
-	struct report r;
-	bool good = rounds(&c, ROUNDS);
-	struct answer a = tell('c', MANY);
-	good &= ask(&c, 'w', 7, &r) && in_order(&a, &r, 0, 7);
-	kill(c.pid, SIGSTOP);
-	good &= others(&a, 7) && all_answered();
-	kill(c.pid, SIGCONT);
-	good &= rounds(&c, 1);
-	end(&c);
-	check(good, "a child is stopped, and its parent gets the others");
+	check(good, what);
 }
 
 /* Two of them: all are served, and both had some. */
@@ -789,7 +697,7 @@ int main(int argc, char **argv)
 	if (!p) {
 		close(to_peer[1]);
 		close(from_peer[0]);
-		peer();
+		peer(read_all);
 	}
 	close(to_peer[0]);
 	close(from_peer[1]);
@@ -808,8 +716,8 @@ int main(int argc, char **argv)
 	goes_on('l', "... has no number left for a while");
 	goes_on('d', "... takes it out of its epoll, and puts it in again");
 	computes();
-	killed();
-	stopped();
+	halted(SIGKILL, "a child that waited is killed, and its parent gets the others");
+	halted(SIGSTOP, "a child is stopped, and its parent gets the others");
 	two();
 	in_the_middle(SIGKILL);
 	in_the_middle(SIGSTOP);
