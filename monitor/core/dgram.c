@@ -18,6 +18,7 @@
 #include "flusher.h"
 #include "gmem.h"
 #include "keeper.h"
+#include "sys_net.h"
 #include "thread.h"
 
 #define RECEIVES_MIN 8 /* of a program that is worth it */
@@ -49,18 +50,6 @@ static int sock_int(int fd, int opt)
 	int v = -1;
 	socklen_t len = sizeof v;
 	return HC6(SYS_getsockopt, fd, SOL_SOCKET, opt, &v, &len, 0) < 0 ? -1 : v;
-}
-
-bool dgram_nonblocking(int fd)
-{
-	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
-	return fl >= 0 && (fl & O_NONBLOCK);
-}
-
-static void set_flag(struct dgram_slot *s, uint32_t flag, bool on)
-{
-	struct kx_dsock *g = dgram_sock(s);
-	g->flags = on ? g->flags | flag : g->flags & ~flag;
 }
 
 /* ---- receiving ahead --------------------------------------------------------------------------------------------- */
@@ -128,7 +117,7 @@ void dgram_heard(struct dgram_slot *s, const uint8_t *name, uint32_t len)
 		return;
 	memcpy(p->name, name, len);
 	p->len = len;
-	set_flag(s, KX_DS_HEARD, true);
+	dgram_set_flag(s, KX_DS_HEARD, true);
 }
 
 /* One datagram at p. Its size; 0: none was there. */
@@ -149,7 +138,7 @@ static uint32_t fetch_one(struct dgram_slot *s, int fd, uint8_t *p)
 	long n = HC6(SYS_recvmsg, fd, &m, MSG_DONTWAIT, 0, 0, 0);
 	if (n < 0 && n != -EAGAIN) {
 		s->err = (int)-n;
-		set_flag(s, KX_DS_HEARD, false);
+		dgram_set_flag(s, KX_DS_HEARD, false);
 	}
 	if (n < 0 || n > 0x10000 || (!n && !m.msg_namelen)) /* the last: it was shut down */
 		return 0;
@@ -187,8 +176,8 @@ void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n)
 	while (n-- && end < KX_DGRAM_FULL && (size = fetch_one(s, fd, dgram_buffer(s) + end)))
 		end += size;
 	tell_credit(s, fd);
-	set_flag(s, KX_DS_NONBLOCK, dgram_nonblocking(fd));
-	set_flag(s, KX_DS_SEND, !s->nosend && !s->err);
+	dgram_set_flag(s, KX_DS_NONBLOCK, sock_nonblocking(fd));
+	dgram_set_flag(s, KX_DS_SEND, !s->nosend && !s->err);
 	g->calls = __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST);
 	w = KX_DRX_WORD(++s->word, end);
 	if (!size && !s->err)
@@ -220,8 +209,8 @@ static void send_one(struct dgram_slot *s, int fd, struct msghdr *m, uint32_t fl
 	if (r >= 0 || r == -EAGAIN)
 		return;
 	if (HC6(SYS_sendmsg, fd, m, flags, 0, 0, 0) < 0)
-		set_flag(s, KX_DS_SEND, false);
-	set_flag(s, KX_DS_HEARD, false);
+		dgram_set_flag(s, KX_DS_SEND, false);
+	dgram_set_flag(s, KX_DS_HEARD, false);
 	s->err = (int)-r;
 }
 
@@ -440,7 +429,7 @@ static void make_plain(int fd)
 	if (!s)
 		return;
 	s->plain = s->nosend = true;
-	set_flag(s, KX_DS_SEND, false);
+	dgram_set_flag(s, KX_DS_SEND, false);
 	__atomic_and_fetch(&dgram_sock(s)->rx, ~KX_DRX_EMPTY, __ATOMIC_SEQ_CST);
 }
 
@@ -505,7 +494,7 @@ static struct dgram_slot *activate(int fd)
 				  .passed = f->passed || !f->born };
 	*dgram_sock(s) = (struct kx_dsock){ .rx = KX_DRX_WORD(++s->word, 0), .epoll = -1, .gen = s->gen };
 	memset(dgram_buffer(s) + KX_DGRAM_PEERS, 0, KX_DGRAM_PEERS_MAX * sizeof(struct kx_dpeer));
-	set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
+	dgram_set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
 	nr_slots++;
 	slot_open(s, fd);
 	reg_publish(s);
@@ -698,7 +687,7 @@ static bool told(struct hcall *c, struct dgram_slot *s, int64_t *r)
 	}
 	if (!batch_error_due(c, is_send(c->nr), &s->err, r))
 		return false;
-	set_flag(s, KX_DS_ERR, false);
+	dgram_set_flag(s, KX_DS_ERR, false);
 	return true;
 }
 
@@ -803,7 +792,7 @@ static void note_result(struct hcall *c, int64_t r)
 		/* fall through */
 	case SYS_ioctl:
 		if (s)
-			set_flag(s, KX_DS_NONBLOCK, dgram_nonblocking(fd));
+			dgram_set_flag(s, KX_DS_NONBLOCK, sock_nonblocking(fd));
 		return;
 	case SYS_epoll_ctl:
 		if (r == 0)
@@ -811,8 +800,8 @@ static void note_result(struct hcall *c, int64_t r)
 		return;
 	case SYS_connect:
 		if (s) {
-			set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
-			set_flag(s, KX_DS_HEARD, false);
+			dgram_set_flag(s, KX_DS_CONNECTED, !HC6(SYS_getpeername, fd, &ss, &len, 0, 0, 0));
+			dgram_set_flag(s, KX_DS_HEARD, false);
 		}
 		/* fall through */
 	case SYS_bind:

@@ -56,6 +56,12 @@ static inline struct kx_dsock *dgram_sock(const struct dgram_slot *s)
 {
 	return (struct kx_dsock *)gva_ptr(KX_DGRAM_BASE + KX_DGRAM_SOCK) + (s - dgram_slots);
 }
+/* With the lock; the LibOS looks at any time. */
+static inline void dgram_set_flag(const struct dgram_slot *s, uint32_t flag, bool on)
+{
+	struct kx_dsock *g = dgram_sock(s);
+	__atomic_store_n(&g->flags, on ? g->flags | flag : g->flags & ~flag, __ATOMIC_SEQ_CST);
+}
 static inline uint8_t *dgram_buffer(const struct dgram_slot *s)
 {
 	return gva_ptr(KX_DGRAM_BASE + KX_DGRAM_BUF + (uint64_t)(s - dgram_slots) * KX_DGRAM_BUF_SIZE);
@@ -83,7 +89,6 @@ void dgram_reader(struct dgram_slot *s, const struct hcall *c);
 void dgram_looked(bool others);
 /* A wait ends the turn. */
 void dgram_turn_ends(struct dgram_slot *s);
-bool dgram_nonblocking(int fd);
 
 /* dgram_take.c: a receive that reached the monitor. True: *r is its result. unlock() before a call that may sleep. */
 bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many);

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include "dgram_priv.h"
+#include "sys_net.h"
 #define KX_DG_READ guest_read
 #define KX_DG_WRITE guest_write
 #include "../../abi/kx_dgram_take.h"
@@ -25,7 +26,7 @@ static int flags_of(const struct hcall *c)
 								: 0;
 }
 
-bool dgram_nowait(const struct hcall *c) { return flags_of(c) & MSG_DONTWAIT || dgram_nonblocking((int)c->arg[0]); }
+bool dgram_nowait(const struct hcall *c) { return flags_of(c) & MSG_DONTWAIT || sock_nonblocking((int)c->arg[0]); }
 
 /* The next record of s, copied to *r, of word *w. NULL: there is none. */
 static const uint8_t *next_record(struct dgram_slot *s, struct kx_dgrec *r, uint64_t *w)
@@ -160,14 +161,14 @@ static int receive_some(struct hcall *c, struct dgram_slot *s, int64_t *ret, boo
 void dgram_keep_error(struct dgram_slot *s, int err)
 {
 	s->err = err;
-	__atomic_or_fetch(&dgram_sock(s)->flags, KX_DS_ERR, __ATOMIC_SEQ_CST);
+	dgram_set_flag(s, KX_DS_ERR, true);
 }
 
 static bool tell_error(struct dgram_slot *s, int64_t *r)
 {
 	if (!s->err)
 		return false;
-	__atomic_and_fetch(&dgram_sock(s)->flags, ~KX_DS_ERR, __ATOMIC_SEQ_CST);
+	dgram_set_flag(s, KX_DS_ERR, false);
 	*r = -s->err;
 	s->err = 0;
 	return true;

@@ -32,7 +32,7 @@ int64_t hc_sendmmsg(struct hcall *c)
 	while (done < vlen && whole) {
 		uint64_t gva = c->arg[1] + done * sizeof(struct mmsghdr);
 		do
-			r = send_one(c, gva, (int)c->arg[3], &whole);
+			r = message_send(c, gva, (int)c->arg[3], &whole);
 		while ((r == -EINTR && update_goes_on(c->t)));
 		uint32_t len = (uint32_t)r;
 		if (r >= 0 && guest_write(gva + offsetof(struct mmsghdr, msg_len), &len, sizeof len))
@@ -96,7 +96,7 @@ static int64_t take_one(struct many *m)
 {
 	int64_t r;
 	do
-		r = recv_one(m->c, header_of(m), m->flags | (m->nowait ? MSG_DONTWAIT : 0), &m->msg_flags);
+		r = message_receive(m->c, header_of(m), m->flags | (m->nowait ? MSG_DONTWAIT : 0), &m->msg_flags);
 	while (r == -EINTR && update_goes_on(m->c->t));
 	return r < 0 ? r : give(m, r);
 }

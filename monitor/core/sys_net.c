@@ -416,7 +416,7 @@ static int send_prepare(struct message *m, int over)
 	return ctl_check(&m->h, over);
 }
 
-int64_t send_one(struct hcall *c, uint64_t gva, int flags, bool *whole)
+int64_t message_send(struct hcall *c, uint64_t gva, int flags, bool *whole)
 {
 	struct message m;
 	int64_t r = message_load(&m, gva);
@@ -458,7 +458,7 @@ int recv_write_back(struct message *m, uint64_t gva)
 	return guest_write(gva + offsetof(struct guest_msghdr, controllen), &used, sizeof used);
 }
 
-int64_t recv_one(struct hcall *c, uint64_t gva, int flags, int *msg_flags)
+int64_t message_receive(struct hcall *c, uint64_t gva, int flags, int *msg_flags)
 {
 	struct message m;
 	int64_t r = message_load(&m, gva);
@@ -484,13 +484,13 @@ int64_t recv_one(struct hcall *c, uint64_t gva, int flags, int *msg_flags)
 int64_t hc_sendmsg(struct hcall *c)
 {
 	bool whole;
-	return send_one(c, c->arg[1], (int)c->arg[2], &whole);
+	return message_send(c, c->arg[1], (int)c->arg[2], &whole);
 }
 
 int64_t hc_recvmsg(struct hcall *c)
 {
 	int flags;
-	return recv_one(c, c->arg[1], (int)c->arg[2], &flags);
+	return message_receive(c, c->arg[1], (int)c->arg[2], &flags);
 }
 
 /* ---- options ----------------------------------------------------------------------------------------------- */

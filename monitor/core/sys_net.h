@@ -31,8 +31,8 @@ struct message {
 int message_load(struct message *m, uint64_t gva);
 void message_free(struct message *m);
 /* One message by c's descriptor. *whole: all of the data went; *msg_flags: those of the message received. */
-int64_t send_one(struct hcall *c, uint64_t gva, int flags, bool *whole);
-int64_t recv_one(struct hcall *c, uint64_t gva, int flags, int *msg_flags);
+int64_t message_send(struct hcall *c, uint64_t gva, int flags, bool *whole);
+int64_t message_receive(struct hcall *c, uint64_t gva, int flags, int *msg_flags);
 /* Before a loaded message is received; what came in, before it goes to the guest's header at gva, or to nobody. */
 int recv_prepare(struct message *m);
 void ctl_received(struct msghdr *h);
