@@ -334,7 +334,8 @@ static bool default_ends_process(int signo)
 	return true;
 }
 
-int sig_set_disposition(int signo, const struct kx_sigaction *act)
+/* The host's action for the guest's; nothing is done when that is *OLD already. Returns 0 or -errno. */
+static int set_disposition(int signo, const struct kx_sigaction *act, const struct ksigaction *old)
 {
 	struct ksigaction k = { .handler = on_signal,
 				.mask = ~0ull,
@@ -354,8 +355,13 @@ int sig_set_disposition(int signo, const struct kx_sigaction *act)
 	else if (!self || !self->area->vfork) /* a child of vfork shares this with its parent */
 		__atomic_and_fetch(&plain_signals, ~SIGBIT(signo), __ATOMIC_RELAXED);
 	serve_plain_signals(__atomic_load_n(&plain_signals, __ATOMIC_RELAXED));
+	/* An action that drops signals drops those that are pending, set to what it was already, too (do_sigaction()). */
+	if (old && k.handler != on_signal && k.handler == old->handler)
+		return 0;
 	return raw_sigaction(signo, &k);
 }
+
+int sig_set_disposition(int signo, const struct kx_sigaction *act) { return set_disposition(signo, act, NULL); }
 
 static void *nothing(void *arg) { return arg; }
 
@@ -380,10 +386,10 @@ void sig_init(void)
 		if (s == SIGKILL || s == SIGSTOP)
 			continue;
 		/* Ignored signals stay ignored across exec; everything else starts as default. */
-		if (host_call(SYS_rt_sigaction, s, 0, (long)&old, 8, 0, 0) == 0 &&
-		    (void *)old.handler == (void *)SIG_IGN)
+		bool known = !host_call(SYS_rt_sigaction, s, 0, (long)&old, 8, 0, 0);
+		if (known && (void *)old.handler == (void *)SIG_IGN)
 			act->handler = (uint64_t)SIG_IGN;
-		sig_set_disposition(s, act);
+		set_disposition(s, act, known ? &old : NULL);
 	}
 }
 

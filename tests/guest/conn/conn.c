@@ -249,8 +249,12 @@ static void test_shutdown(void)
 		    read(fd, b, sizeof b) != 5)
 			break;
 		tell(RESET, 0, 0, "");
-		reset += write(fd, "e", 1) == -1 && errno == ECONNRESET;
-		broken += write(fd, "e", 1) == -1 && errno == EPIPE;
+		int first = write(fd, "e", 1) == -1 ? errno : 0;
+		int second = write(fd, "e", 1) == -1 ? errno : 0;
+		reset += first == ECONNRESET;
+		broken += second == EPIPE;
+		if (first != ECONNRESET || second != EPIPE)
+			printf("# round %d: %s, then %s\n", i, strerror(first), strerror(second));
 		close(fd);
 	}
 	check(reset == RESETS && broken == RESETS, "write: reset, as the client has told, then a broken pipe");

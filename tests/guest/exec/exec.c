@@ -385,6 +385,8 @@ static void inherited(char **a)
 	NEED(sigaction(SIGUSR2, NULL, &sa) == 0 && sa.sa_handler == SIG_IGN);
 	NEED(blocked(SIGTERM) && blocked(SIGRTMIN + 1) && !blocked(SIGINT));
 	NEED(pending(SIGTERM) && pending(SIGRTMIN + 1) && !pending(SIGINT));
+	/* What its default action would drop is pending nevertheless: nothing has set that action. */
+	NEED(pending(SIGCHLD) && pending(SIGURG) && pending(SIGWINCH));
 	siginfo_t info;
 	sigset_t set;
 	sigemptyset(&set);
@@ -695,6 +697,11 @@ static void inheritance(void)
 		      block(SIGTERM);
 		      block(SIGRTMIN + 1);
 		      raise(SIGTERM);
+		      for (int i = 0; i < 3; i++) {
+			      static const int unheard[] = { SIGCHLD, SIGURG, SIGWINCH };
+			      block(unheard[i]);
+			      raise(unheard[i]);
+		      }
 		      for (int i = 0; i < 3; i++)
 			      sigqueue(getpid(), SIGRTMIN + 1, (union sigval){ .sival_int = i });
 		      setitimer(ITIMER_REAL, &(struct itimerval){ { 0, 0 }, { 100, 0 } }, NULL);
