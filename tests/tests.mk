@@ -34,7 +34,7 @@ UNIT_DEP_time = monitor/core/timepage.c $(BUILD)/vdso.so
 UNIT_SAN_time = undefined
 
 # Also built as these. musl lacks some headers and functions that others use.
-GUEST_STATIC = file root rseq time
+GUEST_STATIC = descriptors file root rseq time
 GUEST_MUSL = clone rseq time
 
 HEADERS = $(wildcard abi/*.h abi/*.def monitor/*/*.h monitor/arch/*/*.h libos/*/*.h util/*.h)
