@@ -334,7 +334,12 @@ class Skip(Exception):
 
 def expect(got, want, what):
     if got != want:
-        raise AssertionError(f"{what}: {got!r}, expected {want!r}")
+        a, b = repr(got), repr(want)
+        n = len(os.path.commonprefix((a, b)))
+        if len(a) + len(b) > 600:  # where they differ
+            n = max(n - 80, 0)
+            a, b = f"[{n}:] {a[n:n + 200]}", b[n:n + 200]
+        raise AssertionError(f"{what}: {a}, expected {b}")
 
 
 def reap():
