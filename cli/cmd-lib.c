@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kylinx lib: look at the store of prepared texts, and keep it in order. */
 #include "../monitor/core/store.h"
+#include "../util/grow.h"
 #include "cli.h"
 #include "lib.h"
 #include "ps.h"
@@ -231,13 +232,9 @@ static int verify_signature(struct lib *l, const char *path, bool unsigned_too)
 	for (unsigned i = 0; i < l->nr_seen; i++)
 		if (!strcmp(l->seen[i], path))
 			return 0;
-	if (!(l->nr_seen & (l->nr_seen - 1))) {
-		void *p = realloc(l->seen, (l->nr_seen ? 2 * l->nr_seen : 1) * sizeof *l->seen);
-		if (!p)
-			return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
-		l->seen = p;
-	}
-	if (!(l->seen[l->nr_seen] = strdup(path)))
+	void *seen = kx_one_more(l->seen, l->nr_seen, sizeof *l->seen);
+	l->seen = seen ? seen : l->seen;
+	if (!seen || !(l->seen[l->nr_seen] = strdup(path)))
 		return kx_err_set(l->err, ENOMEM, "memory: none left on the host (free some)");
 	l->nr_seen++;
 	int r = lib_signature(path, &l->keys, found, &m);

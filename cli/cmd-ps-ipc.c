@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include "../abi/kx_ipc.h"
 #include "../monitor/core/family.h"
+#include "../util/grow.h"
 #include "ps.h"
 
 #define NAME_WIDTH 60
@@ -147,14 +148,8 @@ static _Noreturn void look(int pidfd)
 
 static int add(struct objects *all, const struct object *x)
 {
-	if (all->nr == all->cap) {
-		size_t cap = all->cap ? all->cap * 2 : 32;
-		struct object *p = realloc(all->list, cap * sizeof *p);
-		if (!p)
-			return -ENOMEM;
-		all->list = p;
-		all->cap = cap;
-	}
+	if (!kx_room(all->list, all->cap, all->nr + 1, 32))
+		return -ENOMEM;
 	all->list[all->nr++] = *x;
 	return 0;
 }

@@ -11,16 +11,11 @@
 #include <time.h>
 #include <unistd.h>
 #include "../monitor/core/family.h"
+#include "../util/grow.h"
 #include "../util/procstat.h"
 
 #define ARGS_MAX 65536
 #define SPARE_TRIES 100
-
-static void *grow(void *p, size_t n, size_t size)
-{
-	/* In steps of powers of two. */
-	return n & (n - 1) ? p : realloc(p, (n ? 2 * n : 1) * size);
-}
 
 /* A small file of /proc. Returns its length, NUL-terminated, or -errno. */
 static ssize_t proc_read(int dir, const char *name, char *buf, size_t size)
@@ -121,7 +116,7 @@ static struct family *family_of(struct families *f, int proc, const struct membe
 
 static bool member_add(struct family *f, const struct member *m)
 {
-	struct member *p = grow(f->members, f->nr, sizeof *p);
+	struct member *p = kx_one_more(f->members, f->nr, sizeof *p);
 	if (!p)
 		return false;
 	f->members = p;
@@ -140,7 +135,7 @@ static struct member *member_by_pid(struct family *f, pid_t pid)
 static int add_entry(const struct registry_entry *e, void *arg)
 {
 	struct families *f = arg;
-	struct family *p = grow(f->list, f->nr, sizeof *p);
+	struct family *p = kx_one_more(f->list, f->nr, sizeof *p);
 	if (!p)
 		return -ENOMEM;
 	f->list = p;
@@ -355,7 +350,7 @@ static int scan(struct families *f, bool details)
 			if (in) {
 				r = member_add(in, &m) ? 0 : -ENOMEM;
 			} else if (m.state == 'Z') {
-				struct member *p = grow(zombies, nr_zombies, sizeof *p);
+				struct member *p = kx_one_more(zombies, nr_zombies, sizeof *p);
 				if (p)
 					(zombies = p)[nr_zombies++] = m;
 				else

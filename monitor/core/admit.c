@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "admit.h"
+#include "../../util/grow.h"
 #include "elf.h"
 #include <elf.h>
 #include <errno.h>
@@ -318,14 +319,8 @@ static bool image_list(struct image *m)
 		return true;
 	if (nr_images >= IMAGES_MAX)
 		images_drop(false);
-	if (nr_images == cap_images) {
-		unsigned cap = cap_images ? 2 * cap_images : 32;
-		struct image **p = realloc(images, cap * sizeof *p);
-		if (!p)
-			return false;
-		images = p;
-		cap_images = cap;
-	}
+	if (!kx_room(images, cap_images, nr_images + 1, 32))
+		return false;
 	images[nr_images++] = m;
 	return m->listed = true;
 }

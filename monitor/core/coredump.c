@@ -24,6 +24,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/grow.h"
 #include "../../util/log.h"
 #include "../../util/now.h"
 #include "../../util/together.h"
@@ -190,14 +191,8 @@ static bool note(struct core *c, uint32_t type, const void *desc, size_t len)
 	const char *owner = type == NT_X86_XSTATE ? "LINUX" : "CORE";
 	Elf64_Nhdr h = { (uint32_t)strlen(owner) + 1, (uint32_t)len, type };
 	size_t name = (h.n_namesz + 3) & ~3u, need = sizeof h + name + ((len + 3) & ~3ul);
-	if (c->notes_len + need > c->notes_cap) {
-		size_t cap = (c->notes_len + need) * 2;
-		uint8_t *p = realloc(c->notes, cap);
-		if (!p)
-			return false;
-		c->notes = p;
-		c->notes_cap = cap;
-	}
+	if (!kx_room(c->notes, c->notes_cap, c->notes_len + need, 4096))
+		return false;
 	uint8_t *at = c->notes + c->notes_len;
 	memset(at, 0, need);
 	memcpy(at, &h, sizeof h);
@@ -395,13 +390,8 @@ static bool loads_read(struct core *c, char *text)
 		}
 		if (sscanf(line, "%lx-%lx %4s %lx %*s %lu %n", &start, &end, prot, &off, &inode, &at) < 5)
 			continue;
-		if (c->nr == cap) {
-			cap = cap ? cap * 2 : 128;
-			struct load *p = realloc(c->load, cap * sizeof *p);
-			if (!p)
-				return false;
-			c->load = p;
-		}
+		if (!kx_room(c->load, cap, c->nr + 1, 128))
+			return false;
 		if (c->nr == LOADS_MAX)
 			break;
 		l = &c->load[c->nr++];

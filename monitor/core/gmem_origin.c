@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include "../../util/grow.h"
 #include "admit.h"
 #include "gmem_priv.h"
 
@@ -47,16 +48,9 @@ void gmem_images_let_go(void) { origins_collect(); }
 static uint32_t origin_add(uint64_t start, uint64_t len, uint64_t off, const struct stat *st, struct image *image)
 {
 	/* Grown until a collection pays: it looks at all regions. */
-	if (!origins_unused && nr_origins == cap_origins && origins_collect() < cap_origins / 2 + nr_regions / 16 + 1) {
-		uint32_t cap = cap_origins ? 2 * cap_origins : 64;
-		struct origin *p = realloc(origins, cap * sizeof *p);
-		if (p) {
-			origins = p;
-			cap_origins = cap;
-		} else if (!origins_unused) {
-			return 0;
-		}
-	}
+	if (!origins_unused && nr_origins == cap_origins && origins_collect() < cap_origins / 2 + nr_regions / 16 + 1 &&
+	    !kx_room(origins, cap_origins, nr_origins + 1, 64) && !origins_unused)
+		return 0;
 	uint32_t k = origins_unused;
 	if (k)
 		origins_unused = (uint32_t)origins[k - 1].off;

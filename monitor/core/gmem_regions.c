@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include "../../util/grow.h"
 #include "gmem_grow.h"
 #include "gmem_priv.h"
 #include "gmem_warm.h"
@@ -39,17 +40,9 @@ size_t region_find(uint64_t addr)
 
 int region_reserve(size_t extra)
 {
-	if (nr_regions + extra <= cap_regions)
-		return 0;
-	if (nr_regions + extra > REGION_MAX)
+	if (nr_regions + extra > cap_regions && nr_regions + extra > REGION_MAX)
 		return -ENOMEM;
-	size_t cap = cap_regions ? cap_regions * 2 : 128;
-	struct gmem_region *p = realloc(regions, cap * sizeof *p);
-	if (!p)
-		return -ENOMEM;
-	regions = p;
-	cap_regions = cap;
-	return 0;
+	return kx_room(regions, cap_regions, nr_regions + extra, 128) ? 0 : -ENOMEM;
 }
 
 static void region_insert_at(size_t i, struct gmem_region r)

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include "../../util/grow.h"
 #include "../../util/log.h"
 #include "admit.h"
 #include "gmem_priv.h"
@@ -144,14 +145,8 @@ int slot_cover(uint64_t start, uint64_t end)
 				size = s + want - floor;
 			s = s + want - size;
 		}
-		if (nr_slots == cap_slots) {
-			size_t cap = cap_slots ? cap_slots * 2 : 32;
-			struct slot *p = realloc(slots, cap * sizeof *p);
-			if (!p)
-				return -ENOMEM;
-			slots = p;
-			cap_slots = cap;
-		}
+		if (!kx_room(slots, cap_slots, nr_slots + 1, 32))
+			return -ENOMEM;
 		spare_changed();
 		int r = slot_ioctl(next_slot_id, s, size);
 		if (r) {

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../util/grow.h"
 #include "admit.h"
 #include "gmem_priv.h"
 #include "keeper.h"
@@ -140,14 +141,9 @@ void sites_leave(uint64_t start, uint64_t end)
 	const size_t from = sites_below(start), to = sites_below(end), n = to - from;
 	if (from >= to)
 		return;
-	if (nr_left + n > cap_left) {
-		struct kx_site *p = realloc(left, (nr_left + n) * sizeof *p);
-		if (!p) {
-			sites_forget(start, end);
-			return;
-		}
-		left = p;
-		cap_left = nr_left + n;
+	if (!kx_room(left, cap_left, nr_left + n, 64)) {
+		sites_forget(start, end);
+		return;
 	}
 	memcpy(&left[nr_left], &sites[from], n * sizeof *left);
 	nr_left += n;
@@ -180,18 +176,7 @@ static bool sites_in_order(size_t first, size_t last)
 }
 
 /* Room for n more. */
-static int sites_reserve(size_t n)
-{
-	if (nr_sites + n <= cap_sites)
-		return 0;
-	size_t cap = nr_sites + n + 1024;
-	struct kx_site *p = realloc(sites, cap * sizeof *p);
-	if (!p)
-		return -ENOMEM;
-	sites = p;
-	cap_sites = cap;
-	return 0;
-}
+static int sites_reserve(size_t n) { return kx_room(sites, cap_sites, nr_sites + n, 1024) ? 0 : -ENOMEM; }
 
 static int sites_add(const struct kx_site *s, size_t n)
 {
@@ -486,18 +471,7 @@ static struct text_map *text_maps;
 static size_t nr_text_maps, cap_text_maps;
 
 /* For one more. */
-static int text_map_reserve(void)
-{
-	if (nr_text_maps < cap_text_maps)
-		return 0;
-	size_t cap = cap_text_maps ? cap_text_maps * 2 : 16;
-	struct text_map *p = realloc(text_maps, cap * sizeof *p);
-	if (!p)
-		return -ENOMEM;
-	text_maps = p;
-	cap_text_maps = cap;
-	return 0;
-}
+static int text_map_reserve(void) { return kx_room(text_maps, cap_text_maps, nr_text_maps + 1, 16) ? 0 : -ENOMEM; }
 
 /* Note a mapping, for which there is room; what was noted of its addresses is no longer true. */
 static void text_map_note(uint64_t start, uint64_t end, const struct text *t, int fd, const struct image *image)

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../../util/dirs.h"
+#include "../../util/grow.h"
 #include "policy_priv.h"
 
 #define KEY_FILE_MAX 1024
@@ -511,23 +512,17 @@ int64_t keyring_file_revoked(const struct keyring *k, const uint8_t sha256[SIGN_
 	return 0;
 }
 
-/* Room for one more. */
-static void *one_more(void *p, unsigned nr, size_t size)
-{
-	return nr & (nr - 1) || nr > UINT_MAX / 2 ? p : realloc(p, (nr ? 2 * nr : 1) * size);
-}
-
 static int add_revoked(struct keyring *k, const uint8_t *id, const uint8_t *sha256, int64_t time)
 {
 	if (id) {
-		void *p = one_more(k->revoked_key, k->nr_revoked_keys, sizeof *k->revoked_key);
+		void *p = kx_one_more(k->revoked_key, k->nr_revoked_keys, sizeof *k->revoked_key);
 		if (!p)
 			return -ENOMEM;
 		k->revoked_key = p;
 		memcpy(k->revoked_key[k->nr_revoked_keys].id, id, SIGN_ID);
 		k->revoked_key[k->nr_revoked_keys++].time = time;
 	} else {
-		void *p = one_more(k->revoked_file, k->nr_revoked_files, sizeof *k->revoked_file);
+		void *p = kx_one_more(k->revoked_file, k->nr_revoked_files, sizeof *k->revoked_file);
 		if (!p)
 			return -ENOMEM;
 		k->revoked_file = p;
@@ -613,7 +608,7 @@ static int key_load(struct keyring *k, const char *file, struct kx_err *err)
 		return kx_err_set(err, EEXIST, "%s: the same key as %s.pub (remove one)", shown, same->name);
 	if (k->nr == POLICY_KEYS_MAX)
 		return kx_err_set(err, E2BIG, "%s: more than %d keys (remove some)", k->path, POLICY_KEYS_MAX);
-	void *p = one_more(k->key, k->nr, sizeof *k->key);
+	void *p = kx_one_more(k->key, k->nr, sizeof *k->key);
 	if (!p)
 		return kx_err_set(err, ENOMEM, NO_MEMORY);
 	k->key = p;

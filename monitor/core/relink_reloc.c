@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "../../util/grow.h"
 #include "relink_priv.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -10,14 +11,8 @@ int relink_word_add(struct relink *r, uint64_t at, uint64_t old, uint64_t new)
 {
 	if (old == new)
 		return 0;
-	if (r->nr_word == r->cap_word) {
-		size_t cap = r->cap_word ? 2 * r->cap_word : 256;
-		struct word *p = realloc(r->word, cap * sizeof *p);
-		if (!p)
-			return -ENOMEM;
-		r->word = p;
-		r->cap_word = cap;
-	}
+	if (!kx_room(r->word, r->cap_word, r->nr_word + 1, 256))
+		return -ENOMEM;
 	r->word[r->nr_word++] = (struct word){ at, old, new };
 	return 0;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Upkeep: what nobody needs any more is removed. */
+#include "../../util/grow.h"
 #include "store_priv.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -34,14 +35,8 @@ static int file_is_same(const struct store_entry *e)
 
 static int used_add(struct gc *g, const uint8_t image[STORE_HASH])
 {
-	if (g->nr == g->cap) {
-		size_t cap = g->cap ? 2 * g->cap : 64;
-		void *p = realloc(g->used, cap * STORE_HASH);
-		if (!p)
-			return -ENOMEM;
-		g->used = p;
-		g->cap = cap;
-	}
+	if (!kx_room(g->used, g->cap, g->nr + 1, 64))
+		return -ENOMEM;
 	memcpy(g->used[g->nr++], image, STORE_HASH);
 	return 0;
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include "../../util/grow.h"
 #include "gmem.h"
 #include "written.h"
 
@@ -45,15 +46,9 @@ static void found(struct sweep *s, uint64_t at, uint64_t v)
 		s->error = -EFBIG;
 		return;
 	}
-	if (s->nr == s->cap) {
-		size_t cap = s->cap ? 2 * s->cap : 1024;
-		struct word *p = realloc(s->word, cap * sizeof *p);
-		if (!p) {
-			s->error = -ENOMEM;
-			return;
-		}
-		s->word = p;
-		s->cap = cap;
+	if (!kx_room(s->word, s->cap, s->nr + 1, 1024)) {
+		s->error = -ENOMEM;
+		return;
 	}
 	s->word[s->nr++] = (struct word){ at, v, to };
 }

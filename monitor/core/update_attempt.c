@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* An attempt to make the change: all that is done at the stop, and right before it. */
+#include "../../util/grow.h"
 #include "update_priv.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -17,14 +18,8 @@ static bool move_register(struct job *j, struct thread *t, uint64_t *at)
 	uint64_t v = relink_register(j->link, *at);
 	if (v == *at)
 		return true;
-	if (j->nr_moved == j->cap_moved) {
-		unsigned cap = j->cap_moved ? 2 * j->cap_moved : 64;
-		struct moved *p = realloc(j->moved, cap * sizeof *p);
-		if (!p)
-			return false;
-		j->moved = p;
-		j->cap_moved = cap;
-	}
+	if (!kx_room(j->moved, j->cap_moved, j->nr_moved + 1, 64))
+		return false;
 	j->moved[j->nr_moved++] = (struct moved){ t, at, *at };
 	*at = v;
 	if (t)

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include "../../util/grow.h"
 #include "gmem.h"
 
 #define PAGE 4096ull
@@ -195,15 +196,9 @@ bool written_take(written_fn fn, void *arg)
 static void note(void *arg, uint64_t start, uint64_t end)
 {
 	struct written_list *a = arg;
-	if (a->nr == a->cap) {
-		size_t cap = a->cap ? 2 * a->cap : 256;
-		void *p = realloc(a->r, cap * sizeof *a->r);
-		if (!p) {
-			a->failed = true;
-			return;
-		}
-		a->r = p;
-		a->cap = cap;
+	if (!kx_room(a->r, a->cap, a->nr + 1, 256)) {
+		a->failed = true;
+		return;
 	}
 	a->r[a->nr].start = start;
 	a->r[a->nr++].end = end;
