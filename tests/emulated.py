@@ -60,7 +60,7 @@ ln -sf /proc/self/fd/1 /new/dev/stdout; ln -sf /proc/self/fd/2 /new/dev/stderr
 cp /main /new/run/main
 cd /new && mount --move . / && exec chroot . /bin/bash /run/main
 """
-# And then.
+# And then. In a session of its own: else its process group is the kernel's, which has no number.
 MAIN = """export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 {env}
 ip link set lo up
 chgrp kvm /dev/kvm 2>/dev/null; chmod 660 /dev/kvm
@@ -70,7 +70,7 @@ stty -F /dev/ttyS1 115200 raw -echo
 ulimit -n 1048576
 cd {cwd}
 echo "emulated: begin" >&3
-{command} <&- </dev/null >&3 2>&1
+setsid -w {command} <&- </dev/null >&3 2>&1
 echo "emulated: status $?" >&3
 exec 3>&-
 stty -F /dev/ttyS1 raw
