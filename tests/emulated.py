@@ -14,6 +14,9 @@ next timer when it is idle: CPU time is a number of instructions, the same each 
 a world switch (vmrun, an exit) is one instruction more. String instructions count each word, so it is made to do without
 those by bytes. bench/count.py measures there.
 
+Environment: KX_KERNEL_ROOT, a folder with another kernel of Debian's than the installed one: its package unpacked there (dpkg -x), and
+its modules' dependencies made (depmod -b FOLDER VERSION).
+
 tests/emulated_vmx.py has another machine, and all else from here.
 """
 import argparse
@@ -41,6 +44,8 @@ KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"
 ACCELERATOR = ["-accel", "tcg,thread=single"]
 COUNT = ["-icount", "shift=0,sleep=off"]
 COUNT_CPU = ",-erms,-fsrm"  # "rep movsb" is an instruction for each byte there, and the kernel's choice where they are
+KERNEL_ROOT = os.environ.get("KX_KERNEL_ROOT", "")
+OTHER_CPU = ",-cx16" if KERNEL_ROOT else ""  # newer kernels' allocator has QEMU 7.2's cmpxchg16b fault twice
 SLOW = "20"  # TEST_SLOW for the tests that run there
 
 # What runs before the root is there, by busybox. {root} brings what the root shows below its own files, at {lower}.
@@ -114,7 +119,7 @@ class Svm:
                     raise SystemExit(f"emulated: {VIRTIOFSD}: {tail(d, 'machine.log')}")
                 time.sleep(0.02)
             qemu = subprocess.Popen(
-                ["qemu-system-x86_64", "-M", "q35", *ACCELERATOR, *(COUNT if args.count else []), "-cpu", args.cpu + (COUNT_CPU if args.count else ""),
+                ["qemu-system-x86_64", "-M", "q35", *ACCELERATOR, *(COUNT if args.count else []), "-cpu", args.cpu + OTHER_CPU + (COUNT_CPU if args.count else ""),
                  "-smp", "1" if args.count else str(args.cpus), "-m", str(args.memory),
                  "-object", f"memory-backend-memfd,id=mem,size={args.memory}M,share=on", "-numa", "node,memdev=mem",
                  "-chardev", f"socket,id=fs,path={d}/fs", "-device", "vhost-user-fs-pci,chardev=fs,tag=host",
@@ -140,8 +145,8 @@ def without_kernel(module):
 
 def kernel(module):
     """(vmlinuz, folder of modules) of the newest of Debian's cloud kernels that has that module, or None."""
-    for image in sorted(glob.glob("/boot/vmlinuz-*cloud-amd64"), reverse=True):
-        modules = "/lib/modules/" + image.split("-", 1)[1]
+    for image in sorted(glob.glob(f"{KERNEL_ROOT}/boot/vmlinuz-*cloud-amd64"), reverse=True):
+        modules = f"{KERNEL_ROOT}/lib/modules/" + os.path.basename(image).split("-", 1)[1]
         if os.path.exists(f"{modules}/modules.dep") and glob.glob(f"{modules}/kernel/arch/x86/kvm/{module}.ko*"):
             return image, modules
     return None
