@@ -262,16 +262,26 @@ static bool ranges_read(void)
 	return sp.nr_ranges < RANGES_MAX && pages <= SCAN_MAX;
 }
 
+/* Of eight entries none is of a page that is there. */
+static bool are_holes(const uint64_t e[8])
+{
+	return !((e[0] | e[1] | e[2] | e[3] | e[4] | e[5] | e[6] | e[7]) & (PM_PRESENT | PM_SWAP));
+}
+
 /* `entry` is of the pages from `start` on. False: too many. */
 static bool pages_choose(struct common *sh, uint64_t start, const struct range *r)
 {
-	for (uint64_t a = r->start; a < r->end; a += PAGE) {
-		uint64_t e = sh->entry[(a - start) / PAGE];
-		if (!(e & PM_SWAP) && (e & (PM_PRESENT | PM_FILE | PM_ALONE)) != (PM_PRESENT | PM_ALONE))
+	const uint64_t *e = &sh->entry[(r->start - start) / PAGE], *end = &sh->entry[(r->end - start) / PAGE];
+	for (; e < end; e++) {
+		while (end - e >= 8 && are_holes(e)) /* most of them */
+			e += 8;
+		if (e == end)
+			break;
+		if (!(*e & PM_SWAP) && (*e & (PM_PRESENT | PM_FILE | PM_ALONE)) != (PM_PRESENT | PM_ALONE))
 			continue;
 		if (sh->nr_pages == PAGES_MAX)
 			return false;
-		sh->page[sh->nr_pages++] = a;
+		sh->page[sh->nr_pages++] = start + (uint64_t)(e - sh->entry) * PAGE;
 	}
 	return true;
 }
