@@ -132,8 +132,8 @@ def memcached_text(port):
                 if not said[-1]:
                     raise AssertionError(f"closed after {line!r}")
             text = b"".join(said[:-1])
-            if command.startswith("stats"):  # addresses and ports are in them
-                text = re.sub(rb"(?m)^STAT (tcpport|udpport|inter|domain_socket|.*path) .*\r\n", b"", text)
+            if command.startswith("stats"):  # addresses, ports and when it was flushed are in them
+                text = re.sub(rb"(?m)^STAT (tcpport|udpport|inter|domain_socket|oldest|.*path) .*\r\n", b"", text)
             text = re.sub(rb"\bt\d+\b", b"t", re.sub(rb"exp=-?\d+", b"exp", re.sub(rb"la=\d+", b"la", text)))
             out.append((line, text))
     return out
