@@ -11,17 +11,17 @@
 #include <stdint.h>
 #include "kx_abi.h"
 
-#define KX_DGRAM_BASE 0x7f0e000000 /* struct kx_dgram, sockets, their buffers, contexts: 32 MiB, touched as needed */
+#define KX_DGRAM_BASE 0x7f0d200000 /* struct kx_dgram, sockets, their buffers, contexts: 41 MiB, touched as needed */
 #define KX_DGRAM_FDS 4096          /* descriptors from here on are not batched                                  */
 #define KX_DGRAM_SOCKS 64          /* sockets at a time                                                         */
 #define KX_DGRAM_SOCK 0x4000       /* offset of struct kx_dsock[KX_DGRAM_SOCKS]                                 */
 #define KX_DGRAM_BUF 0x100000      /* offset of the first socket's buffer                                       */
-#define KX_DGRAM_BUF_SIZE 0x30000  /* of each                                                                   */
-#define KX_DGRAM_FULL 0x18000      /* so much in it: no more, lest there be no room for a longest one           */
-#define KX_DGRAM_PEERS 0x2c000     /* offset in a buffer of struct kx_dpeer[KX_DGRAM_PEERS_MAX]                 */
+#define KX_DGRAM_BUF_SIZE 0x80000  /* of each                                                                   */
+#define KX_DGRAM_FULL 0x18000      /* so much in it: no more                                                    */
+#define KX_DGRAM_PEERS 0x7c000     /* offset in a buffer of struct kx_dpeer[KX_DGRAM_PEERS_MAX]                 */
 #define KX_DGRAM_PEERS_MAX 512
-#define KX_DGRAM_CTX 0x1000000 /* offset of the first context; each has 512 KiB                             */
-#define KX_DGRAM_CTX_SIZE 0x80000
+#define KX_DGRAM_CTX 0x2100000 /* offset of the first context; each has 256 KiB                             */
+#define KX_DGRAM_CTX_SIZE 0x40000
 #define KX_DGRAM_CTXS 32         /* threads that can send so at a time                                        */
 #define KX_DGRAM_TX 0x1000       /* offset of the ring of records in a context                                */
 #define KX_DGRAM_TX_SIZE 0x20000 /* its bytes                                                                 */
@@ -119,6 +119,8 @@ _Static_assert(sizeof(struct kx_dsend) == 32, "records are aligned to it");
 _Static_assert(sizeof(struct kx_dgram) <= KX_DGRAM_SOCK, "sockets come after it");
 _Static_assert(KX_DGRAM_SOCK + KX_DGRAM_SOCKS * sizeof(struct kx_dsock) <= KX_DGRAM_BUF, "buffers come after them");
 _Static_assert(KX_DGRAM_BUF + KX_DGRAM_SOCKS * KX_DGRAM_BUF_SIZE <= KX_DGRAM_CTX, "contexts come after them");
-_Static_assert(KX_DGRAM_FULL + 0x10000 + 0x400 <= KX_DGRAM_PEERS, "a longest one fits");
+_Static_assert(KX_DGRAM_TX + KX_DGRAM_TX_SIZE <= KX_DGRAM_CTX_SIZE, "a ring fits");
+_Static_assert(KX_DGRAM_BUF_SIZE <= 0x100000, "its bytes have numbers in a word");
+_Static_assert(KX_DGRAM_BASE >= KX_BATCH_BASE + 0x3200000, "streams come before it");
 _Static_assert(KX_DGRAM_PEERS + KX_DGRAM_PEERS_MAX * sizeof(struct kx_dpeer) <= KX_DGRAM_BUF_SIZE, "so do they");
 #endif

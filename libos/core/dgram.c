@@ -304,8 +304,8 @@ static bool enqueue(struct kx_dsock *s, struct kx_dctx *c, uint32_t fd, const st
 	if (!r || !take_credit(s, KX_DGRAM_COST((uint32_t)total)))
 		return false;
 	uint8_t *p = (uint8_t *)(r + 1);
-	__builtin_memcpy(p, name, o->namelen);
-	__builtin_memcpy(p + named, ctl, o->controllen);
+	uaccess_copy(p, name, o->namelen); /* of any length: not string instructions for a few bytes */
+	uaccess_copy(p + named, ctl, o->controllen);
 	p += named + told;
 	for (uint64_t i = 0; i < o->n; i++) {
 		if (o->v[i].len && user_read(p, o->v[i].base, o->v[i].len))
@@ -470,7 +470,8 @@ static bool on_socket(struct kx_thread *t, struct kx_dsock *s, struct kx_frame *
 {
 	uint32_t fd = (uint32_t)f->rdi;
 	struct kx_dvec v[IOV_FEW];
-	struct out o = { 0 };
+	struct out o; /* not all of it cleared: `v` is long */
+	o.name = o.namelen = o.control = o.controllen = 0;
 	if (__atomic_load_n(&s->flags, __ATOMIC_ACQUIRE) & KX_DS_ERR)
 		return false;
 	switch (f->orig_rax) {

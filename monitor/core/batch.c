@@ -49,13 +49,20 @@ bool batch_is_shared(void) { return batch_has_leases() || batch.no_new || batch.
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------- */
 
+static uint8_t ctx_at[KX_AREA_MAX]; /* by thread.index: the context, and 1 */
+
 /* By index: the service thread has that of the thread it acts for. */
 static struct ctx *ctx_of(const struct thread *t)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++)
-		if (batch.ctxs[i].t && batch.ctxs[i].t->index == t->index)
-			return &batch.ctxs[i];
-	return NULL;
+	return ctx_at[t->index] ? &batch.ctxs[ctx_at[t->index] - 1] : NULL;
+}
+
+static void ctx_free(struct ctx *x)
+{
+	if (!x->t)
+		return;
+	ctx_at[x->index] = 0;
+	x->t = NULL;
 }
 
 static struct ctx *ctx_make(struct thread *t)
@@ -70,6 +77,8 @@ static struct ctx *ctx_make(struct thread *t)
 		return NULL;
 	gmem_populate(batch_ctx_gva(x));
 	x->t = t;
+	x->index = t->index;
+	ctx_at[t->index] = (uint8_t)(x - batch.ctxs + 1);
 	x->g = gva_ptr(batch_ctx_gva(x));
 	x->tail = x->flushed = x->nr = x->used = x->nr_live = 0;
 	x->late = LATE_TURNS;
@@ -186,8 +195,8 @@ void batch_turn(struct ctx *x)
 static void ctx_end(struct ctx *x)
 {
 	ctx_give_up(x);
-	batch_shared()->ctx_of[x->t->index] = 0;
-	x->t = NULL;
+	batch_shared()->ctx_of[x->index] = 0;
+	ctx_free(x);
 }
 
 static void settle_all(void)
@@ -319,6 +328,11 @@ static bool ends_it(const struct hcall *c)
 	return false;
 }
 
+static bool ends_descriptors(uint64_t nr)
+{
+	return nr == SYS_close || nr == SYS_dup2 || nr == SYS_dup3 || nr == SYS_close_range;
+}
+
 bool batch_ends_descriptor(const struct hcall *c, int fd)
 {
 	switch (c->nr) {
@@ -375,6 +389,8 @@ static bool touch(struct hcall *c, int fd, struct sock *s, int64_t *r)
 static bool touch_all(struct hcall *c, int64_t *r)
 {
 	bool done = false;
+	if (ahead_is_wait(c->nr)) /* it names an epoll alone */
+		return false;
 	if (hcall_closes_range(c))
 		batch_drop_range((unsigned)c->arg[0], (unsigned)c->arg[1]);
 	for (int i = 0; i < 6 && !done && c->row->arg[i].kind != KX_A_NONE; i++) {
@@ -449,7 +465,7 @@ bool batch_enter(struct hcall *c, int64_t *r)
 		*r = -e;
 	if ((batch.nr_socks || heir_looks()) && !done)
 		done = touch_all(c, r);
-	for (int i = 0; i < batch.nr_ctxs; i++)
+	for (int i = 0; ends_descriptors(c->nr) && i < batch.nr_ctxs; i++)
 		if (batch.ctxs[i].t && batch_ends_descriptor(c, batch.ctxs[i].g->epoll))
 			batch.ctxs[i].g->epoll = -1;
 	if (done && x) { /* batch_leave() is not told of it */
@@ -714,7 +730,7 @@ void batch_fork_child(void)
 	pvm.shared->batch = 0;
 	lend_fork_child();
 	for (int i = 0; i < batch.nr_ctxs; i++)
-		batch.ctxs[i].t = NULL;
+		ctx_free(&batch.ctxs[i]);
 	for (int fd = 0; fd <= batch.top_fd; fd++) {
 		struct sock *s = &batch.socks[fd];
 		if (s->kind == NONE && !s->held && !s->inherited && !s->lent) /* what is not written stays shared */

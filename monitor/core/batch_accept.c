@@ -44,6 +44,7 @@ static struct kept {
 	struct kx_accepted of;
 } kept[KX_ACCEPT_MAX];
 static int nr_kept, kept_from = -1;
+static int offering = -1; /* the context that was told of them last, and may accept them by itself; -1 = none */
 static unsigned misses, skip;
 
 static struct kx_accept *guest(int ctx) { return gva_ptr(batch_ctx_gva(&batch.ctxs[ctx]) + KX_ACCEPT_AT); }
@@ -79,10 +80,13 @@ void accept_reset(int ctx)
 }
 
 /* What the program has not got of it: no more by itself. */
-static void take_back(int ctx)
+static void take_back(void)
 {
-	struct kx_accept *g = guest(ctx);
+	if (offering < 0)
+		return;
+	struct kx_accept *g = guest(offering);
 	uint64_t w = __atomic_exchange_n(&g->word, 0, __ATOMIC_SEQ_CST);
+	offering = -1;
 	if (!(w & KX_ACCEPT_VALID))
 		return;
 	int got = (uint32_t)w < (uint32_t)nr_kept ? (int)(uint32_t)w : nr_kept;
@@ -124,9 +128,7 @@ void accept_shared(int fd) { disown(fd); }
 /* From here on until the end of it all descriptors may get another holder at any moment. */
 void accept_fork_begin(void)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++)
-		if (batch.ctxs[i].t)
-			take_back(i);
+	take_back();
 	forking++;
 	shares++;
 	memset(own, 0, sizeof own);
@@ -175,9 +177,7 @@ void accept_adopt(const struct batch_handed *h)
 
 void accept_end(void)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++)
-		if (batch.ctxs[i].t)
-			take_back(i);
+	take_back();
 	reset_all();
 }
 
@@ -192,9 +192,7 @@ int accept_fds(int (*move)(int *fd))
 
 void accept_enter(const struct hcall *c, int ctx)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++)
-		if (batch.ctxs[i].t)
-			take_back(i);
+	take_back();
 	struct round *r = ctx >= 0 ? &rounds[ctx] : NULL;
 	if (r && r->open && !(is_accept(c->nr) && (int)c->arg[0] == r->listener)) {
 		r->open = false;
@@ -325,6 +323,7 @@ static void take(int ctx, int listener, unsigned flags)
 	g->flags = flags;
 	g->nr = (uint32_t)nr_kept - (batch_sock(kept[nr_kept - 1].fd) ? 0 : 1);
 	g->freed = INT32_MAX;
+	offering = ctx;
 	__atomic_store_n(&g->word, KX_ACCEPT_VALID, __ATOMIC_SEQ_CST);
 }
 

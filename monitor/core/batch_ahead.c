@@ -40,6 +40,7 @@ static struct epoll {
 	} of[EDGES]; /* those of descriptors that are no batched sockets */
 } epolls[EPOLLS];
 static KX_TOGETHER int nr_epolls;
+static KX_TOGETHER bool some_offered; /* to any thread */
 
 static struct kx_bahead *guest(const struct ctx *x) { return gva_ptr(batch_ctx_gva(x) + KX_BATCH_AHEAD); }
 
@@ -252,9 +253,10 @@ static void resolve(struct ctx *x)
 
 void ahead_enter(struct hcall *c, struct ctx *own)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++)
+	for (int i = 0; some_offered && i < batch.nr_ctxs; i++)
 		if (batch.ctxs[i].t && batch.ctxs[i].ahead.offered)
 			resolve(&batch.ctxs[i]);
+	some_offered = false;
 	if (own && ahead_is_wait(c->nr)) {
 		turn_over(&own->ahead);
 		own->ahead.epoll = (int)c->arg[0];
@@ -398,7 +400,7 @@ static void offer(struct ctx *x, int n, int accepted)
 	g->calls = batch_shared()->calls;
 	g->spoilt = 0;
 	g->zeros = n || gmem_is_seen() ? 0 : KX_AHEAD_ZEROS; /* who shares memory may know of more without a call */
-	a->offered = true;
+	a->offered = some_offered = true;
 	__atomic_store_n(&g->state, KX_AHEAD_OFFERED, __ATOMIC_SEQ_CST);
 }
 

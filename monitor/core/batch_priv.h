@@ -57,6 +57,7 @@ struct ahead {
 
 struct ctx {
 	struct thread *t; /* NULL = free */
+	int index;        /* t's */
 	struct kx_bctx *g;
 	uint64_t tail, flushed; /* flushed: tail as flush() began */
 	bool in_guest;

@@ -44,6 +44,7 @@ static struct sigs {
 	unsigned seen, misses, skip;
 	bool offered;
 } sigs[KX_BATCH_CTXS];
+static bool some_read; /* there is, or was, something that is read after waits */
 
 static struct kx_sigs *guest(int ctx)
 {
@@ -191,7 +192,7 @@ static void resolve(int ctx)
 
 bool sigs_offered(void)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++)
+	for (int i = 0; some_read && i < batch.nr_ctxs; i++)
 		if (batch.ctxs[i].t && sigs[i].offered)
 			return true;
 	return false;
@@ -206,7 +207,7 @@ static bool ends(const struct hcall *c, int fd)
 
 void sigs_enter(const struct hcall *c, int own)
 {
-	for (int i = 0; i < batch.nr_ctxs; i++) {
+	for (int i = 0; some_read && i < batch.nr_ctxs; i++) {
 		if (!batch.ctxs[i].t)
 			continue;
 		if (sigs[i].offered)
@@ -232,6 +233,7 @@ static void was_read(struct sigs *s, const struct hcall *c, int64_t r)
 	/* Another thread might see how it is looked at. */
 	if (__atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1 || !fits(fd))
 		return;
+	some_read = true;
 	s->fd = fd;
 	s->epoll = epoll;
 	s->asked = c->arg[2];

@@ -2,7 +2,6 @@
 #include "dgram.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
@@ -22,7 +21,6 @@
 #include "thread.h"
 
 #define RECEIVES_MIN 8 /* of a program that is worth it */
-#define CTL_MAX 512
 #define SEND_BURST 32
 #define SEND_WAIT_MS 20 /* for room in a send buffer; then the datagram is lost, as on the way */
 #define HC_FIRST 1024   /* sig_next */
@@ -42,8 +40,6 @@ static KX_TOGETHER bool mapped;
 static KX_TOGETHER bool noted; /* there is something in the tables of descriptors, of sockets, of ports */
 static uint16_t ports[65536];  /* UDP sockets of this process by local port */
 static KX_TOGETHER int nested[16], nr_nested; /* epolls in epolls: nobody tells them of what lies here */
-
-static struct kx_dgram *shared(void) { return gva_ptr(KX_DGRAM_BASE); }
 
 static int sock_int(int fd, int opt)
 {
@@ -91,7 +87,10 @@ uint32_t dgram_window(const struct dgram_slot *s, uint32_t want, bool nowait)
 	return more < KX_DGRAM_AHEAD ? more : KX_DGRAM_AHEAD;
 }
 
-void dgram_looked(bool others) { shared()->looked = others ? 0 : __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST); }
+void dgram_looked(bool others)
+{
+	dgram_shared()->looked = others ? 0 : __atomic_load_n(&dgram_shared()->calls, __ATOMIC_SEQ_CST);
+}
 
 void dgram_turn_ends(struct dgram_slot *s)
 {
@@ -118,71 +117,6 @@ void dgram_heard(struct dgram_slot *s, const uint8_t *name, uint32_t len)
 	memcpy(p->name, name, len);
 	p->len = len;
 	dgram_set_flag(s, KX_DS_HEARD, true);
-}
-
-/* One datagram at p. Its size; 0: none was there. */
-static uint32_t fetch_one(struct dgram_slot *s, int fd, uint8_t *p)
-{
-	struct kx_dgrec r = { 0 };
-	struct sockaddr_storage ss;
-	_Alignas(8) uint8_t ctl[CTL_MAX];
-	struct iovec v = { p + sizeof r, 0x10000 };
-	struct msghdr m = { .msg_name = &ss,
-			    .msg_namelen = sizeof ss,
-			    .msg_iov = &v,
-			    .msg_iovlen = 1,
-			    .msg_control = ctl,
-			    .msg_controllen = sizeof ctl };
-	memset(ctl, 0, sizeof ctl); /* what pads it goes to the guest */
-	memset(&ss, 0, sizeof(struct sockaddr_in6));
-	long n = HC6(SYS_recvmsg, fd, &m, MSG_DONTWAIT, 0, 0, 0);
-	if (n < 0 && n != -EAGAIN) {
-		s->err = (int)-n;
-		dgram_set_flag(s, KX_DS_HEARD, false);
-	}
-	if (n < 0 || n > 0x10000 || (!n && !m.msg_namelen)) /* the last: it was shut down */
-		return 0;
-	r.len = (uint32_t)n;
-	r.flags = (uint32_t)m.msg_flags & (MSG_CTRUNC | MSG_TRUNC);
-	r.namelen = (uint16_t)(m.msg_namelen < sizeof r.name ? m.msg_namelen : sizeof r.name);
-	r.ctllen = (uint16_t)m.msg_controllen;
-	memcpy(r.name, &ss, r.namelen);
-	r.size = (uint32_t)sizeof r + KX_D8(r.len) + KX_D8((uint32_t)r.ctllen);
-	memcpy(p + sizeof r + KX_D8(r.len), ctl, r.ctllen);
-	memcpy(p, &r, sizeof r);
-	dgram_heard(s, r.name, r.namelen);
-	return r.size;
-}
-
-static void tell_credit(const struct dgram_slot *s, int fd)
-{
-	uint32_t m[SK_MEMINFO_VARS] = { 0 }, room = 0;
-	socklen_t len = sizeof m;
-	if (HC6(SYS_getsockopt, fd, SOL_SOCKET, SO_MEMINFO, m, &len, 0) == 0 &&
-	    m[SK_MEMINFO_SNDBUF] > m[SK_MEMINFO_WMEM_ALLOC])
-		room = m[SK_MEMINFO_SNDBUF] - m[SK_MEMINFO_WMEM_ALLOC];
-	__atomic_store_n(&dgram_sock(s)->credit, room < INT32_MAX ? room : INT32_MAX, __ATOMIC_SEQ_CST);
-}
-
-void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n)
-{
-	struct kx_dsock *g = dgram_sock(s);
-	uint32_t end = 0, size = 1;
-	uint64_t w;
-	if (s->plain)
-		return;
-	__atomic_store_n(&g->rx, KX_DRX_WORD(++s->word, 0), __ATOMIC_SEQ_CST);
-	s->fresh = false;
-	while (n-- && end < KX_DGRAM_FULL && (size = fetch_one(s, fd, dgram_buffer(s) + end)))
-		end += size;
-	tell_credit(s, fd);
-	dgram_set_flag(s, KX_DS_NONBLOCK, sock_nonblocking(fd));
-	dgram_set_flag(s, KX_DS_SEND, !s->nosend && !s->err);
-	g->calls = __atomic_load_n(&shared()->calls, __ATOMIC_SEQ_CST);
-	w = KX_DRX_WORD(++s->word, end);
-	if (!size && !s->err)
-		w |= KX_DRX_EMPTY;
-	__atomic_store_n(&g->rx, w, __ATOMIC_SEQ_CST);
 }
 
 /* ---- what is queued ------------------------------------------------------------------------------------------------ */
@@ -388,7 +322,7 @@ static void forget(int fd)
 		return;
 	struct dgram_slot *s = dgram_at(fd);
 	if (mapped)
-		__atomic_store_n(&shared()->sock_of[fd], 0, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&dgram_shared()->sock_of[fd], 0, __ATOMIC_SEQ_CST);
 	if (f->port)
 		ports[f->port]--;
 	if (f->kind == DG_UDP)
@@ -437,7 +371,7 @@ static void slot_open(struct dgram_slot *s, int fd)
 {
 	s->nr_fds++;
 	dgram_fds[fd].slot = (uint8_t)(s - dgram_slots + 1);
-	__atomic_store_n(&shared()->sock_of[fd], dgram_fds[fd].slot, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&dgram_shared()->sock_of[fd], dgram_fds[fd].slot, __ATOMIC_SEQ_CST);
 }
 
 /* A descriptor that was not made here may be another one of a socket that is known. False: it has others that are not. */
@@ -612,7 +546,7 @@ static void ctx_make(const struct thread *t)
 	*ctxs[i].g = (struct kx_dctx){ 0 };
 	if (i == nr_ctxs)
 		nr_ctxs++;
-	__atomic_store_n(&shared()->ctx_of[t->index], (uint8_t)(i + 1), __ATOMIC_SEQ_CST);
+	__atomic_store_n(&dgram_shared()->ctx_of[t->index], (uint8_t)(i + 1), __ATOMIC_SEQ_CST);
 }
 
 static void ctx_end(const struct thread *t)
@@ -620,7 +554,7 @@ static void ctx_end(const struct thread *t)
 	struct dgram_ctx *x = ctx_of(t);
 	if (!x)
 		return;
-	shared()->ctx_of[t->index] = 0;
+	dgram_shared()->ctx_of[t->index] = 0;
 	x->index = -1;
 }
 
@@ -732,7 +666,7 @@ bool dgram_enter(struct hcall *c, int64_t *r)
 	pthread_mutex_lock(&dgram_lock);
 	if (mapped) {
 		struct dgram_ctx *x = ctx_of(c->t);
-		__atomic_add_fetch(&shared()->calls, 1, __ATOMIC_SEQ_CST);
+		__atomic_add_fetch(&dgram_shared()->calls, 1, __ATOMIC_SEQ_CST);
 		if (x)
 			x->in_guest = false;
 		flush();
@@ -897,8 +831,8 @@ void dgram_alone_again(void)
 void dgram_fork_child(void)
 {
 	if (mapped) {
-		memset(shared()->ctx_of, 0, sizeof shared()->ctx_of);
-		memset(shared()->sock_of, 0, sizeof shared()->sock_of);
+		memset(dgram_shared()->ctx_of, 0, sizeof dgram_shared()->ctx_of);
+		memset(dgram_shared()->sock_of, 0, sizeof dgram_shared()->sock_of);
 		memset(dgram_sock(dgram_slots), 0, KX_DGRAM_SOCKS * sizeof(struct kx_dsock));
 	}
 	pvm.shared->dgram = 0;

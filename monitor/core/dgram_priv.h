@@ -34,6 +34,7 @@ struct dgram_slot {
 	bool crowd;        /* more than one thread has waited for it or received from it */
 	int reader;        /* the one that did, by index; -1: none yet */
 	bool fresh;        /* something in the buffer has been told by no event */
+	bool is_long;      /* what came last */
 	int err;           /* met by a call that the program did not make; the next one gets it */
 	uint32_t gen, word;
 	uint64_t ino;
@@ -52,6 +53,7 @@ extern struct dgram_slot dgram_slots[KX_DGRAM_SOCKS];
 extern struct dgram_reg dgram_regs[DGRAM_REGS];
 extern int dgram_nr_regs;
 
+static inline struct kx_dgram *dgram_shared(void) { return gva_ptr(KX_DGRAM_BASE); }
 static inline struct kx_dsock *dgram_sock(const struct dgram_slot *s)
 {
 	return (struct kx_dsock *)gva_ptr(KX_DGRAM_BASE + KX_DGRAM_SOCK) + (s - dgram_slots);
@@ -75,8 +77,6 @@ static inline struct dgram_slot *dgram_at(int fd)
 /* dgram.c */
 /* Is something left in the buffer? */
 bool dgram_has(const struct dgram_slot *s);
-/* Receive ahead into the buffer, which is empty: at most n. */
-void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n);
 /* A datagram has come from there: an answer may be queued. */
 void dgram_heard(struct dgram_slot *s, const uint8_t *name, uint32_t len);
 /* How many to receive, the `want` ones that the program asks for included. */
@@ -89,6 +89,9 @@ void dgram_reader(struct dgram_slot *s, const struct hcall *c);
 void dgram_looked(bool others);
 /* A wait ends the turn. */
 void dgram_turn_ends(struct dgram_slot *s);
+
+/* dgram_fetch.c: receive ahead into the buffer, which is empty: at most n. */
+void dgram_fetch(struct dgram_slot *s, int fd, uint32_t n);
 
 /* dgram_take.c: a receive that reached the monitor. True: *r is its result. unlock() before a call that may sleep. */
 bool dgram_receive(struct hcall *c, struct dgram_slot *s, int64_t *r, bool *many);

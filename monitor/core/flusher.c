@@ -17,10 +17,10 @@
 
 static struct {
 	void (*look)(void);
-	pid_t pid;   /* that it belongs to */
-	int timer;   /* -1 = none */
-	int reading; /* it is about to use the number, or does */
-	int64_t due;
+	pid_t pid;            /* that it belongs to */
+	int timer;            /* -1 = none */
+	int reading;          /* it is about to use the number, or does */
+	int64_t due;          /* changed with the lock */
 	pthread_mutex_t lock; /* a leaf; free at a fork, since batch.c's and dgram.c's are held then */
 } flusher = { .timer = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -77,12 +77,17 @@ bool flusher_start(void (*look)(void))
 	return there;
 }
 
+static bool is_late(int64_t now) { return __atomic_load_n(&flusher.due, __ATOMIC_RELAXED) - now <= EARLY_NS; }
+
+/* Most calls find it set. Who does so while the timer is moved leaves it to the flusher, which that has woken. */
 void flusher_due(void)
 {
-	pthread_mutex_lock(&flusher.lock);
 	int64_t now = (int64_t)now_ns();
-	if (flusher.pid == pvm.pid && flusher.due - now <= EARLY_NS) {
-		flusher.due = now + LATE_NS;
+	if (!is_late(now))
+		return;
+	pthread_mutex_lock(&flusher.lock);
+	if (flusher.pid == pvm.pid && is_late(now)) {
+		__atomic_store_n(&flusher.due, now + LATE_NS, __ATOMIC_RELAXED);
 		set_timer(LATE_NS);
 	}
 	pthread_mutex_unlock(&flusher.lock);

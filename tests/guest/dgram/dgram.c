@@ -66,8 +66,16 @@ static int bound(int family, int type, int *port)
 	return s;
 }
 
+#define MIXED -2
+
 /* Datagram number i has the length that its first byte and `arg` say. */
-static int length_of(int i, int arg) { return arg ? arg : 1 + i * 37 % 900; }
+static int length_of(int i, int arg)
+{
+	static const int mixed[] = { 5, 2047, 2048, 2049, 9000, 1, 20000, 3, 2048, 30000, 700, 2500 };
+	if (arg == MIXED)
+		return mixed[i % 12];
+	return arg ? arg : 1 + i * 37 % 900;
+}
 
 static void peer_main(void)
 {
@@ -236,6 +244,19 @@ static void test_order(void)
 	check(takes(s, 0, 3, 60000), "long ones");
 	feed(200, 100, port);
 	check(takes(s, 0, 200, 100), "many");
+	good = 0;
+	for (int round = 0; round < 12; round++) { /* those with which it begins are others each time */
+		feed(round, 100, port);
+		check(takes(s, 0, round, 100), "a few short ones");
+		feed(12, MIXED, port);
+		for (int i = 0; i < 12; i++) {
+			long n = recv(s, buf, sizeof buf, 0), same = 0;
+			while (same < n && buf[same] == i)
+				same++;
+			good += n == length_of(i, MIXED) && same == n;
+		}
+	}
+	check(good == 144 && recv(s, buf, 8, 0) == -1 && errno == EAGAIN, "short and long ones in between");
 	feed(5, -1, port);
 	good = 0;
 	for (int i = 0; i < 5; i++)
