@@ -266,8 +266,10 @@ static bool send_record(struct ctx *x, const struct kx_brec *r, const uint8_t *d
 	struct sock *s = batch_sock(r->fd);
 	if (!s || s->gen != r->gen)
 		return true; /* closed by another thread at the same moment */
-	if (!(r->flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL | KX_BREC_OPT | KX_BREC_CLOSE)))
+	if (!(r->flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL | KX_BREC_OPT | KX_BREC_CLOSE))) {
 		batch_write_queued(x, r->fd);
+		batch_settle(r->fd, s); /* who is killed behind this has read what he answers: no reset */
+	}
 	if (r->flags & KX_BREC_FILE)
 		send_file(x, r->fd, s, data);
 	else if (r->flags & KX_BREC_ADD)

@@ -212,6 +212,33 @@ static void test(enum how how, bool un, struct small small, const char *client)
 		      "... all that was sent arrives, in order");
 }
 
+/* One that has answered computes, without a call, and is killed: what it has read is no reset for its client. */
+static void computes(bool un, const char *name)
+{
+	char c = 0;
+	pid_t pid = fork();
+	if (!pid) {
+		epfd = epoll_create1(EPOLL_CLOEXEC);
+		int fd = connection(un, 0, (struct small){ 0 });
+		watch(fd);
+		asked(fd);
+		asked(fd);
+		if (write(to_test[1], "", 1) == 1 && turn(fd) && read(fd, &c, 1) == 1 && write(fd, "answer", 6) == 6)
+			for (;;)
+				__asm__ volatile("pause");
+		_exit(107);
+	}
+	if (read(to_test[0], &c, 1) != 1)
+		exit(110);
+	client_sends("?");
+	say(&(struct order){ .what = DRAIN });
+	nap(500);
+	kill(pid, SIGKILL);
+	bool over = ended(KILLED, pid);
+	struct answer got = hear();
+	check(over && got.n == 6 && !got.err, name);
+}
+
 int main(int argc, char **argv)
 {
 	const struct small window = { .window = 300 }, packets = { .packet = 88, .window = 1000 };
@@ -233,6 +260,8 @@ int main(int argc, char **argv)
 	}
 	test(EXIT, true, (struct small){ 0 }, "a UNIX socket");
 	test(KILLED, true, (struct small){ 0 }, "a UNIX socket");
+	computes(false, "SIGKILL of one that computes: the client gets the answer, and the end");
+	computes(true, "... a UNIX socket");
 	client_end();
 	printf("%d checks\n", checks);
 	return first_failure;
