@@ -28,6 +28,7 @@
 #include "dgram.h"
 #include "family.h"
 #include "fsize.h"
+#include "futex_nap.h"
 #include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
@@ -647,6 +648,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	admit_root_adopt(&st->root);
 	exec_init();
 	futexes_view();
+	futex_nap_exec();
 	limits_import(st->limits);
 	pipe_resume();
 	ipc_resume();

@@ -177,6 +177,7 @@ void thread_pool_put(struct thread *t)
 	rseq_release(t);
 	t->seat_kicked = t->seat_restart = 0;
 	t->clear_tid = t->robust_head = 0;
+	t->woken_ns = 0;
 	t->robust_host = 0;
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	t->held = 0;
