@@ -151,7 +151,7 @@ struct kx_thread {
 	uint32_t mm_cid, pad;
 	uint32_t futex_slot, pad2; /* of kx_futexes.waiters, + 1: counted there for the call in progress; 0 = not */
 	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
-	uint64_t robust_ready; /* a new child: the list of robust locks that it has already; 0 = none */
+	uint64_t robust_ready; /* a new child or thread: the list of robust locks that it has already; 0 = none */
 	struct {
 		uint32_t seen; /* of kx_sigw.sent[] */
 		uint32_t peer; /* who has taken a signal from here last */

@@ -196,7 +196,7 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case 219:
 		*ret = -KX_EINTR;
 		return true;
-	case 273: /* set_robust_list, which libc calls first in a child: as in its parent */
+	case 273: /* set_robust_list, which libc calls first in a child, or a thread: as the monitor expects it */
 		if (!t->robust_ready || f->rdi != t->robust_ready || f->rsi != 24)
 			return false;
 		t->robust_ready = 0;

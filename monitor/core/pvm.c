@@ -411,7 +411,7 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	vcpu_start_state(t, 0);
 	tsc_ask(t);
 	vmend_hold();
-	sig_thread_start(t);
+	sig_thread_start(t, ~0ull);
 	family_set_exe();
 	libnext_start(pvm.cfg->envp);
 	libstart_begin();

@@ -190,7 +190,7 @@ int64_t hc_get_robust_list(struct hcall *c)
 		pthread_mutex_lock(&pvm.thr_lock);
 		for (struct thread *t = pvm.threads; t; t = t->next)
 			if (t->tid == pid) {
-				head = t->robust_head;
+				head = t->area->robust_ready ? 0 : t->robust_head;
 				found = true;
 			}
 		pthread_mutex_unlock(&pvm.thr_lock);
