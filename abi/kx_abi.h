@@ -24,7 +24,7 @@
 #define KX_VVAR_BASE 0x7f00090000  /* struct kx_vvar: one page, read-only in the guest                   */
 #define KX_CPUID_BASE 0x7f00091000 /* struct kx_cpuid: one page, read-only in the guest                  */
 #define KX_BOOT_BASE 0x7f000a0000  /* struct kx_shared: process-wide state, 64 KiB                       */
-#define KX_FUTEX_BASE 0x7f000f0000 /* struct kx_futexes: a page that the family shares, writable                 */
+#define KX_FUTEX_BASE 0x7f000f0000 /* struct kx_futexes: two pages that the family shares, writable              */
 #define KX_SITES_BASE 0x7f00100000 /* struct kx_site[]: patched sites, sorted; 1 MiB                     */
 #define KX_SITES_MAX 32768
 #define KX_AREA_BASE 0x7f00200000 /* thread areas: KX_AREA_SIZE each, index = vCPU slot                 */
@@ -151,13 +151,22 @@ struct kx_thread {
 	uint32_t mm_cid, pad;
 	uint32_t futex_slot, pad2; /* of kx_futexes.waiters, + 1: counted there for the call in progress; 0 = not */
 	uint32_t spin_skip, spin_fails; /* waits that are not to spin; times in a row that it was for nothing */
-	uint64_t robust_ready;          /* a new child: the list of robust locks that it has already; 0 = none */
+	uint64_t robust_ready; /* a new child or thread: the list of robust locks that it has already; 0 = none */
 	struct {
 		uint32_t seen; /* of kx_sigw.sent[] */
 		uint32_t peer; /* who has taken a signal from here last */
 		uint32_t skip, fails;
 	} sigwait; /* the LibOS's: libos/core/sigwait.c */
+	/* Wakes without an exit (kx_fnap.h). */
+	struct {
+		uint64_t owed;  /* by kx_futexes.nap[]: whose nap the monitor ends at this thread's next exit */
+		uint64_t since; /* TSC when it woke somebody, and no exit since; 0 = none */
+		int32_t sure;   /* times in a row that an exit came soon after; below 0: times that it must, first */
+		uint32_t fails; /* times in a row that none did, and the wake was late */
+	} hand;
 };
+
+#define KX_FPAGES 16
 
 /* Process-wide state shared by LibOS and monitor (at KX_BOOT_BASE; writable by the guest). */
 struct kx_shared {
@@ -180,6 +189,11 @@ struct kx_shared {
 	uint32_t ppid_stale;                   /* 1: nobody has asked for long, `ppid` is not kept */
 	uint32_t batch, dgram;                 /* 1 = there is a struct kx_batch; a struct kx_dgram (kx_dgram.h) */
 	uint64_t batched;                      /* of local_calls, reads and writes of sockets */
+	uint32_t fpage_seq, pad;               /* odd while the monitor changes `fpage` */
+	struct kx_fpage {
+		uint64_t page; /* address / 4096; 0 = nothing */
+		uint64_t ino, dev, off;
+	} fpage[KX_FPAGES]; /* by page % KX_FPAGES: which page of which file lies there, mapped shared (kx_fnap.h) */
 };
 
 /*
@@ -187,6 +201,7 @@ struct kx_shared {
  * means that a FUTEX_WAKE needs no exit, unless somebody outside the family, who does not count, can wait for the word.
  */
 #define KX_FUTEX_SLOTS 1013
+#define KX_FNAPS 64
 struct kx_futexes {
 	uint32_t waiters[KX_FUTEX_SLOTS];
 	uint32_t outside;   /* 1: memory of the family's own may have been given to others, or come from them */
@@ -198,6 +213,13 @@ struct kx_futexes {
 	uint64_t resized;        /* calls that began since then and may change that */
 	uint64_t ended;          /* grows when a member learns that a process has ended */
 	uint64_t pad;
+	struct kx_fnap {
+		uint64_t word;   /* KX_FNAP_*; its low half is the futex */
+		uint64_t key[3]; /* for what the thread waits */
+		uint64_t ended;  /* the count above, when it began */
+		uint64_t until;  /* CLOCK_MONOTONIC in ns; the monitors' */
+		uint64_t pad[2];
+	} nap[KX_FNAPS]; /* who sleeps for a moment before he does by the host's futex: kx_fnap.h */
 };
 
 /*
@@ -450,7 +472,8 @@ _Static_assert(__builtin_offsetof(struct kx_thread, work) == KX_T_WORK, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, call) == KX_T_CALL, "asm");
 _Static_assert(__builtin_offsetof(struct kx_thread, cpuid_entry) == KX_T_CPUID, "asm");
 _Static_assert(sizeof(struct kx_cpuid) == 4096, "one page");
-_Static_assert(sizeof(struct kx_futexes) == 4096, "one page");
+_Static_assert(__builtin_offsetof(struct kx_futexes, nap) == 4096, "a page that is touched only when somebody naps");
+_Static_assert(sizeof(struct kx_futexes) == 8192, "whole pages");
 _Static_assert(sizeof(struct kx_thread) <= KX_AREA_ACTIONS, "actions come after it");
 _Static_assert(sizeof(struct kx_site) == 32, "KX_SITES_MAX of them fit 1 MiB");
 _Static_assert(sizeof(struct kx_shared) <= 0x10000, "fits its 64 KiB");

@@ -30,6 +30,10 @@ OPS = [("getpid", 1000, 51000), ("clock", 1000, 51000), ("random", 1000, 51000),
        ("pipe", 1000, 51000), ("socket", 1000, 51000), ("epoll", 100, 1100), ("read", 100, 1100), ("mmap", 50, 350),
        ("open", 50, 350), ("signal", 50, 550), ("roundtrip", 50, 350), ("thread", 5, 45), ("fork", 5, 45), ("fork16", 5, 25), ("fork64", 5, 15),
        ("exec", 4, 24), ("spawn", 4, 24), ("dlopen", 20, 120)]
+# Kinds of bench/sync.c: a round trip on one CPU, two switches.
+SWITCHES = ("sysv_msg sysv_sem posix_mq posix_sem shm_futex mutex_cond signal sigqueue sigsuspend signalfd pipe socketpair eventfd "
+            "thread_futex thread_cond thread_sem").split()
+SWITCH_ROUNDS = (200, 700)  # and a tenth of that to get warm
 STARTS = [("start_hello", ["start"]), ("start_true", ["/bin/true"]), ("start_sh", ["/bin/sh", "-c", ":"]),
           ("start_openssl", ["/usr/bin/openssl", "version"]), ("start_python3", ["/usr/bin/python3", "-c", "pass"])]
 
@@ -57,12 +61,21 @@ def cost(plan, side, argv, env=None):
     return [n, stats["exits"], stats["page_faults"]]
 
 
-def op(plan, side, name, few, many):
-    argv = [g.program("ops"), name]
+def each(plan, side, argv, few, many):
+    """cost() of one of what argv(n) does n times."""
     for _ in range(2):  # what a first run stores, and a second one finds out
-        cost(plan, side, [*argv, str(few)])
-    one, two = (cost(plan, side, [*argv, str(n)]) for n in (few, many))
+        cost(plan, side, argv(few))
+    one, two = (cost(plan, side, argv(n)) for n in (few, many))
     return [(b - a) / (many - few) for a, b in zip(one, two)]
+
+
+def op(plan, side, name, few, many):
+    return each(plan, side, lambda n: [g.program("ops"), name, str(n)], few, many)
+
+
+def switch(plan, side, kind):
+    few, many = SWITCH_ROUNDS
+    return [x / 1.1 for x in each(plan, side, lambda n: [g.program("sync"), str(n), kind, "1"], few, many)]
 
 
 def start(plan, side, argv):
@@ -117,6 +130,7 @@ def main():
     plan = g.Plan(True)
     rows, failed = [HEAD], []
     todo = [(name, lambda s, x=(name, few, many): op(plan, s, *x)) for name, few, many in OPS]
+    todo += [(f"switch_{kind}", lambda s, kind=kind: switch(plan, s, kind)) for kind in SWITCHES]
     for name, argv in STARTS:
         argv = argv if os.path.isabs(argv[0]) else [g.program(argv[0]), *argv[1:]]
         if os.access(argv[0], os.X_OK):

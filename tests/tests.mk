@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = copy elf err family lend libcache lost maps needs patch policy random relink room seccomp strace time
+UNIT = copy elf err family fnap lend libcache lost maps needs patch policy random relink room seccomp strace time
 UNIT_SRC_copy = libos/arch/x86_64/entry.S
 UNIT_LIBS_copy = -no-pie
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
@@ -16,6 +16,9 @@ UNIT_SRC_policy = monitor/core/policy.c monitor/core/policy_read.c monitor/core/
 	monitor/core/elf.c util/dirs.c util/err.c util/sha256.c
 UNIT_DEP_policy = $(wildcard tests/unit/policy/*.h)
 UNIT_LIBS_policy = -l:libsodium.a
+UNIT_SRC_fnap = libos/core/futex.c monitor/core/sys_futex.c monitor/core/maps.c
+UNIT_DEP_fnap = monitor/core/futex_nap.c tests/guest/handover/handover.c
+UNIT_SAN_fnap = undefined
 UNIT_SRC_err = util/err.c
 UNIT_SRC_lost = monitor/core/vcpu_lost.c
 UNIT_SRC_needs = monitor/core/needs.c util/err.c

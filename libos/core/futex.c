@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Futexes: what needs no host. */
+#include "../../abi/kx_fnap.h"
+#include "ktime.h"
 #include "libos.h"
 
 #define FUTEX_PRIVATE 128
@@ -28,11 +30,7 @@ static struct kx_futexes *const family = (struct kx_futexes *)KX_FUTEX_BASE;
  */
 static uint32_t *bucket(uint64_t addr, bool private)
 {
-	uint64_t h = (addr >> 2) * 0x9e3779b97f4a7c15ull;
-	uint32_t slot = (addr & 4095) >> 2;
-	if (private)
-		return &SHARED->futex_waiters[h >> 54];
-	return &family->waiters[slot < KX_FUTEX_SLOTS ? slot : KX_FUTEX_SLOTS - 1];
+	return private ? &SHARED->futex_waiters[kx_futex_bucket(addr)] : &family->waiters[kx_futex_slot(addr)];
 }
 
 /* ---- spinning ---------------------------------------------------------------------------------------------------- */
@@ -74,6 +72,7 @@ static bool spin(struct kx_thread *t, uint64_t addr, uint32_t val)
 		t->spin_skip--;
 		return false;
 	}
+	futex_pay(t);
 	for (uint64_t start = ticks(); !t->work && ticks() - start < (budget < SPIN_MAX ? budget : SPIN_MAX);) {
 		for (int i = 0; i < 8; i++)
 			__builtin_ia32_pause();
@@ -88,6 +87,59 @@ static bool spin(struct kx_thread *t, uint64_t addr, uint32_t val)
 		t->spin_fails++;
 	t->spin_skip = (1u << t->spin_fails) - 1;
 	return false;
+}
+
+/* ---- hand-over ---------------------------------------------------------------------------------------------------- */
+
+#define SURE 3 /* so often in a row an exit has followed soon, for a wake to wait for the next one */
+
+/*
+ * Is a wake soon followed by an exit? If it waited for that and it did not come, the nap has ended by itself, a moment late,
+ * or not yet: then it must be so more often first, each time twice as often.
+ */
+void futex_hand_learn(struct kx_thread *t)
+{
+	uint32_t soon = 2 * family->exit_cost + SPIN_BASE;
+	bool good = ticks() - t->hand.since < (soon < SPIN_MAX ? soon : SPIN_MAX);
+	t->hand.since = 0;
+	if (good) {
+		t->hand.sure += t->hand.sure < SURE;
+		if (t->hand.owed)
+			t->hand.fails = 0;
+	} else if (t->hand.owed) {
+		t->hand.fails += t->hand.fails < FAILS_MAX;
+		t->hand.sure = -(1 << t->hand.fails);
+	} else if (t->hand.sure > 0) {
+		t->hand.sure = 0;
+	}
+}
+
+/* The one who sleeps for that word naps, and is woken by this thread's next exit. */
+static bool hand_over(struct kx_thread *t, uint64_t addr, bool private, const uint32_t *b)
+{
+	uint64_t key[3], w;
+	int64_t s, ns;
+	if (t->hand.sure < SURE || t->vfork || kt_clock_gettime(KT_MONOTONIC, &s, &ns))
+		return false;
+	if (!private)
+		batch_flush(t);
+	if (private)
+		kx_fnap_private(key, SHARED->pid, addr);
+	else if (!kx_fnap_shared(SHARED, key, addr))
+		return false;
+	unsigned at = kx_fnap_at(addr, private, SHARED->pid);
+	struct kx_fnap *n = &family->nap[at];
+	w = __atomic_load_n(&n->word, __ATOMIC_SEQ_CST);
+	/* He was counted before the word said so, and is as long as it does: if the count is 1 meanwhile, it is his. */
+	if (KX_FNAP_STATE(w) != KX_FNAP_NAPS || !kx_fnap_is(n, key) ||
+	    n->ended != __atomic_load_n(&family->ended, __ATOMIC_SEQ_CST) ||
+	    n->until < (uint64_t)s * 1000000000 + (uint64_t)ns || __atomic_load_n(b, __ATOMIC_SEQ_CST) != 1 ||
+	    !kx_fnap_swap(n, w, KX_FNAP_AS(w, KX_FNAP_WOKEN)))
+		return false;
+	t->hand.owed |= 1ull << at;
+	if (!t->hand.since)
+		t->hand.since = ticks();
+	return true;
 }
 
 /* ---- calls -------------------------------------------------------------------------------------------------------- */
@@ -135,7 +187,15 @@ static int64_t wake(struct kx_thread *t, struct kx_frame *f, uint32_t cmd)
 			return -KX_EFAULT;
 	}
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	return __atomic_load_n(bucket(f->rdi, private), __ATOMIC_SEQ_CST) ? forward_timed(t, f) : 0;
+	const uint32_t *b = bucket(f->rdi, private);
+	if (!__atomic_load_n(b, __ATOMIC_SEQ_CST))
+		return 0;
+	if (hand_over(t, f->rdi, private, b))
+		return 1;
+	int64_t r = forward_timed(t, f);
+	if (r > 0)
+		t->hand.since = ticks();
+	return r;
 }
 
 int64_t sys_futex(struct kx_thread *t, struct kx_frame *f)

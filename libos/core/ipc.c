@@ -59,6 +59,7 @@ static bool spin(struct kx_thread *t, struct kx_ipc_obj *o, const uint64_t *word
 		budget = most;
 	if (__atomic_load_n(&TABLE->owes, __ATOMIC_RELAXED)) /* whoever that is may be the one to wait for */
 		hypercall(t, HC_ipc_owed, 0, 0, 0, 0, 0, 0);
+	futex_pay(t);
 	for (uint64_t end = cycles() + budget; cycles() < end;) {
 		if (__atomic_load_n(word, __ATOMIC_ACQUIRE) != was) {
 			if (o->spin != most)

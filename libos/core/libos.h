@@ -30,6 +30,7 @@ enum {
 	HC_seed,
 	HC_pipe_wake = 1120,
 	HC_ipc_owed,
+	HC_futex_owed = 1140,
 	HC_batch_flush = 1200,
 	HC_serve_wait = 1220
 };
@@ -76,6 +77,14 @@ static inline bool user_ok(uint64_t p, size_t len)
 /* futex.c */
 int64_t sys_futex(struct kx_thread *t, struct kx_frame *f);
 int64_t sys_futex_waitv(struct kx_thread *t, struct kx_frame *f);
+/* An exit begins, the first since this thread has woken somebody. */
+void futex_hand_learn(struct kx_thread *t);
+/* Before waiting without an exit for what others do: those whom this thread has woken may be the ones. */
+static inline void futex_pay(struct kx_thread *t)
+{
+	if (t->hand.owed)
+		hypercall(t, HC_futex_owed, 0, 0, 0, 0, 0, 0);
+}
 
 /* rseq.c */
 int64_t sys_rseq(struct kx_thread *t, struct kx_frame *f);

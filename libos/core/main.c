@@ -16,7 +16,9 @@ int64_t hypercall(struct kx_thread *t, uint64_t nr, uint64_t a, uint64_t b, uint
 {
 	int64_t ret;
 	t->call = (struct kx_call){ nr, { a, b, c, d, e, f }, 0 };
-	if (serve_try(t, &ret))
+	if (t->hand.since)
+		futex_hand_learn(t);
+	if (!t->hand.owed && serve_try(t, &ret))
 		return ret;
 	hypercall_exit();
 	return t->call.ret;
@@ -149,7 +151,7 @@ static int64_t sys_arch_prctl(struct kx_frame *f)
 
 static int64_t sys_sched_yield(struct kx_thread *t, struct kx_frame *f)
 {
-	if (++t->yield_count % 16 == 0)
+	if (++t->yield_count % 16 == 0 || t->hand.owed)
 		return forward(t, f);
 	__builtin_ia32_pause();
 	return 0;
@@ -194,7 +196,7 @@ static bool local(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 	case 219:
 		*ret = -KX_EINTR;
 		return true;
-	case 273: /* set_robust_list, which libc calls first in a child: as in its parent */
+	case 273: /* set_robust_list, which libc calls first in a child, or a thread: as the monitor expects it */
 		if (!t->robust_ready || f->rdi != t->robust_ready || f->rsi != 24)
 			return false;
 		t->robust_ready = 0;

@@ -204,6 +204,7 @@ static bool wait(struct transfer *x, bool writes, uint32_t need)
 		return false;
 	if (!budget)
 		budget = most;
+	futex_pay(x->t);
 	for (uint64_t end = cycles() + budget; cycles() < end;) {
 		uint32_t n = used_of(x->o);
 		if (writes ? KX_PIPE_RING - n >= need : n) {

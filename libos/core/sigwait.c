@@ -95,6 +95,7 @@ static uint64_t spin(struct kx_thread *t, uint32_t set)
 		t->sigwait.skip--;
 		return 0;
 	}
+	futex_pay(t);
 	uint64_t mine = enter(s, t->pid, set), start = ticks(), now = start;
 	if (!mine)
 		return 0;

@@ -250,7 +250,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 	int fd = state_write(program, program_fd, argv, envp, t, &accepted);
 	if (fd < 0) {
 		batch_exec_failed(&accepted);
-		sig_thread_start(t);
+		sig_thread_start(t, ~0ull);
 		return fd;
 	}
 	snprintf(number, sizeof number, "%d", fd);
@@ -290,7 +290,7 @@ static int64_t leave(struct thread *t, const char *program, int program_fd, cons
 			fcntl(kept[i], F_SETFD, FD_CLOEXEC);
 	close(fd);
 	batch_exec_failed(&accepted);
-	sig_thread_start(t);
+	sig_thread_start(t, ~0ull);
 	return r;
 }
 

@@ -549,7 +549,7 @@ static int64_t fork_vm(struct thread *t, const struct fork_args *a, bool raw)
 		state_free(st);
 		state_taken = false; /* it may have been another thread's */
 		family_child_later(slot);
-		sig_thread_start(t);
+		sig_thread_start(t, ~0ull);
 		return 0;
 	}
 	state_free(st);
@@ -612,7 +612,7 @@ static int vfork_main(void *arg)
 		clear_handlers(t);
 	if (v->a->flags & CLONE_CHILD_SETTID)
 		guest_write(v->a->child_tid, &tid, sizeof tid);
-	sig_thread_start(t);
+	sig_thread_start(t, ~0ull);
 	if (t->had)
 		handover_learn(t);
 	vcpu_loop(t);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include "../../util/grow.h"
+#include "futex_nap.h"
 #include "gmem_grow.h"
 #include "gmem_priv.h"
 #include "gmem_warm.h"
@@ -131,8 +132,10 @@ void region_carve(uint64_t start, uint64_t end)
 	gmem_grow_carved(start, end);
 	spare_changed();
 	for (size_t i = region_find(start); i < nr_regions && regions[i].start < end; i++)
-		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED)
+		if ((regions[i].flags & (MAP_TYPE | GMEM_TRAMP)) == MAP_SHARED) {
 			spare_unmapped();
+			futex_unmapped();
+		}
 	memory_used -= bytes_of(counts, start, end);
 	heap_used -= bytes_of(is_heap, start, end);
 	region_split(start);

@@ -19,6 +19,7 @@
 #include "batch.h"
 #include "dgram.h"
 #include "family.h"
+#include "futex_nap.h"
 #include "hot.h"
 #include "keeper.h"
 #include "libfile.h"
@@ -649,6 +650,8 @@ void hcall_dispatch(struct thread *t)
 		__atomic_add_fetch(&pvm.hcall_count[c.nr], 1, __ATOMIC_RELAXED);
 		t->hcall = &c;
 		written_mark_call(c.nr, c.arg);
+		if (t->area->hand.owed && !(c.row->flags & KX_F_BLOCK)) /* else before it sleeps */
+			futex_owed();
 		/* A signal that is already on its way must stop this call from sleeping. */
 		sig_prepare(t);
 		if (!mask_may_lag(c.nr))
@@ -672,6 +675,8 @@ void hcall_dispatch(struct thread *t)
 			batch_leave(&c, r);
 		}
 		pipe_after(&c, r);
+		if (t->area->hand.owed)
+			futex_owed();
 		if (pvm.cfg->strace)
 			traced(&c, r);
 		t->hcall = NULL;

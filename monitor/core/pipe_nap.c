@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <sys/syscall.h>
 #include "../../util/now.h"
+#include "futex_nap.h"
 #include "ipc.h"
 #include "pipe.h"
 #include "pipe_priv.h"
@@ -80,6 +81,7 @@ void pipe_owed(void)
 {
 	struct kx_pipe_table *t = pipe_published();
 	ipc_owed();
+	futex_owed();
 	if (!pipe_mem || !__atomic_load_n(&t->owes, __ATOMIC_SEQ_CST))
 		return;
 	__atomic_store_n(&t->owes, 0, __ATOMIC_SEQ_CST);

@@ -28,6 +28,7 @@
 #include "dgram.h"
 #include "family.h"
 #include "fsize.h"
+#include "futex_nap.h"
 #include "futexes.h"
 #include "gmem.h"
 #include "jail.h"
@@ -410,7 +411,7 @@ static _Noreturn void start_program(const struct load_result *start, uint64_t ma
 	vcpu_start_state(t, 0);
 	tsc_ask(t);
 	vmend_hold();
-	sig_thread_start(t);
+	sig_thread_start(t, ~0ull);
 	family_set_exe();
 	libnext_start(pvm.cfg->envp);
 	libstart_begin();
@@ -647,6 +648,7 @@ int pvm_resume(const struct kx_config *cfg, const struct exec_state *st, struct 
 	admit_root_adopt(&st->root);
 	exec_init();
 	futexes_view();
+	futex_nap_exec();
 	limits_import(st->limits);
 	pipe_resume();
 	ipc_resume();

@@ -116,6 +116,7 @@ struct thread {
 	/* Who else runs on this thread's host stack or storage: a child of vfork and its struct thread, a thread that reads
 	 * from procfs. The kernel clears the numbers. */
 	int vfork_tid, private_tid;
+	uint32_t woken_ns; /* so long its last futex wait was, to be woken; 0: too long for a nap (futex_nap.c) */
 	struct thread *vfork_child;
 	int gate;
 	bool tss_available; /* its TSS is called available, not busy: gate_refused() */

@@ -4,12 +4,18 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../util/together.h"
 #include "sig.h"
+#include "vcpu.h"
 
 #define ROBUST_LIMIT 2048 /* the kernel's */
 #define LET_GO_MS 2000    /* a thread that forks, for instance, takes no kick meanwhile */
 
+#define MISSES_MAX 3
+
 static int vforks; /* children of vfork in this memory; atomic */
+/* Where libc has a thread's list, behind its thread pointer; 0 = not known. How often it was not there. */
+static KX_TOGETHER uint64_t behind_tls, behind_misses;
 
 bool robust_by_host(const struct thread *t) { return t->robust_host; }
 
@@ -61,6 +67,35 @@ void robust_fork_child(struct thread *t)
 	/* Whoever is asked shows none until libc has set it, to the same in each child. Locks on it are the parent's, by their
 	 * words: nothing comes of it before. */
 	robust_set(t, pvm.base ? 0 : head);
+	t->area->robust_ready = t->robust_host ? head : 0;
+	if (!t->robust_host)
+		t->robust_head = 0;
+}
+
+uint64_t robust_expect(struct thread *creator, uint64_t tls)
+{
+	uint64_t behind = __atomic_load_n(&behind_tls, __ATOMIC_RELAXED);
+	if (__atomic_load_n(&behind_misses, __ATOMIC_RELAXED) >= MISSES_MAX || creator->pid != pvm.pid)
+		return 0;
+	if (!behind && creator->robust_head && !creator->area->robust_ready) {
+		behind = creator->robust_head - vcpu_fs_base(creator);
+		__atomic_store_n(&behind_tls, behind, __ATOMIC_RELAXED);
+	}
+	return behind ? tls + behind : 0;
+}
+
+void robust_thread_start(struct thread *t, uint64_t head)
+{
+	struct robust_head h;
+	if (!head)
+		return;
+	/* An empty list points to itself: nothing else looks like that. */
+	if ((head & 7) || guest_read(&h, head, sizeof h) || h.next != head || h.pending) {
+		__atomic_store_n(&behind_tls, 0, __ATOMIC_RELAXED);
+		__atomic_add_fetch(&behind_misses, 1, __ATOMIC_RELAXED);
+		return;
+	}
+	robust_set(t, head);
 	t->area->robust_ready = t->robust_host ? head : 0;
 	if (!t->robust_host)
 		t->robust_head = 0;

@@ -13,7 +13,7 @@
  * members trust each other, and no text: a forked child has a LibOS of its own where the host can write to it.
  *
  * Meanwhile, and where the space could not be had there (sanitizers), the monitor's own walk is all there is, and who
- * waits for a lock looks whether its owner still lives (sys_time.c).
+ * waits for a lock looks whether its owner still lives (sys_futex.c).
  */
 #ifndef KX_ROBUST_H
 #define KX_ROBUST_H
@@ -42,6 +42,13 @@ void robust_kicked(struct thread *t);
 void robust_renew(struct thread *t);
 void robust_pause(void);
 void robust_fork_child(struct thread *t);
+/*
+ * A thread that `creator`, the caller, is about to make, with that thread pointer: where its libc will tell that the list is, as
+ * the creator's did; 0 = not known. In the new thread, before it runs: if an empty list is there, it is taken as told, and the
+ * LibOS answers that call.
+ */
+uint64_t robust_expect(struct thread *creator, uint64_t tls);
+void robust_thread_start(struct thread *t, uint64_t head);
 /* t ends, or its process: walk its list now. The calling thread's is taken from the kernel. */
 void robust_exit(struct thread *t);
 #endif

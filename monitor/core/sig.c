@@ -393,9 +393,9 @@ void sig_init(void)
 	}
 }
 
-void sig_thread_start(struct thread *t)
+void sig_thread_start(struct thread *t, uint64_t most)
 {
-	t->hmask = t->area->sigmask;
+	t->hmask = t->area->sigmask & most;
 	t->area->host_mask = t->hmask;
 	set_mask(t->hmask);
 }

@@ -22,8 +22,8 @@
 void sig_init(void);
 /* Make the host's disposition of signo follow the guest's action. Returns 0 or -errno. */
 int sig_set_disposition(int signo, const struct kx_sigaction *act);
-/* On entry of a host thread that runs a guest thread: mask as inherited. */
-void sig_thread_start(struct thread *t);
+/* On entry of a host thread that runs a guest thread: mask as inherited, but the host blocks no more than `most` yet. */
+void sig_thread_start(struct thread *t, uint64_t most);
 /* Before the guest runs on and after each hypercall: hand over an accepted signal. */
 void sig_prepare(struct thread *t);
 /* The guest's mask must be the host's before a call that sleeps with a timeout. */

@@ -176,7 +176,8 @@ void thread_pool_put(struct thread *t)
 {
 	rseq_release(t);
 	t->seat_kicked = t->seat_restart = 0;
-	t->clear_tid = t->robust_head = 0;
+	t->clear_tid = t->robust_head = t->area->robust_ready = 0;
+	t->woken_ns = 0;
 	t->robust_host = 0;
 	t->acc_signo = t->sig_stop = t->kicked = 0;
 	t->held = 0;
@@ -372,7 +373,7 @@ void thread_fork_child(const struct thread *t)
 
 struct start {
 	struct thread *t, *parent;
-	uint64_t flags, stack, tls, parent_tid, child_tid, pidfd;
+	uint64_t flags, stack, tls, parent_tid, child_tid, pidfd, robust;
 	int exit_signal;
 	sem_t ready;
 };
@@ -396,7 +397,9 @@ static void *thread_main(void *arg)
 	if (s->flags & CLONE_CHILD_SETTID)
 		guest_write(s->child_tid, &tid, 4);
 	thread_link(t);
-	sig_thread_start(t);
+	/* What its creator has blocked for the moment, and the host was not told of, it does not learn by its part either. */
+	sig_thread_start(t, s->parent->hmask);
+	robust_thread_start(t, s->robust);
 	sem_post(&s->ready);
 	if (t->had)
 		handover_learn(t);
@@ -437,6 +440,7 @@ static int64_t thread_create(struct start *s)
 	if (!t)
 		return r;
 	s->t = t;
+	s->robust = s->flags & CLONE_SETTLS ? robust_expect(s->parent, s->tls) : 0;
 	t->clear_tid = s->flags & CLONE_CHILD_CLEARTID ? s->child_tid : 0;
 	pthread_attr_t attr;
 	pthread_attr_init(&attr);

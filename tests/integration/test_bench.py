@@ -98,6 +98,25 @@ def exits_of_operations():
     expect(found, [], "exits and hypercalls of one operation")
 
 
+def round_trips(kind):
+    """Exits of one round trip of a kind of bench/sync.c on one CPU, two switches; the best of some."""
+    def exits(n):
+        with lib.Dir() as d:
+            r = lib.run([lib.KYLINX, "run", *exact(lib.KYLINX), f"--stats={d}/stats", "--", f"{BUILD}/bench/sync", str(n), kind, "1"])
+            if r.status:
+                raise AssertionError(f"sync {kind}: {r.why()}")
+            with open(f"{d}/stats", encoding="ascii") as f:
+                return json.load(f)["exits"]
+    return min((exits(700) - exits(200)) / 550 for _ in range(3))
+
+
+@test
+def switches_on_one_cpu():
+    """Whoever wakes another and then waits makes one exit of both; each was one, four in a round."""
+    got = {kind: round(round_trips(kind), 2) for kind in ("mutex_cond", "thread_cond", "posix_sem")}
+    expect({k: n for k, n in got.items() if n > 3.4}, {}, "exits of a round trip")
+
+
 @test
 def a_slower_build_is_caught():
     """The same source with one more exit in each hypercall fails the comparison above."""

@@ -117,7 +117,7 @@ static void dump_structs(void)
 		M(kx_thread, rseq_len), M(kx_thread, rseq_sig), M(kx_thread, mm_cid), M(kx_thread, pad);
 	M(kx_thread, futex_slot), M(kx_thread, pad2), M(kx_thread, spin_skip), M(kx_thread, spin_fails);
 	M(kx_thread, robust_ready);
-	M(kx_thread, sigwait);
+	M(kx_thread, sigwait), M(kx_thread, hand);
 	END(kx_thread);
 
 	SIZE(kx_shared);
@@ -128,13 +128,14 @@ static void dump_structs(void)
 	M(kx_shared, nr_sites), M(kx_shared, sites_seq), M(kx_shared, sigaction), M(kx_shared, rt_handlers),
 		M(kx_shared, futex_waiters), M(kx_shared, rseq_on), M(kx_shared, ppid_asked);
 	M(kx_shared, futex_outside), M(kx_shared, ppid_stale);
-	M(kx_shared, batch), M(kx_shared, dgram), M(kx_shared, batched);
+	M(kx_shared, batch), M(kx_shared, dgram), M(kx_shared, batched), M(kx_shared, fpage_seq), M(kx_shared, pad);
+	M(kx_shared, fpage);
 	END(kx_shared);
 
 	SIZE(kx_futexes);
 	M(kx_futexes, waiters), M(kx_futexes, outside), M(kx_futexes, cpus), M(kx_futexes, exit_cost),
 		M(kx_futexes, sizes_asked), M(kx_futexes, mapped_outside), M(kx_futexes, resized), M(kx_futexes, ended),
-		M(kx_futexes, pad);
+		M(kx_futexes, pad), M(kx_futexes, nap);
 	END(kx_futexes);
 
 	SIZE(kx_bsock);

@@ -306,6 +306,18 @@ static inline void inherited_signals(void)
 
 /* ---- robust mutexes, raw clone ------------------------------------------------------------------------------------ */
 
+static inline void *nothing_of_thread(void *p) { return p; }
+
+/* Makes no call from then on. */
+static inline void *locks(void *p)
+{
+	pthread_mutex_t *m = p;
+	NEED(pthread_mutex_lock(m) == 0);
+	for (__atomic_store_n((int *)(m + 1), 1, __ATOMIC_SEQ_CST);;)
+		;
+	return p;
+}
+
 static inline void robust(void)
 {
 	pthread_mutex_t *m = shared(4096);
@@ -313,7 +325,7 @@ static inline void robust(void)
 	pthread_mutexattr_init(&a);
 	pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
 	pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 4; i++)
 		pthread_mutex_init(&m[i], &a);
 	check(fine(FORK(NEED(pthread_mutex_lock(&m[0]) == 0))), "robust: child ends with a mutex locked");
 	check(pthread_mutex_lock(&m[0]) == EOWNERDEAD && pthread_mutex_consistent(&m[0]) == 0, "robust: EOWNERDEAD");
@@ -325,6 +337,17 @@ static inline void robust(void)
 	check(pthread_mutex_lock(&m[2]) == 0 && fine(FORK(NEED(pthread_mutex_trylock(&m[2]) == EBUSY))) &&
 		      pthread_mutex_unlock(&m[2]) == 0,
 	      "robust: a child's end does not free its parent's mutex");
+	int *locked = (int *)(m + 4);
+	p = FORK({
+		pthread_t t;
+		NEED(!pthread_create(&t, NULL, nothing_of_thread, NULL) && !pthread_join(t, NULL));
+		NEED(!pthread_create(&t, NULL, locks, &m[3]) && !pthread_join(t, NULL));
+	});
+	while (!__atomic_load_n(locked, __ATOMIC_SEQ_CST))
+		ms(1);
+	kill(p, SIGKILL);
+	check(killed(status_of(p), SIGKILL) && pthread_mutex_trylock(&m[3]) == EOWNERDEAD,
+	      "robust: of a thread, after SIGKILL");
 	pthread_mutex_unlock(&m[0]);
 	munmap(m, 4096);
 }

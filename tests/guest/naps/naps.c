@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who waits for another process that runs on the same CPU: semaphores, SysV and POSIX queues, pipes, socket pairs. What
+ * Who waits for another process that runs on the same CPU: semaphores of all kinds, SysV and POSIX queues, pipes, socket pairs. What
  * came is had although whoever made it goes on without a call, or is killed at once; a sleeper that is killed, interrupted,
  * late, or whose object is removed, in its first millisecond and later. Passes on any x86-64 Linux. The exit code is the
  * number of the first check that failed.
@@ -8,8 +8,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <mqueue.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -113,6 +115,50 @@ static bool mq_get(int way, long *v, int us)
 		   : mq_receive(mq[way], (char *)v, sizeof *v, NULL)) == sizeof *v;
 }
 
+/* A semaphore of our own. */
+static uint32_t *count_of(int way) { return (uint32_t *)&s[64 + way * 16]; }
+static bool futex_make(void)
+{
+	*count_of(0) = *count_of(1) = 0;
+	return true;
+}
+static void nothing(void) {}
+static bool futex_put(int way, long v)
+{
+	s[way] = v;
+	__atomic_add_fetch(count_of(way), 1, __ATOMIC_SEQ_CST);
+	return syscall(SYS_futex, count_of(way), FUTEX_WAKE, 1, NULL, NULL, 0) >= 0;
+}
+static bool futex_get(int way, long *v, int us)
+{
+	const struct timespec ts = in(us, false);
+	for (uint32_t n;;) {
+		while ((n = __atomic_load_n(count_of(way), __ATOMIC_SEQ_CST)))
+			if (__atomic_compare_exchange_n(count_of(way), &n, n - 1, false, __ATOMIC_SEQ_CST,
+							__ATOMIC_SEQ_CST)) {
+				*v = s[way];
+				return true;
+			}
+		if (syscall(SYS_futex, count_of(way), FUTEX_WAIT, 0, us ? &ts : NULL, NULL, 0) && errno != EAGAIN)
+			return false;
+	}
+}
+
+static sem_t *posix_of(int way) { return (sem_t *)&s[128 + way * 16]; }
+static bool posix_make(void) { return !sem_init(posix_of(0), 1, 0) && !sem_init(posix_of(1), 1, 0); }
+static bool posix_put(int way, long v)
+{
+	s[way] = v;
+	return !sem_post(posix_of(way));
+}
+static bool posix_get(int way, long *v, int us)
+{
+	const struct timespec ts = in(us, true);
+	bool good = !(us ? sem_timedwait(posix_of(way), &ts) : sem_wait(posix_of(way)));
+	*v = s[way];
+	return good;
+}
+
 static bool pipe_make(void) { return !pipe(fd[0]) && !pipe(fd[1]); }
 static bool pair_make(void)
 {
@@ -141,6 +187,8 @@ static struct kind kinds[] = {
 	{ "semaphore", sem_make, sem_remove, sem_put, sem_get, true, true, EAGAIN },
 	{ "SysV queue", msg_make, msg_remove, msg_put, msg_get, false, true, 0 },
 	{ "POSIX queue", mq_make, mq_end, mq_put, mq_get, true, false, ETIMEDOUT },
+	{ "futex", futex_make, nothing, futex_put, futex_get, true, false, ETIMEDOUT },
+	{ "POSIX semaphore", posix_make, nothing, posix_put, posix_get, true, false, ETIMEDOUT },
 	{ "pipe", pipe_make, fd_end, fd_put, fd_get, false, false, 0 },
 	{ "socket pair", pair_make, fd_end, fd_put, fd_get, false, false, 0 },
 };
