@@ -156,7 +156,11 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 		sock = member_socket(p->pidfd, p->proc, f->e.update_ino[0]);
 	}
 	if (sock >= 0) {
-		e = update_ask(sock, p->pidfd, p->proc, &q, r->o, r->fd, UPDATE_TAKEN, left + ANSWER_MS, &p->sock, &a);
+		int table = member_table(f, p->proc, O_RDONLY);
+		e = update_ask(sock, p->pidfd, p->proc, table, &q, r->o, r->fd, UPDATE_TAKEN, left + ANSWER_MS,
+			       &p->sock, &a);
+		if (table >= 0)
+			close(table);
 		close(sock);
 	}
 	p->forks = a.forks;

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../util/now.h"
+#include "../monitor/core/family.h"
 #include "../monitor/core/sig.h"
 #include "cli.h"
 #include "lib.h"
@@ -173,10 +174,16 @@ static int answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long
 	return -ETIME;
 }
 
-/* One pVM. 0, or an errno with err set. */
-int update_ask(int sock, int pidfd, int proc, const struct update_request *q, const struct update_options *o, int round,
-	       unsigned kind, long long limit_ms, int *replies, struct update_reply *last)
+static uint64_t unserved(int table)
 {
+	uint64_t w;
+	return pread(table, &w, sizeof w, offsetof(struct family_table, unserved)) == sizeof w ? w : 0;
+}
+
+int update_ask(int sock, int pidfd, int proc, int table, const struct update_request *q, const struct update_options *o,
+	       int round, unsigned kind, long long limit_ms, int *replies, struct update_reply *last)
+{
+	const uint64_t before = unserved(table);
 	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
 	int s[2], e = 0;
 	*replies = -1;
@@ -194,6 +201,12 @@ int update_ask(int sock, int pidfd, int proc, const struct update_request *q, co
 		*replies = -1;
 		if (poll(&ended, 1, 0) > 0)
 			return -ESRCH;
+		const uint64_t now = unserved(table);
+		if (e == -ECONNRESET && now != before && UNSERVED_PID(now) == (pid_t)q->pid) {
+			*last = (struct update_reply){ .kind = UPDATE_LAST, .error = (uint32_t)UNSERVED_ERROR(now) };
+			snprintf(last->text, sizeof last->text, "%s", update_why(UNSERVED_ERROR(now)));
+			return 0;
+		}
 		usleep(10000); /* another one got it */
 	}
 	return e;
@@ -237,12 +250,14 @@ static int update_one(const struct family *f, const struct member *m, const stru
 	if (pidfd < 0)
 		return -kx_err_set(err, -pidfd, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-pidfd));
 	int sock = f->e.update_ino[0] ? member_socket(pidfd, proc, f->e.update_ino[0]) : -ENOENT;
+	int table = member_table(f, proc, O_RDONLY);
 	if (sock < 0) {
 		r = kx_err_set(err, -sock, "process %d: cannot be reached for an update: %s (run it as its user)",
 			       m->pid, strerror(-sock));
 		goto out;
 	}
-	r = update_ask(sock, pidfd, proc, &q, o, -1, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS, &replies, &a);
+	r = update_ask(sock, pidfd, proc, table, &q, o, -1, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS, &replies,
+		       &a);
 	if (replies >= 0)
 		close(replies);
 	if (r == -ETIME)
@@ -258,6 +273,8 @@ static int update_one(const struct family *f, const struct member *m, const stru
 out:
 	if (sock >= 0)
 		close(sock);
+	if (table >= 0)
+		close(table);
 	close(pidfd);
 	close(proc);
 	return -r;
