@@ -238,6 +238,25 @@ struct update_request update_request(pid_t pid, unsigned flags, unsigned timeout
 	return q;
 }
 
+int update_unreached(struct kx_err *err, pid_t pid, int e)
+{
+	switch (e) {
+	case EMFILE:
+	case ENFILE:
+	case ENOMEM:
+	case ENOBUFS:
+		return kx_err_host(err, e, "process %d: cannot be asked", pid);
+	case ETIME:
+		return kx_err_set(err, e, "process %d: does not answer (is it stopped, or a child of vfork?)", pid);
+	case EPERM:
+	case EACCES:
+	case ENOENT:
+		return kx_err_set(err, e, "process %d: cannot be reached for an update: %s (run it as its user)", pid,
+				  strerror(e));
+	}
+	return kx_err_set(err, e, "process %d: %s (see `kylinx ps`)", pid, strerror(e));
+}
+
 static int update_one(const struct family *f, const struct member *m, const struct update_options *o, unsigned flags,
 		      struct kx_err *err)
 {
@@ -248,22 +267,19 @@ static int update_one(const struct family *f, const struct member *m, const stru
 		return -r;
 	int proc, pidfd = member_open(f, m, &proc), replies;
 	if (pidfd < 0)
-		return -kx_err_set(err, -pidfd, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-pidfd));
+		return -update_unreached(err, m->pid, -pidfd);
 	int sock = f->e.update_ino[0] ? member_socket(pidfd, proc, f->e.update_ino[0]) : -ENOENT;
 	int table = member_table(f, proc, O_RDONLY);
 	if (sock < 0) {
-		r = kx_err_set(err, -sock, "process %d: cannot be reached for an update: %s (run it as its user)",
-			       m->pid, strerror(-sock));
+		r = update_unreached(err, m->pid, -sock);
 		goto out;
 	}
 	r = update_ask(sock, pidfd, proc, table, &q, o, -1, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS, &replies,
 		       &a);
 	if (replies >= 0)
 		close(replies);
-	if (r == -ETIME)
-		kx_err_set(err, ETIME, "process %d: does not answer (is it stopped, or a child of vfork?)", m->pid);
-	else if (r)
-		kx_err_set(err, -r, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-r));
+	if (r)
+		update_unreached(err, m->pid, -r);
 	else if (a.error)
 		r = kx_err_set(err, (int)a.error, "process %d: %.200s (nothing is changed)", m->pid, a.text);
 	else if (flags & UPDATE_DRY_RUN)
@@ -378,6 +394,10 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	char name[PATH_MAX];
 	int len = snprintf(name, sizeof name, "%s" SIGN_SUFFIX, argv[rest + 1]);
 	o.signature = len < PATH_MAX ? open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
+	if (o.signature < 0 && len < PATH_MAX && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+		kx_err_host(err, errno, "%s", name);
+		return CLI_FAILED;
+	}
 	if (families_read(&all, false, err))
 		return CLI_FAILED;
 	struct family *f = families_find(&all, argv[rest], &m, err);

@@ -18,6 +18,8 @@ __attribute__((format(printf, 1, 2))) void update_tell(const char *fmt, ...);
 void update_clean(char *s, size_t size);
 /* Does the family's build understand this one? Else an error, in err. */
 int update_speaks(const struct family *f, pid_t pid, struct kx_err *err);
+/* It can't be asked, for that errno: -e, and err says what helps. */
+int update_unreached(struct kx_err *err, pid_t pid, int e);
 struct update_request update_request(pid_t pid, unsigned flags, unsigned timeout_ms);
 /* The next reply, which poll(2) has told of. -ECONNRESET: it is gone. */
 int update_hear(int sock, struct update_reply *a);

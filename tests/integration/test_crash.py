@@ -26,7 +26,7 @@ tests = []
 def test(fn):
     def in_dir():
         with lib.Dir() as d:
-            subprocess.run(["gcc", "-O1", "-Wall", "-D_GNU_SOURCE", "-o", f"{d}/killat", f"{HERE}/killat.c"], check=True)
+            subprocess.run(["gcc", "-O1", "-Wall", "-D_GNU_SOURCE", "-o", f"{d}/callat", f"{HERE}/callat.c"], check=True)
             os.mkdir(f"{d}/w")
             fn(Place(d))
     tests.append((fn.__name__, in_dir))
@@ -66,7 +66,7 @@ class Place:
             shutil.rmtree(self.w)
             os.mkdir(self.w)
             prepare()
-            r = lib.run([f"{self.d}/killat", str(n), lib.KYLINX, *argv], env=self.env)
+            r = lib.run([f"{self.d}/callat", "kill", "changes", str(n), lib.KYLINX, *argv], env=self.env)
             assert r.status in (0, 1), f"instant {n}: {r.why()} {r.err}"
             try:
                 whole()

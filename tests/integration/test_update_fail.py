@@ -149,11 +149,14 @@ class Updates:
 
     def points(self):
         """Those calls, with their lines."""
-        with self.running() as (g, m):
-            m.set()
-            g.update(self.new, *self.options)
-            m.settle()
-            sites = m.sites()
+        with self.running() as points:
+            return self.points_of(*points)
+
+    def points_of(self, g, m):
+        m.set()
+        g.update(self.new, *self.options)
+        m.settle()
+        sites = m.sites()
         return [(*p, line) for p, line in zip(sites, lines(sites)) if self.only.search(line)]
 
     def back(self, g, m):
@@ -227,8 +230,9 @@ def noting_ends():
         fixtures(d, "state")
         u = Updates(d, only=r"gmem_tables[.]c")
         source = lib.read(f"{lib.TOP}/monitor/core/gmem_tables.c").splitlines()
-        site, number, _ = [p for p in u.points() if ioctl in source[int(re.search(r":(\d+)", p[2])[1]) - 1]][-1]
         with u.running() as (g, m):
+            site, number, _ = [p for p in u.points_of(g, m) if ioctl in source[int(re.search(r":(\d+)", p[2])[1]) - 1]][-1]
+            u.back(g, m)
             m.set(site, number)
             g.update(u.new)
             until(lambda: m.word(16) == 0, "that call")
