@@ -326,6 +326,23 @@ static bool update(struct job *j, int fd)
 	}
 }
 
+/* Whoever has asked and can't be answered is told why by the family's table. */
+static void tell_unserved(int error)
+{
+	uint64_t *w = family_unserved();
+	__atomic_store_n(w, UNSERVED_NEXT(__atomic_load_n(w, __ATOMIC_SEQ_CST), pvm.pid, error), __ATOMIC_SEQ_CST);
+	kx_log(KX_LOG_WARN, "update", "%s", update_why(error));
+}
+
+/* What they sent would lie in the socket until the next thread takes it. */
+static void refuse_all(int error)
+{
+	char none;
+	tell_unserved(error);
+	while (HC6(SYS_recvfrom, fds[1], &none, sizeof none, MSG_DONTWAIT, 0, 0) >= 0)
+		;
+}
+
 enum { FD_FILE, FD_REPLY, FD_SIGNATURE, FD_ROUND, FD_MAX };
 
 /* The next request, with its two to four descriptors: the file, the reply, the round's page, the new version's
@@ -356,9 +373,14 @@ static bool receive(struct job *j, int fd[FD_MAX])
 	if (!round && got[3] >= 0)
 		close(got[3]);
 	/* One of an older version ends earlier, one of a newer version is cut off. */
-	if (r < (long)UPDATE_REQUEST_MIN || j->q.magic != UPDATE_MAGIC || got[0] < 0 || got[1] < 0 ||
-	    (round && got[2] < 0))
+	if (r < (long)UPDATE_REQUEST_MIN || j->q.magic != UPDATE_MAGIC ||
+	    (!j->cut && (got[0] < 0 || got[1] < 0 || (round && got[2] < 0))))
 		j->q.magic = 0;
+	if (j->q.magic && got[1] < 0) {
+		if (j->q.pid == (uint32_t)pvm.pid)
+			tell_unserved(EMFILE);
+		j->q.magic = 0;
+	}
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
 		j->q.timeout_ms = TIMEOUT_MAX_MS;
 	return true;
@@ -454,17 +476,6 @@ static int own_table(void)
 	long r = host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	pthread_mutex_unlock(&update_lock);
 	return (int)r;
-}
-
-/* Whoever has asked is told why by the family's table. What they sent would lie in the socket until the next thread takes it. */
-static void refuse_all(int error)
-{
-	uint64_t *w = family_unserved();
-	char none;
-	__atomic_store_n(w, UNSERVED_NEXT(__atomic_load_n(w, __ATOMIC_SEQ_CST), pvm.pid, error), __ATOMIC_SEQ_CST);
-	while (HC6(SYS_recvfrom, fds[1], &none, sizeof none, MSG_DONTWAIT, 0, 0) >= 0)
-		;
-	kx_log(KX_LOG_WARN, "update", "%s", update_why(error));
 }
 
 /* Until there is more to do. A fork that holds the lock must not keep it from closing what is closed. */

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import Skip, expect  # noqa: E402
 from servers import LONG, collection  # noqa: E402
-from updates import UPDATE_SECONDS, Guest, fixtures, service_thread, until  # noqa: E402
+from updates import UPDATE_SECONDS, Guest, fixtures, program, service_thread, until  # noqa: E402
 
 args = lib.arguments()
 tests, test, _ = collection()
@@ -162,6 +163,7 @@ def built():
     """Where the programs and libraries are, for all tests."""
     d = own.enter_context(lib.Dir())
     fixtures(d, "family")
+    program(d, "state", "state.c")
     subprocess.run(["gcc", "-O1", "-Wall", "-D_GNU_SOURCE", "-pthread", "-o", f"{d}/callat", f"{HERE}/callat.c"], check=True)
     return d
 
@@ -344,6 +346,31 @@ def member_under_a_policy():
         of_member((errno.EIO,), "reads", 3, check)
         of_member((errno.ENOSPC,), "writes", 1, check)
         of_member(("short",), "parts", 3, check)
+
+
+@test
+def descriptors():
+    """The monitor may have so many, from none on: the update is refused, and said what helps, until they are enough."""
+    remedy = r"kylinx: process \d+: no descriptor for it: [^\n]* again \(nothing is changed\)\n"
+    d = built()
+    with Guest(d, [f"{d}/state"]) as g:
+        g.update(f"{d}/v2.so")
+        g.update(f"{d}/libupd.so.1")
+        old = resource.prlimit(g.p.pid, resource.RLIMIT_NOFILE)
+        for n in range(100):
+            resource.prlimit(g.p.pid, resource.RLIMIT_NOFILE, (n, old[1]))
+            r = lib.run([lib.KYLINX, "update", "--timeout", UPDATE_SECONDS, g.name, f"{d}/v2.so"], 120)
+            if not r.status:
+                break
+            if not re.fullmatch(remedy, r.err.decode()):
+                raise AssertionError(f"with {n} of them: {r.why()}")
+            expect(g.ask("v"), "1", f"version with {n} of them")
+        expect(g.ask("v"), "2", "version")
+        resource.prlimit(g.p.pid, resource.RLIMIT_NOFILE, old)
+        if n < 2:  # the file, and where to answer
+            raise AssertionError(f"{n} are enough")
+        g.update(f"{d}/libupd.so.1")
+        expect(g.ask("s"), "ok", "state")
 
 
 if __name__ == "__main__":
