@@ -147,7 +147,7 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 		e = -p->pidfd;
 		p->pidfd = p->proc = -1;
 		part_leave(p, 0);
-		return e == ESRCH ? 0 : -kx_err_set(r->err, e, "process %d: %s (see `kylinx ps`)", p->pid, strerror(e));
+		return e == ESRCH ? 0 : update_unreached(r->err, p->pid, e);
 	}
 	int sock = f->e.update_ino[0] ? member_socket(p->pidfd, p->proc, f->e.update_ino[0]) : -ENOTSUP;
 	/* It may just be ending: its descriptors go before it is seen to have ended. */
@@ -156,7 +156,11 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 		sock = member_socket(p->pidfd, p->proc, f->e.update_ino[0]);
 	}
 	if (sock >= 0) {
-		e = update_ask(sock, p->pidfd, p->proc, &q, r->o, r->fd, UPDATE_TAKEN, left + ANSWER_MS, &p->sock, &a);
+		int table = member_table(f, p->proc, O_RDONLY);
+		e = update_ask(sock, p->pidfd, p->proc, table, &q, r->o, r->fd, UPDATE_TAKEN, left + ANSWER_MS,
+			       &p->sock, &a);
+		if (table >= 0)
+			close(table);
 		close(sock);
 	}
 	p->forks = a.forks;
@@ -165,11 +169,9 @@ static int part_ask(struct round *r, const struct family *f, const struct member
 		return 0;
 	}
 	if (sock < 0)
-		return kx_err_set(r->err, -sock, "process %d: cannot be reached for an update: %s (run it as its user)",
-				  p->pid, strerror(-sock));
+		return update_unreached(r->err, p->pid, -sock);
 	if (e)
-		return kx_err_set(r->err, -e, "process %d: %s", p->pid,
-				  e == -ETIME ? "does not answer (is it stopped, or a child of vfork?)" : strerror(-e));
+		return update_unreached(r->err, p->pid, -e);
 	if (a.kind == UPDATE_LAST && a.error == ENOENT)
 		part_leave(p, ENOENT);
 	else if (a.kind == UPDATE_LAST)
@@ -402,7 +404,7 @@ int update_at_once(const char *who, const struct update_options *o, struct kx_er
 	struct round r = { .o = o, .fd = -1, .end = update_now_ms() + o->timeout_ms, .err = err };
 	int e = page_make(&r);
 	if (e)
-		return kx_err_set(err, -e, "update: no memory for it: %s (free some)", strerror(-e));
+		return kx_err_host(err, -e, "update: no page to share with its members");
 	e = rounds(&r, who);
 	if (e > 0)
 		e = tell(&r);

@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "../util/now.h"
+#include "../monitor/core/family.h"
 #include "../monitor/core/sig.h"
 #include "cli.h"
 #include "lib.h"
@@ -173,10 +174,16 @@ static int answers(int sock, int pidfd, int proc, pid_t pid, unsigned kind, long
 	return -ETIME;
 }
 
-/* One pVM. 0, or an errno with err set. */
-int update_ask(int sock, int pidfd, int proc, const struct update_request *q, const struct update_options *o, int round,
-	       unsigned kind, long long limit_ms, int *replies, struct update_reply *last)
+static uint64_t unserved(int table)
 {
+	uint64_t w;
+	return pread(table, &w, sizeof w, offsetof(struct family_table, unserved)) == sizeof w ? w : 0;
+}
+
+int update_ask(int sock, int pidfd, int proc, int table, const struct update_request *q, const struct update_options *o,
+	       int round, unsigned kind, long long limit_ms, int *replies, struct update_reply *last)
+{
+	const uint64_t before = unserved(table);
 	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
 	int s[2], e = 0;
 	*replies = -1;
@@ -194,6 +201,12 @@ int update_ask(int sock, int pidfd, int proc, const struct update_request *q, co
 		*replies = -1;
 		if (poll(&ended, 1, 0) > 0)
 			return -ESRCH;
+		const uint64_t now = unserved(table);
+		if (e == -ECONNRESET && now != before && UNSERVED_PID(now) == (pid_t)q->pid) {
+			*last = (struct update_reply){ .kind = UPDATE_LAST, .error = (uint32_t)UNSERVED_ERROR(now) };
+			snprintf(last->text, sizeof last->text, "%s", update_why(UNSERVED_ERROR(now)));
+			return 0;
+		}
 		usleep(10000); /* another one got it */
 	}
 	return e;
@@ -225,6 +238,25 @@ struct update_request update_request(pid_t pid, unsigned flags, unsigned timeout
 	return q;
 }
 
+int update_unreached(struct kx_err *err, pid_t pid, int e)
+{
+	switch (e) {
+	case EMFILE:
+	case ENFILE:
+	case ENOMEM:
+	case ENOBUFS:
+		return kx_err_host(err, e, "process %d: cannot be asked", pid);
+	case ETIME:
+		return kx_err_set(err, e, "process %d: does not answer (is it stopped, or a child of vfork?)", pid);
+	case EPERM:
+	case EACCES:
+	case ENOENT:
+		return kx_err_set(err, e, "process %d: cannot be reached for an update: %s (run it as its user)", pid,
+				  strerror(e));
+	}
+	return kx_err_set(err, e, "process %d: %s (see `kylinx ps`)", pid, strerror(e));
+}
+
 static int update_one(const struct family *f, const struct member *m, const struct update_options *o, unsigned flags,
 		      struct kx_err *err)
 {
@@ -235,20 +267,19 @@ static int update_one(const struct family *f, const struct member *m, const stru
 		return -r;
 	int proc, pidfd = member_open(f, m, &proc), replies;
 	if (pidfd < 0)
-		return -kx_err_set(err, -pidfd, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-pidfd));
+		return -update_unreached(err, m->pid, -pidfd);
 	int sock = f->e.update_ino[0] ? member_socket(pidfd, proc, f->e.update_ino[0]) : -ENOENT;
+	int table = member_table(f, proc, O_RDONLY);
 	if (sock < 0) {
-		r = kx_err_set(err, -sock, "process %d: cannot be reached for an update: %s (run it as its user)",
-			       m->pid, strerror(-sock));
+		r = update_unreached(err, m->pid, -sock);
 		goto out;
 	}
-	r = update_ask(sock, pidfd, proc, &q, o, -1, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS, &replies, &a);
+	r = update_ask(sock, pidfd, proc, table, &q, o, -1, UPDATE_LAST, (long long)o->timeout_ms + ANSWER_MS, &replies,
+		       &a);
 	if (replies >= 0)
 		close(replies);
-	if (r == -ETIME)
-		kx_err_set(err, ETIME, "process %d: does not answer (is it stopped, or a child of vfork?)", m->pid);
-	else if (r)
-		kx_err_set(err, -r, "process %d: %s (see `kylinx ps`)", m->pid, strerror(-r));
+	if (r)
+		update_unreached(err, m->pid, -r);
 	else if (a.error)
 		r = kx_err_set(err, (int)a.error, "process %d: %.200s (nothing is changed)", m->pid, a.text);
 	else if (flags & UPDATE_DRY_RUN)
@@ -258,6 +289,8 @@ static int update_one(const struct family *f, const struct member *m, const stru
 out:
 	if (sock >= 0)
 		close(sock);
+	if (table >= 0)
+		close(table);
 	close(pidfd);
 	close(proc);
 	return -r;
@@ -361,6 +394,10 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	char name[PATH_MAX];
 	int len = snprintf(name, sizeof name, "%s" SIGN_SUFFIX, argv[rest + 1]);
 	o.signature = len < PATH_MAX ? open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
+	if (o.signature < 0 && len < PATH_MAX && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+		kx_err_host(err, errno, "%s", name);
+		return CLI_FAILED;
+	}
 	if (families_read(&all, false, err))
 		return CLI_FAILED;
 	struct family *f = families_find(&all, argv[rest], &m, err);

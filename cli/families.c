@@ -17,6 +17,9 @@
 #define ARGS_MAX 65536
 #define SPARE_TRIES 100
 
+/* Does it say nothing about a process that it can't be looked at? */
+static bool is_trouble(int e) { return e == EMFILE || e == ENFILE || e == ENOMEM; }
+
 /* A small file of /proc. Returns its length, NUL-terminated, or -errno. */
 static ssize_t proc_read(int dir, const char *name, char *buf, size_t size)
 {
@@ -61,15 +64,15 @@ static bool in_namespace(int proc, const char *link, const struct registry_entry
 	return !fstatat(proc, link, &st, 0) && st.st_ino == e->ipc_ino && st.st_dev == e->ipc_dev;
 }
 
-/* When the first thread of a process has ended, the namespace is to be seen at another. */
-static bool in_namespace_by_thread(int proc, const struct registry_entry *e)
+/* When the first thread of a process has ended, the namespace is to be seen at another. 1, 0, or -errno: it can't be seen. */
+static int in_namespace_by_thread(int proc, const struct registry_entry *e)
 {
 	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
 	bool found = false;
 	char link[300];
 	if (!d)
-		return false;
+		return is_trouble(errno) ? -errno : 0;
 	for (struct dirent *t; !found && (t = readdir(d));) {
 		snprintf(link, sizeof link, "task/%s/ns/ipc", t->d_name);
 		found = *t->d_name != '.' && in_namespace(proc, link, e);
@@ -99,17 +102,23 @@ static int count_threads(int proc)
 	return n;
 }
 
-static struct family *family_of(struct families *f, int proc, const struct member *m)
+/* NULL: in none; *trouble, if it can't be seen. */
+static struct family *family_of(struct families *f, int proc, const struct member *m, int *trouble)
 {
 	struct stat st;
 	bool zombie = m->state == 'Z';
-	if (!zombie && fstatat(proc, "ns/ipc", &st, 0))
+	if (!zombie && fstatat(proc, "ns/ipc", &st, 0)) {
+		*trouble = is_trouble(errno) ? -errno : 0;
 		return NULL;
-	for (size_t i = 0; i < f->nr; i++) {
+	}
+	for (size_t i = 0; i < f->nr && !*trouble; i++) {
 		struct registry_entry *e = &f->list[i].e;
-		if (zombie ? m->threads > 1 && in_namespace_by_thread(proc, e)
-			   : st.st_ino == e->ipc_ino && st.st_dev == e->ipc_dev)
+		int in = !zombie          ? st.st_ino == e->ipc_ino && st.st_dev == e->ipc_dev
+			 : m->threads > 1 ? in_namespace_by_thread(proc, e)
+					  : 0;
+		if (in > 0)
 			return &f->list[i];
+		*trouble = in;
 	}
 	return NULL;
 }
@@ -274,22 +283,23 @@ static bool slot_read(int fd, unsigned i, struct family_slot *s, int *tries)
 	return true;
 }
 
-/* What members say of themselves: for show alone. */
-static void table_read(struct family *f)
+/* What members say of themselves: for show, and who is nobody yet. 0, or what keeps it from being looked at. */
+static int table_read(struct family *f)
 {
 	struct family_table t;
 	char name[32];
-	int fd = -1, tries = SPARE_TRIES;
+	int fd = -ESRCH, tries = SPARE_TRIES;
 	for (size_t i = 0; i < f->nr && fd < 0; i++) {
 		snprintf(name, sizeof name, "/proc/%d", f->members[i].pid);
 		int proc = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (proc < 0)
-			continue;
-		fd = member_table(f, proc, O_RDONLY);
-		close(proc);
+		fd = proc < 0 ? -errno : member_table(f, proc, O_RDONLY);
+		if (proc >= 0)
+			close(proc);
+		if (fd < 0 && is_trouble(-fd))
+			return fd;
 	}
 	if (fd < 0)
-		return;
+		return 0;
 	if (pread(fd, &t, sizeof t, 0) == sizeof t && t.magic == FAMILY_MAGIC &&
 	    t.slot_size == sizeof(struct family_slot)) {
 		f->forks = (long long)t.forks;
@@ -308,12 +318,10 @@ static void table_read(struct family *f)
 		}
 	}
 	close(fd);
+	return 0;
 }
 
 /* ---- all ----------------------------------------------------------------------------------------------------------- */
-
-/* Does it say nothing about a process that it can't be looked at? */
-static bool is_trouble(int e) { return e == EMFILE || e == ENFILE || e == ENOMEM; }
 
 static int scan(struct families *f, bool details)
 {
@@ -341,7 +349,7 @@ static int scan(struct families *f, bool details)
 			r = (int)n;
 		if (!fstat(proc, &st) && n > 0 && stat_parse(text, &m)) {
 			m.uid = st.st_uid;
-			struct family *in = family_of(f, proc, &m);
+			struct family *in = family_of(f, proc, &m, &r);
 			if (in && details) {
 				m.threads = count_threads(proc);
 				sizes_read(proc, &m);
@@ -349,7 +357,7 @@ static int scan(struct families *f, bool details)
 			}
 			if (in) {
 				r = member_add(in, &m) ? 0 : -ENOMEM;
-			} else if (m.state == 'Z') {
+			} else if (m.state == 'Z' && !r) {
 				struct member *p = kx_one_more(zombies, nr_zombies, sizeof *p);
 				if (p)
 					(zombies = p)[nr_zombies++] = m;
@@ -389,6 +397,8 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 	int r = registry_each(add_entry, f, err);
 	if (!r && f->nr)
 		r = scan(f, details);
+	for (size_t i = 0; i < f->nr && !r; i++)
+		r = table_read(&f->list[i]); /* who is no member yet, too */
 	if (r) {
 		families_free(f);
 		return kx_err_set(err, -r, "families: cannot be listed: %s (%s)", strerror(-r),
@@ -398,11 +408,9 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 	}
 	if (f->nr)
 		qsort(f->list, f->nr, sizeof *f->list, by_age);
-	for (size_t i = 0; i < f->nr; i++) {
+	for (size_t i = 0; i < f->nr; i++)
 		if (f->list[i].nr)
 			qsort(f->list[i].members, f->list[i].nr, sizeof(struct member), by_pid);
-		table_read(&f->list[i]); /* who is no member yet, too */
-	}
 	return 0;
 }
 
@@ -450,11 +458,15 @@ int member_open(const struct family *f, const struct member *m, int *proc)
 		return -errno;
 	snprintf(name, sizeof name, "/proc/%d", m->pid);
 	int dir = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ssize_t n = dir < 0 ? -errno : proc_read(dir, "stat", text, sizeof text);
+	int in = n <= 0 ? (int)n
+			: stat_parse(text, &now) && now.start == m->start && in_namespace(dir, "ns/ipc", &f->e);
+	if (!in && n > 0 && now.start == m->start && now.threads > 1)
+		in = in_namespace_by_thread(dir, &f->e);
 	/* The directory is of whoever has the pid now; when the process of the pidfd lives after that, it is that one. */
-	if (dir >= 0 && proc_read(dir, "stat", text, sizeof text) > 0 && stat_parse(text, &now) &&
-	    now.start == m->start &&
-	    (in_namespace(dir, "ns/ipc", &f->e) || (now.threads > 1 && in_namespace_by_thread(dir, &f->e))) &&
-	    (!syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) || errno == EPERM))
+	if (in < 0 && is_trouble(-in))
+		r = in;
+	else if (in > 0 && (!syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) || errno == EPERM))
 		r = 0;
 	if (dir >= 0 && (r || !proc))
 		close(dir);

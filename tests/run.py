@@ -34,7 +34,7 @@ import lib  # noqa: E402
 # Against what hangs, on a machine that has much else to do.
 UNIT_TIMEOUT, GUEST_TIMEOUT, SCRIPT_TIMEOUT, LONG_TIMEOUT = 600, 600, 3000, 7200
 # Scripts that do more with KX_LONG.
-LONG_SCRIPTS = ["daemons", "dig", "redis", "servers", "update_fail", "web"]
+LONG_SCRIPTS = ["crash", "daemons", "dig", "redis", "servers", "update_calls", "update_fail", "web"]
 UNIT_ARGS = {"test_time": [f"{BUILD}/vdso.so"]}
 # Guest tests that need what a pVM has by chance: process numbers that are words of the LibOS.
 BY_CHANCE = {"sharedtext"}

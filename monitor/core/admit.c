@@ -342,6 +342,23 @@ static bool path_of(int fd, const struct stat *st, char path[PATH_MAX], size_t *
 	return S_ISREG(st->st_mode) && (st->st_nlink || strncmp(path + *own, "/memfd:", 7));
 }
 
+/* What is no file is no signature. 0, or -errno: it can't be read now. */
+static int sig_load(struct image *m, int fd)
+{
+	struct stat st;
+	ssize_t n = 0;
+	m->sig_size = 0;
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+		return 0;
+	while (m->sig_size < sizeof m->sig &&
+	       (n = pread(fd, m->sig + m->sig_size, sizeof m->sig - m->sig_size, (off_t)m->sig_size)) > 0)
+		m->sig_size += (size_t)n;
+	if (n >= 0)
+		return 0;
+	m->sig_size = 0;
+	return -errno;
+}
+
 static void read_sig(struct image *m)
 {
 	char name[PATH_MAX + sizeof SIGN_SUFFIX];
@@ -353,10 +370,10 @@ static void read_sig(struct image *m)
 	fd_limit_lift();
 	int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	fd_limit_drop();
-	ssize_t n = fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) ? -1 : pread(fd, m->sig, sizeof m->sig, 0);
-	m->sig_size = n > 0 ? (size_t)n : 0;
-	if (fd >= 0)
-		close(fd);
+	if (fd < 0)
+		return;
+	sig_load(m, fd);
+	close(fd);
 }
 
 /* The whole file at this moment, in memory that nobody can change from then on. */
@@ -760,10 +777,8 @@ int admit_update(int fd, int sig_fd, char why[POLICY_WHY])
 		r = image_make(fd, &st, path, own, true, false, &m);
 		if (!r)
 			m->update = true;
-		if (!r && sig_fd >= 0 && !fstat(sig_fd, &st) && S_ISREG(st.st_mode)) {
-			ssize_t n = pread(sig_fd, m->sig, sizeof m->sig, 0);
-			m->sig_size = n > 0 ? (size_t)n : 0;
-		}
+		if (!r && sig_fd >= 0)
+			r = sig_load(m, sig_fd);
 		if (!r)
 			r = admit_judge(&who_runs, m, POLICY_WAY_LOADER, *loader_path ? loader_path : NULL, true, why);
 		if (!r && !image_list(m))

@@ -59,6 +59,7 @@ unsigned family_cpus(void) { return table->cpus; }
 
 uint32_t *family_birth(int slot) { return &table->slot[slot].birth; }
 uint64_t *family_failed_ns(void) { return &table->failed_ns; }
+uint64_t *family_unserved(void) { return &table->unserved; }
 uint32_t *family_reapers(void) { return &table->reapers; }
 
 uint64_t family_pipes_offset(void) { return PIPES_AT; }

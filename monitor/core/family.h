@@ -49,7 +49,8 @@ struct family_table {
 	uint64_t failed_ns; /* when a child last got no VM, CLOCK_MONOTONIC; 0 = never */
 	uint32_t reapers;   /* a member has asked to be a subreaper */
 	uint32_t swept;     /* where the last new member of a crowd has looked for the dead, modulo `used` */
-	uint64_t pad2[26];
+	uint64_t unserved;  /* of updates (update.h) */
+	uint64_t pad2[25];
 	struct family_slot slot[];
 };
 
@@ -58,6 +59,7 @@ int family_init(int fd, struct kx_err *err);
 /* The words of birth.h. */
 uint32_t *family_birth(int slot);
 uint64_t *family_failed_ns(void);
+uint64_t *family_unserved(void);
 uint32_t *family_reapers(void);
 /* How many processors the family was started on: members may have bound themselves to fewer. */
 unsigned family_cpus(void);

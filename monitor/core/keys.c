@@ -303,6 +303,8 @@ int file_replace(const char *path, const void *data, size_t len, unsigned mode, 
 	if (!r && !dir_sync(path))
 		return 0;
 	int e = errno;
+	if (!r && fresh) /* else the next try finds what was not made */
+		unlink(path);
 	return kx_err_set(err, e, "%s: %s (%s)", path, strerror(e),
 			  e == EEXIST ? "remove it, or choose another name" : "check its directory");
 }

@@ -17,6 +17,7 @@
 #include "../../util/now.h"
 #include "../../util/together.h"
 #include "admit.h"
+#include "family.h"
 #include "fork.h"
 #include "gmem_warm.h"
 #include "relink.h"
@@ -35,6 +36,7 @@
 #define HOLD_LATE_NS 250000000ll /* when three quarters of the time are over */
 #define REPLY_TRIES 100          /* of 10 ms */
 #define PREPARE_MAX 20           /* times that the program may load or unload something meanwhile */
+#define SETTLE_NS 500000000      /* until KVM may have the memory that it lacked */
 
 static int fds[2] = { -1, -1 };
 KX_TOGETHER pthread_mutex_t update_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -222,8 +224,7 @@ static int attempts_in_rounds(struct job *j, uint64_t start, uint64_t timeout)
 	return r;
 }
 
-/* What an update was refused for, and what helps. */
-static const char *why(int error)
+const char *update_why(int error)
 {
 	switch (error) {
 	case ENOMEM:
@@ -232,6 +233,9 @@ static const char *why(int error)
 	case EMFILE:
 	case ENFILE:
 		return "no descriptor for it: let it have more open files (ulimit -n), and update it again";
+	case EAGAIN:
+		return "no thread for it: let it have more processes (ulimit -u, its cgroup's pids.max) or memory "
+		       "(ulimit -v), and update it again";
 	case EIO:
 		return "a file or /dev/kvm fails (see `dmesg`): update it again";
 	}
@@ -262,7 +266,7 @@ static bool update(struct job *j, int fd)
 				job_finish(j, EBUSY,
 					   "given up: the program changes its list of libraries all the time");
 			else
-				job_finish(j, -r, "%s", j->said ? "refused" : why(-r));
+				job_finish(j, -r, "%s", j->said ? "refused" : update_why(-r));
 			return false;
 		}
 		struct relink_call *calls = NULL;
@@ -280,7 +284,7 @@ static bool update(struct job *j, int fd)
 		if (r) {
 			job_finish(j, -r,
 				   r == -EBUSY ? "no thread is where the library's constructors could run" : "%s",
-				   j->said ? "refused" : why(-r));
+				   j->said ? "refused" : update_why(-r));
 			pending = NULL;
 			relink_done(j->link, false);
 			return false;
@@ -313,13 +317,30 @@ static bool update(struct job *j, int fd)
 		else if (r == -ECANCELED)
 			job_finish(j, -r, "a hook of the library's refused, nothing is changed");
 		else if (r != -EAGAIN)
-			job_finish(j, -r, "%s", why(-r));
+			job_finish(j, -r, "%s", update_why(-r));
 		pending = NULL;
 		relink_done(j->link, !r);
 		if (r != -EAGAIN || over)
 			return !r;
 		update_rest(WAIT_FIRST_NS);
 	}
+}
+
+/* Whoever has asked and can't be answered is told why by the family's table. */
+static void tell_unserved(int error)
+{
+	uint64_t *w = family_unserved();
+	__atomic_store_n(w, UNSERVED_NEXT(__atomic_load_n(w, __ATOMIC_SEQ_CST), pvm.pid, error), __ATOMIC_SEQ_CST);
+	kx_log(KX_LOG_WARN, "update", "%s", update_why(error));
+}
+
+/* What they sent would lie in the socket until the next thread takes it. */
+static void refuse_all(int error)
+{
+	char none;
+	tell_unserved(error);
+	while (HC6(SYS_recvfrom, fds[1], &none, sizeof none, MSG_DONTWAIT, 0, 0) >= 0)
+		;
 }
 
 enum { FD_FILE, FD_REPLY, FD_SIGNATURE, FD_ROUND, FD_MAX };
@@ -352,9 +373,14 @@ static bool receive(struct job *j, int fd[FD_MAX])
 	if (!round && got[3] >= 0)
 		close(got[3]);
 	/* One of an older version ends earlier, one of a newer version is cut off. */
-	if (r < (long)UPDATE_REQUEST_MIN || j->q.magic != UPDATE_MAGIC || got[0] < 0 || got[1] < 0 ||
-	    (round && got[2] < 0))
+	if (r < (long)UPDATE_REQUEST_MIN || j->q.magic != UPDATE_MAGIC ||
+	    (!j->cut && (got[0] < 0 || got[1] < 0 || (round && got[2] < 0))))
 		j->q.magic = 0;
+	if (j->q.magic && got[1] < 0) {
+		if (j->q.pid == (uint32_t)pvm.pid)
+			tell_unserved(EMFILE);
+		j->q.magic = 0;
+	}
 	if (j->q.timeout_ms > TIMEOUT_MAX_MS)
 		j->q.timeout_ms = TIMEOUT_MAX_MS;
 	return true;
@@ -386,7 +412,7 @@ static bool admit(struct job *j, int fd[FD_MAX])
 	int own = admit_on ? admit_update(fd[FD_FILE], fd[FD_SIGNATURE], said) : fd[FD_FILE];
 	if (own < 0) {
 		if (relink_lacks(own))
-			job_finish(j, -own, "%s", why(-own));
+			job_finish(j, -own, "%s", update_why(-own));
 		else
 			job_finish(j, -own, "nothing is changed: %s", said);
 		return false;
@@ -424,7 +450,7 @@ static void serve(void)
 		else if (j->q.magic && j->q.pid != (uint32_t)pvm.pid)
 			job_finish(j, EAGAIN, "a request for another process");
 		else if (j->q.magic && j->cut)
-			job_finish(j, EMFILE, "%s", why(EMFILE));
+			job_finish(j, EMFILE, "%s", update_why(EMFILE));
 		else if (j->q.magic && understand(j) && take_part(j, fd[FD_ROUND]) && admit(j, fd))
 			done = update(j, fd[FD_FILE]);
 		job_end();
@@ -443,33 +469,43 @@ static void serve(void)
 }
 
 /* A table of its own: what it receives is not seen in the program's. Not while a fork has a pipe that it waits for the end of. */
-static bool own_table(void)
+static int own_table(void)
 {
 	pthread_mutex_lock(&update_lock);
 	__atomic_store_n(&closed, -1, __ATOMIC_SEQ_CST);
 	long r = host_call(SYS_close_range, 0, pvm.fd_limit - 1, CLOSE_RANGE_UNSHARE, 0, 0, 0);
 	pthread_mutex_unlock(&update_lock);
-	if (r)
-		kx_log(KX_LOG_WARN, "update", "no table of descriptors of its own: %s", strerror((int)-r));
-	return !r;
+	return (int)r;
+}
+
+/* Until there is more to do. A fork that holds the lock must not keep it from closing what is closed. */
+static void wait_for_poke(void)
+{
+	futex_wait(&poked, 0, written_left() ? SETTLE_NS : 0);
+	if (!written_left() || pthread_mutex_trylock(&update_lock))
+		return;
+	written_settle();
+	pthread_mutex_unlock(&update_lock);
 }
 
 static void *service(void *arg)
 {
 	uint64_t mask = ~(SIGBIT(SIGSEGV) | SIGBIT(SIGBUS) | SIGBIT(KICK_SIG));
-	bool own = own_table();
+	int r = own_table();
 	prctl(PR_SET_NAME, PVM_THREADS "update");
 	gate_own_turns();
 	admit_way(POLICY_WAY_LOADER);
 	host_call(SYS_rt_sigprocmask, SIG_SETMASK, (long)&mask, 0, 8, 0, 0);
 	for (;;) {
-		if (own)
+		if (!r)
 			update_close_closed();
 		/* Whoever asks pokes again. */
 		if (!__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
-			futex_wait(&poked, 0, 0);
-		else if (own || (own = own_table()))
+			wait_for_poke();
+		else if (!r || !(r = own_table()))
 			serve();
+		else
+			refuse_all(-r);
 	}
 	return arg;
 }
@@ -503,7 +539,7 @@ bool update_poked(void)
 		__atomic_store_n(&poked, 0, __ATOMIC_SEQ_CST);
 	pthread_mutex_unlock(&pvm.thr_lock);
 	if (r)
-		kx_log(KX_LOG_WARN, "update", "no thread for it: %s", strerror(r));
+		refuse_all(r);
 	return true;
 }
 

@@ -71,6 +71,16 @@ enum { ROUND_WAITS, ROUND_GO, ROUND_COMMIT, ROUND_BACK };
 #define ROUND_WORD(n, state) ((n) << 2 | (state))
 #define ROUND_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
+/*
+ * A member that is poked and can't serve (no thread for it, no memory, no descriptor for the answer) drops what requests there are,
+ * and says why in a word of the family's table: its pid, an errno, and a count, so that it is another one each time.
+ */
+#define UNSERVED_PID(w) ((pid_t)((w)&0x3fffff))
+#define UNSERVED_ERROR(w) ((int)((w) >> 22 & 0x3ff))
+#define UNSERVED_NEXT(w, pid, error) ((((w) >> 32) + 1) << 32 | (uint64_t)(error) << 22 | (uint64_t)(pid))
+/* What an update was refused for, and what helps. */
+const char *update_why(int error);
+
 /* Do a build of that version, which speaks `oldest` and later ones, and this one understand each other? */
 static inline bool update_understood(unsigned protocol, unsigned oldest)
 {

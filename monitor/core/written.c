@@ -19,6 +19,7 @@
 #define BITS (KX_USER_END / PAGE / 8)
 
 volatile int written_on;
+static bool left; /* KVM may be noting still */
 static struct {
 	uint8_t *seen; /* a bit for each page that is in page[] */
 	uint32_t *page;
@@ -170,11 +171,23 @@ void written_stop(void)
 	if (!written_on)
 		return;
 	__atomic_store_n(&written_on, 0, __ATOMIC_SEQ_CST);
-	gmem_log_writes(false);
+	left = gmem_log_writes(false) != 0;
 	madvise(marks.seen, BITS + PAGES_MAX * sizeof *marks.page, MADV_DONTNEED);
 }
 
-void written_fork_child(void) { written_on = 0; }
+bool written_left(void) { return left; }
+
+void written_settle(void)
+{
+	if (!written_on)
+		left = gmem_log_writes(false) != 0;
+}
+
+void written_fork_child(void)
+{
+	written_on = 0;
+	left = false; /* the parent's VM */
+}
 
 bool written_take(written_fn fn, void *arg)
 {

@@ -17,6 +17,9 @@
 /* From here on it is noted. 0 or -errno: KVM can't, or there is no memory. */
 int written_start(void);
 void written_stop(void);
+/* Where KVM had no memory to stop with, it notes on, and each page's first write takes longer. True: it does; another try. */
+bool written_left(void);
+void written_settle(void);
 /* In a child of fork: nothing is noted. */
 void written_fork_child(void);
 

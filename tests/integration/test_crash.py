@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever writes to the store, to the keyring or signs is killed at each system call in turn that changes something: what
-is there then is whole for the next process, which does the same and leaves no file that has no name of its own.
+"""Whoever writes to the store, to the keyring or signs is killed at each system call in turn that changes something, or each that
+writes, transfers or makes a descriptor fails, or does less: what is there then is whole for the next process, which does the same and
+leaves no file that has no name of its own.
 
-test_crash.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure.
+test_crash.py [KYLINX] [--only PATTERN]; prints TAP, ends nonzero on a failure. KX_LONG=1: fails in more ways.
 """
+import contextlib
+import errno
 import os
 import re
 import shutil
@@ -15,18 +18,20 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
+from servers import LONG  # noqa: E402
 
 args = lib.arguments()
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = ("/bin/true", "/bin/false")
 NAMES = re.compile(r"format-\w+(/(lock|(images|notes)/[0-9a-f]{64}|index/[0-9a-f-]+))?|history")
+FAILURES = [(errno.ENOSPC, "writes"), ("short", "parts"), (errno.EMFILE, "fds"), *([(errno.EIO, "writes"), (errno.EIO, "reads")] if LONG else ())]
 tests = []
 
 
 def test(fn):
     def in_dir():
         with lib.Dir() as d:
-            subprocess.run(["gcc", "-O1", "-Wall", "-D_GNU_SOURCE", "-o", f"{d}/killat", f"{HERE}/killat.c"], check=True)
+            subprocess.run(["gcc", "-O1", "-Wall", "-D_GNU_SOURCE", "-pthread", "-o", f"{d}/callat", f"{HERE}/callat.c"], check=True)
             os.mkdir(f"{d}/w")
             fn(Place(d))
     tests.append((fn.__name__, in_dir))
@@ -59,14 +64,42 @@ class Place:
     def store(self):
         return {n[2:]: t for n, t in self.files().items() if n.startswith("s/")}
 
+    def fails_at_each_call(self, what, of, prepare, argv, whole):
+        """prepare(), then argv, whose nth call of a class fails; whole() must hold then. It tells of an error, or has done all."""
+        for n in range(1, 1000):
+            self.anew(prepare)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.d}/said")
+            r = lib.run([f"{self.d}/callat", str(what), of, str(n), lib.KYLINX, *argv], env={**self.env, "CALLAT": f"{self.d}/said"})
+            at = f"{what} at {of} call {n}"
+            if r.status and (r.status != 125 or not re.fullmatch(rb"kylinx: [^\n]+ \([^\n]+\)\n", r.err)):
+                raise AssertionError(f"{at}: {r.why()}")
+            try:
+                whole()
+            except AssertionError as e:
+                raise AssertionError(f"{at} ({r.status}, {r.err}): {e}") from None
+            if not os.path.exists(f"{self.d}/said"):
+                expect(r.status, 0, f"after {n - 1} calls")
+                return
+        raise AssertionError("it has no end")
+
+    def anew(self, prepare):
+        shutil.rmtree(self.w)
+        os.mkdir(self.w)
+        prepare()
+
     def at_each_call(self, prepare, argv, whole, most=1000, step=1):
         """prepare(), then argv, killed at its nth call; whole() must hold then. Until it is not killed any more, or at most so
-        often. The number of instants."""
+        often. The number of instants. Then the same with calls that fail."""
+        n = self.killed_at_each_call(prepare, argv, whole, most, step)
+        for what, of in FAILURES if most == 1000 else ():
+            self.fails_at_each_call(what, of, prepare, argv, whole)
+        return n
+
+    def killed_at_each_call(self, prepare, argv, whole, most, step):
         for n in range(1, most, step):
-            shutil.rmtree(self.w)
-            os.mkdir(self.w)
-            prepare()
-            r = lib.run([f"{self.d}/killat", str(n), lib.KYLINX, *argv], env=self.env)
+            self.anew(prepare)
+            r = lib.run([f"{self.d}/callat", "kill", "changes", str(n), lib.KYLINX, *argv], env=self.env)
             assert r.status in (0, 1), f"instant {n}: {r.why()} {r.err}"
             try:
                 whole()

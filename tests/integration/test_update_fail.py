@@ -20,7 +20,7 @@ sys.path.insert(0, HERE)
 import lib  # noqa: E402
 from lib import expect  # noqa: E402
 from servers import LONG, collection  # noqa: E402
-from updates import Guest, fixtures, library  # noqa: E402
+from updates import Guest, fixtures, library, service_thread, until  # noqa: E402
 
 args = lib.arguments()
 tests, test, _ = collection()
@@ -41,10 +41,7 @@ class Monitor:
         symbols = subprocess.run(["nm", lib.KYLINX], stdout=subprocess.PIPE, check=True, text=True).stdout
         self.at = self.base + next(int(line.split()[0], 16) for line in symbols.splitlines() if line.endswith(" kx_fail"))
         self.mem = os.open(f"/proc/{self.pid}/mem", os.O_RDWR)
-        for t in os.listdir(f"/proc/{self.pid}/task"):
-            with open(f"/proc/{self.pid}/task/{t}/comm") as f:
-                if f.read().endswith("update\n"):
-                    self.service = int(t)
+        self.service = service_thread(self.pid)
         if of_updates:
             self.tid = self.service
 
@@ -152,11 +149,14 @@ class Updates:
 
     def points(self):
         """Those calls, with their lines."""
-        with self.running() as (g, m):
-            m.set()
-            g.update(self.new, *self.options)
-            m.settle()
-            sites = m.sites()
+        with self.running() as points:
+            return self.points_of(*points)
+
+    def points_of(self, g, m):
+        m.set()
+        g.update(self.new, *self.options)
+        m.settle()
+        sites = m.sites()
         return [(*p, line) for p, line in zip(sites, lines(sites)) if self.only.search(line)]
 
     def back(self, g, m):
@@ -220,6 +220,28 @@ def anew():
         library(d, "v2.so", "-DV=2", "-DLAYOUT", "-DMORE=200")
         Updates(d, "--reset", checks=False).each_fails(errno.ENOMEM, (60, 5))
         Updates(d, "--reset", checks=False, of_updates=False, only="update_call.c").each_fails(errno.ENOMEM, (2, 2))
+
+
+@test
+def noting_ends():
+    """KVM has no memory to stop noting what is written: it is asked again, until it has."""
+    ioctl = "KVM_SET_USER_MEMORY_REGION"
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        u = Updates(d, only=r"gmem_tables[.]c")
+        source = lib.read(f"{lib.TOP}/monitor/core/gmem_tables.c").splitlines()
+        with u.running() as (g, m):
+            site, number, _ = [p for p in u.points_of(g, m) if ioctl in source[int(re.search(r":(\d+)", p[2])[1]) - 1]][-1]
+            u.back(g, m)
+            m.set(site, number)
+            g.update(u.new)
+            until(lambda: m.word(16) == 0, "that call")
+            until(lambda: m.word(32) > number, "another try", 10)
+            m.settle()
+            calls = m.word(24)
+            time.sleep(lib.limit(1.5))
+            expect(m.word(24), calls, "calls when it has ended")
+            u.back(g, m)
 
 
 if __name__ == "__main__":

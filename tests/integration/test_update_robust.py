@@ -12,6 +12,7 @@ import glob
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import struct
@@ -162,6 +163,29 @@ def late_hook():
                 expect(g.ask("c").split()[2], str(n), "count")
             g.update(f"{d}/v2.so")
             expect(g.ask("v").split()[:2], ["v2", "p20"], "version")
+
+
+@test
+def no_thread():
+    """There can be no thread that serves updates: it is said why, and what helps; then the next one is made."""
+    said = r"kylinx: process %d: no thread for it: let it have more [^\n]* again \(nothing is changed( in any)?\)\n"
+    with lib.Dir() as d:
+        fixtures(d, "state")
+        with Guest(d, [f"{d}/state"]) as g:
+            size = int(re.search(r"VmSize:\s+(\d+) kB", lib.read(f"/proc/{g.p.pid}/status"))[1]) << 10
+            old = resource.prlimit(g.p.pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+            for options in (("--all",), ("--at-once",)):
+                start = time.monotonic()
+                text = g.update(f"{d}/v2.so", *options, status=125)
+                if not re.fullmatch(said % g.p.pid, text):
+                    raise AssertionError(f"what is said: {text!r}")
+                if time.monotonic() - start > float(UPDATE_SECONDS):
+                    raise AssertionError("it is said when all time is over")
+                expect(g.ask("v"), "1", "version")
+            resource.prlimit(g.p.pid, resource.RLIMIT_AS, old)
+            g.update(f"{d}/v2.so")
+            expect(g.ask("v"), "2", "version")
+            expect(g.ask("s"), "ok", "state")
 
 
 @test

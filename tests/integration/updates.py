@@ -102,6 +102,14 @@ class Guest:
         return r.out.decode() + r.err.decode()
 
 
+def service_thread(pid):
+    """A member's thread of updates, by its name; None: nobody has asked it yet."""
+    for t in lib.names(f"/proc/{pid}/task"):
+        if lib.read(f"/proc/{pid}/task/{t}/comm").endswith("update\n"):
+            return int(t)
+    return None
+
+
 def all_see(g, changes):
     """All members look all the time: so many changes, and none is seen to go back."""
     until(lambda: g.ask("e") != f"{changes - 1} ok", "another version is seen")
