@@ -20,7 +20,7 @@ python3 -u tests/run.py --only '^guest/(file|net|sharedtext|vforklie)[.]dyn$' | 
 # What shows each way into and out of the guest, and takes seconds there.
 FEW = ["guest/regs.dyn", "guest/sig.dyn", "guest/fdnum.dyn", "guest/time.dyn"]
 # Where nothing else runs a pVM.
-MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid descriptors fault fifo file hot linger net poll proc reach recycle sharedtext softint "
+MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid descriptors fault fifo file handover hot linger net poll proc reach recycle sharedtext softint "
                                            "spare storm stress text xstate").split()),
         "guest/death.dyn: 1 5",
         "guest/fork.dyn: ids memory files robust signals clones vforks",
