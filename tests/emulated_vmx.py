@@ -30,7 +30,7 @@ ISOLINUX, LDLINUX = "/usr/lib/ISOLINUX/isolinux.bin", "/usr/lib/syslinux/modules
 # What takes its time in an interpreter, and nothing here needs: tests of ciphers, zeroed pages, another place for the kernel.
 PARAMETERS = emulated.KERNEL_PARAMETERS + " cryptomgr.notests init_on_alloc=0 nokaslr apparmor=0"
 INSTRUCTIONS = 100_000_000  # in each second of the machine's time
-PROGRAMS = ["/bin/bash", "/usr/bin/python3"]
+PROGRAMS = ["/bin/bash", "/usr/bin/setsid", "/usr/bin/python3"]
 LIBRARIES = ["/lib/x86_64-linux-gnu/libgcc_s.so.1"]  # what libc loads itself, when a thread ends by pthread_exit() or is cancelled
 PYTHON_LEFT_OUT = {"test", "dist-packages", "idlelib", "lib2to3", "tkinter", "pydoc_data", "distutils", "unittest", "ensurepip"}
 ETC = ["/etc/passwd", "/etc/group", "/etc/ld.so.cache", "/etc/nsswitch.conf"]
