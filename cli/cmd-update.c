@@ -16,9 +16,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include "../util/now.h"
 #include "../monitor/core/family.h"
 #include "../monitor/core/sig.h"
+#include "../util/now.h"
 #include "cli.h"
 #include "lib.h"
 #include "../monitor/core/sign.h"

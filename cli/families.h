@@ -43,8 +43,8 @@ void families_free(struct families *f);
  */
 struct family *families_find(struct families *f, const char *who, struct member **m, struct kx_err *err);
 /*
- * A pidfd of m, whose process is surely a member still; -ESRCH: it has ended; -EMFILE, -ENFILE, -ENOMEM: it can't be seen. *proc, when not NULL: a descriptor of its
- * directory in /proc.
+ * A pidfd of m, whose process is surely a member still; -ESRCH: it has ended; -EMFILE, -ENFILE, -ENOMEM: it can't be
+ * seen. *proc, when not NULL: a descriptor of its directory in /proc.
  */
 int member_open(const struct family *f, const struct member *m, int *proc);
 /* A descriptor for the family's table through a member's directory in /proc; -errno. */
