@@ -20,6 +20,7 @@
 #include <sys/time.h>
 #include "../check.h"
 #include "../children.h"
+#include "../cpus.h"
 
 #ifndef FUTEX /* tests/unit/test_fnap.c has one of its own, for memory that lies low */
 #define FUTEX(...) syscall(SYS_futex, __VA_ARGS__)
@@ -234,22 +235,27 @@ static void waker_killed(void)
 
 /* ---- who waits ---------------------------------------------------------------------------------------------------- */
 
+/* A process that knows of this one by now, and waits for 1000. */
+static pid_t waiter(bool *good)
+{
+	fresh();
+	pid_t p = FORK(NEED(rounds(0, TRAIN, 0) && take(s->word[1], 1000, 0)));
+	*good = rounds(1, TRAIN, 0);
+	return p;
+}
+
 static void waiter_killed(void)
 {
 	bool good = true;
 	for (int n = 0; n < TIMES && good; n++) {
-		fresh();
-		pid_t p = FORK(NEED(rounds(0, TRAIN, 0) && take(s->word[1], 1000, 0)));
-		good = rounds(1, TRAIN, 0);
+		pid_t p = waiter(&good);
 		usleep((unsigned)(n % 6 * 120));
 		kill(p, SIGKILL);
 		good = WIFSIGNALED(status_of(p)) && good && give(s->word[1], 1000) == 0;
 	}
 	told("who waited was killed: nobody is woken", good);
 	for (int n = 0; n < TIMES && good; n++) {
-		fresh();
-		pid_t p = FORK(NEED(rounds(0, TRAIN, 0) && take(s->word[1], 1000, 0)));
-		good = rounds(1, TRAIN, 0);
+		pid_t p = waiter(&good);
 		pid_t q = FORK(NEED(take(s->word[1], 1000, 0)));
 		usleep((unsigned)(n % 6 * 120));
 		kill(p, SIGKILL);
@@ -264,9 +270,7 @@ static void stopped(void)
 {
 	bool good = true;
 	for (int n = 0; n < TIMES && good; n++) {
-		fresh();
-		pid_t p = FORK(NEED(rounds(0, TRAIN, 0) && take(s->word[1], 1000, 0)));
-		good = rounds(1, TRAIN, 0);
+		pid_t p = waiter(&good);
 		usleep((unsigned)(n % 6 * 120));
 		int st;
 		kill(p, SIGSTOP);
@@ -281,17 +285,14 @@ static void stopped(void)
 
 static void several(void)
 {
-	fresh();
-	pid_t p = FORK(NEED(rounds(0, TRAIN, 0) && take(s->word[1], 1000, 0)));
-	bool good = rounds(1, TRAIN, 0);
+	bool good;
+	pid_t p = waiter(&good);
 	pid_t q = FORK(NEED(take(s->word[1], 1000, 0)));
 	ms(200);
 	__atomic_store_n(s->word[1], 1000, __ATOMIC_SEQ_CST);
 	good = fx(s->word[1], FUTEX_WAKE, INT_MAX, NULL) == 2 && good;
 	told("all are woken", fine(p) && fine(q) && good);
-	fresh();
-	p = FORK(NEED(rounds(0, TRAIN, 0) && take(s->word[1], 1000, 0)));
-	good = rounds(1, TRAIN, 0);
+	p = waiter(&good);
 	ms(200);
 	good = FUTEX(s->word[1], FUTEX_CMP_REQUEUE, 0, (void *)1l, s->word[0], TRAIN) == 1 && good;
 	good = fx(s->word[1], FUTEX_WAKE, 1, NULL) == 0 && good;
@@ -347,11 +348,7 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	struct area *shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_LOW, -1, 0);
 	struct area *own = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOW, -1, 0);
-	sched_getaffinity(0, sizeof all, &all);
-	CPU_ZERO(&one);
-	for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&one); i++)
-		if (CPU_ISSET(i, &all))
-			CPU_SET(i, &one);
+	cpus_read(&all, &one);
 	for (int cpus = 1; cpus <= 2; cpus++) {
 		sched_setaffinity(0, sizeof one, cpus == 1 ? &one : &all);
 		s = shared;

@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "../check.h"
+#include "../cpus.h"
 
 #define ROUNDS 300
 #define TIMES 12
@@ -354,11 +355,7 @@ int main(void)
 	cpu_set_t all, one;
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	s = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	sched_getaffinity(0, sizeof all, &all);
-	CPU_ZERO(&one);
-	for (int i = 0; i < CPU_SETSIZE && !CPU_COUNT(&one); i++)
-		if (CPU_ISSET(i, &all))
-			CPU_SET(i, &one);
+	cpus_read(&all, &one);
 	for (int cpus = 1; cpus <= 2; cpus++) {
 		sched_setaffinity(0, sizeof one, cpus == 1 ? &one : &all);
 		for (unsigned k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
