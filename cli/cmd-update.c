@@ -240,12 +240,9 @@ struct update_request update_request(pid_t pid, unsigned flags, unsigned timeout
 
 int update_unreached(struct kx_err *err, pid_t pid, int e)
 {
-	switch (e) {
-	case EMFILE:
-	case ENFILE:
-	case ENOMEM:
-	case ENOBUFS:
+	if (kx_err_lacks(e) || e == ENOBUFS)
 		return kx_err_host(err, e, "process %d: cannot be asked", pid);
+	switch (e) {
 	case ETIME:
 		return kx_err_set(err, e, "process %d: does not answer (is it stopped, or a child of vfork?)", pid);
 	case EPERM:
@@ -394,7 +391,7 @@ int cmd_update(int argc, char **argv, struct kx_err *err)
 	char name[PATH_MAX];
 	int len = snprintf(name, sizeof name, "%s" SIGN_SUFFIX, argv[rest + 1]);
 	o.signature = len < PATH_MAX ? open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY) : -1;
-	if (o.signature < 0 && len < PATH_MAX && (errno == EMFILE || errno == ENFILE || errno == ENOMEM)) {
+	if (o.signature < 0 && len < PATH_MAX && kx_err_lacks(errno)) {
 		kx_err_host(err, errno, "%s", name);
 		return CLI_FAILED;
 	}

@@ -17,9 +17,6 @@
 #define ARGS_MAX 65536
 #define SPARE_TRIES 100
 
-/* Does it say nothing about a process that it can't be looked at? */
-static bool is_trouble(int e) { return e == EMFILE || e == ENFILE || e == ENOMEM; }
-
 /* A small file of /proc. Returns its length, NUL-terminated, or -errno. */
 static ssize_t proc_read(int dir, const char *name, char *buf, size_t size)
 {
@@ -72,7 +69,7 @@ static int in_namespace_by_thread(int proc, const struct registry_entry *e)
 	bool found = false;
 	char link[300];
 	if (!d)
-		return is_trouble(errno) ? -errno : 0;
+		return kx_err_lacks(errno) ? -errno : 0;
 	for (struct dirent *t; !found && (t = readdir(d));) {
 		snprintf(link, sizeof link, "task/%s/ns/ipc", t->d_name);
 		found = *t->d_name != '.' && in_namespace(proc, link, e);
@@ -108,7 +105,7 @@ static struct family *family_of(struct families *f, int proc, const struct membe
 	struct stat st;
 	bool zombie = m->state == 'Z';
 	if (!zombie && fstatat(proc, "ns/ipc", &st, 0)) {
-		*trouble = is_trouble(errno) ? -errno : 0;
+		*trouble = kx_err_lacks(errno) ? -errno : 0;
 		return NULL;
 	}
 	for (size_t i = 0; i < f->nr && !*trouble; i++) {
@@ -295,7 +292,7 @@ static int table_read(struct family *f)
 		fd = proc < 0 ? -errno : member_table(f, proc, O_RDONLY);
 		if (proc >= 0)
 			close(proc);
-		if (fd < 0 && is_trouble(-fd))
+		if (fd < 0 && kx_err_lacks(-fd))
 			return fd;
 	}
 	if (fd < 0)
@@ -341,11 +338,11 @@ static int scan(struct families *f, bool details)
 			continue;
 		int proc = openat(dirfd(d), e->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (proc < 0) {
-			r = is_trouble(errno) ? -errno : 0;
+			r = kx_err_lacks(errno) ? -errno : 0;
 			continue;
 		}
 		ssize_t n = proc_read(proc, "stat", text, sizeof text);
-		if (n < 0 && is_trouble((int)-n))
+		if (n < 0 && kx_err_lacks((int)-n))
 			r = (int)n;
 		if (!fstat(proc, &st) && n > 0 && stat_parse(text, &m)) {
 			m.uid = st.st_uid;
@@ -402,9 +399,9 @@ int families_read(struct families *f, bool details, struct kx_err *err)
 	if (r) {
 		families_free(f);
 		return kx_err_set(err, -r, "families: cannot be listed: %s (%s)", strerror(-r),
-				  r == -ENOMEM     ? "free some memory"
-				  : is_trouble(-r) ? "raise `ulimit -n`"
-						   : "see that /proc is mounted");
+				  r == -ENOMEM       ? "free some memory"
+				  : kx_err_lacks(-r) ? "raise `ulimit -n`"
+						     : "see that /proc is mounted");
 	}
 	if (f->nr)
 		qsort(f->list, f->nr, sizeof *f->list, by_age);
@@ -464,7 +461,7 @@ int member_open(const struct family *f, const struct member *m, int *proc)
 	if (!in && n > 0 && now.start == m->start && now.threads > 1)
 		in = in_namespace_by_thread(dir, &f->e);
 	/* The directory is of whoever has the pid now; when the process of the pidfd lives after that, it is that one. */
-	if (in < 0 && is_trouble(-in))
+	if (in < 0 && kx_err_lacks(-in))
 		r = in;
 	else if (in > 0 && (!syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) || errno == EPERM))
 		r = 0;

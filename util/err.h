@@ -2,6 +2,8 @@
 /* An error on its way up: the first cause, with context added by each caller. */
 #ifndef KX_ERR_H
 #define KX_ERR_H
+#include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 struct kx_err {
@@ -19,6 +21,9 @@ __attribute__((format(printf, 3, 4))) int kx_err_set(struct kx_err *err, int cod
 /* As kx_err_set(), and note the exit status of the process. */
 __attribute__((format(printf, 4, 5))) int kx_err_exit(struct kx_err *err, int code, int exit_code, const char *fmt,
 						      ...);
+
+/* Is errno e of who has no descriptors or memory left? It says nothing of what was to be opened, or looked at. */
+static inline bool kx_err_lacks(int e) { return e == EMFILE || e == ENFILE || e == ENOMEM; }
 
 /* As kx_err_set(), of what the host's kernel has refused with errno e: its text and the remedy are put behind. */
 __attribute__((format(printf, 3, 4))) int kx_err_host(struct kx_err *err, int e, const char *fmt, ...);

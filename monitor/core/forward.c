@@ -338,7 +338,7 @@ static void listener_accept(struct listener *l)
 	int one = 1;
 	for (int i = 0; i < EVENTS; i++) {
 		int fd = client_accept(l);
-		if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
+		if (fd < 0 && (kx_err_lacks(errno) || errno == ENOBUFS)) {
 			listeners_want(false);
 			kx_log(KX_LOG_WARN, "net", "no descriptor left for another connection (raise `ulimit -n`)");
 		}

@@ -91,7 +91,7 @@ static int file_open(int dir, const char *file)
 	int fd = openat(dir, file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
 	if (fd >= 0)
 		return fd;
-	return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : -ENOENT;
+	return kx_err_lacks(errno) ? -errno : -ENOENT;
 }
 
 /* Under the lock: the file if somebody holds it; else it is removed, and -ENOENT. Another -errno: that can't be told. */

@@ -26,7 +26,7 @@ void relink_say(struct relink *r, const char *fmt, ...)
 	va_end(ap);
 }
 
-bool relink_lacks(int e) { return e == -ENOMEM || e == -EMFILE || e == -ENFILE || e == -EIO; }
+bool relink_lacks(int e) { return kx_err_lacks(-e) || e == -EIO; }
 
 static int by_address(const void *a, const void *b)
 {

@@ -35,10 +35,7 @@ void store_entry_name(const struct text_key *k, char out[128])
 		 (unsigned long long)k->off, (unsigned long long)k->len);
 }
 
-bool store_is_trouble(int e)
-{
-	return e == EMFILE || e == ENFILE || e == ENOMEM || e == ENOBUFS || e == EIO || e == EINTR || e == ESTALE;
-}
+bool store_is_trouble(int e) { return kx_err_lacks(e) || e == ENOBUFS || e == EIO || e == EINTR || e == ESTALE; }
 
 bool store_read_full(int fd, void *p, uint64_t len, uint64_t off)
 {
