@@ -126,13 +126,13 @@ static int open_again(struct relink *r, uint64_t page)
 static int write_word(struct relink *r, const struct word *w)
 {
 	bool closed;
-	if (!guest_write(w->at, &w->new, 8))
+	if (!guest_put(w->at, &w->new, 8))
 		return 0;
 	int e = page_is_ours(DOWN(w->at), &closed) && closed ? open_again(r, DOWN(w->at)) : -EFAULT;
-	if (!e && guest_write(w->at, &w->new, 8))
+	if (!e && guest_put(w->at, &w->new, 8))
 		e = -EFAULT;
 	if (e)
-		guest_write(w->at, &w->old, 8); /* the part of it before a page that can't be written */
+		guest_put(w->at, &w->old, 8); /* the part of it before a page that can't be written */
 	return e;
 }
 
@@ -383,7 +383,7 @@ static void undo(const struct relink *r, size_t n)
 	uint64_t now;
 	while (n--)
 		if (!guest_read(&now, r->word[n].at, 8) && now == r->word[n].new)
-			guest_write(r->word[n].at, &r->word[n].old, 8);
+			guest_put(r->word[n].at, &r->word[n].old, 8);
 }
 
 void relink_undo(struct relink *r)

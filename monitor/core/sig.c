@@ -115,6 +115,11 @@ int guest_read(void *dst, uint64_t gva, size_t len)
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
 	written_mark(gva, len);
+	return guest_put(gva, src, len);
+}
+
+int guest_put(uint64_t gva, const void *src, size_t len)
+{
 	if (!gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
 		return -EFAULT;
 	return 0;

@@ -154,7 +154,7 @@ static int change(const struct word *w)
 	struct gmem_region g;
 	if (guest_read(&now, w->at, 8) || now != w->old)
 		return 1;
-	if (!guest_write(w->at, &w->new, 8))
+	if (!guest_put(w->at, &w->new, 8))
 		return 0;
 	/* Read-only since it was found. */
 	return gmem_query_locked(w->at, &g) && g.start <= w->at && g.prot & PROT_WRITE ? -EFAULT : 1;
@@ -198,7 +198,7 @@ void sweep_undo(struct sweep *s)
 	uint64_t now;
 	for (size_t i = s->nr_changed; i--;)
 		if (!guest_read(&now, s->word[i].at, 8) && now == s->word[i].new)
-			guest_write(s->word[i].at, &s->word[i].old, 8);
+			guest_put(s->word[i].at, &s->word[i].old, 8);
 	s->nr_changed = 0;
 	s->ahead = false; /* the list has lost some: the next time it is made anew */
 }

@@ -97,6 +97,8 @@ int guest_write(uint64_t gva, const void *src, size_t len)
 	return !fails() && process_vm_writev(getpid(), &from, 1, &to, 1, 0) == (ssize_t)len ? 0 : -EFAULT;
 }
 
+int guest_put(uint64_t gva, const void *src, size_t len) { return guest_write(gva, src, len); }
+
 ssize_t guest_read_str(char *dst, uint64_t gva, size_t max)
 {
 	for (size_t i = 0; i < max; i++)
