@@ -171,10 +171,11 @@ long host_call(long nr, long a, long b, long c, long d, long e, long f) { return
 struct sweep {
 	int none;
 };
-struct sweep *sweep_new(const struct sweep_of *of)
+int sweep_new(const struct sweep_of *of, struct sweep **out)
 {
 	(void)of;
-	return malloc(sizeof(struct sweep));
+	*out = malloc(sizeof(struct sweep));
+	return *out ? 0 : -ENOMEM;
 }
 int sweep_track(struct sweep *s) { return s ? 0 : -1; }
 void sweep_ahead(struct sweep *s) { (void)s; }
