@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import count_servers  # noqa: E402
+import count_updates  # noqa: E402
 import groups as g  # noqa: E402
 import harness as h  # noqa: E402
 
@@ -34,7 +36,8 @@ OPS = [("getpid", 1000, 51000), ("clock", 1000, 51000), ("random", 1000, 51000),
 SWITCHES = ("sysv_msg sysv_sem posix_mq posix_sem shm_futex mutex_cond signal sigqueue sigsuspend signalfd pipe socketpair eventfd "
             "thread_futex thread_cond thread_sem").split()
 SWITCH_ROUNDS = (200, 700)  # and a tenth of that to get warm
-STARTS = [("start_hello", ["start"]), ("start_true", ["/bin/true"]), ("start_sh", ["/bin/sh", "-c", ":"]),
+LIBRARIES = 30  # of a start
+STARTS = [("start_crypto", ["dlopen", "child"]), ("start_hello", ["start"]), ("start_true", ["/bin/true"]), ("start_sh", ["/bin/sh", "-c", ":"]),
           ("start_openssl", ["/usr/bin/openssl", "version"]), ("start_python3", ["/usr/bin/python3", "-c", "pass"])]
 
 
@@ -50,10 +53,10 @@ def settled():
     return busy()
 
 
-def cost(plan, side, argv, env=None):
-    """[instructions, exits, page faults that KVM resolved] of one run."""
+def cost(plan, side, argv, env=None, *options):
+    """[instructions, exits, page faults that KVM resolved] of one run. options: of kylinx run."""
     with tempfile.NamedTemporaryFile(prefix="kylinx-bench-") as f:
-        argv = plan.argv(side, argv, *([f"--stats={f.name}"] if side == "pvm" else []))
+        argv = plan.argv(side, argv, *([*options, f"--stats={f.name}"] if side == "pvm" else []))
         a = busy()
         h.run(argv, NEVER, env=env)
         n = settled() - a
@@ -78,13 +81,21 @@ def switch(plan, side, kind):
     return [x / 1.1 for x in each(plan, side, lambda n: [g.program("sync"), str(n), kind, "1"], few, many)]
 
 
-def start(plan, side, argv):
+def start(plan, side, argv, *options):
     a = busy()
     idle = settled() - a
     for _ in range(2):
-        cost(plan, side, argv)
-    n, *rest = sorted(cost(plan, side, argv) for _ in range(3))[1]
+        cost(plan, side, argv, None, *options)
+    n, *rest = sorted(cost(plan, side, argv, None, *options) for _ in range(3))[1]
     return [n - idle, *rest]
+
+
+def libraries(plan, side):
+    """A start with so many libraries of its own."""
+    with g.plain_dir() as d:
+        argv = [g.with_libraries(d, LIBRARIES)]
+        time.sleep(2)  # files that have just been made are not stored
+        return start(plan, side, argv, "--volume", f"{d}:{d}")
 
 
 def cold(plan, side, argv):
@@ -135,6 +146,8 @@ def main():
         argv = argv if os.path.isabs(argv[0]) else [g.program(argv[0]), *argv[1:]]
         if os.access(argv[0], os.X_OK):
             todo.append((name, lambda s, argv=argv: start(plan, s, argv)))
+    if shutil.which("gcc"):
+        todo.append((f"start_{LIBRARIES}", lambda s: libraries(plan, s)))
     todo.append(("start_cold", lambda s: cold(plan, s, ["/bin/true"])))
 
     def tried(name, fn):
@@ -165,6 +178,17 @@ def main():
                                                   count_servers.request(plan, s, busy, case) for s in ("process", "pvm")])
         if sides:
             rows.append(count_servers.row(case[0], *sides, EXIT_NS))
+            h.say(" ".join(rows[-1]))
+    if len(rows) > 1:
+        show(rows, args.markdown)
+    rows = [count_updates.HEAD]
+    for name, made, wanted in count_updates.CASES:
+        if args.side == "process" or not re.search(args.only, name):
+            continue
+        if not shutil.which(wanted):
+            h.say(f"{name}: skipped: {wanted} is not installed")
+        elif got := tried(name, lambda made=made: count_updates.pauses(plan, made)):
+            rows.append(count_updates.row(name, got))
             h.say(" ".join(rows[-1]))
     if len(rows) > 1:
         show(rows, args.markdown)

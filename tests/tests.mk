@@ -6,8 +6,9 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = copy elf err family fnap lend libcache lost maps needs patch policy random relink room seccomp strace time
+UNIT = copy elf err family find fnap lend libcache lost maps needs patch policy random relink room seccomp strace time
 UNIT_SRC_copy = libos/arch/x86_64/entry.S
+UNIT_SRC_find = monitor/arch/x86_64/host.S
 UNIT_LIBS_copy = -no-pie
 UNIT_SRC_elf = monitor/core/elf.c monitor/core/load.c util/err.c
 UNIT_SRC_patch = $(wildcard monitor/arch/x86_64/patch*.c)

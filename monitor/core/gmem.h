@@ -50,10 +50,10 @@ void gmem_fork_holes(void);
 /* After a fork, on both sides: what will be written soon gets pages of its own, all at once instead of by faults. */
 void gmem_fork_populate(uint64_t sp);
 
-/* Let KVM note which pages of the program's are written, and tell of those since the last time (with pvm.mm_lock). 0 or
- * -errno. For written.c. */
+/* Let KVM note which pages of the program's are written, and tell of those since the last time (with pvm.mm_lock); last: it need
+ * not note them anew. 0 or -errno. For written.c. */
 int gmem_log_writes(bool on);
-int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg);
+int gmem_written(bool last, void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg);
 
 /* As mmap(2). Executable private file mappings get their `syscall` sites patched. */
 int64_t gmem_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);

@@ -39,7 +39,8 @@ static uint64_t sys_next = KX_SYS_BASE + 0x10000, sys_end = KX_SYS_BASE + KX_SYS
 /* None of the system region's, nor of the LibOS's. */
 static bool is_program(uint64_t gpa) { return gpa < KX_USER_END || gpa >= KX_SPACE_SIZE; }
 
-static bool logging; /* KVM notes which pages of the program's are written */
+static bool logging;   /* KVM notes which pages of the program's are written; */
+static bool on_demand; /* those that it has told of stay so, until they are noted anew */
 
 static int slot_ioctl(int id, uint64_t gpa, uint64_t size)
 {
@@ -65,11 +66,22 @@ size_t slot_find(uint64_t addr)
 	return lo;
 }
 
+/* KVM goes on to note a page only when it is told to, and not whenever it tells of it. */
+static bool notes_on_demand(void)
+{
+	struct kvm_enable_cap c = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+				    .args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE };
+	return ioctl(pvm.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) &
+		       KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE &&
+	       !ioctl(pvm.vm_fd, KVM_ENABLE_CAP, &c);
+}
+
 int gmem_log_writes(bool on)
 {
 	int r = 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	logging = on;
+	on_demand = on && notes_on_demand();
 	for (size_t i = 0; i < nr_slots; i++)
 		if (is_program(slots[i].start)) {
 			int x = slot_ioctl(slots[i].id, slots[i].start, slots[i].end - slots[i].start);
@@ -79,9 +91,20 @@ int gmem_log_writes(bool on)
 	return r;
 }
 
-int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
+/* Pages of s whose bits are set: from here on a write to them is noted again. */
+static int note_anew(const struct slot *s, uint64_t *bits)
+{
+	uint64_t pages = (s->end - s->start) / PAGE, any = 0;
+	struct kvm_clear_dirty_log c = { .slot = (uint32_t)s->id, .num_pages = (uint32_t)pages, .dirty_bitmap = bits };
+	for (uint64_t w = 0; w < (pages + 63) / 64; w++)
+		any |= bits[w];
+	return any && ioctl(pvm.vm_fd, KVM_CLEAR_DIRTY_LOG, &c) < 0 ? -errno : 0;
+}
+
+int gmem_written(bool last, void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
 {
 	static uint64_t bits[SLOT_MAX / PAGE / 64];
+	int r;
 	for (size_t i = 0; i < nr_slots; i++) {
 		struct slot s = slots[i];
 		struct kvm_dirty_log log = { .slot = s.id, .dirty_bitmap = bits };
@@ -91,6 +114,8 @@ int gmem_written(void (*fn)(void *arg, uint64_t start, uint64_t end), void *arg)
 			return -E2BIG;
 		if (ioctl(pvm.vm_fd, KVM_GET_DIRTY_LOG, &log) < 0)
 			return -errno;
+		if (on_demand && !last && (r = note_anew(&s, bits)))
+			return r;
 		/* The lowest slot is no multiple of 64 pages; the kernel gives whole words. */
 		for (uint64_t w = 0; w < ((s.end - s.start) / PAGE + 63) / 64; w++)
 			for (uint64_t b = bits[w]; b;) {

@@ -208,6 +208,10 @@ static inline bool gva_readable(uint64_t gva, uint64_t len)
 /* Copy between host memory and guest memory. Return 0 or -EFAULT; never raise a signal; any guest address is safe. */
 int guest_read(void *dst, uint64_t gva, size_t len);
 int guest_write(uint64_t gva, const void *src, size_t len);
+/* The same, for an update alone, which knows what it writes: written.h is not told of it. */
+int guest_put(uint64_t gva, const void *src, size_t len);
+/* 1: one of the words of len bytes, a multiple of 32, at a multiple of 8 is an address in [from, from + span); 0: none is; -EFAULT. */
+int guest_find(uint64_t gva, size_t len, uint64_t from, uint64_t span);
 /* An aligned word from *old to new. 0; -EAGAIN: it is something else, now in *old; -EFAULT. */
 int guest_swap(uint64_t gva, uint32_t *old, uint32_t new);
 /* Copy a string with its NUL. Returns its length (without NUL), -EFAULT, or -ENAMETOOLONG when none within max. */

@@ -90,38 +90,50 @@ static int open_pages(struct relink *r)
 	return e;
 }
 
+/* No page has become one in which no word can be. With the lock of the mappings. */
+static bool pages_are_ours(const struct relink *r)
+{
+	uint64_t page;
+	bool closed;
+	for (size_t i = 0; i < r->nr_word; i++)
+		if (next_page(r, i, &page) && !page_is_ours(page, &closed))
+			return false;
+	return true;
+}
+
 static int by_number(const void *a, const void *b)
 {
 	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 	return x < y ? -1 : x > y;
 }
 
-/*
- * What the program, or a fork's copies, have made of these pages since: whatever lays mappings out anew knows only what the
- * program may do with them. Those that were opened stay noted, each once. -EAGAIN: a word is where none can be any more. With
- * the lock of the mappings.
- */
-static int open_again(struct relink *r)
+static int open_again(struct relink *r, uint64_t page)
 {
-	uint64_t page;
-	bool closed;
-	size_t before = r->nr_page, k = 0;
-	for (size_t i = 0; i < r->nr_word; i++)
-		if (next_page(r, i, &page) && !page_is_ours(page, &closed))
-			return -EAGAIN;
-	for (size_t i = 0; i < r->nr_word; i++) {
-		if (!next_page(r, i, &page))
-			continue;
-		while (k < before && r->page[k] < page)
-			k++;
-		page_is_ours(page, &closed);
-		if (closed && mprotect(gva_ptr(page), PAGE, PROT_READ | PROT_WRITE))
-			return -errno;
-		if (closed && (k == before || r->page[k] != page))
-			r->page[r->nr_page++] = page;
+	if (mprotect(gva_ptr(page), PAGE, PROT_READ | PROT_WRITE))
+		return -errno;
+	if (!bsearch(&page, r->page, r->nr_page, sizeof page, by_number)) {
+		r->page[r->nr_page++] = page;
+		qsort(r->page, r->nr_page, sizeof page, by_number);
 	}
-	qsort(r->page, r->nr_page, sizeof *r->page, by_number);
 	return 0;
+}
+
+/*
+ * The program, or a fork's copies, may have closed its page since: whatever lays mappings out anew knows only what the program
+ * may do with them. That is found by the write, as a rule none, since a mprotect of each page takes longer than all else here.
+ * With the lock of the mappings.
+ */
+static int write_word(struct relink *r, const struct word *w)
+{
+	bool closed;
+	if (!guest_put(w->at, &w->new, 8))
+		return 0;
+	int e = page_is_ours(DOWN(w->at), &closed) && closed ? open_again(r, DOWN(w->at)) : -EFAULT;
+	if (!e && guest_put(w->at, &w->new, 8))
+		e = -EFAULT;
+	if (e)
+		guest_put(w->at, &w->old, 8); /* the part of it before a page that can't be written */
+	return e;
 }
 
 /* How many of the pages from i on lie side by side in one region, *g. 0: the first one is not to be closed. */
@@ -371,7 +383,7 @@ static void undo(const struct relink *r, size_t n)
 	uint64_t now;
 	while (n--)
 		if (!guest_read(&now, r->word[n].at, 8) && now == r->word[n].new)
-			guest_write(r->word[n].at, &r->word[n].old, 8);
+			guest_put(r->word[n].at, &r->word[n].old, 8);
 }
 
 void relink_undo(struct relink *r)
@@ -394,11 +406,10 @@ int relink_apply(struct relink *r)
 			r->changed = r->word[i].at;
 			return -EAGAIN;
 		}
-	int e = open_again(r);
-	if (e)
-		return e;
+	if (!pages_are_ours(r))
+		return -EAGAIN;
 	r->bytes = 0;
-	e = r->sweep ? sweep_apply(r->sweep) : 0;
+	int e = r->sweep ? sweep_apply(r->sweep) : 0;
 	bool swept = !e && r->sweep;
 	if (swept && !sweep_knew(r->sweep))
 		memset(r->stale, 1, r->state_len / PIECE + 1);
@@ -407,7 +418,7 @@ int relink_apply(struct relink *r)
 	if (!e)
 		e = r->whole_state ? relink_copy_whole(r, r->reuse) : relink_copy_named(r);
 	for (size_t i = 0; i < r->nr_word && !e; i++)
-		if ((e = guest_write(r->word[i].at, &r->word[i].new, 8)))
+		if ((e = write_word(r, &r->word[i])))
 			undo(r, i);
 	if (e && swept)
 		sweep_undo(r->sweep);

@@ -320,8 +320,7 @@ int relink_plan_sweep(struct relink *r)
 			       .arg = r };
 	if (!r->whole_state)
 		return 0;
-	r->sweep = sweep_new(&of);
-	return r->sweep ? 0 : -ENOMEM;
+	return sweep_new(&of, &r->sweep);
 }
 
 bool relink_looks(const struct relink *r) { return r->sweep; }

@@ -6,22 +6,19 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include "pagemap.h"
 #include "relink_priv.h"
 #include "update_priv.h"
 #include "written.h"
 #include "vcpu.h"
 
-#define VERSIONS_MAX 64                 /* at a time */
-#define PIECE_PAGES 512u                /* of the page map, at a time */
-#define MEMORY_MAX (4ull << 30)         /* bytes in use that are looked through, */
-#define SPAN_MAX (64ull << 30)          /* and that their regions may have in all */
-#define STOPPED_MAX (4ull << 20)        /* bytes while everything stands */
-#define PAUSE_EVERY (16ull << 20)       /* bytes */
-#define TCB_GUARD 0x30                  /* glibc's tcbhead_t.pointer_guard */
-#define SHARED_MAX 64                   /* mappings of shared memory */
-#define MAP_FILE_OR_SHARED (1ull << 61) /* /proc/PID/pagemap: */
-#define MAP_SWAPPED (1ull << 62)
-#define MAP_PRESENT (1ull << 63)
+#define VERSIONS_MAX 64           /* at a time */
+#define MEMORY_MAX (4ull << 30)   /* bytes in use that are looked through, */
+#define SPAN_MAX (64ull << 30)    /* and that their regions may have in all */
+#define STOPPED_MAX (4ull << 20)  /* bytes while everything stands */
+#define PAUSE_EVERY (16ull << 20) /* bytes */
+#define TCB_GUARD 0x30            /* glibc's tcbhead_t.pointer_guard */
+#define SHARED_MAX 64             /* mappings of shared memory */
 
 struct retire {
 	struct retired *of[VERSIONS_MAX];
@@ -39,7 +36,6 @@ struct retire {
 		uint64_t start, end;
 	} shared[SHARED_MAX];
 	unsigned nr_shared;
-	uint64_t map[PIECE_PAGES];
 };
 
 /* ---- words ------------------------------------------------------------------------------------------------------------ */
@@ -116,27 +112,18 @@ static void look_page(struct retire *x, uint64_t at, const struct gmem_region *g
 	look_words(x, page, len, code ? 1 : 4, whose(x, at));
 }
 
-static bool read_map(struct retire *x, uint64_t at, unsigned pages)
-{
-	off_t off = (off_t)((uintptr_t)gva_ptr(at) / PAGE * 8);
-	return pread(x->pagemap, x->map, pages * 8, off) == (ssize_t)(pages * 8);
-}
-
 /* Pages of [start, end) in region g that hold words of the program's. */
 static void look_range(struct retire *x, uint64_t start, uint64_t end, const struct gmem_region *g)
 {
-	bool shared = (g->flags & MAP_TYPE) != MAP_PRIVATE, others = shared && g->prot & PROT_WRITE;
-	static uint8_t there[PIECE_PAGES];
-	for (uint64_t at = start; at < end && !x->blind; at += PIECE_PAGES * PAGE) {
-		unsigned n = (unsigned)((end - at) / PAGE < PIECE_PAGES ? (end - at) / PAGE : PIECE_PAGES);
-		if (!read_map(x, at, n) || (others && HC6(SYS_mincore, gva_ptr(at), n * PAGE, there, 0, 0, 0))) {
+	static uint8_t there[PAGEMAP_PAGES];
+	for (uint64_t at = start; at < end && !x->blind; at += PAGEMAP_PAGES * PAGE) {
+		unsigned n = (unsigned)((end - at) / PAGE < PAGEMAP_PAGES ? (end - at) / PAGE : PAGEMAP_PAGES);
+		if (!pagemap_written(x->pagemap, g, at, n, there)) {
 			x->blind = true;
 			return;
 		}
 		for (unsigned i = 0; i < n && !x->blind; i++) {
-			uint64_t m = x->map[i];
-			if (shared ? !(m & (MAP_PRESENT | MAP_SWAPPED)) && !(others && there[i] & 1)
-				   : !(m & MAP_SWAPPED) && (!(m & MAP_PRESENT) || m & MAP_FILE_OR_SHARED))
+			if (!there[i])
 				continue;
 			if (!(g->prot & PROT_READ))
 				x->blind = true; /* what the program has put away */
@@ -302,7 +289,7 @@ struct retire *retire_new(void)
 	}
 	x->span = high - x->low;
 	x->guard = pointer_guard();
-	x->pagemap = proc_file("self/pagemap");
+	x->pagemap = pagemap_open();
 	if (x->pagemap < 0 || written_start()) {
 		if (x->pagemap >= 0)
 			close(x->pagemap);

@@ -25,6 +25,8 @@ long host_call_flag(volatile int *flag, const long args[7]);
 size_t host_copy(void *dst, const void *src, size_t len);
 extern const char host_swap_begin[], host_swap_end[], host_swap_fault[];
 int host_swap(uint32_t *p, uint32_t *old, uint32_t new);
+extern const char host_find_begin[], host_find_end[], host_find_fault[];
+int host_find(const void *p, size_t n, uint64_t from, uint64_t span);
 
 /* As the kernel's struct sigaction for x86-64. */
 struct ksigaction {
@@ -115,9 +117,20 @@ int guest_read(void *dst, uint64_t gva, size_t len)
 int guest_write(uint64_t gva, const void *src, size_t len)
 {
 	written_mark(gva, len);
+	return guest_put(gva, src, len);
+}
+
+int guest_put(uint64_t gva, const void *src, size_t len)
+{
 	if (!gva_ok(gva, len) || (len && host_copy(gva_ptr(gva), src, len)))
 		return -EFAULT;
 	return 0;
+}
+
+int guest_find(uint64_t gva, size_t len, uint64_t from, uint64_t span)
+{
+	int r = gva_readable(gva, len) && !(gva & 7) && !(len & 31) ? host_find(gva_ptr(gva), len / 8, from, span) : 2;
+	return r == 2 ? -EFAULT : r;
 }
 
 int guest_swap(uint64_t gva, uint32_t *old, uint32_t new)
@@ -245,6 +258,10 @@ static void monitor_fault(int signo, siginfo_t *info, ucontext_t *uc)
 	}
 	if (*rip >= (greg_t)host_swap_begin && *rip < (greg_t)host_swap_end) {
 		*rip = (greg_t)host_swap_fault;
+		return;
+	}
+	if (*rip >= (greg_t)host_find_begin && *rip < (greg_t)host_find_end) {
+		*rip = (greg_t)host_find_fault;
 		return;
 	}
 	if (signo == SIGBUS && gmem_text_cut(info->si_addr))

@@ -3,15 +3,16 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
+#include <unistd.h>
 #include "../../util/grow.h"
 #include "gmem.h"
+#include "pagemap.h"
 #include "written.h"
 
 #define PAGE 4096ull
-#define PIECE (1ull << 20)
 #define STOPPED_MAX (512ull << 20) /* bytes in use that are looked through while everything stands */
 #define AHEAD_MAX (32ull << 30)    /* and before */
+#define FEW 4u                     /* pages */
 #define WORDS_MAX (4u << 20)       /* pointers that are noted: 96 MiB of the host's memory */
 
 struct word {
@@ -26,15 +27,25 @@ struct sweep {
 	uint64_t total, limit;
 	size_t pages;
 	bool tracked, ahead, stopped;
+	int pagemap;
+	pid_t owner; /* the thread whose descriptor that is */
 	int error;
 };
 
-struct sweep *sweep_new(const struct sweep_of *of)
+int sweep_new(const struct sweep_of *of, struct sweep **out)
 {
 	struct sweep *s = calloc(1, sizeof *s);
-	if (s)
-		s->of = *of;
-	return s;
+	if (!s)
+		return -ENOMEM;
+	s->of = *of;
+	s->owner = my_tid();
+	if ((s->pagemap = pagemap_open()) < 0) {
+		int r = s->pagemap;
+		free(s);
+		return r;
+	}
+	*out = s;
+	return 0;
 }
 
 static void found(struct sweep *s, uint64_t at, uint64_t v)
@@ -55,30 +66,35 @@ static void found(struct sweep *s, uint64_t at, uint64_t v)
 
 static void look_page(struct sweep *s, uint64_t at)
 {
-	uint64_t buf[PAGE / 8], from = s->of.start, span = s->of.end - from, any = 0;
-	if (guest_read(buf, at, PAGE))
+	uint64_t buf[PAGE / 8], from = s->of.start, span = s->of.end - from;
+	if (s->of.skip(s->of.arg, at) && s->of.skip(s->of.arg, at + PAGE - 8))
+		return;
+	int any = guest_find(at, PAGE, from, span);
+	if (any < 0)
 		return;
 	s->pages++;
 	if ((s->total += PAGE) > s->limit)
 		s->error = -EFBIG;
+	if (!any || guest_read(buf, at, PAGE))
+		return;
 	for (unsigned i = 0; i < PAGE / 8; i++)
-		any |= buf[i] - from < span;
-	for (unsigned i = 0; any && i < PAGE / 8; i++)
 		if (buf[i] - from < span)
 			found(s, at + i * 8, buf[i]);
 }
 
-/* Those pages of [start, end) that are there. */
-static void look_range(struct sweep *s, uint64_t start, uint64_t end)
+/* Those pages of [start, end), in region g, that hold something; all of a few, which is sooner done than asked. */
+static void look_range(struct sweep *s, uint64_t start, uint64_t end, const struct gmem_region *g)
 {
-	static uint8_t there[PIECE / PAGE];
-	for (uint64_t at = start; at < end && !s->error; at += PIECE) {
-		uint64_t len = end - at < PIECE ? end - at : PIECE;
-		if (len > PAGE && HC6(SYS_mincore, gva_ptr(at), len, there, 0, 0, 0))
+	static uint8_t there[PAGEMAP_PAGES];
+	for (uint64_t at = start; at < end && !s->error; at += PAGEMAP_PAGES * PAGE) {
+		unsigned n = (unsigned)((end - at) / PAGE < PAGEMAP_PAGES ? (end - at) / PAGE : PAGEMAP_PAGES);
+		if (n > FEW && !pagemap_written(s->pagemap, g, at, n, there)) {
+			s->error = s->stopped ? -EIO : 0; /* else it is gone by now, and what comes there is noted */
 			continue;
-		for (uint64_t k = 0; k < len && !s->error; k += PAGE)
-			if (len == PAGE || there[k / PAGE] & 1)
-				look_page(s, at + k);
+		}
+		for (unsigned i = 0; i < n && !s->error; i++)
+			if (n <= FEW || there[i])
+				look_page(s, at + i * PAGE);
 	}
 }
 
@@ -94,7 +110,7 @@ static void look(void *arg, uint64_t start, uint64_t end)
 	struct gmem_region g;
 	for (uint64_t at = start; at < end && !s->error && query(s, at, &g) && g.start < end; at = g.end)
 		if (g.prot & PROT_WRITE && !(g.flags & GMEM_TRAMP))
-			look_range(s, g.start > at ? g.start : at, g.end < end ? g.end : end);
+			look_range(s, g.start > at ? g.start : at, g.end < end ? g.end : end, &g);
 }
 
 static void look_all(struct sweep *s)
@@ -154,7 +170,7 @@ static int change(const struct word *w)
 	struct gmem_region g;
 	if (guest_read(&now, w->at, 8) || now != w->old)
 		return 1;
-	if (!guest_write(w->at, &w->new, 8))
+	if (!guest_put(w->at, &w->new, 8))
 		return 0;
 	/* Read-only since it was found. */
 	return gmem_query_locked(w->at, &g) && g.start <= w->at && g.prot & PROT_WRITE ? -EFAULT : 1;
@@ -198,7 +214,7 @@ void sweep_undo(struct sweep *s)
 	uint64_t now;
 	for (size_t i = s->nr_changed; i--;)
 		if (!guest_read(&now, s->word[i].at, 8) && now == s->word[i].new)
-			guest_write(s->word[i].at, &s->word[i].old, 8);
+			guest_put(s->word[i].at, &s->word[i].old, 8);
 	s->nr_changed = 0;
 	s->ahead = false; /* the list has lost some: the next time it is made anew */
 }
@@ -209,6 +225,8 @@ void sweep_free(struct sweep *s)
 		return;
 	if (s->tracked)
 		written_stop();
+	if (s->owner == my_tid()) /* a child of fork has none of that thread's */
+		close(s->pagemap);
 	free(s->word);
 	free(s);
 }

@@ -18,15 +18,15 @@ struct sweep_of {
 	bool optional;       /* nothing is moved where it can't be done before the stop */
 	/* What stands for v in the new version, or v. */
 	uint64_t (*moved)(const void *arg, uint64_t v);
-	/* Is this place none of the program's, but of a version's? */
+	/* Is this place none of the program's, but of a version's? Both ends of a page: so is all of it. */
 	bool (*skip)(const void *arg, uint64_t at);
 	/* What has been written, before it is looked through. */
 	void (*written)(const void *arg, uint64_t start, uint64_t end);
 	const void *arg;
 };
 
-/* NULL: no memory. The structures that `of` points to live longer. */
-struct sweep *sweep_new(const struct sweep_of *of);
+/* 0; -errno: no memory, no descriptor. The structures that `of` points to live longer. */
+int sweep_new(const struct sweep_of *of, struct sweep **out);
 /* While the program runs: note from here on what is written. -errno: can't be; then sweep_apply() looks through all. */
 int sweep_track(struct sweep *s);
 /* While the program runs, and all that is written is noted: look through all of it. */

@@ -11,7 +11,8 @@
 #define ABORT_TRIES 50
 #define NAP_NS 300000
 #define AGAIN_MAX 8  /* times that what was written meanwhile is looked at before a stop, */
-#define AGAIN_FEW 64 /* until it is no more pages than that */
+#define AGAIN_LAST 4 /* and right before it; */
+#define AGAIN_FEW 16 /* until it is no more pages than that, or becomes hardly less */
 
 static bool move_register(struct job *j, struct thread *t, uint64_t *at)
 {
@@ -138,14 +139,22 @@ static int stop_and_change(struct job *j)
 	return r;
 }
 
+/* What has been written since it was looked at last. (What calls have been given counts each time.) */
+static void look_at_written(struct job *j, unsigned most)
+{
+	size_t before = SIZE_MAX, n;
+	for (unsigned i = 0; j->noted && i < most; i++, before = n)
+		if ((n = relink_again(j->link)) <= AGAIN_FEW || n > before / 4 * 3)
+			break;
+}
+
 /*
  * One attempt. 0, -EBUSY: somebody is in the way; -EINPROGRESS: nobody is, update_look_ahead() first; -EAGAIN: prepare again; or
  * what relink_apply() says.
  */
 int update_attempt(struct job *j)
 {
-	for (int i = 0; j->noted && i < AGAIN_MAX && relink_again(j->link) > AGAIN_FEW; i++)
-		;
+	look_at_written(j, AGAIN_MAX);
 	look_at_sleepers(j);
 	/* It has been busy: on a machine with more to do than it has processors its time may be over, which must not
 	 * come while all stand. In a round forks wait. */
@@ -153,6 +162,7 @@ int update_attempt(struct job *j)
 		update_nap(NAP_NS);
 	else
 		update_rest(NAP_NS);
+	look_at_written(j, AGAIN_LAST); /* while it slept others ran */
 	gate_hurry(j);
 	int r = stop_and_change(j);
 	gate_take_time(j);

@@ -189,22 +189,39 @@ void written_fork_child(void)
 	left = false; /* the parent's VM */
 }
 
-bool written_take(written_fn fn, void *arg)
+/* Those of one call lie side by side: in one range. */
+static void take_pages(written_fn fn, void *arg)
 {
-	if (marks.overflow || gmem_written(fn, arg))
-		return false;
 	unsigned n = __atomic_load_n(&marks.nr_pages, __ATOMIC_SEQ_CST);
+	uint64_t first = 0, end = 0;
 	for (unsigned i = 0; i < n && i < PAGES_MAX; i++) {
 		uint64_t p = __atomic_load_n(&marks.page[i], __ATOMIC_SEQ_CST);
-		if (p) /* else its owner is about to note it, and to write after that */
-			fn(arg, p * PAGE, (p + 1) * PAGE);
+		if (!p) /* its owner is about to note it, and to write after that */
+			continue;
+		if (p != end) {
+			if (end)
+				fn(arg, first * PAGE, end * PAGE);
+			first = p;
+		}
+		end = p + 1;
 	}
-	n = __atomic_load_n(&marks.nr_ranges, __ATOMIC_SEQ_CST);
+	if (end)
+		fn(arg, first * PAGE, end * PAGE);
+}
+
+static bool take(bool last, written_fn fn, void *arg)
+{
+	if (marks.overflow || gmem_written(last, fn, arg))
+		return false;
+	take_pages(fn, arg);
+	unsigned n = __atomic_load_n(&marks.nr_ranges, __ATOMIC_SEQ_CST);
 	for (unsigned i = 0; i < n && i < RANGES_MAX; i++)
 		if (marks.range[i].end)
 			fn(arg, marks.range[i].start, marks.range[i].end);
 	return !marks.overflow;
 }
+
+bool written_take(written_fn fn, void *arg) { return take(true, fn, arg); }
 
 static void note(void *arg, uint64_t start, uint64_t end)
 {
@@ -221,7 +238,7 @@ bool written_take_list(struct written_list *a)
 {
 	*a = (struct written_list){ 0 };
 	pthread_mutex_lock(&pvm.mm_lock);
-	bool good = written_take(note, a) && !a->failed;
+	bool good = take(false, note, a) && !a->failed;
 	pthread_mutex_unlock(&pvm.mm_lock);
 	return good;
 }

@@ -24,13 +24,16 @@ void written_settle(void);
 void written_fork_child(void);
 
 /*
- * Ranges of whole pages that may have been written since the last call (marks: since the start). False: there were too
- * many, any page may have been.
+ * While everything stands: ranges of whole pages that may have been written since the last written_take_list() (marks: since the
+ * start). What KVM knows it knows afterwards, where it can: to note pages anew costs time, and each of them its next write.
+ * False: there were too many, any page may have been.
  */
 typedef void (*written_fn)(void *arg, uint64_t start, uint64_t end);
 bool written_take(written_fn fn, void *arg);
-/* The same, noted first, for who looks at them without pvm.mm_lock, which this takes: `r` is the caller's to free, whatever
- * the answer. False: or there was no memory. */
+/*
+ * The same while the program runs, and from here on it is noted anew: for who looks at them without pvm.mm_lock, which this
+ * takes. `r` is the caller's to free, whatever the answer. False: or there was no memory.
+ */
 struct written_list {
 	struct {
 		uint64_t start, end;

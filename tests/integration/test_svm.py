@@ -17,6 +17,13 @@ machines.OWN[SHADOWED] = f"""
 ( set -o pipefail
 modprobe -r kvm_amd && modprobe kvm_amd npt=0 && grep -q '[0N]' /sys/module/kvm_amd/parameters/npt || exit 2
 python3 -u tests/run.py --only '^guest/(file|net|sharedtext|vforklie)[.]dyn$' | sed -u 's/^\\(not \\)\\?ok [0-9]* - /&{SHADOWED}: /' )"""
+# With swap, which an update looks through as well.
+SWAPPED = "swap on brd"
+machines.OWN[SWAPPED] = f"""
+( set -o pipefail
+modprobe brd rd_nr=1 rd_size=65536 && mkswap /dev/ram0 >/dev/null && swapon /dev/ram0 || exit 2
+python3 -u tests/run.py --only '^update$' --part '^swapped_out$' | sed -u 's/^\\(not \\)\\?ok [0-9]* - /&{SWAPPED}: /'
+status=$?; swapoff /dev/ram0; exit $status )"""
 # What shows each way into and out of the guest, and takes seconds there.
 FEW = ["guest/regs.dyn", "guest/sig.dyn", "guest/fdnum.dyn", "guest/time.dyn"]
 # Where nothing else runs a pVM.
@@ -41,6 +48,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead calls coredump cpuid descripto
         "vmend",
         "dns: nsd_1",
         "redis: commands",
+        SWAPPED,
         SHADOWED]
 SECONDS_EACH, BOOT_SECONDS, BUDGET = 200, 200, 1500
 

@@ -293,6 +293,22 @@ def pointers():
 
 
 @test
+def swapped_out():
+    """So are those in memory that the host has put away."""
+    if len(lib.read("/proc/swaps").splitlines()) < 2:
+        raise Skip("the host has no swap")
+    with lib.Dir() as d:
+        for out, v in (("libupd.so.1", 1), ("v2.so", 2)):
+            library(d, out, f"-DV={v}", source="cells.c")
+        program(d, "swapped", "swapped.c")
+        with Guest(d, [f"{d}/swapped"]) as g:
+            for v in (2, 1):
+                until(lambda: int(g.ask("o")) > 400, "pages are put away", 20)
+                g.update(f"{d}/{'v2.so' if v == 2 else 'libupd.so.1'}")
+                expect(g.ask("c"), f"{v}: 0 wrong", "pointers")
+
+
+@test
 def asked():
     """A pVM that is stopped does not answer, in time, and does nothing when it goes on; one that sleeps always notices."""
     with lib.Dir() as d:

@@ -24,8 +24,20 @@ static char dir[512];
 
 /* ---- what fails ------------------------------------------------------------------------------------------------------ */
 
-static long calls, fail_at; /* of those that can: the one with this number, from 1 on; 0 = none */
-static int mappings;        /* made, less those that were undone */
+static long calls, fail_at;    /* of those that can: the one with this number, from 1 on; 0 = none */
+static int mappings;           /* made, less those that were undone */
+static int opened;             /* pages made writable */
+static uint64_t read_only[64]; /* those that the program may not write to: what was opened once */
+static unsigned nr_read_only;
+static bool stuck; /* no page can be opened */
+
+static unsigned read_only_find(uint64_t page)
+{
+	unsigned i = 0;
+	while (i < nr_read_only && read_only[i] != page)
+		i++;
+	return i;
+}
 
 static bool fails(void) { return ++calls == fail_at; }
 
@@ -43,11 +55,14 @@ int __real_mprotect(void *p, size_t len, int prot);
 int __wrap_mprotect(void *p, size_t len, int prot);
 int __wrap_mprotect(void *p, size_t len, int prot)
 {
+	opened += !!(prot & PROT_WRITE);
 	/* What opens a page may fail; what closes it fails only where a page is in the middle of others. */
-	if (prot & PROT_WRITE && fails()) {
+	if (prot & PROT_WRITE && (stuck || fails())) {
 		errno = ENOMEM;
 		return -1;
 	}
+	if (prot & PROT_WRITE && read_only_find((uint64_t)p) == nr_read_only && nr_read_only < 64)
+		read_only[nr_read_only++] = (uint64_t)p;
 	return __real_mprotect(p, len, prot);
 }
 
@@ -82,6 +97,8 @@ int guest_write(uint64_t gva, const void *src, size_t len)
 	return !fails() && process_vm_writev(getpid(), &from, 1, &to, 1, 0) == (ssize_t)len ? 0 : -EFAULT;
 }
 
+int guest_put(uint64_t gva, const void *src, size_t len) { return guest_write(gva, src, len); }
+
 ssize_t guest_read_str(char *dst, uint64_t gva, size_t max)
 {
 	for (size_t i = 0; i < max; i++)
@@ -104,6 +121,8 @@ bool gmem_query_locked(uint64_t gva, struct gmem_region *out)
 			    (p[2] == 'x' ? PROT_EXEC : 0);
 		out->flags = p[3] == 'p' ? MAP_PRIVATE : MAP_SHARED;
 	}
+	if (found && read_only_find(DOWN(gva)) < nr_read_only) /* whatever the monitor may do with it */
+		out->prot &= ~PROT_WRITE;
 	if (f)
 		fclose(f);
 	return found;
@@ -152,10 +171,11 @@ long host_call(long nr, long a, long b, long c, long d, long e, long f) { return
 struct sweep {
 	int none;
 };
-struct sweep *sweep_new(const struct sweep_of *of)
+int sweep_new(const struct sweep_of *of, struct sweep **out)
 {
 	(void)of;
-	return malloc(sizeof(struct sweep));
+	*out = malloc(sizeof(struct sweep));
+	return *out ? 0 : -ENOMEM;
 }
 int sweep_track(struct sweep *s) { return s ? 0 : -1; }
 void sweep_ahead(struct sweep *s) { (void)s; }
@@ -284,6 +304,32 @@ static void own_variables(void)
 	CHECK(kept == user_next_now(), "the mapping of before");
 	is_version(1, "after all");
 	CHECK(kept() == ++counted, "its variable is everybody's");
+}
+
+/* Pages that were opened are closed before the change (by a fork that lays them out anew): opened then, the others left as they are. */
+static void closed_meanwhile(void)
+{
+	struct relink *r;
+	int e = prepare(2, &r);
+	CHECK(!e && r->nr_page, "%d %s", e, said);
+	size_t nr = r->nr_page;
+	for (int closed = 0; closed < 3; closed++) {
+		for (size_t i = 0; closed && i < nr; i++)
+			__real_mprotect((void *)r->page[i], PAGE, PROT_READ);
+		opened = 0;
+		stuck = closed == 1;
+		e = relink_apply(r);
+		stuck = false;
+		CHECK(e == (closed == 1 ? -ENOMEM : 0), "%d, %d closed", e, closed);
+		CHECK(opened == (closed == 2 ? (int)nr : closed), "%d pages were opened, %d closed", opened, closed);
+		is_version(closed == 1 ? 1 : 2, "closed meanwhile");
+		if (!e)
+			relink_undo(r);
+		counted -= !e;
+		CHECK(r->nr_page == nr, "%zu pages are to be closed, not %zu", r->nr_page, nr);
+	}
+	relink_done(r, false);
+	is_version(1, "closed meanwhile, in the end");
 }
 
 #ifdef __SANITIZE_ADDRESS__
@@ -499,6 +545,7 @@ int main(int argc, char **argv)
 	user_is_sound = (int (*)(void))dlsym(user, "user_is_sound");
 	there_and_back();
 	own_variables();
+	closed_meanwhile();
 	lie_of_info();
 	lie_of_loader();
 	lie_of_headers();

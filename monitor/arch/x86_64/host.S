@@ -73,6 +73,36 @@ host_swap_fault:
 	ret
 	.size host_swap, . - host_swap
 
+/*
+ * int host_find(p, n, from, span): is one of n words, a multiple of four, an address in [from, from + span)? 0: none; 1: one is;
+ * 2: a fault.
+ */
+	.globl host_find, host_find_begin, host_find_end, host_find_fault
+	.type host_find, @function
+host_find:
+	xor %eax, %eax
+	shr $2, %rsi
+	jz host_find_end
+host_find_begin:
+	.irp at, 0, 8, 16, 24
+	mov \at(%rdi), %r8
+	sub %rdx, %r8
+	cmp %rcx, %r8
+	jb 1f
+	.endr
+	add $32, %rdi
+	dec %rsi
+	jnz host_find_begin
+host_find_end:
+	ret
+1:
+	inc %eax
+	ret
+host_find_fault:
+	mov $2, %eax
+	ret
+	.size host_find, . - host_find
+
 	.globl host_restorer
 	.type host_restorer, @function
 host_restorer:

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pagemap.h"
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include "gmem.h"
+#include "hcall.h"
+
+#define PAGE 4096ull
+#define FILE_OR_SHARED (1ull << 61) /* /proc/PID/pagemap: */
+#define SWAPPED (1ull << 62)
+#define PRESENT (1ull << 63)
+
+int pagemap_open(void) { return proc_file("self/pagemap"); }
+
+bool pagemap_written(int fd, const struct gmem_region *g, uint64_t at, unsigned n, uint8_t there[PAGEMAP_PAGES])
+{
+	static uint64_t map[PAGEMAP_PAGES];
+	bool shared = (g->flags & MAP_TYPE) != MAP_PRIVATE, others = shared && g->prot & PROT_WRITE;
+	off_t off = (off_t)((uintptr_t)gva_ptr(at) / PAGE * 8);
+	if (pread(fd, map, n * 8, off) != (ssize_t)(n * 8) ||
+	    (others && HC6(SYS_mincore, gva_ptr(at), n * PAGE, there, 0, 0, 0)))
+		return false;
+	for (unsigned i = 0; i < n; i++) {
+		bool own = map[i] & SWAPPED || (map[i] & PRESENT && (shared || !(map[i] & FILE_OR_SHARED)));
+		there[i] = own || (others && there[i] & 1);
+	}
+	return true;
+}
