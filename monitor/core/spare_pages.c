@@ -1,24 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "spare_pages.h"
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 #include "../../util/together.h"
 #include "gmem.h"
 #include "hcall.h"
+#include "hot.h"
 #include "maps.h"
 
 #define PAGE 4096ull
-#define RANGES_MAX 192 /* writable mappings */
-#define SCAN_MAX 24576 /* pages looked at */
-#define SCAN_GAP 128   /* entries that are read for nothing rather than by one call more */
+#define TABLE (2ull << 20) /* what one of the kernel's tables of pages is for */
+#define RANGES_MAX 256     /* writable mappings, and their pieces */
+#define SCAN_MAX 24576     /* pages looked at */
+#define SCAN_GAP 160       /* entries that are read for nothing rather than by one call more */
+#define EMPTY_MIN 64       /* pages; of less all are read */
 #define PM_PRESENT (1ull << 63)
 #define PM_SWAP (1ull << 62)
 #define PM_FILE (1ull << 61) /* of a file, or shared */
 #define PM_ALONE (1ull << 56)
 
+/* ioctl PAGEMAP_SCAN, which headers before Linux 6.7 don't have. */
+struct pm_scan {
+	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PM_SCAN _IOWR('f', 16, struct pm_scan)
+#define PM_IS_PRESENT (1ull << 3)
+#define PM_IS_SWAPPED (1ull << 4)
+
 struct range {
 	uint64_t start, end;
+	bool alone; /* hot.h's: no spare has what this process has there */
+	bool empty; /* there was no page of it when it was last looked at */
 };
 
 static KX_TOGETHER struct {
@@ -27,6 +43,7 @@ static KX_TOGETHER struct {
 	unsigned nr_ranges;
 	uint64_t gen, omit; /* of which `range` is, and `statm` was */
 	bool known;
+	bool no_scan; /* the kernel has no PM_SCAN */
 	char statm[32];
 } sp;
 static struct range range[RANGES_MAX];
@@ -67,21 +84,48 @@ static bool statm_read(char out[32])
 	return true;
 }
 
-/* Of the system region and above only what is in use. */
+/* In pieces of what the kernel has one table for, so that it tells cheaply of those of which there is nothing. */
+static void range_cut(uint64_t start, uint64_t end, bool alone)
+{
+	for (; start < end && sp.nr_ranges < RANGES_MAX; start = range[sp.nr_ranges++].end) {
+		const uint64_t next = (start & -TABLE) + TABLE;
+		range[sp.nr_ranges] = (struct range){ start, next < end ? next : end, alone, false };
+	}
+}
+
+/* Parts of guest memory that a spare need not be given, since whoever writes there calls spare_changed(): tables of pages, with
+ * what is only there while an exception is told of; of patched sites. And what is left of the areas' reservation. */
+static const struct {
+	uint64_t start, end;
+} still[] = { { KX_SYS_BASE, KX_LIBOS_BASE }, { KX_SITES_BASE, KX_SYS_MORE }, { KX_SYS_MORE, KX_SYS_END } };
+
+static void range_add_hot(uint64_t start, uint64_t end)
+{
+	const uint64_t base = (uint64_t)pvm.base;
+	uint64_t hot, hot_end;
+	while (start < end && hot_next(start - base, &hot, &hot_end) && base + hot < end) {
+		range_cut(start, base + hot, false);
+		start = start < base + hot ? base + hot : start;
+		hot_end = base + hot_end < end ? base + hot_end : end;
+		range_cut(start, hot_end, true);
+		start = hot_end;
+	}
+	range_cut(start, end, false);
+}
+
 static void range_add(uint64_t start, uint64_t end)
 {
 	const uint64_t base = (uint64_t)pvm.base;
-	if (start - base < KX_SPACE_SIZE) {
-		if (start - base >= KX_AREA_BASE && start - base < KX_SYS_MORE)
-			return; /* the rest of the areas' reservation */
-		uint64_t used = base + gmem_sys_used(start - base);
-		if (start - base >= KX_SYS_BASE && (start - base < KX_LIBOS_BASE || start - base >= KX_SYS_MORE))
-			end = used < end ? used : end;
+	for (unsigned i = 0; i < sizeof still / sizeof *still; i++) {
+		const uint64_t a = base + still[i].start, b = base + still[i].end;
+		if (start >= b || end <= a)
+			continue;
+		if (start < a)
+			range_add_hot(start, a);
+		start = b;
 	}
-	for (; start < end && sp.nr_ranges < RANGES_MAX; start = range[sp.nr_ranges++].end)
-		range[sp.nr_ranges] = (struct range){ start, end - start < SPARE_PAGES_ENTRIES * PAGE
-								     ? end
-								     : start + SPARE_PAGES_ENTRIES * PAGE };
+	if (start < end)
+		range_add_hot(start, end);
 }
 
 static bool range_note(const struct maps_line *l, void *omit)
@@ -98,7 +142,7 @@ static bool ranges_read(uint64_t omit)
 	if (!maps_each(range_note, &omit))
 		return false;
 	for (unsigned i = 0; i < sp.nr_ranges; i++)
-		pages += (range[i].end - range[i].start) / PAGE;
+		pages += range[i].alone ? 0 : (range[i].end - range[i].start) / PAGE;
 	return sp.nr_ranges < RANGES_MAX && pages <= SCAN_MAX;
 }
 
@@ -129,19 +173,31 @@ static bool are_holes(const uint64_t e[8])
 }
 
 /* Those of r, of which `e` has the entries, behind n that are found. How many there are then; -1: too many. */
-static int choose(const struct range *r, const uint64_t *e, uint64_t *page, int n)
+static int choose(struct range *r, const uint64_t *e, uint64_t *page, int n)
 {
 	const uint64_t *const first = e, *const end = e + (r->end - r->start) / PAGE;
+	r->empty = end - e >= EMPTY_MIN;
 	for (; e < end; e++) {
 		while (end - e >= 8 && are_holes(e)) /* most of them */
 			e += 8;
 		if (e == end)
 			break;
+		r->empty &= !(*e & (PM_PRESENT | PM_SWAP));
 		if (!(*e & PM_SWAP) && (*e & (PM_PRESENT | PM_FILE | PM_ALONE)) != (PM_PRESENT | PM_ALONE))
 			continue;
 		if (n == SPARE_PAGES_MAX)
 			return -1;
 		page[n++] = r->start + (uint64_t)(e - first) * PAGE;
+	}
+	return n;
+}
+
+static int choose_all(const struct range *r, uint64_t *page, int n)
+{
+	for (uint64_t a = r->start; a < r->end; a += PAGE) {
+		if (n == SPARE_PAGES_MAX)
+			return -1;
+		page[n++] = a;
 	}
 	return n;
 }
@@ -152,21 +208,87 @@ static bool entries_read(uint64_t *entry, uint64_t start, uint64_t end)
 	return pread(sp.pagemap_fd, entry, bytes, (off_t)(start / PAGE * 8)) == (ssize_t)bytes;
 }
 
+/* From Linux 6.7 on: of memory without tables nothing is looked at, and all ends with the first page. -1: not here. */
+static int scan_any(uint64_t start, uint64_t end)
+{
+	uint64_t found[3];
+	struct pm_scan scan = { .size = sizeof scan,
+				.start = start,
+				.end = end,
+				.vec = (uint64_t)found,
+				.vec_len = 1,
+				.max_pages = 1,
+				.category_anyof_mask = PM_IS_PRESENT | PM_IS_SWAPPED,
+				.return_mask = PM_IS_PRESENT };
+	return sp.no_scan ? -1 : ioctl(sp.pagemap_fd, PM_SCAN, &scan);
+}
+
+/* Which pages are in memory is all there is to know where nothing can be swapped. */
+static bool mincore_any(uint64_t start, uint64_t end, uint64_t *entry)
+{
+	const size_t words = ((end - start) / PAGE + 7) / 8;
+	struct sysinfo info;
+	uint64_t any = 0;
+	entry[words - 1] = 0;
+	if (sysinfo(&info) || info.totalswap || mincore((void *)start, end - start, (void *)entry))
+		return true;
+	for (size_t i = 0; i < words; i++)
+		any |= entry[i] & 0x0101010101010101;
+	return any;
+}
+
+/* Of what had no page when it was last looked at. False: it may have one. */
+static bool is_still_empty(uint64_t start, uint64_t end, uint64_t *entry)
+{
+	int n = scan_any(start, end);
+	sp.no_scan |= n < 0;
+	return n < 0 ? !mincore_any(start, end, entry) : !n;
+}
+
+/* Behind range[i], which is empty, and what follows it and is. */
+static unsigned empty_together(unsigned i)
+{
+	const uint64_t start = range[i].start;
+	while (++i < sp.nr_ranges && range[i].empty && range[i].start == range[i - 1].end &&
+	       range[i].end - start <= SPARE_PAGES_ENTRIES * PAGE)
+		;
+	return i;
+}
+
+/* Behind the last one that is read by one call from range[i] on: what is near it. */
+static unsigned read_together(unsigned i)
+{
+	unsigned last = i;
+	for (unsigned j = i + 1; j < sp.nr_ranges && range[j].start - range[last].end <= SCAN_GAP * PAGE &&
+				 range[j].end - range[i].start <= SPARE_PAGES_ENTRIES * PAGE;
+	     j++)
+		last = range[j].alone || range[j].empty ? last : j;
+	return last + 1;
+}
+
 int spare_pages_find(uint64_t *page, uint64_t *entry)
 {
 	int n = 0;
-	for (unsigned i = 0, j; i < sp.nr_ranges; i = j) {
+	for (unsigned i = 0, j; i < sp.nr_ranges && n >= 0; i = j) {
 		const uint64_t start = range[i].start;
-		/* What is near is one call. */
-		for (j = i + 1; j < sp.nr_ranges && range[j].start - range[j - 1].end <= SCAN_GAP * PAGE &&
-				range[j].end - start <= SPARE_PAGES_ENTRIES * PAGE;)
-			j++;
+		j = i + 1;
+		if (range[i].alone) {
+			n = choose_all(&range[i], page, n);
+			continue;
+		}
+		if (range[i].empty) {
+			j = empty_together(i);
+			if (is_still_empty(start, range[j - 1].end, entry))
+				continue;
+			j = i + 1;
+		} else {
+			j = read_together(i);
+		}
 		if (!entries_read(entry, start, range[j - 1].end))
 			return -1;
 		for (unsigned k = i; k < j && n >= 0; k++)
-			n = choose(&range[k], &entry[(range[k].start - start) / PAGE], page, n);
-		if (n < 0)
-			return -1;
+			n = range[k].alone ? choose_all(&range[k], page, n)
+					   : choose(&range[k], &entry[(range[k].start - start) / PAGE], page, n);
 	}
 	return n;
 }
@@ -184,9 +306,14 @@ void spare_pages_ahead(const uint64_t *page, unsigned nr)
 		} else if (a >= r->start) {
 			while (i + n < nr && page[i + n] == a + n * PAGE && page[i + n] < r->end)
 				n++;
-			madvise((void *)a, n * PAGE, MADV_POPULATE_WRITE);
+			if (!r->alone) /* hot_restore() has put them there */
+				madvise((void *)a, n * PAGE, MADV_POPULATE_WRITE);
 		}
 	}
 }
 
-void spare_pages_forget(void) { proc_close(); }
+void spare_pages_forget(void)
+{
+	proc_close();
+	sp.known = false;
+}
