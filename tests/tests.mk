@@ -6,7 +6,7 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = copy elf err family find fnap lend libcache lost maps needs patch policy random relink room seccomp strace time
+UNIT = copy elf err family find fnap lend libcache lost maps needs patch policy random relink room seccomp spare_pages strace time
 UNIT_SRC_copy = libos/arch/x86_64/entry.S
 UNIT_SRC_find = monitor/arch/x86_64/host.S
 UNIT_LIBS_copy = -no-pie
@@ -31,6 +31,9 @@ UNIT_SRC_seccomp = monitor/core/seccomp.c util/err.c
 UNIT_SRC_strace = $(wildcard monitor/core/strace*.c) monitor/core/stats.c util/log.c util/quiet.c
 UNIT_DEP_maps = monitor/core/maps.c
 UNIT_DEP_libcache = monitor/core/libcache.c
+UNIT_SRC_spare_pages = monitor/core/maps.c
+UNIT_DEP_spare_pages = monitor/core/spare_pages.c
+UNIT_SAN_spare_pages = undefined
 UNIT_DEP_lend = monitor/core/batch_lend.c
 UNIT_DEP_room = monitor/core/batch_room.c
 UNIT_DEP_family = monitor/core/family.c

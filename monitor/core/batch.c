@@ -229,7 +229,7 @@ static void leases_look(void)
 		return;
 	lend_all_back();
 	batch.nr_held = 0;
-	for (int fd = 0; fd <= batch.top_fd; fd++)
+	for (int fd = 0; batch.socks && fd <= batch.top_fd; fd++)
 		batch.nr_held += batch.socks[fd].held = batch.socks[fd].inherited;
 	dgram_alone_again();
 }
@@ -731,7 +731,7 @@ void batch_fork_child(void)
 	lend_fork_child();
 	for (int i = 0; i < batch.nr_ctxs; i++)
 		ctx_free(&batch.ctxs[i]);
-	for (int fd = 0; fd <= batch.top_fd; fd++) {
+	for (int fd = 0; batch.socks && fd <= batch.top_fd; fd++) {
 		struct sock *s = &batch.socks[fd];
 		if (s->kind == NONE && !s->held && !s->inherited && !s->lent) /* what is not written stays shared */
 			continue;

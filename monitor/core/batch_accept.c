@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include "../../abi/kx_accept.h"
+#include "../../util/together.h"
 #include "batch_priv.h"
 #include "thread.h"
 
@@ -25,9 +26,8 @@
 #define SKIP_MAX 8 /* 1 << that many chances are left out after as many misses in a row */
 
 static uint8_t own[KX_BATCH_FDS / 8]; /* sockets that only this process has, under this number */
-static unsigned nr_own;
-static unsigned forking;
-static uint64_t shares; /* how often all of them may have got other holders */
+static KX_TOGETHER unsigned nr_own, forking;
+static KX_TOGETHER uint64_t shares; /* how often all of them may have got other holders */
 static uint64_t shares_at[KX_AREA_MAX];
 
 static struct round {
@@ -131,7 +131,8 @@ void accept_fork_begin(void)
 	take_back();
 	forking++;
 	shares++;
-	memset(own, 0, sizeof own);
+	if (nr_own) /* a page less that is written to */
+		memset(own, 0, sizeof own);
 	nr_own = 0;
 }
 

@@ -76,8 +76,8 @@ struct ctx {
 };
 
 extern struct batch_state {
-	struct sock socks[KX_BATCH_FDS];
-	struct ctx ctxs[KX_BATCH_CTXS];
+	struct sock *socks; /* of KX_BATCH_FDS, and of KX_BATCH_CTXS; NULL: there was no socket yet */
+	struct ctx *ctxs;
 	int nr_socks, top_fd, nr_ctxs; /* top_fd: no socket is above */
 	int no_new, nr_held;
 	bool mapped, selfish;
@@ -96,7 +96,7 @@ static inline uint64_t batch_ctx_gva(const struct ctx *x)
 /* NULL: not one of ours. */
 static inline struct sock *batch_sock(int fd)
 {
-	return fd >= 0 && fd <= batch.top_fd && batch.socks[fd].kind != NONE ? &batch.socks[fd] : NULL;
+	return fd >= 0 && fd <= batch.top_fd && batch.socks && batch.socks[fd].kind != NONE ? &batch.socks[fd] : NULL;
 }
 
 /* ---- batch_io.c ---- */
@@ -151,6 +151,8 @@ void batch_drop(int fd, struct sock *s);
 void batch_disown(int fd, struct sock *s);
 void batch_drop_range(unsigned first, unsigned last);
 enum sock_kind batch_kind_of(int fd);
+/* The tables of sockets and contexts are there from now on. False: there is no memory. */
+bool batch_tables(void);
 bool batch_is_nonblocking(int fd);
 struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
 struct kx_bname *batch_local_of(const struct ctx *x, int fd);

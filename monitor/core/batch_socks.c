@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
+#include "../../util/seldom.h"
 #include "batch_priv.h"
 #include "gmem.h"
 
@@ -139,14 +140,32 @@ bool batch_is_nonblocking(int fd)
 	return fl >= 0 && (fl & O_NONBLOCK);
 }
 
+bool batch_tables(void)
+{
+	struct tables {
+		struct sock socks[KX_BATCH_FDS];
+		struct ctx ctxs[KX_BATCH_CTXS];
+	} *t = NULL;
+	if (batch.socks)
+		return true;
+	if (!seldom_map((void **)&t, sizeof *t))
+		return false;
+	batch.socks = t->socks;
+	batch.ctxs = t->ctxs;
+	return true;
+}
+
+/* False: there is no memory, and the socket remains one of the host's alone. */
 static bool map_region(void)
 {
+	if (!batch_tables())
+		return false;
 	if (!batch.mapped) {
 		gmem_populate(KX_BATCH_BASE);
 		batch.mapped = true;
 		batch_shared()->selfish = batch.selfish;
 	}
-	return batch.mapped;
+	return true;
 }
 
 static void note_name(struct kx_bname *p, long nr, int fd)

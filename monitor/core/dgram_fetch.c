@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include "../../util/seldom.h"
 #include "dgram_priv.h"
 #include "sys_net.h"
 
@@ -27,13 +28,17 @@ static struct {
 	struct iovec v[BURST][2];
 	struct sockaddr_storage name[BURST];
 	_Alignas(8) uint8_t ctl[BURST][CTL_MAX];
-	uint8_t begin[BURST][SHORT_MAX], rest[BURST][DATA_MAX - SHORT_MAX]; /* of others than the first */
 } in;
+/* Of others than the first; NULL: there was none yet. */
+static struct behind {
+	uint8_t begin[SHORT_MAX], rest[DATA_MAX - SHORT_MAX];
+} * behind;
 
 static void arm(unsigned i, uint8_t *first)
 {
-	in.v[i][0] = first ? (struct iovec){ first, DATA_MAX } : (struct iovec){ in.begin[i], sizeof in.begin[i] };
-	in.v[i][1] = (struct iovec){ in.rest[i], sizeof in.rest[i] };
+	in.v[i][0] = first ? (struct iovec){ first, DATA_MAX } : (struct iovec){ behind[i].begin, SHORT_MAX };
+	if (!first)
+		in.v[i][1] = (struct iovec){ behind[i].rest, sizeof behind[i].rest };
 	in.m[i].msg_hdr = (struct msghdr){ .msg_name = &in.name[i],
 					   .msg_namelen = sizeof in.name[i],
 					   .msg_iov = in.v[i],
@@ -67,9 +72,9 @@ static uint32_t record(struct dgram_slot *s, unsigned i, uint8_t *p)
 			      .ctllen = (uint16_t)m->msg_controllen };
 	uint8_t *data = p + sizeof r;
 	if (i) {
-		memcpy(data, in.begin[i], r.len < SHORT_MAX ? r.len : SHORT_MAX);
+		memcpy(data, behind[i].begin, r.len < SHORT_MAX ? r.len : SHORT_MAX);
 		if (r.len > SHORT_MAX)
-			memcpy(data + SHORT_MAX, in.rest[i], r.len - SHORT_MAX);
+			memcpy(data + SHORT_MAX, behind[i].rest, r.len - SHORT_MAX);
 	}
 	memcpy(r.name, &in.name[i], r.namelen);
 	r.size = (uint32_t)sizeof r + KX_D8(r.len) + KX_D8((uint32_t)r.ctllen);
@@ -88,7 +93,10 @@ static unsigned fetch_some(struct dgram_slot *s, int fd, uint32_t *end, uint32_t
 	const uint32_t fit = (uint32_t)((KX_DGRAM_PEERS - *end) / LONGEST);
 	unsigned i = 0;
 	n = s->is_long ? 1 : n < BURST ? n : BURST;
-	const long came = receive(fd, dgram_buffer(s) + *end, n < fit ? n : fit);
+	n = n < fit ? n : fit;
+	if (n > 1 && !seldom_map((void **)&behind, BURST * sizeof *behind)) /* no memory: one by one */
+		n = 1;
+	const long came = receive(fd, dgram_buffer(s) + *end, n);
 	if (came < 0 && came != -EAGAIN) {
 		s->err = (int)-came;
 		dgram_set_flag(s, KX_DS_HEARD, false);

@@ -49,6 +49,7 @@
 
 #define VM_PATIENCE 512         /* ms of the last wait for a VM, each twice the one before */
 #define VM_PATIENCE_SEEN 32     /* when the parent waits for it */
+#define LIBC_THREAD 2304        /* bytes of libc's for a thread, from pthread_self() on */
 #define VFORK_STACK (256 << 10) /* bytes of the host stack of a vfork child */
 
 static uint8_t state_place[3 * 4096] __attribute__((aligned(4096))); /* of a struct fork_state */
@@ -319,11 +320,20 @@ static bool is_plain(const struct fork_args *a)
 void fork_populate(void)
 {
 	extern uint8_t together_start[] __asm__("__start_kx_together"), together_end[] __asm__("__stop_kx_together");
-	const uintptr_t page = 4096, here = (uintptr_t)__builtin_frame_address(0) & -page;
-	const uintptr_t from[] = { (uintptr_t)together_start & -page, (uintptr_t)&pvm, (uintptr_t)state_place, here,
-				   here - page };
-	const uintptr_t end[] = { (uintptr_t)together_end, (uintptr_t)&pvm + 1,
-				  (uintptr_t)state_place + sizeof state_place, here + page, here };
+	const uintptr_t page = 4096, here = (uintptr_t)__builtin_frame_address(0) & -page,
+			own = (uintptr_t)pthread_self();
+	const uintptr_t from[] = { (uintptr_t)together_start & -page,
+				   (uintptr_t)&pvm,
+				   (uintptr_t)state_place,
+				   here,
+				   here - page,
+				   own & -page };
+	const uintptr_t end[] = { (uintptr_t)together_end,
+				  (uintptr_t)&pvm + 1,
+				  (uintptr_t)state_place + sizeof state_place,
+				  here + page,
+				  here,
+				  own + LIBC_THREAD };
 	for (unsigned i = 0; i < sizeof from / sizeof from[0]; i++)
 		madvise((void *)from[i], ((end[i] + page - 1) & -page) - from[i], MADV_POPULATE_WRITE);
 }

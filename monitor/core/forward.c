@@ -103,7 +103,7 @@ static int reserve = -1; /* the descriptor that the next client's other side wil
 static struct conn *dead_conns;
 static struct assoc *buckets[BUCKETS], *oldest, *newest, *dead_assocs;
 static int nr_assocs;
-static uint8_t chunk[CHUNK];
+static uint8_t *chunk; /* of CHUNK bytes */
 
 static int64_t now_ms(void) { return (int64_t)(now_ns() / 1000000); }
 
@@ -254,7 +254,7 @@ static bool side_give(struct conn *c, int i, const uint8_t *p, size_t n)
 static void side_read(struct conn *c, int i)
 {
 	for (int turn = 0; turn < READS && !c->side[!i].kept_len; turn++) {
-		ssize_t n = recv(c->side[i].s.fd, chunk, sizeof chunk, 0);
+		ssize_t n = recv(c->side[i].s.fd, chunk, CHUNK, 0);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
 			return;
 		if (n < 0 || (n && !side_give(c, !i, chunk, (size_t)n))) {
@@ -489,7 +489,7 @@ static void listener_receive(struct listener *l)
 	for (int i = 0; i < DATAGRAMS; i++) {
 		union addr client = { 0 };
 		union local local = { 0 };
-		struct iovec v = { chunk, sizeof chunk };
+		struct iovec v = { chunk, CHUNK };
 		struct msghdr m = { &client, sizeof client, &v, 1, control, sizeof control, 0 };
 		ssize_t n = recvmsg(l->s.fd, &m, 0);
 		if (n < 0)
@@ -508,8 +508,8 @@ static void assoc_receive(struct assoc *a)
 	bool v6 = a->from->port.family == AF_INET6;
 	_Alignas(struct cmsghdr) uint8_t control[CMSG_SPACE(sizeof(struct in6_pktinfo))];
 	for (int i = 0; i < DATAGRAMS && !a->dead; i++) {
-		struct iovec v = { chunk, sizeof chunk };
-		ssize_t n = recv(a->s.fd, chunk, sizeof chunk, 0);
+		struct iovec v = { chunk, CHUNK };
+		ssize_t n = recv(a->s.fd, chunk, CHUNK, 0);
 		if (n < 0)
 			return; /* refused, perhaps: the client finds nobody who answers */
 		v.iov_len = (size_t)n;
@@ -613,7 +613,8 @@ _Noreturn void forward_run(const struct net_port *ports, int nr, int slirp)
 	struct epoll_event e[EVENTS];
 	epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	listeners = calloc((size_t)nr + 1, sizeof *listeners);
-	if (epoll_fd < 0 || !listeners)
+	chunk = malloc(CHUNK);
+	if (epoll_fd < 0 || !listeners || !chunk)
 		_exit(1);
 	nr_listeners = nr;
 	for (int i = 0; i < nr; i++) {

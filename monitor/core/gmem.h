@@ -111,8 +111,6 @@ bool gmem_text_file(uint64_t gva, struct gmem_text_file *out);
 bool gmem_has_huge(void);
 /* It has had so much that all further memory gets 2 MiB pages (whole.h). */
 bool gmem_is_large(void);
-/* Where what is in use of the part of the system region ends that has gva. */
-uint64_t gmem_sys_used(uint64_t gva);
 /* Zeroed 4 KiB pages of the system region (page tables, vCPU blocks): guest physical address, 0 = none left. */
 uint64_t gmem_sys_alloc(unsigned pages);
 #define GMEM_SYS_VA(gpa) ((gpa)-KX_SYS_BASE + 0xffffffff80000000ull)

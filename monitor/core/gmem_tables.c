@@ -211,6 +211,9 @@ static bool leaves_linger(void)
 
 /* ---- page tables ------------------------------------------------------------------------------------------ */
 
+/* A child made ahead keeps the tables that it has: whatever is written to them makes it useless (spare.c). No processor writes
+ * there, since all entries are accessed and dirty from the first. */
+
 uint64_t gmem_sys_alloc(unsigned pages)
 {
 	uint64_t size = pages * PAGE, p = sys_next;
@@ -228,14 +231,6 @@ uint64_t gmem_sys_alloc(unsigned pages)
 	sys_next += size;
 	*(uint64_t *)gva_ptr(p) = 0; /* tables are read first: that would be a fault more */
 	return p;
-}
-
-uint64_t gmem_sys_used(uint64_t gva)
-{
-	bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
-	if (gva < KX_LIBOS_BASE)
-		return first ? sys_next : KX_SYS_BASE + KX_SYS_FIRST;
-	return first ? KX_SYS_MORE : sys_next;
 }
 
 static uint64_t *table(uint64_t gpa) { return gva_ptr(gpa & PTE_ADDR); }
@@ -294,6 +289,7 @@ static int leaves_set(uint64_t start, uint64_t end, int prot, bool table_wanted,
 	bool exec = prot & PROT_EXEC, lost = false;
 	uint64_t leaf = (exec ? nx : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
 	int r = slot_cover(start, end);
+	spare_changed();
 	for (uint64_t region = ALIGN_DOWN(start, HUGE); region < end && !r; region += HUGE) {
 		uint64_t *pde = pde_of(region);
 		if (!pde) {
@@ -327,6 +323,7 @@ int pt_prepare(uint64_t start, uint64_t end, int prot, bool table_wanted)
 
 void pt_exec(uint64_t start, uint64_t end)
 {
+	spare_changed();
 	for (uint64_t a = start; a < end; a += PAGE)
 		__atomic_and_fetch(&table(*pde_of(a))[(a >> 12) & 511], ~PTE_NX, __ATOMIC_RELAXED);
 }

@@ -14,6 +14,7 @@
 #include "keeper.h"
 #include "maps.h"
 #include "rseq.h"
+#include "spare.h"
 
 uint64_t text_prepared, text_found;
 static struct kx_site *sites;
@@ -34,6 +35,7 @@ static int site_cmp(const void *a, const void *b)
 static void sites_publish(void)
 {
 	struct kx_site *out = gva_ptr(KX_SITES_BASE);
+	spare_changed(); /* a child made ahead keeps the table that it has */
 	size_t n = nr_sites < KX_SITES_MAX ? nr_sites : KX_SITES_MAX;
 	__atomic_add_fetch(&pvm.shared->sites_seq, 1, __ATOMIC_SEQ_CST);
 	if (n)

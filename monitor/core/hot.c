@@ -345,6 +345,21 @@ bool hot_has(uint64_t start, uint64_t end)
 	return false;
 }
 
+bool hot_next(uint64_t gva, uint64_t *start, uint64_t *end)
+{
+	const struct range *best = NULL;
+	for (unsigned i = 0; i < hot.nr; i++) {
+		const struct range *g = &hot.range[i];
+		if (!g->read_only && g->end > gva && (!best || g->start < best->start))
+			best = g;
+	}
+	if (best) {
+		*start = best->start;
+		*end = best->end;
+	}
+	return best;
+}
+
 bool hot_edge(uint64_t gva)
 {
 	for (unsigned i = 0; i < hot.nr; i++)
@@ -407,6 +422,7 @@ static void drop_one(unsigned i)
 	const struct range g = hot.range[i];
 	madvise(gva_ptr(g.start), g.end - g.start, MADV_KEEPONFORK);
 	hot.range[i] = hot.range[--hot.nr];
+	spare_changed();
 }
 
 void hot_carved(uint64_t start, uint64_t end)

@@ -32,6 +32,9 @@ void hot_carved(uint64_t start, uint64_t end);
 void hot_drop(void);
 /* All of it is such memory: it needs no pages of its own after a fork. */
 bool hot_has(uint64_t start, uint64_t end);
+/* The first of them that may be written to and ends behind gva; false: there is none. A process has its own pages of it, and
+ * a child made ahead has none of what was written since it was made. Which ones these are changes with spare_changed(). */
+bool hot_next(uint64_t gva, uint64_t *start, uint64_t *end);
 /* One of them begins or ends there: the host may have cut a mapping of the program's. */
 bool hot_edge(uint64_t gva);
 /* A call is about to be made. */

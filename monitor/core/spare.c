@@ -12,7 +12,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -27,40 +26,27 @@
 #include "hot.h"
 #include "huge.h"
 #include "keeper.h"
-#include "maps.h"
 #include "room.h"
 #include "serve.h"
 #include "sig.h"
+#include "spare_pages.h"
 #include "vcpu.h"
 #include "vmend.h"
 
 #define PAGE 4096ull
-#define PAGES_MAX 384            /* handed over: more are no gain over the host's fork */
-#define RANGES_MAX 192           /* writable mappings */
-#define SCAN_MAX (24576)         /* pages looked at */
-#define SCAN_CHUNK 4096          /* entries of pagemap at once */
-#define SCAN_GAP 128             /* entries that are read for nothing rather than by one call more */
-#define STACK_BYTES (64ul << 10) /* of a spare */
-#define TOUCH_MAX 96             /* pages that a spare has its VM map ahead */
-#define TOUCH_STACK 1024         /* bytes of the program's stack that are searched for addresses of its text */
-#define IDLE_NS 2500000000ull    /* the last part of its wait: then it is not waiting for a fork any more */
-#define LOOK_NS 20000000ull      /* the first one; each is twice as long */
-#define PATIENCE_NS 20000000     /* for the last child, which is done with what it shares with its parent */
-#define READY_NS 2000000l        /* that a fork waits for one that is being made */
-#define SOON_NS 1000000000ull    /* forks that follow each other in less are a habit */
-#define BACKOFF_MAX 1024         /* forks without one, after one that came to nothing */
-#define MUCH (4 * PAGES_MAX)     /* faults between two forks by which 2 MiB pages pay */
-#define PM_PRESENT (1ull << 63)
-#define PM_SWAP (1ull << 62)
-#define PM_FILE (1ull << 61) /* of a file, or shared */
-#define PM_ALONE (1ull << 56)
+#define STACK_BYTES (64ul << 10)   /* of a spare */
+#define TOUCH_MAX 96               /* pages that a spare has its VM map ahead */
+#define TOUCH_STACK 1024           /* bytes of the program's stack that are searched for addresses of its text */
+#define IDLE_NS 2500000000ull      /* the last part of its wait: then it is not waiting for a fork any more */
+#define LOOK_NS 20000000ull        /* the first one; each is twice as long */
+#define PATIENCE_NS 20000000       /* for the last child, which is done with what it shares with its parent */
+#define READY_NS 2000000l          /* that a fork waits for one that is being made */
+#define SOON_NS 1000000000ull      /* forks that follow each other in less are a habit */
+#define BACKOFF_MAX 1024           /* forks without one, after one that came to nothing */
+#define MUCH (4 * SPARE_PAGES_MAX) /* faults between two forks by which 2 MiB pages pay */
 
 /* States of a spare. The spare itself goes from IDLE to SPENT, the parent from IDLE to TAKEN and on. */
 enum { MAKING, IDLE, TAKEN, GO, SPENT };
-
-struct range {
-	uint64_t start, end;
-};
 
 /* What parent and spare share, and nobody else. */
 struct common {
@@ -73,9 +59,9 @@ struct common {
 	struct kx_sigaction actions[65];
 	uint64_t touch[TOUCH_MAX + 1];
 	unsigned nr_pages;
-	uint64_t page[PAGES_MAX];
-	uint64_t entry[SCAN_CHUNK];
-	uint8_t data[PAGES_MAX][PAGE] __attribute__((aligned(4096)));
+	uint64_t page[SPARE_PAGES_MAX];
+	uint64_t entry[SPARE_PAGES_ENTRIES];
+	uint8_t data[SPARE_PAGES_MAX][PAGE] __attribute__((aligned(4096)));
 };
 
 static KX_TOGETHER struct {
@@ -83,25 +69,19 @@ static KX_TOGETHER struct {
 	uint8_t *stack;
 	pid_t pid; /* 0: none */
 	pid_t parent;
-	int slot;                 /* in the family's table */
-	bool valid;               /* may still be used */
-	bool born;                /* this process was one */
-	bool used;                /* the last fork of this process used one */
-	int vm_fd, vcpu_fd;       /* its, in the shared table */
-	int pagemap_fd, statm_fd; /* 0: not open. Of pid `opened_by` */
-	pid_t opened_by;
-	bool shm; /* there is or was SysV memory */
+	int slot;           /* in the family's table */
+	bool valid;         /* may still be used */
+	bool born;          /* this process was one */
+	bool used;          /* the last fork of this process used one */
+	int vm_fd, vcpu_fd; /* its, in the shared table */
+	bool shm;           /* there is or was SysV memory */
 	uint64_t last_fork_ns, prev_fork_ns;
 	long faults, faults_between; /* of this process, at its last fork and since the one before */
 	unsigned backoff, skip;
 	unsigned nr_hot;
-	unsigned nr_ranges;
-	uint64_t ranges_gen;
-	char statm[32];
 	jmp_buf fork;
 } sp;
 static KX_TOGETHER uint64_t gen; /* of mappings, rights, limits, ... */
-static struct range range[RANGES_MAX];
 static struct outside {
 	struct rlimit limit[16];
 	uint64_t sched[16], cpus[128];
@@ -201,119 +181,6 @@ void spare_call(const struct hcall *c)
 	}
 }
 
-/* ---- which pages ------------------------------------------------------------------------------------------------ */
-
-static void proc_close(void)
-{
-	if (sp.opened_by) {
-		close(sp.pagemap_fd);
-		close(sp.statm_fd);
-	}
-	sp.opened_by = 0;
-}
-
-static bool statm_read(char out[32])
-{
-	memset(out, 0, 32);
-	ssize_t n = pread(sp.statm_fd, out, 31, 0);
-	char *end = n > 0 ? strchr(out, ' ') : NULL;
-	if (!end)
-		return false;
-	memset(end, 0, 32 - (end - out)); /* the size of all mappings */
-	/* And where the heap ends. */
-	uint64_t brk = (uint64_t)sbrk(0);
-	memcpy(out + 24, &brk, 8);
-	return true;
-}
-
-/* Of the system region and above only what is in use. */
-static void range_add(uint64_t start, uint64_t end)
-{
-	const uint64_t base = (uint64_t)pvm.base;
-	if (start - base < KX_SPACE_SIZE) {
-		if (start - base >= KX_AREA_BASE && start - base < KX_SYS_MORE)
-			return; /* the rest of the areas' reservation */
-		uint64_t used = base + gmem_sys_used(start - base);
-		if (start - base >= KX_SYS_BASE && (start - base < KX_LIBOS_BASE || start - base >= KX_SYS_MORE))
-			end = used < end ? used : end;
-	}
-	for (; start < end && sp.nr_ranges < RANGES_MAX; start = range[sp.nr_ranges++].end)
-		range[sp.nr_ranges] =
-			(struct range){ start, end - start < SCAN_CHUNK * PAGE ? end : start + SCAN_CHUNK * PAGE };
-}
-
-static bool range_note(const struct maps_line *l, void *arg)
-{
-	(void)arg;
-	if (l->perm[1] == 'w' && l->perm[3] == 'p' && l->start != (uint64_t)sp.stack)
-		range_add(l->start, l->end);
-	return true;
-}
-
-/* All private writable mappings but what is the spare's own. */
-static bool ranges_read(void)
-{
-	uint64_t pages = 0;
-	sp.nr_ranges = 0;
-	if (!maps_each(range_note, NULL))
-		return false;
-	for (unsigned i = 0; i < sp.nr_ranges; i++)
-		pages += (range[i].end - range[i].start) / PAGE;
-	return sp.nr_ranges < RANGES_MAX && pages <= SCAN_MAX;
-}
-
-/* Of eight entries none is of a page that is there. */
-static bool are_holes(const uint64_t e[8])
-{
-	return !((e[0] | e[1] | e[2] | e[3] | e[4] | e[5] | e[6] | e[7]) & (PM_PRESENT | PM_SWAP));
-}
-
-/* `entry` is of the pages from `start` on. False: too many. */
-static bool pages_choose(struct common *sh, uint64_t start, const struct range *r)
-{
-	const uint64_t *e = &sh->entry[(r->start - start) / PAGE], *end = &sh->entry[(r->end - start) / PAGE];
-	for (; e < end; e++) {
-		while (end - e >= 8 && are_holes(e)) /* most of them */
-			e += 8;
-		if (e == end)
-			break;
-		if (!(*e & PM_SWAP) && (*e & (PM_PRESENT | PM_FILE | PM_ALONE)) != (PM_PRESENT | PM_ALONE))
-			continue;
-		if (sh->nr_pages == PAGES_MAX)
-			return false;
-		sh->page[sh->nr_pages++] = start + (uint64_t)(e - sh->entry) * PAGE;
-	}
-	return true;
-}
-
-static bool entries_read(struct common *sh, uint64_t start, uint64_t end)
-{
-	size_t bytes = (end - start) / PAGE * 8;
-	return pread(sp.pagemap_fd, sh->entry, bytes, (off_t)(start / PAGE * 8)) == (ssize_t)bytes;
-}
-
-/* Copies of all pages that the spare may have otherwise. False: too many, or unknown. */
-static bool pages_copy(void)
-{
-	struct common *sh = sp.sh;
-	sh->nr_pages = 0;
-	for (unsigned i = 0, j; i < sp.nr_ranges; i = j) {
-		const uint64_t start = range[i].start;
-		/* What is near is one call. */
-		for (j = i + 1; j < sp.nr_ranges && range[j].start - range[j - 1].end <= SCAN_GAP * PAGE &&
-				range[j].end - start <= SCAN_CHUNK * PAGE;)
-			j++;
-		if (!entries_read(sh, start, range[j - 1].end))
-			return false;
-		for (unsigned k = i; k < j; k++)
-			if (!pages_choose(sh, start, &range[k]))
-				return false;
-	}
-	for (unsigned i = 0; i < sh->nr_pages; i++)
-		memcpy(sh->data[i], (const void *)sh->page[i], PAGE);
-	return true;
-}
-
 /* The program's stack pointer. */
 static uint64_t sp_of(struct thread *t)
 {
@@ -411,25 +278,6 @@ static void touch(struct thread *t, struct common *sh)
 	memset(gva_ptr(list), 0, sizeof sh->touch);
 }
 
-/* The pages that were handed over last, as a rule those of the next time: its own ahead, since nobody waits. Of those that
- * are private and writable still: both lists are in order. */
-static void pages_ahead(const struct common *sh)
-{
-	const struct range *r = range, *end = range + sp.nr_ranges;
-	for (unsigned i = 0, n; i < sh->nr_pages && r < end; i += n) {
-		const uint64_t a = sh->page[i];
-		n = 1;
-		if (a >= r->end) {
-			r++;
-			n = 0;
-		} else if (a >= r->start) {
-			while (i + n < sh->nr_pages && sh->page[i + n] == a + n * PAGE && sh->page[i + n] < r->end)
-				n++;
-			madvise((void *)a, n * PAGE, MADV_POPULATE_WRITE);
-		}
-	}
-}
-
 static int *tid_word; /* where libc keeps the thread's number */
 
 /* On a stack of its own. What it changes of the memory it puts back: that has to stay what it was at the fork. */
@@ -469,7 +317,7 @@ static int spare_main(void *arg)
 		r = vcpu_set_up(t);
 	if (!r)
 		touch(t, sh);
-	pages_ahead(sh);
+	spare_pages_ahead(sh->page, sh->nr_pages);
 	if (!r)
 		vmend_hold();
 	t->vcpu_fd = was.vcpu_fd;
@@ -621,7 +469,7 @@ bool spare_wanted(struct thread *t)
 	uint64_t now = now_ns();
 	/* What it writes between two forks must be little: each page is a fault, and would be handed over. */
 	if (now - sp.last_fork_ns > SOON_NS || sp.last_fork_ns - sp.prev_fork_ns > SOON_NS ||
-	    sp.faults_between > PAGES_MAX)
+	    sp.faults_between > SPARE_PAGES_MAX)
 		return false;
 	/* The group of a leader outside of the PID namespace has no number here: who is in another can't be put into it. */
 	if (!getpgrp())
@@ -653,32 +501,12 @@ static bool prepare(void)
 		sp.sh = sh;
 		sp.sh->done = 1;
 		sp.stack = st + PAGE;
-		sp.ranges_gen = 0;
-	}
-	if (sp.opened_by != pvm.pid) {
-		sp.pagemap_fd = proc_file("self/pagemap");
-		sp.statm_fd = proc_file("self/statm");
-		sp.opened_by = pvm.pid;
-		if (sp.pagemap_fd < 0 || sp.statm_fd < 0) {
-			proc_close();
-			return false;
-		}
 	}
 	if (!load(&sp.sh->done)) /* its last child still reads there */
 		futex_wait(&sp.sh->done, 0, PATIENCE_NS);
 	if (!load(&sp.sh->done))
 		return false;
-	char statm[32];
-	uint64_t g = __atomic_load_n(&gen, __ATOMIC_RELAXED) + 1;
-	if (!statm_read(statm))
-		return false;
-	if (sp.ranges_gen != g || memcmp(statm, sp.statm, sizeof statm)) {
-		if (!ranges_read())
-			return false;
-		sp.ranges_gen = g;
-		memcpy(sp.statm, statm, sizeof statm);
-	}
-	return true;
+	return spare_pages_look(__atomic_load_n(&gen, __ATOMIC_RELAXED), (uint64_t)sp.stack);
 }
 
 static void touch_add(struct common *sh, unsigned *n, uint64_t page, bool write)
@@ -810,10 +638,21 @@ void spare_make(struct thread *t)
 
 static bool usable(void)
 {
-	char statm[32];
 	return sp.pid && sp.valid && my_pid() == pvm.pid && pvm.nr_threads == 1 &&
-	       sp.ranges_gen == __atomic_load_n(&gen, __ATOMIC_RELAXED) + 1 && statm_read(statm) &&
-	       !memcmp(statm, sp.statm, sizeof statm) && same_outside();
+	       spare_pages_same(__atomic_load_n(&gen, __ATOMIC_RELAXED)) && same_outside();
+}
+
+/* Copies of all pages that the spare may have otherwise. False: too many, or unknown. */
+static bool pages_copy(void)
+{
+	struct common *sh = sp.sh;
+	int n = spare_pages_find(sh->page, sh->entry);
+	if (n < 0)
+		return false;
+	sh->nr_pages = (unsigned)n;
+	for (int i = 0; i < n; i++)
+		memcpy(sh->data[i], (const void *)sh->page[i], PAGE);
+	return true;
 }
 
 /* All but the last step. */
@@ -875,7 +714,7 @@ void spare_fork_before(void)
 static void child_forget(void)
 {
 	sp.used = false;
-	proc_close();
+	spare_pages_forget();
 	if (sp.sh) {
 		munmap(sp.stack - PAGE, STACK_BYTES + 2 * PAGE);
 		munmap(sp.sh, sizeof *sp.sh);

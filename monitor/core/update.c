@@ -15,6 +15,7 @@
 #include <unistd.h>
 #include "../../util/log.h"
 #include "../../util/now.h"
+#include "../../util/seldom.h"
 #include "../../util/together.h"
 #include "admit.h"
 #include "family.h"
@@ -67,7 +68,7 @@ void update_init(void)
 
 /* ---- a request in progress -------------------------------------------------------------------------------------------- */
 
-static struct job job;             /* the service thread's */
+struct jobs *jobs;
 static struct relink *pending;     /* made, and not over */
 static KX_TOGETHER uint64_t forks; /* under the lock */
 
@@ -140,11 +141,13 @@ void update_rest(long ns)
 /* Also a child's, whose parent is at one. */
 static void job_end(void)
 {
-	free(job.moved);
-	if (job.round)
-		munmap((void *)job.round, ROUND_BYTES);
-	job.moved = NULL;
-	job.round = NULL;
+	if (!jobs)
+		return;
+	free(jobs->now.moved);
+	if (jobs->now.round)
+		munmap((void *)jobs->now.round, ROUND_BYTES);
+	jobs->now.moved = NULL;
+	jobs->now.round = NULL;
 }
 
 /* ---- serving --------------------------------------------------------------------------------------------------------------- */
@@ -436,7 +439,7 @@ static bool take_part(struct job *j, int fd)
 
 static void serve(void)
 {
-	struct job *const j = &job;
+	struct job *const j = &jobs->now;
 	int fd[FD_MAX];
 	for (;;) {
 		memset(j, 0, sizeof *j);
@@ -502,10 +505,12 @@ static void *service(void *arg)
 		/* Whoever asks pokes again. */
 		if (!__atomic_exchange_n(&poked, 0, __ATOMIC_SEQ_CST))
 			wait_for_poke();
-		else if (!r || !(r = own_table()))
-			serve();
-		else
+		else if (r && (r = own_table()))
 			refuse_all(-r);
+		else if (!seldom_map((void **)&jobs, sizeof *jobs))
+			refuse_all(ENOMEM);
+		else
+			serve();
 	}
 	return arg;
 }

@@ -188,11 +188,11 @@ bool look_is_quiet(struct job *j)
 /* The threads that were looked at are all that there are, and stand. Takes both locks when it is so. */
 bool look_lock_still(struct job *j)
 {
-	static struct job again;
+	struct job *const again = &jobs->again;
 	pthread_mutex_lock(&pvm.mm_lock);
 	pthread_mutex_lock(&pvm.thr_lock);
-	bool same = gate_all_stand(&again, false) && again.nr == j->nr &&
-		    !memcmp(again.thread, j->thread, j->nr * sizeof *j->thread);
+	bool same = gate_all_stand(again, false) && again->nr == j->nr &&
+		    !memcmp(again->thread, j->thread, j->nr * sizeof *j->thread);
 	for (unsigned i = 0; i < j->nr && same; i++)
 		same = !j->thread[i]->vfork_child;
 	if (!same) {

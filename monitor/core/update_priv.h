@@ -62,6 +62,11 @@ struct job {
 	unsigned nr_moved, cap_moved;
 };
 
+/* The service thread's, from its first request on; NULL before. */
+extern struct jobs {
+	struct job now, again, retire; /* the request; who stands at a second look; who stands when old versions go */
+} * jobs;
+
 struct moved {
 	struct thread *t; /* NULL: it is in a frame */
 	uint64_t *at, old;

@@ -59,7 +59,6 @@ void update_retire_fork_child(void)
 
 void update_retire(void)
 {
-	static struct job j;
 	struct retire *const x = retire_new();
 	int r = -1;
 	if (!x)
@@ -79,7 +78,7 @@ void update_retire(void)
 		if (!good)
 			break;
 		update_rest((long)NAP_NS << (i < 6 ? i : 6));
-		r = stop_and_look(x, &j);
+		r = stop_and_look(x, &jobs->retire);
 	}
 	looking = NULL;
 	unsigned left = retire_done(x, r > 0);

@@ -468,7 +468,9 @@ static void begin(void)
 		batch_drop_left(&batch.socks[fd]);
 	if (batch.left_bytes && !hostile && !panics)
 		wrong("memory of nobody's");
-	memset(&batch, 0, sizeof batch);
+	memset(batch.socks, 0, KX_BATCH_FDS * sizeof *batch.socks);
+	memset(batch.ctxs, 0, KX_BATCH_CTXS * sizeof *batch.ctxs);
+	batch = (struct batch_state){ .socks = batch.socks, .ctxs = batch.ctxs };
 	memset(gva_ptr(KX_BATCH_BASE), 0, KX_BATCH_CTX);
 	nr_streams = 0;
 	batch.mapped = true;
@@ -583,7 +585,7 @@ int main(int argc, char **argv)
 	}
 	state = strtoull(argv[2], NULL, 0) * 0x9e3779b97f4a7c15ull | 1;
 	uint8_t *p = mmap(NULL, REGION + 2 * GUARD, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED || mprotect(p + GUARD, REGION, PROT_READ | PROT_WRITE))
+	if (p == MAP_FAILED || mprotect(p + GUARD, REGION, PROT_READ | PROT_WRITE) || !batch_tables())
 		return 2;
 	pvm.base = (void *)((uintptr_t)(p + GUARD) - KX_BATCH_BASE);
 	pvm.fd_limit = pvm.fd_max = LIMIT;

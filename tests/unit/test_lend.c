@@ -116,6 +116,8 @@ static void lend_and_read(enum point p, int signo, enum point of_child, int sign
 {
 	int fd, client;
 	connected(&fd, &client);
+	if (!batch.socks && !(batch.socks = calloc(KX_BATCH_FDS, sizeof *batch.socks)))
+		_exit(9);
 	struct sock *s = &batch.socks[fd];
 	uint64_t *rx = &batch_guest_sock(fd)->rx;
 	*s = (struct sock){ .kind = TCP, .nonblock = true, .epoll = 3 };

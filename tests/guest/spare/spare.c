@@ -114,6 +114,28 @@ static bool map_is(int i) { return map[i] == i && !map[i + 1]; }
 static void brk_grow(int i) { *(int *)sbrk(65536) = i; }
 static bool brk_is(int i) { return ((int *)sbrk(0))[-65536 / 4] == i; }
 
+/* Pages where nothing was: of a large mapping, at places of their own in its tables of pages, and far down the stack. */
+#define SPARSE (16u << 20)
+static uint8_t *sparse;
+static uintptr_t stack_page;
+
+static volatile int *sparse_at(int i) { return (int *)(sparse + (unsigned)i * 0x2ff000u); }
+static volatile int *stack_at(int i) { return (int *)(stack_page - 0x60000u - (unsigned)i * 0xb3000u); }
+
+static void sparse_set(int i)
+{
+	*sparse_at(i) = i * 11;
+	*stack_at(i) = i * 13;
+}
+
+static bool sparse_is(int i)
+{
+	bool good = true;
+	for (int k = 1; k <= ROUNDS; k++)
+		good = good && *sparse_at(k) == (k <= i ? k * 11 : 0) && *stack_at(k) == (k <= i ? k * 13 : 0);
+	return good;
+}
+
 static int deep(int n)
 {
 	volatile char room[4096];
@@ -519,11 +541,14 @@ int main(int argc, char **argv)
 	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	heap = calloc(1, 100000);
 	map = mmap(NULL, 65536, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	stack_page = (uintptr_t)__builtin_frame_address(0) & -4096ul;
+	sparse = mmap(NULL, SPARSE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	setpgid(0, 0);
 	nice_first = getpriority(PRIO_PROCESS, 0);
 	check(each(memory_set, memory_is) && memory_kept(), "memory as it was at the fork, each its own after it");
 	check(each(map_new, map_is), "mappings made and dropped between");
 	check(each(brk_grow, brk_is), "heap");
+	check(each(sparse_set, sparse_is), "where nothing was");
 	check(deep_forks(), "deep in the stack");
 	check(each(NULL, registers), "registers");
 	check(each(fd_change, fd_is) && *shared >= 0, "descriptors made and closed between");
