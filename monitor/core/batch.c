@@ -548,19 +548,19 @@ void batch_leave(struct hcall *c, int64_t r)
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
-		recycle_leave(c, r);
-		ahead_leave(x, c, r);
-		accept_leave(c, (int)(x - batch.ctxs), r);
-		batch_still_live(x);
-		files_look(x);
 		const int ctx = (int)(x - batch.ctxs);
+		recycle_leave(c, r);
+		accept_numbers_reset(ctx);
+		ahead_leave(x, c, r);
+		batch_still_live(x);
+		accept_leave(c, ctx, r); /* behind it: what it accepts is nothing to look at any more */
+		files_look(x);
 		const uint64_t calls = __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST);
 		writelater_look(ctx, calls);
 		seek_look(ctx, calls);
 		sigs_look(ctx, calls);
 		sigs_offer(ctx, calls);
-		if (!accept_any(ctx))
-			openahead_offer(c); /* behind the look at the sockets */
+		openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		flusher_due();

@@ -24,6 +24,8 @@
 bool batch_enter(struct hcall *c, int64_t *r);
 /* Its result is known without its handler: true and *r set. */
 bool batch_answer(struct hcall *c, int64_t *r);
+/* fd, the monitor's for now, is free for the program, and was the lowest that there was. */
+void batch_number(int fd);
 /* After its handler. */
 void batch_leave(struct hcall *c, int64_t r);
 /* Has this process such sockets? Then its calls go through batch_enter() and batch_leave(). */
