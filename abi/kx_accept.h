@@ -23,7 +23,7 @@ struct kx_accept {
 	uint32_t nr;
 	uint32_t serial;  /* of this offer */
 	uint32_t has_map; /* 1: as[] tells where what of[] tells of is for the program, until its thread's next exit */
-	uint32_t pad;
+	uint32_t more;    /* 1: the listener is ready behind the last of them, too */
 	/* Of epoll_wait(2), while kx_batch.calls is `calls`: what it tells of the listener, by level. */
 	int32_t epoll; /* -1 = waits are not answered */
 	uint32_t events;

@@ -106,6 +106,8 @@ bool accept_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 	if (!holds(a, w, (int32_t)f->rdi) || may_know(c) || max <= 0 || max > INT32_MAX / EV_SIZE ||
 	    !user_ok(f->rsi, (uint64_t)max * EV_SIZE))
 		return false;
+	if (!has_more(a, w) && a->more) /* there is that to tell, too */
+		return false;
 	if (has_more(a, w) && !put(f, n++, a->events, a->data))
 		return false;
 	for (uint32_t i = 0; i < a->nr_events; i++) {
@@ -128,6 +130,17 @@ bool accept_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 	a->waits--;
 	*ret = n;
 	return n > 0;
+}
+
+void accept_told(struct kx_bctx *c, int32_t fd, const struct kx_badd *add, uint32_t events)
+{
+	struct kx_accept *a = ahead(c);
+	if (!holds(a, __atomic_load_n(&a->word, __ATOMIC_ACQUIRE), add->epoll) || add->events & EV_ET)
+		return;
+	if (a->nr_events < EVENTS_MAX)
+		a->event[a->nr_events++] = (struct kx_bevent){ add->data, events, fd };
+	else
+		a->waits = 0;
 }
 
 bool accept_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add)

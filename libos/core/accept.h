@@ -18,6 +18,8 @@ bool accept_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret);
 bool accept_tells(const struct kx_bctx *c, int32_t epoll);
 /* A record is about to be queued: as of ahead.h. accept_added(): true where fd is one of them, and told of here. */
 bool accept_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add);
+/* The next wait will tell of fd, which is none of them: those that follow do, too, if it is by level. */
+void accept_told(struct kx_bctx *c, int32_t fd, const struct kx_badd *add, uint32_t events);
 void accept_gone(struct kx_bctx *c, int32_t fd);
 void accept_closed(struct kx_bctx *c, int32_t fd);
 void accept_changed(struct kx_bctx *c);

@@ -50,8 +50,10 @@ void ahead_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add)
 		return;
 	}
 	a->fresh = -1;
-	if (told)
+	if (told) {
 		a->event[a->nr++] = (struct kx_bevent){ add->data, told, fd };
+		accept_told(c, fd, add, told);
+	}
 }
 
 uint32_t ahead_still(const struct kx_bctx *c, const struct kx_bevent *e)

@@ -580,6 +580,19 @@ bool batch_answer(struct hcall *c, int64_t *r)
 	return done;
 }
 
+int batch_ready_fd(int fd)
+{
+	if (fd < 0 || is_vfork_child())
+		return fd;
+	accept_polled(fd);
+	if (!accept_has())
+		return fd;
+	pthread_mutex_lock(&lock);
+	fd = accept_ready_fd(fd);
+	pthread_mutex_unlock(&lock);
+	return fd;
+}
+
 /* batch_enter() has done it. */
 int64_t hc_batch_flush(struct hcall *c)
 {
@@ -764,7 +777,7 @@ void batch_fork_child(void)
 
 void batch_exec_begin(struct batch_handed *h)
 {
-	*h = (struct batch_handed){ .listener = -1 };
+	*h = (struct batch_handed){ .listener = -1, .bell = { -1, -1 } };
 	if (is_vfork_child())
 		return;
 	pthread_mutex_lock(&lock);

@@ -2,8 +2,8 @@
 /*
  * Connections accepted ahead. A program that accepts until there is none, as it has three times in a row, or that has accepted
  * four in a row by now, gets what else waits by the exit of an accept (kx_accept.h): at once at the numbers that its next calls
- * would give them. All but one: so the listener is ready to read as long as connections of it are here, for every wait and
- * every thread. Any call that leaves the guest takes back what the program has not got yet, before it is looked at, and
+ * would give them. All but one, so the listener is ready to read as long as connections of it are here, for every wait and
+ * every thread; or all, where that is seen to otherwise (batch_bell.c). Any call that leaves the guest takes back what the program has not got yet, before it is looked at, and
  * keeps it at numbers that the program can't name; the next accepts get those first, in their order.
  *
  * Only of a TCP listener that this process has made, has under one number, and had at no fork: nobody else can accept from
@@ -26,7 +26,8 @@
 #define RUN 4
 #define SKIP_MAX 8 /* 1 << that many chances are left out after as many misses in a row */
 
-static uint8_t own[KX_BATCH_FDS / 8]; /* sockets that only this process has, under this number */
+static uint8_t own[KX_BATCH_FDS / 8];    /* sockets that only this process has, under this number */
+static uint8_t polled[KX_BATCH_FDS / 8]; /* those of them that somebody may look at, and sleep, by poll or select */
 static unsigned nr_own;
 static unsigned forking;
 static uint64_t shares; /* how often all of them may have got other holders */
@@ -91,6 +92,12 @@ static void disown(int fd)
 	listen_forget(fd);
 	own[fd / 8] &= (uint8_t) ~(1 << fd % 8);
 	nr_own--;
+}
+
+void accept_polled(int fd)
+{
+	if (is_own(fd) && !(polled[fd / 8] >> fd % 8 & 1))
+		__atomic_fetch_or(&polled[fd / 8], (uint8_t)(1 << fd % 8), __ATOMIC_SEQ_CST);
 }
 
 bool accept_has(void) { return __atomic_load_n(&nr_kept, __ATOMIC_RELAXED); }
@@ -196,6 +203,13 @@ static void learn(int got)
 	l->skip = got ? 0 : 1u << l->misses;
 }
 
+/* The kernel itself tells of a listener where some wait. */
+static void tell_waits(void)
+{
+	unsigned n = 0;
+	bell_ring(nr_kept && !(listen_is_waiting(kept_from, &n) && n));
+}
+
 /* What the program has not got of it: no more by itself. */
 static void take_back(void)
 {
@@ -218,6 +232,15 @@ static void take_back(void)
 			kept[n++] = (struct kept){ fd, kept[i].of };
 	}
 	nr_kept = n;
+	tell_waits();
+}
+
+int accept_ready_fd(int fd)
+{
+	if (fd == kept_from)
+		take_back(); /* or who sleeps then would not be told what another leaves */
+	const int in_place = bell_fd(fd);
+	return in_place < 0 ? fd : in_place;
 }
 
 static void reset_all(void)
@@ -229,6 +252,7 @@ static void reset_all(void)
 	}
 	nr_kept = 0;
 	kept_from = -1;
+	bell_ring(false);
 }
 
 static void closed(unsigned first, unsigned last)
@@ -265,6 +289,7 @@ void accept_fork_child(void)
 		HC6(SYS_close, kept[i].fd, 0, 0, 0, 0, 0);
 	nr_kept = 0;
 	kept_from = -1;
+	bell_fork_child();
 	forking = 0; /* what was own was given up as the fork began */
 }
 
@@ -279,6 +304,7 @@ void accept_hand(struct batch_handed *h)
 		h->kept[i].fd = kept[i].fd;
 		h->kept[i].of = kept[i].of;
 	}
+	bell_hand(h);
 	nr_kept = 0;
 	kept_from = -1;
 }
@@ -291,6 +317,7 @@ void accept_adopt(const struct batch_handed *h)
 	nr_kept = h->nr;
 	for (int i = 0; i < nr_kept; i++)
 		kept[i] = (struct kept){ h->kept[i].fd, h->kept[i].of };
+	bell_adopt(h);
 }
 
 void accept_end(void)
@@ -305,7 +332,7 @@ int accept_fds(int (*move)(int *fd))
 	for (int i = 0; i < nr_kept && !r; i++)
 		if (!fd_is_guest(kept[i].fd))
 			r = move(&kept[i].fd);
-	return r;
+	return r ? r : bell_fds(move);
 }
 
 void accept_enter(const struct hcall *c, int ctx)
@@ -386,6 +413,8 @@ bool accept_give(struct hcall *c, int64_t *r)
 		*r = fd;
 	HC6(SYS_close, kept[0].fd, 0, 0, 0, 0, 0);
 	memmove(kept, kept + 1, (unsigned)--nr_kept * sizeof kept[0]);
+	if (!nr_kept)
+		bell_ring(false);
 	return true;
 }
 
@@ -457,8 +486,8 @@ struct told {
 	int n;
 };
 
-/* The LibOS may give the first nr of what is kept to the program. */
-static void show(int ctx, const struct listening *l, unsigned flags, uint32_t nr, const struct told *told)
+/* The LibOS may give the first nr of what is kept to the program. more: that is not all. */
+static void show(int ctx, const struct listening *l, unsigned flags, uint32_t nr, bool more, const struct told *told)
 {
 	struct kx_accept *g = guest(ctx);
 	const bool waits = l && listen_is_level(l) && ahead_allows(l->epoll) && repeat(g, l, told->ev, told->n);
@@ -467,6 +496,7 @@ static void show(int ctx, const struct listening *l, unsigned flags, uint32_t nr
 	g->nr = nr;
 	g->serial = serial;
 	g->has_map = 1;
+	g->more = more;
 	g->epoll = waits ? l->epoll : -1;
 	g->events = waits ? l->events & (EPOLLIN | EPOLLRDNORM) : 0;
 	g->data = waits ? l->data : 0;
@@ -475,17 +505,29 @@ static void show(int ctx, const struct listening *l, unsigned flags, uint32_t nr
 	__atomic_store_n(&g->word, KX_ACCEPT_VALID, __ATOMIC_SEQ_CST);
 }
 
-/* At most n of a listener's, those first that were taken back; all that wait there but one. */
+/* May it look to the kernel as if nothing waited at l? */
+static bool may_be_empty(const struct listening *l)
+{
+	return l && listen_is_level(l) && !(polled[l->fd / 8] >> l->fd % 8 & 1) && !(l->events & EPOLLEXCLUSIVE) &&
+	       bell_register(l->fd, l->epoll, l->data);
+}
+
+/*
+ * At most n of a listener's, those first that were taken back; all that wait there, or all but one. Who is not told of any more
+ * then is told so once if he asks.
+ */
 static void take(int ctx, int listener, unsigned flags, unsigned n, const struct told *told)
 {
 	struct ctx *x = &batch.ctxs[ctx];
 	struct kx_accept *g = guest(ctx);
 	const struct listening *l = listen_of(listener);
 	const int accepted = x->g->accepted, had = nr_kept;
+	const unsigned least = may_be_empty(l) ? 0 : 1;
 	unsigned waiting;
 	uint32_t nr = 0;
-	if (!listen_is_waiting(listener, &waiting))
+	if (!listen_is_waiting(listener, &waiting) || (had && waiting < least))
 		return;
+	bell_ring(false);
 	kept_from = listener;
 	kept_flags = flags;
 	offering = ctx;
@@ -495,7 +537,7 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 	while (nr < n && nr < KX_ACCEPT_MAX) {
 		struct kept *k = &kept[nr];
 		const bool old = (int)nr < had;
-		if (!old && waiting < 2)
+		if (!old && waiting <= least)
 			break;
 		if (!(old ? bring_down(k, flags) : accept_one(listener, k, flags)))
 			break;
@@ -511,10 +553,16 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 	}
 	nr_shown = (int)nr;
 	x->g->accepted = accepted;
-	if (nr_kept)
-		show(ctx, l, flags, nr, told);
-	else
+	if (!nr_kept) {
 		offering = -1;
+		return;
+	}
+	const bool more = waiting || nr < (unsigned)nr_kept;
+	show(ctx, l, flags, nr, more, told);
+	if (!more) {
+		x->g->drained_at = batch_shared()->calls;
+		__atomic_store_n(&x->g->drained, listener, __ATOMIC_SEQ_CST);
+	}
 }
 
 /* Will the program accept from l when a wait tells of it? */
@@ -542,14 +590,18 @@ static void after_wait(const struct hcall *c, int ctx, int64_t r)
 
 void accept_note(const struct hcall *c, int64_t r)
 {
-	if (c->nr == SYS_epoll_ctl && !r && is_own((int)c->arg[2]))
-		listen_registered(c);
+	if (c->nr == SYS_epoll_ctl && !r) {
+		bell_follow(c);
+		if (is_own((int)c->arg[2]))
+			listen_registered(c);
+	}
 	if (c->nr != SYS_socket || r < 0 || r >= KX_BATCH_FDS || forking ||
 	    shares_at[c->t->index % KX_AREA_MAX] != shares || ((int)c->arg[1] & 0xf) != SOCK_STREAM)
 		return;
 	if (!is_own((int)r))
 		nr_own++;
 	own[r / 8] |= (uint8_t)(1 << r % 8);
+	__atomic_fetch_and(&polled[r / 8], (uint8_t) ~(1 << r % 8), __ATOMIC_SEQ_CST);
 }
 
 void accept_leave(const struct hcall *c, int ctx, int64_t r)

@@ -311,7 +311,7 @@ static void accepted(struct ctx *x, struct hcall *c, int64_t r)
 	if (r < 0 || !a->accepts_all)
 		return;
 	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
-	if (fl < 0 || !(fl & O_NONBLOCK) || batch_poll_all(fd))
+	if (fl < 0 || !(fl & O_NONBLOCK) || accept_has() || batch_poll_all(fd))
 		return;
 	x->g->drained_at = batch_shared()->calls;
 	__atomic_store_n(&x->g->drained, fd, __ATOMIC_SEQ_CST);

@@ -88,6 +88,7 @@ void listen_closed(unsigned first, unsigned last)
 	for (int i = 0; i < LISTENERS_MAX && nr_all; i++)
 		if (all[i].used && (unsigned)all[i].epoll >= first && (unsigned)all[i].epoll <= last)
 			all[i].epoll = -1;
+	bell_forget_epolls(first, last);
 }
 
 bool listen_is_level(const struct listening *l)

@@ -30,4 +30,22 @@ void listen_closed(unsigned first, unsigned last);
 /* The listener that wait c, with n events, has told of: one that a wait tells of as long as there are connections. */
 struct listening *listen_told(const struct hcall *c, int n);
 bool listen_is_level(const struct listening *l);
+
+/* ---- batch_bell.c: a listener is ready though nothing waits at it ---- */
+
+/* For waits at this epoll (-1: none), which tell of the listener with data. False: there is no room. */
+bool bell_register(int listener, int epoll, uint64_t data);
+/* It is, or is no more. */
+void bell_ring(bool on);
+/* What is to be looked at in place of the listener; -1: the listener. */
+int bell_fd(int listener);
+/* c, an epoll_ctl, has succeeded, perhaps of the listener. */
+void bell_follow(const struct hcall *c);
+/* Epolls of these numbers are closed. */
+void bell_forget_epolls(unsigned first, unsigned last);
+void bell_fork_child(void);
+/* Over an exec, with what is kept. */
+void bell_hand(struct batch_handed *h);
+void bell_adopt(const struct batch_handed *h);
+int bell_fds(int (*move)(int *fd));
 #endif

@@ -288,6 +288,10 @@ void accept_fork_child(void);
 void accept_hand(struct batch_handed *h);
 void accept_adopt(const struct batch_handed *h);
 bool accept_has(void);
+/* fd is polled, or selected. Any thread, without the lock. */
+void accept_polled(int fd);
+/* What is looked at in its place, or fd. */
+int accept_ready_fd(int fd);
 /* The process ends. */
 void accept_end(void);
 int accept_fds(int (*move)(int *fd));

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -138,6 +139,8 @@ static void until_served(int n)
 static void finish(int n)
 {
 	until_served(n);
+	if (!good) /* some might never be answered */
+		exit(116);
 	struct answer a = tell('r', 0);
 	for (int i = 0; i < n; i++)
 		if (a.got[i] != 'a' + i)
@@ -301,6 +304,60 @@ static void out_of_it(void)
 	check(good, "the listener is taken out of the epoll for a while");
 }
 
+/* How often the listener is told of, by one way. */
+static bool told_by(int way)
+{
+	struct epoll_event ev[MANY + 2];
+	struct pollfd p = { lsock, POLLIN, 0 }, q = { epfd, POLLIN, 0 };
+	bool told = false;
+	fd_set set;
+	if (way == 0)
+		return poll(&p, 1, 0) == 1 && p.revents == POLLIN;
+	if (way == 1)
+		return poll(&q, 1, 0) == 1 && q.revents == POLLIN;
+	if (way == 2) {
+		FD_ZERO(&set);
+		FD_SET(lsock, &set);
+		struct timeval now = { 0, 0 };
+		return select(lsock + 1, &set, NULL, NULL, &now) == 1 && FD_ISSET(lsock, &set);
+	}
+	for (int i = 0, n = epoll_wait(epfd, ev, MANY + 2, 0); i < n; i++)
+		told |= ev[i].data.u64 == LISTENER;
+	return told;
+}
+
+/* What a wait has told of and is not accepted is told of by all that looks, and accepted later. */
+static void not_yet(void)
+{
+	bool told, all = true;
+	how = EPOLLRDHUP;
+	for (int n = 1; n < 10; n++)
+		for (int way = 0; way < 4; way++) {
+			if (!way) { /* nobody has polled this one */
+				closes(lsock);
+				listener();
+				numbers();
+			}
+			rounds(3);
+			for (int k = 0; k < 8; k++) {
+				begin(1);
+				finish(1);
+				all &= good;
+			}
+			begin(n);
+			struct epoll_event ev;
+			good &= epoll_wait(epfd, &ev, 1, 10000) == 1 && ev.data.u64 == LISTENER && ev.events == EPOLLIN;
+			good &= told_by(way) && told_by(3) && told_by(way);
+			good &= turn(10000, &told, answer) == 1 && told && nr == 1;
+			good &= n == 1 || (told_by(3) && told_by(way));
+			finish(n);
+			good &= !told_by(way) && !told_by(3);
+			all &= good;
+		}
+	good = all;
+	check(good, "what is not accepted yet is told of by epoll_wait, poll and select");
+}
+
 static void no_numbers(void)
 {
 	struct rlimit was, l;
@@ -445,6 +502,7 @@ int main(void)
 	how = EPOLLET | EPOLLRDHUP;
 	shut();
 	out_of_it();
+	not_yet();
 	no_numbers();
 	threads();
 	beside();
