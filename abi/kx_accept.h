@@ -30,6 +30,8 @@ struct kx_accept {
 	uint64_t data, calls;
 	/* The LibOS's. */
 	uint32_t waits; /* that may be answered yet */
+	uint32_t zeros; /* of them, of no time, that there is nothing */
+	uint32_t pad;
 	uint32_t nr_events;
 	struct kx_bevent event
 		[2 *

@@ -129,7 +129,12 @@ bool accept_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 	a->nr_events = left;
 	a->waits--;
 	*ret = n;
-	return n > 0;
+	if (n)
+		return true;
+	if ((int32_t)f->r10 || !a->zeros) /* whoever asks again and again must see what has come */
+		return false;
+	a->zeros--;
+	return true;
 }
 
 void accept_told(struct kx_bctx *c, int32_t fd, const struct kx_badd *add, uint32_t events)
@@ -163,6 +168,7 @@ bool accept_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add)
 			a->event[a->nr_events++] = (struct kx_bevent){ add->data, told | (add->events & EV_ET), fd };
 		return true;
 	}
+	a->zeros = 0; /* not known of that one */
 	return false;
 }
 
@@ -187,14 +193,19 @@ void accept_closed(struct kx_bctx *c, int32_t fd)
 
 void accept_changed(struct kx_bctx *c) { ahead(c)->waits = 0; }
 
-/* One whose other side had ended hangs up from now on. What others are told of is not known here. */
+/* It may be told of otherwise from now on, if it is told of; one whose other side had ended hangs up. */
 void accept_shut(struct kx_bctx *c, int32_t fd)
 {
 	struct kx_accept *a = ahead(c);
+	if (!a->has_map)
+		return;
+	a->zeros = 0;
 	for (uint32_t i = 0; i < KX_ACCEPT_MAX; i++)
 		if (a->as[i] == fd) {
 			a->waits = a->of[i].events & (EV_RDHUP | EV_ALWAYS) ? 0 : a->waits;
 			return;
 		}
-	a->waits = 0;
+	for (uint32_t i = 0; i < a->nr_events && i < EVENTS_MAX; i++)
+		if (a->event[i].fd == fd && a->event[i].events)
+			a->waits = 0;
 }

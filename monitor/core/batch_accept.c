@@ -20,6 +20,7 @@
 #include <sys/syscall.h>
 #include "../../abi/kx_accept.h"
 #include "batch_listen.h"
+#include "gmem.h"
 #include "thread.h"
 
 #define ROUNDS 3
@@ -52,6 +53,7 @@ static int nr_got;   /* of those, the program has got, as it is known to be for 
 static bool named[KX_ACCEPT_MAX]; /* by a record */
 static unsigned kept_flags;       /* of accept4(2) */
 static uint32_t serial;
+static bool told_all;     /* the LibOS knows that there were no more */
 static int offering = -1; /* the context that was told of them last, and may accept them by itself; -1 = none */
 static unsigned misses, skip;
 static uint32_t nr_numbers; /* that the guest has been told */
@@ -185,8 +187,8 @@ int accept_name(int fd, const uint8_t *data)
 	return 0;
 }
 
-/* How many it is worth to have ahead: some more than the program has got without another call. */
-static void learn(int got)
+/* How many it is worth to have ahead: some more than the program has got, by context `of`, without another call. */
+static void learn(int of, int got)
 {
 	struct listening *l = listen_of(kept_from);
 	const bool all = got == nr_shown;
@@ -198,6 +200,7 @@ static void learn(int got)
 		l->want = l->want < KX_ACCEPT_MAX / 2 ? 2 * l->want : KX_ACCEPT_MAX;
 	else
 		l->want = got ? (unsigned)got + 1 : 1;
+	l->loops = all && told_all && batch.ctxs[of].g->drained < 0;
 	l->accepts = got ? l->accepts + (unsigned)got : 0;
 	l->misses = got ? 0 : l->misses < SKIP_MAX ? l->misses + 1 : l->misses;
 	l->skip = got ? 0 : 1u << l->misses;
@@ -220,8 +223,8 @@ static void take_back(void)
 	nr_got = got;
 	batch_flush(); /* their numbers, as queued by now */
 	unpark_all();
+	learn(offering, got);
 	offering = -1;
-	learn(got);
 	int n = 0;
 	for (int i = got; i < nr_kept; i++) {
 		struct sock *s = batch_sock(kept[i].fd);
@@ -480,10 +483,11 @@ static bool repeat(struct kx_accept *g, const struct listening *l, const struct 
 	return true;
 }
 
-/* A wait, or a look ahead, has told of ev[0..n); n < 0: nothing was told. */
+/* A wait, or a look ahead, has told of ev[0..n); n < 0: nothing was told. all: that is all that there was. */
 struct told {
 	const struct epoll_event *ev;
 	int n;
+	bool all;
 };
 
 /* The LibOS may give the first nr of what is kept to the program. more: that is not all. */
@@ -502,6 +506,7 @@ static void show(int ctx, const struct listening *l, unsigned flags, uint32_t nr
 	g->data = waits ? l->data : 0;
 	g->calls = batch_shared()->calls;
 	g->waits = waits ? 2 * nr + 4 : 0;
+	g->zeros = waits && told->all && !gmem_is_seen() ? KX_AHEAD_ZEROS : 0;
 	__atomic_store_n(&g->word, KX_ACCEPT_VALID, __ATOMIC_SEQ_CST);
 }
 
@@ -559,6 +564,7 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 	}
 	const bool more = waiting || nr < (unsigned)nr_kept;
 	show(ctx, l, flags, nr, more, told);
+	told_all = !more;
 	if (!more) {
 		x->g->drained_at = batch_shared()->calls;
 		__atomic_store_n(&x->g->drained, listener, __ATOMIC_SEQ_CST);
@@ -585,7 +591,7 @@ static void after_wait(const struct hcall *c, int ctx, int64_t r)
 	if (!is_expected(l) || !may_take(c, l->fd) || left_out(&l->skip))
 		return;
 	const bool known = n && !guest_read(ev, c->arg[1], (size_t)n * sizeof ev[0]);
-	take(ctx, l->fd, l->flags, l->want, &(struct told){ ev, known ? n : -1 });
+	take(ctx, l->fd, l->flags, l->want, &(struct told){ ev, known ? n : -1, r < (int)c->arg[2] });
 }
 
 void accept_note(const struct hcall *c, int64_t r)
@@ -632,8 +638,9 @@ void accept_leave(const struct hcall *c, int ctx, int64_t r)
 	d->drained = batch.ctxs[ctx].g->drained == fd;
 	if (r < 0 || d->drained || !may_take(c, fd))
 		return;
-	const struct told told = { a->event, a->offered ? a->nr_events : -1 };
-	if (is_expected(l) && !left_out(&l->skip))
+	const struct told told = { a->event, a->offered ? a->nr_events : -1, true };
+	if (is_expected(l) && (told.n >= 0 || l->loops) &&
+	    !left_out(&l->skip)) /* the wait that comes next needs no exit */
 		take(ctx, fd, flags, l->want, &told);
 	else if ((d->good >= ROUNDS || d->run >= RUN) && !left_out(&skip))
 		take(ctx, fd, flags, KX_ACCEPT_MAX, &told);

@@ -11,6 +11,7 @@ struct listening {
 	int epoll; /* -1 = none */
 	uint32_t events;
 	uint64_t data;
+	bool loops;       /* its program has asked for one more when it had got all */
 	unsigned flags;   /* of the program's last accept4(2) */
 	unsigned accepts; /* connections that it has accepted since it left some that were ahead */
 	unsigned want;    /* as many are worth to be ahead */

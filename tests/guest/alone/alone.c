@@ -238,6 +238,39 @@ static void asks(void)
 	check(good, "names, flags and options of them");
 }
 
+/* As Python's asyncio: accepts until there is none, asks what else there is, and only then registers them. */
+static void registers_late(void)
+{
+	bool told, all = true;
+	how = 0;
+	for (int k = 0; k < 12; k++) {
+		struct epoll_event ev[MANY + 2];
+		begin(MANY - k % 4);
+		const int n = MANY - k % 4;
+		good &= epoll_wait(epfd, ev, MANY + 2, 10000) == 1 && ev[0].data.u64 == LISTENER;
+		while (nr < n && good) {
+			struct sockaddr_in who = { 0 };
+			socklen_t len = sizeof who;
+			int fd = accept4(lsock, (void *)&who, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+			good &= fd >= 0 && opened(fd) >= 0 && who.sin_port == said.port[nr];
+			fds[nr++] = fd;
+		}
+		good &= accept4(lsock, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC) == -1 && errno == EAGAIN;
+		for (int i = 0; i < k % 3; i++)
+			good &= epoll_wait(epfd, ev, MANY + 2, 0) == 0;
+		for (int i = 0; i < n; i++) {
+			struct epoll_event add = { EPOLLIN, { .u64 = (uint64_t)i } };
+			good &= !epoll_ctl(epfd, EPOLL_CTL_ADD, fds[i], &add);
+		}
+		good &= turn(0, &told, answer) == n && !told && nr_served == n;
+		good &= epoll_wait(epfd, ev, MANY + 2, 0) == 0;
+		finish(n);
+		all &= good;
+	}
+	good = all;
+	check(good, "accepts until there is none, and registers them then");
+}
+
 static int nr_left;
 static void leaves(int i) { (void)i, nr_left++; }
 
@@ -331,7 +364,7 @@ static void not_yet(void)
 {
 	bool told, all = true;
 	how = EPOLLRDHUP;
-	for (int n = 1; n < 10; n++)
+	for (int n = 1; n < 10; n += 4)
 		for (int way = 0; way < 4; way++) {
 			if (!way) { /* nobody has polled this one */
 				closes(lsock);
@@ -499,6 +532,7 @@ int main(void)
 	files();
 	asks();
 	levels();
+	registers_late();
 	how = EPOLLET | EPOLLRDHUP;
 	shut();
 	out_of_it();
