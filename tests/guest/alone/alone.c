@@ -371,7 +371,7 @@ static void not_yet(void)
 				listener();
 				numbers();
 			}
-			rounds(3);
+			rounds(1);
 			for (int k = 0; k < 8; k++) {
 				begin(1);
 				finish(1);
