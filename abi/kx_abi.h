@@ -355,6 +355,7 @@ struct kx_brec {
 #define KX_BREC_OPT 0x10000000u   /* setsockopt(fd): the data is a kx_bopt, which can't fail */
 
 #define KX_BREC_SHUT 0x01000000u  /* shutdown(fd, SHUT_WR); no data */
+#define KX_BREC_NAME 0x00400000u  /* what was accepted ahead is fd from here on: the data is a kx_bfd */
 #define KX_BREC_WRITE 0x02000000u /* write(fd) of a file that the context has in its kx_bwrite[] */
 
 struct kx_bfrom {
@@ -367,6 +368,10 @@ struct kx_badd {
 	uint64_t data;
 	uint32_t events;
 	int32_t epoll;
+};
+
+struct kx_bfd {
+	uint32_t serial, index; /* of kx_accept */
 };
 
 struct kx_bopt {

@@ -12,7 +12,7 @@
  */
 #ifndef KX_OPENAHEAD_H
 #define KX_OPENAHEAD_H
-#include "kx_abi.h"
+#include "kx_accept.h"
 
 #define KX_OPENAHEAD_BASE (KX_BATCH_BASE + 0xd0000)
 #define KX_OPENAHEAD_DATA 0x2000      /* offset of the files' data */
@@ -33,8 +33,8 @@ struct kx_openahead_file {
 };
 
 struct kx_openahead {
-	uint32_t on;    /* 0: nothing of this counts */
-	int32_t lowest; /* free descriptor, as after the calls that are queued; the LibOS brings it up to date */
+	uint32_t on; /* 0: nothing of this counts */
+	uint32_t pad;
 	/* The LibOS's. */
 	uint32_t open; /* number + 1 of the file that is open for the program; 0 = none */
 	int32_t fd;    /* as which descriptor */

@@ -6,7 +6,11 @@ HAVE_CLANG := $(shell command -v clang)
 HAVE_MUSL := $(shell command -v musl-gcc)
 
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
-UNIT = copy elf err family find fnap lend libcache lost maps needs patch policy random relink room seccomp spare_pages strace time
+UNIT = alone copy elf err family find fnap lend libcache lost maps needs patch policy random relink room seccomp spare_pages strace time
+UNIT_SRC_alone = tests/unit/alone_libos.c libos/core/accept.c libos/core/ahead.c monitor/core/batch.c \
+	$(addprefix monitor/core/batch_,accept.c ahead.c bell.c io.c left.c listen.c room.c socks.c) util/log.c util/quiet.c
+UNIT_DEP_alone = libos/core/batch.c tests/guest/alone/alone.c $(wildcard tests/guest/*.h)
+UNIT_SAN_alone = undefined
 UNIT_SRC_copy = libos/arch/x86_64/entry.S
 UNIT_SRC_find = monitor/arch/x86_64/host.S
 UNIT_LIBS_copy = -no-pie

@@ -1,12 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "ahead.h"
-
-#define EV_IN (1u | 0x40u)            /* EPOLLIN, EPOLLRDNORM */
-#define EV_OUT (4u | 0x100u | 0x200u) /* EPOLLOUT, EPOLLWRNORM, EPOLLWRBAND */
-#define EV_ALWAYS (8u | 0x10u)        /* EPOLLERR, EPOLLHUP */
-#define EV_ONESHOT (1u << 30)
-#define EV_ET (1u << 31)
-#define EV_SIZE 12 /* struct epoll_event is packed */
+#include "accept.h"
 
 static struct kx_bahead *ahead(struct kx_bctx *c) { return (struct kx_bahead *)((uint8_t *)c + KX_BATCH_AHEAD); }
 
@@ -57,16 +50,18 @@ void ahead_added(struct kx_bctx *c, int32_t fd, const struct kx_badd *add)
 		return;
 	}
 	a->fresh = -1;
-	if (told)
+	if (told) {
 		a->event[a->nr++] = (struct kx_bevent){ add->data, told, fd };
+		accept_told(c, fd, add, told);
+	}
 }
 
-/* What of an event is still so, as this thread alone may have changed it by reads without an exit. */
-static uint32_t still(const struct kx_bevent *e)
+uint32_t ahead_still(const struct kx_bctx *c, const struct kx_bevent *e)
 {
-	if (e->fd < 0 || e->fd >= KX_BATCH_FDS || !(e->events & EV_IN))
+	uint32_t at;
+	if (e->fd < 0 || e->fd >= KX_BATCH_FDS || !(e->events & EV_IN) || !accept_find(c, (uint32_t)e->fd, &at))
 		return e->events;
-	uint64_t w = __atomic_load_n(&SOCKS[e->fd].rx, __ATOMIC_ACQUIRE);
+	uint64_t w = __atomic_load_n(&SOCKS[at].rx, __ATOMIC_ACQUIRE);
 	if (!(w & KX_RX_VALID) || KX_RX_POS(w) < KX_RX_END(w) || w & KX_RX_EOF || !(w & KX_RX_SHORT))
 		return e->events;
 	return e->events & ~EV_IN;
@@ -80,7 +75,8 @@ bool ahead_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 	if (!holds(a) || a->epoll != (int32_t)f->rdi || a->epoll < 0 || a->nr > KX_AHEAD_MAX || may_know(c) ||
 	    max <= 0 || max > INT32_MAX / EV_SIZE || !user_ok(f->rsi, (uint64_t)max * EV_SIZE))
 		return false;
-	if (!a->nr && !(int32_t)f->r10 && a->zeros) { /* whoever asks again and again must see what has come */
+	if (!a->nr && !(int32_t)f->r10 && a->zeros &&
+	    !accept_tells(c, a->epoll)) { /* whoever asks again and again must see what has come */
 		a->zeros--;
 		*ret = 0;
 		return true;
@@ -89,7 +85,7 @@ bool ahead_wait(struct kx_bctx *c, struct kx_frame *f, int64_t *ret)
 		struct {
 			uint32_t events;
 			uint64_t data;
-		} __attribute__((packed)) ev = { still(&a->event[i]), a->event[i].data };
+		} __attribute__((packed)) ev = { ahead_still(c, &a->event[i]), a->event[i].data };
 		if (!ev.events)
 			continue;
 		if (n == max || ev.events & KX_AHEAD_SHUT || (ev.events & EV_OUT && c->said > c->mark) ||

@@ -6,6 +6,7 @@
  */
 #include "../../abi/kx_openahead.h"
 #include "accept.h"
+#include "numbers.h"
 #include "seek.h"
 #include "sigs.h"
 
@@ -62,7 +63,8 @@ struct io {
 	struct kx_bsock *s;
 	struct kx_bctx *ctx;
 	uint32_t fd, flags;
-	uint64_t n; /* of v */
+	uint32_t at, gen; /* *s is of descriptor `at`, where the monitor has it, and was of `gen` */
+	uint64_t n;       /* of v */
 	uint64_t total;
 	struct vec v[IOV_FEW];
 };
@@ -74,9 +76,12 @@ static bool look(struct kx_thread *t, struct io *io, uint64_t fd, uint32_t *of)
 	io->fd = (uint32_t)fd;
 	if (!ctx || ctx > KX_BATCH_CTXS || io->fd >= KX_BATCH_FDS || t->vfork)
 		return false;
-	io->s = &SOCKS[io->fd];
 	io->ctx = (struct kx_bctx *)(KX_BATCH_BASE + KX_BATCH_CTX + (uint64_t)(ctx - 1) * 0x100000);
 	*of = ctx;
+	if (!accept_find(io->ctx, io->fd, &io->at))
+		return false;
+	io->s = &SOCKS[io->at];
+	io->gen = io->s->gen;
 	return true;
 }
 
@@ -206,9 +211,9 @@ static struct kx_brec *reserve(struct io *io, uint64_t len, uint64_t total, uint
 
 static void publish(struct io *io, struct kx_brec *r, uint64_t len, uint32_t flags, uint64_t head)
 {
-	if (!(flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL)))
+	if (!(flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL | KX_BREC_NAME)))
 		io->ctx->said = head;
-	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->s->gen, .len = (uint32_t)len, .flags = flags };
+	*r = (struct kx_brec){ .fd = (int32_t)io->fd, .gen = io->gen, .len = (uint32_t)len, .flags = flags };
 	r->ticket = __atomic_fetch_add(&BATCH->ticket, 1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&io->ctx->head, head, __ATOMIC_SEQ_CST);
 }
@@ -319,10 +324,11 @@ static bool close_later(struct kx_thread *t, struct io *io, uint64_t fd, int64_t
 	    !__atomic_compare_exchange_n(&io->s->owner, &ctx, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	io->s->tcp = 0;
+	__atomic_store_n(&io->s->fresh, 0, __ATOMIC_SEQ_CST);
 	ahead_gone(io->ctx, (int32_t)io->fd);
+	accept_closed(io->ctx, (int32_t)io->fd);
 	publish(io, r, 0, KX_BREC_CLOSE, head);
-	openahead_closes(fd);
-	accept_freed(io->ctx, (int32_t)fd);
+	numbers_closed(ctx, (int32_t)fd);
 	*ret = 0;
 	return true;
 }
@@ -342,6 +348,7 @@ static bool shut_later(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	    !__atomic_compare_exchange_n(&io->s->credit, &have, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
 		return false;
 	ahead_shut(io->ctx, (int32_t)io->fd);
+	accept_shut(io->ctx, (int32_t)io->fd);
 	publish(io, r, 0, KX_BREC_SHUT, head);
 	*ret = 0;
 	return true;
@@ -357,11 +364,20 @@ static bool event_read(struct kx_badd *b, uint64_t gva)
 	return !(b->events & 1u << 28); /* EPOLLEXCLUSIVE: not with everything */
 }
 
+/* A connection just accepted, which nobody has done anything with. */
+static bool is_fresh(const struct io *io, uint32_t ctx)
+{
+	const uint32_t owner = __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE);
+	return (!owner || owner == ctx) && __atomic_load_n(&io->s->fresh, __ATOMIC_ACQUIRE);
+}
+
 /* Once only: by a connection that was just accepted, or that this thread has just taken out. */
 static bool in_no_epoll(struct io *io, uint32_t ctx)
 {
 	uint32_t fresh = 1;
 	int32_t none = KX_EPOLL_NONE;
+	if (!is_fresh(io, ctx))
+		fresh = 2;
 	return __atomic_compare_exchange_n(&io->s->fresh, &fresh, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED) ||
 	       (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx &&
 		__atomic_compare_exchange_n(&io->s->epoll, &none, KX_EPOLL_UNKNOWN, false, __ATOMIC_SEQ_CST,
@@ -381,7 +397,8 @@ static bool add_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	*(struct kx_badd *)(r + 1) = add;
 	if (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx)
 		__atomic_store_n(&io->s->epoll, add.epoll, __ATOMIC_SEQ_CST);
-	ahead_added(io->ctx, (int32_t)io->fd, &add);
+	if (!accept_added(io->ctx, (int32_t)io->fd, &add))
+		ahead_added(io->ctx, (int32_t)io->fd, &add);
 	publish(io, r, sizeof add, KX_BREC_ADD, head);
 	*ret = 0;
 	return true;
@@ -399,6 +416,7 @@ static bool change_later(struct kx_thread *t, struct io *io, struct kx_frame *f,
 		return false;
 	*(struct kx_badd *)(r + 1) = mod;
 	ahead_changed(io->ctx);
+	accept_changed(io->ctx);
 	publish(io, r, sizeof mod, KX_BREC_MOD, head);
 	*ret = 0;
 	return true;
@@ -418,6 +436,7 @@ static bool remove_later(struct kx_thread *t, struct io *io, struct kx_frame *f,
 		return false;
 	*(struct kx_badd *)(r + 1) = del;
 	ahead_gone(io->ctx, (int32_t)io->fd);
+	accept_gone(io->ctx, (int32_t)io->fd);
 	publish(io, r, sizeof del, KX_BREC_DEL, head);
 	*ret = 0;
 	return true;
@@ -434,8 +453,7 @@ static bool set_later(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	uint64_t head;
 	struct kx_brec *r;
 	if (!look(t, io, f->rdi, &ctx) || !io->s->tcp || (int32_t)f->r8 < (int32_t)sizeof opt.value ||
-	    (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx &&
-	     !__atomic_load_n(&io->s->fresh, __ATOMIC_ACQUIRE)) ||
+	    (__atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) != ctx && !is_fresh(io, ctx)) ||
 	    user_read(&opt.value, f->r10, sizeof opt.value) || !kx_bopt_fits(&opt) ||
 	    !(r = room_for(io->ctx, sizeof opt, &head)))
 		return false;
@@ -452,9 +470,8 @@ static bool nonblock_later(struct kx_thread *t, struct io *io, struct kx_frame *
 	uint32_t ctx;
 	uint64_t head;
 	struct kx_brec *r;
-	if ((uint32_t)f->rsi != FIONBIO || !look(t, io, f->rdi, &ctx) || !io->s->tcp ||
-	    !__atomic_load_n(&io->s->fresh, __ATOMIC_ACQUIRE) || user_read(&opt.value, f->rdx, sizeof opt.value) ||
-	    !(r = room_for(io->ctx, sizeof opt, &head)))
+	if ((uint32_t)f->rsi != FIONBIO || !look(t, io, f->rdi, &ctx) || !io->s->tcp || !is_fresh(io, ctx) ||
+	    user_read(&opt.value, f->rdx, sizeof opt.value) || !(r = room_for(io->ctx, sizeof opt, &head)))
 		return false;
 	*(struct kx_bopt *)(r + 1) = opt;
 	publish(io, r, sizeof opt, KX_BREC_OPT, head);
@@ -465,7 +482,7 @@ static bool nonblock_later(struct kx_thread *t, struct io *io, struct kx_frame *
 static bool tell_name(const struct io *io, const struct kx_bname *p, struct kx_frame *f, int64_t *ret)
 {
 	int32_t room, len = (int32_t)p->len;
-	if (p->fd != (int32_t)io->fd || p->gen != io->s->gen || !io->s->tcp || (uint32_t)len > sizeof p->addr ||
+	if (p->fd != (int32_t)io->at || p->gen != io->gen || !io->s->tcp || (uint32_t)len > sizeof p->addr ||
 	    user_read(&room, f->rdx, sizeof room) || room < 0 ||
 	    user_write(f->rsi, p->addr, (uint64_t)(room < len ? room : len)) || user_write(f->rdx, &len, sizeof len))
 		return false;
@@ -483,7 +500,7 @@ static bool peer_name(struct kx_thread *t, struct io *io, struct kx_frame *f, in
 	bool accepted = io->ctx->accepted == (int32_t)io->fd && io->ctx->accepted_at == now;
 	bool told = __atomic_load_n(&io->s->owner, __ATOMIC_ACQUIRE) == ctx && io->s->epoch == now;
 	const struct kx_bname *names = (const struct kx_bname *)((uint8_t *)io->ctx + KX_BATCH_PEERS);
-	return (accepted || told) && tell_name(io, &names[io->fd % KX_BATCH_PEERS_MAX], f, ret);
+	return (accepted || told) && tell_name(io, &names[io->at % KX_BATCH_PEERS_MAX], f, ret);
 }
 
 /* This one a reset doesn't take away. */
@@ -493,7 +510,7 @@ static bool local_name(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	if (!look(t, io, f->rdi, &ctx))
 		return false;
 	const struct kx_bname *names = (const struct kx_bname *)((uint8_t *)io->ctx + KX_BATCH_LOCALS);
-	return tell_name(io, &names[io->fd % KX_BATCH_PEERS_MAX], f, ret);
+	return tell_name(io, &names[io->at % KX_BATCH_PEERS_MAX], f, ret);
 }
 
 /* ---- waits -------------------------------------------------------------------------------------------------------- */
@@ -504,7 +521,7 @@ static bool wait_ahead(struct kx_thread *t, struct io *io, struct kx_frame *f, i
 	if (!look(t, io, 0, &ctx))
 		return false;
 	libfile_flush(t);
-	return ahead_wait(io->ctx, f, ret);
+	return ahead_wait(io->ctx, f, ret) || accept_wait(io->ctx, f, ret);
 }
 
 static bool length(struct kx_thread *t, struct io *io, struct kx_frame *f, int64_t *ret)
@@ -529,13 +546,34 @@ static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint
 	return true;
 }
 
-static bool accept_next(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
+/* One that was accepted ahead, at the lowest free number. */
+static bool accept_ahead(struct io *io, struct kx_frame *f, uint32_t flags, int64_t *ret)
+{
+	struct kx_bfd name;
+	int32_t fd;
+	uint64_t head;
+	const struct kx_accepted *of = accept_next(io->ctx, f, flags, &fd, &name);
+	if (!of)
+		return false;
+	if (fd != of->fd) {
+		struct kx_brec *r = room_for(io->ctx, sizeof name, &head);
+		if (!r)
+			return false;
+		io->fd = (uint32_t)fd;
+		*(struct kx_bfd *)(r + 1) = name;
+		publish(io, r, sizeof name, KX_BREC_NAME, head);
+	}
+	*ret = fd;
+	return accept_given(io->ctx, name.index, fd);
+}
+
+static bool accepts(struct kx_thread *t, struct io *io, struct kx_frame *f, uint64_t flags, int64_t *ret)
 {
 	uint32_t ctx;
 	if (!look(t, io, f->rdi, &ctx))
 		return false;
 	libfile_flush(t);
-	return accept_call(io->ctx, f, (uint32_t)flags, ret) || no_more(t, io, f, flags, ret);
+	return accept_ahead(io, f, (uint32_t)flags, ret) || no_more(t, io, f, flags, ret);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
@@ -615,10 +653,10 @@ bool batch_call(struct kx_thread *t, struct kx_frame *f, int64_t *ret)
 		done = !f->r8 && wait_ahead(t, &io, f, ret);
 		break;
 	case NR_accept:
-		done = accept_next(t, &io, f, 0, ret);
+		done = accepts(t, &io, f, 0, ret);
 		break;
 	case NR_accept4:
-		done = accept_next(t, &io, f, f->r10, ret);
+		done = accepts(t, &io, f, f->r10, ret);
 		break;
 	case NR_epoll_ctl:
 		done = register_later(t, &io, f, ret);

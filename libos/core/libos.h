@@ -135,8 +135,6 @@ static inline void libfile_flush(struct kx_thread *t)
 bool openahead_call(struct kx_frame *f, int64_t *ret);
 /* That of them which the program has open as fd, and its number for records; NULL: fd is none. */
 struct kx_openahead_file *openahead_file(uint64_t fd, int32_t *as);
-/* A close of fd is queued. */
-void openahead_closes(uint64_t fd);
 /* What was told of files counts no more. */
 void openahead_stale(void);
 

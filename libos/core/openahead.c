@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Files that the monitor has opened ahead: abi/kx_openahead.h. */
 #include "../../abi/kx_openahead.h"
-#include "libos.h"
+#include "numbers.h"
 
 #define NR_read 0
 #define NR_open 2
@@ -13,12 +13,6 @@
 #define AT_EMPTY_PATH 0x1000
 
 static struct kx_openahead *const ahead = (struct kx_openahead *)KX_OPENAHEAD_BASE;
-
-void openahead_closes(uint64_t fd)
-{
-	if (ahead->on && (int32_t)fd < ahead->lowest)
-		ahead->lowest = (int32_t)fd;
-}
 
 void openahead_stale(void) { ahead->on = 0; }
 
@@ -40,8 +34,12 @@ static bool open_one(uint64_t path, uint32_t flags, int64_t *ret)
 		struct kx_openahead_file *e = &ahead->file[i];
 		if (!e->ready || e->flags != flags || !is_named(e, path))
 			continue;
+		int32_t fd = numbers_lowest();
+		if (fd < 0)
+			return false;
+		numbers_take();
 		e->uses++;
-		ahead->fd = ahead->lowest;
+		ahead->fd = fd;
 		ahead->pos = 0;
 		ahead->open = i + 1;
 		*ret = ahead->fd;
@@ -104,6 +102,7 @@ bool openahead_call(struct kx_frame *f, int64_t *ret)
 		return (uint32_t)f->r10 == AT_EMPTY_PATH && !user_read(&c, f->rsi, 1) && !c && put_stat(e, f->rdx, ret);
 	case NR_close:
 		ahead->open = 0;
+		numbers_put(ahead->fd);
 		*ret = 0;
 		return true;
 	}

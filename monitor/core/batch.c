@@ -548,19 +548,19 @@ void batch_leave(struct hcall *c, int64_t r)
 	if (batch.mapped)
 		__atomic_add_fetch(&batch_shared()->calls, 1, __ATOMIC_SEQ_CST);
 	if (x || (x = ctx_of(c->t))) {
-		recycle_leave(c, r);
-		ahead_leave(x, c, r);
-		accept_leave(c, (int)(x - batch.ctxs), r);
-		batch_still_live(x);
-		files_look(x);
 		const int ctx = (int)(x - batch.ctxs);
+		recycle_leave(c, r);
+		accept_numbers_reset(ctx);
+		ahead_leave(x, c, r);
+		batch_still_live(x);
+		accept_leave(c, ctx, r); /* behind it: what it accepts is nothing to look at any more */
+		files_look(x);
 		const uint64_t calls = __atomic_load_n(&batch_shared()->calls, __ATOMIC_SEQ_CST);
 		writelater_look(ctx, calls);
 		seek_look(ctx, calls);
 		sigs_look(ctx, calls);
 		sigs_offer(ctx, calls);
-		if (!accept_any(ctx))
-			openahead_offer(c); /* behind the look at the sockets */
+		openahead_offer(c); /* behind the look at the sockets */
 		x->g->mark = x->g->head;
 		x->in_guest = true;
 		flusher_due();
@@ -578,6 +578,19 @@ bool batch_answer(struct hcall *c, int64_t *r)
 	if (done)
 		*r = fd_result(*r); /* which may move descriptors, with the lock */
 	return done;
+}
+
+int batch_ready_fd(int fd)
+{
+	if (fd < 0 || is_vfork_child())
+		return fd;
+	accept_polled(fd);
+	if (!accept_has())
+		return fd;
+	pthread_mutex_lock(&lock);
+	fd = accept_ready_fd(fd);
+	pthread_mutex_unlock(&lock);
+	return fd;
 }
 
 /* batch_enter() has done it. */
@@ -764,7 +777,7 @@ void batch_fork_child(void)
 
 void batch_exec_begin(struct batch_handed *h)
 {
-	*h = (struct batch_handed){ .listener = -1 };
+	*h = (struct batch_handed){ .listener = -1, .bell = { -1, -1 } };
 	if (is_vfork_child())
 		return;
 	pthread_mutex_lock(&lock);

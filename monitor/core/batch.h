@@ -24,6 +24,10 @@
 bool batch_enter(struct hcall *c, int64_t *r);
 /* Its result is known without its handler: true and *r set. */
 bool batch_answer(struct hcall *c, int64_t *r);
+/* What poll and select look at for descriptor fd: itself, or what tells of connections that wait here for fd's accept. */
+int batch_ready_fd(int fd);
+/* fd, the monitor's for now, is free for the program, and was the lowest that there was. */
+void batch_number(int fd);
 /* After its handler. */
 void batch_leave(struct hcall *c, int64_t r);
 /* Has this process such sockets? Then its calls go through batch_enter() and batch_leave(). */
@@ -55,6 +59,8 @@ struct batch_handed {
 		int32_t fd;
 		struct kx_accepted of;
 	} kept[KX_ACCEPT_MAX];
+	int32_t bell[2], bell_epoll; /* batch_bell.c; -1 = none */
+	uint64_t bell_data;
 };
 /* From here on none is taken, and those are the new program's, whose monitor adopts them; or exec has failed. */
 void batch_exec_begin(struct batch_handed *h);

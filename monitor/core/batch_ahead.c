@@ -292,7 +292,7 @@ void ahead_ctx_init(struct ctx *x)
 	__atomic_store_n(&guest(x)->state, KX_AHEAD_NONE, __ATOMIC_SEQ_CST);
 }
 
-static uint32_t poll_all(int fd)
+uint32_t batch_poll_all(int fd)
 {
 	struct pollfd p = { .fd = fd,
 			    .events = POLLIN | POLLPRI | POLLOUT | EPOLLRDNORM | EPOLLRDBAND | EPOLLWRNORM |
@@ -311,7 +311,7 @@ static void accepted(struct ctx *x, struct hcall *c, int64_t r)
 	if (r < 0 || !a->accepts_all)
 		return;
 	long fl = HC6(SYS_fcntl, fd, F_GETFL, 0, 0, 0, 0);
-	if (fl < 0 || !(fl & O_NONBLOCK) || poll_all(fd))
+	if (fl < 0 || !(fl & O_NONBLOCK) || accept_has() || batch_poll_all(fd))
 		return;
 	x->g->drained_at = batch_shared()->calls;
 	__atomic_store_n(&x->g->drained, fd, __ATOMIC_SEQ_CST);
@@ -375,6 +375,17 @@ static bool allowed(struct epoll *e)
 	return !e->odd;
 }
 
+bool ahead_allows(int epoll) { return allowed(find(epoll)); }
+
+bool ahead_is_level(int epoll, uint64_t data)
+{
+	const struct epoll *e = find(epoll);
+	for (int i = 0; e && i < e->nr; i++)
+		if (e->of[i].ev.data.u64 == data)
+			return false;
+	return e != NULL;
+}
+
 static void offer(struct ctx *x, int n, int accepted)
 {
 	struct ahead *a = &x->ahead;
@@ -391,7 +402,7 @@ static void offer(struct ctx *x, int n, int accepted)
 	}
 	g->fresh = -1;
 	if (s && s->epoll < 0) {
-		g->fresh_events = poll_all(accepted);
+		g->fresh_events = batch_poll_all(accepted);
 		batch_ready_fresh(x, accepted, s, g->fresh_events);
 		g->fresh = accepted;
 	}

@@ -101,6 +101,7 @@ static bool length_fits(const struct kx_brec *r)
 	       : r->flags & KX_BREC_DEL   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_MOD   ? r->len == sizeof(struct kx_badd)
 	       : r->flags & KX_BREC_OPT   ? r->len == sizeof(struct kx_bopt)
+	       : r->flags & KX_BREC_NAME  ? r->len == sizeof(struct kx_bfd)
 	       : r->flags & KX_BREC_CLOSE ? !r->len
 					  : true;
 }
@@ -243,7 +244,8 @@ static void set_option(int fd, struct sock *s, const uint8_t *data)
 static void close_socket(int fd, struct sock *s)
 {
 	batch_drop(fd, s);
-	HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+	if (!accept_closes(fd))
+		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
 }
 
 /* Where it fails a write would, too, and tells. */
@@ -263,9 +265,17 @@ static bool send_record(struct ctx *x, const struct kx_brec *r, const uint8_t *d
 			pvm_panic("LibOS: the queue of sends is broken");
 		return !e;
 	}
+	if (r->flags == KX_BREC_NAME) {
+		int e = accept_name(r->fd, data);
+		if (e == -EINVAL)
+			pvm_panic("LibOS: the queue of sends is broken");
+		return !e;
+	}
 	struct sock *s = batch_sock(r->fd);
 	if (!s || s->gen != r->gen)
 		return true; /* closed by another thread at the same moment */
+	if (accept_holds(r->fd))
+		pvm_panic("LibOS: the queue of sends is broken");
 	if (!(r->flags & (KX_BREC_ADD | KX_BREC_MOD | KX_BREC_DEL | KX_BREC_OPT | KX_BREC_CLOSE))) {
 		batch_write_queued(x, r->fd);
 		batch_settle(r->fd, s); /* who is killed behind this has read what he answers: no reset */

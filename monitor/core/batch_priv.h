@@ -158,6 +158,8 @@ struct kx_bname *batch_peer_of(const struct ctx *x, int fd);
 struct kx_bname *batch_local_of(const struct ctx *x, int fd);
 /* What a call has done to a socket. queued: it was a record, which the LibOS knows of. */
 void batch_accepted(struct ctx *x, int fd);
+/* Socket `from` has become fd; the guest may use it at this moment. */
+void batch_renamed(int from, int fd);
 /* May fd be another file, or none, after c? */
 bool batch_ends_descriptor(const struct hcall *c, int fd);
 /* One that was accepted by a forefather, who may still have it. NULL: it can't be batched. */
@@ -197,6 +199,8 @@ bool batch_has_leases(void);
 /* ---- batch_ahead.c ---- */
 
 bool ahead_is_wait(uint64_t nr);
+/* All that fd is ready for. */
+uint32_t batch_poll_all(int fd);
 /* Must batch_enter() and batch_leave() be told of c even without sockets? */
 bool ahead_concerns(const struct hcall *c);
 /* Before c, made by the thread of `own` (NULL: of none): what was offered holds no longer, and c may end epolls. */
@@ -210,6 +214,10 @@ void ahead_lost(const struct sock *s);
 void ahead_shared(int fd);
 /* At the end of x's call c: look ahead where a wait is likely to come next. */
 void ahead_leave(struct ctx *x, struct hcall *c, int64_t r);
+/* May what this epoll has told of be told again by the LibOS, if it is so still? Is what it tells of with `data` known to be so
+ * as long as it is told of: a level, and of no batched socket? */
+bool ahead_allows(int epoll);
+bool ahead_is_level(int epoll, uint64_t data);
 void ahead_ctx_init(struct ctx *x);
 /* The descriptors go to a child; known: by batch.c's lease. */
 void ahead_fork(bool known);
@@ -263,8 +271,14 @@ void accept_reset(int ctx);
 void accept_enter(const struct hcall *c, int ctx);
 void accept_note(const struct hcall *c, int64_t r);
 void accept_leave(const struct hcall *c, int ctx, int64_t r);
-/* Are there some that the program has not got yet, at numbers that are to be free for other calls? */
-bool accept_any(int ctx);
+/* From here on those numbers count that ctx's thread is told, none as yet. */
+void accept_numbers_reset(int ctx);
+/* Is fd a connection that the program has not got yet? */
+bool accept_holds(int fd);
+/* A record of the guest's: a connection is fd for it. -EINVAL: it is broken; -EAGAIN: not yet. */
+int accept_name(int fd, const uint8_t *data);
+/* fd is closed by a record. True: its number is kept from others until the next call, in its place. */
+bool accept_closes(int fd);
 /* c accepts what was accepted ahead and taken back. */
 bool accept_give(struct hcall *c, int64_t *r);
 /* Another process gets fd. A fork is under way; in the child. */
@@ -276,6 +290,10 @@ void accept_fork_child(void);
 void accept_hand(struct batch_handed *h);
 void accept_adopt(const struct batch_handed *h);
 bool accept_has(void);
+/* fd is polled, or selected. Any thread, without the lock. */
+void accept_polled(int fd);
+/* What is looked at in its place, or fd. */
+int accept_ready_fd(int fd);
 /* The process ends. */
 void accept_end(void);
 int accept_fds(int (*move)(int *fd));

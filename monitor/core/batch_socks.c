@@ -17,6 +17,7 @@
 #define HINTS 32768
 
 static uint16_t hints[HINTS]; /* by epoll and data: the descriptor */
+static uint32_t gens;         /* the last socket's: no other's is the same for long */
 
 /* ---- which sockets ------------------------------------------------------------------------------------------------ */
 
@@ -46,7 +47,6 @@ void batch_drop(int fd, struct sock *s)
 	batch.nr_held -= s->held;
 	s->held = s->inherited = false;
 	s->kind = NONE;
-	s->gen++;
 	batch.nr_socks--;
 }
 
@@ -208,7 +208,7 @@ void batch_accepted(struct ctx *x, int fd)
 	if (k == NONE || !map_region())
 		return;
 	struct sock *s = &batch.socks[fd];
-	*s = (struct sock){ .kind = k, .nonblock = batch_is_nonblocking(fd), .epoll = -1, .gen = s->gen + 1 };
+	*s = (struct sock){ .kind = k, .nonblock = batch_is_nonblocking(fd), .epoll = -1, .gen = ++gens };
 	/* Another may have forked before this one is known. */
 	s->no_heir = __atomic_load_n(&pvm.nr_threads, __ATOMIC_RELAXED) > 1;
 	batch_look_lowat(fd, s);
@@ -218,6 +218,56 @@ void batch_accepted(struct ctx *x, int fd)
 		note_names(x, fd);
 	if (fd > batch.top_fd)
 		batch.top_fd = fd;
+}
+
+static void rename_note(struct kx_bname *from, struct kx_bname *to, int fd, int new_fd)
+{
+	if (__atomic_load_n(&from->fd, __ATOMIC_RELAXED) != fd)
+		return;
+	__atomic_store_n(&to->fd, -1, __ATOMIC_SEQ_CST);
+	to->gen = batch.socks[new_fd].gen;
+	to->len = from->len;
+	memcpy(to->addr, from->addr, sizeof to->addr);
+	__atomic_store_n(&to->fd, new_fd, __ATOMIC_SEQ_CST);
+}
+
+static void rename_guest(int from, int fd)
+{
+	struct kx_bsock *f = batch_guest_sock(from), *t = batch_guest_sock(fd);
+	const uint32_t owner = __atomic_exchange_n(&f->owner, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&t->owner, 0, __ATOMIC_SEQ_CST);
+	t->gen = batch.socks[fd].gen;
+	t->buf = f->buf;
+	t->epoch = f->epoch;
+	t->turn = f->turn;
+	t->epoll = __atomic_exchange_n(&f->epoll, KX_EPOLL_UNKNOWN, __ATOMIC_SEQ_CST);
+	t->fresh = __atomic_exchange_n(&f->fresh, 0, __ATOMIC_SEQ_CST);
+	t->tcp = __atomic_exchange_n(&f->tcp, 0, __ATOMIC_SEQ_CST);
+	t->credit = __atomic_exchange_n(&f->credit, 0, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&t->rx, __atomic_exchange_n(&f->rx, 0, __ATOMIC_SEQ_CST), __ATOMIC_SEQ_CST);
+	__atomic_store_n(&t->owner, owner, __ATOMIC_SEQ_CST);
+}
+
+void batch_renamed(int from, int fd)
+{
+	batch.socks[fd] = batch.socks[from];
+	batch.socks[from] = (struct sock){ .kind = NONE };
+	if (fd > batch.top_fd)
+		batch.top_fd = fd;
+	for (int i = 0; i < batch.nr_ctxs; i++) {
+		struct ctx *x = &batch.ctxs[i];
+		if (!x->t)
+			continue;
+		for (uint32_t k = 0; k < x->nr; k++)
+			if (x->fd[k] == from)
+				x->fd[k] = fd;
+		for (uint32_t k = 0; k < x->nr_live; k++)
+			if (x->live[k].fd == from)
+				x->live[k].fd = fd;
+		rename_note(batch_peer_of(x, from), batch_peer_of(x, fd), from, fd);
+		rename_note(batch_local_of(x, from), batch_local_of(x, fd), from, fd);
+	}
+	rename_guest(from, fd);
 }
 
 struct sock *batch_inherited(int fd)
@@ -232,7 +282,7 @@ struct sock *batch_inherited(int fd)
 			    .inherited = true,
 			    .no_heir = true,
 			    .epoll = -1,
-			    .gen = s->gen + 1 };
+			    .gen = ++gens };
 	batch_look_lowat(fd, s);
 	*batch_guest_sock(fd) = (struct kx_bsock){ .gen = s->gen, .epoll = KX_EPOLL_UNKNOWN };
 	batch.nr_socks++;

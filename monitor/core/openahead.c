@@ -148,7 +148,7 @@ static bool file_open(struct file *f, struct kx_openahead_file *g)
 void openahead_offer(const struct hcall *c)
 {
 	struct kx_openahead *a = shared();
-	int lowest = -1;
+	bool any = false;
 	if (!some_seen)
 		return;
 	if (c->nr == SYS_fcntl && ((int)c->arg[1] == F_SETLK || (int)c->arg[1] == F_SETLKW))
@@ -165,17 +165,18 @@ void openahead_offer(const struct hcall *c)
 			continue;
 		}
 		a->file[i].ready = file_open(f, &a->file[i]);
-		if (a->file[i].ready && (lowest < 0 || f->fd < lowest))
-			lowest = f->fd;
+		if (!a->file[i].ready)
+			continue;
+		any = true;
+		batch_number(f->fd);
 	}
-	if (lowest < 0)
+	if (!any)
 		return;
 	for (int i = 0; i < KX_OPENAHEAD_FILES; i++)
 		if (files[i].fd < 0)
 			a->file[i].ready = 0;
 	on = true;
 	a->open = 0;
-	a->lowest = lowest;
 	__atomic_store_n(&a->on, 1, __ATOMIC_RELEASE);
 }
 

@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include "../../util/now.h"
+#include "batch.h"
 #include "hcall.h"
 #include "ipc.h"
 #include "pipe.h"
@@ -105,6 +106,7 @@ static int64_t poll_fds(struct hcall *c, struct pollfd *p, struct pollfd *orig, 
 			bad++;
 		} else if (p[i].fd >= 0) {
 			mq_plain(p[i].fd);
+			p[i].fd = batch_ready_fd(p[i].fd);
 		}
 	int64_t r = bad ? poll_now(c, p, n) : poll_wait(c, p, n, ts, m);
 	if (r < 0)
@@ -231,6 +233,15 @@ static bool nothing_asked(struct pollfd *p, unsigned n)
 	return none;
 }
 
+/* Does another descriptor tell of one of them in its place? */
+static bool sets_elsewhere(const struct fd_sets *s)
+{
+	bool any = false;
+	for (unsigned fd = 0; s->set[0] && fd < s->n; fd++)
+		any |= s->set[0][fd / 64] >> fd % 64 & 1 && batch_ready_fd((int)fd) != (int)fd;
+	return any;
+}
+
 static int64_t sets_from(struct fd_sets *s, const struct pollfd *p, unsigned n)
 {
 	static const short says[3] = { SELECT_IN, SELECT_OUT, POLLPRI }, asks[3] = { POLLIN, POLLOUT, POLLPRI };
@@ -250,11 +261,31 @@ static int64_t sets_from(struct fd_sets *s, const struct pollfd *p, unsigned n)
 	return count;
 }
 
-/* By poll, where pipes of the family's are among them. */
+/* What is asked of fd. */
+static short sets_ask(const struct fd_sets *s, unsigned fd)
+{
+	static const short asks[3] = { POLLIN, POLLOUT, POLLPRI };
+	short e = 0;
+	for (int i = 0; i < 3; i++)
+		if (s->set[i] && s->set[i][fd / 64] >> fd % 64 & 1)
+			e |= asks[i];
+	return e;
+}
+
+/* The descriptors by the numbers that the program has for them; one that was left out has none. */
+static void sets_names(const struct fd_sets *s, struct pollfd *p)
+{
+	for (unsigned fd = 0; fd < s->n; fd++)
+		if (sets_ask(s, fd)) {
+			p->fd = p->fd < 0 ? -1 : (int)fd;
+			p++;
+		}
+}
+
+/* By poll, where pipes of the family's are among them, or one of which another tells. */
 static int64_t select_pipes(struct hcall *c, long nr, void *timeout, bool nowait, const struct temp_mask *m,
 			    struct fd_sets *s)
 {
-	static const short asks[3] = { POLLIN, POLLOUT, POLLPRI };
 	struct timespec ts, *t = timeout ? &ts : NULL;
 	struct timeval *tv = timeout;
 	struct pollfd *p = malloc(s->n * sizeof *p);
@@ -267,12 +298,10 @@ static int64_t select_pipes(struct hcall *c, long nr, void *timeout, bool nowait
 			     ? (struct timespec){ tv->tv_sec + tv->tv_usec / 1000000, tv->tv_usec % 1000000 * 1000 }
 			     : *(struct timespec *)timeout;
 	for (unsigned fd = 0; fd < s->n; fd++) {
-		short e = 0;
-		for (int i = 0; i < 3; i++)
-			if (s->set[i] && s->set[i][fd / 64] >> fd % 64 & 1)
-				e |= asks[i];
+		const short e = sets_ask(s, fd);
+		const int at = fd_is_guest((int)fd) ? (int)fd : INT_MAX;
 		if (e)
-			p[n++] = (struct pollfd){ fd_is_guest((int)fd) ? (int)fd : INT_MAX, e, 0 };
+			p[n++] = (struct pollfd){ e & POLLIN && at != INT_MAX ? batch_ready_fd(at) : at, e, 0 };
 	}
 	if (t && (ts.tv_sec < 0 || ts.tv_nsec < 0)) {
 		r = -EINVAL;
@@ -283,6 +312,7 @@ static int64_t select_pipes(struct hcall *c, long nr, void *timeout, bool nowait
 			r = pipe_ppoll(c, p, n, t);
 		while (only_kicked(c->t, r) || (r > 0 && nothing_asked(p, n)));
 	}
+	sets_names(s, p);
 	if (r >= 0)
 		r = sets_from(s, p, n);
 	if (t && nr == SYS_select)
@@ -308,7 +338,7 @@ static int64_t select_common(struct hcall *c, long nr, void *timeout, bool nowai
 		for (int i = 0; i < 3; i++)
 			if (s.set[i] && s.set[i][fd / 64] >> fd % 64 & 1)
 				mq_plain((int)fd);
-	if (pipe_in_sets(s.n, s.set))
+	if (sets_elsewhere(&s) || pipe_in_sets(s.n, s.set))
 		r = select_pipes(c, nr, timeout, nowait, m, &s);
 	else if (nowait)
 		r = nowait_result(c, m, HC6(nr, s.n, s.set[0], s.set[1], s.set[2], timeout, 0));

@@ -34,7 +34,7 @@ struct batch_state batch;
 static bool hostile;
 static jmp_buf ended;
 static int panics;
-static unsigned long sent_bytes, read_bytes, kept, on_after_close;
+static unsigned long sent_bytes, read_bytes, kept, on_after_close, named;
 
 /* ---- the kernel -------------------------------------------------------------------------------------------------- */
 
@@ -244,6 +244,23 @@ int guest_write(uint64_t gva, const void *src, size_t len) { return memcpy(gva_p
 int gmem_populate(uint64_t gva) { return (void)gva, 0; }
 int openahead_fd(int file) { return file ? -1 : FILE_FD; }
 bool batch_has_leases(void) { return false; }
+bool accept_holds(int fd) { return (void)fd, false; }
+bool accept_closes(int fd) { return (void)fd, false; }
+/* A connection in no epoll: of the descriptor that the index is. */
+int accept_name(int fd, const uint8_t *data)
+{
+	struct kx_bfd name;
+	memcpy(&name, data, sizeof name);
+	const int from = (int)name.index;
+	const struct sock *s = batch_sock(from);
+	if (!s || s->epoll >= 0 || fd < FIRST || fd >= LIMIT || stream_of[fd] >= 0 || batch_sock(fd))
+		return -EINVAL;
+	stream_of[fd] = stream_of[from];
+	stream_of[from] = -1;
+	batch_renamed(from, fd);
+	named++;
+	return 0;
+}
 void ahead_lost(const struct sock *s) { (void)s; }
 void ahead_registered(int epoll, uint32_t events) { (void)epoll, (void)events; }
 void heir_closed(struct sock *s) { s->heir = 0; }
@@ -356,6 +373,20 @@ static void guest_registers(struct ctx *x, int fd)
 		put(x, fd, KX_BREC_OPT, &opt, sizeof opt);
 }
 
+/* A connection that is in no epoll has another number for the program. */
+static void guest_names(struct ctx *x, int fd)
+{
+	const struct kx_bfd name = { .index = (uint32_t)fd };
+	int to = FIRST;
+	while (to < fd && (stream_of[to] >= 0 || batch_sock(to)))
+		to++;
+	if (to >= fd || batch_sock(fd)->epoll >= 0)
+		return;
+	if (!put(x, to, KX_BREC_NAME, &name, sizeof name))
+		wrong("no room for a name");
+	batch_flush();
+}
+
 /* Of what was fetched. */
 static void guest_reads(int fd)
 {
@@ -397,8 +428,8 @@ static void lies(void)
 	struct ctx *x = &batch.ctxs[below(CTXS)];
 	uint8_t *ring = (uint8_t *)x->g + KX_BATCH_TX;
 	struct kx_bsock *g = batch_guest_sock(FIRST + (int)below(SOCKS));
-	static const uint32_t flags[] = { KX_BREC_FILE, KX_BREC_CLOSE, KX_BREC_ADD,   KX_BREC_DEL, KX_BREC_MOD,
-					  KX_BREC_OPT,  KX_BREC_SHUT,  KX_BREC_WRITE, KX_BREC_KILL };
+	static const uint32_t flags[] = { KX_BREC_FILE, KX_BREC_CLOSE, KX_BREC_ADD,   KX_BREC_DEL,  KX_BREC_MOD,
+					  KX_BREC_OPT,  KX_BREC_SHUT,  KX_BREC_WRITE, KX_BREC_KILL, KX_BREC_NAME };
 	uint64_t at = (x->tail + 32 * below(64)) % KX_BATCH_TX_SIZE;
 	struct kx_brec *r = (struct kx_brec *)(ring + (at & ~31ull));
 	switch (below(14)) {
@@ -410,8 +441,8 @@ static void lies(void)
 		r->len = below(2) ? (uint32_t)rnd() : (uint32_t)below(70000);
 		break;
 	case 1:
-		r->flags = flags[below(9)] | (below(4) ? 0 : (uint32_t)rnd());
-		r->len = below(2) ? 16 : r->len;
+		r->flags = flags[below(10)] | (below(4) ? 0 : (uint32_t)rnd());
+		r->len = below(2) ? 16 : below(2) ? sizeof(struct kx_bfd) : r->len;
 		break;
 	case 2:
 		r->fd = below(2) ? (int)rnd() : (int)below(LIMIT) - 2;
@@ -547,6 +578,8 @@ static void step(void)
 	case 12:
 		if (stream_of[fd] < 0 && !s)
 			accept_one(fd);
+		else if (s && ring_room(x, 4096))
+			guest_names(x, fd);
 		break;
 	default:
 		batch_flush();
@@ -601,7 +634,8 @@ int main(int argc, char **argv)
 			step();
 		finish();
 	}
-	if (count >= 300 && (!panics || sent_bytes < count * 1000 || !read_bytes || !kept || !on_after_close)) {
+	if (count >= 300 &&
+	    (!panics || sent_bytes < count * 1000 || !read_bytes || !kept || !on_after_close || !named)) {
 		fprintf(stderr, "fuzz_batch: %d ends, %lu bytes sent, %lu read, %lu kept, %lu on after close\n", panics,
 			sent_bytes, read_bytes, kept, on_after_close);
 		return 1;

@@ -162,14 +162,15 @@ http {{ access_log off; server_tokens off; default_type text/plain; {temp}
 
 
 class Nginx:
-    """nginx with this `http` block, in the foreground, natively or in a pVM. The files of d are those of the server."""
+    """nginx with this `http` block, in the foreground, natively or in a pVM. The files of d are those of the server. Without workers
+    there is but the one process."""
 
     def __init__(self, d, http, port, pvm=True, workers=2, events="", connections=512, files=1024, volumes=(), errors="(?!)",
                  more=()):
         self.d, self.port, self.errors = d, port, errors
         self.conf = dict(workers=workers, events=events, connections=connections, files=files)
         self.configure(http)
-        argv = ["/usr/sbin/nginx", "-c", f"{d}/conf", "-g", "daemon off;"]
+        argv = ["/usr/sbin/nginx", "-c", f"{d}/conf", "-g", "daemon off;" + ("" if workers else " master_process off;")]
         self.server = lib.Server(lib.pvm(argv, *options(d, f"{d}:/var/log/nginx", *volumes), *more) if pvm else argv, port,
                                  cwd="/", stop=signal.SIGQUIT)
 

@@ -165,7 +165,7 @@ static inline void lie_batch_ring(void)
 	}
 	if (below(3) == 0) {
 		r->len = below(2) ? 0 : sizeof(struct kx_badd);
-		r->flags = (const uint32_t[]){ KX_BREC_CLOSE, KX_BREC_ADD, KX_BREC_MOD }[below(3)];
+		r->flags = (const uint32_t[]){ KX_BREC_CLOSE, KX_BREC_ADD, KX_BREC_MOD, KX_BREC_NAME }[below(4)];
 		volatile struct kx_badd *add = (void *)(r + 1);
 		*add = (struct kx_badd){ any_value(), (uint32_t)any_value(), (int32_t)below(40) - 1 };
 		return;
@@ -268,12 +268,13 @@ static inline void lie_batch_files(void)
 static inline void lie_batch_opened(void)
 {
 	volatile struct kx_openahead *a = (void *)KX_OPENAHEAD_BASE;
+	volatile struct kx_numbers *n = (void *)(KX_BATCH_BASE + KX_NUMBERS_AT);
 	volatile struct kx_bwrite *w = (void *)(KX_BATCH_BASE + KX_BATCH_CTX + KX_BATCH_WRITES_AT);
 	uint64_t what = below(10);
 	if (what == 0)
 		a->on = 1;
 	else if (what == 1)
-		a->lowest = (int32_t)below(40) - 1;
+		n->n = (uint32_t)below(KX_NUMBERS_MAX + 8);
 	else if (what == 2)
 		a->pos = any_value();
 	else if (what < 5)
@@ -292,7 +293,8 @@ static inline void lie_batch_ahead(void)
 {
 	volatile struct kx_accept *a = (void *)(KX_BATCH_BASE + KX_BATCH_CTX + KX_ACCEPT_AT);
 	volatile struct kx_recycle *p = (void *)KX_RECYCLE_BASE;
-	uint64_t what = below(8);
+	volatile struct kx_numbers *n = (void *)(KX_BATCH_BASE + KX_NUMBERS_AT);
+	uint64_t what = below(10);
 	if (what == 0)
 		a->word = any_value();
 	else if (what == 1)
@@ -300,9 +302,15 @@ static inline void lie_batch_ahead(void)
 	else if (what == 2)
 		a->nr = (uint32_t)below(KX_ACCEPT_MAX + 8);
 	else if (what == 3)
-		a->freed = (int32_t)any_value();
-	else if (what == 4)
+		a->nr_events = (uint32_t)(below(2) ? below(2 * KX_ACCEPT_MAX + 8) : any_value());
+	else if (what == 6) {
+		a->has_map = (uint32_t)below(2);
+		a->as[below(KX_ACCEPT_MAX)] = (int32_t)below(40) - 1;
+		a->of[below(KX_ACCEPT_MAX)].fd = (int32_t)(below(2) ? below(40) - 1 : any_value());
+	} else if (what == 4)
 		p->on = (uint32_t)below(2);
+	else if (what == 5)
+		n->free[below(KX_NUMBERS_MAX)] = (int32_t)(below(2) ? below(40) - 1 : any_value());
 	else {
 		p->piece[below(KX_RECYCLE_MAX)].state = (uint32_t)below(6);
 		p->piece[below(KX_RECYCLE_MAX)].has = (uint32_t)(below(2) ? below(70) << 12 : any_value());
