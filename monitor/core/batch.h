@@ -26,6 +26,9 @@ bool batch_enter(struct hcall *c, int64_t *r);
 bool batch_answer(struct hcall *c, int64_t *r);
 /* What poll and select look at for descriptor fd: itself, or what tells of connections that wait here for fd's accept. */
 int batch_ready_fd(int fd);
+/* epoll_wait(2) of the host's has put n events at gva: how many the program is to see, of which that is so from here on. Without
+ * a lock. */
+int64_t batch_told(uint64_t gva, int64_t n);
 /* fd, the monitor's for now, is free for the program, and was the lowest that there was. */
 void batch_number(int fd);
 /* After its handler. */

@@ -16,7 +16,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include "../../util/together.h"
-#include "batch_priv.h"
+#include "batch_listen.h"
 #include "gmem.h"
 #include "dgram.h"
 #include "thread.h"
@@ -430,5 +430,5 @@ void ahead_leave(struct ctx *x, struct hcall *c, int64_t r)
 	if (n == KX_AHEAD_MAX) /* there may be more: the program's own wait has room for as many as it wants */
 		put_back(a);
 	else if (n >= 0)
-		offer(x, (int)n, is_accept(c->nr) && r >= 0 ? (int)r : -1);
+		offer(x, a->nr_events = bell_tell(a->event, (int)n), is_accept(c->nr) && r >= 0 ? (int)r : -1);
 }

@@ -4,7 +4,7 @@
  * program has not got, a pipe with a byte in it is: registered in the listener's epoll with the listener's data, so each wait
  * there tells of the listener, also one that has begun before, and one for that epoll. poll and select look at it in the
  * listener's place (batch_ready_fd()). It is made anew where the listener is registered otherwise: no epoll holds one that is
- * another's.
+ * another's. Both are ready where more have come since: its event is known by its kind, and one wait tells of one.
  */
 #include "batch_listen.h"
 #include <fcntl.h>
@@ -15,6 +15,17 @@ static int bell[2] = { -1, -1 };
 static int bell_of = -1, bell_epoll = -1; /* the listener; where it is registered */
 static uint64_t bell_data;
 static bool rung;
+
+#define BELL_EVENT EPOLLRDNORM /* what nothing else is registered for alone */
+/* The data of the last one, which may be in an epoll yet, a parent's as well. */
+static uint64_t told_data;
+static bool is_told;
+
+static void tell_of(uint64_t data)
+{
+	__atomic_store_n(&told_data, data, __ATOMIC_RELAXED);
+	__atomic_store_n(&is_told, true, __ATOMIC_RELEASE);
+}
 
 static void bell_close(void)
 {
@@ -43,7 +54,7 @@ static bool bell_make(void)
 
 bool bell_register(int listener, int epoll, uint64_t data)
 {
-	struct epoll_event ev = { EPOLLIN, { .u64 = data } };
+	struct epoll_event ev = { BELL_EVENT, { .u64 = data } };
 	if (bell_of == listener && bell_epoll == epoll && bell_data == data)
 		return true;
 	const bool was = rung;
@@ -57,6 +68,7 @@ bool bell_register(int listener, int epoll, uint64_t data)
 	bell_of = listener;
 	bell_epoll = epoll;
 	bell_data = data;
+	tell_of(data);
 	if (was)
 		bell_ring(true);
 	return true;
@@ -115,6 +127,7 @@ void bell_adopt(const struct batch_handed *h)
 	bell_of = h->listener;
 	bell_epoll = h->bell_epoll;
 	bell_data = h->bell_data;
+	tell_of(bell_data);
 	rung = true;
 }
 
@@ -127,8 +140,58 @@ int bell_fds(int (*move)(int *fd))
 		HC6(SYS_epoll_ctl, bell_epoll, EPOLL_CTL_DEL, bell[0], NULL, 0, 0);
 	for (int i = 0; i < 2 && !r; i++)
 		r = move(&bell[i]);
-	struct epoll_event ev = { EPOLLIN, { .u64 = bell_data } };
+	struct epoll_event ev = { BELL_EVENT, { .u64 = bell_data } };
 	if (bell_epoll >= 0)
 		HC6(SYS_epoll_ctl, bell_epoll, EPOLL_CTL_ADD, bell[0], &ev, 0, 0);
 	return r;
+}
+
+/* ---- what waits tell ------------------------------------------------------------------------------------------------- */
+
+struct events {
+	struct epoll_event *host; /* NULL: the guest's, from gva on */
+	uint64_t gva;
+};
+
+static bool event_get(const struct events *e, int64_t i, struct epoll_event *ev)
+{
+	if (e->host)
+		*ev = e->host[i];
+	return e->host || !guest_read(ev, e->gva + (uint64_t)i * sizeof *ev, sizeof *ev);
+}
+
+static int64_t tell(const struct events *e, int64_t n)
+{
+	const uint64_t data = __atomic_load_n(&told_data, __ATOMIC_RELAXED);
+	struct epoll_event ev;
+	int64_t at = -1;
+	bool by_itself = false;
+	for (int64_t i = 0; i < n && event_get(e, i, &ev); i++) {
+		if (ev.data.u64 != data)
+			continue;
+		if (ev.events == BELL_EVENT)
+			at = i;
+		else
+			by_itself |= ev.events & EPOLLIN;
+	}
+	if (at < 0)
+		return n;
+	ev = (struct epoll_event){ EPOLLIN, { .u64 = data } };
+	if (by_itself && !event_get(e, --n, &ev)) /* the last one takes its place */
+		return n;
+	if (e->host)
+		e->host[at] = ev;
+	else
+		guest_write(e->gva + (uint64_t)at * sizeof ev, &ev, sizeof ev);
+	return n;
+}
+
+int bell_tell(struct epoll_event *ev, int n)
+{
+	return __atomic_load_n(&is_told, __ATOMIC_ACQUIRE) ? (int)tell(&(struct events){ .host = ev }, n) : n;
+}
+
+int64_t batch_told(uint64_t gva, int64_t n)
+{
+	return __atomic_load_n(&is_told, __ATOMIC_ACQUIRE) ? tell(&(struct events){ .gva = gva }, n) : n;
 }

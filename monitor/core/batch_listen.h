@@ -40,6 +40,8 @@ bool bell_register(int listener, int epoll, uint64_t data);
 void bell_ring(bool on);
 /* What is to be looked at in place of the listener; -1: the listener. */
 int bell_fd(int listener);
+/* ev[0..n), n > 0, of the host's, are as the program is to see them from here on; how many are left. Without a lock. */
+int bell_tell(struct epoll_event *ev, int n);
 /* c, an epoll_ctl, has succeeded, perhaps of the listener. */
 void bell_follow(const struct hcall *c);
 /* Epolls of these numbers are closed. */

@@ -102,7 +102,7 @@ static bool wait_epoll(struct hcall *c, int64_t *r)
 		int theirs = max > nr ? max - nr : turn++ % 2 ? max : max - 1;
 		*r = theirs ? HC6(SYS_epoll_wait, (int)c->arg[0], gva_ptr(c->arg[1]), theirs, 0, 0, 0) : 0;
 		if (*r >= 0)
-			*r = epoll_merge(c, reg, nr, *r);
+			*r = epoll_merge(c, reg, nr, batch_told(c->arg[1], *r));
 	}
 	pthread_mutex_unlock(&dgram_lock);
 	return nr && *r;

@@ -435,7 +435,7 @@ static int64_t epoll_ms(struct hcall *c, int ms)
 	for (;;) {
 		r = HB6(SYS_epoll_wait, (int)c->arg[0], events, (int)c->arg[2], ms, 0, 0);
 		if (!only_kicked(c->t, r))
-			return r;
+			return batch_told(c->arg[1], r);
 		if (ms > 0)
 			ms = ms_until(end);
 	}
@@ -444,7 +444,7 @@ static int64_t epoll_ms(struct hcall *c, int ms)
 /* A turn that does not wait ends without a look at signals, as in the kernel: no mask, never EINTR. */
 static int64_t epoll_now(struct hcall *c)
 {
-	return HC6(SYS_epoll_wait, (int)c->arg[0], gva_ptr(c->arg[1]), (int)c->arg[2], 0, 0, 0);
+	return batch_told(c->arg[1], HC6(SYS_epoll_wait, (int)c->arg[0], gva_ptr(c->arg[1]), (int)c->arg[2], 0, 0, 0));
 }
 
 int64_t hc_epoll_wait(struct hcall *c)
@@ -481,7 +481,7 @@ static int64_t epoll_ts(struct hcall *c, struct timespec *ts)
 	do
 		r = HB6(SYS_epoll_pwait2, (int)c->arg[0], gva_ptr(c->arg[1]), (int)c->arg[2], ts, 0, 0);
 	while (only_kicked(c->t, r));
-	return r;
+	return batch_told(c->arg[1], r);
 }
 
 int64_t hc_epoll_pwait2(struct hcall *c)

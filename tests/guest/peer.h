@@ -12,8 +12,8 @@
 #define MANY 24
 
 struct order {
-	/* 'a' connect to port n; 'c' that many, each sends its number; 'z' the same, and they are reset; 'r' what each reads; 'x' close
-	 * all */
+	/* 'a' connect to port n; 'c' that many, each sends its number; 'm' that many more; 'z' as 'c', and they are reset; 'r' what
+	 * each reads; 'x' close all */
 	char what;
 	int n;
 };
@@ -55,14 +55,16 @@ static int dial(uint16_t *port)
 /* Until to_peer is closed; get: what is read for 'r'. */
 static inline void peer(char (*get)(int))
 {
-	int fd[MANY], n = 0;
+	int fd[MANY], n = 0, end;
 	struct order o;
 	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	while (read(to_peer[0], &o, sizeof o) == sizeof o) {
 		struct answer a = { 0 };
 		if (o.what == 'a')
 			addr.sin_port = (uint16_t)o.n;
-		for (n = o.what == 'c' || o.what == 'z' ? 0 : n; (o.what == 'c' || o.what == 'z') && n < o.n; n++) {
+		n = o.what == 'c' || o.what == 'z' ? 0 : n;
+		end = o.what == 'c' || o.what == 'z' || o.what == 'm' ? n + o.n : n;
+		for (; n < end; n++) {
 			fd[n] = dial(&a.port[n]);
 			if (send(fd[n], &(char){ 'a' + n }, 1, 0) != 1)
 				_exit(1);

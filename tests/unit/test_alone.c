@@ -67,6 +67,8 @@ static long by_exit(long nr, const long *a)
 		return r;
 	if (!batch_answer(&c, &r) && !poll_one(&c, &r))
 		r = HC6(nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if (nr == SYS_epoll_wait)
+		r = batch_told(c.arg[1], r);
 	batch_leave(&c, r);
 	return r;
 }

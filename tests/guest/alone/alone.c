@@ -14,6 +14,7 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/select.h>
@@ -391,6 +392,37 @@ static void not_yet(void)
 	check(good, "what is not accepted yet is told of by epoll_wait, poll and select");
 }
 
+/* One wait names the listener once, also when more have come since some were told of. */
+static void told_once(void)
+{
+	bool told, all = true;
+	closes(lsock); /* nobody has polled the next one */
+	listener();
+	numbers();
+	for (int n = 2; n < 6; n++) {
+		rounds(5);
+		struct epoll_event ev[MANY + 2];
+		int times = 0;
+		all &= good;
+		some(n, 1);
+		good &= nr_served == n || told_by(3);
+		const struct answer more = tell('m', 3);
+		memcpy(said.port + n, more.port + n, 3 * sizeof more.port[0]);
+		for (int i = 0, k = epoll_wait(epfd, ev, MANY + 2, 10000); i < k; i++) {
+			times += ev[i].data.u64 == LISTENER;
+			good &= ev[i].data.u64 != LISTENER || ev[i].events == EPOLLIN;
+		}
+		good &= times == 1;
+		while (good && nr_served < n + 3)
+			if (turn(10000, &told, answer) <= 0)
+				good = false;
+		finish(n + 3);
+		all &= good;
+	}
+	good = all;
+	check(good, "one wait names the listener once");
+}
+
 static void no_numbers(void)
 {
 	struct rlimit was, l;
@@ -537,6 +569,7 @@ int main(void)
 	shut();
 	out_of_it();
 	not_yet();
+	told_once();
 	no_numbers();
 	threads();
 	beside();
