@@ -25,7 +25,6 @@ static pid_t waitpid_noted(pid_t p, int *st, int options);
 #undef main
 #undef waitpid
 #undef mmap
-#include "../guest/asleep.h"
 
 struct pvm pvm;
 static struct kx_shared *shared_page = (struct kx_shared *)KX_BOOT_BASE;
