@@ -26,6 +26,12 @@ PORTS = None  # those that this process has not used
 # The registry of an ordinary user stays, and the store of one whose home is /tmp; test_family looks into it.
 IGNORE = re.compile(r"hsperfdata_|^/tmp entry (kylinx-\d+|\.cache)$|" + (os.environ.get("TEST_LEAK_IGNORE") or "(?!)"))
 
+# Ignored where a shell has this in the background, or nohup, and then for all that is started: programs are to begin with
+# their default actions, which exec makes of a handler.
+for _s in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_s) == signal.SIG_IGN:
+        signal.signal(_s, lambda *_: None)
+
 
 def arguments(*flags):
     """Of a test script: [KYLINX] [--only PATTERN], and these flags. That kylinx is the one tested from here on."""

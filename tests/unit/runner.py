@@ -95,6 +95,13 @@ with contextlib.redirect_stdout(io.StringIO()) as out, tempfile.NamedTemporaryFi
     assert list(run.script(f.name)) == [("pass", "a part", "")]
 assert out.getvalue() == "# unsteady, a part\n", out.getvalue()
 
+# Whoever starts it ignores these; what it starts does not.
+IGNORES = ("import sys\nsys.path.insert(0, sys.argv[1])\nimport lib\n"
+           "sys.stdout.buffer.write(lib.run(['sed', '-n', '/^SigIgn/p', '/proc/self/status']).out)")
+r = subprocess.run(["sh", "-c", "trap '' HUP INT QUIT; exec \"$@\"", "sh", sys.executable, "-Bc", IGNORES, os.path.dirname(run.lib.__file__)],
+                   stdout=subprocess.PIPE, check=True)
+assert int(r.stdout.split()[1], 16) & 7 == 0, r.stdout
+
 # Machines of the shell's: what each test does in one.
 import machines  # noqa: E402
 

@@ -417,10 +417,10 @@ static void numbers(void)
 {
 	int pidfd = -5, tid = -5, ctid = -5;
 	struct sigaction ign = { .sa_handler = SIG_IGN }, old;
+	sigaction(SIGUSR2, &ign, &old); /* which may come at once */
 	long p = raw_clone(KC_PIDFD | CLONE_CHILD_SETTID | SIGUSR2, 0, &pidfd, &ctid, 0);
 	if (!p)
 		_exit(pidfd == -5 && ctid == (int)raw(SYS_getpid, 0, 0, 0, 0, 0) ? 7 : 1);
-	sigaction(SIGUSR2, &ign, &old);
 	siginfo_t info = { 0 };
 	check(p > 0 && pidfd >= 0 && fcntl(pidfd, F_GETFD) == FD_CLOEXEC && ctid == -5, "CLONE_PIDFD");
 	while (waitid(3 /* P_PIDFD */, pidfd, &info, WEXITED | KC_WALL) && errno == EINTR)

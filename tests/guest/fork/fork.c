@@ -20,6 +20,7 @@ static const struct group {
 	    { "files", files },
 	    { "signals", inherited_signals },
 	    { "robust", robust },
+	    { "robust_thread", robust_thread },
 	    { "clones", clones },
 	    { "vforks", vforks },
 	    { "vfork_kills", vfork_kills },

@@ -306,6 +306,36 @@ static inline void inherited_signals(void)
 
 /* ---- robust mutexes, raw clone ------------------------------------------------------------------------------------ */
 
+/* Some that processes share. */
+static inline pthread_mutex_t *robust_make(void)
+{
+	pthread_mutex_t *m = shared(4096);
+	pthread_mutexattr_t a;
+	pthread_mutexattr_init(&a);
+	pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
+	pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
+	for (int i = 0; i < 3; i++)
+		pthread_mutex_init(&m[i], &a);
+	return m;
+}
+
+static inline void robust(void)
+{
+	pthread_mutex_t *m = robust_make();
+	check(fine(FORK(NEED(pthread_mutex_lock(&m[0]) == 0))), "robust: child ends with a mutex locked");
+	check(pthread_mutex_lock(&m[0]) == EOWNERDEAD && pthread_mutex_consistent(&m[0]) == 0, "robust: EOWNERDEAD");
+	pid_t p = FORK({
+		NEED(pthread_mutex_lock(&m[1]) == 0);
+		raise(SIGKILL);
+	});
+	check(killed(status_of(p), SIGKILL) && pthread_mutex_lock(&m[1]) == EOWNERDEAD, "robust: after SIGKILL");
+	check(pthread_mutex_lock(&m[2]) == 0 && fine(FORK(NEED(pthread_mutex_trylock(&m[2]) == EBUSY))) &&
+		      pthread_mutex_unlock(&m[2]) == 0,
+	      "robust: a child's end does not free its parent's mutex");
+	pthread_mutex_unlock(&m[0]);
+	munmap(m, 4096);
+}
+
 static inline void *nothing_of_thread(void *p) { return p; }
 
 /* Makes no call from then on. */
@@ -318,37 +348,21 @@ static inline void *locks(void *p)
 	return p;
 }
 
-static inline void robust(void)
+/* At once, for who does not wait. */
+static inline void robust_thread(void)
 {
-	pthread_mutex_t *m = shared(4096);
-	pthread_mutexattr_t a;
-	pthread_mutexattr_init(&a);
-	pthread_mutexattr_setpshared(&a, PTHREAD_PROCESS_SHARED);
-	pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST);
-	for (int i = 0; i < 4; i++)
-		pthread_mutex_init(&m[i], &a);
-	check(fine(FORK(NEED(pthread_mutex_lock(&m[0]) == 0))), "robust: child ends with a mutex locked");
-	check(pthread_mutex_lock(&m[0]) == EOWNERDEAD && pthread_mutex_consistent(&m[0]) == 0, "robust: EOWNERDEAD");
+	pthread_mutex_t *m = robust_make();
+	int *locked = (int *)(m + 3);
 	pid_t p = FORK({
-		NEED(pthread_mutex_lock(&m[1]) == 0);
-		raise(SIGKILL);
-	});
-	check(killed(status_of(p), SIGKILL) && pthread_mutex_lock(&m[1]) == EOWNERDEAD, "robust: after SIGKILL");
-	check(pthread_mutex_lock(&m[2]) == 0 && fine(FORK(NEED(pthread_mutex_trylock(&m[2]) == EBUSY))) &&
-		      pthread_mutex_unlock(&m[2]) == 0,
-	      "robust: a child's end does not free its parent's mutex");
-	int *locked = (int *)(m + 4);
-	p = FORK({
 		pthread_t t;
 		NEED(!pthread_create(&t, NULL, nothing_of_thread, NULL) && !pthread_join(t, NULL));
-		NEED(!pthread_create(&t, NULL, locks, &m[3]) && !pthread_join(t, NULL));
+		NEED(!pthread_create(&t, NULL, locks, &m[2]) && !pthread_join(t, NULL));
 	});
 	while (!__atomic_load_n(locked, __ATOMIC_SEQ_CST))
 		ms(1);
 	kill(p, SIGKILL);
-	check(killed(status_of(p), SIGKILL) && pthread_mutex_trylock(&m[3]) == EOWNERDEAD,
+	check(killed(status_of(p), SIGKILL) && pthread_mutex_trylock(&m[2]) == EOWNERDEAD,
 	      "robust: of a thread, after SIGKILL");
-	pthread_mutex_unlock(&m[0]);
 	munmap(m, 4096);
 }
 

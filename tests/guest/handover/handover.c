@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include "../asleep.h"
 #include "../check.h"
 #include "../children.h"
 #include "../cpus.h"
@@ -288,12 +289,13 @@ static void several(void)
 	bool good;
 	pid_t p = waiter(&good);
 	pid_t q = FORK(NEED(take(s->word[1], 1000, 0)));
-	ms(200);
+	asleep(p, p);
+	asleep(q, q);
 	__atomic_store_n(s->word[1], 1000, __ATOMIC_SEQ_CST);
 	good = fx(s->word[1], FUTEX_WAKE, INT_MAX, NULL) == 2 && good;
 	told("all are woken", fine(p) && fine(q) && good);
 	p = waiter(&good);
-	ms(200);
+	asleep(p, p);
 	good = FUTEX(s->word[1], FUTEX_CMP_REQUEUE, 0, (void *)1l, s->word[0], TRAIN) == 1 && good;
 	good = fx(s->word[1], FUTEX_WAKE, 1, NULL) == 0 && good;
 	__atomic_store_n(s->word[1], 1000, __ATOMIC_SEQ_CST);

@@ -17,7 +17,8 @@
 #define MEMBERS 8
 #define MESSAGES 60
 #define ROUNDS 6
-/* The whole machine may be busy: each is late then, and the best of some rounds tells. */
+#define TRIES 4
+/* The whole machine may be busy: each is late then, and the best of some tells. */
 #define LATE_NS 100000000ull
 
 static volatile uint64_t *at; /* shared */
@@ -84,14 +85,16 @@ static bool in_time(bool pair)
 	uint64_t least = ~0ull;
 	bool good = true;
 	for (int i = 0; i < ROUNDS; i++) {
-		uint64_t n = latency(pair, pauses[i], &good);
+		uint64_t n = ~0ull;
+		/* Somebody else's work may come between, and last. */
+		for (int k = 0; k < TRIES && n >= LATE_NS; k++) {
+			uint64_t took = latency(pair, pauses[i], &good);
+			n = took < n ? took : n;
+		}
 		least = n < least ? n : least;
-		if (n >= LATE_NS) { /* once more: somebody else's work may have come between */
-			uint64_t again = latency(pair, pauses[i], &good);
-			if (again >= LATE_NS) {
-				printf("# pause of %ld us: %lu, %lu us\n", pauses[i], n / 1000, again / 1000);
-				good = false;
-			}
+		if (n >= LATE_NS) {
+			printf("# pause of %ld us: %lu us at best\n", pauses[i], n / 1000);
+			good = false;
 		}
 	}
 	printf("# soonest: %lu us\n", least / 1000);
