@@ -187,15 +187,16 @@ def postgresql_waits():
                 assert b"processed: %d/" % (10 * n) in r.out, r.out
                 pg.sums()
             stats = json.loads(lib.read(f"{d}/stats"))["hypercalls"]
-            made.append({c: stats.get(c, 0) for c in ("kill", "read", "recvfrom", "sendto", "lseek", "epoll_wait")})
+            made.append({c: stats.get(c, 0) for c in ("kill", "read", "recvfrom", "sendto", "lseek", "futex", "epoll_wait")})
         each = {c: (made[1][c] - made[0][c]) / 500 for c in made[1]}
         print(f"# for each transaction: {each}", flush=True)
         waits = each["epoll_wait"] - 7  # seven statements
         expect(waits > 1, True, f"waits for others: {each}")
         for c in ("kill", "read"):
             expect(each[c] < waits / 2, True, f"{c}: {each}")
-        for c in ("recvfrom", "sendto", "lseek"):
-            expect(each[c] < 0.5, True, f"{c}: {each}")
+        # Each of the seven would be one. A futex wake that is made by an exit has looked at sockets and files, too: of one that is not,
+        # the next of these calls is the look.
+        expect(sum(each[c] for c in ("recvfrom", "sendto", "lseek", "futex")) < 3, True, f"what a look saves: {each}")
 
 
 class Inserts(threading.Thread):
