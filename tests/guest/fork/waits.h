@@ -169,7 +169,7 @@ static inline void sigchld(void)
 	p = FORK(_exit(1));
 	int r = waitpid(p, NULL, 0);
 	check(r == -1 && errno == ECHILD && await((int *)&hits[SIGCHLD], 1), "SIGCHLD: SA_NOCLDWAIT");
-	check(kill(p, 0) == -1 && errno == ESRCH, "SIGCHLD: and the child is gone");
+	check(is_gone(p), "SIGCHLD: and the child is gone");
 	signal(SIGCHLD, SIG_IGN);
 	p = FORK(_exit(1));
 	check(waitpid(p, NULL, 0) == -1 && errno == ECHILD, "SIGCHLD: ignored");
