@@ -33,6 +33,7 @@
 #include "gmem.h"
 #include "gmem_warm.h"
 #include "keeper.h"
+#include "pagemap.h"
 #include "update.h"
 #include "vfs.h"
 #include "vcpu.h"
@@ -47,9 +48,6 @@
 #define XSAVE_MAX 4096u        /* of struct kvm_xsave */
 #define XCR0_AT 464            /* in an XSAVE area: the kernel says there what it has enabled */
 #define THREAD_CLOCK(tid, kind) ((clockid_t)(~(unsigned)(tid) << 3 | 4 | (kind)))
-#define PM_PRESENT (1ull << 63)
-#define PM_SWAP (1ull << 62)
-#define PM_FILE (1ull << 61)
 /* coredump_filter, core(5) */
 #define F_ANON_PRIVATE 1u
 #define F_ANON_SHARED 2u

@@ -16,6 +16,7 @@
 #include "gmem.h"
 #include "keeper.h"
 #include "maps.h"
+#include "pagemap.h"
 #include "serve.h"
 #include "spare.h"
 #include "habit.h"
@@ -27,10 +28,7 @@
 #define REGION_MAX (64ull << 10)
 #define TOTAL_MAX (320ull << 10)
 #define REFRESH_MAX (4ull << 20)
-#define PM_PRESENT (1ull << 63)
-#define PM_SWAP (1ull << 62)
-#define PM_FILE (1ull << 61) /* of a file, or shared */
-#define TRIES_MAX 8          /* what changes so often is chosen no more */
+#define TRIES_MAX 8 /* what changes so often is chosen no more */
 
 struct range {
 	uint64_t start, end;

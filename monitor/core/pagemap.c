@@ -7,9 +7,6 @@
 #include "hcall.h"
 
 #define PAGE 4096ull
-#define FILE_OR_SHARED (1ull << 61) /* /proc/PID/pagemap: */
-#define SWAPPED (1ull << 62)
-#define PRESENT (1ull << 63)
 
 int pagemap_open(void) { return proc_file("self/pagemap"); }
 
@@ -22,7 +19,7 @@ bool pagemap_written(int fd, const struct gmem_region *g, uint64_t at, unsigned 
 	    (others && HC6(SYS_mincore, gva_ptr(at), n * PAGE, there, 0, 0, 0)))
 		return false;
 	for (unsigned i = 0; i < n; i++) {
-		bool own = map[i] & SWAPPED || (map[i] & PRESENT && (shared || !(map[i] & FILE_OR_SHARED)));
+		bool own = map[i] & PM_SWAP || (map[i] & PM_PRESENT && (shared || !(map[i] & PM_FILE)));
 		there[i] = own || (others && there[i] & 1);
 	}
 	return true;

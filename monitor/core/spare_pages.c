@@ -10,6 +10,7 @@
 #include "hcall.h"
 #include "hot.h"
 #include "maps.h"
+#include "pagemap.h"
 
 #define PAGE 4096ull
 #define TABLE (2ull << 20) /* what one of the kernel's tables of pages is for */
@@ -17,19 +18,6 @@
 #define SCAN_MAX 24576     /* pages looked at */
 #define SCAN_GAP 160       /* entries that are read for nothing rather than by one call more */
 #define EMPTY_MIN 64       /* pages; of less all are read */
-#define PM_PRESENT (1ull << 63)
-#define PM_SWAP (1ull << 62)
-#define PM_FILE (1ull << 61) /* of a file, or shared */
-#define PM_ALONE (1ull << 56)
-
-/* ioctl PAGEMAP_SCAN, which headers before Linux 6.7 don't have. */
-struct pm_scan {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define PM_SCAN _IOWR('f', 16, struct pm_scan)
-#define PM_IS_PRESENT (1ull << 3)
-#define PM_IS_SWAPPED (1ull << 4)
 
 struct range {
 	uint64_t start, end;
@@ -211,11 +199,11 @@ static bool entries_read(uint64_t *entry, uint64_t start, uint64_t end)
 /* From Linux 6.7 on: of memory without tables nothing is looked at, and all ends with the first page. -1: not here. */
 static int scan_any(uint64_t start, uint64_t end)
 {
-	uint64_t found[3];
+	struct pm_piece found;
 	struct pm_scan scan = { .size = sizeof scan,
 				.start = start,
 				.end = end,
-				.vec = (uint64_t)found,
+				.vec = (uint64_t)&found,
 				.vec_len = 1,
 				.max_pages = 1,
 				.category_anyof_mask = PM_IS_PRESENT | PM_IS_SWAPPED,

@@ -18,6 +18,7 @@
 #include "hcall.h"
 #include "huge.h"
 #include "keeper.h"
+#include "pagemap.h"
 #include "spare.h"
 #include "thread.h"
 
@@ -33,23 +34,9 @@
 #define LATER_NS 256000000ull
 #define GIVE_UP_NS 20000000000ull
 #define FREE_PART 8 /* of the host's memory: as much stays available */
-#define PM_PRESENT (1ull << 63)
-#define PM_ALONE (1ull << 56)
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
-
-/* linux/fs.h, as of Linux 6.7 */
-struct piece {
-	uint64_t start, end, categories;
-};
-struct scan {
-	uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-	uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define SCAN_CALL _IOWR('f', 16, struct scan)
-#define IS_PRESENT (1ull << 3)
-#define IS_HUGE (1ull << 6)
 
 static struct {
 	pid_t pid;            /* that the thread belongs to */
@@ -142,19 +129,19 @@ static void chunk_look(struct turn *t, uint64_t chunk, unsigned pages)
 /* [start, end) is of whole 2 MiB. */
 static void range_look(struct turn *t, uint64_t start, uint64_t end)
 {
-	struct piece v[PIECES];
+	struct pm_piece v[PIECES];
 	uint64_t chunk = start;
 	unsigned pages = 0;
 	while (start < end) {
-		struct scan s = { .size = sizeof s,
-				  .start = (uint64_t)gva_ptr(start),
-				  .end = (uint64_t)gva_ptr(end),
-				  .vec = (uint64_t)v,
-				  .vec_len = PIECES,
-				  .category_inverted = IS_HUGE,
-				  .category_mask = IS_PRESENT | IS_HUGE,
-				  .return_mask = IS_PRESENT };
-		long n = locked(SYS_ioctl, &whole.pagemap, SCAN_CALL, (long)&s, 0);
+		struct pm_scan s = { .size = sizeof s,
+				     .start = (uint64_t)gva_ptr(start),
+				     .end = (uint64_t)gva_ptr(end),
+				     .vec = (uint64_t)v,
+				     .vec_len = PIECES,
+				     .category_inverted = PM_IS_HUGE,
+				     .category_mask = PM_IS_PRESENT | PM_IS_HUGE,
+				     .return_mask = PM_IS_PRESENT };
+		long n = locked(SYS_ioctl, &whole.pagemap, PM_SCAN, (long)&s, 0);
 		if (n < 0) {
 			whole.useless |= n == -ENOTTY || n == -EINVAL;
 			return;
