@@ -4,6 +4,7 @@
 #define KX_GUEST_PEER_H
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -81,6 +82,21 @@ static inline void peer(char (*get)(int))
 			_exit(2);
 	}
 	_exit(0);
+}
+
+/* Its process, which has none of this one's descriptors from 3 on. False: there is none. */
+static inline bool peer_start(char (*get)(int))
+{
+	close_range(3, ~0u, 0);
+	if (pipe2(to_peer, 0) || pipe2(from_peer, 0))
+		return false;
+	if (!fork()) {
+		close(to_peer[1]);
+		peer(get);
+	}
+	close(to_peer[0]);
+	close(from_peer[1]);
+	return true;
 }
 
 static inline void send_order(int fd, char what, int n)

@@ -386,15 +386,8 @@ int main(int argc, char **argv)
 	struct sigaction sa = { .sa_handler = on_signal };
 	signal(SIGPIPE, SIG_IGN);
 	sigaction(SIGUSR1, &sa, NULL);
-	close_range(3, ~0u, 0);
-	if (pipe2(to_peer, 0) || pipe2(from_peer, 0))
+	if (!peer_start(read_one))
 		return 117;
-	if (!fork()) {
-		close(to_peer[1]);
-		peer(read_one);
-	}
-	close(to_peer[0]);
-	close(from_peer[1]);
 	dup2(to_peer[1], 100);
 	close(to_peer[1]);
 	to_peer[1] = 100;

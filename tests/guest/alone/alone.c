@@ -548,15 +548,8 @@ static void ends(void)
 
 int main(void)
 {
-	close_range(3, ~0u, 0);
-	if (pipe2(to_peer, 0) || pipe2(from_peer, 0))
+	if (!peer_start(read_all))
 		return 117;
-	if (!fork()) {
-		close(to_peer[1]);
-		peer(read_all);
-	}
-	close(to_peer[0]);
-	close(from_peer[1]);
 	epfd = epoll_create1(EPOLL_CLOEXEC);
 	listener();
 	numbers();

@@ -40,6 +40,7 @@
 #include "../asleep.h"
 #include "../check.h"
 #include "../children.h"
+#include "../groups.h"
 #include "../hits.h"
 
 static char dir[128];
@@ -633,24 +634,14 @@ static void stopped(void)
 }
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*fn)(void);
-	} all[] = { { "sleeping", sleeping }, { "stopped", stopped } };
+	static const struct group all[] = { { "sleeping", sleeping }, { "stopped", stopped } };
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	const char *tmp = getenv("TMPDIR");
 	snprintf(dir, sizeof dir, "%s/interrupt-XXXXXX", tmp ? tmp : "/tmp");
 	if (!mkdtemp(dir))
 		return 251;
-	s = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	for (unsigned k = 0; k < sizeof all / sizeof all[0]; k++) {
-		if (!is_wanted(argc, argv, all[k].name))
-			continue;
-		memset((void *)s, 0, 4096);
-		all[k].fn();
-		check(wait(NULL) == -1 && errno == ECHILD, "no child left");
-	}
-	check_named(argc);
+	s = mmap(NULL, GROUPS_WORDS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	groups_run(all, sizeof all / sizeof all[0], argc, argv, s);
 	char cmd[200];
 	snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
 	if (system(cmd))

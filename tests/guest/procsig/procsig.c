@@ -21,6 +21,7 @@
 #include <unistd.h>
 #include "../check.h"
 #include "../children.h"
+#include "../groups.h"
 #include "../hits.h"
 
 #define RTN(n) (SIGRTMIN + (n))
@@ -402,21 +403,13 @@ static void exec(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*fn)(void);
-	} all[] = { { "senders", senders }, { "masks", masks }, { "young", young }, { "exec", exec } };
+	static const struct group all[] = {
+		{ "senders", senders }, { "masks", masks }, { "young", young }, { "exec", exec }
+	};
 	if (argc > 2 && !strcmp(argv[1], "executed"))
 		return executed(atoi(argv[2]));
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	s = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	for (unsigned k = 0; k < sizeof all / sizeof all[0]; k++) {
-		if (!is_wanted(argc, argv, all[k].name))
-			continue;
-		memset((void *)s, 0, 4096);
-		all[k].fn();
-		check(wait(NULL) == -1 && errno == ECHILD, "no child left");
-	}
-	check_named(argc);
+	s = mmap(NULL, GROUPS_WORDS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	groups_run(all, sizeof all / sizeof all[0], argc, argv, s);
 	return verdict();
 }

@@ -26,6 +26,7 @@
 #include <unistd.h>
 #include "../check.h"
 #include "../children.h"
+#include "../groups.h"
 
 #define P_PIDFD_ 3
 #define PIDFD_NONBLOCK_ O_NONBLOCK
@@ -785,21 +786,11 @@ static void groups(void)
 
 int main(int argc, char **argv)
 {
-	static const struct {
-		const char *name;
-		void (*fn)(void);
-	} all[] = { { "states", states },   { "codes", codes },     { "clones", clones },
-		    { "threads", threads }, { "stops", stops },     { "usage", usage },
-		    { "pidfds", pidfds },   { "orphans", orphans }, { "groups", groups } };
+	static const struct group all[] = { { "states", states },   { "codes", codes },     { "clones", clones },
+					    { "threads", threads }, { "stops", stops },     { "usage", usage },
+					    { "pidfds", pidfds },   { "orphans", orphans }, { "groups", groups } };
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	s = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	for (unsigned k = 0; k < sizeof all / sizeof all[0]; k++) {
-		if (!is_wanted(argc, argv, all[k].name))
-			continue;
-		memset((void *)s, 0, 4096);
-		all[k].fn();
-		check(wait(NULL) == -1 && errno == ECHILD, "no child left");
-	}
-	check_named(argc);
+	s = mmap(NULL, GROUPS_WORDS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	groups_run(all, sizeof all / sizeof all[0], argc, argv, s);
 	return verdict();
 }
