@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
+#include "../util/dirs.h"
 #include "cli.h"
 #include "families.h"
 
@@ -56,19 +57,33 @@ static int proc_of_member(int proc, int number)
 /* The same where the numbers are others: with a member that came by `kylinx exec`. */
 static int proc_search(int proc, int number)
 {
-	int fd = proc_of_member(proc, number), dir;
-	DIR *d;
-	if (fd >= 0 || (dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+	int fd = proc_of_member(proc, number);
+	if (fd >= 0)
 		return fd;
-	if (!(d = fdopendir(dir))) {
-		close(dir);
-		return -ENOMEM;
-	}
+	DIR *d = dir_open_at(proc, "fd", 0);
+	if (!d)
+		return kx_err_lacks(errno) ? -errno : fd;
 	for (struct dirent *e; fd < 0 && (e = readdir(d));)
 		if (*e->d_name != '.')
 			fd = proc_of_member(proc, atoi(e->d_name));
 	closedir(d);
 	return fd;
+}
+
+/* Where a member is asked for updates; a monitor that has none, or hides them, is no reason to have no new member. */
+static int update_open(const struct family *f, struct kx_join *join)
+{
+	for (int k = 0; k < 2; k++) {
+		const int fd = f->e.update_ino[k] ? member_socket(join->member, join->member_proc, f->e.update_ino[k])
+						  : -ENOENT;
+		join->update[k] = fd;
+		if (fd >= 0 || !kx_err_lacks(-fd))
+			continue;
+		if (k && join->update[0] >= 0)
+			close(join->update[0]);
+		return fd;
+	}
+	return 0;
 }
 
 /* Through a member that can be opened: descriptors for join. */
@@ -88,12 +103,12 @@ static int join_open(struct family *f, struct member *first, struct kx_join *joi
 		join->proc = proc_search(join->member_proc, f->e.proc_fd);
 		join->policy = f->e.policy_ino ? member_file(join->member_proc, f->e.policy_dev, f->e.policy_ino) : -1;
 		bool governed = !f->e.policy_ino || join->policy >= 0;
-		if (join->family >= 0 && join->proc >= 0 && governed) {
-			for (int k = 0; k < 2; k++)
-				join->update[k] = member_socket(join->member, join->member_proc, f->e.update_ino[k]);
+		r = join->family < 0 ? join->family
+		    : join->proc < 0 ? join->proc
+		    : governed       ? update_open(f, join)
+				     : join->policy;
+		if (!r)
 			return 0;
-		}
-		r = join->family < 0 ? join->family : join->proc < 0 ? join->proc : join->policy;
 		if (join->policy >= 0)
 			close(join->policy);
 		if (join->family >= 0)

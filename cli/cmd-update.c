@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include "../monitor/core/family.h"
 #include "../monitor/core/sig.h"
+#include "../util/dirs.h"
 #include "../util/now.h"
 #include "cli.h"
 #include "lib.h"
@@ -63,8 +64,7 @@ void update_clean(char *s, size_t size)
 static pid_t service_thread(int proc)
 {
 	char name[300], text[32];
-	int dir = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	DIR *d = dir_open_at(proc, "task", 0);
 	pid_t tid = 0;
 	if (!d)
 		return 0;

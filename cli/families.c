@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "../monitor/core/family.h"
+#include "../util/dirs.h"
 #include "../util/grow.h"
 #include "../util/procstat.h"
 
@@ -64,8 +65,7 @@ static bool in_namespace(int proc, const char *link, const struct registry_entry
 /* When the first thread of a process has ended, the namespace is to be seen at another. 1, 0, or -errno: it can't be seen. */
 static int in_namespace_by_thread(int proc, const struct registry_entry *e)
 {
-	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	DIR *d = dir_open_at(proc, "task", 0);
 	bool found = false;
 	char link[300];
 	if (!d)
@@ -82,8 +82,8 @@ static int in_namespace_by_thread(int proc, const struct registry_entry *e)
  * (PF_USER_WORKER in the flags). */
 static int count_threads(int proc)
 {
-	int fd = openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC), n = 0;
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	DIR *d = dir_open_at(proc, "task", 0);
+	int n = 0;
 	char name[300], text[1024];
 	if (!d)
 		return 0;
@@ -205,8 +205,8 @@ static int link_open(int proc, const char *link, uint64_t dev, uint64_t ino, int
 static int file_search(int proc, uint64_t dev, uint64_t ino, int flags)
 {
 	char link[300];
-	int fd = -ENOENT, dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	DIR *d = dir_open_at(proc, "fd", 0);
+	int fd = -ENOENT;
 	if (!d)
 		return -errno;
 	for (struct dirent *e; fd < 0 && (e = readdir(d));) {
@@ -233,8 +233,8 @@ int member_table(const struct family *f, int proc, int flags)
 int member_socket(int pidfd, int proc, uint64_t ino)
 {
 	char want[64], link[64];
-	int dir = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), fd = -ENOENT;
-	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	DIR *d = dir_open_at(proc, "fd", 0);
+	int fd = -ENOENT;
 	if (!d)
 		return -errno;
 	snprintf(want, sizeof want, "socket:[%llu]", (unsigned long long)ino);

@@ -4,6 +4,7 @@
 #endif
 #include "dirs.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,4 +22,16 @@ int make_dirs(const char *path, mode_t mode)
 			return -errno;
 	}
 	return mkdir(p, mode) && errno != EEXIST ? -errno : 0;
+}
+
+DIR *dir_open_at(int at, const char *name, int flags)
+{
+	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | flags);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	if (!d && fd >= 0) {
+		int e = errno;
+		close(fd);
+		errno = e;
+	}
+	return d;
 }

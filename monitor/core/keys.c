@@ -626,13 +626,10 @@ static int by_name(const void *a, const void *b)
 static int keyring_load(struct keyring *k, struct kx_err *err)
 {
 	struct dirent *d;
-	int r = revoked_load(k, err), fd = r ? -1 : openat(k->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir) {
-		if (fd >= 0)
-			close(fd);
+	int r = revoked_load(k, err);
+	DIR *dir = r ? NULL : dir_open_at(k->dir, ".", 0);
+	if (!dir)
 		return r ? r : kx_err_set(err, errno, "%s: %s (check it)", k->path, strerror(errno));
-	}
 	while (!r && (d = readdir(dir))) {
 		size_t n = strlen(d->d_name);
 		if (n > 4 && d->d_name[0] != '.' && !strcmp(d->d_name + n - 4, ".pub"))
@@ -673,10 +670,7 @@ static int lock_wait(int fd)
 static void keyring_tidy(const struct keyring *k)
 {
 	struct dirent *d;
-	int fd = openat(k->dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-	if (!dir && fd >= 0)
-		close(fd);
+	DIR *dir = dir_open_at(k->dir, ".", 0);
 	while (dir && (d = readdir(dir))) {
 		size_t n = strlen(d->d_name);
 		if (!strcmp(d->d_name, "revoked.new") || (n > 8 && !strcmp(d->d_name + n - 8, ".pub.new")))

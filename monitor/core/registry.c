@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../util/dirs.h"
 #include "../../util/log.h"
 #include "../../util/procstat.h"
 #include "../../util/quiet.h"
@@ -113,20 +114,14 @@ static char own_path[PATH_MAX + 128]; /* of its file */
 /* Under the lock. 0, or the pid of the family that has this name, or -errno: that can't be told. Sweeps some files. */
 static pid_t name_taken(int dir, const char *name)
 {
-	int copy = fcntl(dir, F_DUPFD_CLOEXEC, 3);
-	DIR *d = copy < 0 ? NULL : fdopendir(copy);
+	DIR *d = dir_open_at(dir, ".", 0);
 	struct dirent *e;
 	int left = SWEEP_MAX, fd;
 	pid_t pid, found = 0;
 	uint64_t start;
 	const char *other;
-	if (!d) {
-		int r = -errno;
-		if (copy >= 0)
-			close(copy);
-		return r;
-	}
-	rewinddir(d);
+	if (!d)
+		return -errno;
 	while ((e = readdir(d))) {
 		if (!file_parse(e->d_name, &pid, &start, &other))
 			continue;

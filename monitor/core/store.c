@@ -252,20 +252,11 @@ int store_verify_image(struct store *s, const uint8_t hash[STORE_HASH])
 	return memcmp(is, hash, sizeof is) ? -EBADMSG : 0;
 }
 
-DIR *store_part_open(int at, const char *name)
-{
-	int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-	DIR *d = fd < 0 ? NULL : fdopendir(fd);
-	if (!d && fd >= 0)
-		close(fd);
-	return d;
-}
-
 int store_each(struct store *s, int (*fn)(const struct store_entry *e, bool sound, void *arg), void *arg)
 {
 	struct dirent *d;
 	int r = 0;
-	DIR *dir = store_part_open(s->dir, "index");
+	DIR *dir = dir_open_at(s->dir, "index", O_NOFOLLOW);
 	if (!dir)
 		return -errno;
 	while (!r && (errno = 0, d = readdir(dir))) {

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "../../util/dirs.h"
 #include "../../util/sha256.h"
 
 struct gc {
@@ -66,7 +67,7 @@ static int remove_old(int at, const char *name, int depth)
 {
 	struct dirent *d;
 	int n = 0;
-	DIR *dir = store_part_open(at, name);
+	DIR *dir = dir_open_at(at, name, O_NOFOLLOW);
 	if (!dir)
 		return 0;
 	while ((d = readdir(dir))) {
@@ -85,7 +86,7 @@ static int remove_old(int at, const char *name, int depth)
 static void images_gc(struct gc *g)
 {
 	struct dirent *d;
-	DIR *dir = store_part_open(g->s->dir, "images");
+	DIR *dir = dir_open_at(g->s->dir, "images", O_NOFOLLOW);
 	while (dir && (d = readdir(dir))) {
 		char hex[2 * STORE_HASH + 1] = "";
 		for (size_t i = 0; i < g->nr && strcmp(hex, d->d_name); i++)
@@ -119,7 +120,7 @@ static bool notes_are_old(int dir, const char *name)
 static void notes_gc(struct gc *g)
 {
 	struct dirent *d;
-	DIR *dir = store_part_open(g->s->dir, "notes");
+	DIR *dir = dir_open_at(g->s->dir, "notes", O_NOFOLLOW);
 	while (dir && (d = readdir(dir)))
 		if (d->d_name[0] != '.' && notes_are_old(dirfd(dir), d->d_name))
 			g->removed += !unlinkat(dirfd(dir), d->d_name, 0);
@@ -143,7 +144,7 @@ int store_gc(struct store *s, struct kx_err *err)
 	free(g.used);
 	if (r)
 		return kx_err_set(err, -r, "%s: %s (%s)", s->path, strerror(-r), store_remedy(-r));
-	if ((dir = store_part_open(s->root, "."))) {
+	if ((dir = dir_open_at(s->root, ".", O_NOFOLLOW))) {
 		while ((d = readdir(dir)))
 			if (!strncmp(d->d_name, "format-", 7) && strcmp(d->d_name, store_format))
 				g.removed += remove_old(s->root, d->d_name, 1);

@@ -53,6 +53,4 @@ bool store_image_is(const struct store_entry *e, const struct stat *st);
 bool store_copy_key(const struct stat *st, struct text_key *key);
 /* Write a file of FORMAT whole, or not at all: 0 or -errno. As the writer. */
 int store_put(struct store *s, const char *name, const void *data, size_t len);
-/* A directory of the store, NULL = none. */
-DIR *store_part_open(int at, const char *name);
 #endif

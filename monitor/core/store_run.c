@@ -12,6 +12,7 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "../../util/dirs.h"
 #include "../../util/log.h"
 #include "../../util/sha256.h"
 #include "../arch/x86_64/patch.h"
@@ -303,8 +304,7 @@ void store_join(int member, int member_proc)
 {
 	struct stat st;
 	struct statvfs fs;
-	int dir = program_path[0] ? openat(member_proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	DIR *d = program_path[0] ? dir_open_at(member_proc, "fd", 0) : NULL;
 	for (struct dirent *e; d && tree < 0 && (e = readdir(d));) {
 		if (fstatat(dirfd(d), e->d_name, &st, 0) || !S_ISDIR(st.st_mode) || st.st_dev != tree_is.st_dev ||
 		    st.st_ino != tree_is.st_ino)

@@ -443,6 +443,37 @@ def exec_streams_and_status():
         expect(ok(fd).split(), ["0", "1", "2", "3"], "descriptors")
 
 
+def sockets(pid):
+    """Of a process of the host's."""
+    found = [os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")]
+    return {x for x in found if x.startswith("socket:")}
+
+
+@test
+def exec_with_few_descriptors():
+    """It says that they are too few, or there is a member that updates reach."""
+    good = 0
+    with family("few", "sleep 100") as p:
+        for n in range(5, 64):
+            e = subprocess.Popen(["sh", "-c", f"ulimit -Sn {n}; exec \"$@\"", "sh", lib.KYLINX, "exec", "few", "sleep", "99"],
+                                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            try:
+                until(lambda: e.poll() is not None or "sleep 99" in members("few"), "ended, or a member")
+                if e.poll() is None:
+                    expect(len(sockets(e.pid) & sockets(p.pid)), 2, f"sockets in common, with {n} descriptors")
+                    good += 1
+                else:
+                    refused(lib.Result(e.returncode, b"", e.stderr.read(), 0), "Too many open files")
+            finally:
+                e.kill()
+                e.wait()
+                e.stderr.close()
+            until(lambda: "sleep 99" not in members("few"), "gone")
+            if good == 2:
+                break
+    expect(good, 2, "numbers of descriptors that are enough")
+
+
 @test
 def exec_is_a_member():
     with lib.Dir() as d:
