@@ -73,9 +73,8 @@ static struct ctx *ctx_make(struct thread *t)
 	for (int i = 0; i < KX_BATCH_CTXS && !x; i++)
 		if (!batch.ctxs[i].t)
 			x = &batch.ctxs[i];
-	if (!x || !batch_flusher_start())
+	if (!x || !batch_flusher_start() || gmem_sys_open(batch_ctx_gva(x)))
 		return NULL;
-	gmem_populate(batch_ctx_gva(x));
 	x->t = t;
 	x->index = t->index;
 	ctx_at[t->index] = (uint8_t)(x - batch.ctxs + 1);

@@ -161,7 +161,8 @@ static bool map_region(void)
 	if (!batch_tables())
 		return false;
 	if (!batch.mapped) {
-		gmem_populate(KX_BATCH_BASE);
+		if (gmem_sys_open(KX_BATCH_BASE))
+			return false;
 		batch.mapped = true;
 		batch_shared()->selfish = batch.selfish;
 	}

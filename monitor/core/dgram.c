@@ -396,9 +396,8 @@ static bool map_region(void)
 {
 	if (mapped)
 		return true;
-	gmem_populate(KX_DGRAM_BASE);
-	mapped = true;
-	return true;
+	mapped = !gmem_sys_open(KX_DGRAM_BASE);
+	return mapped;
 }
 
 static struct dgram_slot *activate(int fd)
@@ -411,9 +410,9 @@ static struct dgram_slot *activate(int fd)
 	for (int i = 0; i < KX_DGRAM_SOCKS && !s; i++)
 		if (!dgram_slots[i].nr_fds)
 			s = &dgram_slots[i];
-	if (!s || !map_region() || fstat(fd, &st) || !batch_flusher_start())
+	if (!s || !map_region() || fstat(fd, &st) || !batch_flusher_start() ||
+	    gmem_sys_open(KX_DGRAM_BASE + KX_DGRAM_BUF + (uint64_t)(s - dgram_slots) * KX_DGRAM_BUF_SIZE))
 		return NULL;
-	gmem_populate(KX_DGRAM_BASE + KX_DGRAM_BUF + (uint64_t)(s - dgram_slots) * KX_DGRAM_BUF_SIZE);
 	if (!f->born && !find_others(fd, st.st_ino)) {
 		f->plain = true;
 		return NULL;
@@ -541,7 +540,8 @@ static void ctx_make(const struct thread *t)
 	if (i == KX_DGRAM_CTXS)
 		return;
 	uint64_t gva = KX_DGRAM_BASE + KX_DGRAM_CTX + (uint64_t)i * KX_DGRAM_CTX_SIZE;
-	gmem_populate(gva);
+	if (gmem_sys_open(gva))
+		return;
 	ctxs[i] = (struct dgram_ctx){ .index = t->index, .g = gva_ptr(gva) };
 	*ctxs[i].g = (struct kx_dctx){ 0 };
 	if (i == nr_ctxs)

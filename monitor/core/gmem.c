@@ -622,7 +622,7 @@ int gmem_shmdt(uint64_t addr)
 
 /* ---- start ---------------------------------------------------------------------------------------------------- */
 
-static int map_host(uint64_t gva, uint64_t len)
+int map_host(uint64_t gva, uint64_t len)
 {
 	void *p = mmap(gva_ptr(gva), len, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -671,8 +671,7 @@ int gmem_init(struct kx_err *err)
 	madvise(gva_ptr(KX_USER_MIN), KX_SPACE_SIZE - KX_USER_MIN, MADV_DONTDUMP);
 	anon_high = ANON_HIGH - random_below(4096) * HUGE;
 	file_high = FILE_HIGH - STACK_ROOM - random_below(32768) * HUGE;
-	if ((r = map_host(KX_SYS_BASE, KX_SYS_FIRST + 256 * MiB)) ||
-	    (r = map_host(KX_SYS_MORE, KX_SYS_END - KX_SYS_MORE)) || (r = areas_map()) ||
+	if ((r = map_host(KX_SYS_BASE, KX_AREA_BASE - KX_SYS_BASE)) ||
 	    (r = slot_cover(KX_SYS_BASE, KX_AREA_BASE + 2 * MiB)))
 		return kx_err_set(err, -r, "guest memory: %s (is memory exhausted?)", strerror(-r));
 	tables_make();
@@ -680,7 +679,8 @@ int gmem_init(struct kx_err *err)
 	/* LibOS: text executable, the rest data. Regions above KX_USER_END are out of every call's reach. */
 	if ((r = pt_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, true)) ||
 	    (r = pt_set(KX_VVAR_BASE, KX_BOOT_BASE, PROT_READ, true)) ||
-	    (r = pt_set(KX_BOOT_BASE, KX_AREA_BASE + 2 * MiB, PROT_READ | PROT_WRITE, false)))
+	    (r = pt_set(KX_BOOT_BASE, KX_AREA_BASE, PROT_READ | PROT_WRITE, false)) ||
+	    (r = gmem_sys_open(KX_AREA_BASE)))
 		return kx_err_set(err, -r, "guest page tables: %s (is memory exhausted?)", strerror(-r));
 	region_set(KX_LIBOS_BASE, KX_VVAR_BASE, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | GMEM_TRAMP);
 	/* The monitor alone writes the clocks and the answers to `cpuid`: the host mapping is writable, so the guest's leaves must

@@ -84,6 +84,14 @@ void gmem_mark_still(uint64_t start);
 bool gmem_mapped(uint64_t gva, uint64_t len);
 /* Make sure that the hardware can reach a mapped address. 1: something was added, retry; 0: nothing to add. */
 int gmem_populate(uint64_t gva);
+/*
+ * Of KylinX's own memory from KX_AREA_BASE up to KX_PIPE_BASE: the 2 MiB around gva are there from now on, zeros at first, for
+ * the host and the guest. Until then they are a reservation, which a host that promises no more memory than it has
+ * (vm.overcommit_memory = 2) does not count. 0 or -errno; nothing of it may be touched then. Takes pvm.mm_lock.
+ */
+int gmem_sys_open(uint64_t gva);
+/* The area of a thread with that index is there. Any thread, no lock. */
+bool gmem_area_is_open(uint64_t index);
 /* With pvm.mm_lock: images of files (admit.h) that no region is of any more are held no longer. It looks at all regions. */
 void gmem_images_let_go(void);
 /* Translate a program counter: inside a trampoline -> the original one; inside a patched window -> trampoline. */

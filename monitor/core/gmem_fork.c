@@ -2,7 +2,9 @@
 /* Memory that the family shares, and what a fork does to the program's. */
 #include <errno.h>
 #include <sys/mman.h>
+#include "../../abi/kx_pipe.h"
 #include "../../abi/kx_serve.h"
+#include "../../util/together.h"
 #include "gmem_priv.h"
 #include "hot.h"
 #include "keeper.h"
@@ -19,26 +21,78 @@ int gmem_map_family(uint64_t gva, uint64_t len, int fd, uint64_t off)
 	return r;
 }
 
+/* ---- KylinX's own ------------------------------------------------------------------------------------------------------ */
+
+#define AREA_CHUNKS (KX_AREA_MAX * (uint64_t)KX_AREA_SIZE / HUGE)
+_Static_assert(AREA_CHUNKS == 64, "a word has a bit for each");
+_Static_assert((KX_PIPE_BASE - KX_AREA_BASE) / HUGE <= 128, "so have two");
+
+static KX_TOGETHER uint64_t opened[2]; /* pieces of HUGE bytes from KX_AREA_BASE on, those with areas first */
+
+static uint64_t chunk_of(uint64_t gva) { return (gva - KX_AREA_BASE) / HUGE; }
+
+static bool is_open(uint64_t chunk) { return __atomic_load_n(&opened[chunk / 64], __ATOMIC_RELAXED) >> chunk % 64 & 1; }
+
+bool sys_is_closed(uint64_t gva) { return gva >= KX_AREA_BASE && gva < KX_PIPE_BASE && !is_open(chunk_of(gva)); }
+
+bool gmem_area_is_open(uint64_t index) { return index < KX_AREA_MAX && is_open(index / (KX_AREA_MAX / AREA_CHUNKS)); }
+
 /*
  * Thread areas are shared memory, of which the child gets new one: a fork leaves the parent's as they are, so its vCPUs
  * do not have to fault them in again. What the child needs of them is copied by hand.
  */
-int areas_map(void)
+static int chunk_map(uint64_t chunk)
 {
-	void *p = mmap(gva_ptr(KX_AREA_BASE), (uint64_t)KX_AREA_MAX * KX_AREA_SIZE, PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-	return p == MAP_FAILED ? -errno : 0;
+	const uint64_t start = KX_AREA_BASE + chunk * HUGE;
+	if (chunk >= AREA_CHUNKS)
+		return map_host(start, HUGE);
+	return mmap(gva_ptr(start), HUGE, PROT_READ | PROT_WRITE,
+		    MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED
+		       ? -errno
+		       : 0;
+}
+
+static int chunk_open(uint64_t chunk)
+{
+	const int r = chunk_map(chunk);
+	if (!r)
+		__atomic_fetch_or(&opened[chunk / 64], 1ull << chunk % 64, __ATOMIC_RELAXED);
+	return r;
+}
+
+int gmem_sys_open(uint64_t gva)
+{
+	const uint64_t chunk = chunk_of(gva), start = KX_AREA_BASE + chunk * HUGE;
+	int r = 0;
+	if (keeper_needed())
+		return (int)KEEPER6(gmem_sys_open, gva, 0, 0, 0, 0, 0);
+	pthread_mutex_lock(&pvm.mm_lock);
+	if (!is_open(chunk)) {
+		r = chunk_open(chunk);
+		if (!r)
+			r = pt_set(start, start + HUGE, PROT_READ | PROT_WRITE, false);
+	}
+	pthread_mutex_unlock(&pvm.mm_lock);
+	return r;
 }
 
 int gmem_fork_areas(uint64_t own)
 {
+	const uint64_t chunk = chunk_of(own);
 	int r = pvm_libos_apart();
+	if (!r && opened[0] & ~(1ull << chunk) &&
+	    mmap(gva_ptr(KX_AREA_BASE), AREA_CHUNKS * HUGE, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		r = -errno;
+	opened[0] = 0;
 	if (!r)
-		r = areas_map();
+		r = chunk_open(chunk);
 	if (!r) /* all of its pages: KVM maps neighbours at a fault where they are there */
 		madvise(gva_ptr(own), KX_AREA_SIZE, MADV_POPULATE_WRITE);
 	return r;
 }
+
+/* ---- what a fork does -------------------------------------------------------------------------------------------------- */
 
 #define LOOK_PAGES 1024u
 

@@ -71,9 +71,12 @@ void touch_ahead(uint64_t start, uint64_t end, int prot, int flags);
 /* Touch so much if there may be more. */
 bool touch_more(uint64_t start, uint64_t len);
 
+/* Writable zeros of the monitor's and the guest's: 0 or -errno. */
+int map_host(uint64_t gva, uint64_t len);
+
 /* ---- gmem_fork.c ---- */
-/* The areas of the threads, anew: 0 or -errno. */
-int areas_map(void);
+/* Part of gmem_sys_open()'s memory of which that is still to be called. */
+bool sys_is_closed(uint64_t gva);
 /* What the LibOS looks at in each call, present. */
 void shared_populate(void);
 

@@ -222,7 +222,7 @@ uint64_t gmem_sys_alloc(unsigned pages)
 		bool first = sys_end == KX_SYS_BASE + KX_SYS_FIRST;
 		uint64_t start = first ? KX_SYS_MORE : sys_end;
 		uint64_t more = first ? 4 * MiB : sys_end - KX_SYS_MORE; /* double it */
-		if (start + more > KX_SYS_END || slot_cover(start, start + more))
+		if (start + more > KX_SYS_END || map_host(start, more) || slot_cover(start, start + more))
 			return 0;
 		if (first)
 			sys_next = p = start;
@@ -343,7 +343,7 @@ int gmem_populate(uint64_t gva)
 	if (keeper_needed())
 		return KEEPER6(gmem_populate, gva, 0, 0, 0, 0, 0);
 	int r = 0;
-	if (gva >= KX_SPACE_SIZE && !gva_ok(gva, 1))
+	if ((gva >= KX_SPACE_SIZE && !gva_ok(gva, 1)) || sys_is_closed(gva))
 		return 0;
 	pthread_mutex_lock(&pvm.mm_lock);
 	size_t i = region_find(gva);

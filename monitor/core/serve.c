@@ -27,6 +27,7 @@
 #include "../../util/now.h"
 #include "../../util/together.h"
 #include "admit.h"
+#include "gmem.h"
 #include "gmem_warm.h"
 #include "keeper.h"
 #include "libfile.h"
@@ -335,6 +336,8 @@ static bool is_request(uint64_t v)
 static void serve_one(struct kx_serve *s, uint64_t v)
 {
 	uint64_t index = (v & KX_SLOT_INDEX) - 1;
+	if (!gmem_area_is_open(index)) /* no thread's */
+		return;
 	svc.area_gva = KX_AREA_BASE + index * KX_AREA_SIZE; /* the caller's registers are there, too */
 	struct kx_thread *area = gva_ptr(svc.area_gva);
 	struct kx_call call;

@@ -97,13 +97,13 @@ static struct thread *thread_new(void)
 	pthread_mutex_lock(&pvm.thr_lock);
 	int index = index_take();
 	pthread_mutex_unlock(&pvm.thr_lock);
-	struct thread *t = index < 0 || vcpu_block_prepare(index) ? NULL : calloc(1, sizeof *t);
+	const uint64_t area = KX_AREA_BASE + (uint64_t)index * KX_AREA_SIZE;
+	struct thread *t = index < 0 || vcpu_block_prepare(index) || gmem_sys_open(area) ? NULL : calloc(1, sizeof *t);
 	if (!t)
 		return NULL;
 	t->index = index;
-	t->area_gva = KX_AREA_BASE + (uint64_t)index * KX_AREA_SIZE;
-	t->area = gva_ptr(t->area_gva);
-	gmem_populate(t->area_gva);
+	t->area_gva = area;
+	t->area = gva_ptr(area);
 	return t;
 }
 

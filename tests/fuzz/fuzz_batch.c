@@ -241,7 +241,7 @@ void flusher_due(void) {}
 int proc_file(const char *name) { return (void)name, -1; }
 int guest_read(void *dst, uint64_t gva, size_t len) { return memcpy(dst, gva_ptr(gva), len), 0; }
 int guest_write(uint64_t gva, const void *src, size_t len) { return memcpy(gva_ptr(gva), src, len), 0; }
-int gmem_populate(uint64_t gva) { return (void)gva, 0; }
+int gmem_sys_open(uint64_t gva) { return (void)gva, 0; }
 int openahead_fd(int file) { return file ? -1 : FILE_FD; }
 bool batch_has_leases(void) { return false; }
 bool accept_holds(int fd) { return (void)fd, false; }

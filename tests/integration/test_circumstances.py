@@ -452,6 +452,34 @@ def stopped_and_continued():
     expect((p.communicate(b"\n", 180)[0], p.returncode), (b"done\n", 4), "continued")
 
 
+def promised(pid):
+    """KiB that a host with vm.overcommit_memory = 2 has to have for that process: what is writable, and private or no file's."""
+    kib = 0
+    with open(f"/proc/{pid}/maps") as f:
+        for line in f:
+            where, rights, _, _, _, *name = line.split(None, 5)
+            if rights[1] == "w" and (rights[3] == "p" or name[:1] == ["/dev/zero (deleted)\n"]):
+                start, end = (int(x, 16) for x in where.split("-"))
+                kib += (end - start) // 1024
+    return kib
+
+
+@test
+def little_is_promised():
+    """A process and its child that have nothing; what they may need once is no more than reserved."""
+    p = subprocess.Popen([lib.KYLINX, "run", "--", "sh", "-c", "sleep 100 & echo up; wait"], cwd="/", stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        p.stdout.readline()
+        with open(f"/proc/{p.pid}/task/{p.pid}/children") as f:
+            pids = [p.pid, *(int(x) for x in f.read().split())]
+        each = [promised(x) for x in pids]
+        assert len(each) > 1 and max(each) < 40960, f"KiB: {each}"
+    finally:
+        lib.group_kill(p)
+        p.stdout.close()
+
+
 if __name__ == "__main__":
     sys.exit(lib.run_tests(tests, args.only, native=("errors_of_use", "errors_are_whole", "errors_of_limits", "setuid", "few_descriptors_hide_no_family",
                                                          "errors_of_what_waits")))

@@ -24,6 +24,13 @@ machines.OWN[SWAPPED] = f"""
 modprobe brd rd_nr=1 rd_size=65536 && mkswap /dev/ram0 >/dev/null && swapon /dev/ram0 || exit 2
 python3 -u tests/run.py --only '^update$' --part '^swapped_out$' | sed -u 's/^\\(not \\)\\?ok [0-9]* - /&{SWAPPED}: /'
 status=$?; swapoff /dev/ram0; exit $status )"""
+# Where memory is promised to no more than can have it, a quarter of the machine's to all.
+PROMISED = "vm.overcommit_memory=2"
+machines.OWN[PROMISED] = f"""
+( set -o pipefail
+echo 25 > /proc/sys/vm/overcommit_ratio && echo 2 > /proc/sys/vm/overcommit_memory || exit 2
+python3 -u tests/run.py --only '^guest/many[.]dyn$' --part 'alive 20' | sed -u 's/^\\(not \\)\\?ok [0-9]* - /&{PROMISED}: /'
+status=$?; echo 0 > /proc/sys/vm/overcommit_memory; exit $status )"""
 # What shows each way into and out of the guest, and takes seconds there.
 FEW = ["guest/regs.dyn", "guest/sig.dyn", "guest/fdnum.dyn", "guest/time.dyn"]
 # Where nothing else runs a pVM.
@@ -49,6 +56,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead alone calls coredump cpuid des
         "dns: nsd_1",
         "redis: commands",
         SWAPPED,
+        PROMISED,
         SHADOWED]
 SECONDS_EACH, BOOT_SECONDS, BUDGET = 200, 200, 1500
 

@@ -265,7 +265,7 @@ int guest_read(void *dst, uint64_t gva, size_t len) { return memcpy(dst, (void *
 int guest_write(uint64_t gva, const void *src, size_t len) { return memcpy((void *)gva, src, len) ? 0 : -EFAULT; }
 int user_read(void *dst, uint64_t src, size_t len) { return guest_read(dst, src, len); }
 int user_write(uint64_t dst, const void *src, size_t len) { return guest_write(dst, src, len); }
-int gmem_populate(uint64_t gva) { return (void)gva, 0; }
+int gmem_sys_open(uint64_t gva) { return (void)gva, 0; }
 bool gmem_is_seen(void) { return false; }
 bool hcall_closes_range(const struct hcall *c) { return (void)c, false; }
 int64_t fd_result(int64_t fd) { return fd; }
