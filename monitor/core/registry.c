@@ -389,15 +389,17 @@ int registry_hold(const struct registry_entry *e, struct kx_err *err)
 {
 	char path[PATH_MAX];
 	struct stat st;
-	int dir = dir_open(false, path), fd = -1;
+	int fd = dir_open(false, path), dir = fd;
 	if (dir >= 0) {
 		dir_lock(dir);
-		fd = openat(dir, e->file, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+		fd = file_open(dir, e->file);
 		if (fd >= 0 && (flock(fd, LOCK_SH | LOCK_NB) || fstat(fd, &st) || !st.st_nlink)) {
 			close(fd);
-			fd = -1;
+			fd = -ENOENT;
 		}
 		close(dir);
 	}
+	if (fd < 0 && kx_err_lacks(-fd))
+		return kx_err_host(err, -fd, "family of process %d: %s", e->pid, path);
 	return fd >= 0 ? fd : kx_err_set(err, ESRCH, "family of process %d: has ended (see `kylinx ps`)", e->pid);
 }

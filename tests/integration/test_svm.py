@@ -38,7 +38,7 @@ MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead alone calls coredump cpuid des
                                            "reach recycle sharedtext softint spare storm stress text xstate").split()),
         "guest/death.dyn: 1 5",
         "guest/fork.dyn: ids memory files robust signals clones vforks",
-        "guest/fork.dyn: spawns waits sigchld orphans pidfds groups queues",
+        "guest/fork.dyn: spawns waits sigchld orphans pidfds groups queues far_threads",
         "guest/traps.dyn: accepted robust vfork_orphan stops unwaited starts",
         "guest/procsig.dyn: senders masks exec",
         "cli: exit status|killed by signal|standard streams|signal handled|stop and continue|terminal|volumes",

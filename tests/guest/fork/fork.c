@@ -34,6 +34,7 @@ static const struct group {
 	    { "queues", queues },
 	    { "busy", busy },
 	    { "storms", storms },
+	    { "far_threads", far_threads },
 	    { "crowd", crowd },
 	    { "fd_limit", fd_limit },
 	    { "randoms", randoms },

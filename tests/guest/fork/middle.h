@@ -170,6 +170,62 @@ static inline void storms(void)
 	munmap(s, 4096);
 }
 
+/* n threads, of which each makes the next one; the last one calls fn(). */
+struct row {
+	int n;
+	int (*fn)(void);
+	long r;
+};
+
+static inline void *row_run(void *arg)
+{
+	struct row *me = arg, next = { me->n - 1, me->fn, -1 };
+	pthread_t t;
+	if (me->n <= 1) {
+		me->r = me->fn();
+	} else if (!pthread_create(&t, NULL, row_run, &next)) {
+		pthread_join(t, NULL);
+		me->r = next.r;
+	}
+	return NULL;
+}
+
+static inline long row(int n, int (*fn)(void))
+{
+	struct row first = { n, fn, -1 };
+	row_run(&first);
+	return first.r;
+}
+
+static inline int end_of(pid_t p)
+{
+	const int st = p > 0 ? status_of(p) : -1;
+	return p > 0 && WIFEXITED(st) ? WEXITSTATUS(st) : -1;
+}
+
+static inline int fork_once(void)
+{
+	const pid_t p = fork();
+	if (!p)
+		_exit(9);
+	return end_of(p);
+}
+
+/* The child has one thread, whose number is high, and makes as many as there were. */
+static inline int fork_to_a_row(void)
+{
+	const pid_t p = fork();
+	if (!p)
+		_exit((int)row(150, fork_once) + 1);
+	return end_of(p);
+}
+
+static inline void far_threads(void)
+{
+	check(row(150, fork_to_a_row) == 10, "forks by the last of 150 threads, and by the last of a child's");
+	check(row(150, fork_once) == 9 && fork_once() == 9, "again, and by the first");
+}
+
 static inline void crowd(void)
 {
 	int *s = shared(4096);
