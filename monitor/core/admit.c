@@ -14,11 +14,13 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "fsize.h"
 #include "gmem.h"
+#include "gmem_pages.h"
 #include "keeper.h"
 #include "maps.h"
 #include "sign.h"
@@ -43,7 +45,8 @@
 
 struct image {
 	uint64_t dev, ino, size;     /* of the file, when it was looked at */
-	uint64_t maps_dev, maps_ino; /* maps_file() */
+	uint64_t maps_dev, maps_ino; /* by which the kernel's list of mappings names it; */
+	bool maps_known;             /* else stat(2)'s */
 	int64_t mtime_ns, ctime_ns;
 	uid_t uid;
 	mode_t mode;
@@ -475,13 +478,17 @@ static int image_make(int fd, const struct stat *st, const char *path, size_t ow
 			     .ctime_ns = ns_of(&st->st_ctim),
 			     .uid = st->st_uid,
 			     .mode = st->st_mode,
+			     .maps_dev = st->st_dev,
+			     .maps_ino = st->st_ino,
+			     .maps_known = passing || major(st->st_dev),
 			     .own = own,
 			     .fd = -1 };
 	memcpy(m->path, path, len);
-	if (!passing)
-		maps_file(fd, st, &m->maps_dev, &m->maps_ino);
 	int r = 0;
 	if (bytes) {
+		if (!m->maps_known) /* the file itself is mapped nowhere */
+			maps_file(fd, st, &m->maps_dev, &m->maps_ino);
+		m->maps_known = true;
 		m->fd = r = copy_stored(st, m);
 		if (m->fd < 0)
 			m->fd = r = copy_make(fd, m->size);
@@ -684,11 +691,11 @@ int admit_file(int fd, struct image **out)
 	struct stat st;
 	size_t own;
 	*out = NULL;
-	if (fstat(fd, &st))
-		return -errno;
+	int r = file_stat(fd, &st);
+	if (r)
+		return r;
 	bool place = path_of(fd, &st, path, &own);
 	struct image *m = image_find(&st, path);
-	int r = 0;
 	if (!m) {
 		if (!place)
 			return admit_memory(S_ISREG(st.st_mode) ? "memfd" : "mmap");
@@ -714,7 +721,7 @@ struct image *admit_known(int fd)
 	char path[PATH_MAX];
 	struct stat st;
 	size_t own;
-	if (fstat(fd, &st))
+	if (file_stat(fd, &st))
 		return NULL;
 	/* A file by another of its names is another one, as for who asks what is mapped. */
 	return image_find(&st, st.st_nlink > 1 && path_of(fd, &st, path, &own) ? path : NULL);
@@ -747,6 +754,17 @@ bool admit_name(int fd, char path[168])
 			return true;
 		}
 	return false;
+}
+
+bool admit_is_numbered(const struct image *m) { return m->maps_known; }
+
+void admit_number(struct image *m, uint64_t dev, uint64_t ino)
+{
+	if (m->maps_known)
+		return;
+	m->maps_dev = dev;
+	m->maps_ino = ino;
+	m->maps_known = true;
 }
 
 void admit_origin(const struct image *m, uint64_t *dev, uint64_t *ino, char path[168])

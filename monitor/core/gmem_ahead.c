@@ -9,6 +9,7 @@
 #include "../../abi/kx_libfile.h"
 #include "../../abi/kx_libnext.h"
 #include "admit.h"
+#include "gmem_pages.h"
 #include "gmem_priv.h"
 #include "gmem_warm.h"
 #include "libnext.h"
@@ -371,6 +372,8 @@ static bool ops_make(struct made *m, const struct plan *p, int fd)
 			return false;
 		o->ret = (uint64_t)r;
 		m->nr = i + 1;
+		if (!i && p->n && host_prot((int)o->prot) == PROT_READ && p->op[1].nr == SYS_mmap)
+			gmem_spanned = (struct gmem_spanned){ fd, o->ret, o->ret + o->len, o->off };
 	}
 	return true;
 }
@@ -381,7 +384,10 @@ static bool plan_make(struct made *m, const struct plan *p, int fd)
 	if (!p->nr_ops || p->nr_ops > KX_LIBFILE_OPS)
 		return false;
 	admit_ahead(true);
+	file_hold(fd);
 	bool made = ops_make(m, p, fd);
+	file_hold(-1);
+	gmem_spanned.fd = -1;
 	admit_ahead(false);
 	if (!made)
 		ops_end(m, 0);
