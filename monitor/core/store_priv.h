@@ -23,11 +23,14 @@ struct image {
 struct note {
 	uint64_t off, len;
 	char path[STORE_PATH];
+	/* It was stored: the file, its entry and its image were as that sum says. 0: nothing is known. image: zeros, none. */
+	uint64_t sum;
+	uint8_t image[STORE_HASH];
 };
 
 /* A file of notes, whose name is the SHA-256 of the program's path. All of it may have been written by hostile code. */
 #define NOTES_SIZE (64ull << 10)
-#define NOTES_MAGIC 0x3265746f4e784b00ull
+#define NOTES_MAGIC 0x3365746f4e784b00ull
 struct notes {
 	uint64_t magic;
 	uint32_t nr, looked;      /* looked: what the program needs has been prepared */
