@@ -164,8 +164,12 @@ static bool is_root(const struct admit_root *r, const struct stat *st)
 	return r->ino && st->st_dev == r->dev && st->st_ino == r->ino;
 }
 
-/* NULL: the process is somewhere else. */
-static const struct admit_root *root_now(void)
+static enum { ASKED, HELD, KNOWN } root_held;
+static const struct admit_root *root_known;
+
+void admit_root_hold(bool on) { root_held = on ? HELD : ASKED; }
+
+static const struct admit_root *root_look(void)
 {
 	struct stat st;
 	if (stat("/", &st))
@@ -174,6 +178,17 @@ static const struct admit_root *root_now(void)
 		if (of_child[i].pid == my_pid() && is_root(&of_child[i].root, &st))
 			return &of_child[i].root;
 	return is_root(&root, &st) ? &root : NULL;
+}
+
+/* NULL: the process is somewhere else. */
+static const struct admit_root *root_now(void)
+{
+	const struct admit_root *r = root_held == KNOWN ? root_known : root_look();
+	if (root_held == HELD) {
+		root_known = r;
+		root_held = KNOWN;
+	}
+	return r;
 }
 
 const struct admit_root *admit_root(void)
@@ -337,7 +352,8 @@ static bool path_of(int fd, const struct stat *st, char path[PATH_MAX], size_t *
 		prefix = "(unknown)"; /* no plain path: no rule allows it */
 	*own = strlen(prefix);
 	strcpy(path, prefix);
-	snprintf(name, sizeof name, "thread-self/fd/%d", fd);
+	/* The longer way for those alone that may have descriptors of their own. */
+	snprintf(name, sizeof name, my_tid() == my_pid() ? "self/fd/%d" : "thread-self/fd/%d", fd);
 	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path + *own, PATH_MAX - 1 - *own) : -1;
 	path[*own + (n > 0 ? (size_t)n : 0)] = 0;
 	if ((n <= 0 && *own) || n >= (ssize_t)(PATH_MAX - 1 - *own)) /* none, as of a path that is too long; or cut */
@@ -428,14 +444,22 @@ static int copy_stored(const struct stat *st, struct image *m)
 /* What of the file is code by its program headers. Headers that are not there name none. -errno: they can't be read now. */
 static int code_find(struct image *m, int fd)
 {
-	Elf64_Ehdr eh;
-	ssize_t n = pread(fd, &eh, sizeof eh, 0);
+	struct {
+		Elf64_Ehdr eh;
+		Elf64_Phdr behind[ELF_PHDRS_READ];
+	} head; /* program headers are behind the header, usually */
+	ssize_t n = pread(fd, &head, sizeof head, 0);
 	if (n < 0)
 		return -errno;
-	m->elf = n == sizeof eh && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
+	const Elf64_Ehdr eh = head.eh;
+	m->elf = n >= (ssize_t)sizeof eh && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
 	if (!m->elf || eh.e_phentsize != sizeof(Elf64_Phdr) || eh.e_phnum > PHDRS_MAX || eh.e_phoff > INT64_MAX / 2)
 		return 0;
 	struct elf_phdrs phdrs = { .fd = fd, .phoff = eh.e_phoff };
+	if (eh.e_phoff == sizeof eh) {
+		phdrs.got = n - (ssize_t)sizeof eh;
+		memcpy(phdrs.read, head.behind, sizeof phdrs.read);
+	}
 	for (unsigned i = 0; i < eh.e_phnum && m->nr_code < CODE_MAX; i++) {
 		const Elf64_Phdr *p = elf_phdr(&phdrs, i);
 		if (!p)

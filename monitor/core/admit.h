@@ -47,6 +47,8 @@ struct admit_root {
 void admit_root_begin(void);
 void admit_root_adopt(const struct admit_root *from);
 const struct admit_root *admit_root(void);
+/* The process has one thread, in the monitor: its root is what it was when it was asked for first, until this ends. */
+void admit_root_hold(bool on);
 /* chroot(2). */
 int64_t admit_chroot(const char *path);
 

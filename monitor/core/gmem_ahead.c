@@ -31,6 +31,7 @@ static struct made {
 } now, next[KX_LIBNEXT_FILES]; /* of the file that is open; of those of kx_libnext.h */
 static struct kx_liblater later[KX_LIBFILE_LATER];
 static unsigned nr_later;
+static uint64_t later_low = UINT64_MAX, later_high; /* all of them lie there */
 bool gmem_ahead_any, gmem_ahead_more;
 
 /* The linker's cache, where it was mapped last. It opens it for each library that a program opens: when it has unmapped it,
@@ -165,6 +166,8 @@ static void later_add(uint64_t addr, uint64_t len, uint32_t nr, uint32_t prot)
 	later[i] = shared()->later[i] = (struct kx_liblater){ addr, len, nr, prot };
 	__atomic_and_fetch(&shared()->later_asked, ~(1ull << i), __ATOMIC_RELAXED);
 	nr_later++;
+	later_low = addr < later_low ? addr : later_low;
+	later_high = addr + len > later_high ? addr + len : later_high;
 	gmem_ahead_any = true;
 	__atomic_or_fetch(&shared()->on, KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
 }
@@ -176,7 +179,8 @@ void gmem_ahead_carved(uint64_t start, uint64_t end)
 	if (cache.addr < end && start < cache.addr + cache.len)
 		cache = (struct cache){ 0 };
 	libnext_carved(start, end);
-	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
+	const bool some = nr_later && start < later_high && later_low < end;
+	for (unsigned i = 0; some && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
 			later_drop(i);
 }
@@ -583,7 +587,8 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	bool keeps = cache.addr && leaves_cache(nr, arg);
 	if (!keeps)
 		cache_drop();
-	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
+	/* Nobody sees the memory of a process that ends. */
+	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED) && nr != SYS_exit_group)
 		later_make(keeps);
 	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
 	if (now.nr && (asked >= now.nr || !leaves_ops(nr, arg)))
@@ -592,8 +597,11 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	for (unsigned i = 0; makes_threads(nr) && nr_later && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr)
 			later_drop(i);
-	if (!nr_later)
+	if (!nr_later) {
+		later_low = UINT64_MAX;
+		later_high = 0;
 		__atomic_and_fetch(&l->on, ~KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
+	}
 	gmem_ahead_any = now.nr || nr_later || nr_copies || cache.kept;
 	pthread_mutex_unlock(&pvm.mm_lock);
 }

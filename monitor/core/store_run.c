@@ -255,11 +255,7 @@ static uint64_t mix(uint64_t sum, const struct stat *st)
 {
 	const uint64_t all[] = { st->st_mode, st->st_dev, st->st_ino, (uint64_t)st->st_size,
 				 (uint64_t)store_ns(&st->st_mtim), (uint64_t)store_ns(&st->st_ctim) };
-	for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
-		sum = (sum ^ all[i]) * 0x9e3779b97f4a7c15ull;
-		sum ^= sum >> 29;
-	}
-	return sum;
+	return store_sum(sum, all, sizeof all);
 }
 
 /* What is noted, as it is now: of the file at path, its entry and n's image. 0: of one there is none. */

@@ -586,7 +586,8 @@ def a_manifest_that_lies(d):
         o.seek(0)
         o.write(head + (2 ** 32 - 1).to_bytes(4, "little") + bytes(4) + program)
         for off, length, path in lies:
-            o.write(off.to_bytes(8, "little") + length.to_bytes(8, "little") + (path.encode() + b"\0" * (len(path) < 255)).ljust(256, b"\xff"))
+            o.write(off.to_bytes(8, "little") + length.to_bytes(8, "little") + (path.encode() + b"\0" * (len(path) < 255)).ljust(256, b"\xff")
+                    + os.urandom(40))  # what is said of it: its sum and image
     # With and without a policy that wants copies of the files.
     for env in {}, governed(d, "allow not soname x"):
         r = kylinx(store, "run", "--", "/bin/ls", "/bin/true", config=env.get("KYLINX_CONFIG"))
