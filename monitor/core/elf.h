@@ -65,7 +65,7 @@ int elf_read(elf_pread_fn pread_fn, void *ctx, uint64_t file_size, struct elf_im
 struct elf_phdrs {
 	int fd;
 	uint64_t phoff; /* below 2^62 */
-	ssize_t got; /* bytes in `read`: at first of those that are known already */
+	ssize_t got;    /* bytes in `read`: at first of those that are known already */
 	Elf64_Phdr read[ELF_PHDRS_READ];
 };
 /* The i-th; NULL: the file ends before, or can't be read. Valid until the next one is asked for. */

@@ -135,8 +135,14 @@ const struct text *store_find(const struct text_key *key)
 			return &stored[i]->text;
 	if (nr_stored == STORED_MAX)
 		return NULL;
-	fd_limit_lift();
-	bool found = !store_entry_read(tree, key, &e);
+	/* Without a number for it: beyond the program's limit. */
+	int r = store_entry_read(tree, key, &e);
+	const bool beyond = r == -EMFILE;
+	if (beyond) {
+		fd_limit_lift();
+		r = store_entry_read(tree, key, &e);
+	}
+	bool found = !r;
 	if (found && (stored[nr_stored] = malloc(sizeof *stored[0]))) {
 		found = text_load(&e, &stored[nr_stored]->text);
 		stored[nr_stored]->entry = e;
@@ -145,7 +151,8 @@ const struct text *store_find(const struct text_key *key)
 	} else {
 		found = false;
 	}
-	fd_limit_drop();
+	if (beyond)
+		fd_limit_drop();
 	return found ? &stored[nr_stored++]->text : NULL;
 }
 
@@ -253,8 +260,12 @@ static int prepare_file(void *arg, const char *path)
 
 static uint64_t mix(uint64_t sum, const struct stat *st)
 {
-	const uint64_t all[] = { st->st_mode, st->st_dev, st->st_ino, (uint64_t)st->st_size,
-				 (uint64_t)store_ns(&st->st_mtim), (uint64_t)store_ns(&st->st_ctim) };
+	const uint64_t all[] = { st->st_mode,
+				 st->st_dev,
+				 st->st_ino,
+				 (uint64_t)st->st_size,
+				 (uint64_t)store_ns(&st->st_mtim),
+				 (uint64_t)store_ns(&st->st_ctim) };
 	return store_sum(sum, all, sizeof all);
 }
 
