@@ -29,7 +29,7 @@ struct note {
 };
 
 /* A file of notes, whose name is the SHA-256 of the program's path. All of it may have been written by hostile code. */
-#define NOTES_SIZE (64ull << 10)
+#define NOTES_SIZE (80ull << 10)
 #define NOTES_MAGIC 0x3365746f4e784b00ull
 struct notes {
 	uint64_t magic;
