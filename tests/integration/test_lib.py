@@ -760,6 +760,34 @@ def replaced_library_is_not_the_old_one(d):
 
 
 @test
+def what_is_as_it_was_is_not_opened(d):
+    """A start opens the entry of a text that was stored once, where it maps it; before that only if something has changed."""
+    if not shutil.which("strace"):
+        return
+    store, trace = d + "/s", d + "/trace"
+
+    def opened():
+        ok(lib.run(["strace", "-f", "-o", trace, "-e", "trace=openat", lib.KYLINX, "run", "--", d + "/p"],
+                   env={"KYLINX_STORE": store}))
+        names = re.findall(r'"(index/[^"]+)"', lib.read(trace))
+        return [names.count(n) for n in sorted(set(names))]
+
+    shutil.copy("/bin/true", d + "/p")
+    time.sleep(1.1)
+    for _ in range(3):
+        ok(kylinx(store, "run", "--", d + "/p"))
+    expect(opened(), [1, 1, 1], "program, linker and libc")
+    os.utime(d + "/p")
+    time.sleep(1.1)
+    expect(max(opened()) > 1, True, "the program has changed")
+    expect(opened(), [1, 1, 1], "and was stored")
+    for f in images(store):
+        os.utime(f)
+    expect(max(opened()) > 1, True, "images have changed")
+    ok(kylinx(store, "lib", "verify"))
+
+
+@test
 def not_written_from_inside(d):
     """The guest finds no path and no descriptor to the store."""
     store = d + "/s"
