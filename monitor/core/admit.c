@@ -14,11 +14,13 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 #include "../../util/log.h"
 #include "fsize.h"
 #include "gmem.h"
+#include "gmem_pages.h"
 #include "keeper.h"
 #include "maps.h"
 #include "sign.h"
@@ -43,7 +45,8 @@
 
 struct image {
 	uint64_t dev, ino, size;     /* of the file, when it was looked at */
-	uint64_t maps_dev, maps_ino; /* maps_file() */
+	uint64_t maps_dev, maps_ino; /* by which the kernel's list of mappings names it; */
+	bool maps_known;             /* else stat(2)'s */
 	int64_t mtime_ns, ctime_ns;
 	uid_t uid;
 	mode_t mode;
@@ -161,8 +164,12 @@ static bool is_root(const struct admit_root *r, const struct stat *st)
 	return r->ino && st->st_dev == r->dev && st->st_ino == r->ino;
 }
 
-/* NULL: the process is somewhere else. */
-static const struct admit_root *root_now(void)
+static enum { ASKED, HELD, KNOWN } root_held;
+static const struct admit_root *root_known;
+
+void admit_root_hold(bool on) { root_held = on ? HELD : ASKED; }
+
+static const struct admit_root *root_look(void)
 {
 	struct stat st;
 	if (stat("/", &st))
@@ -171,6 +178,17 @@ static const struct admit_root *root_now(void)
 		if (of_child[i].pid == my_pid() && is_root(&of_child[i].root, &st))
 			return &of_child[i].root;
 	return is_root(&root, &st) ? &root : NULL;
+}
+
+/* NULL: the process is somewhere else. */
+static const struct admit_root *root_now(void)
+{
+	const struct admit_root *r = root_held == KNOWN ? root_known : root_look();
+	if (root_held == HELD) {
+		root_known = r;
+		root_held = KNOWN;
+	}
+	return r;
 }
 
 const struct admit_root *admit_root(void)
@@ -334,7 +352,8 @@ static bool path_of(int fd, const struct stat *st, char path[PATH_MAX], size_t *
 		prefix = "(unknown)"; /* no plain path: no rule allows it */
 	*own = strlen(prefix);
 	strcpy(path, prefix);
-	snprintf(name, sizeof name, "thread-self/fd/%d", fd);
+	/* The longer way for those alone that may have descriptors of their own. */
+	snprintf(name, sizeof name, my_tid() == my_pid() ? "self/fd/%d" : "thread-self/fd/%d", fd);
 	ssize_t n = pvm.proc_fd >= 0 ? readlinkat(pvm.proc_fd, name, path + *own, PATH_MAX - 1 - *own) : -1;
 	path[*own + (n > 0 ? (size_t)n : 0)] = 0;
 	if ((n <= 0 && *own) || n >= (ssize_t)(PATH_MAX - 1 - *own)) /* none, as of a path that is too long; or cut */
@@ -425,14 +444,22 @@ static int copy_stored(const struct stat *st, struct image *m)
 /* What of the file is code by its program headers. Headers that are not there name none. -errno: they can't be read now. */
 static int code_find(struct image *m, int fd)
 {
-	Elf64_Ehdr eh;
-	ssize_t n = pread(fd, &eh, sizeof eh, 0);
+	struct {
+		Elf64_Ehdr eh;
+		Elf64_Phdr behind[ELF_PHDRS_READ];
+	} head; /* program headers are behind the header, usually */
+	ssize_t n = pread(fd, &head, sizeof head, 0);
 	if (n < 0)
 		return -errno;
-	m->elf = n == sizeof eh && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
+	const Elf64_Ehdr eh = head.eh;
+	m->elf = n >= (ssize_t)sizeof eh && !memcmp(eh.e_ident, ELFMAG, SELFMAG);
 	if (!m->elf || eh.e_phentsize != sizeof(Elf64_Phdr) || eh.e_phnum > PHDRS_MAX || eh.e_phoff > INT64_MAX / 2)
 		return 0;
 	struct elf_phdrs phdrs = { .fd = fd, .phoff = eh.e_phoff };
+	if (eh.e_phoff == sizeof eh) {
+		phdrs.got = n - (ssize_t)sizeof eh;
+		memcpy(phdrs.read, head.behind, sizeof phdrs.read);
+	}
 	for (unsigned i = 0; i < eh.e_phnum && m->nr_code < CODE_MAX; i++) {
 		const Elf64_Phdr *p = elf_phdr(&phdrs, i);
 		if (!p)
@@ -475,13 +502,17 @@ static int image_make(int fd, const struct stat *st, const char *path, size_t ow
 			     .ctime_ns = ns_of(&st->st_ctim),
 			     .uid = st->st_uid,
 			     .mode = st->st_mode,
+			     .maps_dev = st->st_dev,
+			     .maps_ino = st->st_ino,
+			     .maps_known = passing || major(st->st_dev),
 			     .own = own,
 			     .fd = -1 };
 	memcpy(m->path, path, len);
-	if (!passing)
-		maps_file(fd, st, &m->maps_dev, &m->maps_ino);
 	int r = 0;
 	if (bytes) {
+		if (!m->maps_known) /* the file itself is mapped nowhere */
+			maps_file(fd, st, &m->maps_dev, &m->maps_ino);
+		m->maps_known = true;
 		m->fd = r = copy_stored(st, m);
 		if (m->fd < 0)
 			m->fd = r = copy_make(fd, m->size);
@@ -684,11 +715,11 @@ int admit_file(int fd, struct image **out)
 	struct stat st;
 	size_t own;
 	*out = NULL;
-	if (fstat(fd, &st))
-		return -errno;
+	int r = file_stat(fd, &st);
+	if (r)
+		return r;
 	bool place = path_of(fd, &st, path, &own);
 	struct image *m = image_find(&st, path);
-	int r = 0;
 	if (!m) {
 		if (!place)
 			return admit_memory(S_ISREG(st.st_mode) ? "memfd" : "mmap");
@@ -714,7 +745,7 @@ struct image *admit_known(int fd)
 	char path[PATH_MAX];
 	struct stat st;
 	size_t own;
-	if (fstat(fd, &st))
+	if (file_stat(fd, &st))
 		return NULL;
 	/* A file by another of its names is another one, as for who asks what is mapped. */
 	return image_find(&st, st.st_nlink > 1 && path_of(fd, &st, path, &own) ? path : NULL);
@@ -747,6 +778,17 @@ bool admit_name(int fd, char path[168])
 			return true;
 		}
 	return false;
+}
+
+bool admit_is_numbered(const struct image *m) { return m->maps_known; }
+
+void admit_number(struct image *m, uint64_t dev, uint64_t ino)
+{
+	if (m->maps_known)
+		return;
+	m->maps_dev = dev;
+	m->maps_ino = ino;
+	m->maps_known = true;
 }
 
 void admit_origin(const struct image *m, uint64_t *dev, uint64_t *ino, char path[168])

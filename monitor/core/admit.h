@@ -47,6 +47,8 @@ struct admit_root {
 void admit_root_begin(void);
 void admit_root_adopt(const struct admit_root *from);
 const struct admit_root *admit_root(void);
+/* The process has one thread, in the monitor: its root is what it was when it was asked for first, until this ends. */
+void admit_root_hold(bool on);
 /* chroot(2). */
 int64_t admit_chroot(const char *path);
 
@@ -96,6 +98,9 @@ int admit_again(struct image *image);
 void admit_hold(struct image *image, int by);
 /* Device, inode and path as the family knows the file; false where fd or inode belong to no image's copy. */
 bool admit_name(int fd, char path[168]);
+/* admit_origin() says the numbers that the kernel's list of mappings has; else, until it is told of them, stat(2)'s. */
+bool admit_is_numbered(const struct image *image);
+void admit_number(struct image *image, uint64_t dev, uint64_t ino);
 void admit_origin(const struct image *image, uint64_t *dev, uint64_t *ino, char path[168]);
 
 /* ---- an update (relink.c), without the lock ---- */

@@ -276,7 +276,7 @@ int elf_read(elf_pread_fn pread_fn, void *ctx, uint64_t file_size, struct elf_im
 const Elf64_Phdr *elf_phdr(struct elf_phdrs *phdrs, uint32_t i)
 {
 	const size_t k = i % ELF_PHDRS_READ;
-	if (!k)
+	if (!k && (i || !phdrs->got))
 		phdrs->got = pread(phdrs->fd, phdrs->read, sizeof phdrs->read,
 				   (off_t)(phdrs->phoff + i * sizeof(Elf64_Phdr)));
 	return phdrs->got < (ssize_t)((k + 1) * sizeof(Elf64_Phdr)) ? NULL : &phdrs->read[k];

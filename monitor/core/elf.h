@@ -61,11 +61,11 @@ int elf_parse_phdrs(struct elf_image *out, elf_pread_fn pread_fn, void *ctx, str
 /* Both: the whole parse through the callback. */
 int elf_read(elf_pread_fn pread_fn, void *ctx, uint64_t file_size, struct elf_image *out, struct kx_err *err);
 
-/* Program headers of an open file that are read one after the other, from 0 on. Unchecked: a file says what it likes. */
+/* Program headers of an open file that are read one after the other, from 0 on, once. Unchecked: a file says what it likes. */
 struct elf_phdrs {
 	int fd;
 	uint64_t phoff; /* below 2^62 */
-	ssize_t got;
+	ssize_t got;    /* bytes in `read`: at first of those that are known already */
 	Elf64_Phdr read[ELF_PHDRS_READ];
 };
 /* The i-th; NULL: the file ends before, or can't be read. Valid until the next one is asked for. */

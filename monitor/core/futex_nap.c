@@ -2,10 +2,8 @@
 #include "futex_nap.h"
 #include <errno.h>
 #include <linux/futex.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include "../../abi/kx_fnap.h"
 #include "../../util/now.h"
 #include "../../util/together.h"
@@ -50,11 +48,9 @@ static bool line_of(const struct maps_line *l, void *arg)
 	struct search *s = arg;
 	if (s->at < l->start || s->at >= l->end)
 		return s->at >= l->end;
-	char *rest;
-	unsigned long major = strtoul(l->dev, &rest, 16);
 	if (l->perm[3] == 's' && l->ino && l->ino < KX_FNAP_PRIVATE) {
 		s->found.ino = l->ino;
-		s->found.dev = makedev(major, strtoul(rest + 1, NULL, 16));
+		s->found.dev = maps_dev(l);
 		s->found.off = l->off + ((s->at - l->start) & ~4095ull);
 	}
 	return false;

@@ -178,6 +178,16 @@ void range_lost(uint64_t start, uint64_t end, bool surely)
 	sites_forget(start, end);
 }
 
+struct gmem_spanned gmem_spanned = { .fd = -1 };
+
+/* It is mapped already. */
+static bool is_spanned(uint64_t addr, uint64_t len, int hp, int flags, int fd, uint64_t off)
+{
+	const struct gmem_spanned *s = &gmem_spanned;
+	return s->fd >= 0 && fd == s->fd && hp == PROT_READ && (flags & (MAP_TYPE | MAP_ANONYMOUS)) == MAP_PRIVATE &&
+	       addr >= s->start && addr + len <= s->end && off - s->off == addr - s->start;
+}
+
 int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off)
 {
 	bool fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE), file = !(flags & MAP_ANONYMOUS);
@@ -242,7 +252,8 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 	int hp = host_prot(prot), failed = 0;
 	if (has_sites)
 		failed = text_map(addr, len, hp, keep, fd, off, &use);
-	else if (mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, (off_t)off) == MAP_FAILED)
+	else if (!is_spanned(addr, len, hp, flags, fd, off) &&
+		 mmap(gva_ptr(addr), len, hp, keep | MAP_FIXED, file ? fd : -1, (off_t)off) == MAP_FAILED)
 		failed = -errno;
 	if (failed) {
 		range_lost(addr, addr + len, false);

@@ -9,6 +9,7 @@
 #include "../../abi/kx_libfile.h"
 #include "../../abi/kx_libnext.h"
 #include "admit.h"
+#include "gmem_pages.h"
 #include "gmem_priv.h"
 #include "gmem_warm.h"
 #include "libnext.h"
@@ -30,6 +31,7 @@ static struct made {
 } now, next[KX_LIBNEXT_FILES]; /* of the file that is open; of those of kx_libnext.h */
 static struct kx_liblater later[KX_LIBFILE_LATER];
 static unsigned nr_later;
+static uint64_t later_low = UINT64_MAX, later_high; /* all of them lie there */
 bool gmem_ahead_any, gmem_ahead_more;
 
 /* The linker's cache, where it was mapped last. It opens it for each library that a program opens: when it has unmapped it,
@@ -164,6 +166,8 @@ static void later_add(uint64_t addr, uint64_t len, uint32_t nr, uint32_t prot)
 	later[i] = shared()->later[i] = (struct kx_liblater){ addr, len, nr, prot };
 	__atomic_and_fetch(&shared()->later_asked, ~(1ull << i), __ATOMIC_RELAXED);
 	nr_later++;
+	later_low = addr < later_low ? addr : later_low;
+	later_high = addr + len > later_high ? addr + len : later_high;
 	gmem_ahead_any = true;
 	__atomic_or_fetch(&shared()->on, KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
 }
@@ -175,7 +179,8 @@ void gmem_ahead_carved(uint64_t start, uint64_t end)
 	if (cache.addr < end && start < cache.addr + cache.len)
 		cache = (struct cache){ 0 };
 	libnext_carved(start, end);
-	for (unsigned i = 0; nr_later && i < KX_LIBFILE_LATER; i++)
+	const bool some = nr_later && start < later_high && later_low < end;
+	for (unsigned i = 0; some && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr && later[i].addr < end && start < later[i].addr + later[i].len)
 			later_drop(i);
 }
@@ -371,6 +376,8 @@ static bool ops_make(struct made *m, const struct plan *p, int fd)
 			return false;
 		o->ret = (uint64_t)r;
 		m->nr = i + 1;
+		if (!i && p->n && host_prot((int)o->prot) == PROT_READ && p->op[1].nr == SYS_mmap)
+			gmem_spanned = (struct gmem_spanned){ fd, o->ret, o->ret + o->len, o->off };
 	}
 	return true;
 }
@@ -381,7 +388,10 @@ static bool plan_make(struct made *m, const struct plan *p, int fd)
 	if (!p->nr_ops || p->nr_ops > KX_LIBFILE_OPS)
 		return false;
 	admit_ahead(true);
+	file_hold(fd);
 	bool made = ops_make(m, p, fd);
+	file_hold(-1);
+	gmem_spanned.fd = -1;
 	admit_ahead(false);
 	if (!made)
 		ops_end(m, 0);
@@ -577,7 +587,8 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	bool keeps = cache.addr && leaves_cache(nr, arg);
 	if (!keeps)
 		cache_drop();
-	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED))
+	/* Nobody sees the memory of a process that ends. */
+	if (__atomic_load_n(&l->later_asked, __ATOMIC_RELAXED) && nr != SYS_exit_group)
 		later_make(keeps);
 	uint32_t asked = __atomic_load_n(&l->asked, __ATOMIC_RELAXED);
 	if (now.nr && (asked >= now.nr || !leaves_ops(nr, arg)))
@@ -586,8 +597,11 @@ void gmem_ahead_settle(uint64_t nr, const uint64_t arg[6])
 	for (unsigned i = 0; makes_threads(nr) && nr_later && i < KX_LIBFILE_LATER; i++)
 		if (later[i].addr)
 			later_drop(i);
-	if (!nr_later)
+	if (!nr_later) {
+		later_low = UINT64_MAX;
+		later_high = 0;
 		__atomic_and_fetch(&l->on, ~KX_LIBFILE_CALLS, __ATOMIC_RELEASE);
+	}
 	gmem_ahead_any = now.nr || nr_later || nr_copies || cache.kept;
 	pthread_mutex_unlock(&pvm.mm_lock);
 }

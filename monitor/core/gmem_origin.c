@@ -8,6 +8,8 @@
 #include "../../util/grow.h"
 #include "admit.h"
 #include "gmem_priv.h"
+#include "gmem_pages.h"
+#include "maps.h"
 
 /* A private mapping of a file, as it was made. Regions name it by its number + 1. */
 struct origin {
@@ -74,11 +76,29 @@ uint32_t origin_number(uint64_t gva)
 	return o ? (uint32_t)(o - origins) + 1 : 0;
 }
 
+/* A line of the host's list of mappings: which images' files are mapped there? */
+static bool number_line(const struct maps_line *l, void *unused)
+{
+	const uint64_t base = (uint64_t)pvm.base, start = l->start - base, end = l->end - base;
+	(void)unused;
+	for (size_t i = region_find(start); l->ino && i < nr_regions && regions[i].start < end; i++) {
+		const struct gmem_region *r = &regions[i];
+		const struct origin *o = r->origin ? &origins[r->origin - 1] : NULL;
+		if (o && o->image && r->start >= start && !(r->flags & (GMEM_TEXT | GMEM_OWN_TEXT)) &&
+		    l->off + (r->start - start) == o->off + (r->start - o->start))
+			admit_number(o->image, maps_dev(l), l->ino);
+	}
+	return true;
+}
+
 static bool origin_file(uint64_t gva, struct gmem_text_file *out)
 {
 	const struct origin *o = origin_at(gva);
 	if (!o || !o->image)
 		return false;
+	/* Of all images at once: a start maps many, and hardly a program asks. */
+	if (!admit_is_numbered(o->image))
+		maps_each(number_line, NULL);
 	admit_origin(o->image, &out->dev, &out->ino, out->path);
 	out->off = o->off + (gva - o->start);
 	return true;
@@ -101,7 +121,7 @@ int map_admit(uint64_t addr, uint64_t len, int prot, int flags, uint64_t off, in
 		return exec ? admit_memory("mmap") : 0;
 	if (!exec) {
 		/* Another part of an image is of the same copy. */
-		if (under && under->image && !fstat(*fd, &st) && admit_is_of(under->image, &st))
+		if (under && under->image && !file_stat(*fd, &st) && admit_is_of(under->image, &st))
 			*image = under->image;
 		else
 			*image = admit_known(*fd);
@@ -163,13 +183,13 @@ int map_note(uint64_t addr, uint64_t len, int prot, uint64_t off, int fd, struct
 	     uint64_t end)
 {
 	struct stat st;
-	if (fstat(fd, &st))
-		return -errno;
+	int r = file_stat(fd, &st);
+	if (r)
+		return r;
 	uint32_t n = origin_add(addr, len, off, &st, image);
 	region_mark(addr, n, n && !(prot & PROT_WRITE) ? GMEM_CLEAN : 0);
 	if (!(prot & PROT_EXEC) || !image)
 		return 0;
-	int r = 0;
 	if (under && !origins[under - 1].image &&
 	    admit_is_of(image, &(struct stat){ .st_dev = origins[under - 1].dev, .st_ino = origins[under - 1].ino }))
 		r = map_rebase(origins[under - 1], image, fd, &st);

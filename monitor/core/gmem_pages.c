@@ -25,13 +25,26 @@ static int64_t default_size(void)
 	return HC6(SYS_munmap, p, GiB, 0, 0, 0, 0) ? -EINVAL : (size = GiB);
 }
 
+static struct stat held;
+static int held_fd = -1;
+
+void file_hold(int fd) { held_fd = fd >= 0 && !HC6(SYS_fstat, fd, &held, 0, 0, 0, 0) ? fd : -1; }
+
+int file_stat(int fd, struct stat *st)
+{
+	if (fd < 0 || fd != held_fd)
+		return (int)HC6(SYS_fstat, fd, st, 0, 0, 0, 0);
+	*st = held;
+	return 0;
+}
+
 /* fstatfs(2) may ask a server, fstat(2) of what is about to be mapped has been made by then. */
 static uint64_t file_size_of_page(int fd)
 {
 	struct stat st;
 	struct statfs fs;
-	bool large = !HC6(SYS_fstat, fd, &st, 0, 0, 0, 0) && (uint64_t)st.st_blksize >= HUGE &&
-		     !HC6(SYS_fstatfs, fd, &fs, 0, 0, 0, 0) && fs.f_type == HUGETLBFS_MAGIC;
+	bool large = !file_stat(fd, &st) && (uint64_t)st.st_blksize >= HUGE && !HC6(SYS_fstatfs, fd, &fs, 0, 0, 0, 0) &&
+		     fs.f_type == HUGETLBFS_MAGIC;
 	return large ? (uint64_t)fs.f_bsize : PAGE;
 }
 

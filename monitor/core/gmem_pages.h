@@ -16,4 +16,10 @@ int64_t pages_wanted(int flags, int fd);
 int pages_flags(uint64_t size);
 /* and the size by them. */
 uint64_t pages_size(int flags);
+
+struct stat;
+/* fstat(2), or -errno. Of a file that is held it is what it was when that began: one call for all parts of a library. */
+int file_stat(int fd, struct stat *st);
+/* With pvm.mm_lock, for no longer than that: fd is the one that is held; -1: none. */
+void file_hold(int fd);
 #endif

@@ -63,6 +63,13 @@ uint64_t place_library(uint64_t len);
 #define KVM_NEIGHBOURS (8 * PAGE) /* an aligned group, from its begin up to the first that the host may not write */
 /* What the host's mapping gets. */
 int host_prot(int prot);
+/* The host has mapped this file at the place of do_mmap() already, privately and to be read, as far as [start, end): for the
+ * whole of a library, of which other parts are mapped where they lie. fd -1: none. */
+extern struct gmem_spanned {
+	int fd;
+	uint64_t start, end;
+	uint64_t off; /* of start */
+} gmem_spanned;
 int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64_t off);
 int do_munmap(uint64_t addr, uint64_t len);
 int do_mprotect(uint64_t addr, uint64_t len, int prot);

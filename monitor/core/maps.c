@@ -61,6 +61,13 @@ const char *maps_parse(const char *text, struct maps_line *l)
 	return eol + 1;
 }
 
+dev_t maps_dev(const struct maps_line *l)
+{
+	char *rest;
+	unsigned long major = strtoul(l->dev, &rest, 16);
+	return makedev(major, *rest ? strtoul(rest + 1, NULL, 16) : 0);
+}
+
 bool maps_each(bool (*fn)(const struct maps_line *l, void *arg), void *arg)
 {
 	char text[LINE_MAX_BYTES];
@@ -96,11 +103,9 @@ struct file_at {
 static bool file_line(const struct maps_line *l, void *arg)
 {
 	struct file_at *f = arg;
-	char *rest;
 	if (l->start != f->start)
 		return true;
-	unsigned long major = strtoul(l->dev, &rest, 16);
-	*f->dev = makedev(major, strtoul(rest + 1, NULL, 16));
+	*f->dev = maps_dev(l);
 	*f->ino = l->ino;
 	return false;
 }

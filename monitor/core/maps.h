@@ -16,6 +16,8 @@ struct maps_line {
 
 /* Take the line at text apart. The begin of the next one; NULL: there is no whole line, or none that is understood. */
 const char *maps_parse(const char *text, struct maps_line *l);
+/* Of a line with an inode. */
+dev_t maps_dev(const struct maps_line *l);
 /* Call fn for each line until it returns false. False: the file can't be read, or a line not understood. */
 bool maps_each(bool (*fn)(const struct maps_line *l, void *arg), void *arg);
 /* The device and inode by which the kernel's lists of mappings name that regular file. Where a file system lies on another, or

@@ -45,9 +45,33 @@ struct search {
 	struct object o;
 };
 
+/* Of the file that is being looked at: most of what is asked of it is there. */
+static struct {
+	int fd; /* whose that is; -1: nobody's */
+	size_t len;
+	uint8_t bytes[4096];
+} first = { .fd = -1 };
+
+static void first_read(int fd)
+{
+	ssize_t n = pread(fd, first.bytes, sizeof first.bytes, 0);
+	first.fd = n > 0 ? fd : -1;
+	first.len = n > 0 ? (size_t)n : 0;
+}
+
+/* As pread(2). */
+static ssize_t read_at(int fd, void *buf, size_t len, uint64_t off)
+{
+	if (fd != first.fd || off >= first.len || (first.len - off < len && first.len == sizeof first.bytes))
+		return pread(fd, buf, len, (off_t)off);
+	len = first.len - off < len ? first.len - off : len;
+	memcpy(buf, first.bytes + off, len);
+	return (ssize_t)len;
+}
+
 static int64_t read_fd(void *ctx, void *buf, size_t len, uint64_t off)
 {
-	ssize_t n = pread(*(int *)ctx, buf, len, (off_t)off);
+	ssize_t n = read_at(*(int *)ctx, buf, len, off);
 	return n < 0 ? -errno : n;
 }
 
@@ -58,7 +82,7 @@ static bool string_at(int fd, const struct elf_image *m, uint64_t table, uint64_
 		const struct elf_segment *g = &m->seg[i];
 		if (table < g->vaddr || table - g->vaddr >= g->filesz || at >= g->filesz - (table - g->vaddr))
 			continue;
-		ssize_t n = pread(fd, out, size, (off_t)(g->off + (table - g->vaddr) + at));
+		ssize_t n = read_at(fd, out, size, g->off + (table - g->vaddr) + at);
 		return n > 0 && memchr(out, 0, (size_t)n);
 	}
 	return false;
@@ -69,12 +93,13 @@ static bool dynamic_read(int fd, struct object *o)
 	static Elf64_Dyn d[DYN_MAX];
 	uint64_t table = 0;
 	unsigned nr = 0;
-	struct elf_phdrs phdrs = { .fd = fd, .phoff = o->img.phoff };
-	const Elf64_Phdr *p;
-	for (uint32_t i = 0; i < o->img.phnum && !nr && (p = elf_phdr(&phdrs, i)); i++) {
-		if (p->p_type == PT_DYNAMIC) {
-			size_t len = p->p_filesz < sizeof d ? p->p_filesz : sizeof d;
-			ssize_t n = pread(fd, d, len, (off_t)p->p_offset);
+	Elf64_Phdr p;
+	for (uint32_t i = 0; i < o->img.phnum && !nr; i++) {
+		if (read_at(fd, &p, sizeof p, o->img.phoff + i * sizeof p) != sizeof p)
+			break;
+		if (p.p_type == PT_DYNAMIC) {
+			size_t len = p.p_filesz < sizeof d ? p.p_filesz : sizeof d;
+			ssize_t n = read_at(fd, d, len, p.p_offset);
 			nr = n > 0 ? (unsigned)((size_t)n / sizeof *d) : 0;
 		}
 	}
@@ -95,10 +120,18 @@ static bool dynamic_read(int fd, struct object *o)
 	return true;
 }
 
+static bool object_read(int fd, uint64_t size, struct object *o)
+{
+	first_read(fd);
+	const bool good = !elf_read(read_fd, &fd, size, &o->img, NULL) && dynamic_read(fd, o);
+	first.fd = -1;
+	return good;
+}
+
 void needed_of(int fd, uint64_t size, void (*fn)(const char *name), char *dirs, size_t dirs_size)
 {
 	static struct object o;
-	bool good = !elf_read(read_fd, &fd, size, &o.img, NULL) && dynamic_read(fd, &o);
+	bool good = object_read(fd, size, &o);
 	for (unsigned i = 0; good && i < o.nr_names; i++)
 		fn(o.names[i]);
 	if (dirs)
@@ -212,8 +245,7 @@ void needed_each(const char *root, const char *program, const char *library_path
 		script(s, program);
 	for (unsigned i = 0; i < s->nr; i++) {
 		int fd = open_below(s, s->file[i].path, &st);
-		bool good = fd >= 0 && !elf_read(read_fd, &fd, (uint64_t)st.st_size, &s->o.img, NULL) &&
-			    dynamic_read(fd, &s->o);
+		bool good = fd >= 0 && object_read(fd, (uint64_t)st.st_size, &s->o);
 		if (fd >= 0)
 			close(fd);
 		if (!good)

@@ -17,10 +17,15 @@ const char store_format[] = STORE_FORMAT;
 
 /* ---- names and entries ------------------------------------------------------------------------------------------ */
 
+static const char digits[] = "0123456789abcdef";
+
 void store_hex(const uint8_t hash[STORE_HASH], char out[2 * STORE_HASH + 1])
 {
-	for (int i = 0; i < STORE_HASH; i++)
-		sprintf(out + 2 * i, "%02x", hash[i]);
+	for (int i = 0; i < STORE_HASH; i++) {
+		out[2 * i] = digits[hash[i] >> 4];
+		out[2 * i + 1] = digits[hash[i] & 15];
+	}
+	out[2 * STORE_HASH] = 0;
 }
 
 void store_image_name(const uint8_t hash[STORE_HASH], char out[80])
@@ -31,8 +36,27 @@ void store_image_name(const uint8_t hash[STORE_HASH], char out[80])
 
 void store_entry_name(const struct text_key *k, char out[128])
 {
-	snprintf(out, 128, "index/%llx-%llx-%llx-%llx", (unsigned long long)k->dev, (unsigned long long)k->ino,
-		 (unsigned long long)k->off, (unsigned long long)k->len);
+	const uint64_t all[] = { k->dev, k->ino, k->off, k->len };
+	memcpy(out, "index/", 6);
+	out += 6;
+	for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
+		int bits = all[i] ? (63 - __builtin_clzll(all[i])) & -4 : 0;
+		for (; bits >= 0; bits -= 4)
+			*out++ = digits[all[i] >> bits & 15];
+		*out++ = '-';
+	}
+	out[-1] = 0;
+}
+
+uint64_t store_sum(uint64_t sum, const void *data, size_t len)
+{
+	uint64_t word;
+	for (size_t at = 0; at < len; at += sizeof word) {
+		memcpy(&word, (const char *)data + at, sizeof word);
+		sum = (sum ^ word) * 0x9e3779b97f4a7c15ull;
+		sum ^= sum >> 29;
+	}
+	return sum;
 }
 
 bool store_is_trouble(int e) { return kx_err_lacks(e) || e == ENOBUFS || e == EIO || e == EINTR || e == ESTALE; }
@@ -54,9 +78,8 @@ bool store_read_full(int fd, void *p, uint64_t len, uint64_t off)
 
 bool store_entry_sound(const struct store_entry *e)
 {
-	uint8_t sum[STORE_HASH];
-	sha256(sum, (const uint8_t *)e, offsetof(struct store_entry, sum));
-	return e->magic == ENTRY_MAGIC && !memcmp(sum, e->sum, sizeof sum) && memchr(e->path, 0, sizeof e->path);
+	return e->magic == ENTRY_MAGIC && e->sum == store_sum(0, e, offsetof(struct store_entry, sum)) &&
+	       memchr(e->path, 0, sizeof e->path);
 }
 
 /* The entry of a text, when it is sound and of this very file. */

@@ -34,8 +34,8 @@ struct store_entry {
 	uint8_t image[STORE_HASH];
 	uint64_t ino, size; /* of the image's file */
 	int64_t mtime_ns, ctime_ns;
-	char path[STORE_PATH];   /* as it was called when it was stored */
-	uint8_t sum[STORE_HASH]; /* SHA-256 of all before */
+	char path[STORE_PATH]; /* as it was called when it was stored */
+	uint64_t sum;          /* store_sum() of all before: damage is seen */
 };
 
 /* ---- outside of the jail ---- */

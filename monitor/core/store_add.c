@@ -147,7 +147,7 @@ static int text_store(struct store *s, int fd, const struct text_key *key, const
 	if (r)
 		return r;
 	snprintf(e.path, sizeof e.path, "%s", path);
-	sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
+	e.sum = store_sum(0, &e, offsetof(struct store_entry, sum));
 	store_entry_name(key, name);
 	return store_put(s, name, &e, sizeof e);
 }
@@ -270,7 +270,7 @@ static int copy_store(struct store *s, int fd, const struct text_key *key, const
 			return r;
 	}
 	snprintf(e.path, sizeof e.path, "%s", path);
-	sha256(e.sum, (const uint8_t *)&e, offsetof(struct store_entry, sum));
+	e.sum = store_sum(0, &e, offsetof(struct store_entry, sum));
 	store_entry_name(key, name);
 	return store_put(s, name, &e, sizeof e);
 }

@@ -23,11 +23,14 @@ struct image {
 struct note {
 	uint64_t off, len;
 	char path[STORE_PATH];
+	/* It was stored: the file, its entry and its image were as that sum says. 0: nothing is known. image: zeros, none. */
+	uint64_t sum;
+	uint8_t image[STORE_HASH];
 };
 
 /* A file of notes, whose name is the SHA-256 of the program's path. All of it may have been written by hostile code. */
-#define NOTES_SIZE (64ull << 10)
-#define NOTES_MAGIC 0x3265746f4e784b00ull
+#define NOTES_SIZE (80ull << 10)
+#define NOTES_MAGIC 0x3365746f4e784b00ull
 struct notes {
 	uint64_t magic;
 	uint32_t nr, looked;      /* looked: what the program needs has been prepared */
@@ -44,6 +47,9 @@ void store_entry_name(const struct text_key *k, char out[128]);
 /* Is this errno one of the process or the machine, so that nothing is known of the file? */
 bool store_is_trouble(int e);
 bool store_read_full(int fd, void *p, uint64_t len, uint64_t off);
+/* A sum of len bytes, whole words, and of what `sum` was one of: what differs in one word surely has another. Against damage, not
+ * against who would make one that fits. */
+uint64_t store_sum(uint64_t sum, const void *data, size_t len);
 bool store_entry_sound(const struct store_entry *e);
 /* The entry of a text, when it is sound and of this very file: 0, or -errno. */
 int store_entry_read(int dir, const struct text_key *key, struct store_entry *e);

@@ -136,8 +136,14 @@ const struct text *store_find(const struct text_key *key)
 			return &stored[i]->text;
 	if (nr_stored == STORED_MAX)
 		return NULL;
-	fd_limit_lift();
-	bool found = !store_entry_read(tree, key, &e);
+	/* Without a number for it: beyond the program's limit. */
+	int r = store_entry_read(tree, key, &e);
+	const bool beyond = r == -EMFILE;
+	if (beyond) {
+		fd_limit_lift();
+		r = store_entry_read(tree, key, &e);
+	}
+	bool found = !r;
 	if (found && (stored[nr_stored] = malloc(sizeof *stored[0]))) {
 		found = text_load(&e, &stored[nr_stored]->text);
 		stored[nr_stored]->entry = e;
@@ -146,17 +152,18 @@ const struct text *store_find(const struct text_key *key)
 	} else {
 		found = false;
 	}
-	fd_limit_drop();
+	if (beyond)
+		fd_limit_drop();
 	return found ? &stored[nr_stored++]->text : NULL;
 }
 
-static bool note_has(const struct notes *n, uint32_t nr, const struct text_key *key, const char *path)
+static struct note *note_find(uint32_t nr, const struct text_key *key, const char *path)
 {
 	for (uint32_t i = 0; i < nr; i++)
-		if (n->note[i].off == key->off && n->note[i].len == key->len &&
-		    !strncmp(n->note[i].path, path, STORE_PATH))
-			return true;
-	return false;
+		if (notes->note[i].off == key->off && notes->note[i].len == key->len &&
+		    !strncmp(notes->note[i].path, path, STORE_PATH))
+			return &notes->note[i];
+	return NULL;
 }
 
 void store_note(const struct text_key *key, const char *path)
@@ -164,13 +171,17 @@ void store_note(const struct text_key *key, const char *path)
 	if (!notes || *path != '/' || strlen(path) >= STORE_PATH)
 		return;
 	uint32_t nr = __atomic_load_n(&notes->nr, __ATOMIC_ACQUIRE);
-	if (nr >= NOTES_MAX || note_has(notes, nr, key, path))
+	struct note *n = note_find(nr < NOTES_MAX ? nr : NOTES_MAX, key, path);
+	if (n)
+		n->sum = 0; /* it was not found */
+	if (n || nr >= NOTES_MAX)
 		return;
 	nr = __atomic_fetch_add(&notes->nr, 1, __ATOMIC_SEQ_CST);
 	if (nr >= NOTES_MAX)
 		return;
 	notes->note[nr].off = key->off;
 	notes->note[nr].len = key->len;
+	notes->note[nr].sum = 0;
 	strcpy(notes->note[nr].path, path);
 }
 
@@ -248,6 +259,66 @@ static int prepare_file(void *arg, const char *path)
 	return 1;
 }
 
+static uint64_t mix(uint64_t sum, const struct stat *st)
+{
+	const uint64_t all[] = { st->st_mode,
+				 st->st_dev,
+				 st->st_ino,
+				 (uint64_t)st->st_size,
+				 (uint64_t)store_ns(&st->st_mtim),
+				 (uint64_t)store_ns(&st->st_ctim) };
+	return store_sum(sum, all, sizeof all);
+}
+
+/* What is noted, as it is now: of the file at path, its entry and n's image. 0: of one there is none. */
+static uint64_t note_sum(const struct store *s, const char *path, const struct note *n, struct text_key *key)
+{
+	static const uint8_t none[STORE_HASH];
+	char name[128];
+	struct stat st;
+	if (stat(path, &st) || n->off % PAGE || !n->len || !text_key_of(&st, n->off, n->len, key))
+		return 0;
+	uint64_t sum = mix(1, &st);
+	store_entry_name(key, name);
+	if (fstatat(s->dir, name, &st, AT_SYMLINK_NOFOLLOW))
+		return 0;
+	sum = mix(sum, &st);
+	if (memcmp(n->image, none, sizeof none)) {
+		store_image_name(n->image, name);
+		if (fstatat(s->dir, name, &st, AT_SYMLINK_NOFOLLOW))
+			return 0;
+		sum = mix(sum, &st);
+	}
+	return sum | 1;
+}
+
+/* So that the next start need not open and hash what has not changed since. */
+static void note_stored(const struct store *s, const char *path, const struct note *n, struct note *at)
+{
+	struct note is = *n;
+	struct text_key key;
+	struct store_entry e;
+	memset(is.image, 0, sizeof is.image);
+	if (!note_sum(s, path, &is, &key) || store_entry_read(s->dir, &key, &e))
+		return;
+	if (e.has_image)
+		memcpy(is.image, e.image, sizeof is.image);
+	memcpy(at->image, is.image, sizeof at->image);
+	at->sum = note_sum(s, path, &is, &key);
+}
+
+/* 1: it is stored now; 0: it was there. */
+static int note_prepare(struct store *s, const char *path, const struct note *n, struct note *at, struct kx_err *err)
+{
+	struct text_key key;
+	if (n->sum && n->sum == note_sum(s, path, n, &key))
+		return 0;
+	int r = store_add(s, path, n->off, n->len, err);
+	if (r >= 0)
+		note_stored(s, path, n, at);
+	return r;
+}
+
 void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 {
 	struct kx_err err = { 0 };
@@ -289,7 +360,7 @@ void store_begin(const struct kx_config *cfg, const char *program, bool copies)
 		struct kx_err e = { 0 };
 		n.path[sizeof n.path - 1] = 0;
 		snprintf(path, sizeof path, "%s%s", cfg->root ? cfg->root : "", n.path);
-		r = copies ? store_add_copy(&s, path, &e) : store_add(&s, path, n.off, n.len, &e);
+		r = copies ? store_add_copy(&s, path, &e) : note_prepare(&s, path, &n, &notes->note[i], &e);
 		stored_now += r > 0;
 		if (takes_nothing(r))
 			kx_log(KX_LOG_WARN, "store", "not stored: %s", e.msg);

@@ -77,21 +77,26 @@ int text_init(int fd, int fd_ro)
 
 static int64_t nanoseconds(const struct timespec *t) { return t->tv_sec * 1000000000ll + t->tv_nsec; }
 
+bool text_key_of(const struct stat *st, uint64_t off, uint64_t len, struct text_key *key)
+{
+	if (!S_ISREG(st->st_mode) || st->st_size <= 0 || (uint64_t)st->st_size <= off || len > TEXT_LEN_MAX ||
+	    PAGES((uint64_t)st->st_size) - off < PAGES(len))
+		return false;
+	memset(key, 0, sizeof *key);
+	key->dev = st->st_dev;
+	key->ino = st->st_ino;
+	key->size = st->st_size;
+	key->off = off;
+	key->len = len > key->size - off ? key->size - off : len;
+	key->mtime_ns = nanoseconds(&st->st_mtim);
+	key->ctime_ns = nanoseconds(&st->st_ctim);
+	return true;
+}
+
 bool text_key(int fd, uint64_t off, uint64_t len, struct text_key *key)
 {
 	struct stat st;
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size <= 0 || (uint64_t)st.st_size <= off ||
-	    len > TEXT_LEN_MAX || PAGES((uint64_t)st.st_size) - off < PAGES(len))
-		return false;
-	memset(key, 0, sizeof *key);
-	key->dev = st.st_dev;
-	key->ino = st.st_ino;
-	key->size = st.st_size;
-	key->off = off;
-	key->len = len > key->size - off ? key->size - off : len;
-	key->mtime_ns = nanoseconds(&st.st_mtim);
-	key->ctime_ns = nanoseconds(&st.st_ctim);
-	return true;
+	return !fstat(fd, &st) && text_key_of(&st, off, len, key);
 }
 
 static uint32_t entries(void)

@@ -46,6 +46,9 @@ extern uint64_t text_prepared, text_found;
 
 /* False when such a mapping can't be shared: too long, or pages beyond the end of the file. */
 bool text_key(int fd, uint64_t off, uint64_t len, struct text_key *key);
+struct stat;
+/* The same of what fstat(2) has said. */
+bool text_key_of(const struct stat *st, uint64_t off, uint64_t len, struct text_key *key);
 /* NULL = not known. Lives as long as the process. */
 const struct text *text_find(const struct text_key *key);
 /* Note that there is nothing to patch. */

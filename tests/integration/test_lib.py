@@ -586,7 +586,8 @@ def a_manifest_that_lies(d):
         o.seek(0)
         o.write(head + (2 ** 32 - 1).to_bytes(4, "little") + bytes(4) + program)
         for off, length, path in lies:
-            o.write(off.to_bytes(8, "little") + length.to_bytes(8, "little") + (path.encode() + b"\0" * (len(path) < 255)).ljust(256, b"\xff"))
+            o.write(off.to_bytes(8, "little") + length.to_bytes(8, "little") + (path.encode() + b"\0" * (len(path) < 255)).ljust(256, b"\xff")
+                    + os.urandom(40))  # what is said of it: its sum and image
     # With and without a policy that wants copies of the files.
     for env in {}, governed(d, "allow not soname x"):
         r = kylinx(store, "run", "--", "/bin/ls", "/bin/true", config=env.get("KYLINX_CONFIG"))
@@ -756,6 +757,35 @@ def replaced_library_is_not_the_old_one(d):
         expect(kylinx(d + "/s", "run", "--", d + "/p").status, 2, "second content")
     ok(kylinx(d + "/s", "lib", "gc"))
     ok(kylinx(d + "/s", "lib", "verify"))
+
+
+@test
+def what_is_as_it_was_is_not_opened(d):
+    """A start opens the entry of a text that was stored once, where it maps it; before that only if something has changed."""
+    if not shutil.which("strace"):
+        return "strace is not installed"
+    store, trace = d + "/s", d + "/trace"
+
+    def opened():
+        ok(lib.run(["strace", "-f", "-o", trace, "-e", "trace=openat", lib.KYLINX, "run", "--", d + "/p"],
+                   env={"KYLINX_STORE": store}))
+        names = re.findall(r'"(index/[^"]+)"', lib.read(trace))
+        return [names.count(n) for n in sorted(set(names))]
+
+    shutil.copy("/bin/true", d + "/p")
+    time.sleep(1.1)
+    for _ in range(3):
+        ok(kylinx(store, "run", "--", d + "/p"))
+    expect(opened(), [1, 1, 1], "program, linker and libc")
+    os.utime(d + "/p")
+    time.sleep(1.1)
+    expect(max(opened()) > 1, True, "the program has changed")
+    expect(opened(), [1, 1, 1], "and was stored")
+    for f in images(store):
+        os.utime(f)
+    expect(max(opened()) > 1, True, "images have changed")
+    ok(kylinx(store, "lib", "verify"))
+    return None
 
 
 @test

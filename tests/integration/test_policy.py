@@ -178,12 +178,17 @@ def maps_name_the_file(p):
     code = f"import ctypes; ctypes.CDLL('{p.good}'); print(open('/proc/self/maps').read())"
     strip = re.compile(r"^\S+ (\S+) (\S+) (\S+) (\S+) +(\S*good\.so|\S*libc\.so\S*|\S*/python\S*|\S*ld-linux\S*)$", re.M)
     seen = []
-    for options in ((), ("--policy", "off")):
+    for options, rules in (((), None), ((), f"allow path {p.d}/*"), (("--policy", "off"), None)):
+        if rules:  # nothing is judged by its content: the files themselves are mapped
+            p.policy(rules)
         r = p.run(PYTHON, "-c", code, options=options)
         expect(r.status, 0, r.err)
         seen.append(strip.findall(r.out.decode()))
         assert "memfd" not in r.out.decode(), r.out
-    expect(seen[0], seen[1], "maps")
+    expect(seen[0], seen[2], "maps")
+    expect(seen[1], seen[2], "maps of the files themselves")
+    native = strip.findall(lib.run([PYTHON, "-c", code]).out.decode())
+    expect({x[2:] for x in seen[1]}, {x[2:] for x in native}, "devices and inodes")
 
 
 @test
