@@ -26,7 +26,8 @@
 #define FILE_HIGH (440 * GiB)
 #define STACK_ROOM (18 * MiB) /* above the files, in one slot with the first of them: stacks of the usual size */
 #define FILE_FIRST (16 * MiB)
-#define HIGH_HINT GiB /* a reservation whose hint above the low space is followed */
+#define RESERVATION (2048 * GiB) /* one that may go on where the processor has no physical addresses */
+#define HIGH_HINT GiB            /* a reservation whose hint above the low space is followed */
 /* Private writable memory that is touched ahead: a step of the heap, another mapping, a library's data, a stack's top; and
  * in all but the heap. */
 #define AHEAD_HEAP MiB
@@ -83,22 +84,38 @@ static bool high_open(void)
 	uint64_t end = physical_end();
 	/* With a base, the end stays below where the host's kernel puts programs. */
 	uint64_t most = pvm.base ? KX_HIGH_END / 2 : KX_HIGH_END;
-	if (end > most)
-		end = most;
 	if (pvm.high_end || end <= KX_SPACE_SIZE)
 		return pvm.high_end;
 	void *want = gva_ptr(KX_SPACE_SIZE);
-	void *p = mmap(want, end - KX_SPACE_SIZE, PROT_NONE,
+	void *p = mmap(want, most - KX_SPACE_SIZE, PROT_NONE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
 	if (p == MAP_FAILED)
 		return false;
 	if (p != want) { /* a kernel before 4.17 */
-		munmap(p, end - KX_SPACE_SIZE);
+		munmap(p, most - KX_SPACE_SIZE);
 		return false;
 	}
-	madvise(p, end - KX_SPACE_SIZE, MADV_DONTDUMP);
-	pvm.high_end = end;
+	madvise(p, most - KX_SPACE_SIZE, MADV_DONTDUMP);
+	pvm.high_memory = end < most ? end : most;
+	pvm.high_end = most;
 	return true;
+}
+
+/*
+ * What is more than the processor has physical addresses for, but only a reservation: behind all that is there, so that it
+ * begins where memory can be. MariaDB reserves 8 TiB and uses the begin; many processors of virtual machines have 1 TiB.
+ * Smaller ones are refused: V8 and GHC want a terabyte, else less, and V8 uses it at random places.
+ */
+static uint64_t place_reservation(uint64_t len)
+{
+	if (len < RESERVATION || !high_open())
+		return 0;
+	const size_t i = region_find(pvm.high_memory - 1);
+	if (i < nr_regions && regions[i].start < pvm.high_memory)
+		return 0;
+	uint64_t at = i ? ALIGN_UP(regions[i - 1].end, HUGE) : 0;
+	at = at < KX_SPACE_SIZE ? KX_SPACE_SIZE : at;
+	return at < pvm.high_memory && gva_ok(at, len) && range_free(at, at + len) ? at : 0;
 }
 
 uint64_t place_pages(uint64_t hint, uint64_t len, int flags, bool file, uint64_t page)
@@ -106,7 +123,8 @@ uint64_t place_pages(uint64_t hint, uint64_t len, int flags, bool file, uint64_t
 	/* Who wants that much there mostly can't do without (ZGC). Smaller ones are as well off below. */
 	if (hint >= KX_SPACE_SIZE && hint < KX_HIGH_END && len >= HIGH_HINT)
 		high_open();
-	if (hint && hint >= KX_USER_MIN && !(hint & (page - 1)) && gva_ok(hint, len) && range_free(hint, hint + len))
+	if (hint && hint >= KX_USER_MIN && !(hint & (page - 1)) && gva_ok(hint, len) && !gmem_beyond(hint + len) &&
+	    range_free(hint, hint + len))
 		return hint;
 	if (flags & MAP_32BIT)
 		return find_free(KX_USER_MIN, 0x80000000, len, page);
@@ -119,7 +137,7 @@ uint64_t place_pages(uint64_t hint, uint64_t len, int flags, bool file, uint64_t
 	if (!a)
 		a = find_free(HUGE, KX_USER_END, len, page);
 	if (!a && high_open())
-		a = find_free(KX_SPACE_SIZE, pvm.high_end, len, page < HUGE ? HUGE : page);
+		a = find_free(KX_SPACE_SIZE, pvm.high_memory, len, page < HUGE ? HUGE : page);
 	return a;
 }
 
@@ -211,12 +229,16 @@ int64_t do_mmap(uint64_t addr, uint64_t len, int prot, int flags, int fd, uint64
 			return -ENOMEM;
 		if (addr < KX_USER_MIN)
 			return -EPERM;
+		if (gmem_beyond(addr + len) && (prot != PROT_NONE || range_free(addr, addr + len)))
+			return -ENOMEM;
 		if ((flags & MAP_FIXED_NOREPLACE) && !range_free(addr, addr + len))
 			return -EEXIST;
 		if (range_has_tramp(addr, addr + len))
 			return -ENOMEM;
 	} else {
 		addr = place_pages(ALIGN_DOWN(addr, PAGE), len, flags, file, (uint64_t)page);
+		if (!addr && prot == PROT_NONE && !file && page == (int64_t)PAGE && !(flags & MAP_32BIT))
+			addr = place_reservation(len);
 		if (!addr)
 			return -ENOMEM;
 	}

@@ -9,8 +9,9 @@
  * in it is executable, and a table of 4 KiB leaves from the first executable page on.
  *
  * The space ends at 512 GiB, so that it fits the physical addresses of every processor, and is one top-level entry. What
- * does not fit, and what is asked for by an address above, gets the high zone: from there to 32 TiB, or to where the
- * processor's physical addresses end, reserved when it is first needed (to 16 TiB where pvm.base is not 0).
+ * does not fit, and what is asked for by an address above, gets the high zone: from there to 32 TiB, reserved when it is
+ * first needed (to 16 TiB where pvm.base is not 0). Where the processor's physical addresses end before that, memory does,
+ * too; behind them can be nothing but the rest of a PROT_NONE mapping that began below.
  *
  * All functions take pvm.mm_lock themselves. Addresses and lengths are bytes. Unless said otherwise they return 0
  * or -errno with mmap(2)'s meanings; the guest controls every argument.

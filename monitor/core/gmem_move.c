@@ -50,7 +50,8 @@ static int64_t do_mremap(uint64_t old, uint64_t old_len, uint64_t new_len, int f
 			int x = new_len < old_len ? do_munmap(old + new_len, old_len - new_len) : 0;
 			return x ? x : (int64_t)old;
 		}
-		if (r.end == old + old_len && gva_ok(old, new_len) && range_free(old + old_len, old + new_len)) {
+		if (r.end == old + old_len && gva_ok(old, new_len) &&
+		    (r.prot == PROT_NONE || !gmem_beyond(old + new_len)) && range_free(old + old_len, old + new_len)) {
 			int x = r.prot != PROT_NONE ? pt_set(old + old_len, old + new_len, r.prot, false) : 0;
 			if (x)
 				return x;

@@ -49,6 +49,8 @@ bool becomes_large(void);
 /* The host's mapping of it is none of the program's any more. */
 int host_release(uint64_t start, uint64_t end);
 uint64_t limits_memory(void); /* sys_proc.c */
+/* Does something that ends there reach to where the processor has no physical addresses? Only PROT_NONE may. */
+static inline bool gmem_beyond(uint64_t end) { return end > KX_SPACE_SIZE && end > pvm.high_memory; }
 uint64_t place(uint64_t hint, uint64_t len, int flags, bool file);
 /* The same for pages of so many bytes. */
 uint64_t place_pages(uint64_t hint, uint64_t len, int flags, bool file, uint64_t page);

@@ -148,7 +148,7 @@ int slot_cover(uint64_t start, uint64_t end)
 		}
 		bool high = start >= KX_SPACE_SIZE;
 		uint64_t zone = high ? KX_SPACE_SIZE : KX_USER_MIN;
-		uint64_t limit = high ? pvm.high_end : KX_SPACE_SIZE;
+		uint64_t limit = high ? pvm.high_memory : KX_SPACE_SIZE;
 		if (i < nr_slots && slots[i].start < limit)
 			limit = slots[i].start;
 		uint64_t want = (end < limit ? end : limit) - start, s = start, size = want;
@@ -288,7 +288,7 @@ static int leaves_set(uint64_t start, uint64_t end, int prot, bool table_wanted,
 {
 	bool exec = prot & PROT_EXEC, lost = false;
 	uint64_t leaf = (exec ? nx : PTE_NX) | (prot & PROT_WRITE ? PTE_LEAF : PTE_LEAF & ~PTE_W);
-	int r = slot_cover(start, end);
+	int r = gmem_beyond(end) ? -ENOMEM : slot_cover(start, end);
 	spare_changed();
 	for (uint64_t region = ALIGN_DOWN(start, HUGE); region < end && !r; region += HUGE) {
 		uint64_t *pde = pde_of(region);

@@ -334,8 +334,8 @@ static uint64_t tramp_place(uint64_t gva, uint64_t len, uint64_t off, uint64_t s
 		high = KX_USER_END;
 	if (gva >= KX_SPACE_SIZE && low < KX_SPACE_SIZE)
 		low = KX_SPACE_SIZE;
-	if (gva >= KX_SPACE_SIZE && high > pvm.high_end)
-		high = pvm.high_end;
+	if (gva >= KX_SPACE_SIZE && high > pvm.high_memory)
+		high = pvm.high_memory;
 	uint64_t near = gva > 16 * MiB && gva - 16 * MiB > low ? gva - 16 * MiB : low;
 	uint64_t t = find_free(near, gva + len + 16 * MiB, size, PAGE);
 	return t ? t : find_free(low, high, size, PAGE);

@@ -131,6 +131,7 @@ struct pvm {
 	int kvm_fd, vm_fd, proc_fd; /* monitor's own, at or above fd_limit; proc_fd: O_PATH of a procfs mount */
 	uint8_t *base;              /* host address of guest address 0 */
 	uint64_t high_end;          /* end of the high zone; 0: there is none (gmem.h) */
+	uint64_t high_memory;       /* end of what of it can be more than PROT_NONE */
 	unsigned fd_limit;          /* descriptors >= this are the monitor's: EBADF to the guest */
 	unsigned fd_max;            /* what fd_limit can grow to: the hard limit that the guest sees */
 	const struct kx_config *cfg;

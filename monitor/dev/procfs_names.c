@@ -76,6 +76,7 @@ const char *const proc_sys_files[] = { "vm/overcommit_memory",
 				       "kernel/sched_rt_runtime_us",
 				       "kernel/sched_rt_period_us",
 				       "kernel/numa_balancing",
+				       PROC_PTRACE_SCOPE,
 				       "kernel/overflowuid",
 				       "kernel/overflowgid",
 				       "net/core/somaxconn",
@@ -330,8 +331,8 @@ void proc_host_path(const struct node *n, char out[512])
 		snprintf(out, 512, "self/task/%d/net/%s", my_tid(), n->name);
 		break;
 	case F_SYS:
-	case D_SYS:
-		snprintf(out, 512, "sys/%s", n->name);
+	case D_SYS: /* a kernel without Yama has another file's owner and times */
+		snprintf(out, 512, "sys/%s", strcmp(n->name, PROC_PTRACE_SCOPE) ? n->name : "kernel/cap_last_cap");
 		break;
 	default:
 		out[0] = 0;

@@ -119,6 +119,8 @@ int member_generate(const struct node *n, const char *host, struct out *t);
 
 /* ---- names; procfs_names.c ---- */
 
+#define PROC_PTRACE_SCOPE "kernel/yama/ptrace_scope" /* there whatever the host's kernel has: see gen_ptrace_scope() */
+
 extern const struct pid_file proc_pid_files[]; /* these lists end with a name that is NULL */
 extern const char *const proc_global_files[], *const proc_net_files[], *const proc_sysvipc_files[],
 									       *const proc_sys_files[];

@@ -158,18 +158,31 @@ static int gen_cpu_stat(struct out *t)
 	return r < 0 ? r : 0;
 }
 
-/* Files about the machine that the options change. */
-static const struct machine_file {
+/* Nobody may trace: so programs know that ptrace and process_vm_readv are not to be had (Open MPI, UCX). */
+static int gen_ptrace_scope(struct out *t)
+{
+	out_printf(t, "3\n");
+	return 0;
+}
+
+struct machine_file {
 	const char *name;
 	int (*gen)(struct out *t);
 	bool cpus; /* by --cpus, else by --memory */
-} machine_files[] = { { "meminfo", gen_meminfo, false },
-		      { "cpuinfo", gen_cpuinfo, true },
-		      { "stat", gen_cpu_stat, true } };
+};
+
+static const struct machine_file ptrace_scope = { PROC_PTRACE_SCOPE, gen_ptrace_scope, false };
+
+/* Files about the machine that the options change. */
+static const struct machine_file machine_files[] = { { "meminfo", gen_meminfo, false },
+						     { "cpuinfo", gen_cpuinfo, true },
+						     { "stat", gen_cpu_stat, true } };
 
 /* NULL: as the host has it. */
 static const struct machine_file *changed_file(const struct node *n)
 {
+	if (n->kind == F_SYS && !strcmp(n->name, ptrace_scope.name))
+		return &ptrace_scope;
 	if (n->kind != F_GLOBAL || !pvm.cfg)
 		return NULL;
 	for (unsigned i = 0; i < sizeof machine_files / sizeof *machine_files; i++)

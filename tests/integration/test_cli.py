@@ -660,6 +660,13 @@ def libos_of_the_file():
 
 
 @test
+def nobody_traces():
+    """/proc says so whatever the host's kernel has."""
+    ok(sh("cd /proc/sys/kernel/yama && ls && cat ptrace_scope; test -f ptrace_scope && test ! -w ptrace_scope && echo fixed", cwd="/"),
+       "ptrace_scope\n3\nfixed\n")
+
+
+@test
 def cpus_shown():
     """All that a program can ask agrees, and it can't get more."""
     code = """if 1:

@@ -15,6 +15,7 @@
 #include <ucontext.h>
 #include "../check.h"
 
+#define MiB (1ull << 20)
 #define GiB (1ull << 30)
 #define TiB (1ull << 40)
 #define NONE_FLAGS (MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
@@ -117,6 +118,38 @@ static void views(void)
 	close(fd);
 }
 
+/* What a database reserves to use the begin of, also where the processor has fewer physical addresses. */
+static void database(void)
+{
+	const uint64_t size = 8 * TiB + 6 * MiB;
+	int status, zero = open("/dev/zero", O_RDONLY);
+	uint8_t *r = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	check(r != MAP_FAILED && munmap(r, size) == 0, "8 TiB are reserved and go");
+	uint8_t *q = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	check(q != MAP_FAILED, "and are reserved again");
+	if (q == MAP_FAILED)
+		return;
+	check(mmap(q, 8 * MiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == q &&
+		      mprotect(q + 8 * MiB, 8 * MiB, PROT_READ | PROT_WRITE) == 0,
+	      "the begin is made memory");
+	memset(q, 0x77, 16 * MiB);
+	check(madvise(q, size, MADV_DODUMP) == 0, "all of it goes into core files");
+	check(faults(q + 16 * MiB, true, SEGV_ACCERR) && faults(q + size - 1, false, SEGV_ACCERR), "the rest is none");
+	errno = 0;
+	check(read(zero, q + size - 4096, 10) == -1 && errno == EFAULT, "nor for a call");
+	check(mmap(q + size - 4 * MiB, 2 * MiB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+		      q + size - 4 * MiB,
+	      "reserved anew in it");
+	pid_t pid = FORK({
+		NEED(q[16 * MiB - 1] == 0x77);
+		q[0] = 2;
+		NEED(munmap(q + size / 2, size / 2) == 0);
+	});
+	check(waitpid(pid, &status, 0) == pid && status == 0 && q[0] == 0x77, "a child has all that");
+	check(munmap(q, size) == 0 && faults(q + size - 1, false, SEGV_MAPERR), "and it goes");
+	close(zero);
+}
+
 int main(void)
 {
 	struct sigaction sa = { .sa_sigaction = on_segv, .sa_flags = SA_SIGINFO };
@@ -189,6 +222,7 @@ int main(void)
 		check(faults(x, true, SEGV_ACCERR), "and is not writable");
 	}
 	check(munmap(r, place.size) == 0 && faults(p, false, SEGV_MAPERR), "all of the reservation goes");
+	database();
 	errno = 0;
 	check(mmap(NULL, 1ull << 47, PROT_NONE, NONE_FLAGS, -1, 0) == MAP_FAILED && errno == ENOMEM,
 	      "128 TiB are too much");
