@@ -213,8 +213,10 @@ void pool_hand(struct batch_handed *h)
 		long flags = p->fd >= 0 ? HC6(SYS_fcntl, p->fd, F_GETFD, 0, 0, 0, 0) : -1;
 		if (flags < 0 || flags & FD_CLOEXEC)
 			continue;
+		flags = p->epoll >= 0 ? HC6(SYS_fcntl, p->epoll, F_GETFD, 0, 0, 0, 0) : -1;
+		const int epoll = flags < 0 || flags & FD_CLOEXEC ? -1 : p->epoll; /* with it the registration goes */
 		h->pool[h->nr_pools++] =
-			(struct batch_pool){ p->fd, { p->q[0], p->q[1], p->locks }, p->epoll, p->spoilt, p->data };
+			(struct batch_pool){ p->fd, { p->q[0], p->q[1], p->locks }, epoll, p->spoilt, p->data };
 		for (int k = 0; k < 3; k++)
 			HC6(SYS_fcntl, h->pool[h->nr_pools - 1].of[k], F_SETFD, 0, 0, 0, 0);
 	}

@@ -23,7 +23,7 @@
 #include "../peer.h"
 
 #define LISTENER ~0ull
-#define WARM 8
+#define WARM 3
 #define GOT 5 /* connections that a worker takes before it is disturbed */
 
 /* What a worker is to do when it has accepted GOT connections of a round with that many. */
