@@ -8,7 +8,7 @@ HAVE_MUSL := $(shell command -v musl-gcc)
 # name: tests/unit/test_NAME.c and these sources; its libraries; its sanitizers when not both
 UNIT = alone copy elf err family find fnap lend libcache lost maps needs patch policy random relink room seccomp spare_pages strace time
 UNIT_SRC_alone = tests/unit/alone_libos.c libos/core/accept.c libos/core/ahead.c monitor/core/batch.c \
-	$(addprefix monitor/core/batch_,accept.c ahead.c bell.c io.c left.c listen.c room.c socks.c) util/log.c util/quiet.c
+	$(addprefix monitor/core/batch_,accept.c ahead.c bell.c io.c left.c listen.c pool.c room.c socks.c) util/log.c util/quiet.c
 UNIT_DEP_alone = libos/core/batch.c tests/guest/alone/alone.c $(wildcard tests/guest/*.h)
 UNIT_SAN_alone = undefined
 UNIT_SRC_copy = libos/arch/x86_64/entry.S
@@ -127,7 +127,7 @@ unit-tests: $(T)/unit/abi_dump $(T)/unit/gen_hcall_doc $(T)/unit/fuzz_elf $(T)/u
 
 # $1 source, $2 suffix, $3 compiler and link options
 define guest_rule
-$(T)/guest/$(basename $(notdir $1)).$2: $1 $(wildcard tests/guest/*.h) $$(wildcard $$(dir $1)*.h) $(if $(filter %/calls.c %/hostile.c %/relative.c,$1),$(HEADERS))
+$(T)/guest/$(basename $(notdir $1)).$2: $1 $(wildcard tests/guest/*.h) $$(wildcard $$(dir $1)*.h) $(if $(filter %/shares.c,$1),tests/guest/alone/alone.c) $(if $(filter %/calls.c %/hostile.c %/relative.c,$1),$(HEADERS))
 	@mkdir -p $$(@D)
 	$3 $$(GUEST_TEST_CFLAGS) -o $$@ $1 $$(GUEST_LIBS_$(basename $(notdir $1)))
 guest-tests: $(T)/guest/$(basename $(notdir $1)).$2

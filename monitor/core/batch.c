@@ -283,6 +283,7 @@ static void look(void)
 	}
 	if (late)
 		batch_flush();
+	accept_tick();
 	for (int fd = 0; batch.left_bytes && fd <= batch.top_fd; fd++)
 		if (batch_sock(fd) && batch.socks[fd].left)
 			batch_drive_left(fd, &batch.socks[fd]);
@@ -569,7 +570,7 @@ void batch_leave(struct hcall *c, int64_t r)
 
 bool batch_answer(struct hcall *c, int64_t *r)
 {
-	if ((c->nr != SYS_accept && c->nr != SYS_accept4) || !(batch_active() || accept_has()) || is_vfork_child())
+	if ((c->nr != SYS_accept && c->nr != SYS_accept4) || !(batch_active() || accept_waits()) || is_vfork_child())
 		return false;
 	pthread_mutex_lock(&lock);
 	bool done = accept_give(c, r);
@@ -584,7 +585,7 @@ int batch_ready_fd(int fd)
 	if (fd < 0 || is_vfork_child())
 		return fd;
 	accept_polled(fd);
-	if (!accept_has())
+	if (!accept_waits())
 		return fd;
 	pthread_mutex_lock(&lock);
 	fd = accept_ready_fd(fd);
@@ -720,6 +721,7 @@ void batch_vfork_begin(void)
 		return;
 	batch_fork_lock();
 	lend_ask_all(); /* the child's calls do not come by here */
+	pool_vfork();
 	share(false);
 	batch.no_new++;
 	batch_fork_unlock();

@@ -55,6 +55,7 @@ void batch_lease_end(void);
 void batch_vfork_begin(void);
 void batch_vfork_end(void);
 void batch_fork_child(void);
+#define POOLS_MAX 8 /* listeners that were had at a fork, and may be accepted from ahead */
 /* Connections that wait for the program's accept, in the monitor's hands: they go over an exec with their listener. */
 struct batch_handed {
 	int32_t listener, nr;
@@ -64,6 +65,11 @@ struct batch_handed {
 	} kept[KX_ACCEPT_MAX];
 	int32_t bell[2], bell_epoll; /* batch_bell.c; -1 = none */
 	uint64_t bell_data;
+	int32_t nr_pools;
+	struct batch_pool { /* batch_pool.c */
+		int32_t fd, of[3], epoll, spoilt;
+		uint64_t data;
+	} pool[POOLS_MAX];
 };
 /* From here on none is taken, and those are the new program's, whose monitor adopts them; or exec has failed. */
 void batch_exec_begin(struct batch_handed *h);

@@ -7,7 +7,8 @@
  * keeps it at numbers that the program can't name; the next accepts get those first, in their order.
  *
  * Only of a TCP listener that this process has made, has under one number, and had at no fork: nobody else can accept from
- * it. What is kept here is reset where the listener is closed, as the kernel would; over an exec it goes with the listener.
+ * it; or from which nobody else does: then what is taken back is all holders' (batch_pool.c).
+ * What is kept here is reset where the listener is closed, as the kernel would; over an exec it goes with the listener.
  *
  * A program that accepts after a wait has told of the listener, as it did the last four times, gets them by the exit of that
  * wait or, if it had to make one, of its accept; with what they have sent; and the waits that follow are answered by the LibOS,
@@ -56,6 +57,8 @@ static uint32_t serial;
 static bool told_all;     /* the LibOS knows that there were no more */
 static int offering = -1; /* the context that was told of them last, and may accept them by itself; -1 = none */
 static unsigned misses, skip;
+static int nr_put = -1;     /* of a pool's, those that are in its queue; -1: they are no pool's */
+static int nr_took;         /* of them, the program has got, and the queue has no more */
 static uint32_t nr_numbers; /* that the guest has been told */
 /* Numbers that connections had which are closed, or have got another: while some are given without an exit no other call gets
  * those, which has begun before. The listener is there for as long. */
@@ -66,6 +69,7 @@ static struct kx_accept *guest(int ctx) { return gva_ptr(batch_ctx_gva(&batch.ct
 
 static bool is_accept(uint64_t nr) { return nr == SYS_accept || nr == SYS_accept4; }
 static bool is_own(int fd) { return fd >= 0 && fd < KX_BATCH_FDS && own[fd / 8] >> fd % 8 & 1; }
+static bool is_polled(int fd) { return polled[fd / 8] >> fd % 8 & 1; }
 
 static struct kx_numbers *numbers(void) { return gva_ptr(KX_BATCH_BASE + KX_NUMBERS_AT); }
 
@@ -98,17 +102,20 @@ static void disown(int fd)
 
 void accept_polled(int fd)
 {
-	if (is_own(fd) && !(polled[fd / 8] >> fd % 8 & 1))
+	if (is_own(fd) && !is_polled(fd))
 		__atomic_fetch_or(&polled[fd / 8], (uint8_t)(1 << fd % 8), __ATOMIC_SEQ_CST);
+	pool_spoil(fd);
 }
 
 bool accept_has(void) { return __atomic_load_n(&nr_kept, __ATOMIC_RELAXED); }
 
+bool accept_waits(void) { return accept_has() || pool_any(); }
+
 bool accept_concerns(const struct hcall *c)
 {
-	if (c->nr == SYS_socket || accept_has())
+	if (c->nr == SYS_socket || accept_has() || (pool_any() && (c->nr == SYS_shutdown || c->nr == SYS_connect)))
 		return true;
-	return __atomic_load_n(&nr_own, __ATOMIC_RELAXED) &&
+	return (__atomic_load_n(&nr_own, __ATOMIC_RELAXED) || pool_any()) &&
 	       (c->nr == SYS_close || c->nr == SYS_close_range || c->nr == SYS_dup || c->nr == SYS_dup2 ||
 		c->nr == SYS_dup3 || c->nr == SYS_fcntl || c->nr == SYS_epoll_ctl);
 }
@@ -230,19 +237,49 @@ static void take_back(void)
 		struct sock *s = batch_sock(kept[i].fd);
 		if (s)
 			batch_drop(kept[i].fd, s);
+		if (nr_put >= 0) {
+			if (i >= nr_put) /* there was no room for it */
+				pool_put(kept_from, &kept[i].of);
+			HC6(SYS_close, kept[i].fd, 0, 0, 0, 0, 0);
+			continue;
+		}
 		int fd = fd_hide(kept[i].fd);
 		if (fd >= 0) /* else it is closed: there was no number for it */
 			kept[n++] = (struct kept){ fd, kept[i].of };
 	}
+	if (nr_put >= 0)
+		pool_end(kept_from, nr_kept > got);
+	nr_put = -1;
 	nr_kept = n;
 	tell_waits();
+}
+
+void accept_commit(void)
+{
+	const int got = offering >= 0 && nr_put >= 0 ? given() : 0;
+	const int gone = got < nr_put ? got : nr_put;
+	if (gone <= nr_took)
+		return;
+	pool_took(kept_from, (unsigned)(gone - nr_took));
+	nr_took = gone;
+}
+
+void accept_tick(void)
+{
+	if (offering < 0 || nr_put < 0 || pool_alone(kept_from))
+		return;
+	__atomic_add_fetch(&batch_shared()->calls, 1,
+			   __ATOMIC_SEQ_CST); /* what was told of the listener holds no more */
+	take_back();
 }
 
 int accept_ready_fd(int fd)
 {
 	if (fd == kept_from)
 		take_back(); /* or who sleeps then would not be told what another leaves */
-	const int in_place = bell_fd(fd);
+	int in_place = bell_fd(fd);
+	if (in_place < 0)
+		in_place = pool_fd(fd);
 	return in_place < 0 ? fd : in_place;
 }
 
@@ -263,11 +300,34 @@ static void closed(unsigned first, unsigned last)
 	if (nr_kept && (unsigned)kept_from >= first && (unsigned)kept_from <= last)
 		reset_all();
 	listen_closed(first, last);
+	pool_closed(first, last);
 	for (unsigned fd = first; nr_own && fd <= last && fd < KX_BATCH_FDS; fd++)
 		disown((int)fd);
 }
 
-void accept_shared(int fd) { disown(fd); }
+static void copied(int fd)
+{
+	disown(fd);
+	pool_spoil(fd);
+}
+
+void accept_shared(int fd) { copied(fd); }
+
+/* What is kept for a listener that has a pool now is that one's. */
+static void into_pool(void)
+{
+	if (!nr_kept || !pool_has(kept_from))
+		return;
+	for (int i = 0; i < nr_kept; i++) {
+		kept[i].of.fd = kept[i].fd;
+		pool_put(kept_from, &kept[i].of);
+		HC6(SYS_close, kept[i].fd, 0, 0, 0, 0, 0);
+	}
+	pool_end(kept_from, true);
+	nr_kept = 0;
+	kept_from = -1;
+	bell_ring(false);
+}
 
 /* From here on until the end of it all descriptors may get another holder at any moment. */
 void accept_fork_begin(void)
@@ -275,10 +335,14 @@ void accept_fork_begin(void)
 	take_back();
 	forking++;
 	shares++;
+	for (int fd = 0; nr_own && fd < KX_BATCH_FDS; fd += own[fd / 8] ? 1 : 8)
+		if (is_own(fd))
+			pool_make(fd, is_polled(fd));
+	into_pool();
 	if (nr_own) /* a page less that is written to */
 		memset(own, 0, sizeof own);
 	nr_own = 0;
-	listen_forget_all();
+	listen_forget_all(false);
 }
 
 void accept_fork_end(void)
@@ -294,12 +358,15 @@ void accept_fork_child(void)
 	nr_kept = 0;
 	kept_from = -1;
 	bell_fork_child();
+	pool_fork_child();
+	listen_forget_all(true);
 	forking = 0; /* what was own was given up as the fork began */
 }
 
 void accept_hand(struct batch_handed *h)
 {
 	long flags = nr_kept ? HC6(SYS_fcntl, kept_from, F_GETFD, 0, 0, 0, 0) : -1;
+	pool_hand(h);
 	if (flags < 0 || flags & FD_CLOEXEC)
 		return;
 	h->listener = kept_from;
@@ -315,6 +382,7 @@ void accept_hand(struct batch_handed *h)
 
 void accept_adopt(const struct batch_handed *h)
 {
+	pool_adopt(h);
 	if (!h->nr)
 		return;
 	kept_from = h->listener;
@@ -336,7 +404,9 @@ int accept_fds(int (*move)(int *fd))
 	for (int i = 0; i < nr_kept && !r; i++)
 		if (!fd_is_guest(kept[i].fd))
 			r = move(&kept[i].fd);
-	return r ? r : bell_fds(move);
+	if (!r)
+		r = bell_fds(move);
+	return r ? r : pool_fds(move);
 }
 
 void accept_enter(const struct hcall *c, int ctx)
@@ -353,10 +423,12 @@ void accept_enter(const struct hcall *c, int ctx)
 	if (c->nr == SYS_socket)
 		shares_at[c->t->index % KX_AREA_MAX] = shares;
 	/* As a close, to those who wait. */
-	if (nr_kept && (int)c->arg[0] == kept_from &&
-	    ((c->nr == SYS_shutdown && (int)c->arg[1] != SHUT_WR) || c->nr == SYS_connect))
-		reset_all();
-	if (!nr_own && !nr_kept)
+	if ((c->nr == SYS_shutdown && (int)c->arg[1] != SHUT_WR) || c->nr == SYS_connect) {
+		if (nr_kept && (int)c->arg[0] == kept_from)
+			reset_all();
+		pool_reset((int)c->arg[0]);
+	}
+	if (!nr_own && !nr_kept && !pool_any())
 		return;
 	switch (c->nr) {
 	case SYS_close:
@@ -370,14 +442,14 @@ void accept_enter(const struct hcall *c, int ctx)
 	case SYS_dup3:
 		if ((int)c->arg[0] != (int)c->arg[1])
 			closed((unsigned)c->arg[1], (unsigned)c->arg[1]);
-		disown((int)c->arg[0]);
+		copied((int)c->arg[0]);
 		break;
 	case SYS_dup:
-		disown((int)c->arg[0]);
+		copied((int)c->arg[0]);
 		break;
 	case SYS_fcntl:
 		if ((int)c->arg[1] == F_DUPFD || (int)c->arg[1] == F_DUPFD_CLOEXEC)
-			disown((int)c->arg[0]);
+			copied((int)c->arg[0]);
 	}
 }
 
@@ -399,10 +471,33 @@ static int tell_address(const struct hcall *c, const struct kx_accepted *of)
 		       : 0;
 }
 
+static bool give_of_pool(const struct hcall *c, unsigned flags, int64_t *r)
+{
+	struct kx_accepted of;
+	const int fd = pool_give((int)c->arg[0], flags & SOCK_CLOEXEC, &of);
+	if (fd == -EAGAIN)
+		return false;
+	*r = fd;
+	if (fd < 0)
+		return true;
+	HC6(SYS_fcntl, fd, F_SETFL, flags & SOCK_NONBLOCK ? O_NONBLOCK : 0, 0, 0, 0);
+	const int e = tell_address(c, &of);
+	if (e) {
+		HC6(SYS_close, fd, 0, 0, 0, 0, 0);
+		*r = e;
+	}
+	return true;
+}
+
 bool accept_give(struct hcall *c, int64_t *r)
 {
 	unsigned flags = c->nr == SYS_accept4 ? (unsigned)c->arg[3] : 0;
-	if (!nr_kept || !is_accept(c->nr) || (int)c->arg[0] != kept_from || flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK))
+	if (!is_accept(c->nr) || flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK))
+		return false;
+	take_back(); /* what another thread has been offered since */
+	if (pool_has((int)c->arg[0]))
+		return give_of_pool(c, flags, r);
+	if (!nr_kept || (int)c->arg[0] != kept_from)
 		return false;
 	long fd = HC6(SYS_fcntl, kept[0].fd, flags & SOCK_CLOEXEC ? F_DUPFD_CLOEXEC : F_DUPFD, 0, 0, 0, 0);
 	if (fd < 0) {
@@ -514,7 +609,7 @@ static void show(int ctx, const struct listening *l, unsigned flags, uint32_t nr
 /* May it look to the kernel as if nothing waited at l? */
 static bool may_be_empty(const struct listening *l)
 {
-	return l && listen_is_level(l) && !(polled[l->fd / 8] >> l->fd % 8 & 1) && !(l->events & EPOLLEXCLUSIVE) &&
+	return l && listen_is_level(l) && !is_polled(l->fd) && !(l->events & EPOLLEXCLUSIVE) &&
 	       bell_register(l->fd, l->epoll, l->data);
 }
 
@@ -528,7 +623,8 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 	struct kx_accept *g = guest(ctx);
 	const struct listening *l = listen_of(listener);
 	const int accepted = x->g->accepted, had = nr_kept;
-	const unsigned least = may_be_empty(l) ? 0 : 1;
+	const bool pool = pool_has(listener);
+	const unsigned least = pool || may_be_empty(l) ? 0 : 1;
 	unsigned waiting;
 	uint32_t nr = 0;
 	if (!listen_is_waiting(listener, &waiting) || (had && waiting < least))
@@ -538,6 +634,8 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 	kept_flags = flags;
 	offering = ctx;
 	nr_got = -1;
+	nr_put = pool ? 0 : -1;
+	nr_took = 0;
 	serial++;
 	memset(named, 0, sizeof named);
 	while (nr < n && nr < KX_ACCEPT_MAX) {
@@ -549,6 +647,8 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 			break;
 		waiting -= !old;
 		nr_kept += !old;
+		const bool put = !pool || pool_put(listener, &k->of);
+		nr_put += pool && put;
 		batch_number(k->fd);
 		prepare(x, k->fd, &k->of, l != NULL);
 		g->of[nr] = k->of;
@@ -556,11 +656,13 @@ static void take(int ctx, int listener, unsigned flags, unsigned n, const struct
 		if (!batch_sock(k->fd)) /* not one that can be batched: by a call of its own */
 			break;
 		nr++;
+		if (!put)
+			break;
 	}
 	nr_shown = (int)nr;
 	x->g->accepted = accepted;
 	if (!nr_kept) {
-		offering = -1;
+		offering = nr_put = -1;
 		return;
 	}
 	const bool more = waiting || nr < (unsigned)nr_kept;
@@ -579,9 +681,12 @@ static bool left_out(unsigned *n) { return *n && (*n)--; }
 
 static bool may_take(const struct hcall *c, int fd)
 {
-	return offering < 0 && (!nr_kept || kept_from == fd) && is_own(fd) && !forking && !batch_is_shared() &&
-	       c->t->vcpu_fd >= 0;
+	return offering < 0 && (!nr_kept || kept_from == fd) && (is_own(fd) || pool_has(fd)) && !forking &&
+	       !batch_is_shared() && c->t->vcpu_fd >= 0;
 }
+
+/* Nobody else wants them. */
+static bool is_alone(int fd) { return is_own(fd) || pool_begin(fd); }
 
 /* A wait of r events has ended. */
 static void after_wait(const struct hcall *c, int ctx, int64_t r)
@@ -589,7 +694,7 @@ static void after_wait(const struct hcall *c, int ctx, int64_t r)
 	struct epoll_event ev[KX_ACCEPT_MAX];
 	const int n = r <= KX_ACCEPT_MAX ? (int)r : 0;
 	struct listening *l = r > 0 ? listen_told(c, (int)r) : NULL;
-	if (!is_expected(l) || !may_take(c, l->fd) || left_out(&l->skip))
+	if (!is_expected(l) || !may_take(c, l->fd) || left_out(&l->skip) || !is_alone(l->fd))
 		return;
 	const bool known = n && !guest_read(ev, c->arg[1], (size_t)n * sizeof ev[0]);
 	take(ctx, l->fd, l->flags, l->want, &(struct told){ ev, known ? n : -1, r < (int)c->arg[2] });
@@ -599,7 +704,8 @@ void accept_note(const struct hcall *c, int64_t r)
 {
 	if (c->nr == SYS_epoll_ctl && !r) {
 		bell_follow(c);
-		if (is_own((int)c->arg[2]))
+		pool_registered(c);
+		if (is_own((int)c->arg[2]) || pool_has((int)c->arg[2]))
 			listen_registered(c);
 	}
 	if (c->nr != SYS_socket || r < 0 || r >= KX_BATCH_FDS || forking ||
@@ -641,8 +747,10 @@ void accept_leave(const struct hcall *c, int ctx, int64_t r)
 		return;
 	const struct told told = { a->event, a->offered ? a->nr_events : -1, true };
 	if (is_expected(l) && (told.n >= 0 || l->loops) &&
-	    !left_out(&l->skip)) /* the wait that comes next needs no exit */
-		take(ctx, fd, flags, l->want, &told);
-	else if ((d->good >= ROUNDS || d->run >= RUN) && !left_out(&skip))
+	    !left_out(&l->skip)) { /* the wait that comes next needs no exit */
+		if (is_alone(fd))
+			take(ctx, fd, flags, l->want, &told);
+	} else if ((d->good >= ROUNDS || d->run >= RUN) && !left_out(&skip) && is_alone(fd)) {
 		take(ctx, fd, flags, KX_ACCEPT_MAX, &told);
+	}
 }

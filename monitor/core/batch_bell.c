@@ -16,15 +16,21 @@ static int bell_of = -1, bell_epoll = -1; /* the listener; where it is registere
 static uint64_t bell_data;
 static bool rung;
 
-#define BELL_EVENT EPOLLRDNORM /* what nothing else is registered for alone */
-/* The data of the last one, which may be in an epoll yet, a parent's as well. */
-static uint64_t told_data;
-static bool is_told;
+/* The data of the last bell, and of each pool's last registration, which may be in an epoll yet, a parent's as well. */
+static struct {
+	uint64_t data;
+	bool *look; /* NULL: the bell's */
+	bool is;
+} told[1 + POOLS_MAX];
+static unsigned nr_told; /* none is behind */
 
-static void tell_of(uint64_t data)
+void bell_tells(unsigned slot, uint64_t data, bool *look)
 {
-	__atomic_store_n(&told_data, data, __ATOMIC_RELAXED);
-	__atomic_store_n(&is_told, true, __ATOMIC_RELEASE);
+	__atomic_store_n(&told[slot].data, data, __ATOMIC_RELAXED);
+	__atomic_store_n(&told[slot].look, look, __ATOMIC_RELAXED);
+	__atomic_store_n(&told[slot].is, true, __ATOMIC_RELEASE);
+	if (slot >= nr_told)
+		__atomic_store_n(&nr_told, slot + 1, __ATOMIC_RELEASE);
 }
 
 static void bell_close(void)
@@ -68,7 +74,7 @@ bool bell_register(int listener, int epoll, uint64_t data)
 	bell_of = listener;
 	bell_epoll = epoll;
 	bell_data = data;
-	tell_of(data);
+	bell_tells(0, data, NULL);
 	if (was)
 		bell_ring(true);
 	return true;
@@ -127,7 +133,7 @@ void bell_adopt(const struct batch_handed *h)
 	bell_of = h->listener;
 	bell_epoll = h->bell_epoll;
 	bell_data = h->bell_data;
-	tell_of(bell_data);
+	bell_tells(0, bell_data, NULL);
 	rung = true;
 }
 
@@ -160,9 +166,8 @@ static bool event_get(const struct events *e, int64_t i, struct epoll_event *ev)
 	return e->host || !guest_read(ev, e->gva + (uint64_t)i * sizeof *ev, sizeof *ev);
 }
 
-static int64_t tell(const struct events *e, int64_t n)
+static int64_t tell_one(const struct events *e, int64_t n, uint64_t data, bool *look)
 {
-	const uint64_t data = __atomic_load_n(&told_data, __ATOMIC_RELAXED);
 	struct epoll_event ev;
 	int64_t at = -1;
 	bool by_itself = false;
@@ -176,6 +181,8 @@ static int64_t tell(const struct events *e, int64_t n)
 	}
 	if (at < 0)
 		return n;
+	if (look)
+		__atomic_store_n(look, true, __ATOMIC_SEQ_CST);
 	ev = (struct epoll_event){ EPOLLIN, { .u64 = data } };
 	if (by_itself && !event_get(e, --n, &ev)) /* the last one takes its place */
 		return n;
@@ -186,12 +193,16 @@ static int64_t tell(const struct events *e, int64_t n)
 	return n;
 }
 
-int bell_tell(struct epoll_event *ev, int n)
+static int64_t tell(const struct events *e, int64_t n)
 {
-	return __atomic_load_n(&is_told, __ATOMIC_ACQUIRE) ? (int)tell(&(struct events){ .host = ev }, n) : n;
+	const unsigned slots = __atomic_load_n(&nr_told, __ATOMIC_ACQUIRE);
+	for (unsigned i = 0; i < slots && n > 0; i++)
+		if (__atomic_load_n(&told[i].is, __ATOMIC_ACQUIRE))
+			n = tell_one(e, n, __atomic_load_n(&told[i].data, __ATOMIC_RELAXED),
+				     __atomic_load_n(&told[i].look, __ATOMIC_RELAXED));
+	return n;
 }
 
-int64_t batch_told(uint64_t gva, int64_t n)
-{
-	return __atomic_load_n(&is_told, __ATOMIC_ACQUIRE) ? tell(&(struct events){ .gva = gva }, n) : n;
-}
+int bell_tell(struct epoll_event *ev, int n) { return (int)tell(&(struct events){ .host = ev }, n); }
+
+int64_t batch_told(uint64_t gva, int64_t n) { return tell(&(struct events){ .gva = gva }, n); }

@@ -332,6 +332,7 @@ void batch_flush(void)
 		if (x->t && __atomic_load_n(&x->g->head, __ATOMIC_ACQUIRE) != x->tail)
 			queued[n++] = x;
 	}
+	accept_commit();
 	while (n && (first = oldest(queued, n, limit, &r, &data)) && send_record(first, &r, data)) {
 		first->tail += sizeof r + (((uint64_t)r.len + 31) & ~31ull);
 		__atomic_store_n(&first->g->tail, first->tail, __ATOMIC_RELEASE);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which epoll tells of a listener that this process has alone: so it is known of which wait accepts will come. */
+/* Which epoll tells of a listener: so it is known of which wait accepts will come. */
 #include "batch_listen.h"
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -76,11 +76,15 @@ void listen_forget(int fd)
 	nr_all--;
 }
 
-void listen_forget_all(void)
+void listen_forget_all(bool pools)
 {
-	for (int i = 0; i < LISTENERS_MAX && nr_all; i++)
-		if (all[i].used)
+	for (int i = 0; i < LISTENERS_MAX && nr_all; i++) {
+		if (!all[i].used)
+			continue;
+		all[i].accepts = 0;
+		if (pools || !pool_has(all[i].fd))
 			listen_forget(all[i].fd);
+	}
 }
 
 void listen_closed(unsigned first, unsigned last)

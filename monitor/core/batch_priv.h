@@ -290,13 +290,23 @@ void accept_fork_child(void);
 void accept_hand(struct batch_handed *h);
 void accept_adopt(const struct batch_handed *h);
 bool accept_has(void);
+/* May an accept find some that it does not know of? */
+bool accept_waits(void);
 /* fd is polled, or selected. Any thread, without the lock. */
 void accept_polled(int fd);
 /* What is looked at in its place, or fd. */
 int accept_ready_fd(int fd);
+/* What the program has got by now is no other process's to accept; before any record is sent. A guest has run for a while. */
+void accept_commit(void);
+void accept_tick(void);
 /* The process ends. */
 void accept_end(void);
 int accept_fds(int (*move)(int *fd));
+
+/* ---- batch_pool.c ---- */
+
+/* A child of vfork begins. */
+void pool_vfork(void);
 
 /* ---- batch_seek.c; ctx: number of a context ---- */
 

@@ -14,7 +14,7 @@
 
 struct order {
 	/* 'a' connect to port n; 'c' that many, each sends its number; 'm' that many more; 'z' as 'c', and they are reset; 'r' what
-	 * each reads; 'x' close all */
+	 * each reads, from number n on; 'x' close all */
 	char what;
 	int n;
 };
@@ -74,7 +74,7 @@ static inline void peer(char (*get)(int))
 			setsockopt(fd[i], SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 0 }, sizeof(struct linger));
 			close(fd[i]);
 		}
-		for (int i = 0; o.what == 'r' && i < n; i++)
+		for (int i = o.n; o.what == 'r' && i < n; i++)
 			a.got[i] = get(fd[i]);
 		for (; o.what == 'x' && n; n--)
 			close(fd[n - 1]);

@@ -320,7 +320,7 @@ def listening(port):
         return False
 
 
-NGINX = """worker_processes 4;
+NGINX = """worker_processes {workers};
 pid {d}/pid;
 error_log {d}/error.log notice;
 events {{ worker_connections 256; accept_mutex {mutex}; }}
@@ -332,8 +332,13 @@ server {{ listen 127.0.0.1:{port}; root {d}; location = /version {{ return 200 "
 
 @test
 def nginx():
-    """master and 4 workers under load: reload, a killed worker, upgrade of the binary, graceful end"""
+    """master and 4 workers under load, and one alone: reload, a killed worker, upgrade of the binary, graceful end"""
     need("nginx")
+    for n in (4, 1):
+        reloaded(n)
+
+
+def reloaded(n):
     with lib.Dir() as d:
         port = lib.free_port()
         body = os.urandom(50000)
@@ -342,7 +347,7 @@ def nginx():
 
         def config(version):
             temp = "\n".join(f"{k}_temp_path {d}/{k};" for k in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-            return write(d, "conf", NGINX.format(d=d, port=port, version=version, temp=temp,
+            return write(d, "conf", NGINX.format(d=d, port=port, workers=n, version=version, temp=temp,
                                                  mutex="on" if version == "1" else "off"))
 
         def pid(name="pid"):
@@ -354,24 +359,24 @@ def nginx():
         try:
             until("listening", lambda: pid() and listening(port))
             old = pid()
-            workers = until("4 workers", lambda: len(kids(old)) == 4 and kids(old))
+            workers = until("workers", lambda: len(kids(old)) == n and kids(old))
             load = Load([port], "/file", body)
             for version in "234":
                 config(version)
                 os.kill(old, signal.SIGHUP)
                 until("new configuration", lambda: get(port, "/version") == version)
                 until("old workers gone", lambda: not set(workers) & set(kids(old)))
-                workers = until("4 workers", lambda: len(kids(old)) == 4 and kids(old))
+                workers = until("workers", lambda: len(kids(old)) == n and kids(old))
             os.kill(old, signal.SIGUSR2)
             new = until("new master", lambda: os.path.exists(f"{d}/pid.oldbin") and pid() not in (0, old) and pid())
-            until("4 new workers", lambda: len(kids(new)) == 4)
+            until("new workers", lambda: len(kids(new)) == n)
             os.kill(old, signal.SIGWINCH)
             until("old workers gone", lambda: kids(old) in ([], [new]))
             os.kill(old, signal.SIGQUIT)
             until("old master gone", lambda: gone(old))
             load.stop(100)
             os.kill(kids(new)[0], signal.SIGKILL)
-            until("replaced", lambda: "exited on signal 9" in lib.read(f"{d}/error.log") and len(kids(new)) == 4)
+            until("replaced", lambda: "exited on signal 9" in lib.read(f"{d}/error.log") and len(kids(new)) == n)
             load = Load([port], "/file", body)
             load.stop(10)
             os.kill(new, signal.SIGQUIT)
