@@ -244,6 +244,7 @@ int guest_write(uint64_t gva, const void *src, size_t len) { return memcpy(gva_p
 int gmem_sys_open(uint64_t gva) { return (void)gva, 0; }
 int openahead_fd(int file) { return file ? -1 : FILE_FD; }
 bool batch_has_leases(void) { return false; }
+void accept_commit(void) {}
 bool accept_holds(int fd) { return (void)fd, false; }
 bool accept_closes(int fd) { return (void)fd, false; }
 /* A connection in no epoll: of the descriptor that the index is. */
