@@ -23,6 +23,12 @@ static bool has_more(const struct kx_accept *a, uint64_t w)
 	return w & KX_ACCEPT_VALID && index_of(w) < a->nr && index_of(w) < KX_ACCEPT_MAX;
 }
 
+bool accept_offers(const struct kx_bctx *c, int32_t listener)
+{
+	const struct kx_accept *a = ahead(c);
+	return has_more(a, __atomic_load_n(&a->word, __ATOMIC_ACQUIRE)) && a->listener == listener;
+}
+
 const struct kx_accepted *accept_next(struct kx_bctx *c, const struct kx_frame *f, uint32_t flags, int32_t *fd,
 				      struct kx_bfd *name)
 {

@@ -5,6 +5,8 @@
 #include "../../abi/kx_accept.h"
 #include "ahead.h"
 
+/* That listener has connections that are here already. */
+bool accept_offers(const struct kx_bctx *c, int32_t listener);
 /* accept4: the next connection that is here already, NULL: none. *fd: the number that it gets; if that is not its own a
  * record with *name must tell before accept_given(): the program has got it. False: the monitor has taken it back. */
 const struct kx_accepted *accept_next(struct kx_bctx *c, const struct kx_frame *f, uint32_t flags, int32_t *fd,

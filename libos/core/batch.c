@@ -538,8 +538,8 @@ static bool no_more(struct kx_thread *t, struct io *io, struct kx_frame *f, uint
 {
 	uint32_t ctx;
 	if ((uint32_t)flags & ~(O_CLOEXEC | O_NONBLOCK) || !look(t, io, f->rdi, &ctx) ||
-	    io->ctx->drained != (int32_t)f->rdi || (int32_t)f->rdi < 0 || may_know(io->ctx) ||
-	    io->ctx->drained_at != __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE))
+	    accept_offers(io->ctx, (int32_t)f->rdi) || io->ctx->drained != (int32_t)f->rdi || (int32_t)f->rdi < 0 ||
+	    may_know(io->ctx) || io->ctx->drained_at != __atomic_load_n(&BATCH->calls, __ATOMIC_ACQUIRE))
 		return false;
 	io->ctx->drained = -1;
 	*ret = -KX_EAGAIN;

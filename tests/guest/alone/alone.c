@@ -93,12 +93,14 @@ static void closes(int fd)
 	used[fd] = false;
 }
 
+static int as = SOCK_NONBLOCK | SOCK_CLOEXEC; /* of accept4(2) */
+
 /* The next one, into the epoll. */
 static bool accept_one(void)
 {
 	struct sockaddr_in who = { 0 };
 	socklen_t len = sizeof who;
-	int fd = accept4(lsock, (void *)&who, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	int fd = accept4(lsock, (void *)&who, &len, as);
 	if (fd < 0 || nr >= MANY || opened(fd) < 0 || who.sin_port != said.port[nr] || who.sin_family != AF_INET)
 		return good = false;
 	struct epoll_event ev = { EPOLLIN | how, { .u64 = (uint64_t)nr } };
@@ -406,6 +408,28 @@ static void not_yet(void)
 	check(good, "what is not accepted yet is told of by epoll_wait, poll and select");
 }
 
+/* A connection that a wait has told of is there for an accept with other flags, too. */
+static void other_flags(void)
+{
+	bool all = true;
+	how = 0;
+	for (int n = 1; n < 10; n += 4) {
+		rounds(1);
+		for (int k = 0; k < 8; k++) {
+			begin(1);
+			finish(1);
+			all &= good;
+		}
+		begin(n);
+		as = SOCK_NONBLOCK;
+		finish(n);
+		as = SOCK_NONBLOCK | SOCK_CLOEXEC;
+		all &= good;
+	}
+	good = all;
+	check(good, "accepted with other flags than those before");
+}
+
 /* One wait names the listener once, also when more have come since some were told of. */
 static void told_once(void)
 {
@@ -576,6 +600,7 @@ int main(void)
 	shut();
 	out_of_it();
 	not_yet();
+	other_flags();
 	told_once();
 	no_numbers();
 	threads();
