@@ -34,8 +34,8 @@ status=$?; echo 0 > /proc/sys/vm/overcommit_memory; exit $status )"""
 # What shows each way into and out of the guest, and takes seconds there.
 FEW = ["guest/regs.dyn", "guest/sig.dyn", "guest/fdnum.dyn", "guest/time.dyn"]
 # Where nothing else runs a pVM.
-MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead alone calls coredump cpuid descriptors fault fifo file handover hot interrupt linger net poll proc "
-                                           "reach recycle sharedtext softint spare storm stress text xstate").split()),
+MANY = [*FEW, *(f"guest/{n}.dyn" for n in ("ahead alone backlog calls coredump cpuid descriptors fault fifo file handover hot interrupt linger net poll proc "
+                                           "reach recycle shares sharedtext softint spare storm stress text xstate").split()),
         "guest/death.dyn: 1 5",
         "guest/fork.dyn: ids memory files robust signals clones vforks",
         "guest/fork.dyn: spawns waits sigchld orphans pidfds groups queues far_threads",
