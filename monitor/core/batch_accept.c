@@ -3,12 +3,13 @@
  * Connections accepted ahead. A program that accepts until there is none, as it has three times in a row, or that has accepted
  * four in a row by now, gets what else waits by the exit of an accept (kx_accept.h): at once at the numbers that its next calls
  * would give them. All but one, so the listener is ready to read as long as connections of it are here, for every wait and
- * every thread; or all, where that is seen to otherwise (batch_bell.c). Any call that leaves the guest takes back what the program has not got yet, before it is looked at, and
- * keeps it at numbers that the program can't name; the next accepts get those first, in their order.
+ * every thread; or all, where that is seen to otherwise (batch_bell.c). Any call that leaves the guest takes back what the program
+ * has not got yet, before it is looked at, and keeps it at numbers that the program can't name; the next accepts get those first,
+ * in their order.
  *
  * Only of a TCP listener that this process has made, has under one number, and had at no fork: nobody else can accept from
- * it; or from which nobody else does: then what is taken back is all holders' (batch_pool.c).
- * What is kept here is reset where the listener is closed, as the kernel would; over an exec it goes with the listener.
+ * it; or from which nobody else does: then what is taken back is all holders' (batch_pool.c). What is kept here is reset where
+ * the listener is closed, as the kernel would; over an exec it goes with the listener.
  *
  * A program that accepts after a wait has told of the listener, as it did the last four times, gets them by the exit of that
  * wait or, if it had to make one, of its accept; with what they have sent; and the waits that follow are answered by the LibOS,
