@@ -53,6 +53,19 @@ static int dial(uint16_t *port)
 	return fd;
 }
 
+/* A listener at a port that is free, `addr` from here on; share: others may listen there, too. -1: there is none. */
+static inline int peer_listener(bool share)
+{
+	socklen_t len = sizeof addr;
+	int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	addr.sin_port = 0;
+	if (fd < 0 || (share && setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on)) ||
+	    bind(fd, (void *)&addr, sizeof addr) || listen(fd, 64) || getsockname(fd, (void *)&addr, &len))
+		return -1;
+	return fd;
+}
+
 /* Until to_peer is closed; get: what is read for 'r'. */
 static inline void peer(char (*get)(int))
 {

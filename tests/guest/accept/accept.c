@@ -31,12 +31,7 @@ static int epfd, lsock, base;
 static void listener(void)
 {
 	struct epoll_event ev = { EPOLLIN, { .fd = -1 } };
-	socklen_t len = sizeof addr;
-	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	addr.sin_port = 0;
-	lsock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (lsock < 0 || bind(lsock, (void *)&addr, sizeof addr) || listen(lsock, 64) ||
-	    getsockname(lsock, (void *)&addr, &len) || epoll_ctl(epfd, EPOLL_CTL_ADD, lsock, &ev))
+	if ((lsock = peer_listener(false)) < 0 || epoll_ctl(epfd, EPOLL_CTL_ADD, lsock, &ev))
 		exit(118);
 	tell('a', addr.sin_port);
 }

@@ -37,12 +37,7 @@ static int fds[MANY];     /* -1: closed */
 static void listener(void)
 {
 	struct epoll_event ev = { EPOLLIN, { .u64 = LISTENER } };
-	socklen_t len = sizeof addr;
-	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	addr.sin_port = 0;
-	lsock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (lsock < 0 || bind(lsock, (void *)&addr, sizeof addr) || listen(lsock, 64) ||
-	    getsockname(lsock, (void *)&addr, &len))
+	if ((lsock = peer_listener(false)) < 0)
 		exit(118);
 #ifdef SHARED /* all that follows is a child's */
 	int status;
@@ -174,6 +169,19 @@ static void rounds(int n)
 		all &= good;
 	}
 	good = all;
+}
+
+/* A round, and one connection after the other: what is expected of the program then. */
+static bool accustomed(void)
+{
+	rounds(1);
+	bool all = good;
+	for (int k = 0; k < 8; k++) {
+		begin(1);
+		finish(1);
+		all &= good;
+	}
+	return all;
 }
 
 /* Until k connections were accepted. */
@@ -388,12 +396,7 @@ static void not_yet(void)
 				listener();
 				numbers();
 			}
-			rounds(1);
-			for (int k = 0; k < 8; k++) {
-				begin(1);
-				finish(1);
-				all &= good;
-			}
+			all &= accustomed();
 			begin(n);
 			struct epoll_event ev;
 			good &= epoll_wait(epfd, &ev, 1, 10000) == 1 && ev.data.u64 == LISTENER && ev.events == EPOLLIN;
@@ -414,12 +417,7 @@ static void other_flags(void)
 	bool all = true;
 	how = 0;
 	for (int n = 1; n < 10; n += 4) {
-		rounds(1);
-		for (int k = 0; k < 8; k++) {
-			begin(1);
-			finish(1);
-			all &= good;
-		}
+		all &= accustomed();
 		begin(n);
 		as = SOCK_NONBLOCK;
 		finish(n);

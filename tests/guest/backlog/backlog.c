@@ -141,12 +141,7 @@ static bool told(char what)
 
 static void listener(void)
 {
-	socklen_t len = sizeof addr;
-	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	addr.sin_port = 0;
-	lsock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (lsock < 0 || bind(lsock, (void *)&addr, sizeof addr) || listen(lsock, 64) ||
-	    getsockname(lsock, (void *)&addr, &len))
+	if ((lsock = peer_listener(false)) < 0)
 		exit(118);
 	tell('a', addr.sin_port);
 }

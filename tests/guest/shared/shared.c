@@ -266,13 +266,7 @@ static bool reuse;
 
 static void listener(void)
 {
-	socklen_t len = sizeof addr;
-	int on = 1;
-	addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	addr.sin_port = 0;
-	lsock = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (lsock < 0 || (reuse && setsockopt(lsock, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on)) ||
-	    bind(lsock, (void *)&addr, sizeof addr) || listen(lsock, 64) || getsockname(lsock, (void *)&addr, &len))
+	if ((lsock = peer_listener(reuse)) < 0)
 		exit(116);
 	tell('a', addr.sin_port);
 }
@@ -620,7 +614,6 @@ static void reuseport(void)
 {
 	int on = 1, was = lsock;
 	close(was);
-	addr.sin_port = 0;
 	reuse = true;
 	listener();
 	struct child c = begin();
